@@ -1,0 +1,166 @@
+"""Every error safe_dtype raises on purpose.
+
+    SafeDtypeError
+    ├── UnknownDtypeError        (ValueError)   no such number format
+    ├── PolicyError              (ValueError)   a policy that cannot be read
+    ├── DeviceError              (RuntimeError)
+    │   ├── NoSuchDeviceError                   the device asked for is not here
+    │   └── ProbeError                          the measurement itself could not run
+    ├── CheckpointError          (OSError)
+    │   ├── CheckpointNotFoundError             no folder, file, cached or remote repository of that name
+    │   ├── GatedCheckpointError                the Hub asks for a login or for access
+    │   ├── CorruptCheckpointError              a header or file that contradicts itself
+    │   ├── MissingShardError                   the index names files that are not there
+    │   └── UnsafeCheckpointError               reading it would run code of the checkpoint
+    └── PlanError                (ValueError)
+        ├── NoSafeDtypeError                    every candidate was rejected
+        ├── StrictModeError                     the dtype ordered in strict mode was rejected
+        └── ConflictError                       the caller and the plan contradict each other
+
+Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .planning.plan import Decision
+
+
+class SafeDtypeError(Exception):
+    """Base of all errors raised by safe_dtype."""
+
+
+class UnknownDtypeError(SafeDtypeError, ValueError):
+    """There is no number format of this name."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return f"No dtype is called {self.name!r}. Known: {', '.join(self.known)}, and bf16, fp16, fp32, fp8."
+
+
+class PolicyError(SafeDtypeError, ValueError):
+    """A policy that cannot be read."""
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(text, problem)
+        self.text, self.problem = text, problem
+
+    def __str__(self) -> str:
+        return f"Bad policy {self.text!r}: {self.problem}. Example: 'auto,prefer=memory'."
+
+
+class DeviceError(SafeDtypeError, RuntimeError):
+    """Something is wrong with a device."""
+
+
+class NoSuchDeviceError(DeviceError):
+    """The device asked for is not on this machine."""
+
+    def __init__(self, device: str, found: tuple[str, ...]) -> None:
+        super().__init__(device, found)
+        self.device, self.found = device, found
+
+    def __str__(self) -> str:
+        return (
+            f"No device {self.device!r} here. Found: {', '.join(self.found)}. "
+            "Next: pass one of these, or the product name of a known device to `safe-dtype plan --device`."
+        )
+
+
+class ProbeError(DeviceError):
+    """The measurement itself could not run."""
+
+    def __init__(self, device: str, problem: str) -> None:
+        super().__init__(device, problem)
+        self.device, self.problem = device, problem
+
+    def __str__(self) -> str:
+        return f"Could not measure {self.device}: {self.problem}. Next: `safe-dtype doctor --refresh`."
+
+
+class CheckpointError(SafeDtypeError, OSError):
+    """Something is wrong with a checkpoint. Always carries `source`: what the user asked for."""
+
+    def __init__(self, source: str, problem: str, advice: str = "") -> None:
+        super().__init__(source, problem, advice)
+        self.source, self.problem, self.advice = source, problem, advice
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.problem}." + (f" Next: {self.advice}." if self.advice else "")
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, str, str]]:
+        # OSError.__reduce__ drops the third argument.
+        return type(self), (self.source, self.problem, self.advice)
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """No folder, file, cached or remote repository of that name, or no weights in it."""
+
+
+class GatedCheckpointError(CheckpointError):
+    """The Hub asks for a login, or for access to be granted."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A header or a file that contradicts itself: truncated, overlapping, not what its name says."""
+
+
+class MissingShardError(CheckpointError):
+    """The index names files that are not there."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """Reading it would run code that the checkpoint carries."""
+
+
+class PlanError(SafeDtypeError, ValueError):
+    """No plan can be made."""
+
+
+class NoSafeDtypeError(PlanError):
+    """Every candidate was rejected."""
+
+    def __init__(self, source: str, device: str, decisions: tuple[Decision, ...]) -> None:
+        super().__init__(source, device, decisions)
+        self.source, self.device, self.decisions = source, device, decisions
+
+    def __str__(self) -> str:
+        reasons = "\n".join(f"  {decision.candidate}: {decision.reason}" for decision in self.decisions)
+        return (
+            f"No safe dtype for {self.source} on {self.device}:\n{reasons}\n"
+            "Next: free memory, pass device_map='auto' to spread the model, or order a dtype with dtype=..."
+        )
+
+
+class StrictModeError(PlanError):
+    """The dtype that was ordered in strict mode does not do here; strict mode changes nothing by itself."""
+
+    def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...]) -> None:
+        super().__init__(ordered, reason, would_work)
+        self.ordered, self.reason, self.would_work = ordered, reason, would_work
+
+    def __str__(self) -> str:
+        others = ", ".join(self.would_work) or "none"
+        return (
+            f"{self.ordered} was ordered in strict mode and does not do here: {self.reason}. "
+            f"Would work: {others}. Next: order one of these, or drop 'strict'."
+        )
+
+
+class ConflictError(PlanError):
+    """The caller and the plan set the same thing to different values."""
+
+    def __init__(self, what: str, caller: str, plan: str) -> None:
+        super().__init__(what, caller, plan)
+        self.what, self.caller, self.plan = what, caller, plan
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was given twice and differs: {self.caller} by the caller, {self.plan} in the plan. "
+            "Next: pass only one of them."
+        )

@@ -1,0 +1,198 @@
+"""What was found out about a device and a checkpoint. Nouns only: nothing here measures, reads or decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from .dtypes import FLOAT32, Dtype
+
+
+class Kind(str, Enum):
+    """How a dtype does on a device for one family of operations."""
+
+    NATIVE = "native"  # right, and at least about as fast as float32
+    SLOW = "slow"  # right, but more than 1.5 times float32's time
+    WRONG = "wrong"  # runs, and the numbers are off by more than the format's own rounding
+    UNSUPPORTED = "unsupported"  # raises
+    CRASHES = "crashes"  # ends the process, or never returns
+    UNKNOWN = "unknown"  # nobody measured it
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One measured cell: an operation on `rows` rows with a weight of shape (out, in)."""
+
+    rows: int
+    shape: tuple[int, int]  # (out_features, in_features) of the weight; (0, 0) where there is none
+    seconds: float  # median of the repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one dtype does for one op family on one device, compared with float32 on random data.
+
+    `decode_bytes_per_s` is the rate at which weights are read at one row (one token), `prefill_flops_per_s` the
+    rate of arithmetic at 512 rows; either is None where it was not measured.
+    """
+
+    dtype: Dtype
+    op: str  # "matmul", "attention", "layer_norm", "rms_norm", "softmax", "conv2d", "embedding", "fft", "cdist"
+    kind: Kind
+    reason: str
+    decode_bytes_per_s: float | None = None
+    prefill_flops_per_s: float | None = None
+    max_rel_error: float | None = None  # largest |difference| over largest |reference|
+    timings: tuple[Timing, ...] = ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the operation finishes with right numbers, fast or slow."""
+        return self.kind in (Kind.NATIVE, Kind.SLOW)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """Bytes on one device, after every limit (cgroup, `max_memory`) has been applied."""
+
+    total_bytes: int
+    free_bytes: int
+    limited_by: str  # "device", "cgroup", "max_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a library says about a device without measuring, beside our verdict."""
+
+    question: str  # as a user types it: "torch.cuda.is_bf16_supported()"
+    answer: str
+    disagreement: str = ""  # empty where the measurement agrees
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """One device: what it is, and what it was measured to do."""
+
+    device: str  # torch's name: "cpu", "cuda:0"
+    name: str  # the product: "NVIDIA A100-SXM4-80GB", "AMD EPYC"
+    memory: MemoryFacts
+    verdicts: tuple[Verdict, ...] = ()
+    vendor: str = ""  # "nvidia", "amd", "intel_gpu", "apple", "cpu", "npu", ...
+    capability: str = ""  # "8.0", "gfx1030", "M3", or the CPU flags that matter
+    driver: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()  # environment and thread counts that change kernels
+    claims: tuple[Claim, ...] = ()
+    family: str = ""  # the row of the prior table that matched
+    prior_order: tuple[Dtype, ...] = ()  # the prior table's order of trying, best first
+    measured: bool = True  # False: the verdicts come from the prior table, nobody measured here
+
+    def verdict(self, dtype: Dtype, op: str = "matmul") -> Verdict:
+        """Return the verdict on `dtype` for `op`; UNKNOWN where there is none."""
+        for verdict in self.verdicts:
+            if verdict.dtype == dtype and verdict.op == op:
+                return verdict
+        return Verdict(dtype, op, Kind.UNKNOWN, "not measured")
+
+    def slowdown(self, dtype: Dtype, op: str = "matmul") -> float | None:
+        """How many times longer `dtype` takes than float32 at 512 rows; None where not both were measured."""
+        mine = self.verdict(dtype, op).prefill_flops_per_s
+        base = self.verdict(FLOAT32, op).prefill_flops_per_s
+        return base / mine if mine and base else None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """One tensor of a checkpoint, as its header describes it."""
+
+    name: str
+    dtype: str  # torch's name, also for formats we do not choose ("int32", "float8_e5m2")
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFacts:
+    """All the weights of one shape that multiply activations."""
+
+    out_features: int
+    in_features: int
+    count: int
+    active: float = 1.0  # the share a token passes through: experts per token / experts in a mixture
+    per_position: bool = True  # False for the output head: generation asks only for the last position
+
+    @property
+    def numel(self) -> int:
+        """Number of elements in all of them."""
+        return self.out_features * self.in_features * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one token adds to the KV cache. All zeros where the architecture has none."""
+
+    layers: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    attention_heads: int = 0
+
+    @property
+    def numel_per_token(self) -> int:
+        """Keys and values of one token over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What the files of a checkpoint really hold. `config_dtype` is only what config.json claims."""
+
+    source: str  # as the user wrote it
+    files: tuple[str, ...]
+    file_format: str  # "safetensors", "pytorch", "gguf", "state_dict"
+    tensors: tuple[TensorFacts, ...]
+    saved: Dtype  # the floating format that holds most bytes
+    config_dtype: str | None = None
+    architecture: str | None = None  # config.architectures[0]
+    model_type: str | None = None
+    linears: tuple[LinearFacts, ...] = ()
+    cache: CacheShape = CacheShape()
+    vocab_size: int = 0
+    hidden_size: int = 0
+    tied: bool = False  # tie_word_embeddings
+    has_conv2d: bool = False
+    keep_in_fp32: tuple[str, ...] = ()  # patterns kept in float32 under float16
+    keep_in_fp32_strict: tuple[str, ...] = ()  # ... under float16 and bfloat16
+    quantization: str | None = None  # quantization_config's quant_method
+    adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
+    revision: str | None = None
+    peak_activation: float | None = None  # largest |activation| seen in a float32 run; None: nobody looked
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements in all tensors."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    def parameters_by_dtype(self) -> dict[str, int]:
+        """Number of elements by torch dtype name, most first."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def widths(self) -> Iterator[tuple[int, int]]:
+        """Yield (out_features, in_features) of the linear weights, those that hold most elements first."""
+        for linear in sorted(self.linears, key=lambda one: -one.numel):
+            yield linear.out_features, linear.in_features

@@ -1,0 +1,120 @@
+"""From the facts to a plan: judge every candidate, then pick by the policy, or obey an order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..dtypes import COMPUTE, FLOAT32, Dtype
+from ..errors import NoSafeDtypeError, StrictModeError
+from ..facts import CheckpointFacts, DeviceFacts, Kind
+from .judge import candidates, judge
+from .plan import Candidate, Decision, Ground, Plan
+from .policy import Policy
+from .rank import Case, merit, ranked
+
+_KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
+_TOO_BIG = {
+    False: "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it",
+    True: "strict mode leaves it whole, and it may not load; device_map='auto' would spread it",
+}
+
+
+def make_plan(
+    device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None = None, *, ordered: Dtype | None = None
+) -> Plan:
+    """Return the plan for one checkpoint on one device. `ordered` is the dtype the caller passed, if any.
+
+    Raises:
+        NoSafeDtypeError: If every candidate was rejected, and not for want of memory alone.
+        StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
+    """
+    policy = policy or Policy()
+    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates())
+    case = Case(device, checkpoint, policy, ordered, decisions)
+    if checkpoint.quantization:
+        return _quantizers_plan(case)
+    if ordered or policy.mode == "strict":
+        return _obey(ordered or checkpoint.saved, case)
+    picked = _pick(case)
+    return _plan(picked, case, _why(picked, case))
+
+
+def _pick(case: Case) -> Decision:
+    if case.accepted:
+        return ranked(case)[0]
+    if too_big := [one for one in case.decisions if one.ground is Ground.MEMORY]:
+        return min(too_big, key=lambda one: one.cost.bytes)
+    raise NoSafeDtypeError(case.checkpoint.source, case.device.name, case.decisions)
+
+
+def _why(picked: Decision, case: Case) -> str:
+    if picked.ground is Ground.MEMORY:
+        return f"the smallest that is right here, and even that {picked.reason}"
+    return merit(picked, case)
+
+
+def _obey(wanted: Dtype, case: Case) -> Plan:
+    """Plan for a dtype that is an order. Only one that is known to fail is left, in auto mode, with a warning."""
+    strict = case.policy.mode == "strict"
+    decision = next((one for one in case.decisions if one.candidate.compute == wanted), None)
+    if decision is None:  # float8, int8: formats to store in
+        raise StrictModeError(str(wanted), "no model computes in it", _would_work(case))
+    if strict and decision.ground in (*_KNOWN_TO_FAIL, Ground.WRONG):
+        raise StrictModeError(str(wanted), decision.reason, _would_work(case))
+    if not strict and decision.ground in _KNOWN_TO_FAIL:
+        picked = _pick(case)
+        text = f"{wanted} was asked for, and {case.device.name} cannot: {decision.reason}. "
+        return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
+    why = "as asked for" if case.ordered else "as saved, in strict mode"
+    return _plan(decision, case, why, *_second_thoughts(decision, case.device))
+
+
+def _second_thoughts(decision: Decision, device: DeviceFacts) -> tuple[str, ...]:
+    asked = f"{decision.candidate} was asked for, and on {device.name}"
+    verdict = device.verdict(decision.candidate.compute)
+    if decision.ground in (Ground.WRONG, Ground.RANGE):
+        return (f"{asked} its results may be wrong: {decision.reason}",)
+    if verdict.kind is Kind.SLOW:
+        return (f"{asked} it is slow: {verdict.reason}",)
+    return ()
+
+
+def _would_work(case: Case) -> tuple[str, ...]:
+    return tuple(str(one.candidate) for one in case.accepted)
+
+
+def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
+    device, checkpoint, candidate = case.device, case.checkpoint, picked.candidate
+    strict = case.policy.mode == "strict"
+    too_big = picked.ground is Ground.MEMORY
+    if too_big:
+        warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
+    later = () if strict else tuple(one.candidate.compute for one in ranked(case))
+    return Plan(
+        source=checkpoint.source,
+        device=device.device,
+        device_name=device.name,
+        measured=device.measured,
+        saved=checkpoint.saved,
+        storage=candidate.storage,
+        compute=candidate.compute,
+        reason=why,
+        policy=case.policy,
+        ladder=(candidate.compute, *(dtype for dtype in later if dtype != candidate.compute)),
+        decisions=case.decisions,
+        attention=picked.attention,
+        device_map="auto" if too_big and not strict else None,
+        ordered=case.ordered,
+        warnings=(*warnings, *checkpoint.warnings),
+    )
+
+
+def _quantizers_plan(case: Case) -> Plan:
+    # AWQ, GPTQ, FBGEMM, ... each has a rule of its own for the dtype beside the codes (transformers' update_dtype).
+    method = case.checkpoint.quantization
+    beside = case.ordered or case.checkpoint.saved
+    candidate = Candidate(beside, beside) if beside in COMPUTE else Candidate(FLOAT32, FLOAT32)
+    decision = judge(candidate, case.device, case.checkpoint, case.policy)
+    left = replace(decision, ground=None, reason=f"left to {method}")
+    plan = _plan(left, case, f"quantized with {method}: its own rule for the dtype holds")
+    return replace(plan, decisions=(left,), ladder=(candidate.compute,), quantization=method)

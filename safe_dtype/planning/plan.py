@@ -1,0 +1,152 @@
+"""The plan: the dtypes to load and compute in, and every candidate with the reason for its verdict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+from ..dtypes import Dtype
+from .policy import Policy
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Weights stored in one dtype, products computed in one dtype."""
+
+    storage: Dtype
+    compute: Dtype
+
+    def __str__(self) -> str:
+        if self.storage == self.compute:
+            return self.storage.name
+        return f"{self.storage} stored, {self.compute} computed"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a candidate is predicted to take for the policy's workload. Seconds are None without measured rates."""
+
+    prefill_seconds: float | None
+    decode_seconds: float | None  # all new tokens together
+    weight_bytes: int
+    cache_bytes: int  # keys and values of prompt and new tokens
+    work_bytes: int  # activations of the prompt, or the largest tensor on its way in: the larger one
+
+    @property
+    def seconds(self) -> float | None:
+        """Prefill and decode together."""
+        if self.prefill_seconds is None or self.decode_seconds is None:
+            return None
+        return self.prefill_seconds + self.decode_seconds
+
+    @property
+    def bytes(self) -> int:
+        """The peak of memory on the device."""
+        return self.weight_bytes + self.cache_bytes + self.work_bytes
+
+
+class Ground(str, Enum):
+    """On what ground a candidate was rejected."""
+
+    WRONG = "wrong"
+    UNSUPPORTED = "unsupported"
+    CRASHES = "crashes"
+    UNKNOWN = "unknown"
+    RANGE = "range"  # the checkpoint's numbers may not fit
+    ROUNDING = "rounding"  # the checkpoint's numbers lose bits, and nobody measured what that does
+    MEMORY = "memory"
+    LADDER = "ladder"  # the policy's ladder leaves it out
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict on one candidate. `ground` is None where it was accepted."""
+
+    candidate: Candidate
+    ground: Ground | None
+    reason: str
+    cost: Cost
+    slowdown: float | None = None  # float32's prefill rate over this dtype's; None where not measured
+    max_rel_error: float | None = None
+    attention: str | None = None  # the attn_implementation that this dtype needs here; None: transformers' choice
+
+    @property
+    def accepted(self) -> bool:
+        """Whether this candidate may be used."""
+        return self.ground is None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to load, in which dtype, on what device, and why."""
+
+    source: str
+    device: str
+    device_name: str
+    measured: bool  # False: planned from the prior table for a device that is not here
+    saved: Dtype
+    storage: Dtype
+    compute: Dtype
+    reason: str
+    policy: Policy
+    ladder: tuple[Dtype, ...]  # where to go on, the plan's own dtype first
+    decisions: tuple[Decision, ...]
+    attention: str | None = None
+    device_map: str | None = None  # "auto" where the model does not fit on the device whole
+    quantization: str | None = None  # set: the quantizer's own dtype rule holds, ours does not
+    ordered: Dtype | None = None  # the dtype that the caller passed
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> Decision | None:
+        """The decision on the plan's own candidate; None where a quantizer decides."""
+        wanted = Candidate(self.storage, self.compute)
+        return next((one for one in self.decisions if one.candidate == wanted), None)
+
+    @property
+    def cost(self) -> Cost | None:
+        """Predicted seconds and bytes of the plan's own candidate."""
+        return self.chosen.cost if self.chosen else None
+
+    def explain(self, *, width: int = 110) -> str:
+        """Return the plan as a table for people, at most `width` columns wide."""
+        from .explain import plan_text  # rich takes 50 ms to import, and only readers need it
+
+        return plan_text(self, width=width)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values: dtypes by name, costs with their sums, the schema's version first."""
+        decisions = [
+            {
+                **_plain(asdict(one)),
+                "candidate": {"storage": one.candidate.storage.name, "compute": one.candidate.compute.name},
+                "accepted": one.accepted,
+                "cost": {**asdict(one.cost), "seconds": one.cost.seconds, "bytes": one.cost.bytes},
+            }
+            for one in self.decisions
+        ]
+        own = {name: getattr(self, name) for name in Plan.__slots__ if name not in ("decisions", "policy")}
+        return {"schema": SCHEMA_VERSION, **_plain(own), "policy": str(self.policy), "decisions": decisions}
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return `to_dict()` as JSON."""
+        return json.dumps(self.to_dict(), indent=indent)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, (Dtype, Enum)):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain_value(one) for one in value]
+    return value

@@ -1,0 +1,88 @@
+"""What the user wants. A policy never looks at a device or a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
+
+from ..dtypes import COMPUTE, Dtype, dtype_named
+from ..errors import PolicyError, UnknownDtypeError
+
+Prefer = Literal["speed", "memory", "fidelity"]
+Mode = Literal["auto", "strict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The call that the plan is made for: one prompt, then new tokens one at a time."""
+
+    prompt_tokens: int = 512
+    new_tokens: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How to choose among the dtypes that do.
+
+    `mode="auto"` may leave the saved dtype; `"strict"` never changes it, nor a dtype that was ordered, and raises
+    instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
+    """
+
+    prefer: Prefer = "speed"
+    mode: Mode = "auto"
+    workload: Workload = Workload()
+    ladder: tuple[Dtype, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Policy:
+        """Read the short form: comma-separated `auto` or `strict`, `prefer=`, `prompt=`, `new=`, `ladder=bf16>fp32`.
+
+        Raises:
+            PolicyError: If a word is unknown, or its value cannot be read.
+        """
+        policy = cls()
+        for word in filter(None, (part.strip() for part in text.split(","))):
+            key, _, value = word.partition("=")
+            policy = _with_word(policy, key.strip(), value.strip(), text)
+        return policy
+
+    def __str__(self) -> str:
+        words = [self.mode, f"prefer={self.prefer}"]
+        if self.workload != Workload():
+            words += [f"prompt={self.workload.prompt_tokens}", f"new={self.workload.new_tokens}"]
+        if self.ladder:
+            words.append("ladder=" + ">".join(dtype.name for dtype in self.ladder))
+        return ",".join(words)
+
+
+def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
+    if key in get_args(Mode) and not value:
+        return replace(policy, mode=cast(Mode, key))
+    if key == "prefer":
+        if value not in get_args(Prefer):
+            raise PolicyError(text, f"prefer={value!r} is none of {', '.join(get_args(Prefer))}")
+        return replace(policy, prefer=cast(Prefer, value))
+    if key in ("prompt", "new"):
+        field = {"prompt": "prompt_tokens", "new": "new_tokens"}[key]
+        return replace(policy, workload=replace(policy.workload, **{field: _count(key, value, text)}))
+    if key == "ladder":
+        return replace(policy, ladder=_ladder(value, text))
+    raise PolicyError(text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=")
+
+
+def _count(key: str, value: str, text: str) -> int:
+    if not value.isdecimal() or (key == "prompt" and int(value) == 0):
+        raise PolicyError(text, f"{key}={value!r} is not a number of tokens")
+    return int(value)
+
+
+def _ladder(value: str, text: str) -> tuple[Dtype, ...]:
+    try:
+        ladder = tuple(dtype_named(name) for name in value.split(">"))
+    except UnknownDtypeError as exc:
+        raise PolicyError(text, str(exc).rstrip(".")) from exc
+    if not_computable := [dtype.name for dtype in ladder if dtype not in COMPUTE]:
+        raise PolicyError(text, f"no model computes in {', '.join(not_computable)}")
+    if len(set(ladder)) < len(ladder):
+        raise PolicyError(text, "the ladder names a dtype twice")
+    return ladder

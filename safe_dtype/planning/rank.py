@@ -1,0 +1,95 @@
+"""The accepted candidates, best first, and why the first is first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..dtypes import Dtype
+from ..facts import CheckpointFacts, DeviceFacts, Kind
+from .judge import loses
+from .plan import Decision
+from .policy import Policy
+from .units import bytes_text
+
+# Measured rates repeat to about a tenth on a busy machine: nearer than that, times are equal and fidelity decides.
+_TIE = 1.10
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything a plan is made from, with the verdict on every candidate."""
+
+    device: DeviceFacts
+    checkpoint: CheckpointFacts
+    policy: Policy
+    ordered: Dtype | None
+    decisions: tuple[Decision, ...]
+
+    @property
+    def accepted(self) -> list[Decision]:
+        """The candidates that may be used."""
+        return [one for one in self.decisions if one.accepted]
+
+
+def ranked(case: Case) -> list[Decision]:
+    """Return the accepted decisions, best first by the policy."""
+    if case.policy.ladder:
+        return sorted(case.accepted, key=lambda one: case.policy.ladder.index(one.candidate.compute))
+    by_speed = sorted(case.accepted, key=lambda one: _speed(one, case))
+    if case.policy.prefer == "memory":
+        return sorted(by_speed, key=lambda one: one.cost.bytes)
+    if case.policy.prefer == "fidelity":
+        return sorted(by_speed, key=lambda one: _infidelity(one, case))
+    return _ties_by_fidelity(by_speed, case)
+
+
+def merit(picked: Decision, case: Case) -> str:
+    """Say why `picked` came before the other accepted candidates."""
+    others = [one for one in case.accepted if one is not picked]
+    if not others:
+        return f"the only one that does here; {picked.reason}"
+    if case.policy.ladder:
+        return "first on the policy's ladder"
+    if case.policy.prefer == "memory":
+        return f"the smallest: {bytes_text(picked.cost.bytes)}"
+    if case.policy.prefer == "fidelity":
+        return f"the most exact of {len(others) + 1}"
+    return _merit_in_speed(picked, others, case.device)
+
+
+def _speed(one: Decision, case: Case) -> tuple[float, ...]:
+    if one.cost.seconds is not None:
+        return 0.0, one.cost.seconds
+    # No rates: native before slow, then the prior table's order, then the smaller.
+    compute, order = one.candidate.compute, case.device.prior_order
+    slow = case.device.verdict(compute).kind is not Kind.NATIVE
+    return 1.0, float(slow), order.index(compute) if compute in order else len(order), compute.itemsize
+
+
+def _infidelity(one: Decision, case: Case) -> tuple[bool, float]:
+    return loses(one.candidate.storage, case.checkpoint), one.candidate.compute.epsilon
+
+
+def _ties_by_fidelity(by_speed: list[Decision], case: Case) -> list[Decision]:
+    fastest = by_speed[0].cost.seconds if by_speed else None
+    if fastest is None:
+        return by_speed
+    tied = _no_slower(by_speed, fastest * _TIE)
+    return sorted(tied, key=lambda one: _infidelity(one, case)) + by_speed[len(tied) :]
+
+
+def _no_slower(decisions: Iterable[Decision], seconds: float) -> list[Decision]:
+    return [one for one in decisions if one.cost.seconds is not None and one.cost.seconds <= seconds]
+
+
+def _merit_in_speed(picked: Decision, others: list[Decision], device: DeviceFacts) -> str:
+    mine = picked.cost.seconds
+    if mine is None:
+        return f"first of {len(others) + 1} for {device.family or device.name}, by the prior table"
+    if faster := _no_slower(others, mine):
+        return f"as fast as {faster[0].candidate} within 10 %, and more exact"
+    rival, seconds = min(
+        ((one.candidate, one.cost.seconds) for one in others if one.cost.seconds is not None), key=lambda pair: pair[1]
+    )
+    return f"fastest here: {rival} would take {seconds / mine:.2g} times as long"

@@ -1,0 +1,62 @@
+"""Hardware markers: `@pytest.mark.needs("cuda")` skips elsewhere, and `--must-have cuda` turns the skip into a failure."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+# Every test reads and writes verdicts in a folder of its own run, never the user's.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _cpu_flag(name: str) -> Callable[[], bool]:
+    return lambda: bool(torch.cpu.get_capabilities().get(name)) and "ATEN_CPU_CAPABILITY" not in os.environ
+
+
+HARDWARE: dict[str, Callable[[], bool]] = {
+    "cuda": lambda: torch.cuda.is_available() and torch.version.hip is None,
+    "rocm": lambda: torch.cuda.is_available() and torch.version.hip is not None,
+    "mps": torch.backends.mps.is_available,
+    "xpu": torch.xpu.is_available,
+    "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
+    "amx": _cpu_flag("amx_bf16"),
+    "bf16_cpu": lambda: any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16")),
+    "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--must-have`."""
+    parser.addoption("--must-have", default="", help="hardware (comma separated) whose absence is a failure")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip or fail a test whose hardware is absent."""
+    must_have = item.config.getoption("--must-have").split(",")
+    for need in (name for mark in item.iter_markers("needs") for name in mark.args):
+        if not HARDWARE[need]():
+            (pytest.fail if need in must_have else pytest.skip)(f"needs {need}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_verdict_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["SAFE_DTYPE_CACHE"] = str(tmp_path_factory.mktemp("verdicts"))
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The folder that holds pyproject.toml."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3() -> Path:
+    """The bundled trained model."""
+    return ROOT / "examples" / "tiny-qwen3"

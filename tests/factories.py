@@ -1,0 +1,154 @@
+"""Facts for tests, made from a few words."""
+
+from __future__ import annotations
+
+from safe_dtype.dtypes import BFLOAT16, COMPUTE, Dtype
+from safe_dtype.facts import (
+    CacheShape,
+    CheckpointFacts,
+    DeviceFacts,
+    Kind,
+    LinearFacts,
+    MemoryFacts,
+    TensorFacts,
+    Verdict,
+)
+
+GB = 10**9
+
+
+def verdict(dtype: Dtype, kind: Kind, gb_per_s: float, gflops: float, *, op: str = "matmul") -> Verdict:
+    """Return a measured verdict with its rates."""
+    runs = kind in (Kind.NATIVE, Kind.SLOW)
+    return Verdict(
+        dtype, op, kind, f"{kind} here", gb_per_s * 1e9 if runs else None, gflops * 1e9 if runs else None, 1e-3
+    )
+
+
+def device(
+    name: str = "device",
+    *,
+    free_bytes: int = 80 * GB,
+    extra: tuple[Verdict, ...] = (),
+    prior_order: tuple[Dtype, ...] = (),
+    **cells: tuple[Kind, float, float],
+) -> DeviceFacts:
+    """Return a measured device from `dtype=(kind, decode GB/s, prefill GFLOP/s)`."""
+    verdicts = tuple(verdict(dtype, *cells[dtype.name]) for dtype in COMPUTE if dtype.name in cells)
+    return DeviceFacts(
+        "cuda:0", name, MemoryFacts(free_bytes, free_bytes, "device"), verdicts + extra, prior_order=prior_order
+    )
+
+
+# Decode GB/s and prefill GFLOP/s of the order that these devices reach; the plans depend on the ratios alone.
+AMPERE = device(
+    "A100", float32=(Kind.NATIVE, 1400, 15e3), bfloat16=(Kind.NATIVE, 1400, 220e3), float16=(Kind.NATIVE, 1400, 220e3)
+)
+TURING = device(
+    "T4",
+    free_bytes=15 * GB,
+    float32=(Kind.NATIVE, 250, 4e3),
+    bfloat16=(Kind.SLOW, 60, 2e3),
+    float16=(Kind.NATIVE, 250, 25e3),
+)
+VOLTA = device(
+    "V100",
+    free_bytes=31 * GB,
+    float32=(Kind.NATIVE, 750, 13e3),
+    bfloat16=(Kind.SLOW, 200, 8e3),
+    float16=(Kind.NATIVE, 750, 90e3),
+)
+GTX_1660 = device(
+    "GTX 1660",
+    free_bytes=6 * GB,
+    float32=(Kind.NATIVE, 170, 4.5e3),
+    bfloat16=(Kind.SLOW, 50, 1e3),
+    float16=(Kind.WRONG, 0, 0),
+)
+P40 = device(
+    "P40",
+    free_bytes=24 * GB,
+    float32=(Kind.NATIVE, 300, 11e3),
+    bfloat16=(Kind.SLOW, 90, 1e3),
+    float16=(Kind.SLOW, 150, 180),
+)
+M1 = device(
+    "M1",
+    free_bytes=12 * GB,
+    float32=(Kind.NATIVE, 60, 2e3),
+    bfloat16=(Kind.SLOW, 40, 1.2e3),
+    float16=(Kind.NATIVE, 60, 2.4e3),
+)
+M3 = device(
+    "M3",
+    free_bytes=24 * GB,
+    float32=(Kind.NATIVE, 90, 3e3),
+    bfloat16=(Kind.NATIVE, 90, 3.6e3),
+    float16=(Kind.NATIVE, 90, 3.6e3),
+)
+MI210 = device(
+    "MI210",
+    free_bytes=64 * GB,
+    float32=(Kind.NATIVE, 1300, 20e3),
+    bfloat16=(Kind.NATIVE, 1300, 140e3),
+    float16=(Kind.NATIVE, 1300, 140e3),
+)
+RDNA2 = device(
+    "RX 6800",
+    free_bytes=16 * GB,
+    float32=(Kind.NATIVE, 450, 14e3),
+    bfloat16=(Kind.CRASHES, 0, 0),
+    float16=(Kind.NATIVE, 450, 25e3),
+)
+ARC = device(
+    "Arc B580",
+    free_bytes=12 * GB,
+    float32=(Kind.NATIVE, 400, 12e3),
+    bfloat16=(Kind.WRONG, 0, 0),
+    float16=(Kind.WRONG, 0, 0),
+)
+AVX2_CPU = device(
+    "AVX2 CPU",
+    free_bytes=20 * GB,
+    float32=(Kind.NATIVE, 14, 100),
+    bfloat16=(Kind.SLOW, 11, 16),
+    float16=(Kind.SLOW, 11, 14),
+)
+AMX_CPU = device(
+    "AMX CPU",
+    free_bytes=20 * GB,
+    float32=(Kind.NATIVE, 28, 150),
+    bfloat16=(Kind.NATIVE, 26, 1500),
+    float16=(Kind.NATIVE, 20, 1400),
+)
+
+
+def checkpoint(
+    saved: Dtype = BFLOAT16,
+    *,
+    billions: float = 0.6,
+    quantization: str | None = None,
+    peak_activation: float | None = None,
+    has_conv2d: bool = False,
+) -> CheckpointFacts:
+    """Return a decoder of Qwen3's proportions with `billions` of parameters, one row of matrices 1024 wide."""
+    count = round(billions * 1e9 / (1024 * 3072))
+    return CheckpointFacts(
+        source=f"{billions}B-{saved}",
+        files=("model.safetensors",),
+        file_format="safetensors",
+        tensors=tuple(
+            TensorFacts(f"layers.{i}.weight", saved.name, (3072, 1024), "model.safetensors") for i in range(count)
+        ),
+        saved=saved,
+        config_dtype=saved.name,
+        architecture="Qwen3ForCausalLM",
+        model_type="qwen3",
+        linears=(LinearFacts(3072, 1024, count),),
+        cache=CacheShape(layers=28, kv_heads=8, head_dim=128, attention_heads=16),
+        vocab_size=151_936,
+        hidden_size=1024,
+        quantization=quantization,
+        peak_activation=peak_activation,
+        has_conv2d=has_conv2d,
+    )

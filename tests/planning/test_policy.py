@@ -1,0 +1,47 @@
+"""The short form of a policy."""
+
+from __future__ import annotations
+
+import pytest
+
+from safe_dtype.dtypes import BFLOAT16, FLOAT32
+from safe_dtype.errors import PolicyError
+from safe_dtype.planning import Policy, Workload
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        pytest.param("", Policy(), id="empty"),
+        pytest.param("auto", Policy(), id="auto"),
+        pytest.param("strict", Policy(mode="strict"), id="strict"),
+        pytest.param("auto,prefer=memory", Policy(prefer="memory"), id="prefer"),
+        pytest.param(" strict , prefer=fidelity ", Policy(mode="strict", prefer="fidelity"), id="spaces"),
+        pytest.param("prompt=64,new=8", Policy(workload=Workload(64, 8)), id="workload"),
+        pytest.param("new=0", Policy(workload=Workload(512, 0)), id="no-new-tokens"),
+        pytest.param("ladder=bf16>float32", Policy(ladder=(BFLOAT16, FLOAT32)), id="ladder"),
+    ],
+)
+def test_parse(text: str, policy: Policy) -> None:
+    """Every word of the short form is read, and printing gives it back."""
+    assert Policy.parse(text) == policy
+    assert Policy.parse(str(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        pytest.param("fast", "'fast' is none of", id="unknown-word"),
+        pytest.param("strict=yes", "'strict' is none of", id="value-where-none-belongs"),
+        pytest.param("prefer=cheap", "'cheap' is none of speed, memory, fidelity", id="prefer"),
+        pytest.param("prompt=-3", "not a number of tokens", id="negative"),
+        pytest.param("prompt=0", "not a number of tokens", id="zero"),
+        pytest.param("ladder=bf17", "No dtype is called 'bf17'", id="unknown-dtype"),
+        pytest.param("ladder=int8", "no model computes in int8", id="storage-format"),
+        pytest.param("ladder=bf16>bfloat16", "twice", id="twice"),
+    ],
+)
+def test_bad_policy(text: str, problem: str) -> None:
+    """A word that cannot be read is an error that names it."""
+    with pytest.raises(PolicyError, match=problem):
+        Policy.parse(text)
