@@ -1,1 +1,68 @@
-"""x."""
+"""from_pretrained and generate in the fastest dtype the device really has: measured, explained, safe.
+
+    from safe_dtype import SafeAutoModelForCausalLM, plan_of
+
+    model = SafeAutoModelForCausalLM.from_pretrained("examples/tiny-qwen3")
+    print(plan_of(model).explain())
+
+A `SafeAutoModelForX` exists for every `AutoModelForX` of the installed transformers. Importing this package imports
+neither torch nor transformers: what needs them is loaded on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
+from .errors import SafeDtypeError, SafeDtypeWarning
+from .planning import Decision, Plan, Policy, Workload, make_plan
+
+if TYPE_CHECKING:
+    from .checkpoints import read_checkpoint
+    from .devices import detect, facts_of, measure
+    from .loading import SafeAutoModel, plan_of
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BFLOAT16",
+    "FLOAT8_E4M3",
+    "FLOAT16",
+    "FLOAT32",
+    "INT8",
+    "Decision",
+    "Dtype",
+    "Plan",
+    "Policy",
+    "SafeAutoModel",
+    "SafeDtypeError",
+    "SafeDtypeWarning",
+    "Workload",
+    "__version__",
+    "detect",
+    "facts_of",
+    "make_plan",
+    "measure",
+    "plan_of",
+    "read_checkpoint",
+]
+
+_LOADED_ON_USE = {
+    "SafeAutoModel": "loading",
+    "plan_of": "loading",
+    "read_checkpoint": "checkpoints",
+    "detect": "devices",
+    "facts_of": "devices",
+    "measure": "devices",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_ON_USE:
+        return getattr(import_module(f".{_LOADED_ON_USE[name]}", __name__), name)
+    if name.startswith("SafeAutoModelFor"):
+        return import_module(".loading", __name__).safe_auto_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,7 +15,8 @@
     └── PlanError                (ValueError)
         ├── NoSafeDtypeError                    every candidate was rejected
         ├── StrictModeError                     the dtype ordered in strict mode was rejected
-        └── ConflictError                       the caller and the plan contradict each other
+        ├── ConflictError                       the caller and the plan contradict each other
+        └── NoPlanError                         the model was not loaded by safe_dtype
 
 Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
 """
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 class SafeDtypeError(Exception):
     """Base of all errors raised by safe_dtype."""
+
+
+class SafeDtypeWarning(UserWarning):
+    """Something the caller should change: a slow or wrong dtype that was ordered, a config that lies."""
 
 
 class UnknownDtypeError(SafeDtypeError, ValueError):
@@ -163,4 +168,17 @@ class ConflictError(PlanError):
         return (
             f"{self.what} was given twice and differs: {self.caller} by the caller, {self.plan} in the plan. "
             "Next: pass only one of them."
+        )
+
+
+class NoPlanError(PlanError):
+    """The model was not loaded by safe_dtype, so there is no plan."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return (
+            f"This {self.model} was not loaded by safe_dtype. Next: load it with SafeAutoModel.from_pretrained(...)."
         )

@@ -1,6 +1,7 @@
 """Policy and facts in, plan out: pure functions, without torch."""
 
 from .choose import make_plan
+from .combine import combine
 from .judge import candidates, judge
 from .plan import Candidate, Cost, Decision, Ground, Plan
 from .policy import Policy, Workload
@@ -14,6 +15,7 @@ __all__ = [
     "Policy",
     "Workload",
     "candidates",
+    "combine",
     "judge",
     "make_plan",
 ]

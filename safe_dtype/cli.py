@@ -1,0 +1,179 @@
+"""The command `safe-dtype`: parses, calls, prints. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import NoSuchDeviceError, SafeDtypeError
+from .planning import Plan, Policy
+
+_FORMAT = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+)
+_DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
+_OF_A_PLAN = (
+    click.argument("model", metavar="MODEL"),
+    _DEVICE,
+    click.option(
+        "--policy", default="auto", show_default=True, metavar="TEXT",
+        help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32; comma-separated.",
+    ),
+    click.option("--dtype", metavar="DTYPE", help="An order: this dtype, with a warning where it does not do."),
+    click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is asked for on the command line."""
+
+    model: str
+    device: str | None
+    policy: Policy
+    dtype: str | None
+    revision: str | None
+
+
+def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the arguments of a plan, and hand them over as one `Asked`."""
+
+    @wraps(command)
+    def with_asked(*, model: str, policy: str, **given: Any) -> None:
+        names = ("device", "dtype", "revision")
+        asked = Asked(model=model, policy=Policy.parse(policy), **{name: given.pop(name) for name in names})
+        command(asked, **given)
+
+    for parameter in reversed(_OF_A_PLAN):
+        with_asked = parameter(with_asked)
+    return with_asked
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="safe-dtype")
+def cli() -> None:
+    """Load and run models in the fastest dtype this machine really has.
+
+    MODEL is a folder, a file, or a repository on the Hugging Face Hub.
+    """
+
+
+@cli.command()
+@_DEVICE
+@click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
+@_FORMAT
+def doctor(*, device: str | None, refresh: bool, form: str) -> None:
+    """Measure this machine: every device, every dtype, and what torch claims about them."""
+    from .devices import detect, facts_of
+    from .doctor import device_text, device_to_dict
+
+    found = []
+    for name in [device] if device else [one.device for one in detect()]:
+        with _progress(f"measuring {name}"):
+            found.append(facts_of(name, refresh=refresh))
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, "devices": [device_to_dict(one) for one in found]}, indent=2))
+    else:
+        click.echo("\n\n".join(device_text(one, width=_columns()) for one in found))
+
+
+@cli.command()
+@_asks_for_a_plan
+@_FORMAT
+def plan(asked: Asked, *, form: str) -> None:
+    """Show which dtype MODEL gets here, and why the others do not.
+
+    Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
+    "NVIDIA Tesla T4": the plan then rests on a table of priors, and says so.
+    """
+    here = asked.device is None or _is_here(asked.device)
+    made = _plan_here(asked) if here else _plan_by_priors(asked)
+    click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=_columns()))
+
+
+@cli.command()
+@_asks_for_a_plan
+@click.argument("prompt")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="When to stop.")
+@click.option("--chat", is_flag=True, help="Send PROMPT as a user's message, through the model's chat template.")
+@_FORMAT
+def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form: str) -> None:
+    """Continue PROMPT with MODEL, token by token; then say in which dtype, why, and how fast."""
+    made = _plan_here(asked)
+    from .generation import Generator
+
+    with _progress(f"loading {asked.model} in {made.storage}"):
+        generator = Generator.load(asked.model, made, revision=asked.revision)
+    as_text = form == "text"
+    said = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
+    if as_text:
+        click.echo(f"\n{said.closing_line(made)}", err=True)
+    else:
+        click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
+
+
+def main() -> None:
+    """Run the command; an error of ours is one clear message and exit status 1, never a traceback."""
+    warnings.showwarning = _print_warning
+    try:
+        cli()
+    except SafeDtypeError as exc:
+        click.echo(f"safe-dtype: {exc}", err=True)
+        sys.exit(1)
+
+
+def _is_here(device: str) -> bool:
+    from .devices import detect_one
+
+    try:
+        detect_one(device)
+    except NoSuchDeviceError:
+        return False
+    return True
+
+
+def _plan_here(asked: Asked) -> Plan:
+    with _progress(f"measuring {asked.device or 'this machine'} for {asked.model}"):
+        from .loading import Request, plan_request
+
+        arguments = {"dtype": asked.dtype, "revision": asked.revision, "device_map": asked.device}
+        return plan_request(Request(asked.model, arguments), asked.policy)
+
+
+def _plan_by_priors(asked: Asked) -> Plan:
+    from .checkpoints import Where, read_checkpoint
+    from .devices import prior_facts
+    from .dtypes import dtype_named
+    from .planning import make_plan
+
+    device = prior_facts(str(asked.device))
+    checkpoint = read_checkpoint(Where(asked.model, revision=asked.revision))
+    return make_plan(device, checkpoint, asked.policy, ordered=dtype_named(asked.dtype) if asked.dtype else None)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something takes its time."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
+def _columns() -> int:
+    from rich.console import Console
+
+    return min(Console().width, 140) if sys.stdout.isatty() else 110
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)

@@ -1,0 +1,117 @@
+"""`SafeAutoModel`, and a `SafeAutoModelForX` for every `AutoModelForX` of the installed transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import transformers
+
+from ..planning import Plan, Policy
+from .load import load
+
+
+class SafeAuto:
+    """An Auto class whose `from_pretrained` chooses the dtype that is right and fast on this machine."""
+
+    auto_class: ClassVar[Any]  # transformers' Auto class
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any,
+        policy: Policy | str | None = None, plan: Plan | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Load as `from_pretrained` of the Auto class does, in the planned dtype. See `safe_dtype.plan_of`.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a repository on the Hub, or None with `state_dict` and `config`.
+            model_args: Handed on untouched.
+            policy: How to choose: a `Policy`, or its short text such as "auto,prefer=memory".
+            plan: A plan made before; loading then decides nothing.
+            kwargs: Handed on untouched, but for the dtype where it is left to us (absent, None or "auto").
+
+        Returns:
+            Transformers' own model, or with `output_loading_info=True` the pair of it and the loading info.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be found or read.
+            PlanError: If no dtype does here, or `plan` contradicts the other arguments.
+        """
+        target = cls._target(pretrained_model_name_or_path, kwargs)
+        return load(target, pretrained_model_name_or_path, *model_args, policy=policy, plan=plan, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Make a model without weights, exactly as the Auto class does: there is no checkpoint to plan for."""
+        return cls.auto_class.from_config(config, **kwargs)
+
+    @classmethod
+    def register(cls, config_class: Any, model_class: Any, *, exist_ok: bool = False) -> None:
+        """Register a model class with the Auto class."""
+        cls.auto_class.register(config_class, model_class, exist_ok=exist_ok)
+
+    @classmethod
+    def _target(cls, _source: Any, _arguments: dict[str, Any]) -> Any:
+        return cls.auto_class
+
+
+class SafeAutoModel(SafeAuto):
+    """Loads the architecture that the checkpoint names, head and all, so that `generate` works."""
+
+    auto_class = transformers.AutoModel
+
+    @classmethod
+    def _target(cls, source: Any, arguments: dict[str, Any]) -> Any:
+        config = arguments.get("config")
+        if not isinstance(config, transformers.PreTrainedConfig):
+            config = _read_config(source if config is None else config, arguments)
+        return _class_for(config)
+
+
+_CONFIG_ARGUMENTS = (
+    "cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code",
+    "code_revision", "gguf_file",
+)  # fmt: skip
+
+
+def _read_config(source: Any, arguments: dict[str, Any]) -> Any:
+    given = {name: arguments[name] for name in _CONFIG_ARGUMENTS if name in arguments}
+    adapter = transformers.utils.find_adapter_config_file(source)
+    if adapter is not None:
+        source = _base_of(source, adapter)
+    return transformers.AutoConfig.from_pretrained(source, **given)
+
+
+def _base_of(source: Any, adapter: str) -> Any:
+    """Return the adapter's base, or `source` itself where the folder holds the whole model as well."""
+    if (Path(source) / "config.json").is_file():
+        return source
+    return json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _class_for(config: Any) -> Any:
+    """Return the class that loads the architecture named in `config`; AutoModel where it names none."""
+    architecture = next(iter(config.architectures or ()), None)
+    for auto_name, reference in (getattr(config, "auto_map", None) or {}).items():
+        if architecture and str(reference).endswith(f".{architecture}"):
+            return getattr(transformers, auto_name)
+    return getattr(transformers, architecture or "", transformers.AutoModel)
+
+
+@cache
+def safe_auto_class(name: str) -> type[SafeAuto]:
+    """Return the class called `name`: `Safe` and the name of one of transformers' Auto model classes.
+
+    Raises:
+        AttributeError: If the installed transformers has no such Auto class.
+    """
+    if name == "SafeAutoModel":
+        return SafeAutoModel
+    auto_class = getattr(transformers, name.removeprefix("Safe"), None)
+    if not name.startswith("SafeAutoModelFor") or not hasattr(auto_class, "_model_mapping"):
+        raise AttributeError(f"transformers {transformers.__version__} has no {name.removeprefix('Safe')}")
+    doc = f"`transformers.{auto_class.__name__}`, in the dtype that is right and fast on this machine."
+    return type(name, (SafeAuto,), {"auto_class": auto_class, "__doc__": doc, "__module__": "safe_dtype"})

@@ -1,0 +1,114 @@
+"""Load with a plan: the caller's own call of `from_pretrained`, with one concrete dtype in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import NoPlanError, SafeDtypeWarning
+from ..planning import Plan, Policy
+from .plans import check_agreement, plan_request
+from .request import Request
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTE = "_safe_dtype_origin"
+_NOT_REMEMBERED = ("state_dict", "token", "use_auth_token")  # too big to keep, too secret to pickle
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a model was loaded: enough to read its weights again."""
+
+    plan: Plan
+    model_class: type
+    source: str | None
+    arguments: Mapping[str, Any] = field(repr=False)
+
+
+def load(
+    target: type, source: str | os.PathLike[str] | None, *model_args: Any,
+    policy: Policy | str | None = None, plan: Plan | None = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Call `target.from_pretrained` with the plan's dtype; return what it returns.
+
+    Args:
+        target: A model class or Auto class of transformers.
+        source: As `pretrained_model_name_or_path`.
+        model_args: Handed on.
+        policy: How to choose; a `Policy` or its short text.
+        plan: A plan made before, instead of making one now.
+        kwargs: Handed on, the dtype (and where the plan needs them `attn_implementation`, `device_map`) filled in.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be found or read.
+        PlanError: If no dtype does, or `plan` contradicts the other arguments.
+    """
+    request = Request(source, kwargs)
+    if plan is None:
+        plan = plan_request(request, policy)
+    else:
+        check_agreement(plan, request, policy)
+    for text in plan.warnings:
+        warnings.warn(text, SafeDtypeWarning, stacklevel=3)
+    found = target.from_pretrained(source, *model_args, **_arguments(plan, request))  # type: ignore[attr-defined]
+    model = found[0] if isinstance(found, tuple) else found
+    _verify(model, plan)
+    kept = {name: value for name, value in kwargs.items() if name not in _NOT_REMEMBERED}
+    setattr(model, _ATTRIBUTE, Origin(plan, type(model), None if source is None else os.fspath(source), kept))
+    return found
+
+
+def origin_of(model: nn.Module) -> Origin:
+    """Return how `model` was loaded.
+
+    Raises:
+        NoPlanError: If it was not loaded by safe_dtype.
+    """
+    origin = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(origin, Origin):
+        raise NoPlanError(type(model).__name__)
+    return origin
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """Return the plan that `model` was loaded with.
+
+    Raises:
+        NoPlanError: If it was not loaded by safe_dtype.
+    """
+    return origin_of(model).plan
+
+
+def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
+    """Return the caller's arguments with the plan's filled in. What the caller set stays."""
+    arguments = dict(request.arguments)
+    if not plan.quantization:
+        arguments.pop("torch_dtype", None)
+        arguments["dtype"] = getattr(torch, plan.storage.name)
+    if plan.attention:
+        arguments.setdefault("attn_implementation", plan.attention)
+    if plan.device_map and arguments.get("device_map") is None:
+        arguments["device_map"] = plan.device_map
+        # Weights whose layout changes on loading (experts, say) are written again before they are offloaded.
+        arguments.setdefault("offload_folder", tempfile.mkdtemp(prefix="safe_dtype-offload-"))
+    return arguments
+
+
+def _verify(model: nn.Module, plan: Plan) -> None:
+    """Warn where no weight came out in the plan's dtype: a class that sets its own, say."""
+    if plan.quantization:
+        return
+    found = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
+    if found and plan.storage.name not in found:
+        text = f"{plan.source} was to be loaded in {plan.storage} and came out in {', '.join(sorted(found))}: "
+        warnings.warn(text + f"{type(model).__name__} sets its own dtype", SafeDtypeWarning, stacklevel=4)
+    logger.debug("%s: parameters in %s", plan.source, sorted(found))

@@ -1,0 +1,92 @@
+"""What a call of `from_pretrained` asks for, read from its arguments without changing them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..checkpoints import Where
+from ..devices import default_device
+from ..dtypes import FLOAT32, Dtype, dtype_named
+
+_OFFLOAD = ("cpu", "disk")
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers' and accelerate's words
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `from_pretrained`: the checkpoint, and everything in the arguments that concerns the plan."""
+
+    source: str | os.PathLike[str] | None
+    arguments: Mapping[str, Any] = field(repr=False)  # may hold a token
+
+    @property
+    def where(self) -> Where:
+        """Where the checkpoint's files are looked for, as transformers would look."""
+        names = ("subfolder", "revision", "variant", "token", "cache_dir", "use_safetensors", "gguf_file")
+        given = {name: self.arguments[name] for name in names if self.arguments.get(name) is not None}
+        local_only = bool(self.arguments.get("local_files_only", False))
+        return Where(os.fspath(self.source or ""), local_files_only=local_only, **given)
+
+    @property
+    def ordered(self) -> Dtype | None:
+        """The dtype the caller passed: `dtype` wins over `torch_dtype`, None and "auto" mean none, as in transformers.
+
+        Raises:
+            UnknownDtypeError: If it is no dtype that safe_dtype knows.
+        """
+        given = self.arguments.get("dtype")
+        given = self.arguments.get("torch_dtype") if given is None else given
+        if isinstance(given, Mapping):
+            # transformers 5 reads only the "" key of a dict, and loads everything in float32 where it is missing.
+            given = given.get("", FLOAT32.name)
+        return None if given is None or given == "auto" else dtype_named(str(given))
+
+    @property
+    def quantizer(self) -> str | None:
+        """The method of a `quantization_config` argument."""
+        config = self.arguments.get("quantization_config")
+        if config is None:
+            return None
+        method = config.get("quant_method") if isinstance(config, Mapping) else getattr(config, "quant_method", None)
+        return str(getattr(method, "value", method) or type(config).__name__)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Every device that will compute, torch's names.
+
+        Without `device_map` that is torch's default device where somebody set one, else the accelerator that the
+        caller will move the model to, else the CPU.
+        """
+        device_map = self.arguments.get("device_map")
+        if device_map is None:
+            default = torch.get_default_device()
+            return (default_device() if default.type == "cpu" else str(default),)
+        if isinstance(device_map, Mapping):
+            named = dict.fromkeys(_device_name(one) for one in device_map.values())
+            computing = tuple(one for one in named if one not in _OFFLOAD)
+            return computing or ("cpu",)
+        if device_map in _SPREAD:
+            return _all_accelerators() or ("cpu",)
+        return (_device_name(device_map),)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the caller lets the model be spread over several places already."""
+        device_map = self.arguments.get("device_map")
+        return isinstance(device_map, Mapping) or device_map in _SPREAD
+
+
+def _device_name(device: Any) -> str:
+    return f"{torch.accelerator.current_accelerator() or 'cuda'}:{device}" if isinstance(device, int) else str(device)
+
+
+def _all_accelerators() -> tuple[str, ...]:
+    if not torch.accelerator.is_available():
+        return ()
+    kind = torch.accelerator.current_accelerator()
+    return tuple(f"{kind}:{index}" for index in range(torch.accelerator.device_count()))
