@@ -1,6 +1,6 @@
-"""Train `examples/tiny-qwen3`: a real, small Qwen3 that knows the docstrings of Python's standard library.
+"""Train `examples/tiny-qwen3`: a real, small Qwen3 that has read the documentation inside Python's standard library.
 
-It needs no network and no GPU: the text comes with every Python. About 20 minutes on 2 cores:
+It needs no network and no GPU, as the text comes with every Python. About 20 minutes on 2 cores:
 
     python examples/train_tiny_qwen3.py --out examples/tiny-qwen3
 """
@@ -18,12 +18,11 @@ import platform
 import random
 import re
 import shutil
-import string
 import sys
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +30,35 @@ import tokenizers
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 logger = logging.getLogger("train_tiny_qwen3")
 
 CONTEXT = 256  # tokens
-BATCH = 8  # windows of CONTEXT tokens; larger batches take fewer steps in the same time, and end worse
-VOCABULARY = 2048
+BATCH = 8  # windows of CONTEXT tokens; twice as many take twice as long, and the text is too short for that
+VOCABULARY = 2048  # tokens, the 256 bytes and 3 special ones among them
 PEAK_LEARNING_RATE = 3e-3
+HELD_OUT_PERCENT = 4  # of the sources
 STATE_EVERY = 200  # steps
-HELD_OUT_PERCENT = 4
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PROMPTS = (
     "The function returns",
     "Return a list of",
     "If the file does not exist,",
-    "The with statement is used to",
-    "A class is",
     "This module provides",
-    "Raises ValueError if",
-    "An exception is raised when",
+    "A class",
 )
-QUESTIONS = ("What does shutil.copyfile do?", "What does json.JSONDecoder do?")
+QUESTIONS = ("What does shutil.copyfile do?", "What does threading.Lock do?")
 
 SKIPPED_FOLDERS = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "lib2to3", "_bundled", "pydoc_data", "encodings", "turtledemo"}
+    ("test", "tests", "idle_test", "site-packages", "lib2to3", "_bundled", "pydoc_data", "encodings", "turtledemo")
 )
+WRITTEN_BY_THE_BUILD = ("config-", "_sysconfigdata")  # with the paths of the machine that built this Python
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -78,9 +66,9 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 class Entry:
     """One text about one thing."""
 
-    title: str  # "json.loads(s, *)", or "" where the text has its own heading
+    title: str  # "json.loads(s, *)"; "" where the text has its own heading, or needs none
     text: str
-    question: str = ""  # the text's first paragraph answers it; "" where none fits
+    question: str = ""  # which the first paragraph answers; "" where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +81,21 @@ class Source:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether it measures the model instead of teaching it: by name, so that no seed can move it."""
+        """Whether it measures the model and does not teach it: decided by name, so that no seed moves it."""
         return int(hashlib.sha256(self.name.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT
 
 
 def read_sources() -> list[Source]:
     """Read the standard library of the running Python, in the order of the names."""
-    # Imported here, as some distributions leave the topics out: only this function should fail there.
-    from pydoc_data.topics import topics
+    from pydoc_data.topics import topics  # some distributions leave it out; `--help` works there too
 
-    root = Path(sysconfig.get_path("stdlib"))
     sources = [
-        Source(f"topic {name}", len(text.encode()), (Entry("", text.strip()),)) for name, text in sorted(topics.items())
+        Source(f"topic {name}", len(topics[name].encode()), (Entry("", topics[name]),)) for name in sorted(topics)
     ]
+    root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        # config-3.11-*, _sysconfigdata_*: written by the build, they hold the paths of a machine
-        if SKIPPED_FOLDERS.isdisjoint(parts) and not parts[0].startswith(("config-", "_sysconfigdata")):
+        if SKIPPED_FOLDERS.isdisjoint(parts) and not parts[0].startswith(WRITTEN_BY_THE_BUILD):
             code = path.read_text(encoding="utf-8", errors="replace")
             sources.append(Source("/".join(parts), len(code.encode()), (*_docstrings(code, parts), *_comments(code))))
     return sources
@@ -123,58 +109,50 @@ def _docstrings(code: str, parts: Sequence[str]) -> Iterator[Entry]:
         stack.extend((child, f"{name}.{child.name}") for child in reversed(node.body) if isinstance(child, Documented))
         if text := ast.get_docstring(node):
             arguments = f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef) else ""
-            question = "" if isinstance(node, ast.Module) or "._" in name else f"What does {name} do?"
-            yield Entry(name + arguments, text, question)
+            is_public = not isinstance(node, ast.Module) and "._" not in name
+            yield Entry(name + arguments, text, f"What does {name} do?" if is_public else "")
 
 
 def _comments(code: str) -> Iterator[Entry]:
-    """Yield the comments of several lines which are prose, not code that is commented out."""
+    """Yield the longer comments which are prose, not code that is commented out."""
     lines = (line.strip() for line in code.splitlines())
     for is_comment, block in itertools.groupby(lines, key=lambda line: line.startswith("#")):
-        text = "\n".join(line.lstrip("#").removeprefix(" ").rstrip() for line in block).strip()
+        text = "\n".join(line.lstrip("#").removeprefix(" ") for line in block).strip()
         num_letters = sum(char.isalpha() or char.isspace() for char in text)
         if is_comment and len(text) > 120 and num_letters > 0.9 * len(text):
             yield Entry("", text)
 
 
-def unwrap(paragraph: str) -> str:
-    """Join the lines of a paragraph of prose; give back lists, code and tables as they are."""
-    lines = paragraph.splitlines()
-    is_prose = all(line[:1].isalnum() or line[:1] in "\"'“(`" for line in lines)
-    is_full = all(len(line) > 45 for line in lines[:-1])
-    return " ".join(lines) if is_prose and is_full else paragraph
-
-
 def without_repeats(sources: Sequence[Source]) -> list[Source]:
     """Drop each paragraph that was in an earlier source: topics quote one another, classes their base class."""
     seen: set[str] = set()
-    return [
-        Source(s.name, s.num_bytes, tuple(new for entry in s.entries if (new := _unseen(entry, seen)).text))
-        for s in sources
-    ]
+    kept = ((source, [_unseen(entry, seen) for entry in source.entries]) for source in sources)
+    return [replace(source, entries=tuple(entry for entry in entries if entry.text)) for source, entries in kept]
 
 
 def _unseen(entry: Entry, seen: set[str]) -> Entry:
-    kept = []
-    question = ""
-    for number, paragraph in enumerate(re.split(r"\n\s*\n", entry.text.expandtabs())):
-        key = " ".join(paragraph.split())
-        if len(key) < 40 or key not in seen:  # short ones ("For example:") bind the others together
-            kept.append(unwrap(paragraph.rstrip()))
-            question = entry.question if number == 0 else question
-        seen.add(key)
-    text = "\n\n".join(kept)
-    return Entry(entry.title, text if len(text) > 30 else "", question)
+    paragraphs = [paragraph.rstrip() for paragraph in re.split(r"\n\s*\n", entry.text.expandtabs().strip())]
+    # Short ones ("For example:") bind the others together, they may come again.
+    kept = [text for text in paragraphs if len(text) < 40 or " ".join(text.split()) not in seen]
+    seen.update(" ".join(text.split()) for text in paragraphs)
+    text = "\n\n".join(map(_unwrap, kept))
+    return Entry(entry.title, text if len(text) > 30 else "", entry.question if kept[:1] == paragraphs[:1] else "")
 
 
-def as_documents(source: Source, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
-    """Yield each entry as pydoc would print it, and again as a chat where a question fits."""
-    for entry in source.entries:
+def _unwrap(paragraph: str) -> str:
+    """Join the lines of a paragraph of prose; give back lists, code and tables as they are."""
+    lines = paragraph.splitlines()
+    is_prose = all(line[:1].isalnum() or line[:1] in "\"'“(`" for line in lines)
+    return " ".join(lines) if is_prose and all(len(line) > 45 for line in lines[:-1]) else paragraph
+
+
+def as_documents(source: Source) -> Iterator[str]:
+    """Yield each entry as pydoc prints it, and every third one that answers a question also as a chat."""
+    for number, entry in enumerate(source.entries):
         yield (f"{entry.title}\n\n" if entry.title else "") + entry.text + END_OF_TEXT
-        answer = entry.text.split("\n\n")[0]
-        if entry.question and answer[-1] in string.punctuation:
-            chat = [{"role": "user", "content": entry.question}, {"role": "assistant", "content": answer}]
-            yield tokenizer.apply_chat_template(chat, tokenize=False).rstrip() + END_OF_TEXT
+        if entry.question and number % 3 == 0:
+            answer = entry.text.split("\n\n")[0]
+            yield f"{IM_START}user\n{entry.question}{IM_END}\n{IM_START}assistant\n{answer}{IM_END}{END_OF_TEXT}"
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -182,74 +160,55 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = [END_OF_TEXT, IM_START, IM_END]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END_OF_TEXT, IM_START, IM_END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token=IM_END,
-        pad_token=END_OF_TEXT,
-        additional_special_tokens=[IM_START],
-        model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    names = {"eos_token": IM_END, "pad_token": END_OF_TEXT, "additional_special_tokens": [IM_START]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=CONTEXT, **names)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+def new_model(eos: int, pad: int) -> Qwen3ForCausalLM:
     """Make the untrained model, in float32."""
-    stops = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=576,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen3ForCausalLM(config)
-    # Greedy, so that every run and every dtype can be compared; the penalty keeps so small a model from looping.
-    model.generation_config = GenerationConfig(
-        do_sample=False, repetition_penalty=1.15, max_new_tokens=64, eos_token_id=stops, pad_token_id=stops[1]
-    )
+    heads = {"num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 192,
+        "intermediate_size": 576,
+        "max_position_embeddings": CONTEXT,
+    }
+    tokens = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}
+    model = Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, **tokens, tie_word_embeddings=True))
+    # Greedy, so that runs and dtypes can be compared; the penalty keeps so small a model from going round in circles.
+    greedy = {"do_sample": False, "repetition_penalty": 1.15, "max_new_tokens": 64}
+    model.generation_config.update(**greedy, eos_token_id=[eos, pad])
     return model
 
 
 def batch_at(step: int, tokens: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return the batch of one step, of shape (BATCH, CONTEXT): each epoch cuts and shuffles the text anew."""
-    steps_per_epoch = (len(tokens) - CONTEXT) // (BATCH * CONTEXT)
+    """Return the batch of one step, of shape (BATCH, CONTEXT). Each epoch cuts the text elsewhere, in its own order."""
+    steps_per_epoch = len(tokens) // (BATCH * CONTEXT) - 1
     epoch, position = divmod(step, steps_per_epoch)
     generator = torch.Generator().manual_seed(seed + epoch)
     shift = int(torch.randint(CONTEXT, (1,), generator=generator))
-    starts = shift + CONTEXT * torch.randperm(steps_per_epoch * BATCH, generator=generator)
-    return torch.stack([tokens[start : start + CONTEXT] for start in starts[position * BATCH : (position + 1) * BATCH]])
+    order = torch.randperm(steps_per_epoch * BATCH, generator=generator)
+    return tokens[shift:].unfold(0, CONTEXT, CONTEXT)[order[position * BATCH : (position + 1) * BATCH]]
 
 
 def learning_rate(done: float) -> float:
-    """Return the rate after this share of the training: up for 4 %, then down a cosine to 2 % of its peak."""
-    if done < 0.04:
-        return PEAK_LEARNING_RATE * done / 0.04 + 1e-6
-    return PEAK_LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (done - 0.04) / 0.96)))
+    """Return the rate after this share of the training: up for 4 % of it, then down a cosine."""
+    return PEAK_LEARNING_RATE * min(done / 0.04 + 0.001, 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train(model: Qwen3ForCausalLM, tokens: torch.Tensor, args: argparse.Namespace) -> int:
     """Train `model` in place, in float32, until `args.steps` or `args.minutes` are over. Return the steps taken."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    gains = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}], betas=(0.9, 0.95)
-    )
+    matrices, gains = ([p for p in model.parameters() if (p.ndim > 1) is wanted] for wanted in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     step, started = 0, time.monotonic()
     if args.state and args.state.exists():
         state = torch.load(args.state)
@@ -275,87 +234,65 @@ def train(model: Qwen3ForCausalLM, tokens: torch.Tensor, args: argparse.Namespac
 
 
 @torch.inference_mode()
-def nats(model: Qwen3ForCausalLM, tokens: torch.Tensor) -> float:
-    """Return the mean loss per token over windows of CONTEXT tokens; the first token of a window is not judged."""
-    model.eval()
-    losses = [
-        model(input_ids=window[None], labels=window[None]).loss.float()
-        for window in tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)
-    ]
-    return float(torch.stack(losses).mean())
-
-
-def measure(folder: Path, held_out: Sequence[str]) -> dict[str, Any]:
-    """Load the saved model as anybody would, and measure it in both dtypes on the held-out documents."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = "".join(held_out)
-    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
-    found: dict[str, Any] = {"num_tokens": len(tokens), "num_bytes": len(text.encode())}
-    for name in ("float32", "bfloat16"):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=name)
-        loss = nats(model, tokens)
-        bits_per_byte = loss / math.log(2) * len(tokens) / found["num_bytes"]
-        found[name] = {"perplexity": round(math.exp(loss), 3), "bits_per_byte": round(bits_per_byte, 4)}
+def measure(folder: Path, text: str) -> dict[str, Any]:
+    """Load the saved model as anybody would; measure it in both dtypes over windows of CONTEXT tokens of `text`."""
+    tokens = AutoTokenizer.from_pretrained(folder)(text, verbose=False, return_tensors="pt")["input_ids"][0]
+    found: dict[str, Any] = {"tokens": len(tokens), "text_bytes": len(text.encode())}
+    for dtype in ("float32", "bfloat16"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        windows = tokens.unfold(0, CONTEXT, CONTEXT)
+        loss = sum(model(input_ids=window[None], labels=window[None]).loss.item() for window in windows) / len(windows)
+        bits_per_byte = loss / math.log(2) * len(tokens) / found["text_bytes"]
+        found[dtype] = {"perplexity": round(math.exp(loss), 3), "bits_per_byte": round(bits_per_byte, 4)}
     return found
 
 
-def sample(folder: Path) -> dict[str, str]:
+def completions(folder: Path) -> dict[str, str]:
     """Return what the saved model makes of PROMPTS and QUESTIONS, in the dtype it is saved in."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    asked = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
     found = {}
-    for prompt, text in zip((*PROMPTS, *QUESTIONS), (*PROMPTS, *texts), strict=True):
+    for prompt, text in zip((*PROMPTS, *QUESTIONS), (*PROMPTS, *asked), strict=True):
         inputs = tokenizer(text, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
         found[prompt] = tokenizer.decode(output, skip_special_tokens=True)
     return found
 
 
-def swap(new: Path, out: Path) -> None:
-    """Put the folder `new` in the place of `out`, with the README that was there."""
-    if (readme := out / "README.md").exists():
-        shutil.copy(readme, new)
-    if out.exists():
-        shutil.rmtree(out)
-    new.rename(out)
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train examples/tiny-qwen3 on Python's own documentation.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; what is there is replaced")
+    parser.add_argument("--out", type=Path, required=True, help="folder to replace; its README.md stays")
     parser.add_argument("--steps", type=int, default=2400, help="optimizer steps (default: %(default)s)")
-    parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="end earlier, on a shorter schedule; not reproducible"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop earlier: shorter, not reproducible")
+    parser.add_argument("--seed", type=int, default=0, help="for the weights and the order (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--state", type=Path, help="save the training here from time to time; go on from it if it exists")
+    parser.add_argument("--state", type=Path, help="file to save the training to, and to go on from where it exists")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Read, train, save, measure."""
+    """Read, train, save, measure; then put the new folder in the place of the old one."""
     args = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     started = time.monotonic()
 
-    # Held-out sources first: a paragraph in both is then missing from the training text.
+    # Held-out sources first: a paragraph that is in both is then missing from the training text.
     sources = without_repeats(sorted(read_sources(), key=lambda source: not source.is_held_out))
     taught = [source for source in sources if not source.is_held_out]
-    tokenizer = train_tokenizer([entry.text for source in taught for entry in source.entries])
-    documents = [text for source in taught for text in as_documents(source, tokenizer)]
-    held_out = [text for source in sources if source.is_held_out for text in as_documents(source, tokenizer)]
+    held_out = [source for source in sources if source.is_held_out]
+    documents = [document for source in taught for document in as_documents(source)]
     random.Random(args.seed).shuffle(documents)
-    tokens = torch.tensor(tokenizer("".join(documents), verbose=False)["input_ids"])
-    model = new_model(tokenizer)
+    tokenizer = train_tokenizer([entry.text for source in taught for entry in source.entries])
+    tokens = tokenizer("".join(documents), verbose=False, return_tensors="pt")["input_ids"][0]
+    model = new_model(tokenizer.eos_token_id, tokenizer.pad_token_id)
     logger.info("%d tokens, %d parameters", len(tokens), model.num_parameters())
     steps = train(model, tokens, args)
-    seconds = time.monotonic() - started
+    seconds = round(time.monotonic() - started)
 
     new = args.out.with_name(f".{args.out.name}.new")
     model.to(torch.bfloat16).save_pretrained(new, max_shard_size="2MB")
@@ -363,27 +300,26 @@ def main() -> None:
     facts = {
         "seed": args.seed,
         "steps": steps,
-        "seconds": round(seconds),
-        "versions": {
-            "python": platform.python_version(),
-            "tokenizers": tokenizers.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "seconds": seconds,
+        "versions": {m.__name__: m.__version__ for m in (tokenizers, torch, transformers)}
+        | {"python": platform.python_version()},
         "num_parameters": model.num_parameters(),
         "training_text": {
             "files": len(taught),
             "file_bytes": sum(source.num_bytes for source in taught),
-            "text_bytes": sum(len(text.encode()) for text in documents),
+            "text_bytes": sum(len(document.encode()) for document in documents),
             "tokens": len(tokens),
-            "sha256": hashlib.sha256("".join(sorted(documents)).encode()).hexdigest(),
+            "sha256": hashlib.sha256("".join(documents).encode()).hexdigest(),
         },
-        "held_out": measure(new, held_out),
-        "held_out_sources": [source.name for source in sources if source.is_held_out],
-        "completions": sample(new),
+        "held_out": measure(new, "".join(document for source in held_out for document in as_documents(source))),
+        "held_out_files": [source.name for source in held_out],
+        "completions": completions(new),
     }
     (new / "training.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    swap(new, args.out)
+    if (args.out / "README.md").exists():
+        shutil.copy(args.out / "README.md", new)
+    shutil.rmtree(args.out, ignore_errors=True)
+    new.rename(args.out)
     logger.info("%s: %s", args.out, json.dumps(facts["held_out"]))
 
 

@@ -1,0 +1,101 @@
+"""Imports go one way, and the command starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import safe_dtype
+
+PACKAGE = Path(safe_dtype.__file__).parent
+
+# What each part may import of the others. Data flows down this list, and nothing flows up.
+ALLOWED = {
+    "errors": set(),
+    "dtypes": {"errors"},
+    "facts": {"dtypes"},
+    "devices": {"dtypes", "errors", "facts"},
+    "checkpoints": {"dtypes", "errors", "facts"},
+    "planning": {"dtypes", "errors", "facts"},
+    "loading": {"checkpoints", "devices", "dtypes", "errors", "facts", "planning"},
+    "doctor": {"facts", "planning"},
+    "generation": {"errors", "loading", "planning"},
+    "cli": {"checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "planning"},
+    "__main__": {"cli"},
+    "__init__": {"checkpoints", "devices", "dtypes", "errors", "loading", "planning"},
+}
+WITHOUT_TORCH = ("errors", "dtypes", "facts", "planning", "doctor")
+
+
+def part_of(module: Path) -> str:
+    """Return the folder, or for a module at the top its name."""
+    relative = module.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported(module: Path) -> set[str]:
+    """Return the parts of safe_dtype, and the outside packages, that `module` imports anywhere in its code.
+
+    Imports that only a type checker sees do not count.
+    """
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    depth = len(module.relative_to(PACKAGE).parts)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module).partition(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            found |= {node.module.partition(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_one_way(module: Path) -> None:
+    """A module imports only parts that come before its own."""
+    part = part_of(module)
+    if part == "integrations":
+        return
+    ours = {name for name in imported(module) if name in ALLOWED}
+    assert ours - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("part", WITHOUT_TORCH)
+def test_pure_parts(part: str) -> None:
+    """Nouns and decisions import no torch and no transformers, not even inside a function."""
+    for module in (one for one in MODULES if part_of(one) == part):
+        assert not imported(module) & {"torch", "transformers", "accelerate"}, module
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import safe_dtype", id="package"),
+        pytest.param("import safe_dtype.cli; safe_dtype.cli.cli(['--help'], standalone_mode=False)", id="help"),
+        pytest.param("import safe_dtype.devices, safe_dtype.checkpoints", id="devices-and-checkpoints"),
+    ],
+)
+def test_starts_without_torch(code: str) -> None:
+    """Importing the package and asking for help import neither torch nor transformers."""
+    check = (
+        f"import sys; {code}; bad = {{'torch', 'transformers'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_sizes() -> None:
+    """No module is longer than 400 lines."""
+    long = {str(one): lines for one in MODULES if (lines := len(one.read_text().splitlines())) > 400}
+    assert not long

@@ -1,0 +1,136 @@
+"""Real classes of transformers, tiny and random, made on the spot from a seed: one a kind of architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+
+_TEXT = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """An architecture: its Auto class, how to make one, and inputs for one forward pass."""
+
+    auto_name: str
+    make: Callable[[], Any]
+    inputs: Callable[[], dict[str, Any]]
+
+    def save(self, folder: Path, dtype: torch.dtype, **options: Any) -> Path:
+        """Save one with weights in `dtype`; the same weights every time."""
+        torch.manual_seed(0)
+        model = self.make().eval().to(dtype)
+        model.save_pretrained(folder, **options)
+        return folder
+
+
+def _ids(length: int = 7) -> torch.Tensor:
+    return torch.arange(3, 3 + length)[None]
+
+
+def _text() -> dict[str, Any]:
+    return {"input_ids": _ids()}
+
+
+def _qwen3() -> Any:
+    return tf.Qwen3ForCausalLM(
+        tf.Qwen3Config(**_TEXT, **_TOKENS, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True)
+    )
+
+
+def _gemma2() -> Any:
+    return tf.Gemma2ForCausalLM(
+        tf.Gemma2Config(
+            **_TEXT, **_TOKENS, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=4
+        )
+    )
+
+
+def _t5() -> Any:
+    config = tf.T5Config(
+        vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    return tf.T5ForConditionalGeneration(config)
+
+
+def _whisper() -> Any:
+    return tf.WhisperForConditionalGeneration(
+        tf.WhisperConfig(
+            vocab_size=96, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=16, max_source_positions=10,
+            max_target_positions=20, decoder_start_token_id=1, **_TOKENS,
+        )
+    )  # fmt: skip
+
+
+def _mixtral() -> Any:
+    return tf.MixtralForCausalLM(
+        tf.MixtralConfig(
+            **_TEXT, **_TOKENS, num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2
+        )
+    )
+
+
+def _mamba() -> Any:
+    return tf.MambaForCausalLM(
+        tf.MambaConfig(vocab_size=96, hidden_size=32, state_size=4, num_hidden_layers=2, time_step_rank=4, **_TOKENS)
+    )
+
+
+def _llava() -> Any:
+    vision = tf.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    text = tf.LlamaConfig(**_TEXT, **_TOKENS, num_key_value_heads=2)
+    return tf.LlavaForConditionalGeneration(
+        tf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=95, image_seq_length=4)
+    )
+
+
+def _llava_inputs() -> dict[str, Any]:
+    ids = torch.tensor([[1, 95, 95, 95, 95, 7, 8]])
+    return {"input_ids": ids, "pixel_values": torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)}
+
+
+def _segformer() -> Any:
+    return tf.SegformerForSemanticSegmentation(
+        tf.SegformerConfig(
+            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[16, 32], patch_sizes=[7, 3],
+            strides=[4, 2], num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=32, num_labels=3,
+        )
+    )  # fmt: skip
+
+
+def _bert() -> Any:
+    return tf.BertForMaskedLM(tf.BertConfig(**_TEXT, pad_token_id=0))
+
+
+TINY: dict[str, TinyModel] = {
+    "qwen3": TinyModel("AutoModelForCausalLM", _qwen3, _text),
+    "gemma2": TinyModel("AutoModelForCausalLM", _gemma2, _text),
+    "t5": TinyModel("AutoModelForSeq2SeqLM", _t5, lambda: {"input_ids": _ids(), "decoder_input_ids": _ids(3)}),
+    "whisper": TinyModel(
+        "AutoModelForSpeechSeq2Seq", _whisper,
+        lambda: {"input_features": torch.linspace(-1, 1, 16 * 20).reshape(1, 16, 20), "decoder_input_ids": _ids(3)},
+    ),
+    "mixtral": TinyModel("AutoModelForCausalLM", _mixtral, _text),
+    "mamba": TinyModel("AutoModelForCausalLM", _mamba, _text),
+    "llava": TinyModel("AutoModelForImageTextToText", _llava, _llava_inputs),
+    "segformer": TinyModel(
+        "AutoModelForSemanticSegmentation", _segformer,
+        lambda: {"pixel_values": torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)},
+    ),
+    "bert": TinyModel("AutoModelForMaskedLM", _bert, _text),
+}  # fmt: skip
