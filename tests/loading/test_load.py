@@ -133,7 +133,7 @@ def test_strict_keeps_saved(saved: Callable[..., Path]) -> None:
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
 def test_no_compute_dtype(dtype: torch.dtype, saved: Callable[..., Path]) -> None:
     """A dtype that no model computes in is an error that names those that do."""
-    with pytest.raises(StrictModeError, match="Would work: .*float32"):
+    with pytest.raises(StrictModeError, match=r"Would work: .*float32"):
         SafeAutoModel.from_pretrained(saved("qwen3"), dtype=dtype)
 
 
