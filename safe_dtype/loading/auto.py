@@ -113,5 +113,5 @@ def safe_auto_class(name: str) -> type[SafeAuto]:
     auto_class = getattr(transformers, name.removeprefix("Safe"), None)
     if not name.startswith("SafeAutoModelFor") or not hasattr(auto_class, "_model_mapping"):
         raise AttributeError(f"transformers {transformers.__version__} has no {name.removeprefix('Safe')}")
-    doc = f"`transformers.{auto_class.__name__}`, in the dtype that is right and fast on this machine."
+    doc = f"`transformers.{name.removeprefix('Safe')}`, in the dtype that is right and fast on this machine."
     return type(name, (SafeAuto,), {"auto_class": auto_class, "__doc__": doc, "__module__": "safe_dtype"})

@@ -18,10 +18,10 @@ _LIVE_INNER = 3
 def predict(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, workload: Workload) -> Cost:
     """Return the cost of the workload for one candidate."""
     prefill = prefill_seconds(candidate.compute, device, checkpoint, workload.prompt_tokens)
-    one_token = decode_seconds(candidate.storage, device, checkpoint)
     # Without a cache (encoders, vision) there is no decoding: the call is the workload.
     new_tokens = workload.new_tokens if checkpoint.cache.layers else 0
     tokens = workload.prompt_tokens + new_tokens
+    one_token = decode_seconds(candidate.storage, device, checkpoint, workload.prompt_tokens + new_tokens // 2)
     return Cost(
         prefill_seconds=prefill,
         decode_seconds=None if one_token is None else one_token * new_tokens,
@@ -48,12 +48,13 @@ def prefill_seconds(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFac
     return seconds
 
 
-def decode_seconds(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts) -> float | None:
-    """Predict one token: every active weight is read once."""
+def decode_seconds(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts, context: int) -> float | None:
+    """Predict one token after `context` others: every active weight and the whole cache are read once."""
     rate = device.verdict(dtype).decode_bytes_per_s
     if not rate:
         return None
-    return sum(one.numel * one.active for one in checkpoint.linears) * dtype.itemsize / rate
+    read = sum(one.numel * one.active for one in checkpoint.linears) + checkpoint.cache.numel_per_token * context
+    return read * dtype.itemsize / rate
 
 
 def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:

@@ -1,0 +1,55 @@
+"""config.json as it stands: what a checkpoint claims, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CorruptCheckpointError
+from .files import Files
+from .where import Where
+
+_TEXT_PARTS = ("text_config", "language_config", "llm_config", "decoder")
+
+
+def read_config(where: Where, files: Files) -> dict[str, Any]:
+    """Return config.json; empty where there is none.
+
+    Raises:
+        CorruptCheckpointError: If it is no JSON table.
+    """
+    if not files.has("config.json"):
+        return {}
+    try:
+        found = json.loads(files.local("config.json").read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise CorruptCheckpointError(where.name, f"config.json is no JSON ({exc})", "download it again") from exc
+    if not isinstance(found, dict):
+        raise CorruptCheckpointError(where.name, "config.json is no table", "download it again")
+    return found
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return a config object of transformers, or a table, as a plain table."""
+    found: dict[str, Any] = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    return found
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a composite config that describes the language model; the config itself where it has none."""
+    for name in _TEXT_PARTS:
+        if isinstance(config.get(name), Mapping):
+            return dict(config[name])
+    return config
+
+
+def first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    """Return the first of the fields called `names` that is set."""
+    return next((config[name] for name in names if config.get(name) is not None), default)
+
+
+def claimed_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return the dtype the config claims, by torch's name; of the text part where the whole claims none."""
+    claim = first(config, "dtype", "torch_dtype") or first(text_part(config), "dtype", "torch_dtype")
+    return str(claim).removeprefix("torch.") if claim and not isinstance(claim, Mapping) else None

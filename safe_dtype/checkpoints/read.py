@@ -1,0 +1,171 @@
+"""Read a checkpoint: what its files really hold, beside what its config claims."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
+from ..errors import CheckpointNotFoundError, CorruptCheckpointError
+from ..facts import CheckpointFacts, TensorFacts
+from .config import as_dict, claimed_dtype, first, read_config, text_part
+from .files import Files, LocalFiles, files_of
+from .gguf import gguf_config, read_gguf
+from .headers import read_local_header
+from .kept import kept_in_float32
+from .pickled import read_pickled
+from .shapes import cache_of, is_tied, linears_of
+from .weights import read_tensors, weight_names
+from .where import Where
+
+# What we choose between, by torch's names of what files hold. float64 is loaded as float32.
+_SAVED = {
+    "float32": FLOAT32, "float64": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16, "float8_e4m3fn": FLOAT8_E4M3,
+}  # fmt: skip
+
+
+def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None) -> CheckpointFacts:
+    """Return the facts of a folder, a file, or a repository on the Hub. Reads headers, never weights.
+
+    Args:
+        where: What to read, and where transformers would look for it.
+        config: A config object or table that is used instead of the checkpoint's config.json.
+
+    Raises:
+        CheckpointNotFoundError: If there is nothing of that name, or no weights in it.
+        GatedCheckpointError: If the Hub wants a login or access to be granted.
+        MissingShardError: If the index names files that are not there.
+        CorruptCheckpointError: If a file contradicts itself.
+        UnsafeCheckpointError: If reading a pickle would run code.
+    """
+    where = where if isinstance(where, Where) else Where(where)
+    given = None if config is None else as_dict(config)
+    path = Path(where.source)
+    if path.is_file():
+        return _read_file(where, path, given)
+    files = files_of(where)
+    if where.gguf_file:
+        if not files.has(where.gguf_file):
+            raise CheckpointNotFoundError(where.name, f"has no file {where.gguf_file}", "check `gguf_file`")
+        return _read_gguf(where, files.local(where.gguf_file), given)
+    if files.has("adapter_config.json") and not files.has("config.json"):
+        return _read_base(where, files, given)
+    found = read_config(where, files) if given is None else given
+    name, is_index = weight_names(where, files, found.get("transformers_weights"))
+    tensors = read_tensors(where, files, name, is_index=is_index)
+    file_format = "safetensors" if ".safetensors" in name else "pytorch"
+    return describe(where.name, tensors, found, file_format=file_format, revision=where.revision)
+
+
+def read_state_dict(state_dict: Mapping[str, Any], config: Any = None) -> CheckpointFacts:
+    """Return the facts of weights that are in memory already."""
+    tensors = tuple(
+        TensorFacts(name, str(one.dtype).removeprefix("torch."), tuple(one.shape), "state_dict")
+        for name, one in state_dict.items()
+    )
+    return describe("state_dict", tensors, {} if config is None else as_dict(config), file_format="state_dict")
+
+
+def describe(
+    source: str, tensors: tuple[TensorFacts, ...], config: Mapping[str, Any], *, file_format: str,
+    revision: str | None = None,
+) -> CheckpointFacts:  # fmt: skip
+    """Return the facts that follow from the tensors and the config.
+
+    Raises:
+        CorruptCheckpointError: If there is no floating-point tensor.
+    """
+    architecture = next(iter(config.get("architectures") or ()), None)
+    text = text_part(config)
+    saved = _saved(source, tensors)
+    claimed = claimed_dtype(config)
+    tied = is_tied(tensors, config, architecture)
+    sometimes, always = kept_in_float32(architecture)
+    quantization = config.get("quantization_config") or text.get("quantization_config")
+    return CheckpointFacts(
+        source=source,
+        files=tuple(dict.fromkeys(tensor.file for tensor in tensors)),
+        file_format=file_format,
+        tensors=tensors,
+        saved=saved,
+        config_dtype=claimed,
+        architecture=architecture,
+        model_type=config.get("model_type"),
+        linears=linears_of(tensors, config, tied=tied),
+        cache=cache_of(tensors, config, architecture),
+        vocab_size=first(text, "vocab_size", default=0),
+        hidden_size=first(text, "hidden_size", "d_model", "n_embd", default=0),
+        tied=tied,
+        has_conv2d=any(len(tensor.shape) == 4 for tensor in tensors),
+        keep_in_fp32=sometimes,
+        keep_in_fp32_strict=always,
+        quantization=str(as_dict(quantization).get("quant_method", "unknown")) if quantization else None,
+        revision=revision,
+        warnings=() if quantization else _lies(saved, claimed, config),
+    )
+
+
+def _saved(source: str, tensors: tuple[TensorFacts, ...]) -> Dtype:
+    filled: dict[Dtype, int] = {}
+    for tensor in tensors:
+        if tensor.dtype in _SAVED:
+            dtype = _SAVED[tensor.dtype]
+            filled[dtype] = filled.get(dtype, 0) + tensor.numel * dtype.itemsize
+    if not filled:
+        held = sorted({tensor.dtype for tensor in tensors}) or ["nothing"]
+        raise CorruptCheckpointError(source, f"holds no floating-point weights, only {', '.join(held)}")
+    return max(filled, key=lambda dtype: filled[dtype])
+
+
+def _lies(saved: Dtype, claimed: str | None, config: Mapping[str, Any]) -> tuple[str, ...]:
+    if not config:
+        return ("there is no config.json: what the architecture needs is not known",)
+    if claimed is None or claimed == saved.name:
+        return ()
+    harm = ", and what is above 65504 would become infinite" if claimed == "float16" else ""
+    return (
+        f"config.json claims {claimed}, and the files hold {saved}: plain transformers would cast them{harm}; "
+        "the files are believed",
+    )
+
+
+def _read_file(where: Where, path: Path, given: Mapping[str, Any] | None) -> CheckpointFacts:
+    """Read one file; the config.json beside it describes it."""
+    if path.suffix == ".gguf":
+        return _read_gguf(where, path, given)
+    beside: Files = LocalFiles(path.parent)
+    config = read_config(where, beside) if given is None else given
+    if path.name.endswith(".index.json"):
+        tensors, file_format = read_tensors(where, beside, path.name, is_index=True), "safetensors"
+    elif path.suffix == ".safetensors":
+        tensors, file_format = read_local_header(path), "safetensors"
+    elif path.suffix in (".bin", ".pt", ".pth"):
+        tensors, file_format = read_pickled(path), "pytorch"
+    else:
+        raise CheckpointNotFoundError(
+            where.name, "is no .safetensors, .bin, .pt, .pth or .gguf file", "pass the folder"
+        )
+    return describe(where.name, tensors, config, file_format=file_format)
+
+
+def _read_gguf(where: Where, path: Path, given: Mapping[str, Any] | None) -> CheckpointFacts:
+    tensors, quantization = read_gguf(path)
+    facts = describe(where.name, tensors, gguf_config(path) if given is None else given, file_format="gguf")
+    return replace(facts, quantization=quantization or "gguf")
+
+
+def _read_base(where: Where, files: Files, given: Mapping[str, Any] | None) -> CheckpointFacts:
+    try:
+        base = json.loads(files.local("adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise CorruptCheckpointError(where.name, f"adapter_config.json names no base ({exc!r})") from exc
+    try:
+        facts = read_checkpoint(replace(where, source=base, subfolder="", revision=None, variant=None), config=given)
+    except CheckpointNotFoundError as exc:
+        problem = f"is an adapter of {base}, and that is not to be found ({exc.problem})"
+        raise CheckpointNotFoundError(where.name, problem, exc.advice) from exc
+    return replace(facts, source=where.name, adapter=where.name)

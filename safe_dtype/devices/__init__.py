@@ -1,0 +1,46 @@
+"""Measure the machine: which devices there are, and what each dtype really does on them.
+
+Importing this package imports no torch; the functions that need it load it on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .cache import cache_folder
+from .priors import prior_facts
+
+if TYPE_CHECKING:
+    from .detect import default_device, detect, detect_one
+    from .memory import memory_of
+    from .probe import measure
+    from .survey import facts_of
+
+__all__ = [
+    "cache_folder",
+    "default_device",
+    "detect",
+    "detect_one",
+    "facts_of",
+    "measure",
+    "memory_of",
+    "prior_facts",
+]
+
+_LOADED_ON_USE = {
+    "default_device": "detect",
+    "detect": "detect",
+    "detect_one": "detect",
+    "facts_of": "survey",
+    "measure": "probe",
+    "memory_of": "memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LOADED_ON_USE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

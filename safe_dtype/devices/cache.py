@@ -1,0 +1,132 @@
+"""Verdicts on disk: one file for each device and everything that changes its kernels. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..facts import Verdict
+from .request import verdict_from_dict, verdict_to_dict
+
+logger = logging.getLogger(__name__)
+
+_SCHEMA = 1
+_BUSY_LASTS = 600.0  # seconds for which a measurement on a busy machine is believed
+_WAIT = 60.0  # seconds for another process that measures the same
+
+Key = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What one file holds."""
+
+    verdicts: tuple[Verdict, ...]
+    busy: bool = False  # measured while other processes competed for the cores
+
+
+def cache_folder() -> Path:
+    """Return where verdicts are kept: SAFE_DTYPE_CACHE, else the user's cache folder."""
+    asked = os.environ.get("SAFE_DTYPE_CACHE")
+    if asked:
+        return Path(asked).expanduser()
+    return _user_cache() / "safe_dtype"
+
+
+def load(key: Key) -> Stored | None:
+    """Return what was stored under `key`; None where there is nothing, or nothing that can be believed."""
+    file = _file(key)
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        return _believed(found, key)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as exc:
+        logger.warning("%s cannot be read (%s: %s): measuring again", file, type(exc).__name__, exc)
+        return None
+
+
+def store(key: Key, stored: Stored) -> None:
+    """Write `stored` under `key`, atomically; where that is not possible, log it and go on."""
+    values = {
+        "schema": _SCHEMA,
+        "key": key,
+        "measured_at": time.time(),
+        "busy": stored.busy,
+        "verdicts": [verdict_to_dict(verdict) for verdict in stored.verdicts],
+    }
+    file = _file(key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(file, json.dumps(values, indent=1))
+    except OSError as exc:
+        logger.warning("%s cannot be written (%s): the next process measures again", file, exc)
+
+
+@contextmanager
+def one_process_at_a_time(key: Key) -> Iterator[None]:
+    """Let one process measure while the others wait: at the same time they would only measure each other."""
+    from filelock import FileLock, Timeout  # slow to import, and only needed where something is measured
+
+    file = _file(key).with_suffix(".lock")
+    lock = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_WAIT)
+    except (OSError, NotImplementedError, Timeout) as exc:  # a folder that cannot be written, a disk without locks
+        logger.info("no lock on %s (%s): measuring anyway", file, exc)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _file(key: Key) -> Path:
+    text = json.dumps([_SCHEMA, key], sort_keys=True)
+    return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _believed(found: Any, key: Key) -> Stored | None:
+    if found["schema"] != _SCHEMA or found["key"] != json.loads(json.dumps(key)):
+        raise ValueError("it belongs to something else")
+    if found["busy"] and time.time() - found["measured_at"] > _BUSY_LASTS:
+        return None
+    return Stored(tuple(verdict_from_dict(one) for one in found["verdicts"]), bool(found["busy"]))
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Write to a file beside `file`, then rename: readers see the old one or the new one, never a part."""
+    handle, beside = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        Path(beside).replace(file)
+    except OSError:
+        with suppress(OSError):
+            Path(beside).unlink()
+        raise
+
+
+def _user_cache() -> Path:
+    asked = os.environ.get("XDG_CACHE_HOME")
+    if asked:
+        return Path(asked)
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return Path(tempfile.gettempdir())
+    if platform.system() == "Darwin":
+        return home / "Library" / "Caches"
+    if platform.system() == "Windows":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    return home / ".cache"

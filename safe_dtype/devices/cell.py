@@ -1,0 +1,233 @@
+"""One cell of the report: one dtype, one operation, one device. Runs it, times it, compares it."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..dtypes import FLOAT32, Dtype
+from ..facts import Kind, Timing, Verdict
+from .ops import Case, Op, Shape
+from .settings import float32_precision
+from .timing import clock_of, seconds_per_call
+from .verdicts import ONE_ROW, PREFILL_ROWS
+from .workspace import Workspace
+
+_FEW_ROWS = 16
+_SHARES = {ONE_ROW: 0.15, _FEW_ROWS: 0.1, PREFILL_ROWS: 0.4}  # of the time for one shape, spent on repeats
+_GROW_BELOW = 3e-3  # seconds; a product that is faster than this may show a better rate with more outputs
+_GROWTH = 4
+
+# A right kernel rounds once, by half an epsilon; accumulating in the narrow format costs a few more. 2e-2 is what
+# Unsloth and vLLM's tests allow 16-bit kernels. Wrong ones are off by 1 and more (oneDNN's AMX convolutions: 1.18).
+_ROUNDINGS = 4
+_TOLERANCE_NARROW = 2e-2
+_TOLERANCE_FLOAT32 = 1e-4
+# float32 products may be computed in TF32 (10 bits) or, by torch.set_float32_matmul_precision, in bfloat16 (7 bits).
+_INSIDE = {"medium": 2.0**-7}
+_TF32 = 2.0**-10
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+# After these the process has lost the device: every later call fails.
+_DEVICE_LOST = re.compile(
+    r"device-side assert|illegal memory access|misaligned address|unspecified launch failure|illegal instruction",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class _Course:
+    """What has been measured of a cell so far."""
+
+    timings: list[Timing] = field(default_factory=list)
+    bytes_read: float = 0.0
+    bytes_seconds: float = 0.0
+    flops: float = 0.0
+    flops_seconds: float = 0.0
+    worst_error: float = 0.0
+    faults: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    rows: int
+    shape: Shape
+    case: Case
+    first: Tensor  # the result of the first call
+    seconds: float
+
+
+class Cell:
+    """Measures one dtype of one operation within a time cap."""
+
+    def __init__(self, space: Workspace, dtype: Dtype, name: str, op: Op) -> None:
+        self._space, self._dtype, self._name, self._op = space, dtype, name, op
+        self._clock = clock_of(space.device)
+        self._course = _Course()
+
+    def verdict(self, widths: Iterable[Shape], seconds: float) -> Verdict:
+        """Return the verdict, not yet compared with float32's speed: NATIVE where it runs right.
+
+        A step that would take longer than what is left of `seconds` is not run; its rate is extrapolated from fewer
+        rows, and the reason says so.
+        """
+        unmeasured = Verdict(self._dtype, self._name, Kind.UNSUPPORTED, f"this torch has no {self._dtype}")
+        if not hasattr(torch, self._dtype.name):
+            return unmeasured
+        try:
+            self._run(self._op.shapes(tuple(widths)), time.perf_counter() + seconds)
+        except (RuntimeError, TypeError, ValueError) as exc:
+            kind, reason = _kind_of(exc)
+            return replace(unmeasured, kind=kind, reason=reason, timings=tuple(self._course.timings))
+        return self._result()
+
+    def _run(self, shapes: Iterable[Shape], deadline: float) -> None:
+        shapes = tuple(shapes)
+        for number, shape in enumerate(shapes):
+            left = deadline - time.perf_counter()
+            self._measure(shape, max(0.0, left) / (len(shapes) - number))
+
+    def _measure(self, shape: Shape, allowance: float) -> None:
+        """Go from one row to many, never to a step that would take longer than `allowance`."""
+        full, cut = self._shapes(shape)
+        step = self._try(ONE_ROW, cut)
+        for rows, now in ((ONE_ROW, full), (_FEW_ROWS, cut), (PREFILL_ROWS, cut)):
+            predicted = step.seconds * self._case(rows, now).work / step.case.work
+            if predicted > allowance:
+                self._leave_out(step, rows)
+                break
+            step = self._try(rows, now) if (rows, now) != (step.rows, step.shape) else step
+            step = self._timed(step, allowance * _SHARES[rows])
+            if rows == ONE_ROW:
+                self._count_read(step)
+        step = self._grown(step, full, allowance)
+        self._count_work(step)
+        self._check_odd(step, allowance)
+
+    def _shapes(self, shape: Shape) -> tuple[Shape, Shape]:
+        """Return the shape for one row, where all weights must be read, and the smaller one for many rows."""
+        if not self._op.cut:
+            return shape, shape
+        full = self._space.widest(self._dtype, shape)
+        return full, (min(full[0], self._op.cut), full[1])
+
+    def _case(self, rows: int, shape: Shape) -> Case:
+        return self._op.build(self._space, self._dtype, rows, shape)
+
+    def _try(self, rows: int, shape: Shape) -> _Step:
+        """Run once, which also compiles and loads whatever the kernel needs; time a second call if the first was short."""
+        case = self._case(rows, shape)
+        results: list[Tensor] = []
+        seconds = self._clock(lambda number: results.append(case.call(number)), 0, 1)
+        if seconds < 0.05:
+            seconds = min(seconds, self._clock(case.call, 1, 1))
+        step = _Step(rows, shape, case, results[0], seconds)
+        self._compare(step)
+        return step
+
+    def _timed(self, step: _Step, allowance: float) -> _Step:
+        seconds = step.seconds
+        if seconds < allowance:
+            seconds = min(seconds, seconds_per_call(step.case.call, self._clock, allowance))
+        self._course.timings.append(Timing(step.rows, step.shape, seconds))
+        return replace(step, seconds=seconds)
+
+    def _grown(self, step: _Step, full: Shape, allowance: float) -> _Step:
+        while step.rows == PREFILL_ROWS and step.seconds < _GROW_BELOW and step.shape[0] < full[0]:
+            wider = (min(full[0], step.shape[0] * _GROWTH), full[1])
+            step = self._timed(self._try(PREFILL_ROWS, wider), allowance * _SHARES[PREFILL_ROWS])
+        return step
+
+    def _check_odd(self, step: _Step, allowance: float) -> None:
+        """Compare numbers of rows that no tile divides: kernels fail by shape."""
+        for rows in self._op.odd_rows:
+            if step.seconds * rows / step.rows < allowance:
+                self._try(rows, step.shape)
+
+    def _compare(self, step: _Step) -> None:
+        error = relative_error(step.first, *step.case.exact(step.first))
+        self._course.worst_error = max(self._course.worst_error, error)
+        allowed = tolerance(step.first.dtype, self._dtype, multiplies=self._op.multiplies)
+        if error > allowed:
+            where = f" of a weight {step.shape[0]}x{step.shape[1]}" if any(step.shape) else ""
+            rows = f"{step.rows} row{'s' if step.rows > 1 else ''}"
+            off = f"a relative error of {error:.2g}" if math.isfinite(error) else "values that are not finite"
+            self._course.faults.append(f"{off} at {rows}{where} (a right kernel stays below {allowed:.2g})")
+
+    def _count_read(self, step: _Step) -> None:
+        self._course.bytes_read += step.case.bytes_read
+        self._course.bytes_seconds += step.seconds
+
+    def _count_work(self, step: _Step) -> None:
+        self._course.flops += step.case.work
+        self._course.flops_seconds += step.seconds
+
+    def _leave_out(self, step: _Step, rows: int) -> None:
+        if rows == ONE_ROW:
+            self._count_read(step)
+        took = f"{step.rows} row{'s' if step.rows > 1 else ''} took {step.seconds:.2g} s"
+        self._course.left_out.append(f"{took}, so {PREFILL_ROWS} rows were not run")
+
+    def _result(self) -> Verdict:
+        course = self._course
+        kind, reason = (Kind.WRONG, course.faults[0]) if course.faults else (Kind.NATIVE, "")
+        return Verdict(
+            self._dtype,
+            self._name,
+            kind,
+            "; ".join(filter(None, (reason, *course.left_out[:1]))),
+            decode_bytes_per_s=course.bytes_read / course.bytes_seconds if course.bytes_read else None,
+            prefill_flops_per_s=course.flops / course.flops_seconds if self._op.multiplies else None,
+            max_rel_error=course.worst_error,
+            timings=tuple(course.timings),
+        )
+
+
+def relative_error(result: Tensor, part: Tensor, exact: Tensor) -> float:
+    """Return the largest |difference| over the largest |exact value|; infinity where `result` is not finite."""
+    if not torch.isfinite(result if result.dtype.itemsize > 1 else result.float()).all():
+        return math.inf
+    difference = (part.cpu().double() - exact).abs().max().item()
+    scale = exact.abs().max().item()
+    return float(difference / scale) if scale else float(difference)
+
+
+def tolerance(result: torch.dtype, dtype: Dtype, *, multiplies: bool) -> float:
+    """Return the relative error up to which a kernel counts as right.
+
+    `result` may be wider than `dtype`: float8 products come out in bfloat16, int8 ones in int32.
+    """
+    epsilon = torch.finfo(result).eps if result.is_floating_point else 0.0
+    if dtype != FLOAT32:
+        return max(_ROUNDINGS * epsilon, _TOLERANCE_NARROW)
+    inside = _INSIDE.get(float32_precision(), _TF32) if multiplies else 0.0
+    return max(_ROUNDINGS * inside, _TOLERANCE_FLOAT32)
+
+
+def device_is_lost(verdict: Verdict) -> bool:
+    """Whether nothing else can be measured in this process after `verdict`."""
+    return verdict.kind is Kind.CRASHES and _DEVICE_LOST.search(verdict.reason) is not None
+
+
+def _kind_of(exc: Exception) -> tuple[Kind, str]:
+    """Read torch's text: the only place of this package that does."""
+    text = str(exc)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
+    if isinstance(exc, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(text):
+        return Kind.UNKNOWN, f"not measured, no memory left for it: {line}"
+    if _DEVICE_LOST.search(text):
+        return Kind.CRASHES, line
+    return Kind.UNSUPPORTED, line
+
+
+def cells_lost(cells: Iterable[tuple[Dtype, str]], because: Verdict) -> Iterator[Verdict]:
+    """Yield a verdict for every cell that could not be measured any more."""
+    for dtype, op in cells:
+        yield Verdict(dtype, op, Kind.UNKNOWN, f"not measured: {because.op} in {because.dtype} lost the device")

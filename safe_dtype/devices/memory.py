@@ -1,0 +1,152 @@
+"""How many bytes a device has and how many of them are free, after every limit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from ..facts import MemoryFacts
+
+_UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "none"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimit:
+    """The tightest limit over all the groups this process is in. Page cache counts as free, it can be dropped."""
+
+    total_bytes: int
+    free_bytes: int
+
+
+def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> MemoryFacts:
+    """Return the memory of `device`.
+
+    `max_memory` is what accelerate takes: accelerators by index, "cpu" and "mps" by name, numbers or "10GiB". A device
+    that it does not name keeps what it has.
+    """
+    where = torch.device(device)
+    found = _main_memory() if where.type == "cpu" else _accelerator_memory(where)
+    return limited(found, allowance(where, max_memory or {}))
+
+
+def limited(memory: MemoryFacts, allowed: int | None) -> MemoryFacts:
+    """Return `memory` with no more than `allowed` bytes of it."""
+    if allowed is None or allowed >= memory.free_bytes:
+        return memory
+    return MemoryFacts(min(memory.total_bytes, allowed), allowed, "max_memory")
+
+
+def allowance(device: torch.device, max_memory: Mapping[Any, Any]) -> int | None:
+    """Return what `max_memory` allows on `device`, in bytes; None where it does not name it."""
+    names = (device.type,) if device.type in ("cpu", "mps") else (device.index or 0, str(device))
+    for name in names:
+        if name in max_memory:
+            return bytes_of(max_memory[name])
+    return None
+
+
+def bytes_of(size: float | str) -> int:
+    """Read a size as accelerate does: a number of bytes, or "10GiB", "500MB"; a small b counts bits.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    if not isinstance(size, str):
+        return int(size)
+    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT])(I?)B\s*", size, re.IGNORECASE)
+    if not found:
+        raise ValueError(f"max_memory: {size!r} is no size. Next: write bytes as a number, or a unit, as in '10GiB'.")
+    number, unit, binary = found.groups()
+    count = int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(unit.upper()) + 1))
+    return count // 8 if size.rstrip().endswith("b") and not binary else count
+
+
+def cgroup_limit(root: Path) -> CgroupLimit | None:
+    """Return the tightest memory limit of the control groups of this process, of version 1 or 2; None without one.
+
+    `root` is where `proc` and `sys` are: "/", or a folder that looks like it.
+    """
+    limits = [found for group in _groups(root) if (found := _read_group(group))]
+    if not limits:
+        return None
+    return CgroupLimit(min(one.total_bytes for one in limits), min(one.free_bytes for one in limits))
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Yield the folders of this process's memory groups, from its own up to the mounts."""
+    listing = root / "proc/self/cgroup"
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    mount = root / "sys/fs/cgroup"
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        # Version 2 is number 0; beside version 1 it is mounted one level down.
+        tops = [mount, mount / "unified"] if number == "0" else [mount / "memory"]
+        for top in tops if number == "0" or "memory" in controllers.split(",") else []:
+            # In a container the path may be the host's and absent here: then the mount itself is our group.
+            own = top / path.lstrip("/")
+            yield from (group for group in (own, *own.parents) if group == top or top in group.parents)
+
+
+def _read_group(group: Path) -> CgroupLimit | None:
+    for limit_file, used_file, cache_key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit = _number(group / limit_file)
+        if limit is None or limit >= _UNLIMITED:
+            continue
+        used = _number(group / used_file) or 0
+        droppable = _statistic(group / "memory.stat", cache_key)
+        return CgroupLimit(limit, max(0, limit - max(0, used - droppable)))
+    return None
+
+
+def _number(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:  # absent, or not ours to read
+        return None
+    return int(text) if text.isdigit() else None  # "max" is no limit
+
+
+def _statistic(file: Path, key: str) -> int:
+    try:
+        found = re.search(rf"^{key} (\d+)$", file.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def _main_memory() -> MemoryFacts:
+    system = psutil.virtual_memory()
+    device = MemoryFacts(int(system.total), int(system.available), "device")
+    return within_group(device, cgroup_limit(Path("/")))
+
+
+def within_group(memory: MemoryFacts, group: CgroupLimit | None) -> MemoryFacts:
+    """Return `memory` with no more than `group` allows of it."""
+    if group is None:
+        return memory
+    total = min(memory.total_bytes, group.total_bytes)
+    if group.free_bytes >= memory.free_bytes:
+        return MemoryFacts(total, memory.free_bytes, memory.limited_by)
+    return MemoryFacts(total, group.free_bytes, "cgroup")
+
+
+def _accelerator_memory(device: torch.device) -> MemoryFacts:
+    if device.type == "mps":
+        # Unified memory: what Metal recommends, and no more than the system has left.
+        total = torch.mps.recommended_max_memory()
+        free = min(total - torch.mps.driver_allocated_memory(), _main_memory().free_bytes)
+        return MemoryFacts(total, max(0, free), "device")
+    backend = getattr(torch, device.type)
+    free, total = backend.mem_get_info(device.index or 0)
+    # Blocks that torch's allocator keeps for itself are free to this process.
+    kept = backend.memory_reserved(device.index or 0) - backend.memory_allocated(device.index or 0)
+    return MemoryFacts(int(total), int(free + max(0, kept)), "device")

@@ -1,0 +1,207 @@
+"""The operations that are measured: one table, from a name to what builds one call and its exact result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from torch import Tensor
+
+from ..dtypes import FLOAT8_E4M3, INT8, Dtype
+from .workspace import Workspace
+
+Shape = tuple[int, int]  # (out_features, in_features)
+
+_COMPARED = 32  # columns, rows or heads of a result that are computed again in float64
+_TOKENS = 512
+_HEAD_DIM = 64
+_CDIST_POINTS = 64
+_NO_SHAPE: Shape = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call, ready to run."""
+
+    call: Callable[[int], Tensor]  # gets the number of the repeat, so that weights can take turns
+    exact: Callable[[Tensor], tuple[Tensor, Tensor]]  # the first result -> (parts of it, those parts in float64)
+    work: float  # flops, or elements where nothing is multiplied: only its growth with the rows counts
+    bytes_read: float = 0.0  # weights, or the cache of attention; 0 where a rate would mean nothing
+
+
+Build = Callable[[Workspace, Dtype, int, Shape], Case]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """How one operation is measured."""
+
+    build: Build
+    shapes: Callable[[Sequence[Shape]], Sequence[Shape]]  # the model's linear widths -> the shapes measured
+    multiplies: bool = False  # work is flops, and float32 may be computed in a narrower format inside
+    cut: int = 0  # outputs that give the same rate at many rows as all of them do; 0: always all
+    odd_rows: tuple[int, ...] = ()  # checked, not timed
+
+
+def _all(widths: Sequence[Shape]) -> Sequence[Shape]:
+    return widths
+
+
+def _first(widths: Sequence[Shape]) -> Sequence[Shape]:
+    return widths[:1]
+
+
+def _none(_: Sequence[Shape]) -> Sequence[Shape]:
+    return (_NO_SHAPE,)
+
+
+def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    # int8 on CUDA multiplies more than 16 rows only (torch/aten/src/ATen/native/cuda/Blas.cpp), so kernels pad.
+    padded = max(rows, 32) if dtype == INT8 and space.device.type == "cuda" else rows
+    x, weights = space.inputs(dtype, padded, shape[1]), space.weights(dtype, shape)
+    product = _PRODUCTS.get(dtype, F.linear)
+
+    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+        columns = _spread(shape[0]).to(space.device)
+        return y[:, columns], _exactly(x) @ _exactly(weights[0][columns]).T
+
+    return Case(
+        call=lambda number: product(x, weights[number % len(weights)]),
+        exact=exact,
+        work=2.0 * rows * shape[0] * shape[1],
+        bytes_read=float(shape[0] * shape[1] * dtype.itemsize),
+    )
+
+
+def _int8_product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch._int_mm(x, weight.t())
+
+
+def _float8_product(x: Tensor, weight: Tensor) -> Tensor:
+    if not hasattr(torch, "_scaled_mm"):
+        return x @ weight.t()
+    one = torch.ones((), dtype=torch.float32, device=x.device)
+    return torch._scaled_mm(x, weight.t(), one, one, out_dtype=torch.bfloat16)
+
+
+_PRODUCTS: dict[Dtype, Callable[[Tensor, Tensor], Tensor]] = {INT8: _int8_product, FLOAT8_E4M3: _float8_product}
+
+
+def _attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> Case:
+    # Few heads keep a CPU's probe short; a GPU needs many to be busy.
+    heads = 4 if space.device.type == "cpu" else 32
+    query = space.inputs(dtype, 1, heads, rows, _HEAD_DIM)
+    both = space.inputs(dtype, 2, 1, heads, _TOKENS, _HEAD_DIM)
+    key, value = both[0], both[1].flip(-2)
+    causal = rows == _TOKENS
+
+    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (_exactly(part[:, [0, -1]]) for part in (query, key, value))
+        return y[:, [0, -1]], F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    return Case(
+        call=lambda _: F.scaled_dot_product_attention(query, key, value, is_causal=causal),
+        exact=exact,
+        work=4.0 * rows * _TOKENS * heads * _HEAD_DIM,  # the masked half counts: some kernels compute it
+        bytes_read=float(both.numel() * dtype.itemsize),
+    )
+
+
+def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Case:
+    """Build a case whose rows do not depend on each other."""
+
+    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+        rows = _spread(x.shape[0]).to(x.device)
+        return y[rows], function(_exactly(x[rows]), *(_exactly(one) for one in parameters))
+
+    return Case(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
+
+
+def _layer_norm(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    weight, bias = space.inputs(dtype, 2, shape[1])
+    return _rowwise(
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5), space.inputs(dtype, rows, shape[1]), weight, bias
+    )
+
+
+def _rms_norm(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    weight = space.inputs(dtype, shape[1])
+    return _rowwise(lambda x, w: F.rms_norm(x, w.shape, w, 1e-6), space.inputs(dtype, rows, shape[1]), weight)
+
+
+def _softmax(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    return _rowwise(lambda x: F.softmax(x, -1), space.inputs(dtype, rows, shape[1]))
+
+
+def _fft(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    return _rowwise(lambda x: torch.view_as_real(torch.fft.rfft(x)), space.inputs(dtype, rows, shape[1]))
+
+
+def _cdist(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    points = space.weights(dtype, (_CDIST_POINTS, shape[1]))[0]
+    return _rowwise(torch.cdist, space.inputs(dtype, rows, shape[1]), points)
+
+
+def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    table = space.weights(dtype, space.widest(dtype, shape))[0]
+    ids = _spread(len(table), rows).to(space.device)
+
+    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+        return y, _exactly(table[ids])
+
+    return Case(call=lambda _: F.embedding(ids, table), exact=exact, work=float(rows * shape[1]))
+
+
+# weight as a matrix -> (in_channels, kernel and stride, padding). The second and third come out wrong under AMX in
+# oneDNN 3.12: 37 of 704 shapes swept do, all with 8, 16 or 24 input channels.
+_CONVOLUTIONS: dict[Shape, tuple[int, int, int, int]] = {
+    (256, 3 * 16 * 16): (3, 16, 16, 0),
+    (16, 16 * 4 * 4): (16, 4, 4, 0),
+    (16, 16 * 8 * 8): (16, 8, 8, 0),
+    (64, 64 * 3 * 3): (64, 3, 1, 1),
+}
+_PIXELS = {1: (1, 1), 16: (1, 4), 512: (2, 16)}  # rows -> (images, side of the result)
+
+
+def _convolutions(_: Sequence[Shape]) -> Sequence[Shape]:
+    return tuple(_CONVOLUTIONS)
+
+
+def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    channels, kernel, stride, padding = _CONVOLUTIONS[shape]
+    images, side = _PIXELS[rows]
+    x = space.inputs(dtype, images, channels, side * stride, side * stride)
+    weight = space.weights(dtype, shape)[0].view(shape[0], channels, kernel, kernel)
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, stride=stride, padding=padding)
+
+    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+        return y, convolve(_exactly(x), _exactly(weight))
+
+    return Case(call=lambda _: convolve(x, weight), exact=exact, work=2.0 * rows * shape[0] * shape[1])
+
+
+# 512 x 128 outputs run at the rate of 512 x 3072, within 15 % in float32 and 5 % in bf16 and fp16 (AVX2, 2 cores).
+OPS: dict[str, Op] = {
+    "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
+    "attention": Op(_attention, _none, multiplies=True, odd_rows=(17,)),
+    "layer_norm": Op(_layer_norm, _first),
+    "rms_norm": Op(_rms_norm, _first),
+    "softmax": Op(_softmax, _first),
+    "conv2d": Op(_conv2d, _convolutions, multiplies=True),
+    "embedding": Op(_embedding, _first),
+    "fft": Op(_fft, _first),
+    "cdist": Op(_cdist, _first),
+}
+
+
+def _exactly(x: Tensor) -> Tensor:
+    return x.cpu().double()
+
+
+def _spread(length: int, count: int = _COMPARED) -> Tensor:
+    """Return up to `count` indices from the first to the last of `length`."""
+    return torch.linspace(0, length - 1, min(length, count), device="cpu").long()

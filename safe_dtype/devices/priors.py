@@ -1,0 +1,192 @@
+"""What others found out about device families: `priors.json`, with sources. Imports no torch.
+
+A prior orders the measurements and stands in for devices that nobody can measure here. It never overrules one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype, dtype_named
+from ..errors import NoSuchDeviceError
+from ..facts import DeviceFacts, Kind, MemoryFacts, Verdict
+
+_CLOSEST = 6  # names offered where none matched
+_CITED = 3  # sources named in a reason; priors.json has them all
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """One row of the table. None means that no source says."""
+
+    family: str
+    bf16_native: bool | None
+    bf16_emulated: bool | None
+    fp16_good: bool | None
+    order: tuple[Dtype, ...]  # best first
+    traps: tuple[str, ...]
+    sources: tuple[str, ...]
+    wrong: Mapping[str, str] = field(default_factory=dict, hash=False)  # dtype name -> what comes out
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Return what the row says about whole models in each compute dtype. There are no rates."""
+        return tuple(Verdict(dtype, "matmul", *self._says(dtype)) for dtype in COMPUTE)
+
+    def _says(self, dtype: Dtype) -> tuple[Kind, str]:
+        kind, words = self._kind(dtype)
+        # As a word of its own: "is_bf16_supported() says True" tells nothing about bf16.
+        trap = next((trap for trap in self.traps if re.search(rf"\b{_short(dtype)}\b", trap)), "")
+        told = words if kind is Kind.WRONG or not trap else f"{words}; {trap}"
+        return kind, f"prior table, not measured: {told} ({self.family}; {', '.join(self.sources[:_CITED])})"
+
+    def _kind(self, dtype: Dtype) -> tuple[Kind, str]:
+        if dtype.name in self.wrong:
+            return Kind.WRONG, self.wrong[dtype.name]
+        if dtype == FLOAT32:
+            return Kind.NATIVE, "float32 runs everywhere"
+        return self._float16() if dtype == FLOAT16 else self._bfloat16()
+
+    def _float16(self) -> tuple[Kind, str]:
+        if self.fp16_good is None:
+            return Kind.UNKNOWN, "sources do not agree about fp16"
+        return (Kind.NATIVE, "fp16 is fast") if self.fp16_good else (Kind.SLOW, "fp16 gains nothing")
+
+    def _bfloat16(self) -> tuple[Kind, str]:
+        if self.bf16_native:
+            return Kind.NATIVE, "bf16 is native"
+        if self.bf16_emulated:
+            return Kind.SLOW, "bf16 is emulated"
+        if self.bf16_native is None or self.bf16_emulated is None:
+            return Kind.UNKNOWN, "no source says whether bf16 runs"
+        return Kind.UNSUPPORTED, "bf16 is not there"
+
+
+def family_of(device: DeviceFacts) -> Prior | None:
+    """Return the row for `device`: the first whose every condition holds."""
+    for row in _table()["facts"]:
+        if matches(row["match"], device):
+            return _prior(row)
+    return None
+
+
+def child_needed(device: DeviceFacts) -> str | None:
+    """Return why kernels of `device` are measured in a child process, with the sources, or None."""
+    for row in _table()["child_process"]:
+        if matches(row["match"], device):
+            return f"{row['why']} ({', '.join(row['source'])})"
+    return None
+
+
+def prior_facts(name: str) -> DeviceFacts:
+    """Return what the table knows about a product that is not on this machine: "NVIDIA Tesla T4", "MI210", "gfx1030".
+
+    A size in the name ("A100 80GB", "M2 24 GB") is its memory, else the product's usual one, else 0: unknown.
+
+    Raises:
+        NoSuchDeviceError: If no product or family of this name is known; it lists the nearest names.
+    """
+    product = _product(name)
+    if product is None:
+        raise NoSuchDeviceError(name, _near(name))
+    total = _gigabytes_in(name) or product["gb"] * 10**9
+    device = DeviceFacts(
+        device=name,
+        name=name if product["vendor"] == "cpu" else product["name"],
+        memory=MemoryFacts(total, total, "device"),
+        vendor=product["vendor"],
+        capability=product["capability"],
+        measured=False,
+    )
+    prior = family_of(device)
+    if prior is None:
+        raise NoSuchDeviceError(name, _near(name))
+    return replace(device, verdicts=prior.verdicts(), family=prior.family, prior_order=prior.order)
+
+
+def matches(conditions: Mapping[str, Any], device: DeviceFacts) -> bool:
+    """Whether every condition of a row holds for `device`."""
+    return all(_HOLDS[key](value, device) for key, value in conditions.items())
+
+
+def _cc(device: DeviceFacts) -> int:
+    """Return 75 for compute capability 7.5, and 0 where there is none."""
+    major, dot, minor = device.capability.partition(".")
+    return int(major) * 10 + int(minor) if dot and (major + minor).isdigit() else 0
+
+
+def _flags(device: DeviceFacts) -> set[str]:
+    return set(device.capability.split())
+
+
+_HOLDS: dict[str, Callable[[Any, DeviceFacts], bool]] = {
+    "vendor": lambda value, device: device.vendor == value,
+    "name_re": lambda value, device: re.search(value, device.name) is not None,
+    "not_name_re": lambda value, device: re.search(value, device.name) is None,
+    "cc": lambda value, device: _cc(device) == value,
+    "cc_lt": lambda value, device: 0 < _cc(device) < value,
+    "cc_ge": lambda value, device: _cc(device) >= value,
+    "gfx_re": lambda value, device: re.search(value, device.capability) is not None,
+    "chip_re": lambda value, device: re.search(value, device.capability) is not None,
+    "arch": lambda value, device: value in _flags(device),
+    "flags": lambda value, device: _flags(device) >= set(value),
+    "flags_absent": lambda value, device: not _flags(device) & set(value),
+}
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(files(__package__).joinpath("priors.json").read_text("utf-8"))
+    return table
+
+
+def _prior(row: Mapping[str, Any]) -> Prior:
+    return Prior(
+        family=row["family"],
+        bf16_native=row["bf16_native"],
+        bf16_emulated=row["bf16_emulated"],
+        fp16_good=row["fp16_good"],
+        order=tuple(dtype_named(name) for name in row["prior_order"]),
+        traps=tuple(row["traps"]),
+        sources=tuple(row["source"]),
+        wrong=row.get("wrong", {}),
+    )
+
+
+def _product(name: str) -> Mapping[str, Any] | None:
+    gfx = re.search(r"\bgfx[0-9a-f]{3,4}\b", name.lower())
+    if gfx:
+        return {"name": name, "vendor": "amd", "capability": gfx[0], "gb": 0}
+    cc = re.search(r"\bsm_?(\d{1,2})(\d)\b", name.lower())
+    if cc:
+        return {"name": name, "vendor": "nvidia", "capability": f"{cc[1]}.{cc[2]}", "gb": 0}
+    # Marks and separators carry no meaning: "Intel(R) Arc(TM) A770", "RTX-3090", "V100-SXM2".
+    plain = re.sub(r"\((r|tm)\)", "", name.lower()).replace("-", " ")
+    for row in _table()["names"]:
+        if re.search(row["re"], plain) or re.search(row["re"], name.lower()):
+            found: Mapping[str, Any] = row
+            return found
+    return None
+
+
+def _near(name: str) -> tuple[str, ...]:
+    rows = _table()["names"]
+    known = {row["name"].lower(): row["name"] for row in rows}
+    close = difflib.get_close_matches(name.lower(), known, n=_CLOSEST, cutoff=0.6)
+    one_a_vendor = {row["vendor"]: row["name"] for row in reversed(rows)}
+    return tuple(known[one] for one in close) or tuple(one_a_vendor.values())[::-1]
+
+
+def _gigabytes_in(name: str) -> int:
+    found = re.search(r"(\d+) ?gb\b", name.lower())
+    return int(found[1]) * 10**9 if found else 0
+
+
+def _short(dtype: Dtype) -> str:
+    return {BFLOAT16: "bf16", FLOAT16: "fp16"}.get(dtype, "fp32")

@@ -1,0 +1,97 @@
+"""Measure a device: which cells, in which order, in this process or in a child."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from ..dtypes import COMPUTE, FLOAT32, Dtype
+from ..errors import ProbeError
+from ..facts import DeviceFacts, Verdict
+from .cell import Cell, cells_lost, device_is_lost
+from .detect import detect_one
+from .isolation import measure_in_children
+from .ops import OPS, Op
+from .priors import child_needed
+from .request import Request
+from .verdicts import beside_float32
+from .workspace import Workspace
+
+DEFAULT_OPS = ("matmul", "attention", "layer_norm", "rms_norm", "softmax")
+DEFAULT_WIDTHS = ((3072, 1024), (1024, 3072))  # the MLP of a model with a hidden size of 1024
+CELL_SECONDS = 0.35
+
+
+def measure(
+    device: str,
+    dtypes: Sequence[Dtype] = COMPUTE,
+    widths: Sequence[tuple[int, int]] = DEFAULT_WIDTHS,
+    *,
+    ops: Sequence[str] = DEFAULT_OPS,
+    cell_seconds: float = CELL_SECONDS,
+) -> tuple[Verdict, ...]:
+    """Measure every op in every dtype, the most promising dtype first.
+
+    `widths` are (out_features, in_features) of the model's own linears. No cell runs for much longer than
+    `cell_seconds`. Where kernels are known to end the process, a child measures; SAFE_DTYPE_PROBE=child or
+    SAFE_DTYPE_PROBE=inprocess overrides that.
+
+    Raises:
+        NoSuchDeviceError: If the device is not here.
+        ProbeError: If `ops` names an operation that nobody knows, or the child does not start.
+    """
+    facts = detect_one(device)
+    unknown = [op for op in ops if op not in OPS]
+    if unknown:
+        raise ProbeError(device, f"no operation is called {unknown[0]!r}; there are {', '.join(OPS)}")
+    request = Request(
+        device=facts.device,
+        cells=tuple((dtype, op) for op in ops for dtype in _in_order(dtypes, facts)),
+        widths=tuple((out, width) for out, width in widths),
+        cell_seconds=cell_seconds,
+        threads=torch.get_num_threads(),
+    )
+    measured = tuple(measure_in_children(request) if _wants_child(facts) else measure_here(request, OPS))
+    judged = beside_float32(measured, [one for one in measured if one.dtype == FLOAT32])
+    return tuple(verdict for verdict in judged if verdict.dtype in dtypes)
+
+
+def measure_here(request: Request, ops: dict[str, Op]) -> Iterator[Verdict]:
+    """Measure cell by cell in this process. Yields verdicts not yet compared with float32's speed."""
+    device = torch.device(request.device)
+    space = Workspace(device)
+    for number, (dtype, op) in enumerate(request.cells):
+        with _undisturbed(device):
+            verdict = Cell(space, dtype, op, ops[op]).verdict(request.widths, request.cell_seconds)
+        yield verdict
+        if device_is_lost(verdict):
+            yield from cells_lost(request.cells[number + 1 :], verdict)
+            return
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Keep the caller's gradients, autocast and current device out of the measurement."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        become_current = getattr(getattr(torch, device.type, None), "device", None)
+        if become_current and device.type != "cpu":
+            stack.enter_context(become_current(device))
+        yield
+
+
+def _in_order(dtypes: Sequence[Dtype], facts: DeviceFacts) -> list[Dtype]:
+    """Order `dtypes` as the prior table tries them, with float32, which all others are compared with."""
+    order = facts.prior_order
+    wanted = dict.fromkeys((*dtypes, FLOAT32))
+    return sorted(wanted, key=lambda dtype: order.index(dtype) if dtype in order else len(order))
+
+
+def _wants_child(facts: DeviceFacts) -> bool:
+    asked = os.environ.get("SAFE_DTYPE_PROBE", "")
+    return asked == "child" if asked else child_needed(facts) is not None

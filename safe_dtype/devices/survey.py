@@ -1,0 +1,76 @@
+"""Everything about one device: what it is, what it was measured to do, and where torch's claims disagree."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..dtypes import COMPUTE, Dtype
+from ..facts import DeviceFacts
+from .cache import Key, Stored, load, one_process_at_a_time, store
+from .claims import with_disagreements
+from .detect import detect_one, hardware_of
+from .memory import memory_of
+from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
+from .timing import seconds_waited
+
+_BUSY = 0.2  # share of the measurement spent waiting for a core
+
+
+def facts_of(
+    device: str,
+    *,
+    dtypes: Sequence[Dtype] = COMPUTE,
+    widths: Sequence[tuple[int, int]] = DEFAULT_WIDTHS,
+    ops: Sequence[str] = DEFAULT_OPS,
+    max_memory: Mapping[Any, Any] | None = None,
+    refresh: bool = False,
+) -> DeviceFacts:
+    """Return `device` with its verdicts: remembered, or measured now and remembered. `refresh` measures in any case.
+
+    Raises:
+        NoSuchDeviceError: If the device is not here.
+        ProbeError: If it cannot be measured.
+    """
+    facts = detect_one(device)
+    key = _key(facts, dtypes, widths, ops)
+    stored = None if refresh else load(key)
+    if stored is None:
+        with one_process_at_a_time(key):
+            stored = (None if refresh else load(key)) or _measured(facts, dtypes, widths, ops)
+            store(key, stored)
+    busy = (("measured", "while other processes kept the cores busy"),) if stored.busy else ()
+    return replace(
+        facts,
+        memory=memory_of(facts.device, max_memory) if max_memory else facts.memory,
+        verdicts=stored.verdicts,
+        settings=facts.settings + busy,
+        claims=with_disagreements(facts.claims, stored.verdicts),
+    )
+
+
+def _measured(
+    facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]
+) -> Stored:
+    started, waited = time.perf_counter(), seconds_waited()
+    verdicts = measure(facts.device, dtypes, widths, ops=ops)
+    waited = seconds_waited() - waited
+    return Stored(verdicts, busy=waited > _BUSY * (time.perf_counter() - started))
+
+
+def _key(facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]) -> Key:
+    """Return everything that the verdicts depend on."""
+    return {
+        "name": facts.name,
+        "uuid": hardware_of(facts.device).uuid,
+        "capability": facts.capability,
+        "memory": facts.memory.total_bytes,
+        "driver": facts.driver,
+        "versions": dict(facts.versions),
+        "settings": dict(facts.settings),
+        "dtypes": [dtype.name for dtype in dtypes],
+        "widths": [list(width) for width in widths],
+        "ops": list(ops),
+    }

@@ -1,0 +1,47 @@
+"""From measured cells to verdicts: how each dtype does beside float32. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ..dtypes import FLOAT32
+from ..facts import Kind, Verdict
+
+ONE_ROW, PREFILL_ROWS = 1, 512
+# Our own figure: below it a narrower format still pays by the memory it saves.
+_SLOW = 1.5
+
+
+def beside_float32(verdicts: Iterable[Verdict], float32: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return `verdicts` with their speed judged: SLOW where right but more than 1.5 times float32's time."""
+    bases = {verdict.op: verdict for verdict in float32}
+    return tuple(_judged(verdict, bases.get(verdict.op)) for verdict in verdicts)
+
+
+def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
+    if verdict.kind is not Kind.NATIVE or verdict.dtype == FLOAT32 or base is None or not base.runs:
+        return verdict
+    many, one = _ratio(verdict, base, PREFILL_ROWS), _ratio(verdict, base, ONE_ROW)
+    if many is None:
+        return verdict
+    words = [f"{many:.2g}x float32's time at {PREFILL_ROWS} rows", f"{one:.2g}x at 1 row" if one else ""]
+    kind = Kind.SLOW if many > _SLOW else Kind.NATIVE
+    return replace(
+        verdict, kind=kind, reason="; ".join(filter(None, (", ".join(filter(None, words)), verdict.reason)))
+    )
+
+
+def _ratio(verdict: Verdict, base: Verdict, rows: int) -> float | None:
+    """Return how many times longer `verdict` takes than `base`, by the rates, else by the times of equal shapes."""
+    if rows == PREFILL_ROWS and verdict.prefill_flops_per_s and base.prefill_flops_per_s:
+        return base.prefill_flops_per_s / verdict.prefill_flops_per_s
+    if rows == ONE_ROW and verdict.decode_bytes_per_s and base.decode_bytes_per_s:
+        bytes_each = verdict.dtype.itemsize / base.dtype.itemsize
+        return bytes_each * base.decode_bytes_per_s / verdict.decode_bytes_per_s
+    mine, theirs = _seconds(verdict, rows), _seconds(base, rows)
+    return mine / theirs if mine and theirs else None
+
+
+def _seconds(verdict: Verdict, rows: int) -> float:
+    return sum(timing.seconds for timing in verdict.timings if timing.rows == rows)
