@@ -87,7 +87,7 @@ def main(*, gigabytes: float, repeats: int, name: str) -> None:
 
 def _row(dtype: str, runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
     def median(which: int, what: str) -> float:
-        return statistics.median(pair[which][what] for pair in runs)
+        return float(statistics.median(pair[which][what] for pair in runs))
 
     return {
         "dtype": dtype,

@@ -116,7 +116,7 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
     as_text = form == "text"
     said = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
     if as_text:
-        click.echo(f"\n{said.closing_line(made)}", err=True)
+        click.echo(said.closing_line(made), err=True)
     else:
         click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
 

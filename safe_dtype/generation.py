@@ -59,10 +59,10 @@ class _TimedStreamer(transformers.TextStreamer):  # type: ignore[misc]
             self.first_token_seconds = time.perf_counter() - self._started
         super().put(value)
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
-        """Write what is ready."""
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Write what is ready, and end the line at the end."""
         if self._stream is not None:
-            self._stream.write(text)
+            self._stream.write(text + "\n" * stream_end)
             self._stream.flush()
 
 

@@ -23,7 +23,7 @@ def test_public_names() -> None:
 
 def test_unknown_name() -> None:
     """A name that does not exist is an AttributeError, as of any module."""
-    with pytest.raises(AttributeError, match="SafeAutoModelForNothing"):
+    with pytest.raises(AttributeError, match="has no AutoModelForNothing"):
         safe_dtype.SafeAutoModelForNothing  # noqa: B018
     with pytest.raises(AttributeError, match="nonsense"):
         safe_dtype.nonsense  # noqa: B018

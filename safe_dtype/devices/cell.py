@@ -15,12 +15,14 @@ from ..dtypes import FLOAT32, Dtype
 from ..facts import Kind, Timing, Verdict
 from .ops import Case, Op, Shape
 from .settings import float32_precision
-from .timing import clock_of, seconds_per_call
+from .timing import Clock, clock_of, seconds_per_call
 from .verdicts import ONE_ROW, PREFILL_ROWS
 from .workspace import Workspace
 
 _FEW_ROWS = 16
-_SHARES = {ONE_ROW: 0.15, _FEW_ROWS: 0.1, PREFILL_ROWS: 0.4}  # of the time for one shape, spent on repeats
+_SHARES = {ONE_ROW: 0.1, _FEW_ROWS: 0.05, PREFILL_ROWS: 0.25}  # of the time for one shape, spent on repeats
+_CALLED_TWICE = {ONE_ROW: 0.05}  # seconds; a first call below it is repeated, since it loaded and compiled things
+_CALLED_TWICE_ELSE = 5e-3
 _GROW_BELOW = 3e-3  # seconds; a product that is faster than this may show a better rate with more outputs
 _GROWTH = 4
 
@@ -69,15 +71,15 @@ class Cell:
 
     def __init__(self, space: Workspace, dtype: Dtype, name: str, op: Op) -> None:
         self._space, self._dtype, self._name, self._op = space, dtype, name, op
-        self._clock = clock_of(space.device)
-        self._course = _Course()
+        self._course, self._clock = _Course(), clock_of(space.device)
 
-    def verdict(self, widths: Iterable[Shape], seconds: float) -> Verdict:
+    def verdict(self, widths: Iterable[Shape], seconds: float, clock: Clock | None = None) -> Verdict:
         """Return the verdict, not yet compared with float32's speed: NATIVE where it runs right.
 
         A step that would take longer than what is left of `seconds` is not run; its rate is extrapolated from fewer
         rows, and the reason says so.
         """
+        self._course, self._clock = _Course(), clock or clock_of(self._space.device)
         unmeasured = Verdict(self._dtype, self._name, Kind.UNSUPPORTED, f"this torch has no {self._dtype}")
         if not hasattr(torch, self._dtype.name):
             return unmeasured
@@ -104,7 +106,7 @@ class Cell:
                 self._leave_out(step, rows)
                 break
             step = self._try(rows, now) if (rows, now) != (step.rows, step.shape) else step
-            step = self._timed(step, allowance * _SHARES[rows])
+            step = self._timed(step, allowance)
             if rows == ONE_ROW:
                 self._count_read(step)
         step = self._grown(step, full, allowance)
@@ -126,23 +128,22 @@ class Cell:
         case = self._case(rows, shape)
         results: list[Tensor] = []
         seconds = self._clock(lambda number: results.append(case.call(number)), 0, 1)
-        if seconds < 0.05:
+        if seconds < _CALLED_TWICE.get(rows, _CALLED_TWICE_ELSE):
             seconds = min(seconds, self._clock(case.call, 1, 1))
         step = _Step(rows, shape, case, results[0], seconds)
         self._compare(step)
         return step
 
     def _timed(self, step: _Step, allowance: float) -> _Step:
-        seconds = step.seconds
-        if seconds < allowance:
-            seconds = min(seconds, seconds_per_call(step.case.call, self._clock, allowance))
+        worth = allowance * _SHARES[step.rows] * self._op.share
+        seconds = seconds_per_call(step.case.call, self._clock, worth, step.seconds)
         self._course.timings.append(Timing(step.rows, step.shape, seconds))
         return replace(step, seconds=seconds)
 
     def _grown(self, step: _Step, full: Shape, allowance: float) -> _Step:
         while step.rows == PREFILL_ROWS and step.seconds < _GROW_BELOW and step.shape[0] < full[0]:
             wider = (min(full[0], step.shape[0] * _GROWTH), full[1])
-            step = self._timed(self._try(PREFILL_ROWS, wider), allowance * _SHARES[PREFILL_ROWS])
+            step = self._timed(self._try(PREFILL_ROWS, wider), allowance)
         return step
 
     def _check_odd(self, step: _Step, allowance: float) -> None:

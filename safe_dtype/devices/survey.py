@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,7 @@ from .claims import with_disagreements
 from .detect import detect_one, hardware_of
 from .memory import memory_of
 from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
-from .timing import seconds_waited
-
-_BUSY = 0.2  # share of the measurement spent waiting for a core
+from .timing import Waiting
 
 
 def facts_of(
@@ -54,10 +51,9 @@ def facts_of(
 def _measured(
     facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]
 ) -> Stored:
-    started, waited = time.perf_counter(), seconds_waited()
+    waiting = Waiting()
     verdicts = measure(facts.device, dtypes, widths, ops=ops)
-    waited = seconds_waited() - waited
-    return Stored(verdicts, busy=waited > _BUSY * (time.perf_counter() - started))
+    return Stored(verdicts, busy=waiting.busy)
 
 
 def _key(facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]) -> Key:

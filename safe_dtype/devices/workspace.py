@@ -15,7 +15,7 @@ _INPUT_BLOCK, _WEIGHT_BLOCK = 131_071, 262_139
 _WEIGHT_SCALE = 0.125  # products of 16 to 16k terms stay far inside float16
 _INT8_SCALE = 40.0
 
-_CPU_POOL = range(96 * 2**20, 384 * 2**20)  # bytes
+_CPU_POOL = range(64 * 2**20, 384 * 2**20)  # bytes
 _ACCELERATOR_POOL = 256 * 2**20  # beyond the 50 MB second-level cache of an H100
 _COPIES = 4  # of one weight, at least
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
 
+from ..errors import SafeDtypeWarning
 from ..planning import Plan, Policy
 from .load import load
+from .plans import check_agreement, plan_request
+from .request import Request
 
 
 class SafeAuto:
@@ -40,8 +44,14 @@ class SafeAuto:
             CheckpointError: If the checkpoint cannot be found or read.
             PlanError: If no dtype does here, or `plan` contradicts the other arguments.
         """
-        target = cls._target(pretrained_model_name_or_path, kwargs)
-        return load(target, pretrained_model_name_or_path, *model_args, policy=policy, plan=plan, **kwargs)
+        request = Request(pretrained_model_name_or_path, kwargs)
+        if plan is None:
+            plan = plan_request(request, policy)
+        else:
+            check_agreement(plan, request, policy)
+        for text in plan.warnings:
+            warnings.warn(text, SafeDtypeWarning, stacklevel=2)
+        return load(cls._target(request), request, plan, *model_args)
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -54,7 +64,7 @@ class SafeAuto:
         cls.auto_class.register(config_class, model_class, exist_ok=exist_ok)
 
     @classmethod
-    def _target(cls, _source: Any, _arguments: dict[str, Any]) -> Any:
+    def _target(cls, _request: Request) -> Any:
         return cls.auto_class
 
 
@@ -64,10 +74,10 @@ class SafeAutoModel(SafeAuto):
     auto_class = transformers.AutoModel
 
     @classmethod
-    def _target(cls, source: Any, arguments: dict[str, Any]) -> Any:
-        config = arguments.get("config")
+    def _target(cls, request: Request) -> Any:
+        config = request.arguments.get("config")
         if not isinstance(config, transformers.PreTrainedConfig):
-            config = _read_config(source if config is None else config, arguments)
+            config = _read_config(request.source if config is None else config, request)
         return _class_for(config)
 
 
@@ -77,8 +87,8 @@ _CONFIG_ARGUMENTS = (
 )  # fmt: skip
 
 
-def _read_config(source: Any, arguments: dict[str, Any]) -> Any:
-    given = {name: arguments[name] for name in _CONFIG_ARGUMENTS if name in arguments}
+def _read_config(source: Any, request: Request) -> Any:
+    given = {name: request.arguments[name] for name in _CONFIG_ARGUMENTS if name in request.arguments}
     adapter = transformers.utils.find_adapter_config_file(source)
     if adapter is not None:
         source = _base_of(source, adapter)

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import NoPlanError, SafeDtypeWarning
-from ..planning import Plan, Policy
-from .plans import check_agreement, plan_request
+from ..planning import Plan
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -34,36 +33,22 @@ class Origin:
     arguments: Mapping[str, Any] = field(repr=False)
 
 
-def load(
-    target: type, source: str | os.PathLike[str] | None, *model_args: Any,
-    policy: Policy | str | None = None, plan: Plan | None = None, **kwargs: Any,
-) -> Any:  # fmt: skip
-    """Call `target.from_pretrained` with the plan's dtype; return what it returns.
+def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
+    """Call `target.from_pretrained` as requested, in the plan's dtype; return what it returns.
 
     Args:
         target: A model class or Auto class of transformers.
-        source: As `pretrained_model_name_or_path`.
+        request: The caller's own call. What the plan fills in is the dtype and, where it needs them,
+            `attn_implementation` and `device_map`.
+        plan: The plan for this request.
         model_args: Handed on.
-        policy: How to choose; a `Policy` or its short text.
-        plan: A plan made before, instead of making one now.
-        kwargs: Handed on, the dtype (and where the plan needs them `attn_implementation`, `device_map`) filled in.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be found or read.
-        PlanError: If no dtype does, or `plan` contradicts the other arguments.
     """
-    request = Request(source, kwargs)
-    if plan is None:
-        plan = plan_request(request, policy)
-    else:
-        check_agreement(plan, request, policy)
-    for text in plan.warnings:
-        warnings.warn(text, SafeDtypeWarning, stacklevel=3)
-    found = target.from_pretrained(source, *model_args, **_arguments(plan, request))  # type: ignore[attr-defined]
+    found = target.from_pretrained(request.source, *model_args, **_arguments(plan, request))
     model = found[0] if isinstance(found, tuple) else found
     _verify(model, plan)
-    kept = {name: value for name, value in kwargs.items() if name not in _NOT_REMEMBERED}
-    setattr(model, _ATTRIBUTE, Origin(plan, type(model), None if source is None else os.fspath(source), kept))
+    source = None if request.source is None else os.fspath(request.source)
+    kept = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
+    setattr(model, _ATTRIBUTE, Origin(plan, type(model), source, kept))
     return found
 
 

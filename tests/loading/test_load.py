@@ -172,10 +172,10 @@ def test_output_loading_info(saved: Callable[..., Path]) -> None:
 def test_arguments_pass_through(saved: Callable[..., Path]) -> None:
     """`attn_implementation`, config fields and `device_map` reach transformers."""
     model = SafeAutoModel.from_pretrained(
-        saved("qwen3"), attn_implementation="eager", device_map="cpu", rope_theta=5e5, use_cache=False
+        saved("qwen3"), attn_implementation="eager", device_map="cpu", num_hidden_layers=1, use_cache=False
     )
     assert model.config._attn_implementation == "eager"
-    assert model.config.use_cache is False
+    assert (model.config.use_cache, len(model.model.layers)) == (False, 1)
     assert model.hf_device_map == {"": "cpu"} or str(model.device) == "cpu"
 
 
