@@ -134,3 +134,36 @@ TINY: dict[str, TinyModel] = {
     ),
     "bert": TinyModel("AutoModelForMaskedLM", _bert, _text),
 }  # fmt: skip
+
+
+def tiny_gguf(path: Path) -> Path:
+    """Write a Llama of one layer whose matrices are quantized to Q8_0, as a GGUF file."""
+    import gguf
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(96)
+    writer.add_rope_dimension_count(8)
+    writer.add_tensor("token_embd.weight", random.standard_normal((96, 32)).astype(np.float32))
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(32, np.float32))
+    shapes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
+    shapes |= {"ffn_up": (64, 32), "ffn_gate": (64, 32), "ffn_down": (32, 64)}
+    quantized = {"output": (96, 32)} | {f"blk.0.{name}": shape for name, shape in shapes.items()}
+    for name, shape in quantized.items():
+        numbers = random.standard_normal(shape).astype(np.float32)
+        blocks = gguf.quants.quantize(numbers, gguf.GGMLQuantizationType.Q8_0)
+        writer.add_tensor(f"{name}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -78,7 +78,9 @@ class SafeAutoModel(SafeAuto):
         config = request.arguments.get("config")
         if not isinstance(config, transformers.PreTrainedConfig):
             config = _read_config(request.source if config is None else config, request)
-        return _class_for(config)
+        # A GGUF file names no class of transformers; all that transformers reads are language models.
+        otherwise = transformers.AutoModelForCausalLM if request.arguments.get("gguf_file") else transformers.AutoModel
+        return _class_for(config, otherwise)
 
 
 _CONFIG_ARGUMENTS = (
@@ -102,13 +104,13 @@ def _base_of(source: Any, adapter: str) -> Any:
     return json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
-def _class_for(config: Any) -> Any:
-    """Return the class that loads the architecture named in `config`; AutoModel where it names none."""
+def _class_for(config: Any, otherwise: Any) -> Any:
+    """Return the class that loads the architecture named in `config`; `otherwise` where it names none."""
     architecture = next(iter(config.architectures or ()), None)
     for auto_name, reference in (getattr(config, "auto_map", None) or {}).items():
         if architecture and str(reference).endswith(f".{architecture}"):
             return getattr(transformers, auto_name)
-    return getattr(transformers, architecture or "", transformers.AutoModel)
+    return getattr(transformers, architecture or "", otherwise)
 
 
 @cache

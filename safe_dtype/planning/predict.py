@@ -63,8 +63,8 @@ def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
 
 
 def _itemsize(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> int:
-    if not tensor.dtype.startswith(("float", "bfloat")):
-        return max(1, int(re.sub(r"\D", "", tensor.dtype) or 8) // 8)
+    if integer := re.fullmatch(r"u?int(\d+)|bool", tensor.dtype):
+        return max(1, int(integer[1] or 8) // 8)
     kept = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage.name == "float16" else ())
     # Unanchored, as transformers matches them.
     if any(re.search(pattern, tensor.name) for pattern in kept):

@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from tiny_models import TINY
+from tiny_models import TINY, tiny_gguf
 
 from safe_dtype.checkpoints import Where, read_checkpoint, read_state_dict
 from safe_dtype.dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32
@@ -219,30 +219,11 @@ def test_broken_pickle(tmp_path: Path) -> None:
 
 def test_gguf(tmp_path: Path) -> None:
     """A GGUF file is described by its own fields; quantized blocks name their format."""
-    import gguf
-    import numpy as np
-
-    path = tmp_path / "model.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tensor("token_embd.weight", np.zeros((96, 32), np.float16))
-    blocks = gguf.quants.quantize(np.zeros((64, 32), np.float32), gguf.GGMLQuantizationType.Q8_0)
-    writer.add_tensor("blk.0.ffn_up.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    path = tiny_gguf(tmp_path / "model.gguf")
     for where in (Where(path), Where(tmp_path, gguf_file="model.gguf")):
         facts = read_checkpoint(where)
-        assert (facts.file_format, facts.saved, facts.quantization) == ("gguf", FLOAT16, "gguf:Q8_0")
-        assert facts.parameters == 96 * 32 + 64 * 32
-        assert facts.model_type == "llama"
+        assert (facts.file_format, facts.saved, facts.quantization) == ("gguf", FLOAT32, "gguf:Q8_0")
+        assert (facts.model_type, facts.parameters) == ("llama", 15_456)
 
 
 def test_adapter(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_models import TINY
+from tiny_models import TINY, tiny_gguf
 
 import safe_dtype
 from safe_dtype import BFLOAT16, FLOAT32, Policy, SafeAutoModel, SafeDtypeWarning, plan_of
@@ -244,6 +244,16 @@ def test_adapter(tmp_path: Path, saved: Callable[..., Path]) -> None:
     model = SafeAutoModel.from_pretrained(tmp_path)
     assert plan_of(model).saved == BFLOAT16
     assert any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_gguf(tmp_path: Path) -> None:
+    """A GGUF file loads as transformers loads it, head and all: its quantizer's rule holds."""
+    tiny_gguf(tmp_path / "model.gguf")
+    model = SafeAutoModel.from_pretrained(tmp_path, gguf_file="model.gguf")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+    assert (type(model), model.dtype) == (type(plain), plain.dtype)
+    assert plan_of(model).quantization == "gguf:Q8_0"
+    assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
 
 
 def test_remote_code(tmp_path: Path) -> None:
