@@ -57,7 +57,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFacts:
-    """Bytes on one device, after every limit (cgroup, `max_memory`) has been applied."""
+    """Bytes on one device, after every limit (cgroup, `max_memory`) has been applied. All zero: nobody knows."""
 
     total_bytes: int
     free_bytes: int

@@ -68,7 +68,7 @@ def store(key: Key, stored: Stored) -> None:
     file = _file(key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, json.dumps(values, indent=1))
+        _write_whole(file, json.dumps(values))
     except OSError as exc:
         logger.warning("%s cannot be written (%s): the next process measures again", file, exc)
 

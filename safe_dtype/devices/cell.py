@@ -23,6 +23,7 @@ _FEW_ROWS = 16
 _SHARES = {ONE_ROW: 0.1, _FEW_ROWS: 0.05, PREFILL_ROWS: 0.25}  # of the time for one shape, spent on repeats
 _CALLED_TWICE = {ONE_ROW: 0.05}  # seconds; a first call below it is repeated, since it loaded and compiled things
 _CALLED_TWICE_ELSE = 5e-3
+_LEAST_SECONDS = 0.01  # for the shapes that come after a slow one: what is quick is still checked
 _GROW_BELOW = 3e-3  # seconds; a product that is faster than this may show a better rate with more outputs
 _GROWTH = 4
 
@@ -94,7 +95,7 @@ class Cell:
         shapes = tuple(shapes)
         for number, shape in enumerate(shapes):
             left = deadline - time.perf_counter()
-            self._measure(shape, max(0.0, left) / (len(shapes) - number))
+            self._measure(shape, max(_LEAST_SECONDS, left / (len(shapes) - number)))
 
     def _measure(self, shape: Shape, allowance: float) -> None:
         """Go from one row to many, never to a step that would take longer than `allowance`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from ..facts import MemoryFacts
@@ -72,39 +73,61 @@ def cgroup_limit(root: Path) -> CgroupLimit | None:
 
     `root` is where `proc` and `sys` are: "/", or a folder that looks like it.
     """
-    limits = [found for group in _groups(root) if (found := _read_group(group))]
+    limits = [found for files in _limit_files(root) if (found := files.read())]
     if not limits:
         return None
     return CgroupLimit(min(one.total_bytes for one in limits), min(one.free_bytes for one in limits))
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's memory groups, from its own up to the mounts."""
+@dataclass(frozen=True, slots=True)
+class _LimitFiles:
+    """Where one control group says what it may use and what it uses."""
+
+    limit: Path
+    used: Path
+    statistics: Path
+    droppable: str  # the statistic that counts page cache which the kernel drops first
+
+    def read(self) -> CgroupLimit | None:
+        limit = _number(self.limit)
+        if limit is None or limit >= _UNLIMITED:
+            return None
+        used = (_number(self.used) or 0) - _statistic(self.statistics, self.droppable)
+        return CgroupLimit(limit, max(0, limit - max(0, used)))
+
+
+@cache
+def _limit_files(root: Path) -> tuple[_LimitFiles, ...]:
+    """Return the files of this process's memory groups, from its own up to the mounts."""
     listing = root / "proc/self/cgroup"
     lines = listing.read_text().splitlines() if listing.exists() else []
-    mount = root / "sys/fs/cgroup"
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        # Version 2 is number 0; beside version 1 it is mounted one level down.
-        tops = [mount, mount / "unified"] if number == "0" else [mount / "memory"]
-        for top in tops if number == "0" or "memory" in controllers.split(",") else []:
-            # In a container the path may be the host's and absent here: then the mount itself is our group.
-            own = top / path.lstrip("/")
-            yield from (group for group in (own, *own.parents) if group == top or top in group.parents)
+    both = [one for line in lines for group in _groups(line, root / "sys/fs/cgroup") for one in _either_version(group)]
+    return tuple(one for one in both if one.limit.exists())
 
 
-def _read_group(group: Path) -> CgroupLimit | None:
-    for limit_file, used_file, cache_key in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        limit = _number(group / limit_file)
-        if limit is None or limit >= _UNLIMITED:
-            continue
-        used = _number(group / used_file) or 0
-        droppable = _statistic(group / "memory.stat", cache_key)
-        return CgroupLimit(limit, max(0, limit - max(0, used - droppable)))
-    return None
+def _groups(line: str, mount: Path) -> Iterator[Path]:
+    """Yield the folders that one line of /proc/self/cgroup means for memory."""
+    number, controllers, path = line.split(":", 2)
+    if number == "0":  # version 2; beside version 1 it is mounted one level down
+        tops = [mount, mount / "unified"]
+    else:
+        tops = [mount / "memory"] if "memory" in controllers.split(",") else []
+    for top in tops:
+        # In a container the path may be the host's and absent here: then the mount itself is our group.
+        own = top / path.lstrip("/")
+        yield from (group for group in (own, *own.parents) if group == top or top in group.parents)
+
+
+def _either_version(group: Path) -> tuple[_LimitFiles, _LimitFiles]:
+    return (
+        _LimitFiles(group / "memory.max", group / "memory.current", group / "memory.stat", "inactive_file"),
+        _LimitFiles(
+            group / "memory.limit_in_bytes",
+            group / "memory.usage_in_bytes",
+            group / "memory.stat",
+            "total_inactive_file",
+        ),
+    )
 
 
 def _number(file: Path) -> int | None:

@@ -23,7 +23,7 @@ from .workspace import Workspace
 
 DEFAULT_OPS = ("matmul", "attention", "layer_norm", "rms_norm", "softmax")
 DEFAULT_WIDTHS = ((3072, 1024), (1024, 3072))  # the MLP of a model with a hidden size of 1024
-CELL_SECONDS = 0.35
+CELL_SECONDS = 0.3
 
 
 def measure(
@@ -63,30 +63,42 @@ def measure(
 def measure_here(request: Request, ops: dict[str, Op]) -> Iterator[Verdict]:
     """Measure cell by cell in this process. Yields verdicts not yet compared with float32's speed."""
     space = Workspace(torch.device(request.device))
-    busy = False
+    run = _Run(request)
     for number, (dtype, name) in enumerate(request.cells):
         with _undisturbed(space.device):
-            verdict, busy = _measured(Cell(space, dtype, name, ops[name]), request, busy=busy)
+            verdict = run.verdict(Cell(space, dtype, name, ops[name]))
         yield verdict
         if device_is_lost(verdict):
             yield from cells_lost(request.cells[number + 1 :], verdict)
             return
 
 
-def _measured(cell: Cell, request: Request, *, busy: bool) -> tuple[Verdict, bool]:
-    """Return the verdict on one cell, and whether other processes keep the cores busy.
+class _Run:
+    """Measures on all threads, until other processes turn out to keep the cores busy.
 
     Then the threads of one OpenMP region wait for each other until the scheduler has run them all: 24 ms for a product
     of 1 ms, every time (2 threads, 2 cores, one busy neighbour). So one thread is measured, by its own clock.
     """
-    if not busy:
-        waiting = Waiting()
-        verdict = cell.verdict(request.widths, request.cell_seconds)
-        if not request.device.startswith("cpu") or not waiting.busy:
-            return verdict, False
-    with one_thread():
-        alone = cell.verdict(request.widths, request.cell_seconds, by_thread_time)
-    return on_all_threads(alone, request.threads), True
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._can_be_disturbed = torch.device(request.device).type == "cpu"
+        self._busy = False
+        self._bandwidth: dict[str, float] = {}  # op -> bytes/s, the best of all dtypes so far
+
+    def verdict(self, cell: Cell) -> Verdict:
+        """Return the verdict on one cell."""
+        widths, seconds = self._request.widths, self._request.cell_seconds
+        if not self._busy:
+            waiting = Waiting()
+            verdict = cell.verdict(widths, seconds)
+            self._busy = self._can_be_disturbed and waiting.busy
+        if self._busy:
+            with one_thread():
+                verdict = cell.verdict(widths, seconds, by_thread_time)
+        best = max(self._bandwidth.get(verdict.op, 0.0), verdict.decode_bytes_per_s or 0.0)
+        self._bandwidth[verdict.op] = best
+        return on_all_threads(verdict, self._request.threads, bandwidth=best) if self._busy else verdict
 
 
 @contextmanager

@@ -19,18 +19,20 @@ def beside_float32(verdicts: Iterable[Verdict], float32: Sequence[Verdict]) -> t
     return tuple(_judged(verdict, bases.get(verdict.op)) for verdict in verdicts)
 
 
-def on_all_threads(verdict: Verdict, threads: int) -> Verdict:
+def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdict:
     """Return what was measured on one thread as it would be on `threads` of them.
 
-    Arithmetic grows with the threads. Reading weights hardly does: one thread comes near the bandwidth of a small
-    machine (17 of 20 GB/s with 2 threads), and how far a large one goes cannot be told while others use it.
+    Arithmetic grows with the threads, and so does reading weights, up to `bandwidth` (bytes/s): what is read
+    in the dtype that is read fastest. It comes near all a small machine has (17 of 20 GB/s, where bf16 alone reaches
+    9), and how much more a large one has cannot be told while others use it.
     """
     if not verdict.timings:
         return verdict
-    flops = verdict.prefill_flops_per_s
+    read, flops = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
     return replace(
         verdict,
         reason="; ".join(filter(None, (verdict.reason, "the cores were busy, so one thread was measured"))),
+        decode_bytes_per_s=min(read * threads, max(read, bandwidth)) if read else None,
         prefill_flops_per_s=flops * threads if flops else None,
         timings=tuple(
             replace(one, seconds=one.seconds / threads) if one.rows > ONE_ROW else one for one in verdict.timings

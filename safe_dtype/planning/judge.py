@@ -96,7 +96,7 @@ def _bad_rounding(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -
 
 def _bad_memory(cost: Cost, device: DeviceFacts) -> tuple[Ground, str] | None:
     free = device.memory.free_bytes
-    if cost.bytes <= free:
+    if cost.bytes <= free or not device.memory.total_bytes:  # a device known only by its family has no size
         return None
     return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(free)} are free"
 
