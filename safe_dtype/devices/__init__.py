@@ -10,7 +10,7 @@ from .cache import cache_folder
 from .priors import prior_facts
 
 if TYPE_CHECKING:
-    from .detect import default_device, detect, detect_one
+    from .inventory import default_device, detect, detect_one
     from .memory import memory_of
     from .probe import measure
     from .survey import facts_of
@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
-    "default_device": "detect",
-    "detect": "detect",
-    "detect_one": "detect",
+    "default_device": "inventory",
+    "detect": "inventory",
+    "detect_one": "inventory",
     "facts_of": "survey",
     "measure": "probe",
     "memory_of": "memory",

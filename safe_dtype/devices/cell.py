@@ -11,30 +11,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..dtypes import FLOAT32, Dtype
+from ..dtypes import Dtype
 from ..facts import Kind, Timing, Verdict
+from .accuracy import relative_error, tolerance
 from .ops import Case, Op, Shape
-from .settings import float32_precision
 from .timing import Clock, clock_of, seconds_per_call
 from .verdicts import ONE_ROW, PREFILL_ROWS
 from .workspace import Workspace
 
 _FEW_ROWS = 16
 _SHARES = {ONE_ROW: 0.1, _FEW_ROWS: 0.05, PREFILL_ROWS: 0.25}  # of the time for one shape, spent on repeats
-_CALLED_TWICE = {ONE_ROW: 0.05}  # seconds; a first call below it is repeated, since it loaded and compiled things
-_CALLED_TWICE_ELSE = 5e-3
+# Seconds below which a first call is repeated, since it loaded and compiled things. At one row it loads the most
+# (cuBLAS takes 0.3 s), and everything else is predicted from it.
+_CALLED_TWICE = {ONE_ROW: 1.0, _FEW_ROWS: 5e-3, PREFILL_ROWS: 5e-3}
 _LEAST_SECONDS = 0.01  # for the shapes that come after a slow one: what is quick is still checked
 _GROW_BELOW = 3e-3  # seconds; a product that is faster than this may show a better rate with more outputs
 _GROWTH = 4
-
-# A right kernel rounds once, by half an epsilon; accumulating in the narrow format costs a few more. 2e-2 is what
-# Unsloth and vLLM's tests allow 16-bit kernels. Wrong ones are off by 1 and more (oneDNN's AMX convolutions: 1.18).
-_ROUNDINGS = 4
-_TOLERANCE_NARROW = 2e-2
-_TOLERANCE_FLOAT32 = 1e-4
-# float32 products may be computed in TF32 (10 bits) or, by torch.set_float32_matmul_precision, in bfloat16 (7 bits).
-_INSIDE = {"medium": 2.0**-7}
-_TF32 = 2.0**-10
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 # After these the process has lost the device: every later call fails.
@@ -102,11 +94,12 @@ class Cell:
         full, cut = self._shapes(shape)
         step = self._try(ONE_ROW, cut)
         for rows, now in ((ONE_ROW, full), (_FEW_ROWS, cut), (PREFILL_ROWS, cut)):
-            predicted = step.seconds * self._case(rows, now).work / step.case.work
-            if predicted > allowance:
-                self._leave_out(step, rows)
-                break
-            step = self._try(rows, now) if (rows, now) != (step.rows, step.shape) else step
+            if (rows, now) != (step.rows, step.shape):
+                case = self._case(rows, now)
+                if step.seconds * case.work / step.case.work > allowance:
+                    self._leave_out(step, rows)
+                    break
+                step = self._try(rows, now, case)
             step = self._timed(step, allowance)
             if rows == ONE_ROW:
                 self._count_read(step)
@@ -124,12 +117,12 @@ class Cell:
     def _case(self, rows: int, shape: Shape) -> Case:
         return self._op.build(self._space, self._dtype, rows, shape)
 
-    def _try(self, rows: int, shape: Shape) -> _Step:
-        """Run once, which also compiles and loads whatever the kernel needs; time a second call if the first was short."""
-        case = self._case(rows, shape)
+    def _try(self, rows: int, shape: Shape, case: Case | None = None) -> _Step:
+        """Run once, which also loads and compiles what the kernel needs, and again where that was quick."""
+        case = case or self._case(rows, shape)
         results: list[Tensor] = []
         seconds = self._clock(lambda number: results.append(case.call(number)), 0, 1)
-        if seconds < _CALLED_TWICE.get(rows, _CALLED_TWICE_ELSE):
+        if seconds < _CALLED_TWICE.get(rows, 0.0):
             seconds = min(seconds, self._clock(case.call, 1, 1))
         step = _Step(rows, shape, case, results[0], seconds)
         self._compare(step)
@@ -158,10 +151,9 @@ class Cell:
         self._course.worst_error = max(self._course.worst_error, error)
         allowed = tolerance(step.first.dtype, self._dtype, multiplies=self._op.multiplies)
         if error > allowed:
-            where = f" of a weight {step.shape[0]}x{step.shape[1]}" if any(step.shape) else ""
-            rows = f"{step.rows} row{'s' if step.rows > 1 else ''}"
+            rows = f"{step.rows} row{'s' if step.rows > 1 else ''}{_of_weight(step)}"
             off = f"a relative error of {error:.2g}" if math.isfinite(error) else "values that are not finite"
-            self._course.faults.append(f"{off} at {rows}{where} (a right kernel stays below {allowed:.2g})")
+            self._course.faults.append(f"{off} at {rows} (a right kernel stays below {allowed:.2g})")
 
     def _count_read(self, step: _Step) -> None:
         self._course.bytes_read += step.case.bytes_read
@@ -174,7 +166,7 @@ class Cell:
     def _leave_out(self, step: _Step, rows: int) -> None:
         if rows == ONE_ROW:
             self._count_read(step)
-        took = f"{step.rows} row{'s' if step.rows > 1 else ''} took {step.seconds:.2g} s"
+        took = f"{step.rows} row{'s' if step.rows > 1 else ''}{_of_weight(step)} took {step.seconds:.2g} s"
         self._course.left_out.append(f"{took}, so {PREFILL_ROWS} rows were not run")
 
     def _result(self) -> Verdict:
@@ -187,30 +179,14 @@ class Cell:
             "; ".join(filter(None, (reason, *course.left_out[:1]))),
             decode_bytes_per_s=course.bytes_read / course.bytes_seconds if course.bytes_read else None,
             prefill_flops_per_s=course.flops / course.flops_seconds if self._op.multiplies else None,
-            max_rel_error=course.worst_error,
+            # Infinity is no JSON; the reason says what happened.
+            max_rel_error=course.worst_error if math.isfinite(course.worst_error) else None,
             timings=tuple(course.timings),
         )
 
 
-def relative_error(result: Tensor, part: Tensor, exact: Tensor) -> float:
-    """Return the largest |difference| over the largest |exact value|; infinity where `result` is not finite."""
-    if not torch.isfinite(result if result.dtype.itemsize > 1 else result.float()).all():
-        return math.inf
-    difference = (part.cpu().double() - exact).abs().max().item()
-    scale = exact.abs().max().item()
-    return float(difference / scale) if scale else float(difference)
-
-
-def tolerance(result: torch.dtype, dtype: Dtype, *, multiplies: bool) -> float:
-    """Return the relative error up to which a kernel counts as right.
-
-    `result` may be wider than `dtype`: float8 products come out in bfloat16, int8 ones in int32.
-    """
-    epsilon = torch.finfo(result).eps if result.is_floating_point else 0.0
-    if dtype != FLOAT32:
-        return max(_ROUNDINGS * epsilon, _TOLERANCE_NARROW)
-    inside = _INSIDE.get(float32_precision(), _TF32) if multiplies else 0.0
-    return max(_ROUNDINGS * inside, _TOLERANCE_FLOAT32)
+def _of_weight(step: _Step) -> str:
+    return f" of a weight {step.shape[0]}x{step.shape[1]}" if any(step.shape) else ""
 
 
 def device_is_lost(verdict: Verdict) -> bool:

@@ -25,6 +25,8 @@ def main() -> None:
         os.dup2(2, 1)
         ops = import_module(request.ops_module).OPS if request.ops_module else OPS
         torch.set_num_threads(request.threads)
+        if request.float32_precision != "mixed":
+            torch.set_float32_matmul_precision(request.float32_precision)
         torch.empty(1, device=request.device)  # wakes the device, which is no cell's fault
         answers.write('{"ready": true}\n')
         for verdict in measure_here(request, ops):

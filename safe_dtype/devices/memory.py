@@ -168,8 +168,8 @@ def _accelerator_memory(device: torch.device) -> MemoryFacts:
         total = torch.mps.recommended_max_memory()
         free = min(total - torch.mps.driver_allocated_memory(), _main_memory().free_bytes)
         return MemoryFacts(total, max(0, free), "device")
-    backend = getattr(torch, device.type)
-    free, total = backend.mem_get_info(device.index or 0)
+    backend, index = getattr(torch, device.type), device.index or 0
+    free, total = backend.mem_get_info(index)
     # Blocks that torch's allocator keeps for itself are free to this process.
-    kept = backend.memory_reserved(device.index or 0) - backend.memory_allocated(device.index or 0)
+    kept = backend.memory_reserved(index) - backend.memory_allocated(index)
     return MemoryFacts(int(total), int(free + max(0, kept)), "device")

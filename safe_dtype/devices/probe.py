@@ -12,11 +12,12 @@ from ..dtypes import COMPUTE, FLOAT32, Dtype
 from ..errors import ProbeError
 from ..facts import DeviceFacts, Verdict
 from .cell import Cell, cells_lost, device_is_lost
-from .detect import detect_one
+from .inventory import detect_one
 from .isolation import measure_in_children
 from .ops import OPS, Op
 from .priors import child_needed
 from .request import Request
+from .settings import float32_precision
 from .timing import Waiting, by_thread_time, one_thread
 from .verdicts import beside_float32, on_all_threads
 from .workspace import Workspace
@@ -24,6 +25,7 @@ from .workspace import Workspace
 DEFAULT_OPS = ("matmul", "attention", "layer_norm", "rms_norm", "softmax")
 DEFAULT_WIDTHS = ((3072, 1024), (1024, 3072))  # the MLP of a model with a hidden size of 1024
 CELL_SECONDS = 0.3
+_PLACES = ("child", "inprocess")
 
 
 def measure(
@@ -54,6 +56,7 @@ def measure(
         widths=tuple((out, width) for out, width in widths),
         cell_seconds=cell_seconds,
         threads=torch.get_num_threads(),
+        float32_precision=float32_precision(),
     )
     measured = tuple(measure_in_children(request) if _wants_child(facts) else measure_here(request, OPS))
     judged = beside_float32(measured, [one for one in measured if one.dtype == FLOAT32])
@@ -123,4 +126,6 @@ def _in_order(dtypes: Sequence[Dtype], facts: DeviceFacts) -> list[Dtype]:
 
 def _wants_child(facts: DeviceFacts) -> bool:
     asked = os.environ.get("SAFE_DTYPE_PROBE", "")
+    if asked not in ("", *_PLACES):
+        raise ProbeError(facts.device, f"SAFE_DTYPE_PROBE is {asked!r}; it can be {' or '.join(_PLACES)}")
     return asked == "child" if asked else child_needed(facts) is not None

@@ -19,6 +19,7 @@ class Request:
     widths: tuple[tuple[int, int], ...]
     cell_seconds: float
     threads: int
+    float32_precision: str = "highest"  # torch.get_float32_matmul_precision()
     ops_module: str = ""  # a module whose OPS a child measures instead of ours
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..dtypes import COMPUTE, Dtype
 from ..facts import DeviceFacts
 from .cache import Key, Stored, load, one_process_at_a_time, store
 from .claims import with_disagreements
-from .detect import detect_one, hardware_of
+from .inventory import detect_one, hardware_of
 from .memory import memory_of
 from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
 from .timing import Waiting
@@ -62,7 +62,6 @@ def _key(facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int
         "name": facts.name,
         "uuid": hardware_of(facts.device).uuid,
         "capability": facts.capability,
-        "memory": facts.memory.total_bytes,
         "driver": facts.driver,
         "versions": dict(facts.versions),
         "settings": dict(facts.settings),

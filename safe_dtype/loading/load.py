@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,8 +45,11 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
         plan: The plan for this request.
         model_args: Handed on.
     """
-    found = target.from_pretrained(request.source, *model_args, **_arguments(plan, request))
+    arguments = _arguments(plan, request)
+    found = target.from_pretrained(request.source, *model_args, **arguments)
     model = found[0] if isinstance(found, tuple) else found
+    if (folder := arguments.get("offload_folder")) != request.arguments.get("offload_folder"):
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
     _verify(model, plan)
     source = None if request.source is None else os.fspath(request.source)
     kept = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}

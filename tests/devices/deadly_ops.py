@@ -1,0 +1,54 @@
+"""Operations for a child process to run: each really ends it, or never comes back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from safe_dtype.devices.ops import OPS as REAL_OPS
+from safe_dtype.devices.ops import Case, Op, Shape
+from safe_dtype.devices.workspace import Workspace
+from safe_dtype.dtypes import Dtype
+
+
+def _once(_: Sequence[Shape]) -> Sequence[Shape]:
+    return ((0, 0),)
+
+
+def _op(deed: Callable[[], object]) -> Op:
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+        def call(_: int) -> Tensor:
+            deed()
+            return torch.zeros(1)
+
+        return Case(call, lambda y: (y, y.double()), work=float(rows))
+
+    return Op(build, _once)
+
+
+def _say_and_abort() -> None:
+    sys.stderr.write("LLVM ERROR: Cannot select: bf16 = fadd\n")
+    sys.stderr.flush()
+    os.abort()
+
+
+def _print_noise() -> None:
+    sys.stdout.write('{"not": "ours"}\n')
+    sys.stdout.flush()
+
+
+OPS: dict[str, Op] = {
+    "softmax": replace(REAL_OPS["softmax"]),
+    "segfault": _op(lambda: ctypes.string_at(0)),
+    "abort": _op(_say_and_abort),
+    "hang": _op(lambda: time.sleep(3600)),
+    "exit": _op(lambda: os._exit(3)),
+    "noise": _op(_print_noise),
+}

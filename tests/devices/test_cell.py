@@ -1,0 +1,212 @@
+"""One cell: errors, tolerances, the time cap, and what torch's exceptions mean. Operations of our own, real tensors."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from safe_dtype.devices.accuracy import relative_error, tolerance
+from safe_dtype.devices.ops import Case, Op, Shape
+from safe_dtype.devices.probe import measure_here
+from safe_dtype.devices.request import Request
+from safe_dtype.devices.timing import seconds_per_call
+from safe_dtype.devices.workspace import Workspace
+from safe_dtype.dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
+from safe_dtype.facts import Kind, Verdict
+
+LOST = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
+
+
+def doubling(function: Callable[[int, Tensor], Tensor]) -> Op:
+    """Make an operation that should double its input, from what it does instead with (rows, input)."""
+
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+        x = space.inputs(dtype, rows, 4)
+        return Case(lambda _: function(rows, x), lambda y: (y, 2 * x.double()), work=float(rows))
+
+    return Op(build, lambda _: ((0, 0),))
+
+
+def run(*ops: Op, seconds: float = 0.05) -> list[Verdict]:
+    """Measure `ops` in bfloat16."""
+    table = {str(number): op for number, op in enumerate(ops)}
+    asked = Request("cpu", tuple((BFLOAT16, name) for name in table), ((8, 8),), seconds, torch.get_num_threads())
+    return list(measure_here(asked, table))
+
+
+def failing(exception: Exception) -> Op:
+    """Make an operation that raises."""
+
+    def fail(rows: int, x: Tensor) -> Tensor:
+        raise exception
+
+    return doubling(fail)
+
+
+RIGHT = doubling(lambda rows, x: 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "reason"),
+    [
+        pytest.param(lambda rows, x: 2 * x, Kind.NATIVE, "", id="right"),
+        pytest.param(lambda rows, x: 2.01 * x, Kind.NATIVE, "", id="off-by-a-rounding"),
+        pytest.param(lambda rows, x: 2.5 * x, Kind.WRONG, "relative error of 0.25 at 1 row ", id="off-by-a-quarter"),
+        pytest.param(
+            lambda rows, x: x if rows == 512 else 2 * x,
+            Kind.WRONG,
+            "relative error of 0.5 at 512 rows",
+            id="only-in-bulk",
+        ),
+        pytest.param(lambda rows, x: x * math.inf, Kind.WRONG, "not finite at 1 row", id="infinite"),
+        pytest.param(lambda rows, x: x * math.nan, Kind.WRONG, "not finite", id="nan"),
+    ],
+)
+def test_right_or_wrong(function: Callable[[int, Tensor], Tensor], kind: Kind, reason: str) -> None:
+    """A result farther off than the format rounds is wrong, at whatever number of rows, and the reason says where."""
+    (verdict,) = run(doubling(function))
+    assert verdict.kind is kind
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("exception", "kind", "reason"),
+    [
+        pytest.param(
+            NotImplementedError("\"cdist\" not implemented for 'BFloat16'"), Kind.UNSUPPORTED, '"cdist"', id="op"
+        ),
+        pytest.param(
+            RuntimeError("mixed dtype (CPU): expect\nsecond line"),
+            Kind.UNSUPPORTED,
+            "mixed dtype (CPU): expect",
+            id="first-line",
+        ),
+        pytest.param(TypeError("BFloat16 is not supported on MPS"), Kind.UNSUPPORTED, "MPS", id="mps"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory."), Kind.UNKNOWN, "no memory left", id="oom"),
+        pytest.param(RuntimeError(LOST), Kind.CRASHES, "device-side assert triggered", id="device-lost"),
+    ],
+)
+def test_exceptions(exception: Exception, kind: Kind, reason: str) -> None:
+    """What torch raises becomes a verdict that keeps the first line of its text."""
+    (verdict,) = run(failing(exception))
+    assert verdict.kind is kind
+    assert reason in verdict.reason
+    assert "\n" not in verdict.reason
+
+
+def test_out_of_main_memory() -> None:
+    """The CPU's own way of having no memory left says nothing about the dtype either."""
+    (verdict,) = run(doubling(lambda rows, x: torch.empty(2**60, dtype=torch.uint8)))
+    assert verdict.kind is Kind.UNKNOWN
+
+
+def test_bugs_are_not_verdicts() -> None:
+    """An exception that torch does not raise for a dtype passes through."""
+    with pytest.raises(ZeroDivisionError):
+        run(failing(ZeroDivisionError()))
+
+
+def test_after_the_device_is_lost() -> None:
+    """Nothing is measured on a lost device: the other cells are unknown, because of the one that lost it."""
+    found = run(RIGHT, failing(RuntimeError(LOST)), RIGHT, RIGHT)
+    assert [verdict.kind for verdict in found] == [Kind.NATIVE, Kind.CRASHES, Kind.UNKNOWN, Kind.UNKNOWN]
+    assert "1 in bfloat16 lost the device" in found[-1].reason
+
+
+def test_time_cap() -> None:
+    """Where few rows show that many would take too long, they are not run; the rate is extrapolated, and said so."""
+    rows_run: list[int] = []
+
+    def crawl(rows: int, x: Tensor) -> Tensor:
+        rows_run.append(rows)
+        end = time.thread_time() + 0.02 * rows  # 512 rows would take ten seconds
+        while time.thread_time() < end:
+            pass
+        return 2 * x
+
+    (verdict,) = run(doubling(crawl), seconds=0.05)
+    assert set(rows_run) == {1}
+    assert verdict.kind is Kind.NATIVE
+    assert "512 rows were not run" in verdict.reason
+    assert {timing.rows for timing in verdict.timings} == {1}
+
+
+def test_many_rows_are_run() -> None:
+    """Within the cap, 1, 16 and 512 rows are timed."""
+    (verdict,) = run(RIGHT)
+    assert [timing.rows for timing in verdict.timings] == [1, 16, 512]
+
+
+@pytest.mark.parametrize(
+    ("samples", "seconds"),
+    [
+        pytest.param([5.0, 5.0, 5.0], 5.0, id="all-agree"),
+        pytest.param([9.0, 5.0, 9.0, 5.1, 9.0, 5.2, 1.0], 5.1, id="disturbed-ones-do-not-count"),
+        pytest.param([9.0, 5.0, 5.2, 5.1], 5.1, id="median-of-the-three-fastest"),
+    ],
+)
+def test_repeats(samples: list[float], seconds: float) -> None:
+    """Repeats go on until the three fastest agree, and their median counts."""
+    left = iter(samples)
+    found = seconds_per_call(lambda _: None, lambda *_: next(left), allowance=60.0, known=next(left))
+    assert found == seconds
+
+
+def test_no_time_for_repeats() -> None:
+    """Without time left, the run that is known counts."""
+    assert seconds_per_call(lambda _: None, lambda *_: 1.0, allowance=0.0, known=7.0) == 7.0
+
+
+def test_repeats_take_turns() -> None:
+    """Every repeat has a number of its own, so that no weight is used twice in a row."""
+    numbers: list[int] = []
+
+    def clock(call: Callable[[int], object], first: int, count: int) -> float:
+        numbers.extend(range(first, first + count))
+        return 1.0 / len(numbers)
+
+    seconds_per_call(lambda _: None, clock, allowance=60.0, known=1e-4)
+    assert numbers == sorted(set(numbers))
+
+
+def test_relative_error() -> None:
+    """The largest difference counts, over the largest exact value."""
+    result = torch.tensor([1.0, -4.0])
+    assert relative_error(result, result, torch.tensor([1.0, -5.0], dtype=torch.float64)) == pytest.approx(0.2)
+    assert relative_error(torch.tensor([math.nan, 1.0]), result, result.double()) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [
+        pytest.param(BFLOAT16, 4 * 2**-7, id="bf16"),
+        pytest.param(FLOAT16, 2e-2, id="fp16-accumulating-in-fp16"),
+        pytest.param(FLOAT8_E4M3, 4 * 2**-3, id="fp8"),
+    ],
+)
+def test_tolerance(dtype: Dtype, allowed: float) -> None:
+    """Four roundings of the format, and at least what others allow 16-bit kernels."""
+    assert tolerance(getattr(torch, dtype.name), dtype, multiplies=True) == allowed
+
+
+@pytest.mark.parametrize(
+    ("precision", "multiplies", "allowed"),
+    [
+        pytest.param("highest", True, 4 * 2**-10, id="tf32-may-be-forced-from-outside"),
+        pytest.param("medium", True, 4 * 2**-7, id="bf16-inside"),
+        pytest.param("medium", False, 1e-4, id="norms-have-no-products"),
+    ],
+)
+def test_tolerance_of_float32(precision: str, multiplies: bool, allowed: float) -> None:
+    """float32 products may use a narrower format inside, other operations may not."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert tolerance(torch.float32, FLOAT32, multiplies=multiplies) == allowed
+    finally:
+        torch.set_float32_matmul_precision(before)

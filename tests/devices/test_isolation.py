@@ -1,0 +1,111 @@
+"""Child processes that really segfault, abort, hang and exit, and the process that survives them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from safe_dtype.devices import measure
+from safe_dtype.devices.isolation import Patience, measure_in_children
+from safe_dtype.devices.request import Request, verdict_from_dict, verdict_to_dict
+from safe_dtype.dtypes import BFLOAT16, FLOAT32
+from safe_dtype.errors import ProbeError
+from safe_dtype.facts import Kind, Timing, Verdict
+
+HERE = Path(__file__).resolve().parent
+DEADLY = ("segfault", "abort", "hang", "exit")
+
+
+def request_for(*ops: str, ops_module: str = "deadly_ops") -> Request:
+    """Ask for `ops` in float32, briefly."""
+    return Request("cpu", tuple((FLOAT32, op) for op in ops), ((64, 64),), 0.05, threads=1, ops_module=ops_module)
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> dict[str, Verdict]:
+    """What comes out when every other cell ends its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE))
+        asked = request_for("noise", *DEADLY, "softmax")
+        return {verdict.op: verdict for verdict in measure_in_children(asked, Patience(cell=2.0))}
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"),
+    [
+        pytest.param("segfault", "killed by SIGSEGV", id="segfault"),
+        pytest.param("abort", "killed by SIGABRT: LLVM ERROR: Cannot select: bf16 = fadd", id="abort"),
+        pytest.param("hang", "killed after no answer in 2 s", id="hang"),
+        pytest.param("exit", "ended with status 3", id="exit"),
+    ],
+)
+def test_death_is_a_verdict(verdicts: dict[str, Verdict], op: str, reason: str) -> None:
+    """The cell that ended the child is the one that crashes, and the reason says how, in the library's last words."""
+    assert verdicts[op].kind is Kind.CRASHES
+    assert verdicts[op].reason.startswith(reason)
+
+
+@pytest.mark.parametrize("op", ["noise", "softmax"])
+def test_the_others_are_measured(verdicts: dict[str, Verdict], op: str) -> None:
+    """Cells before and after a death are measured, in another child where needed; prints do no harm."""
+    assert verdicts[op].kind is Kind.NATIVE
+
+
+def test_order_is_kept(verdicts: dict[str, Verdict]) -> None:
+    """Verdicts come in the order asked."""
+    assert tuple(verdicts) == ("noise", *DEADLY, "softmax")
+
+
+def test_child_that_cannot_start() -> None:
+    """A child that fails before its first cell is an error with its last words, not a verdict on a dtype."""
+    with pytest.raises(ProbeError, match="status 1: ModuleNotFoundError: No module named 'absent_ops'"):
+        list(measure_in_children(request_for("softmax", ops_module="absent_ops")))
+
+
+def test_measure_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAFE_DTYPE_PROBE=child measures in a child, with the same kinds of verdicts."""
+    monkeypatch.setenv("SAFE_DTYPE_PROBE", "child")
+    found = measure("cpu", (BFLOAT16,), ((64, 64),), ops=("softmax", "fft"), cell_seconds=0.05)
+    assert [(verdict.op, verdict.kind.value) for verdict in found if verdict.op == "fft"] == [("fft", "unsupported")]
+    softmax = next(verdict for verdict in found if verdict.op == "softmax")
+    assert softmax.runs
+    assert "float32's time" in softmax.reason
+
+
+def test_unknown_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that means nothing is an error that names those that do."""
+    monkeypatch.setenv("SAFE_DTYPE_PROBE", "yes")
+    with pytest.raises(ProbeError, match="child or inprocess"):
+        measure("cpu", ops=("softmax",))
+
+
+def test_child_rejects_what_is_no_request() -> None:
+    """The child ends with an error on anything but a request."""
+    command = [sys.executable, "-m", "safe_dtype.devices.child"]
+    done = subprocess.run(command, input="{}", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        Verdict(
+            BFLOAT16, "matmul", Kind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5), Timing(512, (2, 3), 1.0))
+        ),
+        Verdict(BFLOAT16, "fft", Kind.UNSUPPORTED, "Unsupported dtype BFloat16"),
+    ],
+    ids=lambda verdict: verdict.op,
+)
+def test_verdicts_survive_the_journey(verdict: Verdict) -> None:
+    """What is sent is what arrives."""
+    assert verdict_from_dict(verdict_to_dict(verdict)) == verdict
+
+
+def test_requests_survive_the_journey() -> None:
+    """What is asked is what arrives."""
+    asked = request_for("softmax", "fft")
+    assert Request.from_dict(asked.to_dict()) == asked
