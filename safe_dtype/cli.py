@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -121,11 +121,11 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
         click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error of ours is one clear message and exit status 1, never a traceback."""
     warnings.showwarning = _print_warning
     try:
-        cli()
+        cli(arguments)
     except SafeDtypeError as exc:
         click.echo(f"safe-dtype: {exc}", err=True)
         sys.exit(1)

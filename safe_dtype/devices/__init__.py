@@ -12,10 +12,12 @@ from .priors import prior_facts
 if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
     from .memory import memory_of
-    from .probe import measure
+    from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
     from .survey import facts_of
 
 __all__ = [
+    "DEFAULT_OPS",
+    "DEFAULT_WIDTHS",
     "cache_folder",
     "default_device",
     "detect",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
+    "DEFAULT_OPS": "probe",
+    "DEFAULT_WIDTHS": "probe",
     "default_device": "inventory",
     "detect": "inventory",
     "detect_one": "inventory",

@@ -19,6 +19,7 @@ from ..errors import NoSuchDeviceError
 from ..facts import DeviceFacts, Kind, MemoryFacts, Verdict
 
 _CLOSEST = 6  # names offered where none matched
+_SHORT = {BFLOAT16: "bf16", FLOAT16: "fp16"}  # as the traps call them
 _CITED = 3  # sources named in a reason; priors.json has them all
 
 
@@ -42,8 +43,9 @@ class Prior:
     def _says(self, dtype: Dtype) -> tuple[Kind, str]:
         kind, words = self._kind(dtype)
         # As a word of its own: "is_bf16_supported() says True" tells nothing about bf16.
-        trap = next((trap for trap in self.traps if re.search(rf"\b{_short(dtype)}\b", trap)), "")
-        told = words if kind is Kind.WRONG or not trap else f"{words}; {trap}"
+        mention = re.compile(rf"\b{_SHORT[dtype]}\b") if dtype in _SHORT and kind is not Kind.WRONG else None
+        trap = next((trap for trap in self.traps if mention and mention.search(trap)), "")
+        told = f"{words}; {trap}" if trap else words
         return kind, f"prior table, not measured: {told} ({self.family}; {', '.join(self.sources[:_CITED])})"
 
     def _kind(self, dtype: Dtype) -> tuple[Kind, str]:
@@ -186,7 +188,3 @@ def _near(name: str) -> tuple[str, ...]:
 def _gigabytes_in(name: str) -> int:
     found = re.search(r"(\d+) ?gb\b", name.lower())
     return int(found[1]) * 10**9 if found else 0
-
-
-def _short(dtype: Dtype) -> str:
-    return {BFLOAT16: "bf16", FLOAT16: "fp16"}.get(dtype, "fp32")

@@ -31,7 +31,7 @@ def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdi
     read, flops = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
     return replace(
         verdict,
-        reason="; ".join(filter(None, (verdict.reason, "the cores were busy, so one thread was measured"))),
+        reason="; ".join(filter(None, (verdict.reason, "busy cores: one thread was measured"))),
         decode_bytes_per_s=min(read * threads, max(read, bandwidth)) if read else None,
         prefill_flops_per_s=flops * threads if flops else None,
         timings=tuple(

@@ -48,7 +48,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     arguments = _arguments(plan, request)
     found = target.from_pretrained(request.source, *model_args, **arguments)
     model = found[0] if isinstance(found, tuple) else found
-    if (folder := arguments.get("offload_folder")) != request.arguments.get("offload_folder"):
+    folder = arguments.get("offload_folder")
+    if folder is not None and "offload_folder" not in request.arguments:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
     _verify(model, plan)
     source = None if request.source is None else os.fspath(request.source)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
 from ..checkpoints import read_checkpoint, read_state_dict
-from ..devices import facts_of, memory_of
+from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of
 from ..errors import ConflictError
 from ..facts import CheckpointFacts, DeviceFacts, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
@@ -53,11 +53,10 @@ def check_agreement(plan: Plan, request: Request, policy: Policy | str | None) -
 
 def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     """Measure, or remember, every device that will compute, at the checkpoint's own widths."""
-    ops = ("matmul", "attention", "conv2d") if checkpoint.has_conv2d else ("matmul", "attention")
-    widths = tuple(_first(checkpoint.widths(), _WIDTHS_PROBED))
+    ops = (*DEFAULT_OPS, "conv2d") if checkpoint.has_conv2d else DEFAULT_OPS
+    widths = tuple(islice(checkpoint.widths(), _WIDTHS_PROBED)) or DEFAULT_WIDTHS
     max_memory = request.arguments.get("max_memory")
-    asked = {"widths": widths} if widths else {}
-    found = combine([facts_of(one, ops=ops, max_memory=max_memory, **asked) for one in request.devices])
+    found = combine([facts_of(one, widths=widths, ops=ops, max_memory=max_memory) for one in request.devices])
     return _with_main_memory(found) if request.spreads and found.device != "cpu" else found
 
 
@@ -76,7 +75,3 @@ def _checkpoint(request: Request) -> CheckpointFacts:
     else:
         facts = read_checkpoint(request.where, config=config)
     return replace(facts, quantization=request.quantizer) if request.quantizer else facts
-
-
-def _first(widths: Iterable[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    return [width for width, _ in zip(widths, range(count), strict=False)]
