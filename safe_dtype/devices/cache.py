@@ -9,14 +9,14 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..facts import Verdict
 from .request import verdict_from_dict, verdict_to_dict
+from .verdicts import measured_while_busy
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +27,6 @@ _WAIT = 60.0  # seconds for another process that measures the same
 Key = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What one file holds."""
-
-    verdicts: tuple[Verdict, ...]
-    busy: bool = False  # measured while other processes competed for the cores
-
-
 def cache_folder() -> Path:
     """Return where verdicts are kept: SAFE_DTYPE_CACHE, else the user's cache folder."""
     asked = os.environ.get("SAFE_DTYPE_CACHE")
@@ -43,8 +35,8 @@ def cache_folder() -> Path:
     return _user_cache() / "safe_dtype"
 
 
-def load(key: Key) -> Stored | None:
-    """Return what was stored under `key`; None where there is nothing, or nothing that can be believed."""
+def load(key: Key) -> tuple[Verdict, ...] | None:
+    """Return the verdicts stored under `key`; None where there are none, or none that can be believed."""
     file = _file(key)
     try:
         found = json.loads(file.read_text("utf-8"))
@@ -56,14 +48,13 @@ def load(key: Key) -> Stored | None:
         return None
 
 
-def store(key: Key, stored: Stored) -> None:
-    """Write `stored` under `key`, atomically; where that is not possible, log it and go on."""
+def store(key: Key, verdicts: Iterable[Verdict]) -> None:
+    """Write `verdicts` under `key`, atomically; where that is not possible, log it and go on."""
     values = {
         "schema": _SCHEMA,
         "key": key,
         "measured_at": time.time(),
-        "busy": stored.busy,
-        "verdicts": [verdict_to_dict(verdict) for verdict in stored.verdicts],
+        "verdicts": [verdict_to_dict(verdict) for verdict in verdicts],
     }
     file = _file(key)
     try:
@@ -96,12 +87,12 @@ def _file(key: Key) -> Path:
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _believed(found: Any, key: Key) -> Stored | None:
+def _believed(found: Any, key: Key) -> tuple[Verdict, ...] | None:
     if found["schema"] != _SCHEMA or found["key"] != json.loads(json.dumps(key)):
         raise ValueError("it belongs to something else")
-    if found["busy"] and time.time() - found["measured_at"] > _BUSY_LASTS:
-        return None
-    return Stored(tuple(verdict_from_dict(one) for one in found["verdicts"]), bool(found["busy"]))
+    verdicts = tuple(verdict_from_dict(one) for one in found["verdicts"])
+    old = time.time() - found["measured_at"] > _BUSY_LASTS
+    return None if old and any(measured_while_busy(verdict) for verdict in verdicts) else verdicts
 
 
 def _write_whole(file: Path, text: str) -> None:

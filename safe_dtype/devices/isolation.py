@@ -48,13 +48,19 @@ def measure_in_children(request: Request, patience: Patience | None = None) -> I
             for verdict in child.verdicts():
                 done += 1
                 yield verdict
-            if done < len(left.cells):
-                dtype, op = left.cells[done]
-                reason = child.cause_of_death()
-                logger.warning("%s in %s on %s: the probing process was %s", op, dtype, left.device, reason)
-                yield Verdict(dtype, op, Kind.CRASHES, reason)
-                done += 1
+                if verdict.kind is Kind.CRASHES:  # it is alive, but has lost the device
+                    break
+            else:
+                if done < len(left.cells):
+                    yield _blamed(left, done, child.cause_of_death())
+                    done += 1
         left = replace(left, cells=left.cells[done:])
+
+
+def _blamed(request: Request, number: int, reason: str) -> Verdict:
+    dtype, op = request.cells[number]
+    logger.warning("%s in %s on %s: the probing process was %s", op, dtype, request.device, reason)
+    return Verdict(dtype, op, Kind.CRASHES, reason)
 
 
 class _Child:
@@ -63,14 +69,17 @@ class _Child:
     def __init__(self, request: Request, patience: Patience) -> None:
         self._request, self._patience = request, patience
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "safe_dtype.devices.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=_environment(),
-            text=True,
-        )
+        with tempfile.TemporaryFile() as question:
+            question.write(json.dumps(request.to_dict()).encode())
+            question.seek(0)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "safe_dtype.devices.child"],
+                stdin=question,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=_environment(),
+                text=True,
+            )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # "" at the end
         self._silent_for: float | None = None
         threading.Thread(target=self._read, daemon=True).start()
@@ -85,7 +94,6 @@ class _Child:
 
     def verdicts(self) -> Iterator[Verdict]:
         """Yield what the child finds, until it has all, dies, or says nothing for too long."""
-        self._ask()
         if self._next_line(self._patience.start) is None:
             raise ProbeError(self._request.device, f"the probing process was {self.cause_of_death()} before it began")
         for _ in self._request.cells:
@@ -101,14 +109,6 @@ class _Child:
         status = self._process.wait()
         words = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return ": ".join(filter(None, (words, self._last_words())))
-
-    def _ask(self) -> None:
-        assert self._process.stdin is not None  # Popen was given a pipe
-        try:
-            self._process.stdin.write(json.dumps(self._request.to_dict()))
-            self._process.stdin.close()
-        except BrokenPipeError:
-            return  # it is dead already; the silence on its output says so
 
     def _next_line(self, patience: float) -> dict[str, Any] | None:
         """Return the next line that is ours, None at the end; what libraries print is skipped."""

@@ -66,8 +66,8 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
     product = _PRODUCTS.get(dtype, F.linear)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        lines, columns = (_spread(*limits).to(space.device) for limits in ((padded, _COMPARED_ROWS), (shape[0],)))
-        return y[lines][:, columns], _exactly(x[lines]) @ _exactly(weights[0][columns]).T
+        lines, columns = _spread(padded, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
+        return y[lines, columns], _exactly(x[lines]) @ _exactly(weights[0][columns]).T
 
     return Case(
         call=lambda number: product(x, weights[number % len(weights)]),
@@ -115,7 +115,7 @@ def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) ->
     """Build a case whose rows do not depend on each other."""
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        rows = _spread(x.shape[0]).to(x.device)
+        rows = _spread(len(x), _COMPARED)
         return y[rows], function(_exactly(x[rows]), *(_exactly(one) for one in parameters))
 
     return Case(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
@@ -148,12 +148,13 @@ def _cdist(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
 
 def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
     table = space.weights(dtype, space.widest(dtype, shape))[0]
-    ids = _spread(len(table), rows).to(space.device)
+    ids = torch.arange(len(table), device="cpu")[_spread(len(table), rows)][:rows]
+    wanted = ids.to(space.device)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        return y, _exactly(table[ids])
+        return y, _exactly(table.cpu()[ids])
 
-    return Case(call=lambda _: F.embedding(ids, table), exact=exact, work=float(rows * shape[1]))
+    return Case(call=lambda _: F.embedding(wanted, table), exact=exact, work=float(rows * shape[1]))
 
 
 # weight as a matrix -> (in_channels, kernel and stride, padding). The first two come out wrong under AMX in
@@ -204,6 +205,10 @@ def _exactly(x: Tensor) -> Tensor:
     return x.cpu().double()
 
 
-def _spread(length: int, count: int = _COMPARED) -> Tensor:
-    """Return up to `count` indices from the first to the last of `length`."""
-    return torch.linspace(0, length - 1, min(length, count), device="cpu").long()
+def _spread(length: int, count: int) -> slice:
+    """Return about `count` of `length` places, evenly, the last among them: the last tile is the odd one.
+
+    A slice, since a view needs no kernel: indexing is not there for every dtype on every device.
+    """
+    step = max(1, length // count)
+    return slice((length - 1) % step, None, step)

@@ -74,6 +74,10 @@ def measure_here(request: Request, ops: dict[str, Op]) -> Iterator[Verdict]:
         if device_is_lost(verdict):
             yield from cells_lost(request.cells[number + 1 :], verdict)
             return
+    device = space.device
+    del space
+    if device.type != "cpu":
+        getattr(torch, device.type).empty_cache()  # what the measurement needed is others' again
 
 
 class _Run:

@@ -8,12 +8,11 @@ from typing import Any
 
 from ..dtypes import COMPUTE, Dtype
 from ..facts import DeviceFacts
-from .cache import Key, Stored, load, one_process_at_a_time, store
+from .cache import Key, load, one_process_at_a_time, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
 from .memory import memory_of
 from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
-from .timing import Waiting
 
 
 def facts_of(
@@ -33,27 +32,20 @@ def facts_of(
     """
     facts = detect_one(device)
     key = _key(facts, dtypes, widths, ops)
-    stored = None if refresh else load(key)
-    if stored is None:
+    verdicts = None if refresh else load(key)
+    if verdicts is None:
         with one_process_at_a_time(key):
-            stored = (None if refresh else load(key)) or _measured(facts, dtypes, widths, ops)
-            store(key, stored)
-    busy = (("measured", "while other processes kept the cores busy"),) if stored.busy else ()
+            # Another process may have measured while this one waited.
+            verdicts = None if refresh else load(key)
+            if verdicts is None:
+                verdicts = measure(facts.device, dtypes, widths, ops=ops)
+                store(key, verdicts)
     return replace(
         facts,
         memory=memory_of(facts.device, max_memory) if max_memory else facts.memory,
-        verdicts=stored.verdicts,
-        settings=facts.settings + busy,
-        claims=with_disagreements(facts.claims, stored.verdicts),
+        verdicts=verdicts,
+        claims=with_disagreements(facts.claims, verdicts),
     )
-
-
-def _measured(
-    facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]
-) -> Stored:
-    waiting = Waiting()
-    verdicts = measure(facts.device, dtypes, widths, ops=ops)
-    return Stored(verdicts, busy=waiting.busy)
 
 
 def _key(facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]) -> Key:

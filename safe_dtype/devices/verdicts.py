@@ -11,6 +11,7 @@ from ..facts import Kind, Verdict
 ONE_ROW, PREFILL_ROWS = 1, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
 _SLOW = 1.5
+_BUSY = "busy cores: one thread was measured"
 
 
 def beside_float32(verdicts: Iterable[Verdict], float32: Sequence[Verdict]) -> tuple[Verdict, ...]:
@@ -31,13 +32,18 @@ def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdi
     read, flops = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
     return replace(
         verdict,
-        reason="; ".join(filter(None, (verdict.reason, "busy cores: one thread was measured"))),
+        reason="; ".join(filter(None, (verdict.reason, _BUSY))),
         decode_bytes_per_s=min(read * threads, max(read, bandwidth)) if read else None,
         prefill_flops_per_s=flops * threads if flops else None,
         timings=tuple(
             replace(one, seconds=one.seconds / threads) if one.rows > ONE_ROW else one for one in verdict.timings
         ),
     )
+
+
+def measured_while_busy(verdict: Verdict) -> bool:
+    """Whether other processes kept the cores busy, so that a later measurement may tell more."""
+    return _BUSY in verdict.reason
 
 
 def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:

@@ -39,6 +39,10 @@ def _say_and_abort() -> None:
     os.abort()
 
 
+def _lose_the_device() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 def _print_noise() -> None:
     sys.stdout.write('{"not": "ours"}\n')
     sys.stdout.flush()
@@ -50,5 +54,6 @@ OPS: dict[str, Op] = {
     "abort": _op(_say_and_abort),
     "hang": _op(lambda: time.sleep(3600)),
     "exit": _op(lambda: os._exit(3)),
+    "lost": _op(_lose_the_device),
     "noise": _op(_print_noise),
 }

@@ -12,17 +12,19 @@ from typing import Any
 
 import pytest
 
-from safe_dtype.devices.cache import Stored, cache_folder, load, one_process_at_a_time, store
+from safe_dtype.devices.cache import cache_folder, load, one_process_at_a_time, store
+from safe_dtype.devices.verdicts import on_all_threads
 from safe_dtype.dtypes import BFLOAT16
 from safe_dtype.facts import Kind, Timing, Verdict
 
 KEY = {"name": "a device", "settings": {"threads": "2"}, "widths": [[3072, 1024]]}
-STORED = Stored((Verdict(BFLOAT16, "matmul", Kind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5),)),))
+STORED = (Verdict(BFLOAT16, "matmul", Kind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5),)),)
+BUSY = tuple(on_all_threads(verdict, 2, bandwidth=1e9) for verdict in STORED)
 WRITERS, READERS = 4, 4
 
 WRITE_AND_READ = """
 import logging, sys
-from safe_dtype.devices.cache import Stored, load, store
+from safe_dtype.devices.cache import load, store
 from safe_dtype.dtypes import BFLOAT16
 from safe_dtype.facts import Kind, Verdict
 
@@ -31,16 +33,16 @@ number = int(sys.argv[1])
 for turn in range(150):
     if number:
         # Of another length each time: a torn write would show.
-        store({"k": 1}, Stored(tuple(Verdict(BFLOAT16, "x" * number * turn, Kind.SLOW, "") for _ in range(number))))
+        store({"k": 1}, [Verdict(BFLOAT16, "x" * number * turn, Kind.SLOW, "") for _ in range(number)])
     found = load({"k": 1})
-    assert found is None or len({one.op for one in found.verdicts}) == 1
+    assert found is None or len({one.op for one in found}) == 1
 print("done")
 """
 
 MEASURE_ONCE = """
 import time
 from pathlib import Path
-from safe_dtype.devices.cache import Stored, cache_folder, load, one_process_at_a_time, store
+from safe_dtype.devices.cache import cache_folder, load, one_process_at_a_time, store
 
 key = {"k": 2}
 with one_process_at_a_time(key):
@@ -48,7 +50,7 @@ with one_process_at_a_time(key):
         with (cache_folder() / "measured").open("a") as log:
             log.write("x")
         time.sleep(0.3)
-        store(key, Stored(()))
+        store(key, ())
 """
 
 
@@ -141,9 +143,8 @@ def test_nothing_is_left_behind(folder: Path) -> None:
 
 def test_busy_measurements_are_believed_for_a_while(folder: Path) -> None:
     """What was measured on a busy machine is measured again later."""
-    busy = Stored(STORED.verdicts, busy=True)
-    store(KEY, busy)
-    assert load(KEY) == busy
+    store(KEY, BUSY)
+    assert load(KEY) == BUSY
     file = the_file(folder)
     file.write_text(change(measured_at=0.0)(file.read_text()))
     assert load(KEY) is None

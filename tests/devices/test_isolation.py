@@ -16,7 +16,7 @@ from safe_dtype.errors import ProbeError
 from safe_dtype.facts import Kind, Timing, Verdict
 
 HERE = Path(__file__).resolve().parent
-DEADLY = ("segfault", "abort", "hang", "exit")
+DEADLY = ("segfault", "abort", "hang", "exit", "lost")
 
 
 def request_for(*ops: str, ops_module: str = "deadly_ops") -> Request:
@@ -40,6 +40,7 @@ def verdicts() -> dict[str, Verdict]:
         pytest.param("abort", "killed by SIGABRT: LLVM ERROR: Cannot select: bf16 = fadd", id="abort"),
         pytest.param("hang", "killed after no answer in 2 s", id="hang"),
         pytest.param("exit", "ended with status 3", id="exit"),
+        pytest.param("lost", "CUDA error: an illegal memory access", id="device-lost-in-a-child-that-lives"),
     ],
 )
 def test_death_is_a_verdict(verdicts: dict[str, Verdict], op: str, reason: str) -> None:
