@@ -29,7 +29,7 @@ class Timing:
 
     rows: int
     shape: tuple[int, int]  # (out_features, in_features) of the weight; (0, 0) where there is none
-    seconds: float  # median of the repeats
+    seconds: float  # median of the three fastest repeats
 
 
 @dataclass(frozen=True, slots=True)

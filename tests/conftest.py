@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _cpu_flag(name: str) -> Callable[[], bool]:
-    return lambda: bool(torch.cpu.get_capabilities().get(name)) and "ATEN_CPU_CAPABILITY" not in os.environ
+    def has_it() -> bool:
+        ask = getattr(torch.cpu, "get_capabilities", dict)  # newer than torch 2.6
+        return bool(ask().get(name)) and "ATEN_CPU_CAPABILITY" not in os.environ
+
+    return has_it
 
 
 HARDWARE: dict[str, Callable[[], bool]] = {

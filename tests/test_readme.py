@@ -18,7 +18,7 @@ def bash_blocks() -> list[str]:
     return [part.partition("```")[0] for part in README.read_text(encoding="utf-8").split("```bash\n")[1:]]
 
 
-@pytest.mark.parametrize("example", find_examples(README), ids=str)
+@pytest.mark.parametrize("example", [*find_examples(README)], ids=str)
 def test_python_runs(example: CodeExample, eval_example: EvalExample, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python block runs from the project's root, and prints what it says it prints."""
     if example.prefix != "python":

@@ -176,7 +176,7 @@ def test_arguments_pass_through(saved: Callable[..., Path]) -> None:
     )
     assert model.config._attn_implementation == "eager"
     assert (model.config.use_cache, len(model.model.layers)) == (False, 1)
-    assert model.hf_device_map == {"": "cpu"} or str(model.device) == "cpu"
+    assert str(model.device) == "cpu"
 
 
 def test_config_object(saved: Callable[..., Path]) -> None:
