@@ -1,6 +1,6 @@
 """Train `examples/tiny-qwen3`: a real, small Qwen3 that has read the documentation inside Python's standard library.
 
-It needs no network and no GPU, as the text comes with every Python. 15 to 20 minutes on 2 cores:
+It needs no network and no GPU, as the text comes with every Python. About 20 minutes on 2 cores:
 
     python examples/train_tiny_qwen3.py --out examples/tiny-qwen3
 """
@@ -45,8 +45,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PROMPTS = ("The function returns", "Return a list of", "If the file does not exist,", "This module provides")
-QUESTIONS = ("What does shutil.copyfile do?", "What does threading.Lock do?")
+PROMPTS = ("The argument is", "The function returns", "Close the socket", "If the file does not exist,")
+QUESTIONS = ("What does shutil.copyfile do?", "What does pathlib.Path.exists do?")
 
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "lib2to3", "pydoc_data", "encodings", "turtledemo"}
 WRITTEN_BY_THE_BUILD = ("config-", "_sysconfigdata")  # with the paths of the machine that built this Python
@@ -213,14 +213,16 @@ def train(model: Qwen3ForCausalLM, tokens: torch.Tensor, args: argparse.Namespac
 @torch.inference_mode()
 def measure(folder: Path, text: str) -> dict[str, Any]:
     """Load the saved model as anybody would; measure it in both dtypes over windows of CONTEXT tokens of `text`."""
-    tokens = AutoTokenizer.from_pretrained(folder)(text, verbose=False, return_tensors="pt")["input_ids"][0]
-    found: dict[str, Any] = {"tokens": len(tokens), "bytes": len(text.encode())}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(text, verbose=False, return_tensors="pt")["input_ids"][0]
+    num_bytes = len(tokenizer.decode(tokens, skip_special_tokens=True).encode())
+    found: dict[str, Any] = {"tokens": len(tokens), "bytes": num_bytes}
     for dtype in ("float32", "bfloat16"):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         losses = [model(input_ids=ids, labels=ids).loss.item() for ids in tokens.unfold(0, CONTEXT, CONTEXT)[:, None]]
         loss = sum(losses) / len(losses)
-        bits_per_byte = loss / math.log(2) * len(tokens) / found["bytes"]
-        found[dtype] = {"perplexity": round(math.exp(loss), 3), "bits_per_byte": round(bits_per_byte, 4)}
+        bits = loss / math.log(2) * len(tokens)
+        found[dtype] = {"perplexity": round(math.exp(loss), 3), "bits_per_byte": round(bits / num_bytes, 4)}
     return found
 
 
@@ -255,7 +257,6 @@ def main() -> None:
     torch.set_num_threads(2)  # fixed, as the sums depend on it
     torch.manual_seed(args.seed)
     started = time.monotonic()
-
     # Held-out sources first: a paragraph that is in both is then missing from the training text.
     sources = without_repeats(sorted(read_sources(), key=lambda source: not source.is_held_out))
     held_out, taught = ([source for source in sources if source.is_held_out is wanted] for wanted in (True, False))
