@@ -87,9 +87,7 @@ def test_plan_for_another_device(run: Run, tiny_qwen3: Path) -> None:
 
 def test_generate(tiny_qwen3: Path) -> None:
     """`generate` prints text alone to stdout, and the dtype, why and the speed to stderr."""
-    done = run_apart(
-        "generate", str(tiny_qwen3), "The function returns", "--max-new-tokens", "8", "--dtype", "float32"
-    )
+    done = run_apart("generate", str(tiny_qwen3), "The argument is", "--max-new-tokens", "8", "--dtype", "float32")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     closing = done.stderr.strip().splitlines()[-1]

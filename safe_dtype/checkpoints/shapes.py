@@ -76,7 +76,7 @@ def cache_of(tensors: Iterable[TensorFacts], config: Mapping[str, Any], architec
     if architecture is None:
         generates = any(_HEAD.search(tensor.name) for tensor in tensors)
     else:
-        generates = re.search(r"CausalLM|LMHead|ConditionalGeneration|Generat|Seq2Seq", architecture) is not None
+        generates = re.search(r"CausalLM|LMHead|ConditionalGeneration|Generation|Seq2Seq", architecture) is not None
     if not generates or not all(isinstance(one, int) for one in (heads, hidden, layers)):
         return CacheShape()
     head_dim = first(text, "head_dim", "d_kv", default=hidden // heads)

@@ -79,7 +79,7 @@ def test_trained_model_generates(tiny_qwen3: Path) -> None:
     """The bundled model, loaded by us, generates exactly what plain transformers generates in that dtype."""
     ours = SafeAutoModel.from_pretrained(tiny_qwen3)
     plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=DTYPES[plan_of(ours).storage.name])
-    ids = transformers.AutoTokenizer.from_pretrained(tiny_qwen3)("The function returns", return_tensors="pt").input_ids
+    ids = transformers.AutoTokenizer.from_pretrained(tiny_qwen3)("The argument is", return_tensors="pt").input_ids
     mine, theirs = (model.generate(ids, max_new_tokens=20, do_sample=False) for model in (ours, plain))
     assert torch.equal(mine, theirs)
     assert mine.shape[1] > ids.shape[1]
