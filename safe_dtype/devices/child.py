@@ -14,12 +14,12 @@ import torch
 
 from .ops import OPS
 from .probe import measure_here
-from .request import Request, verdict_to_dict
+from .request import ProbeRequest, verdict_to_dict
 
 
 def main() -> None:
     """Answer one request."""
-    request = Request.from_dict(json.load(sys.stdin))
+    request = ProbeRequest.from_dict(json.load(sys.stdin))
     # What libraries print goes to stderr: stdout is ours alone.
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
         os.dup2(2, 1)

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ..errors import ProbeError
 from ..facts import Kind, Verdict
-from .request import Request, verdict_from_dict
+from .request import ProbeRequest, verdict_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Patience:
     cell: float = 30.0  # compiling a kernel for the first time takes seconds, a hang takes for ever
 
 
-def measure_in_children(request: Request, patience: Patience | None = None) -> Iterator[Verdict]:
+def measure_in_children(request: ProbeRequest, patience: Patience | None = None) -> Iterator[Verdict]:
     """Measure cell by cell in a child; where it dies or hangs, blame the cell it was at and go on with a new child.
 
     Yields verdicts not yet compared with float32's speed.
@@ -57,7 +57,7 @@ def measure_in_children(request: Request, patience: Patience | None = None) -> I
         left = replace(left, cells=left.cells[done:])
 
 
-def _blamed(request: Request, number: int, reason: str) -> Verdict:
+def _blamed(request: ProbeRequest, number: int, reason: str) -> Verdict:
     dtype, op = request.cells[number]
     logger.warning("%s in %s on %s: the probing process was %s", op, dtype, request.device, reason)
     return Verdict(dtype, op, Kind.CRASHES, reason)
@@ -66,7 +66,7 @@ def _blamed(request: Request, number: int, reason: str) -> Verdict:
 class _Child:
     """One process of `safe_dtype.devices.child`: request in, one JSON line per finished cell out."""
 
-    def __init__(self, request: Request, patience: Patience) -> None:
+    def __init__(self, request: ProbeRequest, patience: Patience) -> None:
         self._request, self._patience = request, patience
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed in __exit__
         with tempfile.TemporaryFile() as question:

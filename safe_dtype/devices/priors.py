@@ -46,7 +46,7 @@ class Prior:
         mention = re.compile(rf"\b{_SHORT[dtype]}\b") if dtype in _SHORT and kind is not Kind.WRONG else None
         trap = next((trap for trap in self.traps if mention and mention.search(trap)), "")
         told = f"{words}; {trap}" if trap else words
-        return kind, f"prior table, not measured: {told} ({self.family}; {', '.join(self.sources[:_CITED])})"
+        return kind, f"prior table, not measured: {told} ({', '.join(self.sources[:_CITED])})"
 
     def _kind(self, dtype: Dtype) -> tuple[Kind, str]:
         if dtype.name in self.wrong:

@@ -16,7 +16,7 @@ from .inventory import detect_one
 from .isolation import measure_in_children
 from .ops import OPS, Op
 from .priors import child_needed
-from .request import Request
+from .request import ProbeRequest
 from .settings import float32_precision
 from .timing import Waiting, by_thread_time, one_thread
 from .verdicts import beside_float32, on_all_threads
@@ -50,7 +50,7 @@ def measure(
     unknown = [op for op in ops if op not in OPS]
     if unknown:
         raise ProbeError(device, f"no operation is called {unknown[0]!r}; there are {', '.join(OPS)}")
-    request = Request(
+    request = ProbeRequest(
         device=facts.device,
         cells=tuple((dtype, op) for op in ops for dtype in _in_order(dtypes, facts)),
         widths=tuple((out, width) for out, width in widths),
@@ -63,7 +63,7 @@ def measure(
     return tuple(verdict for verdict in judged if verdict.dtype in dtypes)
 
 
-def measure_here(request: Request, ops: dict[str, Op]) -> Iterator[Verdict]:
+def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]:
     """Measure cell by cell in this process. Yields verdicts not yet compared with float32's speed."""
     space = Workspace(torch.device(request.device))
     run = _Run(request)
@@ -87,7 +87,7 @@ class _Run:
     of 1 ms, every time (2 threads, 2 cores, one busy neighbour). So one thread is measured, by its own clock.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: ProbeRequest) -> None:
         self._request = request
         self._can_be_disturbed = torch.device(request.device).type == "cpu"
         self._busy = False

@@ -11,7 +11,7 @@ from ..facts import Kind, Timing, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ProbeRequest:
     """The cells to measure, in order."""
 
     device: str
@@ -27,7 +27,7 @@ class Request:
         return {**asdict(self), "cells": [[dtype.name, op] for dtype, op in self.cells]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+    def from_dict(cls, values: Mapping[str, Any]) -> ProbeRequest:
         """Read what `to_dict` wrote."""
         cells = tuple((dtype_named(name), op) for name, op in values["cells"])
         widths = tuple((out, width) for out, width in values["widths"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from safe_dtype.devices.accuracy import relative_error, tolerance
 from safe_dtype.devices.ops import Case, Op, Shape
 from safe_dtype.devices.probe import measure_here
-from safe_dtype.devices.request import Request
+from safe_dtype.devices.request import ProbeRequest
 from safe_dtype.devices.timing import seconds_per_call
 from safe_dtype.devices.workspace import Workspace
 from safe_dtype.dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
@@ -35,7 +35,7 @@ def doubling(function: Callable[[int, Tensor], Tensor]) -> Op:
 def run(*ops: Op, seconds: float = 0.05) -> list[Verdict]:
     """Measure `ops` in bfloat16."""
     table = {str(number): op for number, op in enumerate(ops)}
-    asked = Request("cpu", tuple((BFLOAT16, name) for name in table), ((8, 8),), seconds, torch.get_num_threads())
+    asked = ProbeRequest("cpu", tuple((BFLOAT16, name) for name in table), ((8, 8),), seconds, torch.get_num_threads())
     return list(measure_here(asked, table))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from safe_dtype.devices import measure
 from safe_dtype.devices.isolation import Patience, measure_in_children
-from safe_dtype.devices.request import Request, verdict_from_dict, verdict_to_dict
+from safe_dtype.devices.request import ProbeRequest, verdict_from_dict, verdict_to_dict
 from safe_dtype.dtypes import BFLOAT16, FLOAT32
 from safe_dtype.errors import ProbeError
 from safe_dtype.facts import Kind, Timing, Verdict
@@ -19,9 +19,9 @@ HERE = Path(__file__).resolve().parent
 DEADLY = ("segfault", "abort", "hang", "exit", "lost")
 
 
-def request_for(*ops: str, ops_module: str = "deadly_ops") -> Request:
+def request_for(*ops: str, ops_module: str = "deadly_ops") -> ProbeRequest:
     """Ask for `ops` in float32, briefly."""
-    return Request("cpu", tuple((FLOAT32, op) for op in ops), ((64, 64),), 0.05, threads=1, ops_module=ops_module)
+    return ProbeRequest("cpu", tuple((FLOAT32, op) for op in ops), ((64, 64),), 0.05, threads=1, ops_module=ops_module)
 
 
 @pytest.fixture(scope="module")
@@ -109,4 +109,4 @@ def test_verdicts_survive_the_journey(verdict: Verdict) -> None:
 def test_requests_survive_the_journey() -> None:
     """What is asked is what arrives."""
     asked = request_for("softmax", "fft")
-    assert Request.from_dict(asked.to_dict()) == asked
+    assert ProbeRequest.from_dict(asked.to_dict()) == asked
