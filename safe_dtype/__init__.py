@@ -13,13 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
-from .errors import SafeDtypeError, SafeDtypeWarning
+from .errors import NoDtypeLeft, SafeDtypeError, SafeDtypeWarning
+from .origin import plan_of
+from .patching import patch, patched, unpatch
 from .planning import Decision, Plan, Policy, Workload, make_plan
 
 if TYPE_CHECKING:
     from .checkpoints import read_checkpoint
     from .devices import detect, facts_of, measure
-    from .loading import SafeAutoModel, plan_of
+    from .guarding import guard, report, unguard
+    from .loading import SafeAutoModel
 
 __version__ = "0.1.0"
 
@@ -31,6 +34,7 @@ __all__ = [
     "INT8",
     "Decision",
     "Dtype",
+    "NoDtypeLeft",
     "Plan",
     "Policy",
     "SafeAutoModel",
@@ -40,15 +44,23 @@ __all__ = [
     "__version__",
     "detect",
     "facts_of",
+    "guard",
     "make_plan",
     "measure",
+    "patch",
+    "patched",
     "plan_of",
     "read_checkpoint",
+    "report",
+    "unguard",
+    "unpatch",
 ]
 
 _LOADED_ON_USE = {
     "SafeAutoModel": "loading",
-    "plan_of": "loading",
+    "guard": "guarding",
+    "report": "guarding",
+    "unguard": "guarding",
     "read_checkpoint": "checkpoints",
     "detect": "devices",
     "facts_of": "devices",

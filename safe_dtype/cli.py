@@ -21,13 +21,14 @@ _FORMAT = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
 )
 _DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
+_POLICY = click.option(
+    "--policy", default="auto", show_default=True, metavar="TEXT",
+    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands; comma-separated.",
+)  # fmt: skip
 _OF_A_PLAN = (
     click.argument("model", metavar="MODEL"),
     _DEVICE,
-    click.option(
-        "--policy", default="auto", show_default=True, metavar="TEXT",
-        help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32; comma-separated.",
-    ),
+    _POLICY,
     click.option("--dtype", metavar="DTYPE", help="An order: this dtype, with a warning where it does not do."),
     click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
 )  # fmt: skip
@@ -119,6 +120,22 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
         click.echo(said.closing_line(made), err=True)
     else:
         click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@_POLICY
+@click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(*, policy: str, as_module: bool, script: str, arguments: tuple[str, ...]) -> None:
+    """Run the Python program SCRIPT as it is, with every model that it loads planned and guarded.
+
+    What comes after SCRIPT is its own. The processes that it starts are covered as well. Launchers that take a module
+    take this one: `accelerate launch -m safe_dtype.run train.py`, `torchrun -m safe_dtype.run train.py`.
+    """
+    from .patching.script import become_python
+
+    become_python([*(["-m"] if as_module else []), script, *arguments], Policy.parse(policy))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,11 +12,16 @@
     │   ├── CorruptCheckpointError              a header or file that contradicts itself
     │   ├── MissingShardError                   the index names files that are not there
     │   └── UnsafeCheckpointError               reading it would run code of the checkpoint
-    └── PlanError                (ValueError)
-        ├── NoSafeDtypeError                    every candidate was rejected
-        ├── StrictModeError                     the dtype ordered in strict mode was rejected
-        ├── ConflictError                       the caller and the plan contradict each other
-        └── NoPlanError                         the model was not loaded by safe_dtype
+    ├── PlanError                (ValueError)
+    │   ├── NoSafeDtypeError                    every candidate was rejected
+    │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
+    │   ├── ConflictError                       the caller and the plan contradict each other
+    │   └── NoPlanError                         the model was not loaded by safe_dtype
+    └── GuardError               (RuntimeError)
+        ├── NotGuardedError                     the model has no guard
+        ├── NoDtypeLeft                         a step failed, and so did every remedy
+        ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
+        └── DeviceLostError                     the process has lost its device
 
 Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
 """
@@ -26,6 +31,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .guarding.failure import Attempt
     from .planning.plan import Decision
 
 
@@ -181,4 +187,63 @@ class NoPlanError(PlanError):
     def __str__(self) -> str:
         return (
             f"This {self.model} was not loaded by safe_dtype. Next: load it with SafeAutoModel.from_pretrained(...)."
+        )
+
+
+class GuardError(SafeDtypeError, RuntimeError):
+    """A guarded model failed, and the guard could not go on. The failure itself is the `__cause__`."""
+
+
+class NotGuardedError(GuardError):
+    """The model has no guard, so there is nothing to report."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return f"This {self.model} is not guarded. Next: `safe_dtype.guard(model)`, or load it with SafeAutoModel."
+
+
+class NoDtypeLeft(GuardError):  # noqa: N818  (its public name from the beginning)
+    """A step failed, and so did every remedy. The model stays usable, in the dtype that was tried last."""
+
+    def __init__(self, failure: str, dtype: str, attempts: tuple[Attempt, ...]) -> None:
+        super().__init__(failure, dtype, attempts)
+        self.failure, self.dtype, self.attempts = failure, dtype, attempts
+
+    def __str__(self) -> str:
+        tried = "\n".join(f"  {attempt}" for attempt in self.attempts)
+        return (
+            f"{self.failure}. Nothing is left to try in {self.dtype}:\n{tried}\n"
+            "Next: see the cause above. Not enough memory: free some, or load with device_map='auto'. The same failure "
+            "in float32: look for it in the weights or the inputs."
+        )
+
+
+class CannotResumeError(GuardError):
+    """The failing step cannot be run again, nor the call begun anew."""
+
+    def __init__(self, failure: str, reason: str, dtype: str) -> None:
+        super().__init__(failure, reason, dtype)
+        self.failure, self.reason, self.dtype = failure, reason, dtype
+
+    def __str__(self) -> str:
+        return (
+            f"{self.failure}. The call cannot go on: {self.reason}. "
+            f"Next: call again; the model is in {self.dtype} now."
+        )
+
+
+class DeviceLostError(GuardError):
+    """The process has lost its device: every further operation on it fails."""
+
+    def __init__(self, device: str, dtype: str, failure: str) -> None:
+        super().__init__(device, dtype, failure)
+        self.device, self.dtype, self.failure = device, dtype, failure
+
+    def __str__(self) -> str:
+        return (
+            f"{self.device} is lost to this process: {self.failure}. Nothing can be retried in it. "
+            f"Next: start again; that {self.dtype} fails so on {self.device} is remembered, and planned around."
         )

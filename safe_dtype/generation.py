@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from .errors import CheckpointError
+from .guarding import report
 from .loading import SafeAutoModel
 from .planning import Plan
 
@@ -22,6 +23,7 @@ class Said:
     new_tokens: int
     first_token_seconds: float  # the prompt's forward pass and the first token
     seconds: float  # everything
+    events: tuple[str, ...] = ()  # what the guard had to do
 
     @property
     def tokens_per_second(self) -> float:
@@ -30,11 +32,12 @@ class Said:
         return (self.new_tokens - 1) / later if self.new_tokens > 1 and later > 0 else self.new_tokens / self.seconds
 
     def closing_line(self, plan: Plan) -> str:
-        """Return the dtype, why, and the speed, in one line."""
+        """Return the dtype, why, and the speed, in one line; in lines below it what the guard had to do."""
         dtype = plan.chosen.candidate if plan.chosen else plan.compute
         return (
             f"[{dtype} on {plan.device_name}, {plan.reason} | {self.new_tokens} tokens, "
             f"{self.tokens_per_second:.1f} tokens/s, first after {self.first_token_seconds * 1e3:.0f} ms]"
+            + "".join(f"\n[{event}]" for event in self.events)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,7 +109,8 @@ class Generator:
         seconds = time.perf_counter() - started
         given = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         text = self.tokenizer.decode(found[given:], skip_special_tokens=True)
-        return Said(text, len(found) - given, streamer.first_token_seconds, seconds)
+        events = tuple(str(event) for event in report(self.model).events)
+        return Said(text, len(found) - given, streamer.first_token_seconds, seconds, events)
 
     def _chat_inputs(self, prompt: str) -> Any:
         if not self.tokenizer.chat_template:

@@ -21,14 +21,21 @@ ALLOWED = {
     "devices": {"dtypes", "errors", "facts"},
     "checkpoints": {"dtypes", "errors", "facts"},
     "planning": {"dtypes", "errors", "facts"},
-    "loading": {"checkpoints", "devices", "dtypes", "errors", "facts", "planning"},
+    "origin": {"errors", "planning"},
+    "guarding": {"devices", "dtypes", "errors", "origin", "planning"},
+    "testing": {"dtypes"},
+    "loading": {"checkpoints", "devices", "dtypes", "errors", "facts", "guarding", "origin", "planning"},
+    "patching": {"devices", "errors", "loading", "planning"},
     "doctor": {"facts", "planning"},
-    "generation": {"errors", "loading", "planning"},
-    "cli": {"checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "planning"},
+    "generation": {"errors", "guarding", "loading", "planning"},
+    "cli": {"checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "patching", "planning"},
     "__main__": {"cli"},
-    "__init__": {"checkpoints", "devices", "dtypes", "errors", "loading", "planning"},
-}
-WITHOUT_TORCH = ("errors", "dtypes", "facts", "planning", "doctor")
+    "run": {"cli"},
+    "__init__": {
+        "checkpoints", "devices", "dtypes", "errors", "guarding", "loading", "origin", "patching", "planning",
+    },
+}  # fmt: skip
+WITHOUT_TORCH = ("errors", "dtypes", "facts", "planning", "origin", "doctor")
 
 
 def part_of(module: Path) -> str:

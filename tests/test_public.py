@@ -11,6 +11,7 @@ import transformers
 
 import safe_dtype
 from safe_dtype import dtypes, errors
+from safe_dtype.guarding import Attempt
 from safe_dtype.planning import Candidate, Cost, Decision, Ground
 
 
@@ -99,6 +100,10 @@ EXAMPLES = [
     errors.StrictModeError("float16", "wrong", ("float32",)),
     errors.ConflictError("dtype", "float16", "float32"),
     errors.NoPlanError("BertModel"),
+    errors.NotGuardedError("BertModel"),
+    errors.NoDtypeLeft("nonfinite in lm_head at step 3", "float32", (Attempt("float32", "needs 8 GB more"),)),
+    errors.CannotResumeError("nonfinite", "tokens have been streamed", "float32"),
+    errors.DeviceLostError("cuda:0", "float16", "device-side assert triggered"),
 ]
 
 

@@ -12,6 +12,7 @@ from .priors import prior_facts
 if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
     from .memory import memory_of
+    from .observed import remember_failure
     from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
     from .survey import facts_of
 
@@ -26,6 +27,7 @@ __all__ = [
     "measure",
     "memory_of",
     "prior_facts",
+    "remember_failure",
 ]
 
 _LOADED_ON_USE = {
@@ -37,6 +39,7 @@ _LOADED_ON_USE = {
     "facts_of": "survey",
     "measure": "probe",
     "memory_of": "memory",
+    "remember_failure": "observed",
 }
 
 

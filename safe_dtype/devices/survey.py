@@ -12,6 +12,7 @@ from .cache import Key, load, one_process_at_a_time, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
 from .memory import memory_of
+from .observed import forget_failures, with_failures
 from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
 
 
@@ -40,6 +41,9 @@ def facts_of(
             if verdicts is None:
                 verdicts = measure(facts.device, dtypes, widths, ops=ops)
                 store(key, verdicts)
+    if refresh:
+        forget_failures(facts)
+    verdicts = with_failures(facts, verdicts)
     return replace(
         facts,
         memory=memory_of(facts.device, max_memory) if max_memory else facts.memory,

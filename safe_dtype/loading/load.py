@@ -8,35 +8,25 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import NoPlanError, SafeDtypeWarning
+from ..errors import SafeDtypeWarning
+from ..guarding import guard
+from ..origin import Origin, remember
 from ..planning import Plan
 from .request import Request
+from .turn import with_plan
 
 logger = logging.getLogger(__name__)
 
-_ATTRIBUTE = "_safe_dtype_origin"
 _NOT_REMEMBERED = ("state_dict", "token", "use_auth_token")  # too big to keep, too secret to pickle
 
 
-@dataclass(frozen=True)
-class Origin:
-    """How a model was loaded: enough to read its weights again."""
-
-    plan: Plan
-    model_class: type
-    source: str | None
-    arguments: Mapping[str, Any] = field(repr=False)
-
-
 def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
-    """Call `target.from_pretrained` as requested, in the plan's dtype; return what it returns.
+    """Call `target.from_pretrained` as requested, in the plan's dtype; return what it returns, the model guarded.
 
     Args:
         target: A model class or Auto class of transformers.
@@ -46,7 +36,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
         model_args: Handed on.
     """
     arguments = _arguments(plan, request)
-    found = target.from_pretrained(request.source, *model_args, **arguments)
+    with with_plan():
+        found = target.from_pretrained(request.source, *model_args, **arguments)
     model = found[0] if isinstance(found, tuple) else found
     folder = arguments.get("offload_folder")
     if folder is not None and "offload_folder" not in request.arguments:
@@ -54,29 +45,9 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     _verify(model, plan)
     source = None if request.source is None else os.fspath(request.source)
     kept = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
-    setattr(model, _ATTRIBUTE, Origin(plan, type(model), source, kept))
+    remember(model, Origin(plan, type(model), source, kept))
+    guard(model)
     return found
-
-
-def origin_of(model: nn.Module) -> Origin:
-    """Return how `model` was loaded.
-
-    Raises:
-        NoPlanError: If it was not loaded by safe_dtype.
-    """
-    origin = getattr(model, _ATTRIBUTE, None)
-    if not isinstance(origin, Origin):
-        raise NoPlanError(type(model).__name__)
-    return origin
-
-
-def plan_of(model: nn.Module) -> Plan:
-    """Return the plan that `model` was loaded with.
-
-    Raises:
-        NoPlanError: If it was not loaded by safe_dtype.
-    """
-    return origin_of(model).plan
 
 
 def _arguments(plan: Plan, request: Request) -> dict[str, Any]:

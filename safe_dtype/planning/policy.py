@@ -26,16 +26,20 @@ class Policy:
 
     `mode="auto"` may leave the saved dtype; `"strict"` never changes it, nor a dtype that was ordered, and raises
     instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
+    With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
     """
 
     prefer: Prefer = "speed"
     mode: Mode = "auto"
     workload: Workload = Workload()
     ladder: tuple[Dtype, ...] = ()
+    islands: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Policy:
-        """Read the short form: comma-separated `auto` or `strict`, `prefer=`, `prompt=`, `new=`, `ladder=bf16>fp32`.
+        """Read the short form: comma-separated words.
+
+        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32` and `islands`.
 
         Raises:
             PolicyError: If a word is unknown, or its value cannot be read.
@@ -52,12 +56,16 @@ class Policy:
             words += [f"prompt={self.workload.prompt_tokens}", f"new={self.workload.new_tokens}"]
         if self.ladder:
             words.append("ladder=" + ">".join(dtype.name for dtype in self.ladder))
+        if self.islands:
+            words.append("islands")
         return ",".join(words)
 
 
 def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
     if key in get_args(Mode) and not value:
         return replace(policy, mode=cast(Mode, key))
+    if key == "islands" and not value:
+        return replace(policy, islands=True)
     if key == "prefer":
         if value not in get_args(Prefer):
             raise PolicyError(text, f"prefer={value!r} is none of {', '.join(get_args(Prefer))}")
@@ -67,7 +75,7 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, workload=replace(policy.workload, **{field: _count(key, value, text)}))
     if key == "ladder":
         return replace(policy, ladder=_ladder(value, text))
-    raise PolicyError(text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=")
+    raise PolicyError(text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands")
 
 
 def _count(key: str, value: str, text: str) -> int:

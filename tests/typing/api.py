@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from safe_dtype import BFLOAT16, Plan, Policy, SafeAutoModel, make_plan, plan_of, read_checkpoint
+from torch import nn
+
+from safe_dtype import (
+    BFLOAT16,
+    Dtype,
+    Plan,
+    Policy,
+    SafeAutoModel,
+    guard,
+    make_plan,
+    patch,
+    patched,
+    plan_of,
+    read_checkpoint,
+    report,
+    unguard,
+    unpatch,
+)
 from safe_dtype.devices import facts_of, prior_facts
+from safe_dtype.guarding import Failure, FailureKind, classify
+from safe_dtype.testing import fault
 
 model = SafeAutoModel.from_pretrained("examples/tiny-qwen3", policy="auto,prefer=memory")
 plan: Plan = plan_of(model)
@@ -14,3 +33,17 @@ for decision in plan.decisions:
 seconds: float | None = plan.cost.seconds if plan.cost else None
 same: Plan = make_plan(facts_of("cpu"), read_checkpoint("examples/tiny-qwen3"), Policy(prefer="fidelity"))
 other: Plan = make_plan(prior_facts("NVIDIA Tesla T4"), read_checkpoint("org/name"), ordered=BFLOAT16)
+
+net: nn.Linear = guard(nn.Linear(2, 2), policy="auto,islands")
+with fault(net, "", "nan", dtype=BFLOAT16) as put:
+    fired: int = put.fired
+for event in report(net).events:
+    kind: FailureKind = event.kind
+    after: Dtype | None = event.after
+unguard(net)
+failure: Failure | None = classify(RuntimeError("no"))
+
+patch()
+patch(Policy(prefer="memory"))
+with patched("auto,prefer=memory"):
+    unpatch()

@@ -1,0 +1,44 @@
+"""What ended a process while a model ran: no probe shows it, so it is remembered beside the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..dtypes import Dtype
+from ..facts import DeviceFacts, Kind, Verdict
+from .cache import Key, load, store
+from .inventory import detect_one, hardware_of
+
+
+def remember_failure(device: str, dtype: Dtype, reason: str) -> None:
+    """Have every later plan for `device` on this machine reject `dtype`, until its verdicts are refreshed.
+
+    Raises:
+        NoSuchDeviceError: If the device is not here.
+    """
+    facts = detect_one(device)
+    known = [one for one in load(_key(facts)) or () if one.dtype != dtype]
+    store(_key(facts), [*known, Verdict(dtype, "matmul", Kind.CRASHES, reason)])
+
+
+def with_failures(facts: DeviceFacts, verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """Return `verdicts` with what was remembered in the place of what was measured."""
+    failed = {(one.dtype, one.op): one for one in load(_key(facts)) or ()}
+    return tuple(failed.get((one.dtype, one.op), one) for one in verdicts)
+
+
+def forget_failures(facts: DeviceFacts) -> None:
+    """Forget what was remembered for this device."""
+    if load(_key(facts)):
+        store(_key(facts), ())
+
+
+def _key(facts: DeviceFacts) -> Key:
+    # Not the settings: what took the device down once may do so under another number of threads.
+    return {
+        "observed": True,
+        "name": facts.name,
+        "uuid": hardware_of(facts.device).uuid,
+        "driver": facts.driver,
+        "versions": dict(facts.versions),
+    }

@@ -1,0 +1,87 @@
+"""Find the module in which a step went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .casting import is_finite
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """The module that failed, by its name in the model; both None where no single module can be named."""
+
+    module: nn.Module | None = None
+    largest_input: float | None = None  # largest finite |input|
+
+
+def module_raising(model: nn.Module, traceback: TracebackType | None) -> nn.Module | None:
+    """Return the innermost module of `model` that was running when an exception was raised."""
+    members = set(model.modules())
+    found = None
+    while traceback is not None:
+        running = traceback.tb_frame.f_locals.get("self")
+        if isinstance(running, nn.Module) and running in members:
+            found = running
+        traceback = traceback.tb_next
+    return found
+
+
+def module_spoiling(model: nn.Module, run: Callable[[], Any]) -> Blame:
+    """Run the step once more, and return the first module that made a non-finite output of finite inputs.
+
+    Modules finish from the leaves up, so an overflow between two leaves (in an attention product, say) falls to the
+    smallest module around it. Raises nothing: a step that fails otherwise this time blames nobody.
+    """
+    found: list[Blame] = []
+
+    def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not found and not is_finite(_parts(output)) and is_finite([args, kwargs]):
+            found.append(Blame(module, largest_finite([args, kwargs])))
+
+    handles = [one.register_forward_hook(look, with_kwargs=True) for one in model.modules()]
+    try:
+        with torch.compiler.set_stance("force_eager"):  # a compiled form leaves the modules' hooks out
+            run()
+    except RuntimeError:  # what a NaN may lead to further on is of no interest
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else Blame()
+
+
+def largest_finite(value: Any) -> float | None:
+    """Return the largest finite |number| in the floating tensors of `value`; None where there is none."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_floating_point() or value.numel() == 0 or value.is_meta:
+            return None
+        found = value.detach().float().abs()
+        found = found[found.isfinite()]
+        return float(found.amax()) if found.numel() else None
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (tuple, list)):
+        return None
+    return max((part for one in value if (part := largest_finite(one)) is not None), default=None)
+
+
+def name_of(model: nn.Module, module: nn.Module | None) -> str | None:
+    """Return the name of `module` in `model`, as in `named_modules()`; the class for the model itself."""
+    if module is None:
+        return None
+    name = next((name for name, one in model.named_modules() if one is module), None)
+    return name or type(module).__name__
+
+
+def _parts(output: Any) -> Any:
+    # A ModelOutput is a dict, but with a cache in it that may be poisoned by an earlier module.
+    return (
+        {name: value for name, value in output.items() if "past" not in name} if isinstance(output, dict) else output
+    )

@@ -1,0 +1,93 @@
+"""Cast, and look at, what a step is given: its tensors, and the caches it continues from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.utils import ModelOutput
+
+
+def cast(value: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
+    """Return `value` with every tensor of a dtype in `former` in `new`. Caches stay as they are: see `cast_cache`."""
+    if isinstance(value, torch.Tensor):
+        return _cast_tensor(value, new) if value.dtype in former else value
+    if isinstance(value, ModelOutput):
+        return type(value)(**{name: cast(one, former, new) for name, one in value.items()})
+    if type(value) in (tuple, list):
+        return type(value)([cast(one, former, new) for one in value])
+    if type(value) is dict:
+        return {name: cast(one, former, new) for name, one in value.items()}
+    return value
+
+
+def cast_cache(cache: Any, former: Collection[torch.dtype], new: torch.dtype) -> None:
+    """Cast a cache in place: keys, values and states in a dtype of `former`; codes of a quantized cache stay."""
+    if isinstance(cache, EncoderDecoderCache):
+        cast_cache(cache.self_attention_cache, former, new)
+        cast_cache(cache.cross_attention_cache, former, new)
+        return
+    for layer in cache.layers:
+        for name, held in list(layer.__dict__.items()):
+            if isinstance(held, torch.dtype):  # a layer's `dtype`, in which it dequantizes or will be allocated
+                changed: Any = new if held in former else held
+            else:
+                changed = _cast_held(held, former, new)
+            if changed is not held:
+                layer.__dict__[name] = changed
+
+
+def dtypes_of(value: Any) -> set[torch.dtype]:
+    """Return the floating dtypes of all tensors in `value`, caches apart."""
+    if isinstance(value, torch.Tensor):
+        return {value.dtype} if value.is_floating_point() else set()
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return set().union(*(dtypes_of(one) for one in value))
+    return set()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether every floating tensor in `value` is finite, those of caches too; a mask's -Inf is let pass."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_floating_point() or value.numel() == 0 or value.device.type == "meta":
+            return True
+        comparable = value if value.dtype.itemsize > 1 else value.float()
+        return bool((comparable.detach().amax() < torch.inf).item())  # NaN compares false
+    if isinstance(value, EncoderDecoderCache):
+        return is_finite([value.self_attention_cache, value.cross_attention_cache])
+    if isinstance(value, Cache):
+        return is_finite([list(layer.__dict__.values()) for layer in value.layers])
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return all(is_finite(one) for one in value)
+    return True
+
+
+def _cast_held(held: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
+    """Cast what a cache layer holds; a container is rebuilt only where something in it changed."""
+    if isinstance(held, torch.Tensor):
+        if held.dtype not in former:
+            return held
+        changed = _cast_tensor(held, new)
+        if getattr(held, "_dynamo_static_input_type", None) is not None:  # a compiled decode relies on its address
+            torch._dynamo.mark_static_address(changed)
+        return changed
+    if isinstance(held, (tuple, list)):
+        parts = [_cast_held(one, former, new) for one in held]
+        return held if all(a is b for a, b in zip(parts, held, strict=True)) else type(held)(parts)
+    if isinstance(held, dict):
+        for name, one in held.items():
+            held[name] = _cast_held(one, former, new)
+    return held
+
+
+def _cast_tensor(tensor: torch.Tensor, new: torch.dtype) -> torch.Tensor:
+    if torch.finfo(tensor.dtype).max > torch.finfo(new).max:
+        # A mask is filled with the end of the old range; that would be -Inf in the new one, and a row of it NaN.
+        tensor = tensor.masked_fill(tensor <= torch.finfo(tensor.dtype).min, torch.finfo(new).min)
+    return tensor.to(new)

@@ -1,0 +1,90 @@
+"""What went wrong, and what was done about it. Nouns only: nothing here catches, decides or changes a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from ..dtypes import Dtype
+
+
+class FailureKind(str, Enum):
+    """What another dtype, another kernel or another form of the model can cure."""
+
+    OP_UNSUPPORTED = "op_unsupported"  # no kernel of this operation for this dtype on this device
+    KERNEL_ARCH = "kernel_arch"  # a kernel exists, and this device is too old or too new for it
+    DTYPE_MISMATCH = "dtype_mismatch"  # two floating dtypes met in one operation
+    NONFINITE = "nonfinite"  # NaN or Inf where numbers are used, or values pinned to the end of the range
+    POLICY_REFUSAL = "policy_refusal"  # a library refuses the dtype by its own table
+    EXPORT_GRAPH = "export_graph"  # a tracer or another runtime cannot take the graph; a dtype may be the cause
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failure that is ours to cure.
+
+    `dtype` is the one that failed, None where the text names none. `allowed` are the dtypes that the text itself
+    names as working. `sticky`: the process has lost its device, and nothing can be retried in it.
+    """
+
+    kind: FailureKind
+    message: str  # what was said, whole
+    dtype: Dtype | None = None
+    dtypes: tuple[Dtype, ...] = ()  # every floating dtype that the text names, in its order; both of a mismatch
+    allowed: tuple[Dtype, ...] = ()
+    sticky: bool = False
+    device: str | None = None
+    module: str | None = None  # name of the module in the model, as in `named_modules()`
+    step: int | None = None  # of the generation, 0 is the prefill; outside `generate`, of all the calls
+    largest_input: float | None = None  # largest finite |input| of the blamed module
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One remedy that was tried on a failure, and what came of it."""
+
+    remedy: str
+    outcome: str
+
+    def __str__(self) -> str:
+        return f"{self.remedy}: {self.outcome}"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One failure and the remedy that was applied to it. `after` is None where nothing could be done."""
+
+    kind: FailureKind
+    before: Dtype
+    after: Dtype | None
+    module: str | None  # as in `named_modules()`
+    step: int  # of the generation, 0 is the prefill; outside `generate`, of all the calls
+    remedy: str
+    message: str  # what was raised, or found in the numbers
+    milliseconds: float = 0.0  # for finding out and changing the model; the step itself runs again on top
+    grown_bytes: int = 0
+    largest_input: float | None = None  # largest finite |input| of the module
+    restarted: bool = False  # the generation began anew instead of going on from the step
+
+    def __str__(self) -> str:
+        where = f" in {self.module}" if self.module else ""
+        cost = f"{self.milliseconds:.0f} ms, {self.grown_bytes:+,} bytes"
+        begun = ", from the beginning" if self.restarted else ""
+        return f"step {self.step}: {self.kind}{where} ({self.before}) -> {self.remedy}{begun} [{cost}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What happened to a guarded model."""
+
+    model: str
+    dtype: Dtype | None  # of most of its numbers, now
+    ladder: tuple[Dtype, ...]  # where it may still go on
+    events: tuple[Event, ...]
+
+    def __str__(self) -> str:
+        head = f"{self.model} in {self.dtype}, {len(self.events)} event{'s' * (len(self.events) != 1)}"
+        return "\n".join([head, *(f"  {event}" for event in self.events)])

@@ -1,0 +1,163 @@
+"""Guard a model, and let it go again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import NotGuardedError
+from ..origin import Origin, known_origin
+from ..planning import Plan, Policy
+from .batching import guarded_batch
+from .failure import Report
+from .guard import ATTRIBUTE, Guard, Reread, guard_of, here
+from .net import guarded_generate
+from .seam import owner_of, unwrap_methods, wrap_method
+from .step import guarded_step
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = None) -> M:
+    """Guard every inference step of `model`: where its dtype fails, go on from that step in another one.
+
+    Args:
+        model: A model of transformers, however it was loaded, or any `nn.Module`. Training mode is left alone.
+        policy: The user's wishes: a `Policy` or its short text. Without one, that of the plan. In strict mode nothing
+            is ever changed; `islands` allows to bring a single module into float32; `ladder` names the dtypes to go
+            on in.
+        plan: Where to go on. Without one, the plan that the model was loaded with; without that, float32.
+
+    Returns:
+        `model` itself. See `safe_dtype.report` for what happened to it.
+
+    Raises:
+        PolicyError: If `policy` is a text that cannot be read.
+    """
+    unguard(model)
+    origin = known_origin(model)
+    plan = plan or (origin.plan if origin else None)
+    wishes = Policy.parse(policy) if isinstance(policy, str) else policy
+    found = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
+    model.__dict__[ATTRIBUTE] = found
+    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, model)
+    for inner in model.modules():
+        if isinstance(inner, PreTrainedModel):
+            inner.__dict__[ATTRIBUTE] = found
+            wrap_method(PreTrainedModel, "__call__", _guard_call, model)
+            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, model)
+        if inner is model or isinstance(inner, PreTrainedModel):
+            for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
+                owner = owner_of(type(inner), name)
+                if owner is not None:
+                    wrap_method(owner, name, wrap, model)
+    return model
+
+
+def unguard(model: nn.Module) -> None:
+    """Take the guard off `model`, without a trace. Does nothing where there is none."""
+    found = guard_of(model)
+    if found is None:
+        return
+    root = found.model() or model
+    for module in root.modules():
+        if guard_of(module) is found:
+            del module.__dict__[ATTRIBUTE]
+            module.__dict__.pop("_compiled_call", None)  # compiled from the guarded call
+    unwrap_methods(root)
+
+
+def report(model: nn.Module) -> Report:
+    """Return what happened to a guarded model so far.
+
+    Raises:
+        NotGuardedError: If neither `model` nor anything in it is guarded.
+    """
+    found = next((one for module in model.modules() if (one := guard_of(module)) is not None), None)
+    if found is None:
+        raise NotGuardedError(type(model).__name__)
+    return found.report()
+
+
+def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
+        # First, for a compiler follows this line and nothing else of ours.
+        if torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
+        own = self.__dict__
+        found = own.get(ATTRIBUTE)
+        if found is None or here.depth or self.training or found.batches:
+            return original(self, *args, **kwargs)
+        if "_is_replica" in own or torch._C._is_tracing():
+            return original(self, *args, **kwargs)
+        here.depth = 1
+        try:
+            return guarded_step(found, functools.partial(original, self), args, kwargs)
+        finally:
+            here.depth = 0
+
+    return __call__
+
+
+def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled = original(self, *args, **kwargs)
+        found = guard_of(self)
+        if found is None:
+            return compiled
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if found.runs_eagerly or here.depth or self.training:
+                return self(*args, **kwargs)
+            here.depth = 1
+            try:
+                return guarded_step(found, forward, args, kwargs, plainly=self)
+            finally:
+                here.depth = 0
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return (self if found.runs_eagerly else compiled)(*args, **kwargs)
+
+        return call
+
+    return get_compiled_call
+
+
+def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = guard_of(self)
+        if found is None or self.training or id(found) in here.nets:
+            return original(self, *args, **kwargs)
+        return guarded_generate(found, functools.partial(original, self), args, kwargs)
+
+    return generate
+
+
+def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = guard_of(self)
+        if found is None or self.training:
+            return original(self, *args, **kwargs)
+        return guarded_batch(found, functools.partial(original, self), args, kwargs)
+
+    return generate_batch
+
+
+def _reread(origin: Origin) -> Reread:
+    def reread(dtype: torch.dtype) -> nn.Module:
+        arguments = {name: value for name, value in origin.arguments.items() if name not in ("dtype", "torch_dtype")}
+        found = origin.model_class.from_pretrained(origin.source, **arguments, dtype=dtype)  # type: ignore[attr-defined]
+        model = found[0] if isinstance(found, tuple) else found
+        unguard(model)
+        return model  # type: ignore[no-any-return]
+
+    return reread

@@ -1,0 +1,91 @@
+"""Weights that accelerate keeps in main memory or on disk and brings in for every call of their module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, MutableMapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield every weight kept in main memory, tied ones once."""
+    seen: set[int] = set()
+    for store in _stores(model):
+        for tensor in _held(store).values():
+            if tensor.data_ptr() not in seen:
+                seen.add(tensor.data_ptr())
+                yield tensor
+
+
+def recast(
+    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, kept: Callable[[str], bool]
+) -> tuple[int, int]:
+    """Cast what is kept in main memory, and have what lies on disk read in `new`.
+
+    Returns how many weights changed, and by how many bytes main memory grew.
+    """
+    count = grown = 0
+    replaced: dict[int, torch.Tensor] = {}
+    for store in _stores(model):
+        held = _held(store)
+        for name, tensor in list(held.items()):
+            if tensor.dtype not in former:
+                continue
+            if tensor.data_ptr() not in replaced:
+                replaced[tensor.data_ptr()] = tensor.to(torch.float32 if kept(name) else new)
+                grown += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
+            held[name] = replaced[tensor.data_ptr()]
+            count += 1
+        for name, entry in getattr(store, "index", {}).items():
+            # A safetensors file is cast to this dtype when read; beside it only raw files have one, and theirs is
+            # how they were written.
+            if "safetensors_file" in entry and _torch_dtype(entry.get("dtype")) in former:
+                entry["dtype"] = str(torch.float32 if kept(name) else new).removeprefix("torch.")
+                count += 1
+    _forget_copies(model, replaced)
+    return count, grown
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether accelerate brings in any weight of `model` at run time."""
+    return next(_stores(model), None) is not None
+
+
+def _hooks(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        yield from getattr(hook, "hooks", (hook,) if hook is not None else ())
+
+
+def _stores(model: nn.Module) -> Iterator[Any]:
+    """Yield every place where hooks find offloaded weights, each once: a loader of accelerate, or a plain dict."""
+    seen: set[int] = set()
+    for hook in _hooks(model):
+        store: Any = getattr(hook, "weights_map", None) if getattr(hook, "offload", False) else None
+        while hasattr(store, "dataset"):  # a view under a prefix
+            store = store.dataset
+        if store is not None and id(store) not in seen:
+            seen.add(id(store))
+            yield store
+
+
+def _held(store: Any) -> MutableMapping[str, torch.Tensor]:
+    held = getattr(store, "state_dict", store)
+    return held if isinstance(held, MutableMapping) else {}
+
+
+def _forget_copies(model: nn.Module, replaced: dict[int, torch.Tensor]) -> None:
+    """Tied weights are found by address, and their copies on a device are handed out as they are."""
+    for shared in {
+        id(found): found for hook in _hooks(model) if (found := getattr(hook, "tied_params_map", None))
+    }.values():
+        for address in list(shared):
+            shared[address].clear()
+            if address in replaced:
+                shared[replaced[address].data_ptr()] = shared.pop(address)
+
+
+def _torch_dtype(name: str | None) -> torch.dtype | None:
+    return getattr(torch, name, None) if name else None

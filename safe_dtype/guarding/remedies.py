@@ -1,0 +1,261 @@
+"""What may cure a failure, in the order in which it is tried, and how each is done."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..devices import memory_of
+from ..dtypes import FLOAT16, FLOAT32, Dtype
+from .case import Case
+from .casting import dtypes_of
+from .failure import FailureKind
+from .guard import Guard, dtype_of, torch_dtype
+from .islands import CastInputs, Island, can_be_island
+from .offloaded import is_offloaded
+from .recast import bytes_of_copy, growth, left_over, main_dtype, recast, refusal
+
+logger = logging.getLogger(__name__)
+
+_MARGIN = 1.02  # allocators round up
+
+
+class NotPossible(Exception):  # noqa: N818  (no error: an answer, with its reason)
+    """This remedy cannot be applied, or it changed nothing."""
+
+
+class Remedy(Protocol):
+    """One change of a model. `apply` returns by how many bytes it grew, and raises NotPossible."""
+
+    def apply(self, case: Case) -> int:
+        """Change the model, and prove that it changed."""
+
+
+def remedies(case: Case) -> Iterator[Remedy]:
+    """Yield what may cure the failure, best first."""
+    kind, blamed = case.failure.kind, case.blamed
+    if kind is FailureKind.EXPORT_GRAPH:
+        yield RunEagerly()
+    if kind is FailureKind.KERNEL_ARCH:
+        yield from _other_attention(case.model)
+    if kind is FailureKind.DTYPE_MISMATCH:
+        if dtypes_of(case.given) - {main_dtype(case.model)}:
+            yield AlignInputs()
+        if blamed is not None and blamed is not case.model:
+            yield AlignModule(blamed)
+    if case.guard.policy.islands and blamed is not None and kind in _BY_MODULE:
+        yield MakeIsland(blamed)
+    for dtype in _next_dtypes(case):
+        yield ChangeDtype(dtype)
+
+
+_BY_MODULE = (FailureKind.OP_UNSUPPORTED, FailureKind.KERNEL_ARCH, FailureKind.NONFINITE)
+
+
+def _next_dtypes(case: Case) -> Iterator[Dtype]:
+    """Yield the dtypes below the model's own on the ladder that this failure leaves open."""
+    model, failure = case.model, case.failure
+    main = main_dtype(model)
+    now = dtype_of(main) if main is not None else None
+    mixed = any(one.dtype in (torch.bfloat16, torch.float16) for one in model.parameters())
+    for dtype in case.guard.ladder():
+        if torch_dtype(dtype) in case.guard.left or dtype == failure.dtype:
+            continue
+        if failure.allowed and dtype not in failure.allowed:
+            continue
+        if failure.kind is FailureKind.NONFINITE and now is not None and dtype.largest < now.largest:
+            continue
+        # float32 for a model in float32 that has parts in other dtypes brings them together.
+        if dtype != now or (dtype == FLOAT32 and mixed):
+            yield dtype
+
+
+def _other_attention(model: nn.Module) -> Iterator[Remedy]:
+    now = str(getattr(getattr(model, "config", None), "_attn_implementation", None))
+    if now in ("sdpa", "None"):
+        yield from (ChangeAttention("eager"),) if now == "sdpa" else ()
+    elif now != "eager":
+        yield from (ChangeAttention("sdpa"), ChangeAttention("eager"))
+
+
+@dataclass(frozen=True)
+class ChangeDtype:
+    """Bring the whole model into another dtype."""
+
+    dtype: Dtype
+
+    def __str__(self) -> str:
+        return self.dtype.name
+
+    def apply(self, case: Case) -> int:
+        """Recast in place; weights that lost bits when loaded are read again where that is possible."""
+        guard, model = case.guard, case.model
+        now, new = main_dtype(model), torch_dtype(self.dtype)
+        former = {torch.bfloat16, torch.float16} if self.dtype == FLOAT32 else {now} - {None}
+        former = {one for one in former if one is not None and one != new}
+        if reason := refusal(model):
+            raise NotPossible(reason)
+        if reason := _too_wide(model, former, self.dtype):
+            raise NotPossible(reason)
+        _check_memory(growth(model, former, new))
+        if self.dtype == FLOAT32:
+            _leave_flash_attention(model)
+        done = recast(model, former, new, source=_read_again(guard, model, new))
+        remaining = left_over(model, former, new)
+        if not done.tensors or remaining:
+            raise NotPossible(f"it changed {done.tensors} tensors and left {remaining} as they were")
+        for hooks in list(_island_hooks(model)):
+            hooks.outside_is_now(new)
+        guard.left |= former
+        guard.left.discard(new)
+        return done.grown_bytes
+
+
+@dataclass(frozen=True)
+class ChangeAttention:
+    """Use another implementation of attention, from the next step on."""
+
+    implementation: str
+
+    def __str__(self) -> str:
+        return f"{self.implementation} attention"
+
+    def apply(self, case: Case) -> int:
+        """Switch every attention of the model."""
+        model: Any = case.model
+        if not hasattr(model, "set_attn_implementation"):
+            raise NotPossible(f"{type(model).__name__} has no choice of attention")
+        try:
+            model.set_attn_implementation(self.implementation)
+        except (ValueError, ImportError) as exc:
+            raise NotPossible(str(exc)) from exc
+        if model.config._attn_implementation != self.implementation:
+            raise NotPossible("transformers kept the old one")
+        return 0
+
+
+@dataclass(frozen=True)
+class AlignInputs:
+    """Cast the floating inputs of every call to the dtype of the model."""
+
+    def __str__(self) -> str:
+        return "inputs cast to the model's dtype"
+
+    def apply(self, case: Case) -> int:
+        """From now on. Whether this changes anything for the failing call is up to its inputs."""
+        if case.guard.aligns_inputs:
+            raise NotPossible("they already are")
+        case.guard.aligns_inputs = True
+        return 0
+
+
+@dataclass(frozen=True)
+class AlignModule:
+    """Cast what one module is given to the dtype of its weights."""
+
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return "inputs of the module cast to its weights' dtype"
+
+    def apply(self, _case: Case) -> int:
+        """Put a hook on the module."""
+        own = {one.dtype for one in self.module.parameters() if one.is_floating_point()}
+        if len(own) != 1:
+            raise NotPossible(f"the module has weights of {len(own)} dtypes")
+        if any(isinstance(hook, CastInputs) for hook in self.module._forward_pre_hooks.values()):
+            raise NotPossible("they already are")
+        self.module.register_forward_pre_hook(CastInputs(), with_kwargs=True)
+        return 0
+
+    def undo(self) -> None:
+        """Take the hook off again."""
+        hooks = self.module._forward_pre_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, CastInputs)]:
+            del hooks[key]
+            self.module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+@dataclass(frozen=True)
+class MakeIsland:
+    """Compute one module in float32 inside a model in 16 bit."""
+
+    module: nn.Module
+
+    def __str__(self) -> str:
+        return "the module in float32"
+
+    def apply(self, case: Case) -> int:
+        """Recast the module, cast what goes in and what comes out."""
+        outside = main_dtype(case.model)
+        if outside is None or (reason := can_be_island(case.model, self.module)):
+            raise NotPossible(reason or "the model has no weights")
+        _check_memory(growth(self.module, {outside}, torch.float32))
+        done = recast(self.module, {outside}, torch.float32)
+        Island(outside).attach(self.module)
+        return done.grown_bytes
+
+
+@dataclass(frozen=True)
+class RunEagerly:
+    """Run without the compiled form."""
+
+    def __str__(self) -> str:
+        return "without compilation"
+
+    def apply(self, case: Case) -> int:
+        """Only `generate` with a static cache compiles by itself; what the caller compiled stays so."""
+        if case.guard.runs_eagerly:
+            raise NotPossible("it already does")
+        case.guard.runs_eagerly = True
+        return 0
+
+
+def _too_wide(model: nn.Module, former: set[torch.dtype], new: Dtype) -> str | None:
+    if new != FLOAT16:
+        return None
+    for name, one in model.named_parameters():
+        if one.dtype in former and not one.is_meta and one.abs().amax().item() > FLOAT16.largest:
+            return f"{name} holds numbers beyond {FLOAT16.largest:.0f}, where float16 ends"
+    return None
+
+
+def _check_memory(needed: dict[torch.device, int]) -> None:
+    for device, more in needed.items():
+        free = memory_of(str(device)).free_bytes
+        if more * _MARGIN > free > 0:
+            raise NotPossible(f"needs {more:,} bytes more on {device}, {free:,} are free")
+
+
+def _leave_flash_attention(model: Any) -> None:
+    # It has no float32 kernels.
+    now = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    if "flash" in now:
+        model.set_attn_implementation("sdpa")
+
+
+def _read_again(guard: Guard, model: nn.Module, new: torch.dtype) -> nn.Module | None:
+    """Load the weights anew where they lost bits on loading, unless somebody has changed them since."""
+    plan = guard.plan
+    if guard.reread is None or plan is None or plan.storage.holds(plan.saved) or is_offloaded(model):
+        return None
+    if not guard.weights_untouched():
+        return None
+    try:
+        _check_memory(bytes_of_copy(model, new))
+        return guard.reread(new)
+    except (NotPossible, OSError) as exc:
+        logger.info(
+            "%s: its weights stay rounded as they were loaded, they cannot be read again (%s)", plan.source, exc
+        )
+        return None
+
+
+def _island_hooks(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        yield from (hook for hook in module._forward_hooks.values() if isinstance(hook, Island))

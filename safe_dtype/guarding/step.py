@@ -1,0 +1,191 @@
+"""One guarded step: run it, look at what it returns; where it failed bring everything back, cure, and run it again."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
+
+from ..errors import CannotResumeError
+from .blame import Blame, module_raising, module_spoiling, name_of
+from .case import Case
+from .casting import cast, cast_cache, is_finite
+from .classify import classify
+from .cure import Incident, cure, pass_over
+from .failure import Failure, FailureKind
+from .guard import Guard, here
+from .recast import main_dtype
+from .step_mark import StepMark
+from .watch import is_sound, saturated, saturation_watch
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class RestartNeededError(Exception):
+    """The model was cured, and the step cannot be run again: the generation around it must begin anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a guarded model that failed, with the state before it. `plainly` is what to call, uncompiled."""
+
+    plainly: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    mark: StepMark
+
+    @property
+    def given(self) -> list[Any]:
+        """All arguments."""
+        return [*self.args, *self.kwargs.values()]
+
+    def run(self) -> Any:
+        """Call with every module's hooks, which a compiled form leaves out."""
+        return self.plainly(*self.args, **self.kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """How a call went wrong: by an exception, or by its numbers."""
+
+    failure: Failure
+    error: Exception | None = None
+    block: nn.Module | None = None  # whose values are pinned to the end of float16
+
+
+def guarded_step(
+    guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+    *, plainly: Callable[..., Any] | None = None,
+) -> Any:  # fmt: skip
+    """Call `forward(*args, **kwargs)`, a call of the guarded model or of a model inside it, until it comes out right.
+
+    Args:
+        guard: The guard.
+        forward: What to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        plainly: The same call without compilation, where `forward` is compiled.
+
+    Raises:
+        NoDtypeLeft: If every remedy failed.
+        StrictModeError: If it failed in strict mode.
+        CannotResumeError: If the model was cured, and the call cannot be repeated.
+        DeviceLostError: If the device is lost.
+    """
+    incident: Incident | None = None
+    while True:
+        guard.turns.begin_step()
+        try:
+            version = guard.version
+            if version:
+                args, kwargs = up_to_date(guard, args, kwargs)
+            mark = StepMark(guard.places, args, kwargs)
+            output, trouble = _attempt(guard, forward, args, kwargs)
+        finally:
+            guard.turns.end_step()
+        if trouble is None:
+            guard.count_step()
+            return output
+        incident = incident or Incident()
+        call = Call(plainly or forward, args, kwargs, mark)
+        with guard.turns.change():
+            # While this thread waited, another may have cured the model.
+            if guard.version != version and call.mark.roll_back():
+                continue
+            cured = _recover(guard, incident, trouble, call)
+        if cured:
+            del output
+        elif trouble.error is not None:
+            raise trouble.error
+        else:
+            return output
+
+
+def _attempt(
+    guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Trouble | None]:
+    block = None
+    try:
+        if guard.blocks:
+            with saturation_watch(guard.blocks) as peaks:
+                output = forward(*args, **kwargs)
+            block = saturated(peaks)
+        else:
+            output = forward(*args, **kwargs)
+    except Exception as exc:
+        failure = classify(exc)
+        if failure is None:
+            raise
+        return None, Trouble(failure, exc)
+    if block is None and is_sound(output, kwargs):
+        return output, None
+    text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
+    return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
+
+
+def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> bool:
+    """Bring everything back and cure the model. False: this is no matter of dtypes.
+
+    Raises:
+        RestartNeededError: If the call cannot be repeated, and a generation around it can begin anew.
+        CannotResumeError: If nothing around it can.
+    """
+    since = time.perf_counter()
+    model = guard.model()
+    if model is None:
+        return False
+    error = trouble.error
+    blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
+    back = call.mark.roll_back()
+    poisoned = error is None and not is_finite(call.given)
+    inside_generate = id(guard) in here.nets
+    if poisoned and not inside_generate:
+        return False  # the caller's own numbers
+    if error is None and back and not poisoned:
+        if trouble.block is None:
+            blame = module_spoiling(model, call.run)
+        back = call.mark.roll_back()
+    failure = replace(
+        trouble.failure,
+        module=name_of(model, blame.module), step=guard.step(), largest_input=blame.largest_input,
+        dtype=trouble.failure.dtype or guard.dtype() if error is None else trouble.failure.dtype,
+    )  # fmt: skip
+    goes_on = back and not poisoned
+    case = Case(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
+    if not cure(case, incident):
+        if error is None:
+            pass_over(guard, failure)
+        return False
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
+    if goes_on:
+        return True
+    if inside_generate:
+        raise RestartNeededError from error
+    why = "it continues from a state that safe_dtype does not know how to bring back"
+    raise CannotResumeError(str(failure.kind), why, str(guard.dtype())) from error
+
+
+def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Bring what was made before a change of dtype, caches too, into the model's dtype of now."""
+    model = guard.model()
+    now = main_dtype(model) if model is not None else None
+    if now is None:
+        return args, kwargs
+    former = guard.left - {now}
+    wanted = {one for one in _FLOATS if one != now} if guard.aligns_inputs else former
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Cache):
+            cast_cache(value, former, now)
+        elif isinstance(value, ModelOutput):
+            # In place, for the generation loop hands the same one in again at every step.
+            for name in list(value):
+                value[name] = cast(value[name], wanted, now)
+    return cast(args, wanted, now), cast(kwargs, wanted, now)

@@ -1,0 +1,89 @@
+"""One call of the patched `from_pretrained`: planned where that is possible, else the plain call."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..devices.memory import bytes_of
+from ..errors import SafeDtypeError, SafeDtypeWarning, StrictModeError
+from ..loading import Request, load, plan_request
+from ..loading.turn import take_turn
+from ..planning import Plan, Policy
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = "pretrained_model_name_or_path"
+_NOT_THE_CALLER = ("transformers", "safe_dtype")
+
+
+class _Plainly:
+    """What `load` calls: the class method as it was before it was patched."""
+
+    def __init__(self, original: Callable[..., Any]) -> None:
+        self._original = original
+
+    def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        take_turn()  # it is for this very call; what is loaded inside it is planned on its own
+        return self._original(*args, **kwargs)
+
+
+def from_pretrained_planned(
+    original: Callable[..., Any], policy: Policy, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call `original` with the plan's dtype, and guard the model. What cannot be planned is the caller's plain call.
+
+    Raises:
+        StrictModeError: If `policy` is strict, and the dtype ordered (else the saved one) does not do here.
+    """
+    named = _SOURCE in kwargs
+    if take_turn() or bool(args) == named:  # neither or both are a mistake, which the original knows how to tell
+        return original(*args, **kwargs)
+    source, *model_args = (kwargs[_SOURCE],) if named else args
+    request = Request(source, {name: value for name, value in kwargs.items() if name != _SOURCE})
+    plan, obstacle = _plan(request, policy)
+    if plan is None:
+        found = original(*args, **kwargs)
+        # Where that raises, its own error says enough.
+        logger.warning("%s: loaded as it is, without a plan and unguarded: %s", source, obstacle)
+        return found
+    for text in plan.warnings:
+        warnings.warn(text, SafeDtypeWarning, stacklevel=_level_of_caller())
+    return load(_Plainly(original), request, plan, *model_args)
+
+
+def _plan(request: Request, policy: Policy) -> tuple[Plan | None, str]:
+    """Return the plan, or None and what is in the way of it."""
+    if not _sizes_can_be_read(request.arguments.get("max_memory")):
+        return None, "max_memory cannot be read"
+    try:
+        return plan_request(request, policy), ""
+    except StrictModeError as exc:
+        if policy.mode == "strict":
+            raise
+        obstacle: SafeDtypeError = exc
+    except SafeDtypeError as exc:
+        obstacle = exc
+    return None, str(obstacle).partition("\n")[0]
+
+
+def _sizes_can_be_read(max_memory: Any) -> bool:
+    try:
+        return max_memory is None or (isinstance(max_memory, Mapping) and all(map(_size, max_memory.values())))
+    except (TypeError, ValueError):
+        return False
+
+
+def _size(size: Any) -> bool:
+    return bytes_of(size) >= 0
+
+
+def _level_of_caller() -> int:
+    """Return the `stacklevel` for the caller's own line, beyond transformers and us."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLER:
+        frame, level = frame.f_back, level + 1
+    return level

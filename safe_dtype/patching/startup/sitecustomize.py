@@ -1,0 +1,59 @@
+"""Every Python below `safe-dtype run` begins with this, whatever its version and its packages: it must not fail.
+
+Nothing is imported here that takes time. When transformers is imported, safe_dtype patches it, where it is installed.
+"""
+
+import os
+import sys
+from importlib.machinery import PathFinder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  # pathlib takes longer than all the rest
+
+
+def _load(name: str, folders: "list[str]") -> "ModuleType | None":
+    """Load the module `name` from one of `folders`, and none other; None where it is in none of them."""
+    spec = PathFinder.find_spec(name, folders)
+    if spec is None or spec.loader is None:
+        return None
+    from importlib.util import module_from_spec
+
+    module = module_from_spec(spec)
+    if name == __name__:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _patch(_: object) -> None:
+    try:
+        import safe_dtype
+
+        safe_dtype.patch(os.environ.get("SAFE_DTYPE_PATCH"))
+    except Exception as exc:  # noqa: BLE001  # nobody chose this interpreter for safe_dtype: it may hold any, or half of one
+        _say(exc)
+
+
+def _wait_for_transformers() -> None:
+    try:
+        hook = _load("import_hook", [os.path.dirname(_HERE)])  # noqa: PTH120
+        assert hook is not None
+        sys.meta_path.insert(0, hook.ImportHook("transformers.modeling_utils", _patch, hook.STARTUP))
+    except Exception as exc:  # noqa: BLE001  # a Python that is too old for it, or a folder that is gone
+        _say(exc)
+
+
+def _say(exc: Exception) -> None:
+    import logging
+
+    logging.getLogger("safe_dtype").warning("transformers stays as it is in this process: %s", exc)
+
+
+if "SAFE_DTYPE_PATCH" in os.environ:
+    _wait_for_transformers()
+
+# Ours stands in front of the one that this Python would have run.
+_load(__name__, [one for one in sys.path if os.path.abspath(one or os.curdir) != _HERE])  # noqa: PTH100

@@ -1,0 +1,122 @@
+"""`patch`, `unpatch` and `patched`: the switch, and who holds it on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from ..planning import Policy
+from .import_hook import STARTUP, ImportHook, remove_marked
+from .seam import Seam
+
+logger = logging.getLogger(__name__)
+
+_MODULE = "transformers.modeling_utils"
+
+_lock = threading.RLock()
+_of_process: list[Policy] = []  # one, after patch()
+_of_blocks: list[list[Policy]] = []  # one in each, for every open `with patched()`, the innermost last
+_seams: list[Seam] = []
+
+
+def patch(policy: Policy | str | None = None) -> None:
+    """Plan and guard every model that this process loads with transformers from now on.
+
+    `PreTrainedModel.from_pretrained` is wrapped: Auto classes, concrete classes, pipelines, sentence-transformers and
+    PEFT all load through it. Imports neither torch nor transformers: where they are not imported yet, their import
+    does the rest. A second call changes the policy and nothing else.
+
+    Args:
+        policy: How to choose: a `Policy`, or its short text such as "auto,prefer=memory".
+
+    Raises:
+        PolicyError: If `policy` is a text that cannot be read.
+    """
+    parsed = _parsed(policy)
+    with _lock:
+        _of_process[:] = [parsed]
+    _settle()
+
+
+def unpatch() -> None:
+    """Undo `patch`: transformers is what it was, object by object. Models that were loaded stay guarded.
+
+    Blocks of `with patched()` that are still open keep their own. Does nothing where nothing was patched.
+    """
+    with _lock:
+        _of_process.clear()
+    _settle()
+
+
+@contextmanager
+def patched(policy: Policy | str | None = None) -> Iterator[None]:
+    """Do what `patch` does, in all threads, for as long as the block runs. Of several, the last one opened decides.
+
+    Raises:
+        PolicyError: If `policy` is a text that cannot be read.
+    """
+    own = [_parsed(policy)]
+    with _lock:
+        _of_blocks.append(own)
+    try:
+        _settle()
+        yield
+    finally:
+        with _lock:
+            _of_blocks[:] = [one for one in _of_blocks if one is not own]
+        _settle()
+
+
+def policy_now() -> Policy | None:
+    """Return the policy that models are loaded with; None where nothing is patched."""
+    with _lock:
+        holding = [*_of_process, *(one for (one,) in _of_blocks)]
+    return holding[-1] if holding else None
+
+
+def _parsed(policy: Policy | str | None) -> Policy:
+    return Policy.parse(policy) if isinstance(policy, str) else policy or Policy()
+
+
+def _settle() -> None:
+    """Bring transformers into the state that is wanted now."""
+    remove_marked(STARTUP)  # from here on the program decides, not how it was started
+    with _lock:
+        if policy_now() is None:
+            _detach()
+            return
+        if _hook not in sys.meta_path:
+            sys.meta_path.insert(0, _hook)
+    module = sys.modules.get(_MODULE)
+    if module is not None and not hasattr(module, "PreTrainedModel"):
+        # Another thread is at the import: wait for it, without the lock that its end may need.
+        module = import_module(_MODULE)
+    if module is not None:
+        _attach(module)
+
+
+def _attach(module: Any) -> None:
+    owner = getattr(module, "PreTrainedModel", None)
+    if owner is None:
+        logger.warning("%s has no PreTrainedModel: nothing is patched", _MODULE)
+        return
+    with _lock:
+        if policy_now() is None or any(one.owner is owner and one.in_place for one in _seams):
+            return
+        _seams[:] = [one for one in _seams if one.owner is not owner]  # someone took ours out
+        _seams.append(Seam(owner, policy_now))
+
+
+def _detach() -> None:
+    if _hook in sys.meta_path:
+        sys.meta_path.remove(_hook)
+    while _seams:
+        _seams.pop().remove()
+
+
+_hook = ImportHook(_MODULE, _attach)
