@@ -103,12 +103,12 @@ class Guard:
         """Return which step this thread is at: of the generation, or of all the calls outside of one."""
         return here.step if id(self) in here.nets else self.calls
 
-    def count_step(self) -> None:
-        """Count a step that came out right."""
-        if id(self) in here.nets:
-            here.step += 1
-        else:
+    def count_step(self, output: Any) -> None:
+        """Count a step that came out right. In a generation that is a call with logits: encoders run before it."""
+        if id(self) not in here.nets:
             self.calls += 1
+        elif getattr(output, "logits", None) is not None:
+            here.step += 1
 
     def ladder(self) -> tuple[Dtype, ...]:
         """Return the dtypes to go on in, best first. float32 is the end of it, unless the policy's ladder is given."""

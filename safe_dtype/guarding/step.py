@@ -91,7 +91,7 @@ def guarded_step(
         finally:
             guard.turns.end_step()
         if trouble is None:
-            guard.count_step()
+            guard.count_step(output)
             return output
         incident = incident or Incident()
         call = Call(plainly or forward, args, kwargs, mark)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-# What is returned beside the results: of no use to the next token, and long.
-_BESIDE = ("past_", "hidden_", "encoder_", "decoder_", "cross_", "attentions", "router_", "all_", "aux")
+# What is returned beside the results: of no use to the next step, or legally infinite (proposals outside an image).
+_BESIDE = ("past_", "hidden_", "encoder_", "decoder_", "enc_", "init_", "intermediate_", "cross_", "attentions", "router_",
+           "all_", "aux", "loss")  # fmt: skip
+_RESULTS = ("logits", "last_hidden_state")  # where there is one of these, the rest follows from it
 # Clamped values lie at the end of float16 or 1000 below it (64504 is rounded to 64512).
 _PINNED = 64504.0
 
@@ -29,24 +31,23 @@ def is_sound(output: Any, given: Mapping[str, Any]) -> bool:
     """
     if isinstance(output, torch.Tensor):
         return _tensor_is_sound(output, given)
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, torch.Tensor):
-        return _tensor_is_sound(logits, given)
+    for name in _RESULTS:
+        found = getattr(output, name, None)
+        if isinstance(found, torch.Tensor):
+            return _tensor_is_sound(found, given)
     return all(_tensor_is_sound(tensor, given) for tensor in _results(output))
 
 
 def _results(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, Mapping):
-        values = [value for name, value in output.items() if not str(name).startswith(_BESIDE)]
+        yield from _tensors(value for name, value in output.items() if not str(name).startswith(_BESIDE))
     elif isinstance(output, (tuple, list)):
-        values = list(output)
-    else:
-        return
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(output, (tuple, list)) and isinstance(value, (tuple, list)):
-            yield from (one for one in value if isinstance(one, torch.Tensor))
+        yield from _tensors(output)
+        yield from (one for value in output if isinstance(value, (tuple, list)) for one in _tensors(value))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    return (value for value in values if isinstance(value, torch.Tensor))
 
 
 def _tensor_is_sound(tensor: torch.Tensor, given: Mapping[str, Any]) -> bool:

@@ -46,8 +46,8 @@ class Switch:
                     layer.__dict__[name] = self._cast_held(held)
         elif isinstance(value, ModelOutput):
             return type(value)(**{name: self._cast(one) for name, one in value.items()})
-        elif isinstance(value, tuple):
-            return tuple(self._cast(one) for one in value)
+        elif type(value) in (tuple, list):
+            return type(value)(self._cast(one) for one in value)
         return value
 
     def _cast_held(self, held: Any) -> Any:

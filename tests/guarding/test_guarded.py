@@ -250,6 +250,40 @@ def test_padding_may_be_anything() -> None:
         net(torch.ones(1, 3, 2, dtype=BF16), attention_mask=torch.tensor([[1, 1, 0]]))
 
 
+@torch.no_grad()
+def test_finite_and_wrong() -> None:
+    """T5 clamps in float16 and returns finite nonsense, 44 % off: the pinned block is found, float32 is right."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_heads=4)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    for block in model.encoder.block:
+        block.layer[1].DenseReluDense.wi.weight.mul_(1000)
+        block.layer[1].DenseReluDense.wo.weight.mul_(3000)
+    given = {"input_ids": IDS, "decoder_input_ids": IDS}
+    truth = model(**given).logits
+
+    def error(other: Any) -> float:
+        found = other(**given).logits.float()
+        assert found.isfinite().all()
+        return float((found - truth).norm() / truth.norm())
+
+    assert error(copy.deepcopy(model).half()) > 0.1
+    guarded = guard(model.half())
+    assert error(guarded) < 0.01
+    (event,) = report(guarded).events
+    assert (event.kind, event.before, event.after) == (FailureKind.NONFINITE, FLOAT16, FLOAT32)
+    assert event.module == "encoder.block.0"
+    assert "pinned" in event.message
+
+
+def test_a_loss_of_nothing_is_nan() -> None:
+    """The mean over no labels is NaN, in any dtype; the logits are what counts."""
+    model = guard(tiny())
+    with torch.no_grad():
+        assert model(input_ids=IDS, labels=torch.full_like(IDS, -100)).loss.isnan()
+    assert report(model).events == ()
+
+
 def test_training_is_left_alone() -> None:
     """In training mode a failure comes through, and a NaN too."""
     model = guard(tiny()).train()
