@@ -114,7 +114,9 @@ def _works_in(module: nn.Module, given: list[Any]) -> torch.dtype | None:
 
 def _spoiled(output: Any, spoil: Callable[[torch.Tensor], torch.Tensor], row: int | None) -> Any:
     if isinstance(output, tuple):
-        return (_spoiled(output[0], spoil, row), *output[1:])
+        return tuple(_spoiled(one, spoil, row) for one in output)
+    if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+        return output
     if row is None:
         return spoil(output)
     changed: torch.Tensor = output.clone()
