@@ -1,7 +1,7 @@
 """A program that knows nothing of safe_dtype: run it as it is, or under `safe-dtype run`, and compare the dtype.
 
-    python examples/plain_transformers.py
-    safe-dtype run examples/plain_transformers.py
+python examples/plain_transformers.py
+safe-dtype run examples/plain_transformers.py
 """
 
 import sys
