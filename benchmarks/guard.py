@@ -1,17 +1,16 @@
 """What the guard costs when nothing fails, and what it saves when something does.
 
-    python benchmarks/guard.py                 # all of it, about 10 minutes
-    python benchmarks/guard.py overhead        # one part: overhead, recovery, memory
-    python benchmarks/guard.py instructions    # the overhead counted by valgrind instead of timed; half an hour
+    python benchmarks/guard.py                 # all of it, about 5 minutes
+    python benchmarks/guard.py overhead        # one part: bare, overhead, recovery, memory
 
-Overhead: steps of the same model, plain and guarded in turn, in one run. Recovery: the same generation with a failure
-at step k, against one that begins anew in float32 there. Memory: the peak of a process that recasts a model.
+Bare: calls of a model that computes nothing, plain and guarded in turn: the difference is the guard's own time.
+Overhead: steps of a real model, plain and guarded in turn. Recovery: the same generation with a failure at step k,
+against one that is begun anew in float32 there; with a plot. Memory: the peak of a process that recasts a model.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from safe_dtype import guard, report, unguard
 from safe_dtype.guarding.recast import recast
 from safe_dtype.testing import fault
 
-STEPS, ROUNDS = 100, 15
+STEPS, CALLS, ROUNDS = 100, 2000, 15
 NEW_TOKENS = 64
 FAIL_AT = (0, 1, 8, 16, 32, 48, 63)
 MODULE = "model.layers.6.mlp.down_proj"
@@ -59,6 +58,46 @@ def decode(model: Any, steps: int) -> list[float]:
             model(input_ids=token, past_key_values=cache, use_cache=True)
             seconds.append(time.perf_counter() - begin)
     return seconds[5:]
+
+
+class Still(transformers.Qwen3ForCausalLM):  # type: ignore[misc]  # transformers has no types
+    """A model that returns what it is given to keep."""
+
+    kept: Any = None
+
+    def forward(self, **_: Any) -> Any:
+        """Compute nothing."""
+        return self.kept
+
+
+def bare(layers: int, vocabulary: int) -> dict[str, Any]:
+    """Return the microseconds that the guard takes for a call, beside a filled cache of `layers` layers."""
+    torch.set_num_threads(1)
+    real = model_of(layers, 64, vocabulary)
+    given = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 9), "use_cache": True,
+             "past_key_values": transformers.DynamicCache(config=real.config)}  # fmt: skip
+    with torch.no_grad():
+        kept = real(**given)
+    model = Still(model_of(1, 64, 97).config).eval()
+    model.kept = kept
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        for _ in range(CALLS):
+            model(**given)
+        return (time.perf_counter() - begin) / CALLS
+
+    rounds = []
+    for _ in range(ROUNDS):
+        unguard(model)
+        plain = seconds()
+        guard(model)
+        rounds.append(seconds() - plain)
+    return {
+        "layers": layers, "vocabulary": vocabulary, "calls": CALLS, "rounds": ROUNDS,
+        "overhead_us": round(statistics.median(rounds) * 1e6, 1),
+        "overhead_us_quartiles": [round(one * 1e6, 1) for one in statistics.quantiles(rounds, n=4)],
+    }  # fmt: skip
 
 
 def overhead(layers: int, hidden: int, vocabulary: int) -> dict[str, Any]:
@@ -123,6 +162,40 @@ def recovery() -> list[dict[str, Any]]:
     return rows
 
 
+def plot(rows: list[dict[str, Any]]) -> str:
+    """Return an SVG of the seconds over the failing step."""
+    width, height, left, top = 520, 240, 45, 15
+    tallest = max(row["restarted_s"] for row in rows) * 1.1
+
+    def points(name: str) -> str:
+        return " ".join(
+            f"{left + row['step'] / NEW_TOKENS * width:.0f},{top + height - row[name] / tallest * height:.0f}"
+            for row in rows
+        )
+
+    lines = [
+        f'<polyline points="{points(name)}" fill="none" stroke="{colour}" stroke-width="2"/>'
+        f'<text x="{left + 15}" y="{top + 15 + 18 * place}" fill="{colour}">{label}</text>'
+        for place, (name, colour, label) in enumerate((
+            ("restarted_s", "#b3552d", "begun anew in float32"),
+            ("recovered_s", "#1f6f8b", "gone on from the step"),
+        ))
+    ]  # fmt: skip
+    ticks = [
+        f'<text x="{left - 8}" y="{top + height - share * height + 4:.0f}" text-anchor="end">{share * tallest:.1f} s</text>'
+        for share in (0, 0.5, 1)
+    ] + [
+        f'<text x="{left + share * width:.0f}" y="{top + height + 18}" text-anchor="middle">{share * NEW_TOKENS:.0f}</text>'
+        for share in (0, 0.5, 1)
+    ]
+    axes = f'<path d="M{left} {top}V{top + height}H{left + width}" fill="none" stroke="#777"/>'
+    caption = f'<text x="{left + width / 2}" y="{top + height + 36}" text-anchor="middle">step that fails, of {NEW_TOKENS}</text>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {top + height + 45}" '
+        f'font-family="sans-serif" font-size="12">{axes}{"".join(lines)}{"".join(ticks)}{caption}</svg>\n'
+    )
+
+
 def memory() -> dict[str, int]:
     """Return the resident bytes of a process before, at the peak of and after a recast from bfloat16 to float32."""
     code = f"""
@@ -140,39 +213,21 @@ print(before, status("VmHWM"), status("VmRSS"), done.grown_bytes, largest)
     return dict(zip(names, map(int, found), strict=True))
 
 
-def instructions() -> dict[str, float]:
-    """Return the instructions of one step, plain and guarded: the difference of two runs of unlike length."""
-    counted: dict[str, float] = {}
-    for mode in ("plain", "guarded"):
-        runs = []
-        for steps in (50, 150):
-            code = (
-                f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from guard import *; "
-                f"torch.set_num_threads(1); model = model_of(2, 64, 97); "
-                f"{'guard(model); ' if mode == 'guarded' else ''}decode(model, 10); decode(model, {steps})"
-            )
-            command = ["valgrind", "--tool=none", "--stats=no", "--tool=lackey", "--basic-counts=yes",
-                       sys.executable, "-c", code]  # fmt: skip
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            runs.append(int(re.sub(r"\D", "", re.search(r"guest instrs:\s+([\d,]+)", text)[1])))  # type: ignore[index]
-        counted[mode] = (runs[1] - runs[0]) / 100
-    return {**counted, "overhead": counted["guarded"] - counted["plain"]}
-
-
 def main() -> None:
     """Run what is asked for, and add it to the result file."""
     transformers.logging.set_verbosity_error()
     parts: dict[str, Callable[[], Any]] = {
-        "overhead": lambda: [overhead(2, 64, 97), overhead(28, 64, 97), overhead(4, 128, 151936)],
+        "bare": lambda: [bare(2, 97), bare(28, 97), bare(28, 151936)],
+        "overhead": lambda: [overhead(2, 64, 97), overhead(28, 64, 97)],
         "recovery": recovery,
         "memory": memory,
-        "instructions": instructions,
     }
-    asked = sys.argv[1:] or ["overhead", "recovery", "memory"]
-    for name in asked:
+    for name in sys.argv[1:] or parts:
         figures = parts[name]()
         click.echo(json.dumps({name: figures}, indent=1))
-        write_results(f"guard_{name}", figures)
+        file = write_results(f"guard_{name}", figures)
+        if name == "recovery":
+            file.with_suffix(".svg").write_text(plot(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":

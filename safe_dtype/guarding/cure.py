@@ -127,9 +127,13 @@ def _refuse(case: Case, before: Dtype) -> bool:
 
 
 def _device_lost(case: Case, dtype: Dtype) -> DeviceLostError:
-    device = str(next((one.device for one in case.model.parameters()), torch.device("cpu")))
+    devices = (one.device for one in case.model.parameters() if not one.is_meta)
+    device = str(next(devices, torch.device("cpu")))
     said = first_line(case.failure.message)
-    remember_failure(device, dtype, f"lost the device while a model ran: {said}")
+    try:
+        remember_failure(device, dtype, f"lost the device while a model ran: {said}")
+    except RuntimeError as exc:  # the device may not even say its name any more
+        logger.warning("that %s was lost in %s cannot be remembered: %s", device, dtype, exc)
     return DeviceLostError(device, str(dtype), said)
 
 
