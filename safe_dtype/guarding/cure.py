@@ -78,10 +78,15 @@ def cure(case: Case, incident: Incident) -> bool:
     return False
 
 
+def is_passed_over(guard: Guard) -> bool:
+    """Whether non-finite results are handed on without another word: they were spoken of, and there is no remedy."""
+    return "nonfinite" in guard.told and guard.dtype() == FLOAT32
+
+
 def pass_over(guard: Guard, failure: Failure) -> None:
     """Record non-finite results that no dtype can cure: the model is in float32 already. They are handed on."""
     before = guard.dtype()
-    if before is None or "nonfinite" in guard.told:
+    if before is None:
         return
     guard.told.add("nonfinite")
     event = Event(failure.kind, before, None, failure.module, failure.step or 0, "none", failure.message,

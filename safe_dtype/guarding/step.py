@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .blame import Blame, module_raising, module_spoiling, name_of
 from .case import Case
 from .casting import cast, cast_cache, is_finite
 from .classify import classify
-from .cure import Incident, cure, pass_over
+from .cure import Incident, cure, is_passed_over, pass_over
 from .failure import Failure, FailureKind
 from .guard import Guard, here
 from .recast import main_dtype
@@ -46,6 +47,11 @@ class Call:
         """All arguments."""
         return [*self.args, *self.kwargs.values()]
 
+    @property
+    def tensors(self) -> list[Any]:
+        """Those that a step only reads: it may write into the states in caches and lists."""
+        return [one for one in self.given if isinstance(one, (torch.Tensor, ModelOutput))]
+
     def run(self) -> Any:
         """Call with every module's hooks, which a compiled form leaves out."""
         return self.plainly(*self.args, **self.kwargs)
@@ -58,6 +64,14 @@ class Trouble:
     failure: Failure
     error: Exception | None = None
     block: nn.Module | None = None  # whose values are pinned to the end of float16
+
+
+class Result(Enum):
+    """What came of looking at a step that went wrong."""
+
+    CURED = "the model has changed, and the state is that before the step"
+    LET_BE = "no matter of dtypes, and nothing was touched"
+    ROLLED_BACK = "no matter of dtypes, and the state is that before the step"
 
 
 def guarded_step(
@@ -99,13 +113,14 @@ def guarded_step(
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.mark.roll_back():
                 continue
-            cured = _recover(guard, incident, trouble, call)
-        if cured:
+            result = _recover(guard, incident, trouble, call)
+        if result is Result.CURED:
             del output
         elif trouble.error is not None:
             raise trouble.error
         else:
-            return output
+            # Handed on as it is. Where the state was brought back, the step is made once more.
+            return output if result is Result.LET_BE else forward(*args, **kwargs)
 
 
 def _attempt(
@@ -130,8 +145,8 @@ def _attempt(
     return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
 
 
-def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> bool:
-    """Bring everything back and cure the model. False: this is no matter of dtypes.
+def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> Result:
+    """Bring everything back and cure the model, where this is a matter of dtypes.
 
     Raises:
         RestartNeededError: If the call cannot be repeated, and a generation around it can begin anew.
@@ -139,34 +154,35 @@ def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> 
     """
     since = time.perf_counter()
     model = guard.model()
-    if model is None:
-        return False
     error = trouble.error
+    inside_generate = id(guard) in here.nets
+    poisoned = error is None and not is_finite(call.tensors)
+    if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
+        return Result.LET_BE  # the caller's own numbers, or a NaN in float32 that was spoken of
     blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
     back = call.mark.roll_back()
-    poisoned = error is None and not is_finite(call.given)
-    inside_generate = id(guard) in here.nets
-    if poisoned and not inside_generate:
-        return False  # the caller's own numbers
+    poisoned = poisoned or (error is None and not is_finite(call.given))
     if error is None and back and not poisoned:
         if trouble.block is None:
             blame = module_spoiling(model, call.run)
         back = call.mark.roll_back()
     failure = replace(
         trouble.failure,
-        module=name_of(model, blame.module), step=guard.step(), largest_input=blame.largest_input,
+        module=name_of(model, blame.module),
+        step=guard.step(),
+        largest_input=blame.largest_input,
         dtype=trouble.failure.dtype or guard.dtype() if error is None else trouble.failure.dtype,
-    )  # fmt: skip
+    )
     goes_on = back and not poisoned
     case = Case(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
     if not cure(case, incident):
         if error is None:
             pass_over(guard, failure)
-        return False
+        return Result.ROLLED_BACK
     if error is not None:
         traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
     if goes_on:
-        return True
+        return Result.CURED
     if inside_generate:
         raise RestartNeededError from error
     why = "it continues from a state that safe_dtype does not know how to bring back"

@@ -340,6 +340,22 @@ def test_parts_of_a_speech_model(part: str, kind: str) -> None:
     assert [event.module for event in report(model).events] == [f"model.{part}"]
 
 
+@pytest.mark.parametrize("cache_name", ["dynamic", "static", "sliding", "none"])
+def test_nan_in_float32(cache_name: str) -> None:
+    """A NaN in float32 is handed on, with the cache as far as in a plain model, and is spoken of once."""
+    name, options = CACHES[cache_name]
+    plain, model = generator(name, FP32), guard(generator(name, FP32))
+    with fault(plain, DOWN, "nan", call=3, dtype=FLOAT32):
+        wanted = plain.generate(**BOTH_ROWS, **options, max_new_tokens=6, return_dict_in_generate=True)
+    with fault(model, DOWN, "nan", call=3, dtype=FLOAT32):
+        found = model.generate(**BOTH_ROWS, **options, max_new_tokens=6, return_dict_in_generate=True)
+    assert torch.equal(found.sequences, wanted.sequences)
+    if cache_name != "none":
+        assert int(found.past_key_values.get_seq_length()) == int(wanted.past_key_values.get_seq_length())
+    (event,) = report(model).events
+    assert (event.kind, event.after, event.module, event.step) == (FailureKind.NONFINITE, None, DOWN, 3)
+
+
 class Unknown(transformers.DynamicCache):
     """A cache of a class that nobody knows."""
 
