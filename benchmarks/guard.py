@@ -47,17 +47,20 @@ def model_of(layers: int, hidden: int, vocabulary: int, dtype: torch.dtype = tor
     return model
 
 
-def decode(model: Any, steps: int) -> list[float]:
-    """Return the seconds of each of `steps` steps of one token with a growing cache."""
-    cache = transformers.DynamicCache(config=model.config)
+def decode(models: tuple[Any, ...], steps: int) -> list[tuple[float, ...]]:
+    """Return the seconds of `steps` steps of one token, the models in turn, each with a growing cache of its own."""
+    caches = [transformers.DynamicCache(config=one.config) for one in models]
     token = torch.tensor([[5]])
-    seconds = []
+    rows = []
     with torch.no_grad():
         for _ in range(steps):
-            begin = time.perf_counter()
-            model(input_ids=token, past_key_values=cache, use_cache=True)
-            seconds.append(time.perf_counter() - begin)
-    return seconds[5:]
+            row = []
+            for model, cache in zip(models, caches, strict=True):
+                begin = time.perf_counter()
+                model(input_ids=token, past_key_values=cache, use_cache=True)
+                row.append(time.perf_counter() - begin)
+            rows.append(tuple(row))
+    return rows[5:]
 
 
 class Still(transformers.Qwen3ForCausalLM):  # type: ignore[misc]  # transformers has no types
@@ -101,23 +104,17 @@ def bare(layers: int, vocabulary: int) -> dict[str, Any]:
 
 
 def overhead(layers: int, hidden: int, vocabulary: int) -> dict[str, Any]:
-    """Return the median microseconds of a step, plain and guarded, and the median of the differences by round."""
+    """Return the median microseconds of a step, plain and guarded, and of the difference between neighbours."""
     torch.set_num_threads(1)
-    model = model_of(layers, hidden, vocabulary)
-    rounds = []
-    for _ in range(ROUNDS):
-        unguard(model)
-        plain = statistics.median(decode(model, STEPS))
-        guard(model)
-        rounds.append((plain, statistics.median(decode(model, STEPS))))
+    plain, guarded = model_of(layers, hidden, vocabulary), guard(model_of(layers, hidden, vocabulary))
+    rows = [row for _ in range(ROUNDS) for row in decode((plain, guarded), STEPS)]
+    differences = [after - before for before, after in rows]
     return {
-        "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "steps": STEPS, "rounds": ROUNDS,
-        "plain_us": round(statistics.median(plain for plain, _ in rounds) * 1e6, 1),
-        "guarded_us": round(statistics.median(guarded for _, guarded in rounds) * 1e6, 1),
-        "overhead_us": round(statistics.median(guarded - plain for plain, guarded in rounds) * 1e6, 1),
-        "overhead_us_quartiles": [
-            round(one * 1e6, 1) for one in statistics.quantiles((guarded - plain for plain, guarded in rounds), n=4)
-        ],
+        "layers": layers, "hidden": hidden, "vocabulary": vocabulary, "steps": len(rows),
+        "plain_us": round(statistics.median(one for one, _ in rows) * 1e6, 1),
+        "guarded_us": round(statistics.median(one for _, one in rows) * 1e6, 1),
+        "difference_us": round(statistics.median(differences) * 1e6, 1),
+        "difference_us_quartiles": [round(one * 1e6, 1) for one in statistics.quantiles(differences, n=4)],
     }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class CacheMark:
         self._count = len(cache.layers)
         self._own = dict(cache.__dict__)
         self._lengths = profile.lengths()
-        self._counters = profile.counters()
+        self._counters = profile.counters() if profile.static else []
         self._restores: list[Restore] = []
         if profile.special:
             new_tokens = _new_tokens(given)

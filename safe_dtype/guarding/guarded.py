@@ -98,7 +98,7 @@ def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         here.depth = 1
         try:
-            return guarded_step(found, functools.partial(original, self), args, kwargs)
+            return guarded_step(found, self, functools.partial(original, self), args, kwargs)
         finally:
             here.depth = 0
 
@@ -118,7 +118,7 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
                 return self(*args, **kwargs)
             here.depth = 1
             try:
-                return guarded_step(found, forward, args, kwargs, plainly=self)
+                return guarded_step(found, self, forward, args, kwargs)
             finally:
                 here.depth = 0
 

@@ -35,9 +35,9 @@ class RestartNeededError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a guarded model that failed, with the state before it. `plainly` is what to call, uncompiled."""
+    """One call of a guarded model that failed, with the state before it."""
 
-    plainly: Callable[..., Any]
+    module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mark: StepMark
@@ -54,7 +54,7 @@ class Call:
 
     def run(self) -> Any:
         """Call with every module's hooks, which a compiled form leaves out."""
-        return self.plainly(*self.args, **self.kwargs)
+        return self.module(*self.args, **self.kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +75,16 @@ class Result(Enum):
 
 
 def guarded_step(
-    guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-    *, plainly: Callable[..., Any] | None = None,
-) -> Any:  # fmt: skip
+    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     """Call `forward(*args, **kwargs)`, a call of the guarded model or of a model inside it, until it comes out right.
 
     Args:
         guard: The guard.
-        forward: What to call.
+        module: The model that is called.
+        forward: What to call: the model's own call, or a compiled form of it.
         args: Its arguments.
         kwargs: Its keyword arguments.
-        plainly: The same call without compilation, where `forward` is compiled.
 
     Raises:
         NoDtypeLeft: If every remedy failed.
@@ -100,15 +99,18 @@ def guarded_step(
             version = guard.version
             if version:
                 args, kwargs = up_to_date(guard, args, kwargs)
-            mark = StepMark(guard.places, args, kwargs)
+            draws = guard.draws.get(type(module))
+            mark = StepMark(guard.places, args, kwargs, random=draws is not False)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
             guard.turns.end_step()
         if trouble is None:
+            if draws is None:
+                guard.draws[type(module)] = mark.drew()
             guard.count_step(output)
             return output
         incident = incident or Incident()
-        call = Call(plainly or forward, args, kwargs, mark)
+        call = Call(module, args, kwargs, mark)
         with guard.turns.change():
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.mark.roll_back():

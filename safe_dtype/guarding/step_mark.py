@@ -21,9 +21,11 @@ Place = tuple[nn.Module, str]  # a module, and an attribute of it
 class StepMark:
     """The state before one call of the model."""
 
-    __slots__ = ("_attributes", "_caches", "_cuda", "_lists", "_random", "resumable")
+    __slots__ = ("_attributes", "_caches", "_lists", "_random", "resumable")
 
-    def __init__(self, places: list[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, places: list[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True
+    ) -> None:
         self._caches: list[CacheMark] = []
         self._lists: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.resumable = True
@@ -39,8 +41,7 @@ class StepMark:
             if isinstance(value, Cache):
                 self._add(CacheMark(value, kwargs))
         self._attributes = [(module, name, *_with_copy(module.__dict__.get(name))) for module, name in places]
-        self._random = torch.default_generator.get_state()
-        self._cuda = _cuda_state()
+        self._random = _random_states() if random else []
 
     def _add(self, mark: CacheMark) -> None:
         self._caches.append(mark)
@@ -55,14 +56,16 @@ class StepMark:
             module.__dict__[name] = value
             if copied is not None:
                 value.copy_(copied)
-        self._restore_random()
+        # A few models draw numbers in their forward, in inference too; they draw the same again.
+        for generator, state in self._random:
+            generator.set_state(state)
         return all(done) and self.resumable
 
-    def _restore_random(self) -> None:
-        # A few models draw numbers in their forward, in inference too; they draw the same again.
-        torch.set_rng_state(self._random)
-        for device, state in self._cuda:
-            torch.cuda.set_rng_state(state, device)
+    def drew(self) -> bool:
+        """Whether random numbers have been drawn since."""
+        pairs = [(generator.get_state(), state) for generator, state in self._random]
+        # A fake tensor cannot be compared.
+        return any(type(now) is not torch.Tensor or not torch.equal(now, before) for now, before in pairs)
 
 
 def state_places(model: nn.Module) -> list[Place]:
@@ -84,7 +87,8 @@ def _keeps_state(value: Any) -> bool:
     return any(word in type(value).__name__ for word in ("Cache", "State", "Session"))
 
 
-def _cuda_state() -> list[tuple[int, torch.Tensor]]:
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return []
-    return [(index, torch.cuda.get_rng_state(index)) for index in range(torch.cuda.device_count())]
+def _random_states() -> list[tuple[torch.Generator, torch.Tensor]]:
+    generators = [torch.default_generator]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        generators += torch.cuda.default_generators
+    return [(one, one.get_state()) for one in generators]
