@@ -50,7 +50,8 @@ class Guard:
         self.events: list[Event] = []
         self.turns = Turns()
         self.version = 0  # how often the model was changed by a remedy
-        self.draws: dict[type, bool] = {}  # whether a call of a model of this class draws random numbers
+        # Whether a call, by the class and the names of its arguments, draws random numbers.
+        self.draws: dict[tuple[Any, ...], bool] = {}
         self.calls = 0  # how many steps were run outside `generate`
         self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
         self.aligns_inputs = False

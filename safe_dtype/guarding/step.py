@@ -99,14 +99,15 @@ def guarded_step(
             version = guard.version
             if version:
                 args, kwargs = up_to_date(guard, args, kwargs)
-            draws = guard.draws.get(type(module))
+            signature = (type(module), *kwargs)
+            draws = guard.draws.get(signature)
             mark = StepMark(guard.places, args, kwargs, random=draws is not False)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
             guard.turns.end_step()
         if trouble is None:
             if draws is None:
-                guard.draws[type(module)] = mark.drew()
+                guard.draws[signature] = mark.drew()
             guard.count_step(output)
             return output
         incident = incident or Incident()

@@ -63,9 +63,9 @@ class StepMark:
 
     def drew(self) -> bool:
         """Whether random numbers have been drawn since."""
-        pairs = [(generator.get_state(), state) for generator, state in self._random]
-        # A fake tensor cannot be compared.
-        return any(type(now) is not torch.Tensor or not torch.equal(now, before) for now, before in pairs)
+        changes = [generator.get_state() ^ state for generator, state in self._random]
+        # A fake tensor does not tell.
+        return any(type(change) is not torch.Tensor or bool(change.any()) for change in changes)
 
 
 def state_places(model: nn.Module) -> list[Place]:

@@ -17,6 +17,7 @@ from ..errors import SafeDtypeWarning
 from ..guarding import guard
 from ..origin import Origin, remember
 from ..planning import Plan
+from .one_at_a_time import one_at_a_time
 from .request import Request
 from .turn import with_plan
 
@@ -36,7 +37,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
         model_args: Handed on.
     """
     arguments = _arguments(plan, request)
-    with with_plan():
+    with one_at_a_time(), with_plan():
         found = target.from_pretrained(request.source, *model_args, **arguments)
     model = found[0] if isinstance(found, tuple) else found
     folder = arguments.get("offload_folder")

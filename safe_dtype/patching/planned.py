@@ -11,6 +11,7 @@ from typing import Any
 from ..devices.memory import bytes_of
 from ..errors import SafeDtypeError, SafeDtypeWarning, StrictModeError
 from ..loading import Request, load, plan_request
+from ..loading.one_at_a_time import one_at_a_time
 from ..loading.turn import take_turn
 from ..planning import Plan, Policy
 
@@ -46,7 +47,8 @@ def from_pretrained_planned(
     request = Request(source, {name: value for name, value in kwargs.items() if name != _SOURCE})
     plan, obstacle = _plan(request, policy)
     if plan is None:
-        found = original(*args, **kwargs)
+        with one_at_a_time():
+            found = original(*args, **kwargs)
         # Where that raises, its own error says enough.
         logger.warning("%s: loaded as it is, without a plan and unguarded: %s", source, obstacle)
         return found

@@ -6,6 +6,7 @@ import copy
 import pickle
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,21 @@ def test_attention_conflict(saved: Callable[..., Path]) -> None:
     assert SafeAutoModel.from_pretrained(saved("qwen3"), plan=eager).config._attn_implementation == "eager"
     with pytest.raises(ConflictError, match="attn_implementation"):
         SafeAutoModel.from_pretrained(saved("qwen3"), plan=eager, attn_implementation="sdpa")
+
+
+def test_threads(tiny_qwen3: Path) -> None:
+    """Threads that load at the same time leave transformers whole: models that are made later are tied."""
+    tie_weights, dtype = transformers.PreTrainedModel.tie_weights, torch.get_default_dtype()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            models = list(pool.map(lambda _: SafeAutoModel.from_pretrained(tiny_qwen3), range(16)))
+        assert transformers.PreTrainedModel.tie_weights is tie_weights
+        assert torch.get_default_dtype() is dtype
+    finally:
+        transformers.PreTrainedModel.tie_weights = tie_weights
+        torch.set_default_dtype(dtype)
+    state = models[0].state_dict()
+    assert all(torch.equal(value, state[name]) for model in models for name, value in model.state_dict().items())
 
 
 def test_output_loading_info(saved: Callable[..., Path]) -> None:
