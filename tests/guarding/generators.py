@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import transformers as tf
+from tiny_models import TINY
 
 from safe_dtype.guarding.recast import recast
 
 NEW_TOKENS = 10
+DOWN = "model.layers.1.mlp.down_proj"  # where most faults are put
 IDS = torch.tensor([[0, 0, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14]])
 MASK = (IDS != 0).long()  # the first row is padded on the left
 ONE_ROW = {"input_ids": IDS[1:], "attention_mask": MASK[1:]}
@@ -158,3 +160,27 @@ def generate(model: Any, **options: Any) -> Run:
         elif name in ("sequences", "sequences_scores", "beam_indices"):
             tensors.append(value)
     return Run(tuple(tensors), torch.get_rng_state(), found.get("past_key_values"))
+
+
+def tiny(name: str = "qwen3", dtype: torch.dtype = torch.bfloat16) -> Any:
+    """Return a seeded tiny model in `dtype`, its unsaved buffers in float32."""
+    torch.manual_seed(0)
+    model = TINY[name].make().eval()
+    recast(model, {torch.float32}, dtype)
+    return model
+
+
+class Tape:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ends = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take tokens."""
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        """Take the end."""
+        self.ends += 1

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from guarding.generators import ARCHITECTURES, BOTH_ROWS, IDS, NEW_TOKENS, ONE_ROW, Run, generate, generator
+from guarding.generators import (
+    ARCHITECTURES,
+    BOTH_ROWS,
+    DOWN,
+    IDS,
+    NEW_TOKENS,
+    ONE_ROW,
+    Run,
+    Tape,
+    generate,
+    generator,
+)
 from guarding.oracle import Switch
 from tiny_models import TINY
 from torch import nn
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, guard, report
-from safe_dtype.errors import CannotResumeError
 from safe_dtype.guarding import FailureKind
 from safe_dtype.guarding.recast import recast
 from safe_dtype.testing import fault
@@ -28,10 +37,8 @@ KINDS = {
     "inf": FailureKind.NONFINITE,
     "mismatch": FailureKind.DTYPE_MISMATCH,
 }
-DOWN = "model.layers.1.mlp.down_proj"
 MOMENTS = {"prefill": 0, "first": 1, "middle": 5, "last": NEW_TOKENS - 1}
 BF16, FP32 = torch.bfloat16, torch.float32
-
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": BOTH_ROWS,
     "sampling": BOTH_ROWS | {"do_sample": True, "temperature": 1.5, "top_k": 0},
@@ -193,22 +200,6 @@ def test_speculation(fails: str, sampling: bool, call: int, kind: str) -> None:
     assert len(report(failing).events) == 1
 
 
-class Tape:
-    """A streamer that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.ends = 0
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take tokens."""
-        self.tokens += value.flatten().tolist()
-
-    def end(self) -> None:
-        """Take the end."""
-        self.ends += 1
-
-
 @pytest.mark.parametrize("kind", ["cublas", "nan"])
 @pytest.mark.parametrize("call", MOMENTS.values(), ids=MOMENTS)
 def test_streamed_once(call: int, kind: str) -> None:
@@ -354,113 +345,6 @@ def test_nan_in_float32(cache_name: str) -> None:
         assert int(found.past_key_values.get_seq_length()) == int(wanted.past_key_values.get_seq_length())
     (event,) = report(model).events
     assert (event.kind, event.after, event.module, event.step) == (FailureKind.NONFINITE, None, DOWN, 3)
-
-
-class Unknown(transformers.DynamicCache):
-    """A cache of a class that nobody knows."""
-
-
-def with_unknown_cache(model: Any) -> Any:
-    """Have `generate` make a cache of that class."""
-    prepare = model._prepare_cache_for_generation
-
-    def prepare_unknown(config: Any, kwargs: dict[str, Any], *rest: Any) -> None:
-        prepare(config, kwargs, *rest)
-        kwargs["past_key_values"] = Unknown(config=model.config)
-
-    model._prepare_cache_for_generation = prepare_unknown
-    return model
-
-
-def test_an_unknown_cache_begins_anew() -> None:
-    """Where the step cannot be run again and nobody has seen a token, the generation begins anew."""
-    model, plain = with_unknown_cache(guard(generator())), with_unknown_cache(generator())
-    recast(plain, {BF16}, FP32)
-    options = ONE_ROW | {"do_sample": True}
-    with fault(model, DOWN, "cublas", call=2):
-        assert generate(model, **options).differs(generate(plain, **options)) == []
-    assert [event.restarted for event in report(model).events] == [True]
-
-
-def test_nothing_is_streamed_twice() -> None:
-    """Where the step cannot be run again and tokens were streamed, it is an error, and the model is cured."""
-    model, tape = with_unknown_cache(guard(generator())), Tape()
-    with fault(model, DOWN, "cublas", call=2), pytest.raises(CannotResumeError, match="tokens have been streamed"):
-        model.generate(**ONE_ROW, max_new_tokens=5, do_sample=False, streamer=tape)
-    assert len(tape.tokens) == IDS.shape[1] + 2
-    assert model.dtype == FP32
-
-
-def test_nobody_counts_twice() -> None:
-    """Where the caller's own criteria have seen tokens of a generation that cannot go on, it is an error too."""
-    model = with_unknown_cache(guard(generator()))
-    seen = transformers.StoppingCriteriaList([lambda ids, scores, **_: torch.zeros(len(ids), dtype=torch.bool)])
-    with fault(model, DOWN, "cublas", call=2), pytest.raises(CannotResumeError, match="stopping_criteria may have"):
-        model.generate(**ONE_ROW, max_new_tokens=5, do_sample=False, stopping_criteria=seen)
-    assert model.generate(**ONE_ROW, max_new_tokens=5, stopping_criteria=seen).shape == (1, 11)
-
-
-def lossy(operation: Callable[[torch.Tensor], torch.Tensor]) -> type[nn.Module]:
-    """Return an MLP that also does `operation`."""
-
-    class Lossy(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return self.inner(hidden) + 0 * operation(hidden)
-
-    return Lossy
-
-
-REAL = {
-    "fft": lossy(lambda hidden: torch.fft.fft(hidden).real),
-    "cdist": lossy(lambda hidden: torch.cdist(hidden, hidden).sum(-1, keepdim=True)),
-    "inverse": lossy(lambda hidden: torch.linalg.inv(torch.eye(32, dtype=hidden.dtype))[0]),
-    "float8": lossy(
-        lambda hidden: (hidden.to(torch.float8_e4m3fn) + 1 if hidden.dtype == BF16 else hidden).to(hidden)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_kernels_that_are_not_there(name: str) -> None:
-    """Operations that torch really has no 16-bit kernel for: no fault is put in, and all comes out in float32."""
-
-    def made() -> Any:
-        model = generator()
-        model.model.layers[1].mlp = REAL[name](model.model.layers[1].mlp)
-        return model
-
-    plain, model = made(), guard(made())
-    recast(plain, {BF16}, FP32)
-    assert generate(model, **BOTH_ROWS).differs(generate(plain, **BOTH_ROWS)) == []
-    (event,) = report(model).events
-    assert (event.kind, event.step, event.after) == (FailureKind.OP_UNSUPPORTED, 0, FLOAT32)
-    assert event.module == "model.layers.1.mlp"
-
-
-def test_a_real_overflow() -> None:
-    """Activations beyond 65504 make NaN in float16: the layer is named with its largest input, float32 is right."""
-
-    def made() -> Any:
-        model = generator(dtype=FP32)
-        with torch.no_grad():
-            model.model.layers[1].mlp.up_proj.weight *= 300
-            model.model.layers[1].mlp.gate_proj.weight *= 300
-        recast(model, {FP32}, torch.float16)
-        return model
-
-    plain, model = made(), guard(made())
-    with torch.no_grad():
-        assert not plain(**BOTH_ROWS).logits.isfinite().all()
-    recast(plain, {torch.float16}, FP32)
-    assert generate(model, **BOTH_ROWS).differs(generate(plain, **BOTH_ROWS)) == []
-    (event,) = report(model).events
-    assert (event.kind, event.before, event.after) == (FailureKind.NONFINITE, FLOAT16, FLOAT32)
-    assert event.module in ("model.layers.1.mlp", DOWN)
-    assert event.largest_input is not None
 
 
 @cache

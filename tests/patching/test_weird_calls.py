@@ -7,6 +7,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,25 @@ def test_no_config(saved: Saved, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     # Not with the class itself: transformers then takes its default config, of 8 billion parameters.
     assert_same(lambda: transformers.AutoModelForCausalLM.from_pretrained(folder))
+
+
+def test_unplanned_in_threads(saved: Saved) -> None:
+    """Threads that load without a plan leave transformers whole too."""
+    tie_weights, dtype = transformers.PreTrainedModel.tie_weights, torch.get_default_dtype()
+    folder = saved()
+
+    def load_some(_: int) -> None:
+        for _ in range(6):
+            transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+
+    try:
+        with safe_dtype.patched(), ThreadPoolExecutor(4) as pool:
+            list(pool.map(load_some, range(4)))
+        assert transformers.PreTrainedModel.tie_weights is tie_weights
+        assert torch.get_default_dtype() is dtype
+    finally:
+        transformers.PreTrainedModel.tie_weights = tie_weights
+        torch.set_default_dtype(dtype)
 
 
 def test_unplanned_is_logged(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:

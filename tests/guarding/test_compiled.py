@@ -1,0 +1,94 @@
+"""Compiled decoding, compiled models and compiled graphs around guarded ones."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from guarding.generators import tiny
+from guarding.oracle import Switch
+from torch import nn
+
+from safe_dtype import FLOAT16, FLOAT32, guard, report
+from safe_dtype.guarding import FailureKind
+
+IDS = torch.arange(3, 9)[None]
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def test_compiled_decode() -> None:
+    """The compiled decode of a static cache is watched from outside: a NaN inside it is found and cured."""
+    from transformers import CompileConfig
+
+    options = {
+        "max_new_tokens": 8, "do_sample": False, "cache_implementation": "static",
+        "compile_config": CompileConfig(backend="eager", fullgraph=True, dynamic=False),
+    }  # fmt: skip
+    model, plain = guard(tiny()), tiny()
+    model._valid_auto_compile_criteria = lambda *_: True  # on a CPU transformers compiles only where asked to
+
+    class Poison(nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            out = super().forward(hidden)
+            return out + torch.nan if hidden.dtype == BF16 and hidden.shape[1] == 1 else out
+
+    model.model.layers[1].mlp.down_proj.__class__ = Poison
+    Switch(plain, 1, FLOAT32)
+    truth = plain.generate(IDS, max_new_tokens=8, do_sample=False, cache_implementation="static", disable_compile=True)
+    found = model.generate(IDS, **options)
+    assert torch.equal(found, truth)
+    assert [event.kind for event in report(model).events] == [FailureKind.NONFINITE]
+    torch.compiler.reset()
+
+
+class Square(nn.Module):
+    """Overflows float16 between its two linear layers, though all its weights and inputs are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, 8) to the same shape."""
+        grown = self.first(hidden) * 3e4
+        return self.last(grown * grown * 1e-8)
+
+
+def compiled(net: nn.Module, how: str) -> Any:
+    """Compile `net` in one of the ways that users have."""
+    if how == "wrapped":
+        return torch.compile(net, backend="eager")
+    if how == "in-place":
+        net.compile(backend="eager")
+    else:
+        net.forward = torch.compile(net.forward, backend="eager")  # type: ignore[method-assign]
+    return net
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in-place", "forward"])
+def test_what_the_caller_compiled(how: str) -> None:
+    """A model that the caller compiled is guarded from outside, blamed by module, and compiled again in float32."""
+    torch.manual_seed(0)
+    net = Square().eval().half()
+    given = torch.randn(2, 8).half()
+    truth = copy.deepcopy(net).float()(given.float())
+    model = guard(compiled(net, how))
+    with torch.no_grad():
+        assert torch.equal(model(given), truth)
+    (event,) = report(model).events
+    assert (event.kind, event.after) == (FailureKind.NONFINITE, FLOAT32)
+    assert event.largest_input is not None
+    assert event.largest_input < FLOAT16.largest
+    torch.compiler.reset()
+
+
+def test_inside_a_compiled_graph() -> None:
+    """Compiled after it was guarded, a model makes one whole graph: the guard is not in it."""
+    model = guard(tiny())
+    graph = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(graph(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    torch.compiler.reset()
