@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
 import pickle
@@ -84,7 +85,8 @@ def test_without_a_trace() -> None:
     class Own(nn.Linear):
         pass
 
-    unguard(guard(nn.Linear(1, 1)))  # lets go of what models of other tests, dead by now, have left
+    gc.collect()  # models of other tests may lie about in cycles, still guarded
+    unguard(guard(nn.Linear(1, 1)))  # lets go of what the dead ones have left
     before = {owner: dict(vars(owner)) for owner in (PreTrainedModel, transformers.GenerationMixin, nn.Module, Own)}
     model, net = tiny(), Own(2, 2)
     attributes = set(vars(model))
