@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
 from .errors import NoDtypeLeft, SafeDtypeError, SafeDtypeWarning
+from .facts import Drift
 from .origin import plan_of
 from .patching import patch, patched, unpatch
 from .planning import Decision, Plan, Policy, Workload, make_plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .devices import detect, facts_of, measure
     from .guarding import guard, report, unguard
     from .loading import SafeAutoModel
+    from .verifying import measure_drift
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "FLOAT32",
     "INT8",
     "Decision",
+    "Drift",
     "Dtype",
     "NoDtypeLeft",
     "Plan",
@@ -47,6 +50,7 @@ __all__ = [
     "guard",
     "make_plan",
     "measure",
+    "measure_drift",
     "patch",
     "patched",
     "plan_of",
@@ -65,6 +69,7 @@ _LOADED_ON_USE = {
     "detect": "devices",
     "facts_of": "devices",
     "measure": "devices",
+    "measure_drift": "verifying",
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ import click
 from . import __version__
 from .errors import NoSuchDeviceError, SafeDtypeError
 from .planning import Plan, Policy
+from .planning.policy import DEFAULT_MAX_DRIFT
 
 _FORMAT = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
@@ -23,7 +25,8 @@ _FORMAT = click.option(
 _DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
-    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands; comma-separated.",
+    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, max_drift=X; "
+    "comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (
     click.argument("model", metavar="MODEL"),
@@ -122,6 +125,39 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
         click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
 
 
+@cli.command()
+@click.argument("model")
+@_DEVICE
+@click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: the dtype that `plan` chooses here]")
+@click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8; else one of ours.")
+@click.option(
+    "--tokens", type=click.IntRange(min=2), default=512, show_default=True, help="Of the text; in batches of 128."
+)
+@click.option(
+    "--max-drift",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_MAX_DRIFT,
+    show_default=True,
+    help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
+)
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@_FORMAT
+def verify(*, model: str, text: Path | None, max_drift: float, form: str, **given: Any) -> None:
+    """Measure how far MODEL in one dtype drifts from MODEL in another.
+
+    Loads both as plain transformers does, one after the other. Exits with status 0 within the limit, 3 beyond it.
+    """
+    from .verification import Question, verify
+
+    words = _text_of(text) if text else None
+    with _progress(f"verifying {model}"):
+        found = verify(Question(model, text=words, max_drift=max_drift, **given))
+    click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
+    if found.beyond:
+        click.get_current_context().exit(3)
+
+
 @cli.command(context_settings={"allow_interspersed_args": False})
 @_POLICY
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
@@ -175,6 +211,18 @@ def _plan_by_priors(asked: Asked) -> Plan:
     device = prior_facts(str(asked.device))
     checkpoint = read_checkpoint(Where(asked.model, revision=asked.revision))
     return make_plan(device, checkpoint, asked.policy, ordered=dtype_named(asked.dtype) if asked.dtype else None)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise click.BadParameter(
+            f"{file} is not UTF-8: {exc.reason} at byte {exc.start}.", param_hint="--text"
+        ) from exc
+    if not text.strip():
+        raise click.BadParameter(f"{file} is empty.", param_hint="--text")
+    return text
 
 
 @contextmanager

@@ -17,11 +17,16 @@
     │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
     │   ├── ConflictError                       the caller and the plan contradict each other
     │   └── NoPlanError                         the model was not loaded by safe_dtype
-    └── GuardError               (RuntimeError)
-        ├── NotGuardedError                     the model has no guard
-        ├── NoDtypeLeft                         a step failed, and so did every remedy
-        ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
-        └── DeviceLostError                     the process has lost its device
+    ├── GuardError               (RuntimeError)
+    │   ├── NotGuardedError                     the model has no guard
+    │   ├── NoDtypeLeft                         a step failed, and so did every remedy
+    │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
+    │   └── DeviceLostError                     the process has lost its device
+    └── VerifyError              (RuntimeError)
+        ├── UnsteadyReferenceError              the reference does not repeat itself
+        ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
+        ├── IncomparableOutputsError            reference and candidate answer in different shapes, or to other inputs
+        └── NothingToCompareError               no batches, or none of their positions counts
 
 Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
 """
@@ -247,3 +252,58 @@ class DeviceLostError(GuardError):
             f"{self.device} is lost to this process: {self.failure}. Nothing can be retried in it. "
             f"Next: start again; that {self.dtype} fails so on {self.device} is remembered, and planned around."
         )
+
+
+class VerifyError(SafeDtypeError, RuntimeError):
+    """The drift of a candidate from its reference cannot be measured."""
+
+
+class UnsteadyReferenceError(VerifyError):
+    """The reference gave two answers to the same inputs, so no difference from it means anything."""
+
+    def __init__(self, largest_difference: float) -> None:
+        super().__init__(largest_difference)
+        self.largest_difference = largest_difference
+
+    def __str__(self) -> str:
+        return (
+            f"The reference does not repeat itself: run twice on the first batch, its outputs differ by up to "
+            f"{self.largest_difference:.3g}. Next: look for dropout that is left on, sampling, or kernels that are "
+            "not deterministic (torch.use_deterministic_algorithms)."
+        )
+
+
+class DegenerateReferenceError(VerifyError):
+    """The reference says nothing that a candidate could be held to."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"The reference is no reference: {self.problem}. Next: see whether its weights were loaded (a head that "
+            "is missing in the checkpoint is made anew), and run it in float32."
+        )
+
+
+class IncomparableOutputsError(VerifyError):
+    """The outputs of reference and candidate cannot be compared."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"These outputs cannot be compared: {self.problem}. Next: {self.advice}."
+
+
+class NothingToCompareError(VerifyError):
+    """There are no batches, or none of their positions counts."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"Nothing to compare: {self.problem}. Next: {self.advice}."

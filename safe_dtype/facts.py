@@ -155,6 +155,32 @@ class CacheShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """How far a candidate's outputs lie from those of its reference on the same inputs."""
+
+    kind: str  # "tokens" (language models), "classes", "pixels" (segmentation), "values" (anything else)
+    positions: int  # how many tokens, items, pixels or rows were compared
+    kl_mean: float  # KL(reference || candidate) in nats, the mean over positions
+    kl_p99: float  # ... that 99 % of the positions do not exceed
+    top1_agreement: float  # share of the positions whose largest logit is the same
+    max_abs: float  # largest |difference| of two logits
+    rel_rms: float  # RMS of the differences over the RMS of the reference
+    perplexity_ratio: float | None = None  # the candidate's perplexity over the reference's, on the text itself
+    hidden_cosine: float | None = None  # cosine between the last hidden states, the mean over positions
+    miou: float | None = None  # mean intersection over union of the predicted classes, reference as truth
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredDrift:
+    """The drift of one way to run a checkpoint on one device, or why it could not be measured."""
+
+    storage: Dtype
+    compute: Dtype
+    drift: Drift | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """What the files of a checkpoint really hold. `config_dtype` is only what config.json claims."""
 
@@ -178,6 +204,7 @@ class CheckpointFacts:
     adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
     revision: str | None = None
     peak_activation: float | None = None  # largest |activation| seen in a float32 run; None: nobody looked
+    drifts: tuple[MeasuredDrift, ...] = ()  # against float32, on the device that is planned for
     warnings: tuple[str, ...] = ()
 
     @property
@@ -191,6 +218,10 @@ class CheckpointFacts:
         for tensor in self.tensors:
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def drift(self, storage: Dtype, compute: Dtype) -> MeasuredDrift | None:
+        """Return what was measured of this pair; None where nobody looked."""
+        return next((one for one in self.drifts if (one.storage, one.compute) == (storage, compute)), None)
 
     def widths(self) -> Iterator[tuple[int, int]]:
         """Yield (out_features, in_features) of the linear weights, those that hold most elements first."""

@@ -31,7 +31,6 @@ HARDWARE: dict[str, Callable[[], bool]] = {
     "xpu": torch.xpu.is_available,
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
-    "bf16_cpu": lambda: any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16")),
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),
 }
 

@@ -6,14 +6,14 @@ Importing this package imports no torch; the functions that need it load it on f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .cache import cache_folder
+from .cache import cache_folder, recall, remember
 from .priors import prior_facts
 
 if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
     from .memory import memory_of
     from .observed import remember_failure
-    from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
+    from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure, routes_of
     from .survey import facts_of
 
 __all__ = [
@@ -27,7 +27,10 @@ __all__ = [
     "measure",
     "memory_of",
     "prior_facts",
+    "recall",
+    "remember",
     "remember_failure",
+    "routes_of",
 ]
 
 _LOADED_ON_USE = {
@@ -40,6 +43,7 @@ _LOADED_ON_USE = {
     "measure": "probe",
     "memory_of": "memory",
     "remember_failure": "observed",
+    "routes_of": "probe",
 }
 
 

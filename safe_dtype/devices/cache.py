@@ -1,4 +1,4 @@
-"""Verdicts on disk: one file for each device and everything that changes its kernels. Imports no torch."""
+"""What was measured, on disk: one file for each device and everything that changes its kernels. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..facts import Verdict
 from .request import verdict_from_dict, verdict_to_dict
@@ -25,6 +25,7 @@ _BUSY_LASTS = 600.0  # seconds for which a measurement on a busy machine is beli
 _WAIT = 60.0  # seconds for another process that measures the same
 
 Key = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -37,10 +38,22 @@ def cache_folder() -> Path:
 
 def load(key: Key) -> tuple[Verdict, ...] | None:
     """Return the verdicts stored under `key`; None where there are none, or none that can be believed."""
+    return recall(key, _believed)
+
+
+def store(key: Key, verdicts: Iterable[Verdict]) -> None:
+    """Write `verdicts` under `key`, atomically; where that is not possible, log it and go on."""
+    remember(key, {"verdicts": [verdict_to_dict(verdict) for verdict in verdicts]})
+
+
+def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
+    """Return what `read` makes of the values remembered under `key`; None where there are none that can be read."""
     file = _file(key)
     try:
         found = json.loads(file.read_text("utf-8"))
-        return _believed(found, key)
+        if found["schema"] != _SCHEMA or found["key"] != json.loads(json.dumps(key)):
+            raise ValueError("it belongs to something else")
+        return read(found)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as exc:
@@ -48,18 +61,13 @@ def load(key: Key) -> tuple[Verdict, ...] | None:
         return None
 
 
-def store(key: Key, verdicts: Iterable[Verdict]) -> None:
-    """Write `verdicts` under `key`, atomically; where that is not possible, log it and go on."""
-    values = {
-        "schema": _SCHEMA,
-        "key": key,
-        "measured_at": time.time(),
-        "verdicts": [verdict_to_dict(verdict) for verdict in verdicts],
-    }
+def remember(key: Key, values: Mapping[str, Any]) -> None:
+    """Write `values` under `key`, atomically; where that is not possible, log it and go on."""
+    entry = {"schema": _SCHEMA, "key": key, "measured_at": time.time(), **values}
     file = _file(key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(file, json.dumps(values))
+        _write_whole(file, json.dumps(entry))
     except OSError as exc:
         logger.warning("%s cannot be written (%s): the next process measures again", file, exc)
 
@@ -87,9 +95,7 @@ def _file(key: Key) -> Path:
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
-def _believed(found: Any, key: Key) -> tuple[Verdict, ...] | None:
-    if found["schema"] != _SCHEMA or found["key"] != json.loads(json.dumps(key)):
-        raise ValueError("it belongs to something else")
+def _believed(found: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
     verdicts = tuple(verdict_from_dict(one) for one in found["verdicts"])
     old = time.time() - found["measured_at"] > _BUSY_LASTS
     return None if old and any(measured_while_busy(verdict) for verdict in verdicts) else verdicts

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ..dtypes import FLOAT8_E4M3, INT8, Dtype
+from ..numerics.blocks import WIDTH, Blocks, product
+from ..numerics.casting import cast_linear
 from .workspace import Workspace
 
 Shape = tuple[int, int]  # (out_features, in_features)
@@ -75,6 +77,36 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
         work=2.0 * rows * shape[0] * shape[1],
         bytes_read=float(shape[0] * shape[1] * dtype.itemsize),
     )
+
+
+def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    """The same product, computed in float32: operands are cast on the way, the result is rounded."""
+    plain = _matmul(space, dtype, rows, shape)
+    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
+    return replace(
+        plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.float32).to(x.dtype)
+    )
+
+
+def _blocks_in(wide: torch.dtype | None) -> Build:
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+        """The same product from a weight in blocks; many rows are computed in `wide`, None for the weight's dtype."""
+        shape = (-(-shape[0] // WIDTH) * WIDTH, shape[1])
+        x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
+        blocks = [Blocks(one.view(-1, shape[1], WIDTH), shape[0]) for one in weights]
+
+        def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+            lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
+            return y[lines, columns], _exactly(x[lines]) @ _exactly(blocks[0].weight()[columns]).T
+
+        return Case(
+            call=lambda number: product(x, blocks[number % len(blocks)], wide=wide or x.dtype),
+            exact=exact,
+            work=2.0 * rows * shape[0] * shape[1],
+            bytes_read=float(shape[0] * shape[1] * dtype.itemsize),
+        )
+
+    return build
 
 
 def _int8_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -191,6 +223,9 @@ def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
 OPS: dict[str, Op] = {
     "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
     "attention": Op(_attention, _none, multiplies=True, odd_rows=(17,), share=0.5),
+    "matmul_cast": Op(_matmul_cast, _all, multiplies=True, cut=1024, share=0.5),
+    "matmul_blocks": Op(_blocks_in(None), _all, multiplies=True, cut=512, share=0.5),
+    "matmul_blocks_cast": Op(_blocks_in(torch.float32), _all, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),
     "rms_norm": Op(_rms_norm, _first, share=0.1),
     "softmax": Op(_softmax, _first, share=0.1),

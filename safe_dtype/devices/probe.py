@@ -34,11 +34,13 @@ def measure(
     widths: Sequence[tuple[int, int]] = DEFAULT_WIDTHS,
     *,
     ops: Sequence[str] = DEFAULT_OPS,
+    routes: Sequence[tuple[Dtype, str]] = (),
     cell_seconds: float = CELL_SECONDS,
 ) -> tuple[Verdict, ...]:
     """Measure every op in every dtype, the most promising dtype first.
 
-    `widths` are (out_features, in_features) of the model's own linears. No cell runs for much longer than
+    `widths` are (out_features, in_features) of the model's own linears. `routes` are other ways to compute a product,
+    each with the dtype to measure it in: see `routes_of`. No cell runs for much longer than
     `cell_seconds`. Where kernels are known to end the process, a child measures; SAFE_DTYPE_PROBE=child or
     SAFE_DTYPE_PROBE=inprocess overrides that.
 
@@ -47,12 +49,12 @@ def measure(
         ProbeError: If `ops` names an operation that nobody knows, or the child does not start.
     """
     facts = detect_one(device)
-    unknown = [op for op in ops if op not in OPS]
+    unknown = [op for op in (*ops, *(op for _, op in routes)) if op not in OPS]
     if unknown:
         raise ProbeError(device, f"no operation is called {unknown[0]!r}; there are {', '.join(OPS)}")
     request = ProbeRequest(
         device=facts.device,
-        cells=tuple((dtype, op) for op in ops for dtype in _in_order(dtypes, facts)),
+        cells=(*((dtype, op) for op in ops for dtype in _in_order(dtypes, facts)), *routes),
         widths=tuple((out, width) for out, width in widths),
         cell_seconds=cell_seconds,
         threads=torch.get_num_threads(),
@@ -61,6 +63,12 @@ def measure(
     measured = tuple(measure_in_children(request) if _wants_child(facts) else measure_here(request, OPS))
     judged = beside_float32(measured, [one for one in measured if one.dtype == FLOAT32])
     return tuple(verdict for verdict in judged if verdict.dtype in dtypes)
+
+
+def routes_of(dtype: Dtype, device: str) -> tuple[tuple[Dtype, str], ...]:
+    """Return the ways to multiply by weights in a 16-bit `dtype` beside the plain one, for `measure`."""
+    names = ("matmul_cast", "matmul_blocks", "matmul_blocks_cast") if device == "cpu" else ("matmul_cast",)
+    return tuple((dtype, name) for name in names)
 
 
 def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]:
@@ -103,8 +111,9 @@ class _Run:
         if self._busy:
             with one_thread():
                 verdict = cell.verdict(widths, seconds, by_thread_time)
-        best = max(self._bandwidth.get(verdict.op, 0.0), verdict.decode_bytes_per_s or 0.0)
-        self._bandwidth[verdict.op] = best
+        family = verdict.op.partition("_")[0]  # every way to multiply reads the same memory
+        best = max(self._bandwidth.get(family, 0.0), verdict.decode_bytes_per_s or 0.0)
+        self._bandwidth[family] = best
         return on_all_threads(verdict, self._request.threads, bandwidth=best) if self._busy else verdict
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..dtypes import COMPUTE, Dtype
 from ..facts import DeviceFacts
-from .cache import Key, load, one_process_at_a_time, store
+from .cache import load, one_process_at_a_time, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
-from .memory import memory_of
 from .observed import forget_failures, with_failures
 from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
 
@@ -22,7 +21,7 @@ def facts_of(
     dtypes: Sequence[Dtype] = COMPUTE,
     widths: Sequence[tuple[int, int]] = DEFAULT_WIDTHS,
     ops: Sequence[str] = DEFAULT_OPS,
-    max_memory: Mapping[Any, Any] | None = None,
+    routes: Sequence[tuple[Dtype, str]] = (),
     refresh: bool = False,
 ) -> DeviceFacts:
     """Return `device` with its verdicts: remembered, or measured now and remembered. `refresh` measures in any case.
@@ -32,27 +31,28 @@ def facts_of(
         ProbeError: If it cannot be measured.
     """
     facts = detect_one(device)
-    key = _key(facts, dtypes, widths, ops)
+    key = _key(facts, dtypes, widths, ops) | {"routes": [[dtype.name, op] for dtype, op in routes]}
     verdicts = None if refresh else load(key)
     if verdicts is None:
         with one_process_at_a_time(key):
             # Another process may have measured while this one waited.
             verdicts = None if refresh else load(key)
             if verdicts is None:
-                verdicts = measure(facts.device, dtypes, widths, ops=ops)
+                verdicts = measure(facts.device, dtypes, widths, ops=ops, routes=routes)
                 store(key, verdicts)
     if refresh:
         forget_failures(facts)
     verdicts = with_failures(facts, verdicts)
     return replace(
         facts,
-        memory=memory_of(facts.device, max_memory) if max_memory else facts.memory,
         verdicts=verdicts,
         claims=with_disagreements(facts.claims, verdicts),
     )
 
 
-def _key(facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]) -> Key:
+def _key(
+    facts: DeviceFacts, dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str]
+) -> dict[str, Any]:
     """Return everything that the verdicts depend on."""
     return {
         "name": facts.name,

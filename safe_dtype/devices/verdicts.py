@@ -11,13 +11,15 @@ from ..facts import Kind, Verdict
 ONE_ROW, PREFILL_ROWS = 1, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
 _SLOW = 1.5
+# Other ways to compute a product are compared with the plain one.
+_PLAIN_OP = {"matmul_cast": "matmul", "matmul_blocks": "matmul", "matmul_blocks_cast": "matmul"}
 _BUSY = "busy cores: one thread was measured"
 
 
 def beside_float32(verdicts: Iterable[Verdict], float32: Sequence[Verdict]) -> tuple[Verdict, ...]:
     """Return `verdicts` with their speed judged: SLOW where right but more than 1.5 times float32's time."""
     bases = {verdict.op: verdict for verdict in float32}
-    return tuple(_judged(verdict, bases.get(verdict.op)) for verdict in verdicts)
+    return tuple(_judged(verdict, bases.get(_PLAIN_OP.get(verdict.op, verdict.op))) for verdict in verdicts)
 
 
 def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdict:

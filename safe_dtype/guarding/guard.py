@@ -56,6 +56,7 @@ class Guard:
         self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
         self.aligns_inputs = False
         self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
+        self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.runs_eagerly = False  # the compiled form failed
         self.told: set[str] = set()  # what was warned of already
         self._blocks: list[nn.Module] | None = None
@@ -129,6 +130,12 @@ class Guard:
         """Whether the weights are still those that were loaded."""
         model = self.model()
         return model is not None and bool(self.weights) and fingerprint(model) == self.weights
+
+
+def _cast_from(plan: Plan | None) -> int | None:
+    if plan is None or plan.routes is None or plan.compute == plan.storage or plan.storage == FLOAT32:
+        return None
+    return plan.routes.cast_from
 
 
 def guard_of(module: nn.Module) -> Guard | None:

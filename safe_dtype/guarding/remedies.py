@@ -12,6 +12,7 @@ from torch import nn
 
 from ..devices import memory_of
 from ..dtypes import FLOAT16, FLOAT32, Dtype
+from ..numerics import take_back
 from .case import Case
 from .casting import dtypes_of
 from .failure import FailureKind
@@ -111,6 +112,8 @@ class ChangeDtype:
             raise NotPossible(f"it changed {done.tensors} tensors and left {remaining} as they were")
         for hooks in list(_island_hooks(model)):
             hooks.outside_is_now(new)
+        guard.cast_from = None
+        take_back(model)
         guard.left |= former
         guard.left.discard(new)
         return done.grown_bytes

@@ -16,10 +16,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import read_config
 from ..checkpoints.files import LocalFiles, files_of
-from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of
+from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of
+from ..dtypes import BFLOAT16, FLOAT16, Dtype
 from ..errors import CheckpointError, ConflictError, SafeDtypeError
 from ..facts import CheckpointFacts, DeviceFacts, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
+from .gate import plan_with_drifts
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -31,11 +33,17 @@ _WIDTHS_PROBED = 3  # the shapes that hold most weights; more of them take longe
 _SMALL = 2**20  # parameters
 _SMALL_WIDTHS = ((256, 256),)
 
+# From here on it matters how products are computed; below, a step takes about a millisecond whatever is done.
+_ROUTED_FROM = 2**24  # parameters
+
 _SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
-def plan_request(request: Request, policy: Policy | str | None = None) -> Plan:
+def plan_request(request: Request, policy: Policy | str | None = None, *, measure_drift: bool = False) -> Plan:
     """Return the plan for one call of `from_pretrained`. Reads headers and configs, never weights.
+
+    With `measure_drift` it loads and runs the model where a much faster plan depends on what rounding does to it, and
+    remembers what it found.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read.
@@ -47,6 +55,7 @@ def plan_request(request: Request, policy: Policy | str | None = None) -> Plan:
     device = device_for(request, checkpoint)
     parsed = Policy.parse(policy) if isinstance(policy, str) else policy
     plan = make_plan(device, checkpoint, parsed, ordered=ordered)
+    plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=measure_drift)
     logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
     return plan
 
@@ -71,12 +80,22 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     """Measure, or remember, every device that will compute, at the checkpoint's own widths."""
     ops = (*DEFAULT_OPS, "conv2d") if checkpoint.has_conv2d else DEFAULT_OPS
     widths = _widths_to_probe(checkpoint)
-    max_memory = request.arguments.get("max_memory")
-    found = combine([facts_of(one, widths=widths, ops=ops, max_memory=max_memory) for one in request.devices])
+    devices = [
+        facts_of(one, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, one)) for one in request.devices
+    ]
+    if max_memory := request.arguments.get("max_memory"):
+        devices = [replace(one, memory=memory_of(one.device, max_memory)) for one in devices]
+    found = combine(devices)
     if _is_one_of_many(request):
         # What falls to this rank is not known here, and device_map is not for models that ranks share.
         return replace(found, memory=MemoryFacts(0, 0, "ranks"))
     return _with_main_memory(found) if request.spreads and found.device != "cpu" else found
+
+
+def _routes_to_probe(checkpoint: CheckpointFacts, device: str) -> tuple[tuple[Dtype, str], ...]:
+    if checkpoint.parameters < _ROUTED_FROM or checkpoint.quantization:
+        return ()
+    return routes_of(FLOAT16 if checkpoint.saved == FLOAT16 else BFLOAT16, device)
 
 
 def _widths_to_probe(checkpoint: CheckpointFacts) -> tuple[tuple[int, int], ...]:

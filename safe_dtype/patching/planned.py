@@ -62,7 +62,7 @@ def _plan(request: Request, policy: Policy) -> tuple[Plan | None, str]:
     if not _sizes_can_be_read(request.arguments.get("max_memory")):
         return None, "max_memory cannot be read"
     try:
-        return plan_request(request, policy), ""
+        return plan_request(request, policy, measure_drift=True), ""
     except StrictModeError as exc:
         if policy.mode == "strict":
             raise

@@ -2,9 +2,12 @@
 
 from .choose import make_plan
 from .combine import combine
+from .drift import beyond
 from .judge import candidates, judge
 from .plan import Candidate, Cost, Decision, Ground, Plan
 from .policy import Policy, Workload
+from .routes import Routes
+from .worth import worth_measuring
 
 __all__ = [
     "Candidate",
@@ -13,9 +16,12 @@ __all__ = [
     "Ground",
     "Plan",
     "Policy",
+    "Routes",
     "Workload",
+    "beyond",
     "candidates",
     "combine",
     "judge",
     "make_plan",
+    "worth_measuring",
 ]

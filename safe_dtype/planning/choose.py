@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..dtypes import COMPUTE, FLOAT32, Dtype
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import CheckpointFacts, DeviceFacts, Kind
-from .judge import candidates, judge
+from .judge import candidates, judge, product_verdict
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import Case, merit, ranked
@@ -29,7 +29,7 @@ def make_plan(
         StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
     """
     policy = policy or Policy()
-    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates())
+    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates(device))
     case = Case(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:
         return _quantizers_plan(case)
@@ -56,7 +56,7 @@ def _why(picked: Decision, case: Case) -> str:
 def _obey(wanted: Dtype, case: Case) -> Plan:
     """Plan for a dtype that is an order. Only one that is known to fail is left, in auto mode, with a warning."""
     strict = case.policy.mode == "strict"
-    decision = next((one for one in case.decisions if one.candidate.compute == wanted), None)
+    decision = _ordered_decision(wanted, case)
     if decision is None:  # float8, int8: formats to store in
         raise StrictModeError(str(wanted), "no model computes in it", _would_work(case))
     if strict and decision.ground in (*_KNOWN_TO_FAIL, Ground.WRONG):
@@ -69,9 +69,19 @@ def _obey(wanted: Dtype, case: Case) -> Plan:
     return _plan(decision, case, why, *_second_thoughts(decision, case.device))
 
 
+def _ordered_decision(wanted: Dtype, case: Case) -> Decision | None:
+    """Return the decision on an ordered dtype: weights and activations in it, and products as strict mode wants."""
+    stored = [one for one in case.decisions if one.candidate.storage == wanted]
+    plain = next((one for one in stored if one.candidate.compute == wanted), None)
+    if case.policy.mode == "strict":
+        return plain
+    # The order is for what is stored; in which dtype products are computed on the way is ours.
+    return next((one for one in ranked(case) if one in stored), plain)
+
+
 def _second_thoughts(decision: Decision, device: DeviceFacts) -> tuple[str, ...]:
     asked = f"{decision.candidate} was asked for, and on {device.name}"
-    verdict = device.verdict(decision.candidate.compute)
+    verdict = product_verdict(decision.candidate, device)
     if decision.ground in (Ground.WRONG, Ground.RANGE):
         return (f"{asked} its results may be wrong: {decision.reason}",)
     if verdict.kind is Kind.SLOW:
@@ -89,7 +99,7 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
     too_big = picked.ground is Ground.MEMORY
     if too_big:
         warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
-    later = () if strict else tuple(one.candidate.compute for one in ranked(case))
+    later = () if strict else tuple(one.candidate.storage for one in ranked(case))
     return Plan(
         source=checkpoint.source,
         device=device.device,
@@ -100,11 +110,12 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
         compute=candidate.compute,
         reason=why,
         policy=case.policy,
-        ladder=(candidate.compute, *(dtype for dtype in later if dtype != candidate.compute)),
+        ladder=tuple(dict.fromkeys((candidate.storage, *later))),
         decisions=case.decisions,
         attention=picked.attention,
         device_map="auto" if too_big and not strict else None,
         ordered=case.ordered,
+        routes=picked.routes,
         warnings=(*warnings, *checkpoint.warnings),
     )
 
@@ -117,4 +128,4 @@ def _quantizers_plan(case: Case) -> Plan:
     decision = judge(candidate, case.device, case.checkpoint, case.policy)
     left = replace(decision, ground=None, reason=f"left to {method}")
     plan = _plan(left, case, f"quantized with {method}: its own rule for the dtype holds")
-    return replace(plan, decisions=(left,), ladder=(candidate.compute,), quantization=method)
+    return replace(plan, decisions=(left,), ladder=(candidate.storage,), quantization=method)

@@ -28,11 +28,14 @@ def _headline(plan: Plan) -> str:
     basis = "" if plan.measured else "\nNobody measured this device here: planned from the prior table."
     if plan.quantization:
         return f"{plan.source} on {where}: {plan.reason}.{basis}"
+    layout = plan.routes.layout if plan.routes and plan.routes.layout != "plain" else None
     extras = "".join(
         f", {name}={value}"
-        for name, value in (("attn_implementation", plan.attention), ("device_map", plan.device_map))
+        for name, value in (
+            ("layout", layout), ("attn_implementation", plan.attention), ("device_map", plan.device_map)
+        )
         if value
-    )
+    )  # fmt: skip
     chosen = plan.chosen.candidate if plan.chosen else plan.storage
     return f"{plan.source} (saved in {plan.saved}) on {where}: {chosen}{extras}\nbecause: {plan.reason}.{basis}"
 

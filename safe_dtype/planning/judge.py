@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype
 from ..facts import CheckpointFacts, DeviceFacts, Kind, Verdict
+from .drift import beyond
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
 from .predict import predict
+from .routes import Routes, routes_for
 from .units import bytes_text
 
 # Activations may grow beyond what was seen: two bits of room below float16's end.
@@ -15,31 +17,69 @@ _GROUNDS = {Kind.WRONG: Ground.WRONG, Kind.UNSUPPORTED: Ground.UNSUPPORTED, Kind
 _ALWAYS_NEEDED = ("matmul", "layer_norm", "rms_norm", "softmax", "embedding")
 
 
-def candidates() -> tuple[Candidate, ...]:
-    """Return everything that could be loaded and run, in no order of merit."""
-    return tuple(Candidate(dtype, dtype) for dtype in COMPUTE)
+def candidates(device: DeviceFacts) -> tuple[Candidate, ...]:
+    """Return everything that could be loaded and run on `device`, in no order of merit.
+
+    Where that was measured, weights in 16 bit whose products are computed in float32 are among them, and the other
+    way round weights in float32 that are multiplied from a copy in 16 bit.
+    """
+    narrow = (BFLOAT16, FLOAT16)
+    cast = [one for one in narrow if device.verdict(one, "matmul_cast").kind is not Kind.UNKNOWN]
+    # A row is rounded to the blocks' dtype, and float16 may end below it.
+    laid_out = [BFLOAT16] if device.verdict(BFLOAT16, "matmul_blocks_cast").kind is not Kind.UNKNOWN else []
+    return (
+        *(Candidate(dtype, dtype) for dtype in COMPUTE),
+        *(Candidate(storage, FLOAT32) for storage in cast),
+        *(Candidate(FLOAT32, compute) for compute in laid_out),
+    )
 
 
 def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Decision:
     """Accept or reject one candidate. No other function does."""
-    cost = predict(candidate, device, checkpoint, policy.workload)
-    matmul = device.verdict(candidate.compute)
+    routes = routes_for(
+        candidate.storage, candidate.compute, device, blocks=can_be_laid_out(candidate, checkpoint, policy)
+    )
+    cost = predict(candidate, routes, device, checkpoint, policy.workload)
+    matmul = product_verdict(candidate, device)
     found = (
         _outside_ladder(candidate, policy)
-        or _bad_kernel(candidate.compute, device, checkpoint)
+        or _bad_kernel(candidate, device, checkpoint, policy)
         or _bad_range(candidate.storage, checkpoint)
-        or _bad_rounding(candidate.storage, checkpoint, policy)
+        or _bad_rounding(candidate, checkpoint, policy)
         or _bad_memory(cost, device)
     )
-    ground, reason = found or (None, _praise(candidate, checkpoint, matmul))
+    ground, reason = found or (None, _praise(candidate, routes, checkpoint, matmul))
     return Decision(
         candidate,
         ground,
         reason,
         cost,
-        slowdown=device.slowdown(candidate.compute),
+        slowdown=_slowdown(matmul, device),
         max_rel_error=matmul.max_rel_error,
-        attention=_attention(candidate.compute, device),
+        attention=_attention(candidate.storage, device),
+        routes=routes,
+    )
+
+
+def product_verdict(candidate: Candidate, device: DeviceFacts) -> Verdict:
+    """Return the verdict on the products of a candidate."""
+    if candidate.storage == candidate.compute:
+        return device.verdict(candidate.storage)
+    if candidate.storage == FLOAT32:
+        return device.verdict(candidate.compute, "matmul_blocks_cast")
+    return device.verdict(candidate.storage, "matmul_cast")
+
+
+def can_be_laid_out(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> bool:
+    """Whether the weights will be views of their files, so that a copy in another layout takes no more memory.
+
+    In strict mode nothing is changed, and a quantizer has a layout of its own.
+    """
+    return (
+        policy.mode != "strict"
+        and checkpoint.file_format == "safetensors"
+        and candidate.storage == checkpoint.saved
+        and not checkpoint.quantization
     )
 
 
@@ -54,17 +94,23 @@ def loses(storage: Dtype, checkpoint: CheckpointFacts) -> bool:
 
 
 def _outside_ladder(candidate: Candidate, policy: Policy) -> tuple[Ground, str] | None:
-    if policy.ladder and candidate.compute not in policy.ladder:
+    if policy.ladder and candidate.storage not in policy.ladder:
         return Ground.LADDER, "the policy's ladder leaves it out"
     return None
 
 
-def _bad_kernel(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts) -> tuple[Ground, str] | None:
+def _bad_kernel(
+    candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+) -> tuple[Ground, str] | None:
+    dtype, apart = candidate.storage, candidate.storage != candidate.compute
+    if dtype == FLOAT32 and apart and not can_be_laid_out(candidate, checkpoint, policy):
+        return Ground.UNKNOWN, "a copy of the weights in 16 bit is made of safetensors files in float32 only"
     if device.verdict(dtype).kind is Kind.UNKNOWN:
         return Ground.UNKNOWN, f"nobody has measured {dtype} on {device.name}"
     for op in needed_ops(checkpoint):
-        verdict = device.verdict(dtype, op)
-        if verdict.kind in _GROUNDS:
+        # What is computed in another dtype needs no kernel in the storage dtype.
+        verdict = product_verdict(candidate, device) if op == "matmul" else device.verdict(dtype, op)
+        if verdict.kind in _GROUNDS and not (apart and op == "conv2d"):
             return _GROUNDS[verdict.kind], f"{op}: {verdict.reason}"
     return None
 
@@ -84,13 +130,20 @@ def _bad_range(storage: Dtype, checkpoint: CheckpointFacts) -> tuple[Ground, str
     return None
 
 
-def _bad_rounding(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
+def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
     # A rescue of the range (peak_activation known) has been checked on the activations, so rounding alone is left.
-    if policy.prefer == "memory" or storage.epsilon <= checkpoint.saved.epsilon:
+    storage = candidate.compute if candidate.storage == FLOAT32 else candidate.storage  # of what is multiplied
+    if storage.epsilon <= checkpoint.saved.epsilon:
         return None
+    if (measured := checkpoint.drift(candidate.storage, candidate.compute)) and measured.drift is not None:
+        reason = beyond(measured.drift, policy.max_drift)
+        return (Ground.DRIFT, f"against float32 {reason}") if reason else None
+    if policy.prefer == "memory":
+        return None
+    why = f" ({measured.problem})" if measured else ""
     return Ground.ROUNDING, (
         f"rounds the {checkpoint.saved} weights to {_bits(storage)} bits, and what that does to the output was "
-        "not measured; prefer=memory or an explicit dtype allows it"
+        f"not measured{why}; prefer=memory or an explicit dtype allows it"
     )
 
 
@@ -101,14 +154,30 @@ def _bad_memory(cost: Cost, device: DeviceFacts) -> tuple[Ground, str] | None:
     return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(free)} are free"
 
 
+def _slowdown(product: Verdict, device: DeviceFacts) -> float | None:
+    base = device.verdict(FLOAT32).prefill_flops_per_s
+    return base / product.prefill_flops_per_s if base and product.prefill_flops_per_s else None
+
+
 def _attention(dtype: Dtype, device: DeviceFacts) -> str | None:
     # Eager attention is matmuls and a float32 softmax: it runs where the fused kernel does not.
     return "eager" if device.verdict(dtype, "attention").kind in _GROUNDS else None
 
 
-def _praise(candidate: Candidate, checkpoint: CheckpointFacts, matmul: Verdict) -> str:
-    kept = "rounds the weights" if loses(candidate.storage, checkpoint) else "keeps every bit of the weights"
-    return f"{kept}; {matmul.reason}" if matmul.reason else kept
+def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, matmul: Verdict) -> str:
+    words = ["rounds the weights" if _rounds(candidate, checkpoint) else "keeps every bit of the weights"]
+    measured = checkpoint.drift(candidate.storage, candidate.compute)
+    if measured and measured.drift is not None:
+        drift = measured.drift
+        words[0] += f": KL {drift.kl_mean:.2g} nats to float32, {drift.top1_agreement:.1%} of the top tokens the same"
+    if routes and routes.layout == "blocks":
+        words.append("laid out in blocks on loading")
+    return "; ".join([*words, *filter(None, [matmul.reason])])
+
+
+def _rounds(candidate: Candidate, checkpoint: CheckpointFacts) -> bool:
+    multiplied = candidate.compute if candidate.storage == FLOAT32 else candidate.storage
+    return loses(multiplied, checkpoint)
 
 
 def _bits(dtype: Dtype) -> int:

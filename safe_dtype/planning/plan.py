@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from enum import Enum
 from typing import Any
 
 from ..dtypes import Dtype
 from .policy import Policy
+from .routes import Routes
 
 SCHEMA_VERSION = 1
 
@@ -58,6 +59,7 @@ class Ground(str, Enum):
     UNKNOWN = "unknown"
     RANGE = "range"  # the checkpoint's numbers may not fit
     ROUNDING = "rounding"  # the checkpoint's numbers lose bits, and nobody measured what that does
+    DRIFT = "drift"  # ... and it was measured to do too much
     MEMORY = "memory"
     LADDER = "ladder"  # the policy's ladder leaves it out
 
@@ -76,6 +78,7 @@ class Decision:
     slowdown: float | None = None  # float32's prefill rate over this dtype's; None where not measured
     max_rel_error: float | None = None
     attention: str | None = None  # the attn_implementation that this dtype needs here; None: transformers' choice
+    routes: Routes | None = None  # how its products are computed; None without measured rates
 
     @property
     def accepted(self) -> bool:
@@ -102,6 +105,7 @@ class Plan:
     device_map: str | None = None  # "auto" where the model does not fit on the device whole
     quantization: str | None = None  # set: the quantizer's own dtype rule holds, ours does not
     ordered: Dtype | None = None  # the dtype that the caller passed
+    routes: Routes | None = None  # how products are computed; None without measured rates
     warnings: tuple[str, ...] = ()
 
     @property
@@ -149,4 +153,6 @@ def _plain_value(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [_plain_value(one) for one in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
@@ -10,6 +11,8 @@ from ..errors import PolicyError, UnknownDtypeError
 
 Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]
+
+DEFAULT_MAX_DRIFT = 0.02  # nats of mean KL; examples/tiny-qwen3 drifts 1.1e-4 in bfloat16, 1.8e-6 in float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Policy:
     `mode="auto"` may leave the saved dtype; `"strict"` never changes it, nor a dtype that was ordered, and raises
     instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
     With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
+    `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `planning.beyond`.
     """
 
     prefer: Prefer = "speed"
@@ -34,12 +38,14 @@ class Policy:
     workload: Workload = Workload()
     ladder: tuple[Dtype, ...] = ()
     islands: bool = False
+    max_drift: float = DEFAULT_MAX_DRIFT
 
     @classmethod
     def parse(cls, text: str) -> Policy:
         """Read the short form: comma-separated words.
 
-        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32` and `islands`.
+        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`
+        and `max_drift=0.02`.
 
         Raises:
             PolicyError: If a word is unknown, or its value cannot be read.
@@ -58,6 +64,8 @@ class Policy:
             words.append("ladder=" + ">".join(dtype.name for dtype in self.ladder))
         if self.islands:
             words.append("islands")
+        if self.max_drift != DEFAULT_MAX_DRIFT:
+            words.append(f"max_drift={self.max_drift}")
         return ",".join(words)
 
 
@@ -75,13 +83,25 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, workload=replace(policy.workload, **{field: _count(key, value, text)}))
     if key == "ladder":
         return replace(policy, ladder=_ladder(value, text))
-    raise PolicyError(text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands")
+    if key == "max_drift":
+        return replace(policy, max_drift=_drift(value, text))
+    raise PolicyError(text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=")
 
 
 def _count(key: str, value: str, text: str) -> int:
     if not value.isdecimal() or (key == "prompt" and int(value) == 0):
         raise PolicyError(text, f"{key}={value!r} is not a number of tokens")
     return int(value)
+
+
+def _drift(value: str, text: str) -> float:
+    try:
+        drift = float(value)
+    except ValueError:
+        drift = math.nan
+    if not 0 <= drift < math.inf:
+        raise PolicyError(text, f"max_drift={value!r} is not a number from 0 on")
+    return drift
 
 
 def _ladder(value: str, text: str) -> tuple[Dtype, ...]:

@@ -8,60 +8,91 @@ from ..dtypes import FLOAT32, Dtype
 from ..facts import CacheShape, CheckpointFacts, DeviceFacts, TensorFacts
 from .plan import Candidate, Cost
 from .policy import Workload
+from .routes import Routes
 
 # What transformers keeps alive of a layer while it computes the next: the residual, its norm, the two inner
 # products of the MLP and the four of attention, all for every position of the prompt. Measured with Qwen3.
 _LIVE_HIDDEN = 6
 _LIVE_INNER = 3
+# Calls of a layer beside its products, counted in norms: residuals, rotations, gates, the cache. Measured with Qwen3
+# at 1 and at 512 rows, in float32 and bfloat16.
+_CALLS = 200
 
 
-def predict(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, workload: Workload) -> Cost:
-    """Return the cost of the workload for one candidate."""
-    prefill = prefill_seconds(candidate.compute, device, checkpoint, workload.prompt_tokens)
+def predict(
+    candidate: Candidate, routes: Routes | None, device: DeviceFacts, checkpoint: CheckpointFacts, workload: Workload
+) -> Cost:
+    """Return the cost of the workload for one candidate whose products take `routes`."""
+    prefill = prefill_seconds(candidate, routes, device, checkpoint, workload.prompt_tokens)
     # Without a cache (encoders, vision) there is no decoding: the call is the workload.
     new_tokens = workload.new_tokens if checkpoint.cache.layers else 0
     tokens = workload.prompt_tokens + new_tokens
-    one_token = decode_seconds(candidate.storage, device, checkpoint, workload.prompt_tokens + new_tokens // 2)
+    context = workload.prompt_tokens + new_tokens // 2
+    one_token = decode_seconds(candidate.storage, routes, device, checkpoint, context)
     return Cost(
         prefill_seconds=prefill,
         decode_seconds=None if one_token is None else one_token * new_tokens,
-        weight_bytes=weight_bytes(candidate.storage, checkpoint),
-        cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.compute.itemsize,
+        weight_bytes=weight_bytes(_multiplied(candidate), checkpoint),
+        cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize,
         work_bytes=max(
-            _activation_bytes(candidate.compute, checkpoint, workload.prompt_tokens),
+            _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens),
             max((tensor.numel for tensor in checkpoint.tensors), default=0) * candidate.storage.itemsize,
         ),
     )
 
 
-def prefill_seconds(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts, tokens: int) -> float | None:
-    """Predict one forward pass over `tokens` positions: matrix products, then attention where it was measured."""
-    matmul = device.verdict(dtype)
-    if not matmul.prefill_flops_per_s or not matmul.decode_bytes_per_s:
+def _multiplied(candidate: Candidate) -> Dtype:
+    """Return the dtype of the weights that are kept in memory: of float32 ones with a copy in 16 bit that copy."""
+    return candidate.compute if candidate.storage == FLOAT32 else candidate.storage
+
+
+def prefill_seconds(
+    candidate: Candidate, routes: Routes | None, device: DeviceFacts, checkpoint: CheckpointFacts, tokens: int
+) -> float | None:
+    """Predict one forward pass over `tokens` positions: products, attention where it was measured, and the rest."""
+    if routes is None:
         return None
     body = sum(one.numel * one.active for one in checkpoint.linears if one.per_position)
     head = sum(one.numel for one in checkpoint.linears if not one.per_position)
-    seconds = 2 * body * tokens / matmul.prefill_flops_per_s + head * dtype.itemsize / matmul.decode_bytes_per_s
-    attention = device.verdict(dtype, "attention").prefill_flops_per_s
+    seconds = body * routes.seconds(tokens) + head * routes.seconds(1)
+    cast = routes.cast_from is not None and tokens >= routes.cast_from
+    attention = device.verdict(candidate.compute if cast else candidate.storage, "attention").prefill_flops_per_s
     if attention:
         seconds += _attention_flops(checkpoint.cache, tokens) / attention
-    return seconds
+    return seconds + _elementwise_seconds(device, checkpoint, tokens)
 
 
-def decode_seconds(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts, context: int) -> float | None:
+def decode_seconds(
+    storage: Dtype, routes: Routes | None, device: DeviceFacts, checkpoint: CheckpointFacts, context: int
+) -> float | None:
     """Predict one token after `context` others: every active weight and the whole cache are read once.
 
     The cache is read at attention's rate, which on a CPU without 16-bit arithmetic is a tenth of float32's. Query
     heads that share keys read them once each: transformers repeats the keys.
     """
-    rate = device.verdict(dtype).decode_bytes_per_s
-    if not rate:
+    if routes is None:
         return None
     cache = checkpoint.cache
     shared = cache.attention_heads / cache.kv_heads if cache.kv_heads else 0
-    attention_rate = device.verdict(dtype, "attention").decode_bytes_per_s or rate
+    verdict = device.verdict(storage, "attention")
+    rate = verdict.decode_bytes_per_s or device.verdict(storage).decode_bytes_per_s
     weights = sum(one.numel * one.active for one in checkpoint.linears)
-    return (weights / rate + cache.numel_per_token * context * shared / attention_rate) * dtype.itemsize
+    attention = cache.numel_per_token * context * shared * storage.itemsize / rate if rate else 0.0
+    return weights * routes.seconds(1) + attention + _elementwise_seconds(device, checkpoint, 1)
+
+
+def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows: int) -> float:
+    """Predict what is neither product nor attention: many small calls a layer, each like a norm.
+
+    At one row they take the time of the calls, at many that of passing over the activations. Half the bytes and the
+    conversions of 16 bit make up for each other, so float32's norm stands for every dtype.
+    """
+    timed = {one.rows: one for one in device.verdict(FLOAT32, "layer_norm").timings}
+    if 1 not in timed or 512 not in timed or not timed[512].shape[1]:
+        return 0.0
+    one, many = timed[1].seconds, timed[512].seconds
+    widened = checkpoint.hidden_size / timed[512].shape[1]
+    return _CALLS * checkpoint.cache.layers * (one + max(0.0, many - one) * (rows - 1) / 511 * widened)
 
 
 def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..dtypes import Dtype
+from ..dtypes import FLOAT32, Dtype
 from ..facts import CheckpointFacts, DeviceFacts, Kind
 from .judge import loses
 from .plan import Decision
@@ -35,7 +35,9 @@ class Case:
 def ranked(case: Case) -> list[Decision]:
     """Return the accepted decisions, best first by the policy."""
     if case.policy.ladder:
-        return sorted(case.accepted, key=lambda one: case.policy.ladder.index(one.candidate.compute))
+        return sorted(
+            case.accepted, key=lambda one: (case.policy.ladder.index(one.candidate.storage), _speed(one, case))
+        )
     by_speed = sorted(case.accepted, key=lambda one: _speed(one, case))
     if case.policy.prefer == "memory":
         return sorted(by_speed, key=lambda one: one.cost.bytes)
@@ -62,13 +64,16 @@ def _speed(one: Decision, case: Case) -> tuple[float, ...]:
     if one.cost.seconds is not None:
         return 0.0, one.cost.seconds
     # No rates: native before slow, then the prior table's order, then the smaller.
-    compute, order = one.candidate.compute, case.device.prior_order
-    slow = case.device.verdict(compute).kind is not Kind.NATIVE
-    return 1.0, float(slow), order.index(compute) if compute in order else len(order), compute.itemsize
+    storage, order = one.candidate.storage, case.device.prior_order
+    slow = case.device.verdict(storage).kind is not Kind.NATIVE
+    return 1.0, float(slow), order.index(storage) if storage in order else len(order), storage.itemsize
 
 
-def _infidelity(one: Decision, case: Case) -> tuple[bool, float]:
-    return loses(one.candidate.storage, case.checkpoint), one.candidate.compute.epsilon
+def _infidelity(one: Decision, case: Case) -> tuple[bool, float, float]:
+    storage, compute = one.candidate.storage, one.candidate.compute
+    # What passes from product to product is rounded to the storage dtype.
+    multiplied = compute if storage == FLOAT32 else storage
+    return loses(multiplied, case.checkpoint), max(storage.epsilon, multiplied.epsilon), compute.epsilon
 
 
 def _ties_by_fidelity(by_speed: list[Decision], case: Case) -> list[Decision]:

@@ -103,9 +103,9 @@ def test_shapes_are_the_models(here: Table) -> None:
     assert {timing.shape[1] for timing in timings} == {512, 1536}
 
 
-@pytest.mark.needs("bf16_cpu")
+@pytest.mark.needs("amx")
 def test_bf16_is_native_where_the_cpu_has_it(here: Table) -> None:
-    """With AMX or AVX512_BF16, bf16 products are at least about as fast as float32's."""
+    """With AMX, bf16 products are at least about as fast as float32's. With AVX512_BF16 alone they may be slower."""
     assert here[BFLOAT16, "matmul"].kind is Kind.NATIVE
 
 

@@ -19,6 +19,8 @@ from safe_dtype.planning import Policy, Workload
         pytest.param(" strict , prefer=fidelity ", Policy(mode="strict", prefer="fidelity"), id="spaces"),
         pytest.param("prompt=64,new=8", Policy(workload=Workload(64, 8)), id="workload"),
         pytest.param("new=0", Policy(workload=Workload(512, 0)), id="no-new-tokens"),
+        pytest.param("max_drift=1e-3", Policy(max_drift=0.001), id="max-drift"),
+        pytest.param("max_drift=0", Policy(max_drift=0.0), id="no-drift"),
         pytest.param("ladder=bf16>float32", Policy(ladder=(BFLOAT16, FLOAT32)), id="ladder"),
     ],
 )
@@ -36,6 +38,10 @@ def test_parse(text: str, policy: Policy) -> None:
         pytest.param("prefer=cheap", "'cheap' is none of speed, memory, fidelity", id="prefer"),
         pytest.param("prompt=-3", "not a number of tokens", id="negative"),
         pytest.param("prompt=0", "not a number of tokens", id="zero"),
+        pytest.param("max_drift=low", "max_drift='low' is not a number", id="drift-of-words"),
+        pytest.param("max_drift=-1", "not a number from 0 on", id="negative-drift"),
+        pytest.param("max_drift=nan", "not a number from 0 on", id="drift-of-nan"),
+        pytest.param("max_drift=inf", "not a number from 0 on", id="endless-drift"),
         pytest.param("ladder=bf17", "No dtype is called 'bf17'", id="unknown-dtype"),
         pytest.param("ladder=int8", "no model computes in int8", id="storage-format"),
         pytest.param("ladder=bf16>bfloat16", "twice", id="twice"),
@@ -45,3 +51,9 @@ def test_bad_policy(text: str, problem: str) -> None:
     """A word that cannot be read is an error that names it."""
     with pytest.raises(PolicyError, match=problem):
         Policy.parse(text)
+
+
+def test_default_drift_is_not_said() -> None:
+    """The short form names the limit of the drift only where it is not the default."""
+    assert "max_drift" not in str(Policy())
+    assert str(Policy(max_drift=0.5)) == "auto,prefer=speed,max_drift=0.5"

@@ -1,0 +1,140 @@
+"""The drift gate: what rounding does to a checkpoint is measured on the checkpoint itself, once, before it is done."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ..checkpoints.fingerprint import fingerprint
+from ..devices import recall, remember
+from ..devices.verdicts import measured_while_busy
+from ..dtypes import FLOAT32
+from ..errors import CheckpointError, VerifyError
+from ..facts import CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
+from ..numerics import compute_in, lay_out
+from ..planning import Candidate, Plan, Policy, make_plan, worth_measuring
+from ..verifying import Checkpoint, drift_from, record_outputs
+from .request import Request
+
+logger = logging.getLogger(__name__)
+
+# What decides where transformers finds the files, and nothing about how it loads them.
+_WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "code_revision")
+_TOKENS, _FEW_BATCHES = 384, 16  # of 128 and of 8 tokens: 512 positions in all
+
+
+def plan_with_drifts(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, *, measure: bool
+) -> Plan:  # fmt: skip
+    """Return `plan`, or the faster one that a measured drift allows.
+
+    Args:
+        plan: Made without a look at drifts.
+        request: The call that it was made for.
+        device: The facts that it was made from; so `checkpoint` and `policy`.
+        checkpoint: The same.
+        policy: The same.
+        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text.
+    """
+    if not _can_be_asked(request, device, checkpoint):
+        return plan
+    while candidate := worth_measuring(plan):
+        key = _key(candidate, plan, device, fingerprint(checkpoint, request.where))
+        found = _remembered(candidate, key)
+        if found is None:
+            if not measure:
+                return plan
+            found = _measured(candidate, plan, request, device)
+            remember(key, {"drift": _to_dict(found)})
+        checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, found))
+        plan = make_plan(device, checkpoint, policy)
+        if found.drift is None:
+            break  # what cannot be asked of one way to run it cannot be asked of another
+    return plan
+
+
+def _can_be_asked(request: Request, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
+    """Whether the checkpoint can be loaded beside the caller's own call, and the rates are worth trusting."""
+    given = request.arguments
+    return (
+        request.source is not None
+        and given.get("config") is None
+        and given.get("state_dict") is None
+        and given.get("gguf_file") is None
+        and checkpoint.adapter is None
+        and not any(measured_while_busy(one) for one in device.verdicts)
+    )
+
+
+def _measured(candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts) -> MeasuredDrift:
+    """Run the checkpoint in float32, then as `candidate` would, and compare."""
+    logger.warning(
+        "%s: measuring what %s does to its results, once; loading takes longer this time", plan.source, candidate
+    )
+    where = {name: request.arguments[name] for name in _WHERE if request.arguments.get(name) is not None}
+    checkpoint = Checkpoint(str(request.source), device.device.partition(",")[0], where)
+    try:
+        drift, problem = _drift(candidate, plan, checkpoint), ""
+    except (CheckpointError, VerifyError) as exc:
+        drift, problem = None, str(exc).partition("\n")[0]
+    logger.info("%s: %s drifts by %s", plan.source, candidate, drift or problem)
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, problem)
+
+
+def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
+    batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
+    with TemporaryDirectory(prefix="safe_dtype-drift-") as folder:
+        model = checkpoint.load(FLOAT32)
+        recording = record_outputs(model, batches, folder)
+        if candidate.storage != FLOAT32:
+            del model
+            gc.collect()  # models of transformers refer to themselves, and the next one needs the room
+            model = checkpoint.load(candidate.storage)
+        with _as_planned(model, candidate, plan):
+            return drift_from(recording, model, batches)
+
+
+def _as_planned(model: Any, candidate: Candidate, plan: Plan) -> AbstractContextManager[object]:
+    """Have `model` compute as a model of the plan with `candidate` would."""
+    decision = next(one for one in plan.decisions if one.candidate == candidate)
+    routes = decision.routes
+    if routes and routes.layout == "blocks" and routes.wide:
+        rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
+        lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name))
+    if candidate.storage in (FLOAT32, candidate.compute):
+        return nullcontext()
+    return compute_in(candidate.compute)
+
+
+def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift | None:
+    return recall(key, lambda found: _from_dict(candidate, found["drift"]))
+
+
+def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> Mapping[str, Any]:
+    routes = next(one for one in plan.decisions if one.candidate == candidate).routes
+    return {
+        "drift_of": digest,
+        "candidate": str(candidate),
+        "layout": routes.layout if routes else "plain",
+        "wide": str(routes.wide) if routes else "",
+        "device": device.name,
+        "driver": device.driver,
+        "versions": dict(device.versions),
+        "settings": dict(device.settings),
+    }
+
+
+def _to_dict(found: MeasuredDrift) -> dict[str, Any]:
+    return {"problem": found.problem, "figures": asdict(found.drift) if found.drift else None}
+
+
+def _from_dict(candidate: Candidate, values: Mapping[str, Any]) -> MeasuredDrift:
+    drift = Drift(**values["figures"]) if values["figures"] else None
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, values["problem"])

@@ -1,0 +1,77 @@
+"""A checkpoint on disk, loaded as plain transformers loads it, and a text to run it on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from ..dtypes import Dtype
+from ..errors import CheckpointError
+from .texts import text_batches
+
+_TOKENS_PER_BATCH = 128
+_FEW_TOKENS = 8  # few rows may take other kernels than many
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that reads text, and where it is run."""
+
+    source: str
+    device: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained: revision, cache_dir, token, ...
+
+    def load(self, dtype: Dtype) -> Any:
+        """Return the model that the checkpoint names, whole, in `dtype`.
+
+        Raises:
+            CheckpointError: If transformers cannot load it, or it reads something else than text.
+        """
+        with self._readable("weights"):
+            config = transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
+            architecture = next(iter(config.architectures or ()), "")
+            model_class = getattr(transformers, architecture, transformers.AutoModel)
+            model = model_class.from_pretrained(self.source, dtype=getattr(torch, dtype.name), **self.arguments)
+        if model.main_input_name != "input_ids":
+            problem = f"{type(model).__name__} reads {model.main_input_name}, not text"
+            raise CheckpointError(self.source, problem, "call safe_dtype.measure_drift with inputs of its own")
+        return model.to(self.device).eval()
+
+    def batches(self, text: str | None = None, *, tokens: int = 512, few: int = 0) -> list[dict[str, Any]]:
+        """Return a text in batches of up to 128 tokens, with what the architecture needs beside it.
+
+        Args:
+            text: By default a short one of ours.
+            tokens: How many of it, at most.
+            few: How many batches of 8 tokens more, from its beginning.
+
+        Raises:
+            CheckpointError: If there is no tokenizer that transformers can load.
+            NothingToCompareError: If the text is too short.
+        """
+        with self._readable("config or tokenizer"):
+            config = transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.arguments)
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or _TOKENS_PER_BATCH
+        length = min(_TOKENS_PER_BATCH, longest, tokens)
+        found = text_batches(tokenizer, text, tokens_per_batch=length, batches=math.ceil(tokens / length))
+        if few:
+            found += text_batches(tokenizer, text, tokens_per_batch=_FEW_TOKENS, batches=few)
+        # An encoder-decoder is asked to say the text again: its decoder needs something to go on.
+        more = [{"labels": one["input_ids"]} if config.is_encoder_decoder else {} for one in found]
+        return [{**one, **labels, "output_hidden_states": True} for one, labels in zip(found, more, strict=True)]
+
+    @contextmanager
+    def _readable(self, what: str) -> Iterator[None]:
+        """Turn what transformers raises over a checkpoint that it cannot read into ours."""
+        try:
+            yield
+        except (OSError, ValueError) as exc:
+            problem = f"transformers cannot load its {what} ({exc})"
+            raise CheckpointError(self.source, problem, "pass one that it can") from exc

@@ -1,0 +1,91 @@
+"""Compare rows of a reference with the same rows of a candidate: pure functions of float64 tensors (rows, width)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .positions import NO_TARGET
+
+NOT_FINITE = -1  # the class that a row with NaN or +Inf in it gets
+MASKED = -1e30  # a logit below it is a mask (-inf, or the smallest float32), not a number to be precise about
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a few rows gave. Tensors have one element a row."""
+
+    kl: Tensor  # KL(reference || candidate) in nats, +inf where the candidate is not finite
+    reference_best: Tensor  # index of the largest element
+    candidate_best: Tensor  # ... NOT_FINITE where the candidate is not finite
+    max_abs: float
+    squared_difference: float  # summed over all elements
+    squared_reference: float
+    reference_nll: float = 0.0  # -log p(target) in nats, summed over the rows that have a target
+    candidate_nll: float = 0.0
+    targets: int = 0
+
+
+def compare_logits(reference: Tensor, candidate: Tensor, target: Tensor | None) -> Compared:
+    """Compare two sets of logits as distributions.
+
+    Logits that the reference masks (below -1e30) have no probability, and no difference is taken there.
+
+    Args:
+        reference: Shape (rows, classes): finite, or -inf as a mask; at least one finite in every row.
+        candidate: Same shape; anything.
+        target: The right class of every row, or NO_TARGET; None where there are none.
+    """
+    broken = ~(candidate < math.inf).all(1) | (candidate == -math.inf).all(1)
+    log_p, log_q = reference.log_softmax(1), candidate.log_softmax(1)
+    p = log_p.exp()
+    # Where p is 0 the term is 0, even where log p is -inf. A sum below 0 is rounding: KL is none.
+    kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(1).clamp_min(0).masked_fill(broken, math.inf)
+    compared = _compare(reference, candidate, kl, broken)
+    if target is None:
+        return compared
+    right = target.clamp_min(0)[:, None]
+    mine, theirs = log_q.gather(1, right)[:, 0], log_p.gather(1, right)[:, 0]
+    mine = mine.masked_fill(broken, -math.inf)
+    told = (target != NO_TARGET) & (theirs > MASKED)  # what the reference rules out says nothing of the candidate
+    return Compared(
+        compared.kl, compared.reference_best, compared.candidate_best,
+        compared.max_abs, compared.squared_difference, compared.squared_reference,
+        reference_nll=-float(theirs[told].sum()), candidate_nll=-float(mine[told].sum()), targets=int(told.sum()),
+    )  # fmt: skip
+
+
+def compare_values(reference: Tensor, candidate: Tensor) -> Compared:
+    """Compare two sets of vectors. There is no distribution: KL is 0, and +inf where the candidate is not finite."""
+    broken = ~candidate.isfinite().all(1)
+    kl = torch.zeros(len(reference), dtype=torch.float64).masked_fill(broken, math.inf)
+    return _compare(reference, candidate, kl, broken)
+
+
+def cosines(reference: Tensor, candidate: Tensor) -> Tensor:
+    """Return the cosine of each pair of rows: exactly 1 for equal rows, 0 where one is zero or not finite."""
+    found = (_unit(reference) * _unit(candidate)).sum(1).clamp(-1, 1)
+    found = found.nan_to_num(nan=0.0)
+    return torch.where((reference == candidate).all(1), 1.0, found)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return rows / rows.square().sum(1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _compare(reference: Tensor, candidate: Tensor, kl: Tensor, broken: Tensor) -> Compared:
+    masked = reference < MASKED
+    # Equal infinities differ by nothing, where subtraction says NaN; every other NaN is as far off as can be.
+    difference = torch.where(masked | (reference == candidate), 0.0, candidate - reference).abs()
+    difference = difference.nan_to_num(nan=math.inf, posinf=math.inf)
+    return Compared(
+        kl=kl,
+        reference_best=reference.argmax(1),
+        candidate_best=candidate.argmax(1).masked_fill(broken, NOT_FINITE),
+        max_abs=float(difference.max()),
+        squared_difference=float(difference.square().sum()),
+        squared_reference=float(torch.where(masked, 0.0, reference).square().sum()),
+    )

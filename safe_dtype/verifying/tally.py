@@ -1,0 +1,142 @@
+"""Adds up the drift over batches, keeping no outputs: the one place where a `Drift` is made."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import IncomparableOutputsError, NothingToCompareError
+from ..facts import Drift
+from .compare import NOT_FINITE, Compared, compare_logits, compare_values, cosines
+from .outputs import Batch, Outputs
+from .positions import Alignment, as_float64, chunks, counted, rows_that_count, tables, targets
+from .spread import BinnedSamples, EverySample
+
+
+class Tally:
+    """Takes the outputs of a reference and of a candidate, batch by batch; gives their `Drift` at the end.
+
+    Everything is computed on the CPU from float32 values in float64, a few rows at a time: the same figures for every
+    device, the same bits for the same outputs.
+    """
+
+    def __init__(self, alignment: Alignment) -> None:
+        self._alignment = alignment
+        self._kind = ""
+        self._kl: EverySample | BinnedSamples = EverySample()
+        self._positions = self._agreeing = self._targets = self._hidden_rows = 0
+        self._max_abs = self._squared_difference = self._squared_reference = 0.0
+        self._reference_nll = self._candidate_nll = self._cosine = 0.0
+        self._confusion: Tensor | None = None  # (classes, classes + 1), the reference's class first
+
+    def add(self, reference: Outputs, candidate: Outputs, batch: Batch) -> None:
+        """Compare one batch's outputs.
+
+        Raises:
+            IncomparableOutputsError: If their kinds or shapes differ from each other, or kinds from earlier batches'.
+        """
+        self._check(reference, candidate)
+        target = targets(reference.main, batch, self._alignment) if reference.kind == "tokens" else None
+        mask = counted(reference.main, batch, self._alignment)
+        for theirs, mine in zip(tables(reference.main), tables(candidate.main), strict=True):
+            for rows in chunks(rows_that_count(theirs, mask), theirs.shape[1]):
+                a, b = as_float64(theirs, rows), as_float64(mine, rows)
+                if self._kind == "values":
+                    compared = compare_values(a, b)
+                else:
+                    compared = compare_logits(a, b, None if target is None else target.flatten()[rows])
+                self._take(compared, a.shape[1])
+        if reference.hidden is not None and candidate.hidden is not None:
+            self._add_hidden(reference.hidden, candidate.hidden, batch)
+
+    def drift(self) -> Drift:
+        """Return the drift over everything that was added.
+
+        Raises:
+            NothingToCompareError: If no position was.
+        """
+        if not self._positions:
+            raise NothingToCompareError(
+                "no batch came, or every position is hidden", "pass batches with positions that attention_mask shows"
+            )
+        return Drift(
+            kind=self._kind,
+            positions=self._positions,
+            kl_mean=self._kl.mean(),
+            kl_p99=self._kl.p99(),
+            top1_agreement=self._agreeing / self._positions,
+            max_abs=self._max_abs,
+            rel_rms=_rel_rms(self._squared_difference, self._squared_reference),
+            perplexity_ratio=self._perplexity_ratio(),
+            hidden_cosine=self._cosine / self._hidden_rows if self._hidden_rows else None,
+            miou=None if self._confusion is None else _miou(self._confusion),
+        )
+
+    def _check(self, reference: Outputs, candidate: Outputs) -> None:
+        if not self._kind:
+            self._kind = reference.kind
+            self._kl = BinnedSamples() if self._kind == "pixels" else EverySample()
+        if not self._kind == reference.kind == candidate.kind:
+            raise IncomparableOutputsError(
+                f"the reference gives {reference.kind}, the candidate {candidate.kind}, the batches before {self._kind}",
+                "load both with the same class",
+            )
+        pairs = [("outputs", reference.main, candidate.main)]
+        if reference.hidden is not None and candidate.hidden is not None:
+            pairs.append(("hidden states", reference.hidden, candidate.hidden))
+        for name, theirs, mine in pairs:
+            if theirs.shape != mine.shape:
+                raise IncomparableOutputsError(
+                    f"the reference's {name} have the shape {tuple(theirs.shape)}, the candidate's {tuple(mine.shape)}",
+                    "compare models of the same architecture and vocabulary",
+                )
+
+    def _take(self, compared: Compared, width: int) -> None:
+        self._positions += len(compared.kl)
+        self._kl.add(compared.kl)
+        self._agreeing += int((compared.reference_best == compared.candidate_best).sum())
+        self._max_abs = max(self._max_abs, compared.max_abs)
+        self._squared_difference += compared.squared_difference
+        self._squared_reference += compared.squared_reference
+        self._reference_nll += compared.reference_nll
+        self._candidate_nll += compared.candidate_nll
+        self._targets += compared.targets
+        if self._kind == "pixels":
+            seen = _confusion(compared, width)
+            self._confusion = seen if self._confusion is None else self._confusion + seen
+
+    def _add_hidden(self, reference: Tensor, candidate: Tensor, batch: Batch) -> None:
+        mask = counted(reference, batch, self._alignment)
+        for theirs, mine in zip(tables(reference), tables(candidate), strict=True):
+            for rows in chunks(rows_that_count(theirs, mask), theirs.shape[1]):
+                self._cosine += float(cosines(as_float64(theirs, rows), as_float64(mine, rows)).sum())
+                self._hidden_rows += len(rows)
+
+    def _perplexity_ratio(self) -> float | None:
+        if not self._targets:
+            return None
+        worse_by = (self._candidate_nll - self._reference_nll) / self._targets  # nats a token
+        return math.exp(worse_by) if worse_by < 700 else math.inf  # exp(710) is beyond float64
+
+
+def _rel_rms(squared_difference: float, squared_reference: float) -> float:
+    if squared_difference == 0:
+        return 0.0
+    return math.sqrt(squared_difference / squared_reference) if squared_reference else math.inf
+
+
+def _confusion(compared: Compared, classes: int) -> Tensor:
+    """Count the pairs of classes; the last column is for pixels where the candidate is not finite."""
+    mine = torch.where(compared.candidate_best == NOT_FINITE, classes, compared.candidate_best)
+    pairs = compared.reference_best * (classes + 1) + mine
+    return torch.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+
+
+def _miou(confusion: Tensor) -> float:
+    """Return the mean over the classes that occur in either prediction."""
+    both = confusion[:, :-1].diagonal()
+    either = confusion.sum(1) + confusion[:, :-1].sum(0) - both
+    occurs = either > 0
+    return float((both[occurs].double() / either[occurs]).mean())
