@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .devices import detect, facts_of, measure
     from .guarding import guard, report, unguard
     from .loading import SafeAutoModel
+    from .numerics import compute_in
     from .verifying import measure_drift
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "SafeDtypeWarning",
     "Workload",
     "__version__",
+    "compute_in",
     "detect",
     "facts_of",
     "guard",
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
+    "compute_in": "numerics",
     "SafeAutoModel": "loading",
     "guard": "guarding",
     "report": "guarding",

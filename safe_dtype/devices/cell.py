@@ -149,7 +149,7 @@ class Cell:
     def _compare(self, step: _Step) -> None:
         error = relative_error(step.first, *step.case.exact(step.first))
         self._course.worst_error = max(self._course.worst_error, error)
-        allowed = tolerance(step.first.dtype, self._dtype, multiplies=self._op.multiplies)
+        allowed = tolerance(step.first.dtype, self._op.inside or self._dtype, multiplies=self._op.multiplies)
         if error > allowed:
             rows = f"{step.rows} row{'s' if step.rows > 1 else ''}{_of_weight(step)}"
             off = f"a relative error of {error:.2g}" if math.isfinite(error) else "values that are not finite"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ..dtypes import FLOAT8_E4M3, INT8, Dtype
+from ..dtypes import BFLOAT16, FLOAT8_E4M3, INT8, Dtype
 from ..numerics.blocks import WIDTH, Blocks, product
 from ..numerics.casting import cast_linear
 from .workspace import Workspace
@@ -46,6 +46,7 @@ class Op:
     multiplies: bool = False  # work is flops, and float32 may be computed in a narrower format inside
     cut: int = 0  # outputs that give the same rate at many rows as all of them do; 0: always all
     odd_rows: tuple[int, ...] = ()  # checked, not timed
+    inside: Dtype | None = None  # what is computed in, where that is narrower than the operands
     share: float = 1.0  # of the time for repeats that its precision is worth
 
 
@@ -85,6 +86,15 @@ def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Cas
     x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
     return replace(
         plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.float32).to(x.dtype)
+    )
+
+
+def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    """The same product of float32 operands, computed in bfloat16."""
+    plain = _matmul(space, dtype, rows, shape)
+    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
+    return replace(
+        plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.bfloat16).to(x.dtype)
     )
 
 
@@ -224,6 +234,7 @@ OPS: dict[str, Op] = {
     "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
     "attention": Op(_attention, _none, multiplies=True, odd_rows=(17,), share=0.5),
     "matmul_cast": Op(_matmul_cast, _all, multiplies=True, cut=1024, share=0.5),
+    "matmul_narrow": Op(_matmul_narrow, _all, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
     "matmul_blocks": Op(_blocks_in(None), _all, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _all, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ..dtypes import COMPUTE, FLOAT32, Dtype
+from ..dtypes import BFLOAT16, COMPUTE, FLOAT32, Dtype
 from ..errors import ProbeError
 from ..facts import DeviceFacts, Verdict
 from .cell import Cell, cells_lost, device_is_lost
@@ -66,9 +66,11 @@ def measure(
 
 
 def routes_of(dtype: Dtype, device: str) -> tuple[tuple[Dtype, str], ...]:
-    """Return the ways to multiply by weights in a 16-bit `dtype` beside the plain one, for `measure`."""
-    names = ("matmul_cast", "matmul_blocks", "matmul_blocks_cast") if device == "cpu" else ("matmul_cast",)
-    return tuple((dtype, name) for name in names)
+    """Return the ways to multiply by weights saved in `dtype` beside the plain one, for `measure`."""
+    blocks = ("matmul_blocks", "matmul_blocks_cast") if device == "cpu" else ()
+    if dtype == FLOAT32:  # its weights may be rounded to bfloat16, stored so or multiplied from a copy
+        return ((FLOAT32, "matmul_narrow"), *routes_of(BFLOAT16, device))
+    return tuple((dtype, name) for name in ("matmul_cast", *blocks))
 
 
 def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]:

@@ -12,7 +12,7 @@ ONE_ROW, PREFILL_ROWS = 1, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
 _SLOW = 1.5
 # Other ways to compute a product are compared with the plain one.
-_PLAIN_OP = {"matmul_cast": "matmul", "matmul_blocks": "matmul", "matmul_blocks_cast": "matmul"}
+_PLAIN_OP = dict.fromkeys(("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast"), "matmul")
 _BUSY = "busy cores: one thread was measured"
 
 

@@ -57,6 +57,7 @@ class Guard:
         self.aligns_inputs = False
         self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
+        self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
         self.runs_eagerly = False  # the compiled form failed
         self.told: set[str] = set()  # what was warned of already
         self._blocks: list[nn.Module] | None = None
@@ -133,7 +134,7 @@ class Guard:
 
 
 def _cast_from(plan: Plan | None) -> int | None:
-    if plan is None or plan.routes is None or plan.compute == plan.storage or plan.storage == FLOAT32:
+    if plan is None or plan.routes is None or plan.compute == plan.storage:
         return None
     return plan.routes.cast_from
 

@@ -1,8 +1,9 @@
-"""In which dtype a step computes its products: in the plan's compute dtype where it has enough rows for that to pay."""
+"""In which dtype a step computes: in the plan's compute dtype where it has enough rows, under autocast where it must."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,21 +15,25 @@ from .guard import Guard
 _BESIDE = ("mask", "position", "past", "cache", "labels")
 
 
-def in_planned_dtype(
+def as_planned(
     guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Return `forward`, or where the plan says so for as many rows as it is given, `forward` inside `compute_in`.
+    """Return `forward`, or where the plan or a remedy says so for this call, `forward` in another compute dtype.
 
-    A step that the plan leaves in the storage dtype costs one comparison.
+    A step that computes in the dtype of its weights costs two comparisons.
     """
-    start, plan = guard.cast_from, guard.plan
-    if start is None or plan is None or rows_of(args, kwargs) < start:
+    start = guard.cast_from
+    if guard.autocast is None and (start is None or rows_of(args, kwargs) < start):
         return forward
 
     def computed(*args: Any, **kwargs: Any) -> Any:
-        if guard.cast_from is None:  # the model has left the dtype that the plan was for
-            return forward(*args, **kwargs)
-        with compute_in(plan.compute, when=lambda _family, rows: rows >= start):
+        with ExitStack() as stack:
+            if guard.autocast is not None:
+                stack.enter_context(torch.autocast(*guard.autocast))
+            # Asked again: meanwhile the model may have left the dtype that the plan was for.
+            elif guard.plan is not None and guard.cast_from is not None:
+                least = guard.cast_from
+                stack.enter_context(compute_in(guard.plan.compute, when=lambda _family, rows: rows >= least))
             return forward(*args, **kwargs)
 
     return computed

@@ -47,6 +47,8 @@ def remedies(case: Case) -> Iterator[Remedy]:
     if kind is FailureKind.DTYPE_MISMATCH:
         if dtypes_of(case.given) - {main_dtype(case.model)}:
             yield AlignInputs()
+        if len(_outsiders(case.model)) > 1:
+            yield UseAutocast()
         if blamed is not None and blamed is not case.model:
             yield AlignModule(blamed)
     if case.guard.policy.islands and blamed is not None and kind in _BY_MODULE:
@@ -112,7 +114,7 @@ class ChangeDtype:
             raise NotPossible(f"it changed {done.tensors} tensors and left {remaining} as they were")
         for hooks in list(_island_hooks(model)):
             hooks.outside_is_now(new)
-        guard.cast_from = None
+        guard.cast_from = guard.autocast = None
         take_back(model)
         guard.left |= former
         guard.left.discard(new)
@@ -185,6 +187,26 @@ class AlignModule:
 
 
 @dataclass(frozen=True)
+class UseAutocast:
+    """Run every step under `torch.autocast` in the model's 16-bit dtype: for adapters in float32, and the like."""
+
+    def __str__(self) -> str:
+        return "torch.autocast"
+
+    def apply(self, case: Case) -> int:
+        """From now on. Weights stay in their dtypes; those in float32 are cast at every step."""
+        main = main_dtype(case.model)
+        devices = {one.device.type for one in case.model.parameters()}
+        if case.guard.autocast is not None:
+            raise NotPossible("it is on already")
+        # In float32 it would do nothing, and on CUDA switch itself off.
+        if main not in (torch.bfloat16, torch.float16) or len(devices) != 1:
+            raise NotPossible(f"the model is in {main}, on {', '.join(sorted(devices))}")
+        case.guard.autocast = (devices.pop(), main)
+        return 0
+
+
+@dataclass(frozen=True)
 class MakeIsland:
     """Compute one module in float32 inside a model in 16 bit."""
 
@@ -217,6 +239,17 @@ class RunEagerly:
             raise NotPossible("it already does")
         case.guard.runs_eagerly = True
         return 0
+
+
+def _outsiders(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that multiply by weights in another dtype than the model's."""
+    main = main_dtype(model)
+    return [
+        module
+        for module in model.modules()
+        for one in module.parameters(recurse=False)
+        if one.dim() > 1 and one.is_floating_point() and one.dtype != main
+    ]
 
 
 def _too_wide(model: nn.Module, former: set[torch.dtype], new: Dtype) -> str | None:

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from .classify import classify
 from .cure import Incident, cure, is_passed_over, pass_over
 from .failure import Failure, FailureKind
 from .guard import Guard, here
-from .products import in_planned_dtype
+from .products import as_planned
 from .recast import main_dtype
 from .step_mark import StepMark
 from .watch import is_sound, saturated, saturation_watch
@@ -39,11 +38,11 @@ class RestartNeededError(Exception):
 class Call:
     """One call of a guarded model that failed, with the state before it."""
 
+    guard: Guard
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mark: StepMark
-    computed: Callable[[Callable[..., Any]], Callable[..., Any]]  # in the dtype of the plan
 
     @property
     def given(self) -> list[Any]:
@@ -57,7 +56,7 @@ class Call:
 
     def run(self) -> Any:
         """Call with every module's hooks, which a compiled form leaves out."""
-        return self.computed(self.module)(*self.args, **self.kwargs)
+        return as_planned(self.guard, self.module, self.args, self.kwargs)(*self.args, **self.kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,7 @@ def guarded_step(
         DeviceLostError: If the device is lost.
     """
     incident: Incident | None = None
-    forward = in_planned_dtype(guard, forward, args, kwargs)
+    plain = forward
     while True:
         guard.turns.begin_step()
         try:
@@ -106,6 +105,7 @@ def guarded_step(
             signature = (type(module), *kwargs)
             draws = guard.draws.get(signature)
             mark = StepMark(guard.places, args, kwargs, random=draws is not False)
+            forward = as_planned(guard, plain, args, kwargs)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
             guard.turns.end_step()
@@ -115,8 +115,7 @@ def guarded_step(
             guard.count_step(output)
             return output
         incident = incident or Incident()
-        computed = partial(_computed, guard, args, kwargs)
-        call = Call(module, args, kwargs, mark, computed)
+        call = Call(guard, module, args, kwargs, mark)
         with guard.turns.change():
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.mark.roll_back():
@@ -195,12 +194,6 @@ def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> 
         raise RestartNeededError from error
     why = "it continues from a state that safe_dtype does not know how to bring back"
     raise CannotResumeError(str(failure.kind), why, str(guard.dtype())) from error
-
-
-def _computed(
-    guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any], forward: Callable[..., Any]
-) -> Callable[..., Any]:
-    return in_planned_dtype(guard, forward, args, kwargs)
 
 
 def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

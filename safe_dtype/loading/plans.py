@@ -17,7 +17,7 @@ from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import read_config
 from ..checkpoints.files import LocalFiles, files_of
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of
-from ..dtypes import BFLOAT16, FLOAT16, Dtype
+from ..dtypes import BFLOAT16, COMPUTE, Dtype
 from ..errors import CheckpointError, ConflictError, SafeDtypeError
 from ..facts import CheckpointFacts, DeviceFacts, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
@@ -95,7 +95,7 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
 def _routes_to_probe(checkpoint: CheckpointFacts, device: str) -> tuple[tuple[Dtype, str], ...]:
     if checkpoint.parameters < _ROUTED_FROM or checkpoint.quantization:
         return ()
-    return routes_of(FLOAT16 if checkpoint.saved == FLOAT16 else BFLOAT16, device)
+    return routes_of(checkpoint.saved if checkpoint.saved in COMPUTE else BFLOAT16, device)
 
 
 def _widths_to_probe(checkpoint: CheckpointFacts) -> tuple[tuple[int, int], ...]:

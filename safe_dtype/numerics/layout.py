@@ -65,18 +65,20 @@ class BlockedLinear(nn.Linear):
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
         held: Held | None = self.__dict__.get(_BLOCKS)
-        parameters = [one for one in self._parameters.values() if one is not None]
+        weight, bias = self.weight, self._parameters["bias"]  # what it is in every linear module without one: None
         if (
             held is None
-            or any(one.dtype != input.dtype for one in parameters)
-            or input.shape[-1:] != self.weight.shape[1:]
-            or torch.is_autocast_enabled("cpu")
             or not _is_plain(input)
-            or _needs_gradient(input, *parameters)
-            or not _still_fits(self, held, input.numel() // input.shape[-1])
+            or input.dtype != weight.dtype
+            or (bias is not None and bias.dtype != weight.dtype)
+            or input.dim() == 0
+            or input.shape[-1] != self.in_features
+            or torch.is_autocast_enabled("cpu")
+            or _needs_gradient(input, weight, bias)
+            or not _still_fits(self, weight, held, input.numel() // self.in_features)
         ):
             return super().forward(input)
-        return product(input, held.blocks, self.bias, wide=held.wide)
+        return product(input, held.blocks, bias, wide=held.wide)
 
     def _get_name(self) -> str:
         return "Linear"
@@ -101,7 +103,7 @@ class BlockedEmbedding(nn.Embedding):
             or input.dtype not in (torch.int64, torch.int32)
             or not _is_plain(input)
             or _needs_gradient(self.weight)
-            or not _still_fits(self, held, input.numel())
+            or not _still_fits(self, self.weight, held, input.numel())
         ):
             return super().forward(input)
         return held.blocks.rows(input)
@@ -123,16 +125,16 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
-def _still_fits(module: BlockedLinear | BlockedEmbedding, held: Held, rows: int) -> bool:
+def _still_fits(module: nn.Module, weight: Tensor, held: Held, rows: int) -> bool:
     """Whether the blocks are those of the module's weight; otherwise they are let go, for their memory."""
-    if held.fits(module.weight, rows=rows):
+    if held.fits(weight, rows=rows):
         return True
     module.__dict__.pop(_BLOCKS, None)
-    logger.info("a weight of shape %s has changed: it is multiplied as it is", tuple(module.weight.shape))
+    logger.info("a weight of shape %s has changed: it is multiplied as it is", tuple(weight.shape))
     return False
 
 
@@ -164,7 +166,7 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
             if not held.fits(weight):  # written to meanwhile
                 continue
             made[place] = held
-            given_back += give_back(weight.data)
+            given_back += give_back(weight.data, mappings)
         module.__dict__[_BLOCKS] = made[place]
         module.__class__ = BlockedLinear
         count += 1
@@ -197,7 +199,8 @@ def blocks_of(module: nn.Module) -> Blocks | None:
 
 def _reduced(module: nn.Module, plain: type[nn.Module]) -> tuple[Any, ...]:
     state = {name: value for name, value in module.__dict__.items() if name != _BLOCKS}
-    return copyreg.__newobj__, (plain,), state  # type: ignore[attr-defined]
+    # Not `copyreg.__newobj__`, for which pickle wants the module's own class.
+    return copyreg._reconstructor, (plain, object, None), state  # type: ignore[attr-defined]
 
 
 _Place: TypeAlias = tuple[int, torch.Size]

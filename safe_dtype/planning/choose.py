@@ -7,10 +7,11 @@ from dataclasses import replace
 from ..dtypes import COMPUTE, FLOAT32, Dtype
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import CheckpointFacts, DeviceFacts, Kind
-from .judge import candidates, judge, product_verdict
+from .judge import candidates, judge
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import Case, merit, ranked
+from .routes import product_verdict
 
 _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
 _TOO_BIG = {
@@ -29,7 +30,7 @@ def make_plan(
         StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
     """
     policy = policy or Policy()
-    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates(device))
+    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates(device, checkpoint))
     case = Case(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:
         return _quantizers_plan(case)
@@ -81,7 +82,8 @@ def _ordered_decision(wanted: Dtype, case: Case) -> Decision | None:
 
 def _second_thoughts(decision: Decision, device: DeviceFacts) -> tuple[str, ...]:
     asked = f"{decision.candidate} was asked for, and on {device.name}"
-    verdict = product_verdict(decision.candidate, device)
+    candidate = decision.candidate
+    verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes)
     if decision.ground in (Ground.WRONG, Ground.RANGE):
         return (f"{asked} its results may be wrong: {decision.reason}",)
     if verdict.kind is Kind.SLOW:

@@ -44,7 +44,8 @@ def _table(plan: Plan) -> Table:
     workload = plan.policy.workload
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    table.add_column("dtype", no_wrap=True)
+    table.add_column("stored", no_wrap=True)
+    table.add_column("computed", no_wrap=True)
     table.add_column(f"{workload.prompt_tokens} in", justify="right", no_wrap=True)
     table.add_column(f"{workload.new_tokens} out", justify="right", no_wrap=True)
     table.add_column("memory", justify="right", no_wrap=True)
@@ -59,7 +60,8 @@ def _row(decision: Decision, *, chosen: bool) -> tuple[str, ...]:
     cost = decision.cost
     return (
         "->" if chosen else "",
-        str(decision.candidate),
+        str(decision.candidate.storage),
+        "" if decision.candidate.storage == decision.candidate.compute else str(decision.candidate.compute),
         _seconds(cost.prefill_seconds),
         _seconds(cost.decode_seconds),
         bytes_text(cost.bytes),

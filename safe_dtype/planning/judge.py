@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype
 from ..facts import CheckpointFacts, DeviceFacts, Kind, Verdict
 from .drift import beyond
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
 from .predict import predict
-from .routes import Routes, routes_for
+from .routes import Routes, product_verdict, routes_for
 from .units import bytes_text
 
 # Activations may grow beyond what was seen: two bits of room below float16's end.
@@ -17,60 +19,65 @@ _GROUNDS = {Kind.WRONG: Ground.WRONG, Kind.UNSUPPORTED: Ground.UNSUPPORTED, Kind
 _ALWAYS_NEEDED = ("matmul", "layer_norm", "rms_norm", "softmax", "embedding")
 
 
-def candidates(device: DeviceFacts) -> tuple[Candidate, ...]:
-    """Return everything that could be loaded and run on `device`, in no order of merit.
+def candidates(device: DeviceFacts, checkpoint: CheckpointFacts) -> tuple[Candidate, ...]:
+    """Return everything that could be loaded and run, in no order of merit.
 
-    Where that was measured, weights in 16 bit whose products are computed in float32 are among them, and the other
-    way round weights in float32 that are multiplied from a copy in 16 bit.
+    Where that was measured, weights in 16 bit whose products are computed in float32 are among them, and for a
+    checkpoint in float32 the other way round: weights in float32 that are multiplied in bfloat16.
     """
-    narrow = (BFLOAT16, FLOAT16)
-    cast = [one for one in narrow if device.verdict(one, "matmul_cast").kind is not Kind.UNKNOWN]
-    # A row is rounded to the blocks' dtype, and float16 may end below it.
-    laid_out = [BFLOAT16] if device.verdict(BFLOAT16, "matmul_blocks_cast").kind is not Kind.UNKNOWN else []
-    return (
-        *(Candidate(dtype, dtype) for dtype in COMPUTE),
-        *(Candidate(storage, FLOAT32) for storage in cast),
-        *(Candidate(FLOAT32, compute) for compute in laid_out),
-    )
+    found = [Candidate(dtype, dtype) for dtype in COMPUTE]
+    found += [Candidate(one, FLOAT32) for one in (BFLOAT16, FLOAT16) if _is_measured(one, "matmul_cast", device)]
+    # Not float16: activations are rounded to it as well, and it may end below them.
+    if checkpoint.saved == FLOAT32 and _is_measured(FLOAT32, "matmul_narrow", device):
+        found.append(Candidate(FLOAT32, BFLOAT16))
+    return tuple(found)
+
+
+def _is_measured(dtype: Dtype, op: str, device: DeviceFacts) -> bool:
+    return device.verdict(dtype, op).kind is not Kind.UNKNOWN
 
 
 def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Decision:
     """Accept or reject one candidate. No other function does."""
+    storage, compute = candidate.storage, candidate.compute
     routes = routes_for(
-        candidate.storage, candidate.compute, device, blocks=can_be_laid_out(candidate, checkpoint, policy)
+        storage,
+        compute,
+        device,
+        _calls(checkpoint, policy),
+        can_be_laid_out=_can_be_laid_out(storage, checkpoint, policy),
     )
+    if routes and storage != compute and device.verdict(storage, "conv2d").kind in _GROUNDS:
+        routes = replace(routes, cast_from=1)  # whatever its products gain by that
     cost = predict(candidate, routes, device, checkpoint, policy.workload)
-    matmul = product_verdict(candidate, device)
+    product = product_verdict(storage, compute, device, routes)
     found = (
         _outside_ladder(candidate, policy)
-        or _bad_kernel(candidate, device, checkpoint, policy)
+        or _bad_kernel(candidate, product, device, checkpoint)
         or _bad_range(candidate.storage, checkpoint)
         or _bad_rounding(candidate, checkpoint, policy)
         or _bad_memory(cost, device)
     )
-    ground, reason = found or (None, _praise(candidate, routes, checkpoint, matmul))
+    ground, reason = found or (None, _praise(candidate, routes, checkpoint, product))
     return Decision(
         candidate,
         ground,
         reason,
         cost,
-        slowdown=_slowdown(matmul, device),
-        max_rel_error=matmul.max_rel_error,
+        slowdown=_slowdown(product, device),
+        max_rel_error=product.max_rel_error,
         attention=_attention(candidate.storage, device),
         routes=routes,
     )
 
 
-def product_verdict(candidate: Candidate, device: DeviceFacts) -> Verdict:
-    """Return the verdict on the products of a candidate."""
-    if candidate.storage == candidate.compute:
-        return device.verdict(candidate.storage)
-    if candidate.storage == FLOAT32:
-        return device.verdict(candidate.compute, "matmul_blocks_cast")
-    return device.verdict(candidate.storage, "matmul_cast")
+def _calls(checkpoint: CheckpointFacts, policy: Policy) -> tuple[tuple[int, int], ...]:
+    """Return how many rows the calls of the workload have, and how often each is made."""
+    new_tokens = policy.workload.new_tokens if checkpoint.cache.layers else 0
+    return (policy.workload.prompt_tokens, 1), (1, new_tokens)
 
 
-def can_be_laid_out(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> bool:
+def _can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -> bool:
     """Whether the weights will be views of their files, so that a copy in another layout takes no more memory.
 
     In strict mode nothing is changed, and a quantizer has a layout of its own.
@@ -78,7 +85,7 @@ def can_be_laid_out(candidate: Candidate, checkpoint: CheckpointFacts, policy: P
     return (
         policy.mode != "strict"
         and checkpoint.file_format == "safetensors"
-        and candidate.storage == checkpoint.saved
+        and storage == checkpoint.saved
         and not checkpoint.quantization
     )
 
@@ -100,17 +107,16 @@ def _outside_ladder(candidate: Candidate, policy: Policy) -> tuple[Ground, str] 
 
 
 def _bad_kernel(
-    candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+    candidate: Candidate, product: Verdict, device: DeviceFacts, checkpoint: CheckpointFacts
 ) -> tuple[Ground, str] | None:
-    dtype, apart = candidate.storage, candidate.storage != candidate.compute
-    if dtype == FLOAT32 and apart and not can_be_laid_out(candidate, checkpoint, policy):
-        return Ground.UNKNOWN, "a copy of the weights in 16 bit is made of safetensors files in float32 only"
+    dtype = candidate.storage
     if device.verdict(dtype).kind is Kind.UNKNOWN:
         return Ground.UNKNOWN, f"nobody has measured {dtype} on {device.name}"
     for op in needed_ops(checkpoint):
-        # What is computed in another dtype needs no kernel in the storage dtype.
-        verdict = product_verdict(candidate, device) if op == "matmul" else device.verdict(dtype, op)
-        if verdict.kind in _GROUNDS and not (apart and op == "conv2d"):
+        # Products and convolutions need the kernels of the dtype that they are computed in.
+        verdict = device.verdict(candidate.compute if op == "conv2d" else dtype, op)
+        verdict = product if op == "matmul" else verdict
+        if verdict.kind in _GROUNDS:
             return _GROUNDS[verdict.kind], f"{op}: {verdict.reason}"
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -129,23 +129,21 @@ class Plan:
         """Return the plan as plain values: dtypes by name, costs with their sums, the schema's version first."""
         decisions = [
             {
-                **_plain(asdict(one)),
-                "candidate": {"storage": one.candidate.storage.name, "compute": one.candidate.compute.name},
+                **_plain(one),
                 "accepted": one.accepted,
-                "cost": {**asdict(one.cost), "seconds": one.cost.seconds, "bytes": one.cost.bytes},
+                "cost": {**_plain(one.cost), "seconds": one.cost.seconds, "bytes": one.cost.bytes},
             }
             for one in self.decisions
         ]
-        own = {name: getattr(self, name) for name in Plan.__slots__ if name not in ("decisions", "policy")}
-        return {"schema": SCHEMA_VERSION, **_plain(own), "policy": str(self.policy), "decisions": decisions}
+        return {"schema": SCHEMA_VERSION, **_plain(self), "policy": str(self.policy), "decisions": decisions}
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return `to_dict()` as JSON."""
         return json.dumps(self.to_dict(), indent=indent)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: _plain_value(value) for name, value in values.items()}
+def _plain(noun: Any) -> dict[str, Any]:
+    return {field.name: _plain_value(getattr(noun, field.name)) for field in fields(noun)}
 
 
 def _plain_value(value: Any) -> Any:
@@ -153,6 +151,6 @@ def _plain_value(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [_plain_value(one) for one in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+    if is_dataclass(value):
+        return _plain(value)
     return value

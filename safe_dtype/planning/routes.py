@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..dtypes import FLOAT32, Dtype
 from ..facts import DeviceFacts, Verdict
 
-# The rows that are measured. From one to the next the better kernel changes somewhere in between.
+# The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
+# its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
 _MEASURED_ROWS = (1, 16, 512)
-# Rows up to which the kernels for one row are asked for: prompts of a batch have more, beams and candidates fewer.
-_FEW, _SOME = 8, 90  # the latter is the geometric mean of 16 and 512
+_FROM_ROWS = (1, 9, 90)
 
 # A layout costs time on loading, so it has to win by a tenth.
-LAYOUT_GAIN = 1.10
+_LAYOUT_GAIN = 1.10
+
+Calls = tuple[tuple[int, int], ...]  # (rows, how often)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +24,8 @@ class Routes:
     """The kernels of a candidate, and what they take.
 
     `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.blocks`, from where
-    products of many rows are computed in `wide`.
-    `cast_from` is the number of rows from which other products are computed in the compute dtype; None is never.
+    products of many rows are computed in `wide`. `cast_from` is the number of rows from which products of weights that
+    lie plainly are computed in the compute dtype; None is never.
     """
 
     layout: str
@@ -40,54 +43,70 @@ class Routes:
         return first + (last - first) * (rows - start) / (stop - start)
 
 
-def routes_for(storage: Dtype, compute: Dtype, device: DeviceFacts, *, blocks: bool) -> Routes | None:
-    """Return the fastest routes; None where nothing was measured. `blocks` tells whether that layout can be made."""
-    plain = _plain_routes(storage, compute, device) if storage != FLOAT32 or compute == FLOAT32 else None
-    laid_out = _block_routes(storage, compute, device, plain) if blocks else None
-    if plain is None or laid_out is None:
-        return laid_out or plain
-    # Decided where it matters most: one row, for which every weight is read.
-    return laid_out if plain.seconds(1) >= laid_out.seconds(1) * LAYOUT_GAIN else plain
+def routes_for(
+    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, *, can_be_laid_out: bool
+) -> Routes | None:
+    """Return the fastest routes for `calls`; None where nothing was measured.
+
+    `can_be_laid_out` tells whether the weights can be copied into another layout.
+    """
+    plain = _plain_routes(storage, compute, device)
+    blocks = _block_routes(storage, compute, device, calls, plain) if can_be_laid_out else None
+    if plain is None or blocks is None:
+        return blocks or plain
+    return blocks if _total(plain, calls) >= _total(blocks, calls) * _LAYOUT_GAIN else plain
 
 
-def kernels_of(storage: Dtype, compute: Dtype) -> tuple[str, ...]:
-    """Return the verdicts' names of the kernels that compute a plain product, where any of them will do."""
-    if storage == FLOAT32:
-        return ("matmul",)  # casting whole weights at every call pays for nobody: only blocks do
-    return ("matmul",) if storage == compute else ("matmul", "matmul_cast")
+def product_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None) -> Verdict:
+    """Return the verdict on the products of a candidate, as `routes` compute them where they are known."""
+    if routes is not None and routes.layout == "blocks":
+        held = compute if storage == FLOAT32 else storage
+        return device.verdict(held, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")
+    return device.verdict(storage, _other_kernel(storage, compute) or "matmul")
+
+
+def _other_kernel(storage: Dtype, compute: Dtype) -> str | None:
+    """Return the op that multiplies weights in `storage` in `compute`; None where that is the plain product."""
+    if storage == compute:
+        return None
+    return "matmul_narrow" if storage == FLOAT32 else "matmul_cast"
 
 
 def _plain_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
-    verdicts = [device.verdict(storage, op) for op in kernels_of(storage, compute)]
-    fastest = [_fastest(verdicts, rows) for rows in _MEASURED_ROWS]
-    if any(one is None for one in fastest):
+    other = _other_kernel(storage, compute)
+    verdicts = [device.verdict(storage, op) for op in ("matmul", other) if op is not None]
+    found = [_fastest(verdicts, rows) for rows in _MEASURED_ROWS]
+    one, some, many = found
+    if one is None or some is None or many is None:
         return None
-    seconds = tuple(one[0] for one in fastest if one is not None)
-    thresholds = (1, _FEW + 1, _SOME)
-    cast_from = next(
-        (rows for rows, one in zip(thresholds, fastest, strict=True) if one is not None and one[1] == "matmul_cast"),
-        None,
-    )
-    return Routes("plain", cast_from, (seconds[0], seconds[1], seconds[2]))
+    kernels = [kernel for _, kernel in (one, some, many)]
+    cast_from = _FROM_ROWS[kernels.index(other)] if other in kernels else None
+    return Routes("plain", cast_from, (one[0], some[0], many[0]))
 
 
-def _block_routes(storage: Dtype, compute: Dtype, device: DeviceFacts, plain: Routes | None) -> Routes | None:
+def _block_routes(
+    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, plain: Routes | None
+) -> Routes | None:
     held = compute if storage == FLOAT32 else storage  # what the blocks are in
     if held == FLOAT32:
         return None
     ways = {FLOAT32: device.verdict(held, "matmul_blocks_cast"), held: device.verdict(held, "matmul_blocks")}
     if storage != FLOAT32:
         ways = {compute: ways[compute]}
-    # One row takes the same kernel whatever many rows are computed in.
-    found = {wide: [_seconds(one, rows) for rows in _MEASURED_ROWS] for wide, one in ways.items() if one.runs}
-    whole = {wide: (a, b, c) for wide, (a, b, c) in found.items() if a is not None and b is not None and c is not None}
-    if not whole:
-        return None
-    wide = min(whole, key=lambda one: whole[one][-1])
-    return Routes("blocks", plain.cast_from if plain else None, whole[wide], wide)
+    found = []
+    for wide, verdict in ways.items():
+        one, some, many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
+        if verdict.runs and one is not None and some is not None and many is not None:
+            cast_from = plain.cast_from if plain and storage != FLOAT32 else None
+            found.append(Routes("blocks", cast_from, (one, some, many), wide))
+    return min(found, key=lambda routes: _total(routes, calls), default=None)
 
 
-def _fastest(verdicts: list[Verdict], rows: int) -> tuple[float, str] | None:
+def _total(routes: Routes, calls: Calls) -> float:
+    return sum(routes.seconds(rows) * count for rows, count in calls)
+
+
+def _fastest(verdicts: Iterable[Verdict], rows: int) -> tuple[float, str] | None:
     found = [(seconds, one.op) for one in verdicts if one.runs and (seconds := _seconds(one, rows)) is not None]
     return min(found, default=None)
 
@@ -100,8 +119,8 @@ def _seconds(verdict: Verdict, rows: int) -> float | None:
     one, many = verdict.dtype.itemsize / read, 2 * rows / work
     if rows == 1:
         return one
-    timed = [one for one in verdict.timings if one.rows == rows]
-    elements = sum(one.shape[0] * one.shape[1] for one in timed)
+    timed = [timing for timing in verdict.timings if timing.rows == rows]
+    elements = sum(timing.shape[0] * timing.shape[1] for timing in timed)
     if rows == _MEASURED_ROWS[-1] or not elements:
         return max(one, many)
-    return sum(one.seconds for one in timed) / elements
+    return sum(timing.seconds for timing in timed) / elements
