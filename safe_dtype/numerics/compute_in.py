@@ -146,7 +146,7 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
         first = _first_operand(func, args, kwargs)
         if first is None or not self._applies(func, first, args, kwargs):
             return func(*args, **kwargs)
-        if not torch.is_autocast_enabled(first.device.type):
+        if not _autocasts(first.device.type):
             return self._computed(func, first, args, kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return self._computed(func, first, args, kwargs)
@@ -154,7 +154,7 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
     def _applies(
         self, func: Callable[..., Any], first: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> bool:
-        autocasts = torch.is_autocast_enabled(first.device.type)
+        autocasts = _autocasts(first.device.type)
         if kwargs.get("out") is not None or (autocasts and _autocast_depth() > self._autocasts_around[-1]):
             return False
         tensors = _tensors((args, kwargs))
@@ -261,6 +261,11 @@ def _back(result: Any, computed: torch.dtype, storage: torch.dtype) -> Any:
     if isinstance(result, tuple):
         return tuple(_back(one, computed, storage) for one in result)
     return result
+
+
+def _autocasts(device_type: str) -> bool:
+    # Of a type that it knows no autocast for, "meta", say, torch refuses to tell.
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _autocast_depth() -> int:

@@ -28,32 +28,56 @@ class Layout:
     given_back: int  # bytes of the originals that need no memory any more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Prompts:
+    """How often modules of one model have multiplied many rows: that begins with every prompt."""
+
+    count: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Held:
-    """The blocks of one module, and what tells that its weight is still the one they were made from."""
+    """The blocks of a weight, and what tells that it is still the one they were made from."""
 
     blocks: Blocks
     origin: Tensor  # what the weight was: it keeps the file mapped, so that nothing else comes to lie at its address
     version: int
     wide: torch.dtype
+    prompts: Prompts
+    asked: int = -1  # at which prompt all of its pages were looked at
+    changed: bool = False
 
     @classmethod
-    def of(cls, weight: Tensor, dtype: torch.dtype, wide: torch.dtype) -> Held:
+    def of(cls, weight: Tensor, dtype: torch.dtype, wide: torch.dtype, prompts: Prompts) -> Held:
         """Make the blocks of a weight."""
-        return cls(Blocks.of(weight, dtype), weight.data, weight._version, wide)
+        return cls(Blocks.of(weight, dtype), weight.data, weight._version, wide, prompts)
 
-    def fits(self, weight: Tensor, *, rows: int = BAG_ROWS + 1) -> bool:
+    def fits(self, weight: Tensor) -> bool:
         """Whether nobody has written to the weight or replaced it since.
 
-        Writing to `weight.data`, as PEFT merges adapters, leaves no trace in torch, but in the pages. For few rows
-        only one of them is looked at: that finds what changes the weight as a whole.
+        Writing to `weight.data`, as PEFT merges adapters, leaves no trace in torch, but in the pages.
         """
+        self.changed = self.changed or not self._is(weight) or is_written(self.origin)
+        return not self.changed
+
+    def still_fits(self, weight: Tensor, rows: int) -> bool:
+        """Ask `fits` once a prompt, and before few rows, look at one page: what changes a weight as a whole shows."""
+        if rows > BAG_ROWS:
+            self.prompts.count += 1
+        if self.asked != self.prompts.count:
+            self.asked = self.prompts.count
+            return self.fits(weight)
+        self.changed = self.changed or not self._is(weight) or is_written_midway(self.origin)
+        return not self.changed
+
+    def _is(self, weight: Tensor) -> bool:
         return (
-            not weight.is_inference()
+            type(weight) is nn.Parameter
+            and weight.device.type == "cpu"
+            and not weight.is_inference()
             and weight.dtype == self.origin.dtype
             and weight.is_set_to(self.origin)
             and weight._version == self.version
-            and not (is_written_midway if rows <= BAG_ROWS else is_written)(self.origin)
         )
 
 
@@ -65,12 +89,11 @@ class BlockedLinear(nn.Linear):
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
         held: Held | None = self.__dict__.get(_BLOCKS)
-        weight, bias = self.weight, self._parameters["bias"]  # what it is in every linear module without one: None
+        weight, bias = self.weight, self.bias
         if (
             held is None
             or not _is_plain(input)
-            or input.dtype != weight.dtype
-            or (bias is not None and bias.dtype != weight.dtype)
+            or not _have_dtype(input.dtype, weight, bias)
             or input.dim() == 0
             or input.shape[-1] != self.in_features
             or torch.is_autocast_enabled("cpu")
@@ -125,13 +148,17 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
+def _have_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    return all(one is None or one.dtype == dtype for one in tensors)
+
+
 def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
 def _still_fits(module: nn.Module, weight: Tensor, held: Held, rows: int) -> bool:
     """Whether the blocks are those of the module's weight; otherwise they are let go, for their memory."""
-    if held.fits(weight, rows=rows):
+    if held.still_fits(weight, rows):
         return True
     module.__dict__.pop(_BLOCKS, None)
     logger.info("a weight of shape %s has changed: it is multiplied as it is", tuple(weight.shape))
@@ -145,7 +172,9 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
     """Lay the weights of the linear modules of `model` out in blocks, and give the memory of the originals back.
 
     Only weights that are views of their files are taken, since of others there would be two copies. The parameters
-    stay what they are; a weight that is written to later is multiplied from the parameter again.
+    stay what they are; a weight that is written to later is multiplied from the parameter again. A write to some rows
+    behind autograd's back (`weight.data[3] = ...`) is noticed at the next prompt of more than 8 rows. Compiled,
+    exported and traced graphs hold the plain weights; `torch.jit.script` wants `take_back` first.
 
     Args:
         model: Changed in place.
@@ -154,6 +183,7 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
     """
     mappings = file_mappings()
     made: dict[_Place, Held] = {}
+    prompts = Prompts()
     count = given_back = 0
     # The largest first, for which both copies lie in memory at the same time.
     for module in sorted(_linear_modules(model), key=lambda one: -one.weight.numel()):
@@ -162,7 +192,7 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
             dtype = rounded if weight.dtype == torch.float32 else weight.dtype
             if dtype is None or not list(in_files([weight.data], mappings)):
                 continue
-            held = Held.of(weight, dtype, wide)
+            held = Held.of(weight, dtype, wide, prompts)
             if not held.fits(weight):  # written to meanwhile
                 continue
             made[place] = held
