@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .scratch import scratch
+
 WIDTH = 256  # outputs in a block: 128 to 512 are within a tenth of each other, 1024 is half as fast
 # Up to this many rows, bags are faster than casting the weight to float32 first (AVX2 and AVX512, 2 cores).
 BAG_ROWS = 8
@@ -78,27 +80,31 @@ def product(x: Tensor, blocks: Blocks, bias: Tensor | None = None, *, wide: torc
         bias: Shape (out_features,), or None.
         wide: What to compute many rows in: float32, or the dtype of the blocks where its products are faster.
     """
+    shape = (*x.shape[:-1], blocks.out_features)
     flat = x.reshape(-1, x.shape[-1])
     if 0 < len(flat) <= BAG_ROWS:
-        out = _by_bags(flat.to(blocks.tensor.dtype), blocks).to(x.dtype)
+        out = _by_bags(flat, blocks)
         if bias is not None:
             out = out + bias
     else:
         out = _by_casting(flat, blocks, bias, wide)
-    return out.contiguous().view(*x.shape[:-1], blocks.out_features)
+    return out.contiguous().view(shape)
 
 
 def _by_bags(x: Tensor, blocks: Blocks) -> Tensor:
     """Multiply few rows: for each block and row one bag, the weighted sum of the block's rows."""
-    count, in_features, width = blocks.tensor.shape
-    rows = len(x)
+    tensor, rows = blocks.tensor, len(x)
+    count, in_features, width = tensor.shape
     indices, starts = _bags(count, in_features, rows)
-    table = blocks.tensor.view(count * in_features, width)
-    scales = x.reshape(-1).repeat(count)
+    scales = (x if x.dtype == tensor.dtype else x.to(tensor.dtype)).reshape(-1).repeat(count)
+    table = tensor.view(-1, width)
     found = torch.embedding_bag(table, indices, starts, False, 0, False, scales)[0]  # noqa: FBT003  (torch's own order)
+    if x.dtype != tensor.dtype:
+        found = found.to(x.dtype)
     if rows > 1:
         found = found.view(count, rows, width).transpose(0, 1)
-    return found.reshape(rows, count * width)[:, : blocks.out_features]
+    found = found.reshape(rows, count * width)
+    return found if count * width == blocks.out_features else found[:, : blocks.out_features]
 
 
 @lru_cache(maxsize=64)
@@ -115,12 +121,12 @@ def _by_casting(x: Tensor, blocks: Blocks, bias: Tensor | None, wide: torch.dtyp
     rows = len(x)
     out = torch.empty(rows, count, width, dtype=x.dtype, device=x.device)
     wide_x = x.to(wide)
-    scratch = torch.empty(_BLOCKS_CAST, in_features, width, dtype=wide, device=x.device)
+    room = scratch((_BLOCKS_CAST, in_features, width), wide, x.device)
     padded = None if bias is None else _padded(bias.to(wide), count * width).view(count, 1, width)
     for start in range(0, count, _BLOCKS_CAST):
         piece = blocks.tensor[start : start + _BLOCKS_CAST]
         if piece.dtype != wide:
-            piece = scratch[: len(piece)].copy_(piece)
+            piece = room[: len(piece)].copy_(piece)
         found = torch.matmul(wide_x, piece)  # (blocks, rows, width)
         if padded is not None:
             found += padded[start : start + len(piece)]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
+from .scratch import scratch
+
 # Elements of a weight that are cast at a time: 8 MB in float32, which stays in the caches of a CPU until it is
 # multiplied. Casting a matrix of 32,000 x 1024 whole costs three times as much, nearly all of it page faults.
 _PIECE = 2**21
@@ -27,9 +29,9 @@ def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
         return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
     flat = x.reshape(-1, x.shape[-1])
     out = torch.empty(flat.shape[0], weight.shape[0], dtype=dtype, device=x.device)
-    scratch = torch.empty(rows, weight.shape[1], dtype=dtype, device=x.device)
+    room = scratch((rows, weight.shape[1]), dtype, x.device)
     for start, stop in _pieces(weight.shape[0], rows):
-        piece = scratch[: stop - start].copy_(weight[start:stop])
+        piece = room[: stop - start].copy_(weight[start:stop])
         torch.mm(flat, piece.t(), out=out[:, start:stop])
     if bias is not None:
         out += bias.to(dtype)

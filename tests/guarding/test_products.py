@@ -73,9 +73,16 @@ def test_by_rows(folder: Path) -> None:
     model, same = SafeAutoModel.from_pretrained(folder, plan=plan_for(folder)), plain(folder)
     with compute_in("float32"):
         wanted = same(ids(16)).logits
+    blocks = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: blocks.append(around()))
     assert torch.equal(model(ids(16)).logits, wanted)
-    assert not torch.equal(model(ids(16)).logits, same(ids(16)).logits)
     assert torch.equal(model(ids(8)).logits, same(ids(8)).logits)
+    assert blocks == [[torch.float32], []]
+
+
+def around() -> list[torch.dtype]:
+    """Return what the blocks of `compute_in` compute in that this thread is in."""
+    return [one.dtype for one in torch.overrides._get_current_function_mode_stack() if isinstance(one, compute_in)]
 
 
 @torch.inference_mode()

@@ -201,8 +201,8 @@ def test_function_transforms() -> None:
 def test_a_compiled_model_computes_in_its_storage_dtype(whole: bool) -> None:
     """Under `torch.compile` the block steps aside: what runs are no torch functions any more."""
     torch._dynamo.reset()
-    x, model = numbers(9, 300), Net()
-    with torch.no_grad(), compute_in("float32"):
+    x, model = numbers(9, 300).float(), Net().float()
+    with torch.no_grad(), compute_in("bfloat16"):
         found = torch.compile(model, backend="aot_eager", fullgraph=whole)(x)
         within = model(x)
     with torch.no_grad():
