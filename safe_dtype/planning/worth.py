@@ -5,7 +5,7 @@ from __future__ import annotations
 from .plan import Candidate, Ground, Plan
 
 # A measurement loads the model a second time. It has to win at least this much.
-_WORTH = 1.25
+_WORTH = 1.2
 
 
 def worth_measuring(plan: Plan) -> Candidate | None:
