@@ -128,7 +128,7 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
 @cli.command()
 @click.argument("model")
 @_DEVICE
-@click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: the dtype that `plan` chooses here]")
+@click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: what `plan` chooses here, as it is loaded]")
 @click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8; else one of ours.")
 @click.option(
@@ -146,13 +146,14 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
 def verify(*, model: str, text: Path | None, max_drift: float, form: str, **given: Any) -> None:
     """Measure how far MODEL in one dtype drifts from MODEL in another.
 
-    Loads both as plain transformers does, one after the other. Exits with status 0 within the limit, 3 beyond it.
+    Loads both, one after the other, as plain transformers does; without --dtype the second as planned. Exits with
+    status 0 within the limit, 3 beyond it.
     """
     from .verification import Question, verify
 
     words = _text_of(text) if text else None
-    with _progress(f"verifying {model}"):
-        found = verify(Question(model, text=words, max_drift=max_drift, **given))
+    with _bar(f"verifying {model}") as progress:
+        found = verify(Question(model, text=words, max_drift=max_drift, **given), progress)
     click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
     if found.beyond:
         click.get_current_context().exit(3)
@@ -232,6 +233,17 @@ def _progress(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(f"{what} ..."):
         yield
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal's stderr how far something has come: call what is yielded with (done, of how many)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _columns() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,9 +13,11 @@ from .devices import default_device, detect_one
 from .dtypes import COMPUTE, Dtype, dtype_named
 from .errors import UnknownDtypeError
 from .facts import Drift
-from .loading import Request, plan_request
-from .planning import beyond
+from .loading import Request, SafeAutoModel, plan_request
+from .planning import Plan, beyond
 from .verifying import Checkpoint, drift_from, record_outputs
+
+_FEW_BATCHES = 8  # of 8 tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Question:
     """What is to be verified, as asked on the command line."""
 
     model: str
-    dtype: str | None  # None: what the plan for `device` chooses
+    dtype: str | None  # None: whatever way of running it the plan for `device` chooses
     against: str
     device: str | None  # None: the first accelerator, else the CPU
     revision: str | None
@@ -36,7 +39,7 @@ class Verification:
     """The answer: a drift, and the verdict on it."""
 
     model: str
-    dtype: Dtype
+    candidate: str  # a dtype, or the plan's way to store and compute
     against: Dtype
     device: str
     drift: Drift
@@ -56,7 +59,9 @@ class Verification:
             "cosine of hidden states": None if drift.hidden_cosine is None else f"{drift.hidden_cosine:.7f}",
             "mIoU": None if drift.miou is None else f"{drift.miou:.4f}",
         }
-        lines = [f"{self.model}: {self.dtype} against {self.against} on {self.device}, {drift.positions} {drift.kind}"]
+        lines = [
+            f"{self.model}: {self.candidate} against {self.against} on {self.device}, {drift.positions} {drift.kind}"
+        ]
         lines += [f"  {name:<26}{value}" for name, value in figures.items() if value is not None]
         verdict = f"BEYOND: {self.beyond}" if self.beyond else f"within the limit of {self.max_drift:.3g}"
         return "\n".join([*lines, verdict])
@@ -68,15 +73,20 @@ class Verification:
             for name, value in asdict(self.drift).items()
         }
         return {
-            "model": self.model, "dtype": self.dtype.name, "against": self.against.name, "device": self.device,
+            "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
             "drift": drift, "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
         }  # fmt: skip
 
 
-def verify(question: Question) -> Verification:
+def verify(question: Question, progress: Callable[[int, int], None] | None = None) -> Verification:
     """Load the reference, record what it says of a text, let go of it; load the candidate and compare.
 
-    Both are loaded as plain transformers does, so that the drift is that of the dtype and of nothing of ours.
+    The reference, and a candidate that is named by its dtype, are loaded as plain transformers does, so that the drift
+    is that of the dtype and of nothing of ours. Without a dtype the plan is verified, as it would be loaded.
+
+    Args:
+        question: What to verify.
+        progress: Is told after every batch how many are done, and of how many: each counts twice.
 
     Raises:
         CheckpointError: If the checkpoint, or its tokenizer, cannot be found or read.
@@ -87,15 +97,23 @@ def verify(question: Question) -> Verification:
     device = question.device or default_device()
     detect_one(device)
     against = _computable(question.against)
-    dtype = _computable(question.dtype) if question.dtype else _planned(question, device)
+    dtype = _computable(question.dtype) if question.dtype else None
+    plan = None if dtype else plan_request(_request(question, device), measure_drift=True)
     checkpoint = Checkpoint(question.model, device, {"revision": question.revision})
-    batches = checkpoint.batches(question.text, tokens=question.tokens)
+    # A plan may compute few rows in another way than many.
+    batches = checkpoint.batches(question.text, tokens=question.tokens, few=_FEW_BATCHES if plan else 0)
+
+    def after(start: int) -> Callable[[int], None] | None:
+        return (lambda done: progress(start + done, 2 * len(batches))) if progress else None
+
     with TemporaryDirectory(prefix="safe_dtype-verify-") as folder:
-        recording = record_outputs(checkpoint.load(against), batches, folder)
+        recording = record_outputs(checkpoint.load(against), batches, folder, progress=after(0))
         gc.collect()  # models of transformers refer to themselves, and the next one needs the room
-        drift = drift_from(recording, checkpoint.load(dtype), batches)
+        model = _as_planned(question, plan, device) if plan else checkpoint.load(dtype or against)
+        drift = drift_from(recording, model, batches, progress=after(len(batches)))
+    candidate = str(plan.chosen.candidate if plan and plan.chosen else dtype or against)
     return Verification(
-        question.model, dtype, against, device, drift, question.max_drift, beyond(drift, question.max_drift)
+        question.model, candidate, against, device, drift, question.max_drift, beyond(drift, question.max_drift)
     )
 
 
@@ -106,6 +124,10 @@ def _computable(name: str) -> Dtype:
     return dtype
 
 
-def _planned(question: Question, device: str) -> Dtype:
-    # A plan may store in one dtype and compute in another; plain transformers can do only the latter.
-    return plan_request(Request(question.model, {"revision": question.revision, "device_map": device})).compute
+def _request(question: Question, device: str) -> Request:
+    return Request(question.model, {"revision": question.revision, "device_map": device})
+
+
+def _as_planned(question: Question, plan: Plan, device: str) -> Any:
+    arguments = {} if plan.device_map else {"device_map": device}
+    return SafeAutoModel.from_pretrained(question.model, plan=plan, revision=question.revision, **arguments).eval()

@@ -80,39 +80,39 @@ def product(x: Tensor, blocks: Blocks, bias: Tensor | None = None, *, wide: torc
         bias: Shape (out_features,), or None.
         wide: What to compute many rows in: float32, or the dtype of the blocks where its products are faster.
     """
-    shape = (*x.shape[:-1], blocks.out_features)
-    flat = x.reshape(-1, x.shape[-1])
-    if 0 < len(flat) <= BAG_ROWS:
-        out = _by_bags(flat, blocks)
+    rows = x.numel() // x.shape[-1]
+    if 0 < rows <= BAG_ROWS:
+        out = _by_bags(x, rows, blocks)
         if bias is not None:
             out = out + bias
     else:
-        out = _by_casting(flat, blocks, bias, wide)
-    return out.contiguous().view(shape)
+        out = _by_casting(x.reshape(rows, x.shape[-1]), blocks, bias, wide)
+    return out.view(*x.shape[:-1], blocks.out_features)
 
 
-def _by_bags(x: Tensor, blocks: Blocks) -> Tensor:
+def _by_bags(x: Tensor, rows: int, blocks: Blocks) -> Tensor:
     """Multiply few rows: for each block and row one bag, the weighted sum of the block's rows."""
-    tensor, rows = blocks.tensor, len(x)
+    tensor = blocks.tensor
     count, in_features, width = tensor.shape
-    indices, starts = _bags(count, in_features, rows)
-    scales = (x if x.dtype == tensor.dtype else x.to(tensor.dtype)).reshape(-1).repeat(count)
+    indices, bounds = _bags(count, in_features, rows)
+    scales = (x if x.dtype is tensor.dtype else x.to(tensor.dtype)).reshape(-1).repeat(count)
     table = tensor.view(-1, width)
-    found = torch.embedding_bag(table, indices, starts, False, 0, False, scales)[0]  # noqa: FBT003  (torch's own order)
-    if x.dtype != tensor.dtype:
+    found = torch.embedding_bag(table, indices, bounds, False, 0, False, scales, True)[0]  # noqa: FBT003  (torch's order)
+    if x.dtype is not tensor.dtype:
         found = found.to(x.dtype)
     if rows > 1:
-        found = found.view(count, rows, width).transpose(0, 1)
-    found = found.reshape(rows, count * width)
-    return found if count * width == blocks.out_features else found[:, : blocks.out_features]
+        found = found.view(count, rows, width).transpose(0, 1).reshape(rows, count * width)
+    if count * width == blocks.out_features:
+        return found.view(rows, -1)
+    return found.view(rows, count * width)[:, : blocks.out_features].contiguous()
 
 
 @lru_cache(maxsize=64)
 def _bags(count: int, in_features: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of the table that each bag adds up, and where each bag starts."""
+    """Return the rows of the table that each bag adds up, and where each bag starts, and the last one ends."""
     table = torch.arange(count * in_features, dtype=torch.int32, device="cpu").view(count, 1, in_features)
-    starts = torch.arange(0, count * rows * in_features, in_features, dtype=torch.int32, device="cpu")
-    return table.expand(count, rows, in_features).reshape(-1), starts
+    bounds = torch.arange(0, count * rows * in_features + 1, in_features, dtype=torch.int32, device="cpu")
+    return table.expand(count, rows, in_features).reshape(-1), bounds
 
 
 def _by_casting(x: Tensor, blocks: Blocks, bias: Tensor | None, wide: torch.dtype) -> Tensor:
@@ -131,7 +131,7 @@ def _by_casting(x: Tensor, blocks: Blocks, bias: Tensor | None, wide: torch.dtyp
         if padded is not None:
             found += padded[start : start + len(piece)]
         out[:, start : start + len(piece)] = found.transpose(0, 1)
-    return out.view(rows, count * width)[:, : blocks.out_features]
+    return out.view(rows, count * width)[:, : blocks.out_features].contiguous()
 
 
 def _padded(bias: Tensor, length: int) -> Tensor:

@@ -62,21 +62,24 @@ class Held:
 
     def still_fits(self, weight: Tensor, rows: int) -> bool:
         """Ask `fits` once a prompt, and before few rows, look at one page: what changes a weight as a whole shows."""
+        prompts = self.prompts
         if rows > BAG_ROWS:
-            self.prompts.count += 1
-        if self.asked != self.prompts.count:
-            self.asked = self.prompts.count
+            prompts.count += 1
+        if self.asked != prompts.count:
+            self.asked = prompts.count
             return self.fits(weight)
-        self.changed = self.changed or not self._is(weight) or is_written_midway(self.origin)
+        if not self._is(weight) or is_written_midway(self.origin):
+            self.changed = True
         return not self.changed
 
     def _is(self, weight: Tensor) -> bool:
+        # The same numbers at the same place; the dtype may be another view's.
         return (
             type(weight) is nn.Parameter
-            and weight.device.type == "cpu"
-            and not weight.is_inference()
-            and weight.dtype == self.origin.dtype
+            and weight.is_cpu
             and weight.is_set_to(self.origin)
+            and weight.dtype is self.origin.dtype
+            and not weight.is_inference()
             and weight._version == self.version
         )
 
@@ -89,17 +92,11 @@ class BlockedLinear(nn.Linear):
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
         held: Held | None = self.__dict__.get(_BLOCKS)
-        weight, bias = self.weight, self.bias
-        if (
-            held is None
-            or not _is_plain(input)
-            or not _have_dtype(input.dtype, weight, bias)
-            or input.dim() == 0
-            or input.shape[-1] != self.in_features
-            or torch.is_autocast_enabled("cpu")
-            or _needs_gradient(input, weight, bias)
-            or not _still_fits(self, weight, held, input.numel() // self.in_features)
-        ):
+        # Not `self.weight`, which takes a microsecond; every one counts, for this is called 200 times a token.
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        if held is None or weight is None or not _can_multiply(self, input, weight, bias):
+            return super().forward(input)
+        if not _still_fits(self, weight, held, input.numel() // self.in_features):
             return super().forward(input)
         return product(input, held.blocks, bias, wide=held.wide)
 
@@ -142,14 +139,24 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether there are numbers in it to compute with, of this process, not followed by `torch.vmap` and the like."""
     return (
         type(tensor) is Tensor
-        and tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
-def _have_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
-    return all(one is None or one.dtype == dtype for one in tensors)
+def _can_multiply(module: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `x` is what blocks are for; what plain torch would refuse, it shall refuse in its own words."""
+    dtype = weight.dtype
+    return (
+        x.dtype is dtype
+        and (bias is None or bias.dtype is dtype)
+        and _is_plain(x)
+        and x.dim() > 0
+        and x.shape[-1] == module.in_features
+        and not torch.is_autocast_enabled("cpu")
+        and not _needs_gradient(x, weight, bias)
+    )
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:

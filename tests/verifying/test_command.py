@@ -56,7 +56,7 @@ def test_json(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     found = json.loads(out)
     assert status == 0, err
     assert (found["schema"], found["against"], found["within"]) == (1, "float32", True)
-    assert found["dtype"] in ("float32", "bfloat16", "float16")
+    assert found["candidate"] in ("float32", "bfloat16", "float16")
     assert 10 < found["drift"]["positions"] < 60
 
 
