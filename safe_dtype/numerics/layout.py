@@ -91,7 +91,7 @@ class BlockedLinear(nn.Linear):
         """Multiply; from the plain weight where a graph is recorded, or where the weight has changed."""
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
-        held: Held | None = self.__dict__.get(_BLOCKS)
+        held = _held_by(self)
         # Not `self.weight`, which takes a microsecond; every one counts, for this is called 200 times a token.
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         if held is None or weight is None or not _can_multiply(self, input, weight, bias):
@@ -117,7 +117,7 @@ class BlockedEmbedding(nn.Embedding):
         """Look up; in the plain table where a graph is recorded, or where the table has changed."""
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
-        held: Held | None = self.__dict__.get(_BLOCKS)
+        held = _held_by(self)
         if (
             held is None
             or input.dtype not in (torch.int64, torch.int32)
@@ -133,6 +133,13 @@ class BlockedEmbedding(nn.Embedding):
 
     def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
         return _reduced(self, nn.Embedding)
+
+
+def _held_by(module: nn.Module) -> Held | None:
+    """Return the blocks of a module. In training they are of no use any more, and let go for their memory."""
+    if module.training and torch.is_grad_enabled():
+        module.__dict__.pop(_BLOCKS, None)
+    return module.__dict__.get(_BLOCKS)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -180,8 +187,8 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
 
     Only weights that are views of their files are taken, since of others there would be two copies. The parameters
     stay what they are; a weight that is written to later is multiplied from the parameter again. A write to some rows
-    behind autograd's back (`weight.data[3] = ...`) is noticed at the next prompt of more than 8 rows. Compiled,
-    exported and traced graphs hold the plain weights; `torch.jit.script` wants `take_back` first.
+    behind autograd's back (`weight.data[3] = ...`) is noticed at the next prompt of more than 8 rows. In training the
+    plain weights are multiplied, and the blocks let go. Compiled, exported and traced graphs hold the plain weights; `torch.jit.script` wants `take_back` first.
 
     Args:
         model: Changed in place.

@@ -208,6 +208,24 @@ def test_an_adapter_is_trained_on_top(folder: Path) -> None:
         assert float((gradient.float() - expected).norm()) <= 0.1 * float(expected.norm()), name
 
 
+def test_training_lets_go(folder: Path) -> None:
+    """In training the plain weights are multiplied, and learn; the blocks are let go, for their memory."""
+    found = {}
+    for blocked in (True, False):
+        model = load(folder)
+        if blocked:
+            lay_out(model)
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not any("_safe_dtype_blocks" in module.__dict__ for module in model.modules())
+        found[blocked] = logits(model.eval())
+    assert torch.equal(found[True], found[False])
+
+
 @pytest.mark.parametrize("safe", [True, False], ids=["safe-merge", "merge"])
 @pytest.mark.parametrize("rows", [1, 20], ids=["few-rows", "many-rows"])
 def test_a_merged_adapter_counts(rows: int, safe: bool, folder: Path) -> None:

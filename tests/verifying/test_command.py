@@ -49,7 +49,10 @@ def test_beyond(run: Run, tiny_qwen3: Path) -> None:
 
 
 def test_json(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
-    """`--format json` is one document; the plan's dtype is the default, and a text of the user's is read as UTF-8."""
+    """`--format json` is one document; the plan is what is verified, and a text of the user's is read as UTF-8.
+
+    The text is asked as a whole, and once more in pieces of 8 tokens, for which a plan may have other kernels.
+    """
     text = tmp_path / "text.txt"
     text.write_text("Ein Satz über Fähren, und noch einer über Brücken.", encoding="utf-8")
     status, out, err = run(tiny_qwen3, "--text", text, "--format", "json")
@@ -57,7 +60,7 @@ def test_json(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     assert status == 0, err
     assert (found["schema"], found["against"], found["within"]) == (1, "float32", True)
     assert found["candidate"] in ("float32", "bfloat16", "float16")
-    assert 10 < found["drift"]["positions"] < 60
+    assert 20 < found["drift"]["positions"] < 120
 
 
 def test_encoder(run: Run) -> None:
