@@ -188,7 +188,8 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
     Only weights that are views of their files are taken, since of others there would be two copies. The parameters
     stay what they are; a weight that is written to later is multiplied from the parameter again. A write to some rows
     behind autograd's back (`weight.data[3] = ...`) is noticed at the next prompt of more than 8 rows. In training the
-    plain weights are multiplied, and the blocks let go. Compiled, exported and traced graphs hold the plain weights; `torch.jit.script` wants `take_back` first.
+    plain weights are multiplied, and the blocks let go. Compiled, exported and traced graphs hold the plain weights;
+    `torch.jit.script` wants `take_back` first.
 
     Args:
         model: Changed in place.

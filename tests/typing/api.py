@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from safe_dtype import (
     BFLOAT16,
+    Drift,
     Dtype,
     Plan,
     Policy,
     SafeAutoModel,
+    compute_in,
     guard,
     make_plan,
+    measure_drift,
     patch,
     patched,
     plan_of,
@@ -42,6 +46,10 @@ for event in report(net).events:
     after: Dtype | None = event.after
 unguard(net)
 failure: Failure | None = classify(RuntimeError("no"))
+
+with compute_in("float32", ops=["linear"], when=lambda family, rows: rows > 8):
+    drift: Drift = measure_drift(net, net, [{"input": torch.ones(1, 2)}])
+cosine: float | None = drift.hidden_cosine
 
 patch()
 patch(Policy(prefer="memory"))
