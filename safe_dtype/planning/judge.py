@@ -80,13 +80,15 @@ def _calls(checkpoint: CheckpointFacts, policy: Policy) -> tuple[tuple[int, int]
 def _can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -> bool:
     """Whether the weights will be views of their files, so that a copy in another layout takes no more memory.
 
-    In strict mode nothing is changed, and a quantizer has a layout of its own.
+    In strict mode nothing is changed, and a quantizer has a layout of its own. The experts of a mixture are one tensor,
+    for which blocks are not made, and they are most of its weights.
     """
     return (
         policy.mode != "strict"
         and checkpoint.file_format == "safetensors"
         and storage == checkpoint.saved
         and not checkpoint.quantization
+        and all(one.active == 1.0 for one in checkpoint.linears)
     )
 
 

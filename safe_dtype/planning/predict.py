@@ -32,7 +32,7 @@ def predict(
     return Cost(
         prefill_seconds=prefill,
         decode_seconds=None if one_token is None else one_token * new_tokens,
-        weight_bytes=weight_bytes(_multiplied(candidate), checkpoint),
+        weight_bytes=weight_bytes(_kept(candidate, routes), checkpoint),
         cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize,
         work_bytes=max(
             _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens),
@@ -41,9 +41,10 @@ def predict(
     )
 
 
-def _multiplied(candidate: Candidate) -> Dtype:
-    """Return the dtype of the weights that are kept in memory: of float32 ones with a copy in 16 bit that copy."""
-    return candidate.compute if candidate.storage == FLOAT32 else candidate.storage
+def _kept(candidate: Candidate, routes: Routes | None) -> Dtype:
+    """Return the dtype of the weights that are kept in memory: of float32 ones with blocks in 16 bit the blocks."""
+    in_blocks = routes is not None and routes.layout == "blocks"
+    return candidate.compute if in_blocks and candidate.storage == FLOAT32 else candidate.storage
 
 
 def prefill_seconds(

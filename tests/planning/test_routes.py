@@ -9,7 +9,7 @@ import factories as f
 import pytest
 
 from safe_dtype.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
-from safe_dtype.facts import CheckpointFacts, DeviceFacts, Drift, Kind, MeasuredDrift, Verdict
+from safe_dtype.facts import CheckpointFacts, DeviceFacts, Drift, Kind, LinearFacts, MeasuredDrift, Verdict
 from safe_dtype.planning import Candidate, Ground, Policy, make_plan, worth_measuring
 
 SLOW, NATIVE = Kind.SLOW, Kind.NATIVE
@@ -70,6 +70,9 @@ def test_half_the_memory() -> None:
     [
         pytest.param(replace(f.checkpoint(BFLOAT16), file_format="pytorch"), Policy(), id="no-views-of-files"),
         pytest.param(f.checkpoint(BFLOAT16), Policy(mode="strict"), id="strict"),
+        pytest.param(
+            replace(f.checkpoint(BFLOAT16), linears=(LinearFacts(3072, 1024, 190, active=0.25),)), Policy(), id="mixture"
+        ),
     ],
 )
 def test_no_layout(checkpoint: CheckpointFacts, policy: Policy) -> None:
