@@ -15,13 +15,15 @@ import torch
 from ..checkpoints.fingerprint import fingerprint
 from ..devices import recall, remember
 from ..devices.verdicts import measured_while_busy
-from ..dtypes import FLOAT32
+from ..dtypes import FLOAT32, Dtype
 from ..errors import CheckpointError, VerifyError
 from ..facts import CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
 from ..numerics import compute_in, lay_out
 from ..planning import Candidate, Plan, Policy, make_plan, worth_measuring
 from ..verifying import Checkpoint, drift_from, record_outputs
+from .one_at_a_time import one_at_a_time
 from .request import Request
+from .turn import with_plan
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +93,20 @@ def _measured(candidate: Candidate, plan: Plan, request: Request, device: Device
 def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
     batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
     with TemporaryDirectory(prefix="safe_dtype-drift-") as folder:
-        model = checkpoint.load(FLOAT32)
+        model = _load(checkpoint, FLOAT32)
         recording = record_outputs(model, batches, folder)
         if candidate.storage != FLOAT32:
             del model
             gc.collect()  # models of transformers refer to themselves, and the next one needs the room
-            model = checkpoint.load(candidate.storage)
+            model = _load(checkpoint, candidate.storage)
         with _as_planned(model, candidate, plan):
             return drift_from(recording, model, batches)
+
+
+def _load(checkpoint: Checkpoint, dtype: Dtype) -> Any:
+    """Load as plain transformers does, where it is patched, too."""
+    with one_at_a_time(), with_plan():
+        return checkpoint.load(dtype)
 
 
 def _as_planned(model: Any, candidate: Candidate, plan: Plan) -> AbstractContextManager[object]:

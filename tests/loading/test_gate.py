@@ -11,7 +11,9 @@ import factories as f
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from safe_dtype import patched
 from safe_dtype.checkpoints import read_checkpoint
+from safe_dtype.devices import cache_folder
 from safe_dtype.dtypes import BFLOAT16, FLOAT32
 from safe_dtype.facts import DeviceFacts, Kind
 from safe_dtype.loading import Request
@@ -86,6 +88,15 @@ def test_measured_once(in_float32: Path, tmp_path: Path, caplog: pytest.LogCaptu
         copied = shutil.copytree(in_float32, tmp_path / "copy")
         assert gated(copied, measure=False).storage == BFLOAT16
         assert sum("once" in one.message for one in caplog.records) == 1
+
+
+def test_under_the_patch(in_float32: Path) -> None:
+    """Where transformers is patched, the models that are compared are plain ones all the same."""
+    plain = gated(in_float32)
+    for file in cache_folder().glob("*.json"):
+        file.unlink()
+    with patched():
+        assert gated(in_float32) == plain
 
 
 def test_other_weights_are_measured_again(in_float32: Path, tmp_path: Path) -> None:
