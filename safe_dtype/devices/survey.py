@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +11,19 @@ from ..facts import DeviceFacts
 from .cache import load, one_process_at_a_time, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
+from .memory import memory_of
 from .observed import forget_failures, with_failures
 from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
 
 
-def facts_of(
+def facts_of(  # noqa: PLR0913  (all but the first by name)
     device: str,
     *,
     dtypes: Sequence[Dtype] = COMPUTE,
     widths: Sequence[tuple[int, int]] = DEFAULT_WIDTHS,
     ops: Sequence[str] = DEFAULT_OPS,
     routes: Sequence[tuple[Dtype, str]] = (),
+    max_memory: Mapping[Any, Any] | None = None,
     refresh: bool = False,
 ) -> DeviceFacts:
     """Return `device` with its verdicts: remembered, or measured now and remembered. `refresh` measures in any case.
@@ -45,6 +47,7 @@ def facts_of(
     verdicts = with_failures(facts, verdicts)
     return replace(
         facts,
+        memory=memory_of(facts.device, max_memory) if max_memory else facts.memory,
         verdicts=verdicts,
         claims=with_disagreements(facts.claims, verdicts),
     )

@@ -80,12 +80,13 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     """Measure, or remember, every device that will compute, at the checkpoint's own widths."""
     ops = (*DEFAULT_OPS, "conv2d") if checkpoint.has_conv2d else DEFAULT_OPS
     widths = _widths_to_probe(checkpoint)
-    devices = [
-        facts_of(one, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, one)) for one in request.devices
-    ]
-    if max_memory := request.arguments.get("max_memory"):
-        devices = [replace(one, memory=memory_of(one.device, max_memory)) for one in devices]
-    found = combine(devices)
+    max_memory = request.arguments.get("max_memory")
+    found = combine(
+        [
+            facts_of(one, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, one), max_memory=max_memory)
+            for one in request.devices
+        ]
+    )
     if _is_one_of_many(request):
         # What falls to this rank is not known here, and device_map is not for models that ranks share.
         return replace(found, memory=MemoryFacts(0, 0, "ranks"))

@@ -71,7 +71,9 @@ def test_half_the_memory() -> None:
         pytest.param(replace(f.checkpoint(BFLOAT16), file_format="pytorch"), Policy(), id="no-views-of-files"),
         pytest.param(f.checkpoint(BFLOAT16), Policy(mode="strict"), id="strict"),
         pytest.param(
-            replace(f.checkpoint(BFLOAT16), linears=(LinearFacts(3072, 1024, 190, active=0.25),)), Policy(), id="mixture"
+            replace(f.checkpoint(BFLOAT16), linears=(LinearFacts(3072, 1024, 190, active=0.25),)),
+            Policy(),
+            id="mixture",
         ),
     ],
 )
