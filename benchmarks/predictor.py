@@ -69,7 +69,7 @@ def run(folder: str, candidate: str) -> dict[str, Any]:
 def _plan(folder: str) -> Any:
     from safe_dtype.loading import Request, plan_request
 
-    return plan_request(Request(folder, {}), measure_drift=True)
+    return plan_request(Request(folder, {}), drifts="measured")
 
 
 def cell(shape: str, saved: str, cpu: str, folder: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
     detect_one(device)
     against = _computable(question.against)
     dtype = _computable(question.dtype) if question.dtype else None
-    plan = None if dtype else plan_request(_request(question, device), measure_drift=True)
+    plan = None if dtype else plan_request(_request(question, device), drifts="measured")
     checkpoint = Checkpoint(question.model, device, {"revision": question.revision})
     # A plan may compute few rows in another way than many.
     batches = checkpoint.batches(question.text, tokens=question.tokens, few=_FEW_BATCHES if plan else 0)

@@ -46,7 +46,7 @@ class SafeAuto:
         """
         request = Request(pretrained_model_name_or_path, kwargs)
         if plan is None:
-            plan = plan_request(request, policy, measure_drift=True)
+            plan = plan_request(request, policy, drifts="measured")
         else:
             check_agreement(plan, request, policy)
         for text in plan.warnings:

@@ -71,6 +71,7 @@ def _can_be_asked(request: Request, device: DeviceFacts, checkpoint: CheckpointF
         and given.get("state_dict") is None
         and given.get("gguf_file") is None
         and checkpoint.adapter is None
+        and device.memory.limited_by != "ranks"  # each would ask for itself, and they might not agree
         and not any(measured_while_busy(one) for one in device.verdicts)
     )
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -36,14 +36,16 @@ _SMALL_WIDTHS = ((256, 256),)
 # From here on it matters how products are computed; below, a step takes about a millisecond whatever is done.
 _ROUTED_FROM = 2**24  # parameters
 
+Drifts = Literal["ignored", "remembered", "measured"]
+
 _SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
-def plan_request(request: Request, policy: Policy | str | None = None, *, measure_drift: bool = False) -> Plan:
+def plan_request(request: Request, policy: Policy | str | None = None, *, drifts: Drifts = "remembered") -> Plan:
     """Return the plan for one call of `from_pretrained`. Reads headers and configs, never weights.
 
-    With `measure_drift` it loads and runs the model where a much faster plan depends on what rounding does to it, and
-    remembers what it found.
+    Where a much faster plan depends on what rounding does to the model, `drifts` tells whether to look: "measured" loads
+    and runs the model, and remembers what it found; "remembered" only looks that up; "ignored" rounds nothing.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read.
@@ -55,7 +57,8 @@ def plan_request(request: Request, policy: Policy | str | None = None, *, measur
     device = device_for(request, checkpoint)
     parsed = Policy.parse(policy) if isinstance(policy, str) else policy
     plan = make_plan(device, checkpoint, parsed, ordered=ordered)
-    plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=measure_drift)
+    if drifts != "ignored":
+        plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")
     logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
     return plan
 

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import factories as f
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from safe_dtype import patched
+from safe_dtype import SafeAutoModel, patched
 from safe_dtype.checkpoints import read_checkpoint
 from safe_dtype.devices import cache_folder
 from safe_dtype.dtypes import BFLOAT16, FLOAT32
-from safe_dtype.facts import DeviceFacts, Kind
-from safe_dtype.loading import Request
+from safe_dtype.facts import DeviceFacts, Kind, MemoryFacts
+from safe_dtype.loading import Request, plans
 from safe_dtype.loading.gate import plan_with_drifts
 from safe_dtype.planning import Ground, Plan, Policy, make_plan
 
@@ -98,6 +99,19 @@ def test_under_the_patch(in_float32: Path) -> None:
         file.unlink()
     with patched():
         assert gated(in_float32) == plain
+
+
+def test_ranks_do_not_ask(in_float32: Path) -> None:
+    """Where several processes load the model, none of them decides on its own to round it."""
+    assert gated(in_float32, replace(CPU, memory=MemoryFacts(0, 0, "ranks"))).storage == FLOAT32
+
+
+def test_patched_programs_are_not_rounded(in_float32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SafeAutoModel may round; a program that is only patched may train, and its weights stay as they are."""
+    monkeypatch.setattr(plans, "device_for", lambda *_: CPU)
+    assert SafeAutoModel.from_pretrained(in_float32).dtype == torch.bfloat16
+    with patched():
+        assert AutoModelForCausalLM.from_pretrained(in_float32).dtype == torch.float32
 
 
 def test_other_weights_are_measured_again(in_float32: Path, tmp_path: Path) -> None:
