@@ -99,6 +99,7 @@ def test_nearer_to_float32(folder: Path, rows: int, *, blocks: bool) -> None:
     assert not report(model).events
 
 
+@pytest.mark.needs("pagemap")
 def test_generation(folder: Path) -> None:
     """Whole generations run, with the weights in blocks and the parameters as they were."""
     model = SafeAutoModel.from_pretrained(folder, plan=plan_for(folder, blocks=True))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from safe_dtype.numerics import blocks_of, lay_out
 from safe_dtype.numerics.layout import Held
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nothing is laid out")
+pytestmark = pytest.mark.needs("pagemap")
 BF16 = torch.bfloat16
 IDS = torch.arange(3, 23)[None]
 

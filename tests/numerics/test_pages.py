@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from safe_dtype.numerics.pages import file_mappings, give_back, in_files, is_written, is_written_midway
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere nothing is given back")
+pytestmark = pytest.mark.needs("pagemap")
 PAGE = mmap.PAGESIZE // 2  # elements of 16 bit
 LENGTH = 16 * PAGE
 
