@@ -10,17 +10,16 @@ from dataclasses import asdict, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from ..checkpoints.fingerprint import fingerprint
 from ..devices import recall, remember
 from ..devices.verdicts import measured_while_busy
 from ..dtypes import FLOAT32, Dtype
 from ..errors import CheckpointError, VerifyError
 from ..facts import CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
-from ..numerics import compute_in, lay_out
-from ..planning import Candidate, Plan, Policy, make_plan, worth_measuring
+from ..numerics import compute_in
+from ..planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
 from ..verifying import Checkpoint, drift_from, record_outputs
+from .layouts import lay_out_as_planned
 from .one_at_a_time import one_at_a_time
 from .request import Request
 from .turn import with_plan
@@ -100,7 +99,7 @@ def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
             del model
             gc.collect()  # models of transformers refer to themselves, and the next one needs the room
             model = _load(checkpoint, candidate.storage)
-        with _as_planned(model, candidate, plan):
+        with _as_planned(model, candidate, _routes(candidate, plan)):
             return drift_from(recording, model, batches)
 
 
@@ -110,16 +109,17 @@ def _load(checkpoint: Checkpoint, dtype: Dtype) -> Any:
         return checkpoint.load(dtype)
 
 
-def _as_planned(model: Any, candidate: Candidate, plan: Plan) -> AbstractContextManager[object]:
-    """Have `model` compute as a model of the plan with `candidate` would."""
-    decision = next(one for one in plan.decisions if one.candidate == candidate)
-    routes = decision.routes
-    if routes and routes.layout == "blocks" and routes.wide:
-        rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
-        lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name))
-    if candidate.storage in (FLOAT32, candidate.compute):
+def _as_planned(model: Any, candidate: Candidate, routes: Routes | None) -> AbstractContextManager[object]:
+    """Have `model` compute as a model that is loaded with these routes would."""
+    lay_out_as_planned(model, candidate, routes)
+    if routes is None or routes.cast_from is None or candidate.storage == candidate.compute:
         return nullcontext()
-    return compute_in(candidate.compute)
+    least = routes.cast_from
+    return compute_in(candidate.compute, when=lambda _family, rows: rows >= least)
+
+
+def _routes(candidate: Candidate, plan: Plan) -> Routes | None:
+    return next(one.routes for one in plan.decisions if one.candidate == candidate)
 
 
 def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift | None:
@@ -127,12 +127,13 @@ def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift |
 
 
 def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> Mapping[str, Any]:
-    routes = next(one for one in plan.decisions if one.candidate == candidate).routes
+    routes = _routes(candidate, plan)
     return {
         "drift_of": digest,
         "candidate": str(candidate),
         "layout": routes.layout if routes else "plain",
         "wide": str(routes.wide) if routes else "",
+        "cast_from": routes.cast_from if routes else None,
         "device": device.name,
         "driver": device.driver,
         "versions": dict(device.versions),

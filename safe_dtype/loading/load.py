@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import FLOAT32
 from ..errors import SafeDtypeWarning
 from ..guarding import guard
-from ..numerics import lay_out
 from ..origin import Origin, remember
-from ..planning import Plan
+from ..planning import Candidate, Plan
+from .layouts import lay_out_as_planned
 from .one_at_a_time import one_at_a_time
 from .request import Request
 from .turn import with_plan
@@ -46,7 +45,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     if folder is not None and "offload_folder" not in request.arguments:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
     _verify(model, plan)
-    _lay_out(model, plan)
+    if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
+        logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
     source = None if request.source is None else os.fspath(request.source)
     kept = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
     remember(model, Origin(plan, type(model), source, kept))
@@ -67,17 +67,6 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
         # Weights whose layout changes on loading (experts, say) are written again before they are offloaded.
         arguments.setdefault("offload_folder", tempfile.mkdtemp(prefix="safe_dtype-offload-"))
     return arguments
-
-
-def _lay_out(model: nn.Module, plan: Plan) -> None:
-    """Bring the weights into the plan's layout, where they came as views of their files."""
-    routes = plan.routes
-    if routes is None or routes.layout != "blocks" or routes.wide is None:
-        return
-    rounded = getattr(torch, plan.compute.name) if plan.storage == FLOAT32 else None
-    done = lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name))
-    if not done.modules:
-        logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
 
 
 def _verify(model: nn.Module, plan: Plan) -> None:

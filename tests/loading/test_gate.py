@@ -33,6 +33,17 @@ BLOCKS = replace(
 )
 
 
+# bfloat16 is fast where it is cast to, and slow where it is stored.
+CASTS = replace(
+    CPU,
+    verdicts=(
+        f.verdict(FLOAT32, Kind.NATIVE, 28, 150),
+        f.verdict(BFLOAT16, Kind.SLOW, 2, 15),
+        f.verdict(FLOAT32, Kind.NATIVE, 9, 1500, op="matmul_narrow"),
+    ),
+)
+
+
 @pytest.fixture(scope="module")
 def in_float32(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
     """The bundled model, saved in float32."""
@@ -72,6 +83,21 @@ def test_blocks_are_measured_as_they_run(in_float32: Path) -> None:
     whole = gated(in_float32, CPU, between)
     (rejected,) = (one for one in whole.decisions if one.ground is Ground.DRIFT)
     assert str(rejected.candidate) == "bfloat16"
+
+
+def test_casts_are_measured_as_they_run(in_float32: Path) -> None:
+    """Weights in float32 that are cast to bfloat16 on the way, without blocks, drift as their products do."""
+    prompts = Policy.parse("prompt=512,new=0")
+    plan = gated(in_float32, CASTS, prompts)
+    assert (plan.storage, plan.compute) == (FLOAT32, BFLOAT16)
+    assert plan.routes is not None
+    assert plan.routes.layout == "plain"
+    assert plan.routes.cast_from is not None
+    kept = gated(in_float32, CASTS, replace(prompts, max_drift=1e-9))
+    assert kept.compute == FLOAT32
+    assert "float32 stored, bfloat16 computed" in [
+        str(one.candidate) for one in kept.decisions if one.ground is Ground.DRIFT
+    ]
 
 
 def test_kept_where_it_drifts(in_float32: Path) -> None:
