@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -154,6 +154,63 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **give
     words = _text_of(text) if text else None
     with _bar(f"verifying {model}") as progress:
         found = verify(Question(model, text=words, max_drift=max_drift, **given), progress)
+    click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
+    if found.beyond:
+        click.get_current_context().exit(3)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
+@_FORMAT
+def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -> None:
+    """Tell whether the weights of MODEL can be held in float16, and how much room there is.
+
+    Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
+    """
+    from .audit_report import audit_svg, audit_text
+    from .checkpoints import Where, audit
+
+    with _bar(f"auditing {model}") as progress:
+        found = audit(Where(model, revision=revision), progress=progress)
+    if plot:
+        plot.write(audit_svg(found))
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2))
+    else:
+        click.echo(audit_text(found, width=_columns()))
+    if not found.fits:
+        click.get_current_context().exit(3)
+
+
+@cli.command()
+@click.argument("model")
+@_DEVICE
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
+)
+@click.option(
+    "--max-drift", type=click.FloatRange(min=0), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
+)
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
+@_FORMAT
+def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **given: Any) -> None:
+    """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
+
+    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was found is
+    remembered for every later load. Exits with status 0 where float16 does, 3 where it does not.
+    """
+    words = _text_of(text) if text else None
+    with _progress(f"running {model}"):
+        from .rescue import rescue
+
+        found = rescue(model, text=words, **given)
+    if plot:
+        plot.write(found.as_svg())
     click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
     if found.beyond:
         click.get_current_context().exit(3)

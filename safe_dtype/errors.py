@@ -22,6 +22,7 @@
     │   ├── NoDtypeLeft                         a step failed, and so did every remedy
     │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
     │   └── DeviceLostError                     the process has lost its device
+    ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
     └── VerifyError              (RuntimeError)
         ├── UnsteadyReferenceError              the reference does not repeat itself
         ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
@@ -252,6 +253,17 @@ class DeviceLostError(GuardError):
             f"{self.device} is lost to this process: {self.failure}. Nothing can be retried in it. "
             f"Next: start again; that {self.dtype} fails so on {self.device} is remembered, and planned around."
         )
+
+
+class RescaleError(SafeDtypeError, RuntimeError):
+    """An exact rescaling cannot be put into this model, or was not exact in it. The model is as it was."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"No exact rescaling: {self.problem}. Next: load in bfloat16 or float32, or see the islands of the policy."
 
 
 class VerifyError(SafeDtypeError, RuntimeError):

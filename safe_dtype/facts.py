@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .dtypes import FLOAT32, Dtype
+from .gauges import Rescale
 
 
 class Kind(str, Enum):
@@ -181,6 +182,43 @@ class MeasuredDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockPeak:
+    """The largest |number| in what one block of a model returns."""
+
+    block: str  # as in `named_modules()`
+    plain: float  # as the checkpoint is
+    rescaled: float  # with the rescale
+
+
+@dataclass(frozen=True, slots=True)
+class HalfRange:
+    """What it takes to run a checkpoint in float16, measured on a text.
+
+    Activations are those that float16 would have to hold: what a norm computes in float32 does not count.
+    """
+
+    peak: float  # largest |activation| of the checkpoint as it is
+    left: float  # ... after the rescale, outside the islands
+    block_peaks: tuple[BlockPeak, ...] = ()
+    rescale: Rescale | None = None  # the exact rescaling that brings them into range; None: none is needed, or known
+    islands: tuple[str, ...] = ()  # modules that stay in float32, names as in `named_modules()`
+    problem: str = ""  # why float16 does not do all the same
+    drift: Drift | None = None  # of float16 with all of that, on the device that is planned for
+    certified: float | None = None  # no hidden state goes beyond this, whatever the input; None: nobody knows
+    reference: Dtype = FLOAT32  # what the drift is measured from: the checkpoint in this dtype, computed in float32
+
+    def __str__(self) -> str:
+        if self.problem:
+            return self.problem
+        if self.rescale is None and not self.islands:
+            return f"activations reach {self.peak:.3g}"
+        words = [f"rescaled exactly: {self.rescale}"] if self.rescale else []
+        words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
+        sure = f" (no input takes hidden states beyond {self.certified:.3g})" if self.certified else ""
+        return f"{', '.join(words)}; activations reach {self.left:.3g} instead of {self.peak:.3g}{sure}"
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """What the files of a checkpoint really hold. `config_dtype` is only what config.json claims."""
 
@@ -203,7 +241,7 @@ class CheckpointFacts:
     quantization: str | None = None  # quantization_config's quant_method
     adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
     revision: str | None = None
-    peak_activation: float | None = None  # largest |activation| seen in a float32 run; None: nobody looked
+    half: HalfRange | None = None  # None: nobody looked
     drifts: tuple[MeasuredDrift, ...] = ()  # against float32, on the device that is planned for
     warnings: tuple[str, ...] = ()
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from safe_dtype.dtypes import BFLOAT16, COMPUTE, Dtype
 from safe_dtype.facts import (
+    BlockPeak,
     CacheShape,
     CheckpointFacts,
     DeviceFacts,
+    Drift,
+    HalfRange,
     Kind,
     LinearFacts,
     MemoryFacts,
     TensorFacts,
     Verdict,
 )
+from safe_dtype.gauges import Gauge, Move, Part, Rescale
 
 GB = 10**9
 
@@ -128,7 +132,7 @@ def checkpoint(
     *,
     billions: float = 0.6,
     quantization: str | None = None,
-    peak_activation: float | None = None,
+    half: HalfRange | None = None,
     has_conv2d: bool = False,
 ) -> CheckpointFacts:
     """Return a decoder of Qwen3's proportions with `billions` of parameters, one row of matrices 1024 wide."""
@@ -149,6 +153,25 @@ def checkpoint(
         vocab_size=151_936,
         hidden_size=1024,
         quantization=quantization,
-        peak_activation=peak_activation,
+        half=half,
         has_conv2d=has_conv2d,
+    )
+
+
+def drift(kl: float) -> Drift:
+    """Return a drift of language models with this mean KL, in nats."""
+    return Drift("tokens", 512, kl, 4 * kl, 0.99, 0.1, 4e-3)
+
+
+RESIDUAL = Gauge("residual", (Move(Part.INPUT, "model.layers.0", -1), Move(Part.NUMBER, "model.norm.eps", -2)))
+
+
+SMALL_DRIFT = drift(1e-5)
+
+
+def rescued(*, drift: Drift | None = SMALL_DRIFT, problem: str = "") -> HalfRange:
+    """Return the range of a model whose residual stream overflows float16, with a rescale and an island against it."""
+    rescale = Rescale(((RESIDUAL, 6),))
+    return HalfRange(
+        4.5e5, 7e3, (BlockPeak("model.layers.0", 4.5e5, 7e3),), rescale, ("model.layers.3.mlp",), problem, drift
     )

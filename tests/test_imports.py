@@ -17,25 +17,30 @@ PACKAGE = Path(safe_dtype.__file__).parent
 ALLOWED = {
     "errors": set(),
     "dtypes": {"errors"},
-    "facts": {"dtypes"},
+    "gauges": set(),
+    "facts": {"dtypes", "gauges"},
     "numerics": {"dtypes", "errors"},
     "devices": {"dtypes", "errors", "facts", "numerics"},
     "checkpoints": {"dtypes", "errors", "facts"},
-    "planning": {"dtypes", "errors", "facts"},
+    "planning": {"dtypes", "errors", "facts", "gauges"},
+    "rescaling": {"devices", "dtypes", "errors", "facts", "gauges", "numerics"},
     "origin": {"errors", "planning"},
-    "guarding": {"devices", "dtypes", "errors", "numerics", "origin", "planning"},
+    "guarding": {"devices", "dtypes", "errors", "gauges", "numerics", "origin", "planning", "rescaling"},
     "testing": {"dtypes"},
     "loading": {
-        "checkpoints", "devices", "dtypes", "errors", "facts", "guarding", "numerics", "origin", "planning", "verifying",
+        "checkpoints", "devices", "dtypes", "errors", "facts", "gauges", "guarding", "numerics", "origin", "planning",
+        "rescaling", "verifying",
     },
     "patching": {"devices", "errors", "loading", "planning"},
     "verifying": {"dtypes", "errors", "facts", "numerics"},
     "doctor": {"facts", "planning"},
+    "audit_report": {"checkpoints"},
     "generation": {"errors", "guarding", "loading", "planning"},
     "verification": {"devices", "dtypes", "errors", "facts", "loading", "planning", "verifying"},
+    "rescue": {"dtypes", "errors", "facts", "gauges", "loading", "planning"},
     "cli": {
-        "checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "patching", "planning",
-        "verification",
+        "audit_report", "checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "patching",
+        "planning", "rescue", "verification",
     },
     "__main__": {"cli"},
     "run": {"cli"},
@@ -44,7 +49,7 @@ ALLOWED = {
         "verifying",
     },
 }  # fmt: skip
-WITHOUT_TORCH = ("errors", "dtypes", "facts", "planning", "origin", "doctor")
+WITHOUT_TORCH = ("errors", "dtypes", "gauges", "facts", "planning", "origin", "doctor")
 
 
 def part_of(module: Path) -> str:

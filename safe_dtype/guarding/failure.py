@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..dtypes import Dtype
+from ..gauges import Rescale, summary
 
 
 class FailureKind(str, Enum):
@@ -84,7 +85,13 @@ class Report:
     dtype: Dtype | None  # of most of its numbers, now
     ladder: tuple[Dtype, ...]  # where it may still go on
     events: tuple[Event, ...]
+    rescale: Rescale | None = None  # in force now; None: nothing was rescaled
+    islands: tuple[str, ...] = ()  # modules that are computed in float32 in a model in 16 bit
 
     def __str__(self) -> str:
         head = f"{self.model} in {self.dtype}, {len(self.events)} event{'s' * (len(self.events) != 1)}"
-        return "\n".join([head, *(f"  {event}" for event in self.events)])
+        lines = [head]
+        for gauge, bits in self.rescale.shifts if self.rescale else ():
+            lines.append(f"  rescaled exactly: {gauge.name} 2^-{bits} ({'; '.join(summary(gauge.moves))})")
+        lines += [f"  in float32: {name}" for name in self.islands]
+        return "\n".join([*lines, *(f"  {event}" for event in self.events)])

@@ -10,14 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import FLOAT32, Dtype, dtype_named
+from ..dtypes import FLOAT16, FLOAT32, Dtype, dtype_named
 from ..errors import UnknownDtypeError
 from ..planning import Plan, Policy
+from ..planning.judge import may_overflow
+from ..rescaling import rescaled_of
 from .failure import Event, Report
+from .islands import islands_in
 from .recast import main_dtype
 from .step_mark import Place, state_places
 from .turns import Turns
-from .watch import clamping_blocks
+from .watch import watched_blocks
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 
@@ -83,11 +86,22 @@ class Guard:
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The blocks that clamp in float16."""
+        """The blocks whose values are watched in float16: those that clamp; all where the model was made wider."""
         if self._blocks is None:
             model = self.model()
-            self._blocks = clamping_blocks(model) if model is not None else []
+            self._blocks = watched_blocks(model, self._was_wider()) if model is not None else []
         return self._blocks
+
+    def _was_wider(self) -> bool:
+        """Whether the model was made in a dtype whose range float16 does not have."""
+        model = self.model()
+        if model is not None and rescaled_of(model) is not None:
+            return True
+        return self.plan is not None and self.plan.storage == FLOAT16 and may_overflow(FLOAT16, self.plan.saved)
+
+    def look_anew(self) -> None:
+        """Find out again which blocks are to be watched."""
+        self._blocks = None
 
     @property
     def places(self) -> list[Place]:
@@ -125,7 +139,12 @@ class Guard:
         """Return what happened so far."""
         model, now = self.model(), self.dtype()
         ladder = tuple(one for one in self.ladder() if one != now and torch_dtype(one) not in self.left)
-        return Report(type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events))
+        rescaled = rescaled_of(model) if model is not None else None
+        rescale = rescaled.rescale if rescaled is not None else None
+        islands = tuple(islands_in(model)) if model is not None else ()
+        return Report(
+            type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands
+        )
 
     def weights_untouched(self) -> bool:
         """Whether the weights are still those that were loaded."""

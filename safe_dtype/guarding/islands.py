@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,6 +45,13 @@ class Island:
     def outside_is_now(self, dtype: torch.dtype) -> None:
         """Follow the model into another dtype."""
         self.outside = dtype
+
+
+def islands_in(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the modules of `model` that are islands."""
+    for name, module in model.named_modules():
+        if any(isinstance(hook, Island) for hook in module._forward_hooks.values()):
+            yield name
 
 
 def can_be_island(model: nn.Module, module: nn.Module) -> str | None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..numerics import to_scaled_half
+from ..rescaling import norms_in_float32, shifted_modules
 from . import offloaded
 
 # Tried: beside their codes plain parameters may change dtype. quanto's products come out in the dtype of its scales.
@@ -74,7 +76,12 @@ def bytes_of_copy(model: nn.Module, dtype: torch.dtype) -> dict[torch.device, in
 
 
 def recast(
-    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, *, source: nn.Module | None = None
+    model: nn.Module,
+    former: Collection[torch.dtype],
+    new: torch.dtype,
+    *,
+    source: nn.Module | None = None,
+    without: Collection[int] = (),
 ) -> Recast:
     """Bring every floating tensor of `model` that is in a dtype of `former` into `new`.
 
@@ -84,29 +91,39 @@ def recast(
         new: The dtype to go to. In 16 bit, what the class keeps in float32 goes to float32 instead.
         source: A model of the same class in `new`, whose parameters are taken over instead of cast: for weights that
             lost bits when they were loaded.
+        without: The id() of parameters that stay as they are.
     """
     kept = _kept_in_float32(model, new)
     fresh = dict(source.named_parameters()) if source is not None else {}
     count = grown = 0
     with torch.inference_mode(mode=False), torch.no_grad():
         for name, one in (*_parameters(model, former, new), *_buffers(model, former)):
+            if id(one) in without:
+                continue
             wanted = torch.float32 if kept(name) else new
             before = one.numel() * one.dtype.itemsize
-            _replace(one, fresh[name].data.to(wanted) if name in fresh else one.data.to(wanted))
+            _replace(one, _in(wanted, fresh[name].data if name in fresh else one.data))
             fresh.pop(name, None)
             count += 1
             grown += one.numel() * one.dtype.itemsize - before if one.device.type != "meta" else 0
         count += _recast_attributes(model, former, new)
         moved, bytes_more = offloaded.recast(model, former, new, kept)
+    for _, _, shift in shifted_modules(model):
+        shift.outside_is_now(new)
     _tell_configs(model, former, new)
     torch.clear_autocast_cache()
     return Recast(count + moved, grown + bytes_more)
 
 
-def left_over(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> int:
-    """Return how many parameters should be in `new` and are not."""
+def left_over(
+    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, *, without: Collection[int] = ()
+) -> int:
+    """Return how many parameters should be in `new` and are not; those whose id() is in `without` do not count."""
     kept = _kept_in_float32(model, new)
-    return sum(one.dtype != new and not kept(name) for name, one in _parameters(model, former, new))
+    return sum(
+        one.dtype != (torch.float32 if kept(name) else new) and id(one) not in without
+        for name, one in _parameters(model, former, new)
+    )
 
 
 def _is_quantized(model: nn.Module) -> bool:
@@ -131,6 +148,12 @@ def _buffers(model: nn.Module, former: Collection[torch.dtype]) -> Iterator[tupl
         for name, one in module._buffers.items():
             if one is not None and one.dtype in former and name not in unsaved:
                 yield f"{prefix}.{name}".lstrip("."), one
+
+
+def _in(wanted: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+    # torch converts bfloat16 to float16 number by number.
+    quicker = wanted == torch.float16 and tensor.dtype == torch.bfloat16 and type(tensor) is torch.Tensor
+    return to_scaled_half(tensor, 0) if quicker and tensor.device.type == "cpu" else tensor.to(wanted)
 
 
 def _replace(one: torch.Tensor, tensor: torch.Tensor) -> None:
@@ -180,8 +203,9 @@ def _kept_in_float32(model: nn.Module, new: torch.dtype) -> Any:
     for module in model.modules():
         if hasattr(module, "_get_dtype_plan"):
             patterns.update(module._get_dtype_plan(new))
+    shifted = set(norms_in_float32(model)) if new != torch.float32 else set()
     if not patterns:
-        return lambda _name: False
+        return shifted.__contains__
     # Searched without anchors, as transformers 5 does on loading.
     pattern = re.compile("|".join(one.replace("*", ".*") for one in sorted(patterns)))
-    return lambda name: pattern.search(name) is not None
+    return lambda name: name in shifted or pattern.search(name) is not None

@@ -9,10 +9,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..devices import memory_of
 from ..dtypes import FLOAT16, FLOAT32, Dtype
+from ..errors import RescaleError
+from ..gauges import Rescale as Moved
 from ..numerics import take_back
+from ..rescaling import Fold, fold_in, gauges_for, keep_rescaled, rescaled_of, settle_norms
 from .case import Case
 from .casting import dtypes_of
 from .failure import FailureKind
@@ -20,10 +24,13 @@ from .guard import Guard, dtype_of, torch_dtype
 from .islands import CastInputs, Island, can_be_island
 from .offloaded import is_offloaded
 from .recast import bytes_of_copy, growth, left_over, main_dtype, recast, refusal
+from .saving import save_models_as_they_were
 
 logger = logging.getLogger(__name__)
 
 _MARGIN = 1.02  # allocators round up
+_FIRST_BITS = 6  # of a rescale that nobody planned: the error is the same from 4 to 11 bits (measured)
+_BITS_MORE = 3  # of one that was not enough
 
 
 class NotPossible(Exception):  # noqa: N818  (no error: an answer, with its reason)
@@ -51,6 +58,8 @@ def remedies(case: Case) -> Iterator[Remedy]:
             yield UseAutocast()
         if blamed is not None and blamed is not case.model:
             yield AlignModule(blamed)
+    if kind is FailureKind.NONFINITE and main_dtype(case.model) == torch.float16:
+        yield from _rescales(case)
     if case.guard.policy.islands and blamed is not None and kind in _BY_MODULE:
         yield MakeIsland(blamed)
     for dtype in _next_dtypes(case):
@@ -58,6 +67,16 @@ def remedies(case: Case) -> Iterator[Remedy]:
 
 
 _BY_MODULE = (FailureKind.OP_UNSUPPORTED, FailureKind.KERNEL_ARCH, FailureKind.NONFINITE)
+
+
+def _rescales(case: Case) -> Iterator[Remedy]:
+    rescaled = rescaled_of(case.model)
+    if rescaled is None:
+        yield Rescale()
+        return
+    # What was cached by a step before has the size that it had then.
+    if rescaled.effect.keeps_cache or case.restarts or not case.failure.step:
+        yield RaiseScale(rescaled.raised + _BITS_MORE)
 
 
 def _next_dtypes(case: Case) -> Iterator[Dtype]:
@@ -227,6 +246,60 @@ class MakeIsland:
 
 
 @dataclass(frozen=True)
+class RaiseScale:
+    """Move the exact rescaling of the model by some bits more: its activations shrink, its results stay."""
+
+    bits: int  # more than the plan's, in all
+
+    def __str__(self) -> str:
+        return f"the exact rescaling raised by {_BITS_MORE} bits"
+
+    def apply(self, case: Case) -> int:
+        """Multiply weights and eps in place. Caches stay: what is in them comes after a norm."""
+        rescaled = rescaled_of(case.model)
+        if rescaled is None:
+            raise NotPossible("the model is not rescaled")
+        try:
+            rescaled.raise_bits(self.bits - rescaled.raised)
+        except RescaleError as exc:
+            raise NotPossible(exc.problem) from exc
+        return 0
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Rescale a model exactly that was loaded without: what its architecture allows is found out now."""
+
+    def __str__(self) -> str:
+        return "an exact rescaling"
+
+    def apply(self, case: Case) -> int:
+        """Find the gauges of the architecture, fold them in, and prove on the model that its results are the same."""
+        model: Any = case.model
+        if not isinstance(model, PreTrainedModel):
+            raise NotPossible(f"{type(model).__name__} is no model of transformers")
+        if is_offloaded(model):
+            raise NotPossible("its weights are offloaded")
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            found = gauges_for(model)
+        residual = [gauge for gauge in found.gauges if gauge.name.endswith("residual")]
+        if not residual:
+            raise NotPossible(found.problem or "its architecture allows none")
+        try:
+            fold, effect = fold_in(model, Moved(tuple((gauge, _FIRST_BITS) for gauge in residual)))
+        except RescaleError as exc:
+            raise NotPossible(exc.problem) from exc
+        if not effect.keeps_cache and not case.restarts and case.failure.step:
+            fold.undo()
+            raise NotPossible("what the steps before cached would not fit to it")
+        keep_rescaled(model, fold, effect)
+        save_models_as_they_were()
+        settle_norms(model, torch.float16)
+        case.guard.look_anew()
+        return 0
+
+
+@dataclass(frozen=True)
 class RunEagerly:
     """Run without the compiled form."""
 
@@ -284,8 +357,11 @@ def _read_again(guard: Guard, model: nn.Module, new: torch.dtype) -> nn.Module |
         return None
     try:
         _check_memory(bytes_of_copy(model, new))
-        return guard.reread(new)
-    except (NotPossible, OSError) as exc:
+        source = guard.reread(new)
+        if rescaled := rescaled_of(model):
+            Fold(source).move_to(rescaled.rescale)
+        return source
+    except (NotPossible, RescaleError, OSError) as exc:
         logger.info(
             "%s: its weights stay rounded as they were loaded, they cannot be read again (%s)", plan.source, exc
         )

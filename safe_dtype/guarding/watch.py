@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..rescaling import block_names
+
 # What is returned beside the results: of no use to the next step, or legally infinite (proposals outside an image).
 _BESIDE = ("past_", "hidden_", "encoder_", "decoder_", "enc_", "init_", "intermediate_", "cross_", "attentions", "router_",
            "all_", "aux", "loss")  # fmt: skip
@@ -100,6 +102,18 @@ def saturated(peaks: Peaks) -> nn.Module | None:
     if largest.amax().item() < _PINNED:
         return None
     return next(block for (block, _), peak in zip(peaks, largest.tolist(), strict=True) if not peak < _PINNED)
+
+
+def watched_blocks(model: nn.Module, was_wider: bool) -> list[nn.Module]:  # noqa: FBT001  (one question, asked once)
+    """Return the blocks whose values are looked at in float16.
+
+    Finite logits are not enough: a tanh, a clamp or the variance of a norm may swallow an infinity on the way. Where the
+    model was made in a wider range, that is looked for in every block; in others only where one clamps.
+    """
+    clamping = clamping_blocks(model)
+    if not was_wider:
+        return clamping
+    return [module for name in block_names(model) if (module := model.get_submodule(name)) not in clamping] + clamping
 
 
 def clamping_blocks(model: nn.Module) -> list[nn.Module]:

@@ -12,22 +12,18 @@ from typing import Any
 
 from ..checkpoints.fingerprint import fingerprint
 from ..devices import recall, remember
-from ..devices.verdicts import measured_while_busy
-from ..dtypes import FLOAT32, Dtype
+from ..dtypes import FLOAT32
 from ..errors import CheckpointError, VerifyError
 from ..facts import CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
 from ..numerics import compute_in
 from ..planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
 from ..verifying import Checkpoint, drift_from, record_outputs
+from .apart import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
 from .layouts import lay_out_as_planned
-from .one_at_a_time import one_at_a_time
 from .request import Request
-from .turn import with_plan
 
 logger = logging.getLogger(__name__)
 
-# What decides where transformers finds the files, and nothing about how it loads them.
-_WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "code_revision")
 _TOKENS, _FEW_BATCHES = 384, 16  # of 128 and of 8 tokens: 512 positions in all
 
 
@@ -44,10 +40,10 @@ def plan_with_drifts(
         policy: The same.
         measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text.
     """
-    if not _can_be_asked(request, device, checkpoint):
+    if not can_be_loaded_apart(request, device, checkpoint) or not rates_are_sure(device):
         return plan
     while candidate := worth_measuring(plan):
-        key = _key(candidate, plan, device, fingerprint(checkpoint, request.where))
+        key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
         found = _remembered(candidate, key)
         if found is None:
             if not measure:
@@ -61,29 +57,13 @@ def plan_with_drifts(
     return plan
 
 
-def _can_be_asked(request: Request, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
-    """Whether the checkpoint can be loaded beside the caller's own call, and the rates are worth trusting."""
-    given = request.arguments
-    return (
-        request.source is not None
-        and given.get("config") is None
-        and given.get("state_dict") is None
-        and given.get("gguf_file") is None
-        and checkpoint.adapter is None
-        and device.memory.limited_by != "ranks"  # each would ask for itself, and they might not agree
-        and not any(measured_while_busy(one) for one in device.verdicts)
-    )
-
-
 def _measured(candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts) -> MeasuredDrift:
     """Run the checkpoint in float32, then as `candidate` would, and compare."""
     logger.warning(
         "%s: measuring what %s does to its results, once; loading takes longer this time", plan.source, candidate
     )
-    where = {name: request.arguments[name] for name in _WHERE if request.arguments.get(name) is not None}
-    checkpoint = Checkpoint(str(request.source), device.device.partition(",")[0], where)
     try:
-        drift, problem = _drift(candidate, plan, checkpoint), ""
+        drift, problem = _drift(candidate, plan, apart(request, device, plan)), ""
     except (CheckpointError, VerifyError) as exc:
         drift, problem = None, str(exc).partition("\n")[0]
     logger.info("%s: %s drifts by %s", plan.source, candidate, drift or problem)
@@ -93,20 +73,14 @@ def _measured(candidate: Candidate, plan: Plan, request: Request, device: Device
 def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
     batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
     with TemporaryDirectory(prefix="safe_dtype-drift-") as folder:
-        model = _load(checkpoint, FLOAT32)
+        model = load_apart(checkpoint, FLOAT32)
         recording = record_outputs(model, batches, folder)
         if candidate.storage != FLOAT32:
             del model
             gc.collect()  # models of transformers refer to themselves, and the next one needs the room
-            model = _load(checkpoint, candidate.storage)
+            model = load_apart(checkpoint, candidate.storage)
         with _as_planned(model, candidate, _routes(candidate, plan)):
             return drift_from(recording, model, batches)
-
-
-def _load(checkpoint: Checkpoint, dtype: Dtype) -> Any:
-    """Load as plain transformers does, where it is patched, too."""
-    with one_at_a_time(), with_plan():
-        return checkpoint.load(dtype)
 
 
 def _as_planned(model: Any, candidate: Candidate, routes: Routes | None) -> AbstractContextManager[object]:

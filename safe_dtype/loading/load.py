@@ -8,15 +8,19 @@ import shutil
 import tempfile
 import warnings
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import SafeDtypeWarning
+from ..dtypes import FLOAT16, FLOAT32
+from ..errors import RescaleError, SafeDtypeWarning
 from ..guarding import guard
+from ..guarding.recast import recast
 from ..origin import Origin, remember
 from ..planning import Candidate, Plan
+from .halving import computing_in_full, halve
 from .layouts import lay_out_as_planned
 from .one_at_a_time import one_at_a_time
 from .request import Request
@@ -44,6 +48,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     folder = arguments.get("offload_folder")
     if folder is not None and "offload_folder" not in request.arguments:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
+    if halves(plan):
+        plan = _halved(model, plan)
     _verify(model, plan)
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
@@ -59,7 +65,7 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
     arguments = dict(request.arguments)
     if not plan.quantization:
         arguments.pop("torch_dtype", None)
-        arguments["dtype"] = getattr(torch, plan.storage.name)
+        arguments["dtype"] = getattr(torch, (plan.saved if halves(plan) else plan.storage).name)
     if plan.attention:
         arguments.setdefault("attn_implementation", plan.attention)
     if plan.device_map and arguments.get("device_map") is None:
@@ -67,6 +73,24 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
         # Weights whose layout changes on loading (experts, say) are written again before they are offloaded.
         arguments.setdefault("offload_folder", tempfile.mkdtemp(prefix="safe_dtype-offload-"))
     return arguments
+
+
+def halves(plan: Plan) -> bool:
+    """Whether the model is loaded as it was saved, and brought into float16 with what that takes."""
+    return plan.storage == FLOAT16 and bool(plan.rescale or plan.islands)
+
+
+def _halved(model: nn.Module, plan: Plan) -> Plan:
+    """Bring `model` into float16 as planned; return the plan, or where its rescale does not hold that of float32."""
+    try:
+        halve(model, plan.rescale, plan.islands, computing=computing_in_full(plan))
+    except RescaleError as exc:
+        text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
+        warnings.warn(text, SafeDtypeWarning, stacklevel=5)
+        recast(model, {torch.bfloat16}, torch.float32)
+        full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=str(exc))
+        return replace(full, ladder=(FLOAT32,))
+    return plan
 
 
 def _verify(model: nn.Module, plan: Plan) -> None:

@@ -17,11 +17,12 @@ from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import read_config
 from ..checkpoints.files import LocalFiles, files_of
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of
-from ..dtypes import BFLOAT16, COMPUTE, Dtype
+from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, Dtype
 from ..errors import CheckpointError, ConflictError, SafeDtypeError
 from ..facts import CheckpointFacts, DeviceFacts, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
 from .gate import plan_with_drifts
+from .half import plan_with_half
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,13 @@ def plan_request(request: Request, policy: Policy | str | None = None, *, drifts
         PolicyError: If `policy` is a text that cannot be read.
     """
     ordered = request.ordered
-    checkpoint = _checkpoint(request)
+    checkpoint = checkpoint_for(request)
     device = device_for(request, checkpoint)
     parsed = Policy.parse(policy) if isinstance(policy, str) else policy
     plan = make_plan(device, checkpoint, parsed, ordered=ordered)
+    # An order for float16 is one for results as well: those of a model that overflows are no use to anybody.
+    look = drifts == "measured" or (drifts == "ignored" and ordered == FLOAT16)
+    plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=look)
     if drifts != "ignored":
         plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")
     logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
@@ -124,7 +128,12 @@ def _with_main_memory(device: DeviceFacts) -> DeviceFacts:
     return replace(device, memory=both)
 
 
-def _checkpoint(request: Request) -> CheckpointFacts:
+def checkpoint_for(request: Request) -> CheckpointFacts:
+    """Read what the files of the request's checkpoint hold, headers and configs.
+
+    Raises:
+        CheckpointError: If it cannot be found or read.
+    """
     state_dict = request.arguments.get("state_dict")
     with _readable(request):
         config = _config(request)

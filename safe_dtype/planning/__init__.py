@@ -7,7 +7,7 @@ from .judge import candidates, judge
 from .plan import Candidate, Cost, Decision, Ground, Plan
 from .policy import Policy, Workload
 from .routes import Routes
-from .worth import worth_measuring
+from .worth import range_worth_measuring, worth_measuring
 
 __all__ = [
     "Candidate",
@@ -23,5 +23,6 @@ __all__ = [
     "combine",
     "judge",
     "make_plan",
+    "range_worth_measuring",
     "worth_measuring",
 ]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..dtypes import COMPUTE, FLOAT32, Dtype
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import CheckpointFacts, DeviceFacts, Kind
-from .judge import candidates, judge
+from .judge import candidates, judge, may_overflow
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import Case, merit, ranked
@@ -101,6 +101,7 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
     too_big = picked.ground is Ground.MEMORY
     if too_big:
         warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
+    half = checkpoint.half if may_overflow(candidate.storage, checkpoint.saved) and not strict else None
     later = () if strict else tuple(one.candidate.storage for one in ranked(case))
     return Plan(
         source=checkpoint.source,
@@ -118,6 +119,8 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
         device_map="auto" if too_big and not strict else None,
         ordered=case.ordered,
         routes=picked.routes,
+        rescale=half.rescale if half and picked.ground in (None, Ground.MEMORY) else None,
+        islands=half.islands if half and picked.ground in (None, Ground.MEMORY) else (),
         warnings=(*warnings, *checkpoint.warnings),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype
-from ..facts import CheckpointFacts, DeviceFacts, Kind, Verdict
+from ..facts import CheckpointFacts, DeviceFacts, Drift, Kind, Verdict
 from .drift import beyond
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
@@ -13,7 +13,7 @@ from .predict import predict
 from .routes import Routes, product_verdict, routes_for
 from .units import bytes_text
 
-# Activations may grow beyond what was seen: two bits of room below float16's end.
+# Activations may grow beyond what was seen: two bits of room below float16's end, whatever was aimed at.
 _RANGE_MARGIN = 4.0
 _GROUNDS = {Kind.WRONG: Ground.WRONG, Kind.UNSUPPORTED: Ground.UNSUPPORTED, Kind.CRASHES: Ground.CRASHES}
 _ALWAYS_NEEDED = ("matmul", "layer_norm", "rms_norm", "softmax", "embedding")
@@ -54,7 +54,7 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
     found = (
         _outside_ladder(candidate, policy)
         or _bad_kernel(candidate, product, device, checkpoint)
-        or _bad_range(candidate.storage, checkpoint)
+        or _bad_range(candidate, checkpoint, policy)
         or _bad_rounding(candidate, checkpoint, policy)
         or _bad_memory(cost, device)
     )
@@ -123,26 +123,38 @@ def _bad_kernel(
     return None
 
 
-def _bad_range(storage: Dtype, checkpoint: CheckpointFacts) -> tuple[Ground, str] | None:
-    # The same number of exponent bits: bfloat16 ends half a percent below float32 and still spans its range.
-    if storage.largest * 2 > checkpoint.saved.largest:
+def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
+    storage = candidate.storage
+    if not may_overflow(storage, checkpoint.saved):
         return None
-    peak = checkpoint.peak_activation
-    if peak is None:
+    half = checkpoint.half
+    if half is None:
         return Ground.RANGE, (
             f"{storage} ends at {storage.largest:.0f}; the model comes in {checkpoint.saved}, which reaches 3e38, "
             "and its activations were not measured"
         )
-    if peak * _RANGE_MARGIN > storage.largest:
-        return Ground.RANGE, f"activations reach {peak:.3g}, {storage} ends at {storage.largest:.0f}"
-    return None
+    if half.problem:
+        return Ground.RANGE, half.problem
+    if half.left * _RANGE_MARGIN > storage.largest:
+        return Ground.RANGE, f"{half}, and {storage} ends at {storage.largest:.0f}"
+    if half.drift is None:
+        return None if half.rescale is None and not half.islands else (Ground.RANGE, f"{half}, which was not verified")
+    reason = beyond(half.drift, policy.max_drift)
+    return (Ground.DRIFT, f"{half}; against {half.reference} {reason}") if reason else None
+
+
+def may_overflow(storage: Dtype, saved: Dtype) -> bool:
+    """Whether a model that was saved in one dtype may leave the range of another one that it is held in."""
+    # The same number of exponent bits: bfloat16 ends half a percent below float32 and still spans its range.
+    return storage.largest * 2 < saved.largest
 
 
 def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
-    # A rescue of the range (peak_activation known) has been checked on the activations, so rounding alone is left.
     storage = candidate.compute if candidate.storage == FLOAT32 else candidate.storage  # of what is multiplied
     if storage.epsilon <= checkpoint.saved.epsilon:
         return None
+    if storage == FLOAT16 and checkpoint.half is not None and checkpoint.half.drift is not None:
+        return None  # judged with its range
     if (measured := checkpoint.drift(candidate.storage, candidate.compute)) and measured.drift is not None:
         reason = beyond(measured.drift, policy.max_drift)
         return (Ground.DRIFT, f"against float32 {reason}") if reason else None
@@ -174,13 +186,25 @@ def _attention(dtype: Dtype, device: DeviceFacts) -> str | None:
 
 def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, matmul: Verdict) -> str:
     words = ["rounds the weights" if _rounds(candidate, checkpoint) else "keeps every bit of the weights"]
-    measured = checkpoint.drift(candidate.storage, candidate.compute)
-    if measured and measured.drift is not None:
-        drift = measured.drift
-        words[0] += f": KL {drift.kl_mean:.2g} nats to float32, {drift.top1_agreement:.1%} of the top tokens the same"
+    drift, reference = _drift_of(candidate, checkpoint)
+    if drift is not None:
+        words[0] += (
+            f": KL {drift.kl_mean:.2g} nats to {reference}, {drift.top1_agreement:.1%} of the top tokens the same"
+        )
+    half = checkpoint.half
+    if half is not None and may_overflow(candidate.storage, checkpoint.saved):
+        words.append(str(half))
     if routes and routes.layout == "blocks":
         words.append("laid out in blocks on loading")
     return "; ".join([*words, *filter(None, [matmul.reason])])
+
+
+def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift | None, Dtype]:
+    """Return the measured drift of a candidate, and what it was measured from."""
+    if checkpoint.half is not None and may_overflow(candidate.storage, checkpoint.saved):
+        return checkpoint.half.drift, checkpoint.half.reference
+    measured = checkpoint.drift(candidate.storage, candidate.compute)
+    return (measured.drift if measured else None), FLOAT32
 
 
 def _rounds(candidate: Candidate, checkpoint: CheckpointFacts) -> bool:

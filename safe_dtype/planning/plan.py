@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
 from ..dtypes import Dtype
+from ..gauges import Rescale
 from .policy import Policy
 from .routes import Routes
 
@@ -106,6 +107,8 @@ class Plan:
     quantization: str | None = None  # set: the quantizer's own dtype rule holds, ours does not
     ordered: Dtype | None = None  # the dtype that the caller passed
     routes: Routes | None = None  # how products are computed; None without measured rates
+    rescale: Rescale | None = None  # powers of two moved between layers, so that float16 holds the activations
+    islands: tuple[str, ...] = ()  # modules in float32 inside a model in float16
     warnings: tuple[str, ...] = ()
 
     @property
@@ -135,7 +138,14 @@ class Plan:
             }
             for one in self.decisions
         ]
-        return {"schema": SCHEMA_VERSION, **_plain(self), "policy": str(self.policy), "decisions": decisions}
+        rescale = self.rescale.to_dict() if self.rescale else None
+        return {
+            "schema": SCHEMA_VERSION,
+            **_plain(replace(self, rescale=None)),
+            "rescale": rescale,
+            "policy": str(self.policy),
+            "decisions": decisions,
+        }
 
     def to_json(self, *, indent: int | None = None) -> str:
         """Return `to_dict()` as JSON."""

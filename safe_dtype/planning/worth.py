@@ -1,8 +1,10 @@
-"""Which drift is worth measuring: one that stands between the plan and a much faster one."""
+"""What is worth measuring: what stands between the plan and a much better one."""
 
 from __future__ import annotations
 
-from .plan import Candidate, Ground, Plan
+from ..dtypes import FLOAT16
+from ..facts import CheckpointFacts
+from .plan import Candidate, Cost, Ground, Plan
 
 # A measurement loads the model a second time. It has to win at least this much.
 _WORTH = 1.2
@@ -25,3 +27,24 @@ def worth_measuring(plan: Plan) -> Candidate | None:
         and one.cost.seconds * _WORTH <= plan.cost.seconds
     ]
     return min(faster, key=lambda pair: pair[0])[1] if faster else None
+
+
+def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
+    """Whether float16 would be the plan, or is one by order, and nobody has looked whether the activations fit it."""
+    if checkpoint.half is not None or plan.policy.mode == "strict" or plan.quantization:
+        return False
+    unknown = [one for one in plan.decisions if one.candidate.storage == FLOAT16 and one.ground is Ground.RANGE]
+    if not unknown:
+        return False
+    if plan.ordered or plan.policy.ladder:
+        before = plan.policy.ladder[: plan.policy.ladder.index(plan.storage)] if plan.policy.ladder else ()
+        return FLOAT16 in (plan.ordered, *before)
+    return plan.cost is not None and any(_is_much_better(one.cost, plan.cost, plan) for one in unknown)
+
+
+def _is_much_better(one: Cost, now: Cost, plan: Plan) -> bool:
+    if plan.policy.prefer == "memory" or plan.device_map:
+        return one.bytes * _WORTH <= now.bytes
+    if plan.policy.prefer != "speed" or one.seconds is None or now.seconds is None:
+        return False
+    return one.seconds * _WORTH <= now.seconds

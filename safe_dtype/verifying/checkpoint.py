@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from ..dtypes import Dtype
-from ..errors import CheckpointError
-from .texts import text_batches
+from ..errors import CheckpointError, NothingToCompareError
+from .texts import random_batches, text_batches
 
 _TOKENS_PER_BATCH = 128
 _FEW_TOKENS = 8  # few rows may take other kernels than many
@@ -26,6 +26,7 @@ class Checkpoint:
     source: str
     device: str
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained: revision, cache_dir, token, ...
+    how: Mapping[str, Any] = field(default_factory=dict)  # those for the model alone: attn_implementation, ...
 
     def load(self, dtype: Dtype) -> Any:
         """Return the model that the checkpoint names, whole, in `dtype`.
@@ -37,7 +38,9 @@ class Checkpoint:
             config = transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
             architecture = next(iter(config.architectures or ()), "")
             model_class = getattr(transformers, architecture, transformers.AutoModel)
-            model = model_class.from_pretrained(self.source, dtype=getattr(torch, dtype.name), **self.arguments)
+            model = model_class.from_pretrained(
+                self.source, dtype=getattr(torch, dtype.name), **self.arguments, **self.how
+            )
         if model.main_input_name != "input_ids":
             problem = f"{type(model).__name__} reads {model.main_input_name}, not text"
             raise CheckpointError(self.source, problem, "call safe_dtype.measure_drift with inputs of its own")
@@ -55,17 +58,38 @@ class Checkpoint:
             CheckpointError: If there is no tokenizer that transformers can load.
             NothingToCompareError: If the text is too short.
         """
-        with self._readable("config or tokenizer"):
-            config = transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
+        config = self._config()
+        with self._readable("tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.arguments)
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None) or _TOKENS_PER_BATCH
-        length = min(_TOKENS_PER_BATCH, longest, tokens)
+        length = min(_TOKENS_PER_BATCH, _longest(config), tokens)
         found = text_batches(tokenizer, text, tokens_per_batch=length, batches=math.ceil(tokens / length))
         if few:
             found += text_batches(tokenizer, text, tokens_per_batch=_FEW_TOKENS, batches=few)
-        # An encoder-decoder is asked to say the text again: its decoder needs something to go on.
-        more = [{"labels": one["input_ids"]} if config.is_encoder_decoder else {} for one in found]
-        return [{**one, **labels, "output_hidden_states": True} for one, labels in zip(found, more, strict=True)]
+        return [_completed(one, config) for one in found]
+
+    def random_batches(self, vocab_size: int, *, tokens: int = 512) -> list[dict[str, Any]]:
+        """Return random tokens in batches of up to 128, each with the model's first token before them, where it has one.
+
+        For a checkpoint without a tokenizer: a trained model has never seen noise.
+
+        Raises:
+            CheckpointError: If its config cannot be read.
+            NothingToCompareError: If it has no vocabulary.
+        """
+        config = self._config()
+        if vocab_size < 1:
+            raise NothingToCompareError(f"{self.source} has no vocabulary", "pass inputs of its own")
+        length = min(_TOKENS_PER_BATCH, _longest(config), tokens)
+        found = random_batches(vocab_size, tokens_per_batch=length, batches=math.ceil(tokens / length))
+        first = getattr(config.get_text_config(), "bos_token_id", None)
+        for one in found:
+            if isinstance(first, int) and 0 <= first < vocab_size:
+                one["input_ids"][:, 0] = first
+        return [_completed(one, config) for one in found]
+
+    def _config(self) -> Any:
+        with self._readable("config"):
+            return transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
 
     @contextmanager
     def _readable(self, what: str) -> Iterator[None]:
@@ -75,3 +99,13 @@ class Checkpoint:
         except (OSError, ValueError) as exc:
             problem = f"transformers cannot load its {what} ({exc})"
             raise CheckpointError(self.source, problem, "pass one that it can") from exc
+
+
+def _longest(config: Any) -> int:
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or _TOKENS_PER_BATCH
+
+
+def _completed(batch: dict[str, Any], config: Any) -> dict[str, Any]:
+    # An encoder-decoder is asked to say the text again: its decoder needs something to go on.
+    more = {"labels": batch["input_ids"]} if config.is_encoder_decoder else {}
+    return {**batch, **more, "output_hidden_states": True}

@@ -11,7 +11,7 @@ import pytest
 
 from safe_dtype.dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
 from safe_dtype.errors import NoSafeDtypeError, StrictModeError
-from safe_dtype.facts import DeviceFacts, Kind
+from safe_dtype.facts import DeviceFacts, HalfRange, Kind
 from safe_dtype.planning import Ground, Policy, make_plan
 
 SPEED, MEMORY, FIDELITY = Policy(), Policy(prefer="memory"), Policy(prefer="fidelity")
@@ -95,16 +95,56 @@ def test_workload_decides() -> None:
 
 def test_range_known_to_fit() -> None:
     """Activations that were measured and stay small let a bf16 checkpoint run in float16."""
-    assert make_plan(f.TURING, f.checkpoint(BFLOAT16, peak_activation=900.0)).storage == FLOAT16
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=HalfRange(900.0, 900.0)))
+    assert (plan.storage, plan.rescale, plan.islands) == (FLOAT16, None, ())
 
 
 def test_range_known_not_to_fit() -> None:
     """Activations that were measured near float16's end reject it, with both figures."""
-    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, peak_activation=4e4))
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=HalfRange(4e4, 4e4)))
     half = next(one for one in plan.decisions if one.candidate.compute == FLOAT16)
     assert half.ground is Ground.RANGE
     assert "4e+04" in half.reason
     assert "65504" in half.reason
+
+
+def test_range_rescued() -> None:
+    """A rescale whose drift was measured to be small makes float16 the plan, and the plan carries it."""
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=f.rescued()))
+    assert plan.storage == FLOAT16
+    assert plan.rescale == f.rescued().rescale
+    assert plan.islands == ("model.layers.3.mlp",)
+    assert "residual 2^-6" in plan.explain(width=300)
+    assert plan.to_dict()["rescale"]["shifts"][0]["bits"] == 6
+
+
+@pytest.mark.parametrize(
+    ("half", "ground", "said"),
+    [
+        pytest.param(f.rescued(drift=None), Ground.RANGE, "not verified", id="nobody-verified-it"),
+        pytest.param(f.rescued(drift=f.drift(0.3)), Ground.DRIFT, "0.3 nats", id="finite-and-wrong"),
+        pytest.param(f.rescued(problem="no gauge reaches it"), Ground.RANGE, "no gauge", id="out-of-reach"),
+        pytest.param(HalfRange(9.0, 9.0, drift=f.drift(0.3)), Ground.DRIFT, "0.3 nats", id="in-range-and-wrong"),
+    ],
+)
+def test_range_not_rescued(half: HalfRange, ground: Ground, said: str) -> None:
+    """Without a rescue that holds, float16 is rejected and nothing is rescaled."""
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=half))
+    found = next(one for one in plan.decisions if one.candidate.compute == FLOAT16)
+    assert (found.ground, plan.storage, plan.rescale, plan.islands) == (ground, FLOAT32, None, ())
+    assert said in found.reason
+
+
+def test_range_of_another_dtype() -> None:
+    """A rescue of float16 is none of bfloat16's business."""
+    plan = make_plan(f.AMPERE, f.checkpoint(BFLOAT16, half=f.rescued()), ordered=BFLOAT16)
+    assert (plan.storage, plan.rescale, plan.islands) == (BFLOAT16, None, ())
+
+
+def test_strict_order_is_not_rescaled() -> None:
+    """In strict mode nothing is changed: no rescale, and a warning."""
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=f.rescued()), Policy(mode="strict"), ordered=FLOAT16)
+    assert (plan.storage, plan.rescale, plan.islands) == (FLOAT16, None, ())
 
 
 def test_memory_tight() -> None:

@@ -1,0 +1,98 @@
+"""From a model as it was saved to the same one in float16: rescaled, proven, cast, with its islands in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from ..dtypes import FLOAT32, Dtype
+from ..errors import RescaleError
+from ..facts import DeviceFacts, Kind
+from ..gauges import Rescale
+from ..guarding.islands import Island, can_be_island
+from ..guarding.offloaded import is_offloaded
+from ..guarding.recast import left_over, recast
+from ..guarding.saving import save_models_as_they_were
+from ..numerics import compute_in
+from ..planning import Candidate, Ground, Plan
+from ..rescaling import Rescaled, fold_in, keep_rescaled
+
+_NO_KERNELS = (Ground.UNSUPPORTED, Ground.CRASHES, Ground.WRONG, Ground.UNKNOWN)
+_SLOW = 1.5  # times float32
+_FORMER = (torch.bfloat16, torch.float32)
+
+
+def halve(
+    model: nn.Module,
+    rescale: Rescale | None,
+    islands: Iterable[str] = (),
+    *,
+    computing: AbstractContextManager[object] | None = None,
+) -> Rescaled | None:
+    """Bring `model` into float16 in place, exactly rescaled; return the rescale in force, None where there is none.
+
+    Args:
+        model: As it was saved, in bfloat16 or float32. What its class keeps in float32 goes there.
+        rescale: What to fold in first. It is proven on the model before anything is cast.
+        islands: Names of the modules that go to float32 instead.
+        computing: A context for the proof: where the device cannot multiply in the model's dtype.
+
+    Raises:
+        RescaleError: If the rescale is not exact in this model, or it cannot be folded into it. The model is as it was.
+    """
+    if is_offloaded(model):
+        raise RescaleError("weights that are offloaded would have to be rescaled every time they are brought in")
+    own = _own_names(model)
+    modules = [_island(model, own(name)) for name in islands]
+    rescale = rescale.renamed(own) if rescale else None
+    found = None
+    if rescale is not None:
+        fold, effect = fold_in(model, rescale, computing=computing)
+        found = keep_rescaled(model, fold, effect)
+        save_models_as_they_were()
+    former = {one.dtype for one in model.parameters()}.intersection(_FORMER)
+    for module in modules:
+        recast(module, {torch.bfloat16}, torch.float32)
+    kept = {id(one) for module in modules for one in module.parameters()}
+    recast(model, former, torch.float16, without=kept)
+    for module in modules:
+        Island(torch.float16).attach(module)
+    if left := left_over(model, former, torch.float16, without=kept):
+        raise RescaleError(f"{left} parameters stayed in another dtype")
+    return found
+
+
+def computing_on(device: DeviceFacts, dtype: Dtype) -> AbstractContextManager[object]:
+    """Return a context in which products of weights in `dtype` come out right and soon on the device."""
+    if dtype == FLOAT32 or device.verdict(dtype).kind is Kind.NATIVE:
+        return nullcontext()
+    return compute_in(FLOAT32)
+
+
+def computing_in_full(plan: Plan) -> AbstractContextManager[object]:
+    """Return the same for the dtype that the plan's checkpoint was saved in."""
+    saved = Candidate(plan.saved, plan.saved)
+    decision = next((one for one in plan.decisions if one.candidate == saved), None)
+    runs_well = decision is not None and decision.ground not in _NO_KERNELS and (decision.slowdown or 1.0) < _SLOW
+    return nullcontext() if plan.saved == FLOAT32 or runs_well else compute_in(FLOAT32)
+
+
+def _own_names(model: nn.Module) -> Callable[[str], str]:
+    """Return what turns a name in a model with a head into one in `model`, which may come without: `AutoModel`'s."""
+    prefix = f"{getattr(model, 'base_model_prefix', '') or 'model'}."
+    if hasattr(model, prefix[:-1]):
+        return lambda name: name
+    return lambda name: name.removeprefix(prefix)
+
+
+def _island(model: nn.Module, name: str) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as exc:
+        raise RescaleError(f"{type(model).__name__} has no module {name}") from exc
+    if reason := can_be_island(model, module):
+        raise RescaleError(f"{name} cannot be computed in float32 by itself: {reason}")
+    return module
