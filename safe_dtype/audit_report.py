@@ -19,7 +19,7 @@ _MOST_NAMES = 10
 
 _ROW, _LEFT, _WIDTH, _TOP = 20, 330, 560, 64  # of the picture, in its units
 _LOWEST, _HIGHEST = -34, 18  # powers of two at its edges: a number beyond is drawn at the edge
-_INK, _BULK, _BEYOND, _LINE = "#1f6f8b", "#1f6f8b", "#b3552d", "#777"
+_FITS, _OVERFLOWS, _LINE = "#1f6f8b", "#b3552d", "#777"
 
 
 def audit_text(audit: Audit, *, width: int) -> str:
@@ -136,20 +136,20 @@ def _x(exponent: float) -> float:
 
 def _limits(bottom: int) -> Iterator[str]:
     limits = (
-        (-24.0, "2^-24: smallest", 0),
-        (-17.0, "2^-17: bfloat16 is exact", 1),
-        (-14.0, "2^-14: 11 bits", 0),
-        (math.log2(LARGEST), f"{LARGEST:.0f}: largest", 0),
+        (-24.0, "2^-24: smallest", 36, "middle"),
+        (-17.0, "2^-17: bfloat16 is exact", 50, "end"),
+        (-14.0, "2^-14: 11 bits", 36, "middle"),
+        (math.log2(LARGEST), f"{LARGEST:.0f}: largest", 36, "middle"),
     )
-    for exponent, name, line in limits:
-        x, y = _x(exponent), 36 + 14 * line
+    for exponent, name, y, anchor in limits:
+        x = _x(exponent)
         yield f'<path d="M{x:.1f} {y + 4}V{bottom}" stroke="{_LINE}" stroke-dasharray="3 3"/>'
-        yield f'<text x="{x:.1f}" y="{y}" text-anchor="middle" font-size="10">{name}</text>'
+        yield f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-size="10">{name}</text>'
 
 
 def _picture_row(group: Group, top: int) -> Iterator[str]:
     census = group.census
-    colour = _INK if census.fits else _BEYOND
+    colour = _FITS if census.fits else _OVERFLOWS
     told = (
         f"{_label(group)}: {census.smallest:.3g} to {census.largest:.4g}, {census.overflowing:,} overflow, "
         f"{census.inexact:,} of {census.elements:,} inexact, {census.vanishing:,} vanish"

@@ -35,6 +35,10 @@ class Rows:
     offset: int = 0  # of every `step` rows between start and stop, only this one
     step: int = 1
 
+    def __str__(self) -> str:
+        every = f", no. {self.offset} of every {self.step}" if self.step > 1 else ""
+        return f"rows {self.start:.0%} to {self.stop:.0%}{every}"
+
     def of(self, size: int) -> slice:
         """Return the slice along `dim` of a tensor that has `size` rows there.
 
@@ -141,7 +145,7 @@ def summary(moves: Iterable[Move]) -> tuple[str, ...]:
     for move in moves:
         where = re.sub(r"\b\d+\b", "*", move.target)
         part = "" if move.part in (Part.WEIGHT, Part.NUMBER) else f"{move.part} of "
-        rows = "" if move.rows is None else f" (rows {move.rows.start:.0%} to {move.rows.stop:.0%})"
+        rows = "" if move.rows is None else f" ({move.rows})"
         line = f"{part}{where}{rows} 2^{move.power:+d}"
         counts[line] = counts.get(line, 0) + 1
     return tuple(f"{line} ({count})" if count > 1 else line for line, count in counts.items())

@@ -101,6 +101,7 @@ EXAMPLES = [
     errors.ConflictError("dtype", "float16", "float32"),
     errors.NoPlanError("BertModel"),
     errors.NotGuardedError("BertModel"),
+    errors.RescaleError("model.norm.eps is no number"),
     errors.NoDtypeLeft("nonfinite in lm_head at step 3", "float32", (Attempt("float32", "needs 8 GB more"),)),
     errors.CannotResumeError("nonfinite", "tokens have been streamed", "float32"),
     errors.DeviceLostError("cuda:0", "float16", "device-side assert triggered"),

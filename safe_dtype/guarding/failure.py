@@ -92,6 +92,6 @@ class Report:
         head = f"{self.model} in {self.dtype}, {len(self.events)} event{'s' * (len(self.events) != 1)}"
         lines = [head]
         for gauge, bits in self.rescale.shifts if self.rescale else ():
-            lines.append(f"  rescaled exactly: {gauge.name} 2^-{bits} ({'; '.join(summary(gauge.moves))})")
+            lines += [f"  rescaled exactly: {gauge.name} 2^-{bits}", *(f"    {line}" for line in summary(gauge.moves))]
         lines += [f"  in float32: {name}" for name in self.islands]
         return "\n".join([*lines, *(f"  {event}" for event in self.events)])

@@ -93,7 +93,7 @@ def recast(
             lost bits when they were loaded.
         without: The id() of parameters that stay as they are.
     """
-    kept = _kept_in_float32(model, new)
+    kept = kept_in_float32(model, new)
     fresh = dict(source.named_parameters()) if source is not None else {}
     count = grown = 0
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -119,7 +119,7 @@ def left_over(
     model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, *, without: Collection[int] = ()
 ) -> int:
     """Return how many parameters should be in `new` and are not; those whose id() is in `without` do not count."""
-    kept = _kept_in_float32(model, new)
+    kept = kept_in_float32(model, new)
     return sum(
         one.dtype != (torch.float32 if kept(name) else new) and id(one) not in without
         for name, one in _parameters(model, former, new)
@@ -196,7 +196,7 @@ def _tell_configs(model: nn.Module, former: Collection[torch.dtype], new: torch.
         waiting += [sub for name in getattr(config, "sub_configs", ()) if (sub := getattr(config, name, None))]
 
 
-def _kept_in_float32(model: nn.Module, new: torch.dtype) -> Any:
+def kept_in_float32(model: nn.Module, new: torch.dtype) -> Any:
     """Return a test on names: is this one kept in float32 when the model is in `new`? As transformers would load it."""
     patterns: set[str] = set()
     module: Any

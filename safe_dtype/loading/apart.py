@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import transformers
 
 from ..devices.verdicts import measured_while_busy
 from ..dtypes import Dtype
@@ -24,7 +27,8 @@ def can_be_loaded_apart(request: Request, device: DeviceFacts, checkpoint: Check
     given = request.arguments
     return (
         request.source is not None
-        and given.get("config") is None
+        # An Auto class hands one on in a patched program, where nothing is rounded unless it is ordered.
+        and (given.get("config") is None or (request.ordered is not None and _is_its_own(given["config"], request)))
         and given.get("state_dict") is None
         and given.get("gguf_file") is None
         and checkpoint.adapter is None
@@ -39,13 +43,16 @@ def rates_are_sure(device: DeviceFacts) -> bool:
 
 def apart(request: Request, device: DeviceFacts, plan: Plan) -> Checkpoint:
     """Return the request's checkpoint, on the device that is planned for."""
-    where = {name: request.arguments[name] for name in _WHERE if request.arguments.get(name) is not None}
-    return Checkpoint(str(request.source), device.device.partition(",")[0], where, how_it_runs(request, plan))
+    return Checkpoint(
+        str(request.source), device.device.partition(",")[0], _where(request), how_it_runs(request, plan)
+    )
 
 
 def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
     """Return the arguments of the call that choose kernels, the plan's attention where the call names none."""
-    found = {name: request.arguments[name] for name in _HOW if request.arguments.get(name) is not None}
+    # An Auto class writes them into the config that it hands on.
+    written = {name: getattr(request.arguments.get("config"), f"_{name}_internal", None) for name in _HOW}
+    found = {name: one for name in _HOW if (one := request.arguments.get(name) or written[name]) is not None}
     return {"attn_implementation": plan.attention, **found} if plan.attention else found
 
 
@@ -53,3 +60,24 @@ def load_apart(checkpoint: Checkpoint, dtype: Dtype) -> Any:
     """Load as plain transformers does, where it is patched, too."""
     with one_at_a_time(), with_plan():
         return checkpoint.load(dtype)
+
+
+def _where(request: Request) -> dict[str, Any]:
+    return {name: request.arguments[name] for name in _WHERE if request.arguments.get(name) is not None}
+
+
+def _is_its_own(config: Any, request: Request) -> bool:
+    """Whether a config is the one that lies with the checkpoint, as an Auto class hands it on: its dtype may differ."""
+    if not isinstance(config, transformers.PreTrainedConfig):
+        return False
+    try:
+        own = transformers.AutoConfig.from_pretrained(request.source, **_where(request))
+    except (OSError, ValueError):
+        return False
+    return type(own) is type(config) and _without_dtypes(own.to_dict()) == _without_dtypes(config.to_dict())
+
+
+def _without_dtypes(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without_dtypes(one) for name, one in value.items() if name not in ("dtype", "torch_dtype")}

@@ -22,15 +22,16 @@ from ..numerics import compute_in
 from ..planning import Plan, Policy, beyond, make_plan, range_worth_measuring
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from ..rescaling import block_names, fit_to_half, gauges_for
+from ..rescaling.fold_in import RUN_FAILURES
 from ..verifying import Checkpoint, Recording, drift_from, record_outputs
 from .apart import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
 from .fewest import fewest
-from .halving import computing_on, halve
+from .halving import computing_on, halve, keep_as_in_half
 from .request import Request
 
 logger = logging.getLogger(__name__)
 
-_TOKENS, _FEW_BATCHES = 512, 8  # of 128 and of 8 tokens
+_TOKENS = 512  # of the text, in batches of 128
 _BEFORE_FLOAT32 = 1.1  # of its weights' bytes have to be free, else the reference stays in 16 bit
 
 Batches = Sequence[Mapping[str, Any]]
@@ -75,7 +76,10 @@ def half_of(
         "%s: measuring whether float16 holds its activations, once; loading takes longer this time", plan.source
     )
     source = apart(request, device, plan)
-    half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
+    try:
+        half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
+    except torch.OutOfMemoryError as exc:
+        return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
     remember(key, {"half": half_to_dict(half)})
     return half
 
@@ -96,12 +100,20 @@ def measure_half(
         device: What the device does: where it cannot multiply in bfloat16, products are computed in float32.
         text: What to run it on; by default a short text of ours, random tokens where there is no tokenizer.
         max_drift: What islands have to bring the drift below.
+
+    Raises:
+        torch.OutOfMemoryError: If there is no room for the model beside what is there.
     """
     try:
         with torch.inference_mode(mode=False), torch.enable_grad():  # whatever the caller is in
             half = _Trial(source, checkpoint, device, _batches(source, checkpoint, text), max_drift).half()
     except (CheckpointError, VerifyError, RescaleError) as exc:
         half = HalfRange(0.0, 0.0, problem=str(exc).partition("\n")[0])
+    except torch.OutOfMemoryError:
+        raise  # of this moment, nothing to be remembered
+    except RUN_FAILURES as exc:  # a model of text and images, say, and no room for a second one beside others
+        text_only = f"it cannot be run on a text here: {type(exc).__name__}: {exc}"
+        half = HalfRange(0.0, 0.0, problem=text_only.partition("\n")[0])
     logger.info("%s in float16: %s", source.source, half)
     return half
 
@@ -117,52 +129,53 @@ class _Trial:
     max_drift: float
 
     def half(self) -> HalfRange:
-        saved = self.checkpoint.saved if self.checkpoint.saved in (BFLOAT16, FLOAT32) else FLOAT32
-        model = load_apart(self.source, BFLOAT16)  # of float32 as well: what a norm computes in float32 shows there
-        found = gauges_for(model)
-        with computing_on(self.device, BFLOAT16):
-            half, doubtful = fit_to_half(
-                model, self.batches, found.gauges, blocks=block_names(model), problem=found.problem
-            )
+        """Return what it takes, with the drift. No two models are held at a time."""
+        half, doubtful = self._fitted()
+        gc.collect()  # models of transformers refer to themselves, and the next one needs the room
         if half.problem:
             return half
         with TemporaryDirectory(prefix="safe_dtype-half-") as folder:
-            reference = FLOAT32 if self._float32_fits() else saved
-            if reference == saved == BFLOAT16:
-                with compute_in(FLOAT32):
-                    recording = record_outputs(model, self.batches, folder)
-            else:
-                held = load_apart(self.source, reference)
-                with nullcontext() if reference == FLOAT32 else compute_in(FLOAT32):
-                    recording = record_outputs(held, self.batches, folder)
-                model = held if reference == saved else model
-                del held
-            gc.collect()  # models of transformers refer to themselves, and the next one needs the room
-            halve(model, half.rescale, half.islands, computing=computing_on(self.device, saved))
-            half = replace(half, drift=drift_from(recording, model, self.batches), reference=reference)
-            del model
-            gc.collect()
-            return self._with_fewest_islands(half, doubtful, recording, saved)
+            reference = FLOAT32 if self._float32_fits() else self._saved
+            recording = self._recorded(reference, folder)
+            half = replace(half, drift=self._drift(half, recording), reference=reference)
+            return self._with_fewest_islands(half, doubtful, recording)
 
-    def _with_fewest_islands(
-        self, half: HalfRange, doubtful: tuple[str, ...], recording: Recording, saved: Dtype
-    ) -> HalfRange:
+    @property
+    def _saved(self) -> Dtype:
+        return self.checkpoint.saved if self.checkpoint.saved in (BFLOAT16, FLOAT32) else FLOAT32
+
+    def _fitted(self) -> tuple[HalfRange, tuple[str, ...]]:
+        model = load_apart(self.source, BFLOAT16)  # of float32 as well: what a norm computes in float32 shows there
+        found = gauges_for(model)
+        keep_as_in_half(model)
+        with computing_on(self.device, BFLOAT16):
+            return fit_to_half(model, self.batches, found.gauges, blocks=block_names(model), problem=found.problem)
+
+    def _recorded(self, reference: Dtype, folder: str) -> Recording:
+        model = load_apart(self.source, reference)
+        with nullcontext() if reference == FLOAT32 else compute_in(FLOAT32):
+            return record_outputs(model, self.batches, folder)
+
+    def _drift(self, half: HalfRange, recording: Recording) -> Drift:
+        gc.collect()
+        model = load_apart(self.source, self._saved)
+        halve(model, half.rescale, half.islands, computing=computing_on(self.device, self._saved))
+        return drift_from(recording, model, self.batches)
+
+    def _with_fewest_islands(self, half: HalfRange, doubtful: tuple[str, ...], recording: Recording) -> HalfRange:
         """Return to float16 what does not have to be in float32, as long as the drift stays within the limit."""
         if not doubtful or half.drift is None or beyond(half.drift, self.max_drift):
             return half
         sure = tuple(name for name in half.islands if name not in doubtful)
-        drifts: dict[tuple[str, ...], Drift] = {(*sure, *doubtful): half.drift}
+        drifts: dict[tuple[str, ...], Drift] = {doubtful: half.drift}
 
         def does(kept: tuple[str, ...]) -> bool:
-            islands = (*sure, *kept)
-            if islands not in drifts:
-                model = load_apart(self.source, saved)
-                halve(model, half.rescale, islands, computing=computing_on(self.device, saved))
-                drifts[islands] = drift_from(recording, model, self.batches)
-            return beyond(drifts[islands], self.max_drift) is None
+            if kept not in drifts:
+                drifts[kept] = self._drift(replace(half, islands=(*sure, *kept)), recording)
+            return beyond(drifts[kept], self.max_drift) is None
 
-        islands = (*sure, *fewest(doubtful, does))
-        return replace(half, islands=islands, drift=drifts[islands])
+        kept = fewest(doubtful, does)
+        return replace(half, islands=(*sure, *kept), drift=drifts[kept])
 
     def _float32_fits(self) -> bool:
         free = self.device.memory.free_bytes
@@ -171,7 +184,7 @@ class _Trial:
 
 def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) -> Batches:
     try:
-        return source.batches(text, tokens=_TOKENS, few=_FEW_BATCHES)
+        return source.batches(text, tokens=_TOKENS)
     except (CheckpointError, NothingToCompareError):  # without a tokenizer's files transformers makes one of no words
         if text is not None:
             raise

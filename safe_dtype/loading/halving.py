@@ -14,14 +14,13 @@ from ..facts import DeviceFacts, Kind
 from ..gauges import Rescale
 from ..guarding.islands import Island, can_be_island
 from ..guarding.offloaded import is_offloaded
-from ..guarding.recast import left_over, recast
+from ..guarding.recast import kept_in_float32, left_over, recast
 from ..guarding.saving import save_models_as_they_were
 from ..numerics import compute_in
 from ..planning import Candidate, Ground, Plan
 from ..rescaling import Rescaled, fold_in, keep_rescaled
 
 _NO_KERNELS = (Ground.UNSUPPORTED, Ground.CRASHES, Ground.WRONG, Ground.UNKNOWN)
-_SLOW = 1.5  # times float32
 _FORMER = (torch.bfloat16, torch.float32)
 
 
@@ -65,6 +64,14 @@ def halve(
     return found
 
 
+def keep_as_in_half(model: nn.Module) -> None:
+    """Bring into float32 what transformers would keep there in float16 (T5's `wo`, say); all else stays."""
+    kept = kept_in_float32(model, torch.float16)
+    for name, one in model.named_parameters():
+        if one.dtype == torch.bfloat16 and kept(name):
+            one.data = one.data.float()
+
+
 def computing_on(device: DeviceFacts, dtype: Dtype) -> AbstractContextManager[object]:
     """Return a context in which products of weights in `dtype` come out right and soon on the device."""
     if dtype == FLOAT32 or device.verdict(dtype).kind is Kind.NATIVE:
@@ -76,16 +83,18 @@ def computing_in_full(plan: Plan) -> AbstractContextManager[object]:
     """Return the same for the dtype that the plan's checkpoint was saved in."""
     saved = Candidate(plan.saved, plan.saved)
     decision = next((one for one in plan.decisions if one.candidate == saved), None)
-    runs_well = decision is not None and decision.ground not in _NO_KERNELS and (decision.slowdown or 1.0) < _SLOW
-    return nullcontext() if plan.saved == FLOAT32 or runs_well else compute_in(FLOAT32)
+    runs = decision is not None and decision.ground not in _NO_KERNELS  # slowly will do, for a few tokens
+    return nullcontext() if plan.saved == FLOAT32 or runs else compute_in(FLOAT32)
 
 
 def _own_names(model: nn.Module) -> Callable[[str], str]:
-    """Return what turns a name in a model with a head into one in `model`, which may come without: `AutoModel`'s."""
-    prefix = f"{getattr(model, 'base_model_prefix', '') or 'model'}."
-    if hasattr(model, prefix[:-1]):
-        return lambda name: name
-    return lambda name: name.removeprefix(prefix)
+    """Return what turns a name in a model with a head into one in `model` without, as `AutoModel`'s; or the reverse."""
+    inner = getattr(model, "base_model_prefix", "") or "model"
+    prefix = f"{inner}."
+    if not hasattr(model, inner):
+        return lambda name: name.removeprefix(prefix)
+    own = {name for name, _ in model.named_children()}
+    return lambda name: name if name.partition(".")[0] in own else f"{prefix}{name}"
 
 
 def _island(model: nn.Module, name: str) -> nn.Module:

@@ -59,8 +59,8 @@ def plan_request(request: Request, policy: Policy | str | None = None, *, drifts
     parsed = Policy.parse(policy) if isinstance(policy, str) else policy
     plan = make_plan(device, checkpoint, parsed, ordered=ordered)
     # An order for float16 is one for results as well: those of a model that overflows are no use to anybody.
-    look = drifts == "measured" or (drifts == "ignored" and ordered == FLOAT16)
-    plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=look)
+    if drifts != "ignored" or ordered == FLOAT16:
+        plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=drifts != "remembered")
     if drifts != "ignored":
         plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")
     logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)

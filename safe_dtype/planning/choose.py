@@ -14,6 +14,8 @@ from .rank import Case, merit, ranked
 from .routes import product_verdict
 
 _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
+# An order that drifts is rescued all the same: without, it would overflow.
+_WITH_A_RESCUE = (None, Ground.MEMORY, Ground.DRIFT)
 _TOO_BIG = {
     False: "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it",
     True: "strict mode leaves it whole, and it may not load; device_map='auto' would spread it",
@@ -86,6 +88,8 @@ def _second_thoughts(decision: Decision, device: DeviceFacts) -> tuple[str, ...]
     verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes)
     if decision.ground in (Ground.WRONG, Ground.RANGE):
         return (f"{asked} its results may be wrong: {decision.reason}",)
+    if decision.ground is Ground.DRIFT:
+        return (f"{asked} its results are further off than the policy allows: {decision.reason}",)
     if verdict.kind is Kind.SLOW:
         return (f"{asked} it is slow: {verdict.reason}",)
     return ()
@@ -119,8 +123,8 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
         device_map="auto" if too_big and not strict else None,
         ordered=case.ordered,
         routes=picked.routes,
-        rescale=half.rescale if half and picked.ground in (None, Ground.MEMORY) else None,
-        islands=half.islands if half and picked.ground in (None, Ground.MEMORY) else (),
+        rescale=half.rescale if half and picked.ground in _WITH_A_RESCUE else None,
+        islands=half.islands if half and picked.ground in _WITH_A_RESCUE else (),
         warnings=(*warnings, *checkpoint.warnings),
     )
 

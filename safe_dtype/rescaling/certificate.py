@@ -37,10 +37,15 @@ def certified_bound(model: nn.Module, gauge: Gauge, batch: Mapping[str, Any]) ->
         for move in gauge.moves
         if move.power == -1 and move.part in (Part.WEIGHT, Part.OUTPUT)
     }
-    modules = {name: model.get_submodule(name) for name in writers}
-    if start is None or not modules or any(one.dim() > 1 for it in modules.values() for one in it.parameters()):
+    there = dict(model.named_modules())
+    modules = {name: there[name] for name in writers if name in there}
+    if (
+        start not in there
+        or len(modules) < max(1, len(writers))
+        or any(one.dim() > 1 for it in modules.values() for one in it.parameters())
+    ):
         return None
-    with _watched(model, start, modules) as seen, torch.inference_mode():
+    with _watched(model, str(start), modules) as seen, torch.inference_mode():
         model(**batch)
     embedding = _embedding(model)
     if embedding is None or not seen.starts_with_embedding or any(seen.calls[name] == 0 for name in modules):

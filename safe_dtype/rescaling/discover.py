@@ -6,7 +6,9 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,19 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..devices.cache import recall, remember
 from ..gauges import Gauge, gauge_from_dict, gauge_to_dict
+from .idle import completed, idle_parts, idle_weights, never_run
 from .interior import interior_gauges
 from .jacobian import System, system_of
 from .knobs import knobs_of
 from .proof import Proof, Prover
-from .residual import never_run, obstacles, residual_gauge
-from .trace import Stack, Trace, trace
+from .residual import obstacles, residual_gauge
+from .trace import Stack, Trace, trace, unchanged
 from .transfer import TransferError, transfer
-from .twin import Twin, TwinError, make_twin
+from .twin import Twin, TwinError, make_twin, run_twin
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,8 @@ _FAILURES = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, OSError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-_CACHE = 1  # another number where what is found becomes different
+_NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+_CACHE = 2  # another number where what is found becomes different
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,9 @@ class Discovery:
     """What was found out about an architecture on its twin."""
 
     traced: Trace
-    proved: tuple[Proved, ...]
+    proved: tuple[Proved, ...]  # good ones: first those of hidden states
     problems: tuple[str, ...]
+    not_run: tuple[str, ...] = ()  # modules that the twin's inputs do not reach
     trivial: bool = False  # every hidden state is what a norm returns: none grows from block to block
 
 
@@ -67,6 +72,7 @@ class Found:
 
     gauges: tuple[Gauge, ...]  # first those of hidden states, then those inside of blocks
     problem: str = ""  # why there are not more, where there are not
+    not_run: tuple[str, ...] = ()  # modules that the twin's inputs do not reach: with theirs, nothing is proved
 
 
 def gauges_for(model: PreTrainedModel) -> Found:
@@ -74,55 +80,103 @@ def gauges_for(model: PreTrainedModel) -> Found:
 
     Only its class, its config, and names and shapes of its parameters are looked at; it may be on the meta device.
     """
+    if not isinstance(model, PreTrainedModel):
+        return Found((), f"{type(model).__name__} is no model of transformers")
     key = _key(model)
     if key is None:
         return Found((), f"{type(model).__name__} is not written in a file")
     if (found := recall(key, _from_dict)) is not None:
         return found
     found = _find(model)
-    remember(key, {"gauges": [gauge_to_dict(one) for one in found.gauges], "problem": found.problem})
+    gauges = [gauge_to_dict(one) for one in found.gauges]
+    remember(key, {"gauges": gauges, "problem": found.problem, "not_run": found.not_run})
     return found
 
 
 def discover(twin: Twin) -> Discovery:
     """Return the exact rescalings of a twin, proved."""
-    traced = trace(twin.model, twin.batches[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # over numbers for which tensors stand, of what is never trained
+        return _discover(twin)
+
+
+def _discover(twin: Twin) -> Discovery:
+    traced = trace(twin.model, twin.batches)
     if not traced.stacks:
         return Discovery(traced, (), ("it has no stack of blocks that hand a hidden state on",))
-    knobs = knobs_of(twin.model, traced, twin.batches[0])
-    system = system_of(twin, knobs, traced.stacks)
+    system = system_of(twin, knobs_of(twin.model, traced, twin.batches[0]), traced.stacks)
+    idle = idle_weights(system)
+    unknown = [name for stack in traced.stacks for name in never_run(stack, idle, traced, twin.model)]
+    if unknown and (wider := _with_encoder_states(twin, unknown[0])) is not None:
+        return _discover(wider)
     prover = Prover(twin, [block for stack in traced.stacks for block in stack.blocks])
     proved: list[Proved] = []
     problems: list[str] = []
+    for one in _residuals(twin.model, traced, system, prover):
+        if isinstance(one, Proved) and one.is_good:
+            proved.append(one)
+        else:
+            problems.append(one if isinstance(one, str) else f"{one.gauge.name}: {_not_good(one.proof)}")
+    for gauge in interior_gauges(twin, system, traced):
+        whole = completed(gauge, traced.stacks, idle, twin.model)
+        inside = Proved(whole, prover.prove(whole))
+        if inside.is_good:
+            proved.append(inside)
+        else:
+            logger.info("%s of %s: %s", gauge.name, type(twin.model).__name__, _not_good(inside.proof))
+    not_run = idle_parts(traced, idle, twin.model)
+    trivial = all(stack.normalised for stack in traced.stacks)
+    return Discovery(traced, tuple(proved), tuple(problems), not_run, trivial)
+
+
+def _residuals(model: nn.Module, traced: Trace, system: System, prover: Prover) -> Iterator[Proved | str]:
+    """Yield the gauge of every stack with its proof, or why there is none."""
+    idle = idle_weights(system)
     for stack, name in zip(traced.stacks, _names(traced.stacks), strict=True):
         if stack.normalised:
             continue
-        found = _residual(system, stack, name, traced, prover, twin)
-        if isinstance(found, str):
-            problems.append(f"{name}: {found}")
+        if unknown := never_run(stack, idle, traced, model):
+            yield f"{name}: nobody knows what {unknown[0]} does, for it does not run on the twin's inputs"
+        elif (gauge := residual_gauge(system, stack, name)) is None:
+            yield f"{name}: {_no_gauge(system, stack, model)}"
         else:
-            proved.append(found)
-    for gauge in interior_gauges(twin, system, traced.stacks, traced.order):
-        one = Proved(gauge, prover.prove(gauge))
-        proved.append(one)
-        if not one.is_good:
-            logger.info("%s of %s: %s", gauge.name, type(twin.model).__name__, one.proof.problem)
-    return Discovery(traced, tuple(proved), tuple(problems), all(stack.normalised for stack in traced.stacks))
+            whole = completed(gauge, traced.stacks, idle, model)
+            yield Proved(whole, prover.prove(whole, blocks=stack.blocks), stack)
 
 
-def _residual(system: System, stack: Stack, name: str, traced: Trace, prover: Prover, twin: Twin) -> Proved | str:
-    """Return the proved gauge of a stack, or why there is none."""
-    if idle := never_run(system, stack, traced, twin.model):
-        return f"nobody knows what {idle[0]} does, which its inputs do not reach"
-    gauge = residual_gauge(system, stack, name, twin.model)
-    if gauge is None:
-        blocks = obstacles(system, stack)
-        kinds = dict.fromkeys(type(twin.model.get_submodule(block)).__name__ for block in blocks)
-        return f"nothing makes up for a smaller hidden state in {', '.join(kinds) or ' and '.join(stack.lists)}"
-    found = Proved(gauge, prover.prove(gauge, blocks=stack.blocks), stack)
-    if found.is_good:
-        return found
-    return found.proof.problem or f"only {found.proof.covered} of {found.proof.blocks} blocks return less"
+def _with_encoder_states(twin: Twin, unused: str) -> Twin | None:
+    """Return the twin of a decoder with something to attend to in most of its batches; None where it takes nothing.
+
+    Args:
+        twin: It was given nothing.
+        unused: The name of a module in it that did not run: what reads the states of an encoder, if it takes them.
+    """
+    taken = inspect.signature(twin.model.forward).parameters
+    if twin.model.config.is_encoder_decoder:
+        return None
+    name = next((one for one in ("encoder_hidden_states", "encoder_outputs") if one in taken), None)
+    weight = getattr(twin.model.get_submodule(unused), "weight", None)
+    if name is None or name in twin.batches[0] or not isinstance(weight, torch.Tensor) or weight.dim() != 2:
+        return None
+    random = torch.Generator().manual_seed(1)
+    shape = (2, 8, weight.shape[1]) if name == "encoder_hidden_states" else (1, 2, 8, weight.shape[1])
+    states = [torch.randn(shape, generator=random, dtype=torch.float64) for _ in twin.batches[:-1]]
+    given = [{**batch, name: one} for batch, one in zip(twin.batches, states, strict=False)]
+    try:
+        with torch.no_grad(), unchanged(twin.model):
+            run_twin(twin.model, given[0])
+    except _FAILURES:
+        return None
+    return Twin(twin.model, (*given, twin.batches[-1]))
+
+
+def _no_gauge(system: System, stack: Stack, model: nn.Module) -> str:
+    kinds = dict.fromkeys(type(model.get_submodule(block)).__name__ for block in obstacles(system, stack))
+    return f"nothing makes up for a smaller hidden state in {', '.join(kinds) or ' and '.join(stack.lists)}"
+
+
+def _not_good(proof: Proof) -> str:
+    return proof.problem or f"only {proof.covered} of {proof.blocks} blocks return less"
 
 
 def _names(stacks: Sequence[Stack]) -> list[str]:
@@ -139,7 +193,7 @@ def _names(stacks: Sequence[Stack]) -> list[str]:
 def _find(model: PreTrainedModel) -> Found:
     try:
         # Whatever the caller is in the midst of: loading onto another device, inference, a mixed-precision block.
-        with torch.device("cpu"), torch.inference_mode(mode=False), torch.autocast("cpu", enabled=False):
+        with _on_cpu(), torch.inference_mode(mode=False), torch.autocast("cpu", enabled=False):
             twin = make_twin(type(model), model.config)
             found = discover(twin)
     except TwinError as exc:
@@ -149,29 +203,43 @@ def _find(model: PreTrainedModel) -> Found:
     gauges: list[Gauge] = []
     problems = list(found.problems)
     for one in found.proved:
-        if not one.is_good:
-            continue
-        try:
-            gauges.append(transfer(one.gauge, found.traced.stacks, twin.model, model, whole=one.stack is not None))
-        except TransferError as exc:
-            problems.append(f"{one.gauge.name}: {exc.reason}")
+        real = fitted(one, found.traced, twin.model, model)
+        if isinstance(real, Gauge):
+            gauges.append(real)
+        elif one.stack is not None:
+            problems.append(real)
+        else:
+            logger.info("%s: %s", type(model).__name__, real)
     if found.trivial:
         problems.append("every block ends in a norm, so that its hidden states do not grow")
-    if idle := _idle_parts(twin.model, found.traced):
-        problems.append(f"not proved with inputs for {', '.join(idle)}, which are not used for text")
-    return Found(tuple(gauges), "; ".join(problems))
+    if found.not_run:
+        problems.append(f"nothing is proved with inputs for {', '.join(found.not_run)}")
+    return Found(tuple(gauges), "; ".join(problems), found.not_run)
 
 
-def _idle_parts(model: nn.Module, traced: Trace) -> tuple[str, ...]:
-    """Return the outermost modules with matrices of which nothing ran."""
-    used = {id(one) for name in traced.order for one in model.get_submodule(name).parameters(recurse=False)}
-    found: list[str] = []
-    for name, module in model.named_modules():
-        matrices = [one for one in module.parameters() if one.dim() > 1]
-        inside = any(name.startswith(f"{other}.") for other in (*found, *traced.order))
-        if matrices and not inside and not any(id(one) in used for one in module.parameters()):
-            found.append(name)
-    return tuple(found)
+def _on_cpu() -> AbstractContextManager[object]:
+    # A device context costs something for every operation.
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+def fitted(one: Proved, traced: Trace, twin: PreTrainedModel, model: PreTrainedModel) -> Gauge | str:
+    """Return the gauge of the real model, or why it has none like it."""
+    in_rows = any(move.rows is not None and twin.get_parameter(move.target).dim() <= 2 for move in one.gauge.moves)
+    if in_rows and _one_head_for_several(twin.config, model.config):
+        return f"{one.gauge.name}: nobody knows how the rows of several heads lie"
+    try:
+        return transfer(one.gauge, traced.stacks, twin, model, whole=one.stack is not None)
+    except TransferError as exc:
+        return f"{one.gauge.name}: {exc.reason}"
+
+
+def _one_head_for_several(tiny: PretrainedConfig, real: PretrainedConfig) -> bool:
+    """Whether the tiny config has one head of a sort, keys and values say, of which the real one has several."""
+    of_tiny, of_real = (vars(config.get_text_config(decoder=True)) for config in (tiny, real))
+    return any(
+        "head" in key and "dim" not in key and value == 1 and isinstance(of_real.get(key), int) and of_real[key] > 1
+        for key, value in of_tiny.items()
+    )
 
 
 def _key(model: PreTrainedModel) -> dict[str, Any] | None:
@@ -180,7 +248,8 @@ def _key(model: PreTrainedModel) -> dict[str, Any] | None:
         source = Path(inspect.getfile(type(model))).read_bytes()
     except (OSError, TypeError):
         return None
-    config = json.dumps(model.config.to_dict(), sort_keys=True, default=str)
+    values = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_ARCHITECTURE}
+    config = json.dumps(values, sort_keys=True, default=str)
     shapes = json.dumps([(name, list(one.shape)) for name, one in model.named_parameters()])
     return {
         "gauges": _CACHE,
@@ -194,4 +263,5 @@ def _key(model: PreTrainedModel) -> dict[str, Any] | None:
 
 
 def _from_dict(values: Mapping[str, Any]) -> Found:
-    return Found(tuple(gauge_from_dict(one) for one in values["gauges"]), str(values["problem"]))
+    gauges = tuple(gauge_from_dict(one) for one in values["gauges"])
+    return Found(gauges, str(values["problem"]), tuple(values["not_run"]))

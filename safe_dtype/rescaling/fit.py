@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..dtypes import FLOAT16
 from ..errors import RescaleError
 from ..facts import BlockPeak, HalfRange
-from ..gauges import Gauge, Part, Rescale
+from ..gauges import Gauge, Move, Part, Rescale
 from .certificate import certified_bound
 from .fold import Fold
-from .peaks import Peaks, record_peaks
+from .peaks import Peak, Peaks, record_peaks, together
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ AIM = FLOAT16.largest / 2**_SPARE_BITS
 LIMIT = FLOAT16.largest / 2**_LEAST_SPARE_BITS
 
 _ROUNDING = 2.0  # what sums of rounded numbers may add to a bound, generously
+_BATCHES_TRIED = 2
 _NOISE = 1.1  # rounding differs where sums are reordered
 
 Batches = Sequence[Mapping[str, Any]]
@@ -53,17 +56,20 @@ def fit_to_half(
     """
     names = tuple(blocks)
     search = _Search(model, batches, names)
-    largest, plain = search.peaks.largest, search.peaks.blocks
-    if search.peaks.nonfinite or largest is None:
+    before = search.peaks
+    largest, plain = before.largest, before.blocks
+    if before.nonfinite or largest is None:
         return HalfRange(math.inf, math.inf, problem=f"NaN or infinity came up in {search.dtype} already"), ()
     try:
+        search.narrow()
         for gauge in gauges:
-            if search.peaks.beyond(AIM):
+            if search.is_relevant(gauge):
                 search.try_gauge(gauge)
         certified = search.certified
-        islands, why = search.islands()
         rescale = search.fold.rescale if search.fold.rescale.shifts else None
-        rescaled = search.measure(names).blocks if rescale else plain
+        search.widen(names)
+        rescaled = search.peaks.blocks
+        islands, why = search.islands()
         left = max((one.largest for one in search.peaks.beyond(0.0) if not _inside(one.module, islands)), default=0.0)
     finally:
         search.fold.undo()
@@ -92,11 +98,34 @@ class _Search:
     def __init__(self, model: nn.Module, batches: Batches, blocks: tuple[str, ...]) -> None:
         self.model = model
         self.batches = batches
-        self.dtype = next(one.dtype for one in model.parameters() if one.is_floating_point())
+        self.dtype = _main_dtype(model)
         self.fold = Fold(model)
-        self.peaks = self.measure(blocks)
+        self._by_batch = [record_peaks(model, [one], self.dtype, blocks=blocks) for one in batches]
+        self._tried_on = tuple(range(len(batches)))
+        self.peaks = together(self._by_batch)
         self.certified: float | None = None  # the largest bound of a stream that is rescaled, where all have one
         self.overflown: set[str] = set()  # islands around what float16 cannot hold, whatever the room
+
+    def narrow(self) -> None:
+        """Look from now on at the one or two batches with the largest and the most peaks: gauges are tried there."""
+        tops = [max(self._tried_on, key=lambda batch: self._by_batch[batch].of(one)) for one in self.peaks.beyond(AIM)]
+        # That of the largest first: the bits follow from it.
+        chosen = [*tops[:1], *(batch for batch, _ in Counter(tops).most_common())]
+        self._tried_on = tuple(dict.fromkeys(chosen))[:_BATCHES_TRIED]
+        self.peaks = together([self._by_batch[batch] for batch in self._tried_on])
+
+    def widen(self, blocks: tuple[str, ...]) -> None:
+        """Look at all batches, with what is folded in now."""
+        self._tried_on = tuple(range(len(self.batches)))
+        self.peaks = self.measure(blocks) if self.fold.rescale.shifts else together(self._by_batch)
+
+    def is_relevant(self, gauge: Gauge) -> bool:
+        """Whether anything is out of range near what the gauge makes smaller."""
+        over = {one.module for one in self.peaks.beyond(AIM)}
+        if any(move.part is Part.INPUT and move.power < 0 for move in gauge.moves):
+            return bool(over)  # a hidden state passes everywhere
+        near = {_around(move) for move in gauge.moves if move.power < 0}
+        return any(_inside(module, near) for module in over)
 
     def try_gauge(self, gauge: Gauge) -> None:
         """Move by `gauge` as far as what it makes smaller needs; not at all where it does not help, or does harm."""
@@ -105,14 +134,16 @@ class _Search:
         sure = _bits_that_make_sure(bound)
         bits = max(bits_for(over[0].largest), sure)
         try:
-            found = self._measure_with(before, gauge, bits)
-            helped = [one for one in over if found.of(one) <= one.largest * 2.0**-bits * _NOISE]
-            wanted = max(bits_for(helped[0].largest), sure) if helped else bits
-            if wanted != bits:
-                found = self._measure_with(before, gauge, wanted)
+            self.fold.move_to(Rescale((*before.shifts, (gauge, bits))))
         except RescaleError as exc:
             logger.info("%s does not apply: %s", gauge.name, exc.problem)
             return
+        found = self.measure()
+        helped = [one for one in over if found.of(one) <= one.largest * 2.0**-bits * _NOISE]
+        if helped:
+            wanted = max(bits_for(helped[0].largest), sure)
+            self.fold.move_to(Rescale((*before.shifts, (gauge, wanted))))
+            found = found.scaled(helped, 2.0 ** (bits - wanted))
         if not helped or self._is_worse(found, gauge):
             self.fold.move_to(before)
             return
@@ -128,10 +159,11 @@ class _Search:
         peaks = self.measure(tuple(dict.fromkeys(name for names in around for name in names))) if around else None
         found: list[str] = []
         for names in around:
-            island = next((name for name in names if name and peaks and peaks.blocks.get(name, 0.0) <= LIMIT), None)
+            # A list of modules returns nothing, and a model in the model no single hidden state: neither is an island.
+            returned = {name: peaks.blocks.get(name, math.inf) for name in names if name} if peaks else {}
+            island = next((name for name, largest in returned.items() if largest <= LIMIT), None)
             if island is None:
-                largest = self.peaks.largest
-                return (), f"activations reach {largest.largest:.3g} in {largest.module}" if largest else ""
+                return (), self._why(names[0])
             found.append(island)
             if any(one.largest > FLOAT16.largest for one in self.peaks.beyond(LIMIT) if one.module == names[0]):
                 self.overflown.add(island)
@@ -139,17 +171,25 @@ class _Search:
 
     def measure(self, blocks: tuple[str, ...] = ()) -> Peaks:
         """Return the peaks with what is folded in now."""
-        return record_peaks(self.model, self.batches, self.dtype, blocks=blocks)
-
-    def _measure_with(self, rescale: Rescale, gauge: Gauge, bits: int) -> Peaks:
-        self.fold.move_to(Rescale((*rescale.shifts, (gauge, bits))))
-        return self.measure()
+        batches = [self.batches[batch] for batch in self._tried_on]
+        return record_peaks(self.model, batches, self.dtype, blocks=blocks)
 
     def _is_worse(self, found: Peaks, gauge: Gauge) -> bool:
         grown = {move.target for move in gauge.moves if move.part is Part.WEIGHT and move.power > 0}
-        return any(one.largest > self.peaks.of(one) * _NOISE for one in found.beyond(AIM)) or any(
+        return any(one.largest > self._before(one) * _NOISE for one in found.beyond(AIM)) or any(
             name in grown for name in wide_weights(self.model, grown)
         )
+
+    def _before(self, one: Peak) -> float:
+        """Return the peak of the same operation; of one that is new, as what a norm with a shift returns, its module's."""
+        same = [value for (module, _), value in self.peaks.operations.items() if module == one.module]
+        return self.peaks.of(one) or max(same, default=0.0)
+
+    def _why(self, module: str) -> str:
+        """Return what is out of range in a module that has no island around it."""
+        over = next((one for one in self.peaks.beyond(LIMIT) if one.module == module), None)
+        name = module or type(self.model).__name__
+        return f"activations reach {over.largest:.3g} in {name}" if over else f"{name} has weights beyond float16"
 
 
 def wide_weights(model: nn.Module, names: Iterable[str] | None = None) -> Iterator[str]:
@@ -160,6 +200,21 @@ def wide_weights(model: nn.Module, names: Iterable[str] | None = None) -> Iterat
             smallest, largest = one.detach().aminmax()
             if max(-smallest.item(), largest.item()) > FLOAT16.largest:
                 yield name
+
+
+def _around(move: Move) -> str:
+    """Return the name of the module around the one that a move is about."""
+    module = move.target if move.part in (Part.INPUT, Part.OUTPUT) else move.target.rpartition(".")[0]
+    return module.rpartition(".")[0]
+
+
+def _main_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of most numbers: some weights of a 16-bit model may be kept in float32."""
+    counts: Counter[torch.dtype] = Counter()
+    for one in model.parameters():
+        if one.is_floating_point():
+            counts[one.dtype] += one.numel()
+    return counts.most_common(1)[0][0]
 
 
 def _ancestors(name: str) -> list[str]:

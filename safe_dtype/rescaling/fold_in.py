@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import EncoderDecoderCache
 
 from ..errors import RescaleError
 from ..gauges import Rescale
@@ -18,7 +18,14 @@ from .fold import Fold
 
 HiddenKey = tuple[str, str, int]  # of which inner model, in which field of what it returns, at which place
 
-_ROWS, _TOKENS = 2, 8
+# What modelling code raises where it wants other inputs than tokens.
+RUN_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+# In one row: a classifier without a padding token takes no more. Few, for it is done at every load.
+_TOKENS = 6
+_NO_STATE = ("logits", "hidden_state", "hidden_states", "attentions", "loss")  # how names of results and extras end
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ def fold_in(
 
     Raises:
         RescaleError: If the results are not the same bits, nor within one rounding of them where the rescale reorders
-            sums. The model is as it was.
+            sums; or if the model cannot be run on tokens alone. The model is as it was.
     """
     fold = Fold(model)
     batch = _few_tokens(model)
@@ -62,7 +69,7 @@ def fold_in(
         try:
             after = _run(model, batch)
             effect = _compare(before, after)
-        except RescaleError:
+        except BaseException:  # an interrupt as well
             fold.undo()
             for one, data in originals:
                 one.data = data
@@ -80,10 +87,10 @@ def _few_tokens(model: Any) -> dict[str, Tensor]:
     vocabulary = config.get_text_config().vocab_size
     random = torch.Generator().manual_seed(0)
     device = next(one.device for one in model.parameters() if not one.is_meta)
-    ids = torch.randint(vocabulary, (_ROWS, _TOKENS), generator=random).to(device)
+    ids = torch.randint(vocabulary, (1, _TOKENS), generator=random).to(device)
     found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if config.is_encoder_decoder:
-        found["decoder_input_ids"] = torch.randint(vocabulary, (_ROWS, _TOKENS), generator=random).to(device)
+        found["decoder_input_ids"] = torch.randint(vocabulary, (1, _TOKENS), generator=random).to(device)
     return found
 
 
@@ -94,7 +101,10 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
     handles = [one.register_forward_hook(_Keep(name, hidden)) for name, one in innermost_models(model)]
     try:
         with torch.inference_mode():
-            returned = model(**batch, output_hidden_states=True)
+            returned = model(**batch, output_hidden_states=True, **_asked(model))
+    except RUN_FAILURES as exc:
+        problem = f"{type(model).__name__} cannot be run on a few tokens: {type(exc).__name__}: {exc}"
+        raise RescaleError(problem) from exc
     finally:
         for handle in handles:
             handle.remove()
@@ -104,7 +114,15 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
     results = returned.get("last_hidden_state") if results is None else results
     if results is None:
         raise RescaleError(f"{type(model).__name__} returns neither logits nor a last hidden state")
-    return _Run(results.clone(), hidden, tuple(_cached(returned.get("past_key_values"))))
+    states = (value for name, value in returned.items() if not name.endswith(_NO_STATE))
+    return _Run(results.clone(), hidden, tuple(one for value in states for one in _tensors(value)))
+
+
+def _asked(model: Any) -> dict[str, bool]:
+    """Return what the run asks for beside hidden states, whatever the model's config says."""
+    found = {"return_dict": True} if getattr(model.config, "return_dict", True) is False else {}
+    # A config that was left by training often says no, and generation asks for it all the same.
+    return {**found, "use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else found
 
 
 def innermost_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -135,13 +153,16 @@ def hidden_states(returned: Any) -> Iterator[tuple[str, int, Tensor]]:
             yield name, -1, value
 
 
-def _cached(cache: Any) -> Iterator[Tensor]:
-    if isinstance(cache, EncoderDecoderCache):
-        yield from _cached(cache.self_attention_cache)
-        yield from _cached(cache.cross_attention_cache)
-        return
-    for layer in getattr(cache, "layers", ()):
-        yield from (one.clone() for one in layer.__dict__.values() if isinstance(one, Tensor))
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield copies of the tensors in what a model hands to its next step: caches, and the states of Mamba and RWKV."""
+    if isinstance(value, Tensor):
+        yield value.clone()
+    elif isinstance(value, Mapping):
+        yield from (one for inner in value.values() for one in _tensors(inner))
+    elif isinstance(value, (list, tuple)):
+        yield from (one for inner in value for one in _tensors(inner))
+    elif type(value).__module__.startswith("transformers"):  # the code of a repository lies in transformers_modules
+        yield from _tensors(vars(value)) if hasattr(value, "__dict__") else ()
 
 
 def _compare(before: _Run, after: _Run) -> Effect:
@@ -151,6 +172,9 @@ def _compare(before: _Run, after: _Run) -> Effect:
     hidden = {}
     for key, was in before.hidden.items():
         exponent = _exponent(was, after.hidden[key])
+        if exponent and key[1].endswith("last_hidden_state"):
+            # Its head makes up for that, and would go on from it in its own size where it is given back so.
+            raise RescaleError(f"what {key[0]} hands on to the head would be 2^{exponent} times itself")
         if exponent:
             hidden[key] = exponent
     same = len(before.cached) == len(after.cached) and all(

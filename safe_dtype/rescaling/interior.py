@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from .jacobian import System, system_of
 from .kinds import Kind, Roles
 from .knobs import Knob
 from .solve import solve
-from .trace import Stack
+from .trace import Trace
 from .twin import Twin
 
 _MOST_MOVES = 6  # in one block; what takes more is no relation between two weights
@@ -29,10 +29,10 @@ class _Block:
     name: str
     module: nn.Module
     knobs: tuple[Knob, ...]  # in order of preference
-    order: Mapping[str, int]  # when its modules run
+    traced: Trace
 
-    def when(self, knob: Knob) -> int:
-        return self.order.get(knob.module, 0)
+    def when(self, knob: Knob) -> float:
+        return self.traced.when(knob.module)
 
     def matrices(self) -> list[Knob]:
         """Return the weights of two or more dimensions, in the order in which they are used."""
@@ -42,23 +42,22 @@ class _Block:
         return sorted(found, key=lambda knob: (self.when(knob), _place_in_module(self, knob)))
 
 
-def interior_gauges(twin: Twin, system: System, stacks: Sequence[Stack], order: Mapping[str, int]) -> Iterator[Gauge]:
+def interior_gauges(twin: Twin, system: System, traced: Trace) -> Iterator[Gauge]:
     """Yield the gauges inside of blocks, each for all blocks that have it; they are not proved.
 
     Args:
         twin: It comes back as it was.
         system: Of the twin, in all of its knobs.
-        stacks: Of the twin.
-        order: When its modules ran.
+        traced: Of the twin.
     """
     found: dict[Pattern, list[Move]] = {}
     parts: dict[Kind, list[Pattern]] = {}
-    for block in _blocks(twin, system, stacks, order):
+    for block in _blocks(twin, system, traced):
         roles = Roles(block.module)
         whole = list(_whole(system, block))
         pairs = [moves for moves in whole if _is_pair(moves)]
         if roles.kind not in parts:
-            by_rows = _by_rows(twin, block, stacks, {move.target for moves in pairs for move in moves})
+            by_rows = _by_rows(twin, block, {move.target for moves in pairs for move in moves})
             parts[roles.kind] = [_pattern(moves, block, roles) for moves in by_rows]
         own = [*pairs, *(list(_placed(pattern, block, roles)) for pattern in parts[roles.kind])]
         smaller = {move.target for moves in own for move in moves if move.power < 0}
@@ -78,11 +77,11 @@ def _is_pair(moves: Sequence[Move]) -> bool:
     return sum(1 for move in moves if move.power > 0) + any(_is_eps(move) for move in moves) == 1
 
 
-def _blocks(twin: Twin, system: System, stacks: Sequence[Stack], order: Mapping[str, int]) -> Iterator[_Block]:
-    for name in dict.fromkeys(name for stack in stacks for name in stack.blocks):
+def _blocks(twin: Twin, system: System, traced: Trace) -> Iterator[_Block]:
+    for name in dict.fromkeys(name for stack in traced.stacks for name in stack.blocks):
         start = f"{name}."
         own = tuple(one for one in system.columns if isinstance(one, Knob) and one.target.startswith(start))
-        yield _Block(name, twin.model.get_submodule(name), own, order)
+        yield _Block(name, twin.model.get_submodule(name), own, traced)
 
 
 def _whole(system: System, block: _Block) -> Iterator[list[Move]]:
@@ -129,35 +128,54 @@ def _preference(block: _Block, knob: Knob) -> int:
     return 2 if _dims(block, knob) > 1 and not _is_bias(knob) else 3
 
 
-def _by_rows(twin: Twin, block: _Block, stacks: Sequence[Stack], moved: Collection[str]) -> Iterator[list[Move]]:
+def _by_rows(twin: Twin, block: _Block, moved: Collection[str]) -> Iterator[list[Move]]:
     """Yield the moves of a part of a weight's rows with what makes up for it: of weights that are several in one.
 
     Args:
         twin: It comes back as it was.
         block: Of the twin.
-        stacks: Of the twin.
         moved: Names of parameters that have a gauge already.
     """
-    for weight in (knob for knob in block.matrices() if knob.target not in moved):
-        others = [knob for knob in _partners(block, weight) if knob.target not in moved]
-        partners = [knob for knob in others if not _is_bias_of(knob, weight) and _preference(block, knob) < 3]
-        biases = [knob for knob in others if _is_bias_of(knob, weight)]
-        if not partners:
-            continue
-        for dim in _outer_dims(block, weight, biases):
-            groups = [*_groups(block, weight, dim), *(group for bias in biases for group in _groups(block, bias, -1))]
-            system = system_of(twin, [*groups, *partners], stacks, about=groups)
-            index = system.index()
-            columns = [index[group] for group in groups]
-            found = [
-                [*moves, Move(partner.part, partner.target, power)]
-                for partner in partners
-                for support, power in _supports(system.matrix, columns, index[partner])
-                if (moves := _joined(groups, [groups[at] for at in support], system)) is not None
-            ]
-            yield from found
-            if found:
-                break
+    candidates = [_candidate(block, knob, moved) for knob in block.matrices() if knob.target not in moved]
+    candidates = [one for one in candidates if one.partners]
+    groups = [group for one in candidates for groups in one.groups for group in groups]
+    partners = dict.fromkeys(partner for one in candidates for partner in one.partners)
+    together = max((len(groups) + len(one.partners) for one in candidates for groups in one.groups), default=0)
+    if not candidates:
+        return
+    every = [*dict.fromkeys(groups), *partners]
+    system = system_of(twin, every, block.traced.stacks, about=every[: -len(partners)], together=together)
+    for one in candidates:
+        ways = ([*_parts(system, groups, one.partners)] for groups in one.groups)
+        yield from next((found for found in ways if found), ())
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A weight that may be several in one."""
+
+    partners: Sequence[Knob]  # what may make up for a part of it
+    groups: Sequence[Sequence[Knob]]  # its rows, with those of its bias, for each dimension that it may be split along
+
+
+def _candidate(block: _Block, weight: Knob, moved: Collection[str]) -> _Candidate:
+    others = [knob for knob in _partners(block, weight) if knob.target not in moved]
+    biases = [knob for knob in others if _is_bias_of(knob, weight)]
+    partners = [knob for knob in others if knob not in biases and _preference(block, knob) < 3]
+    of_biases = [group for bias in biases for group in _groups(block, bias, -1)]
+    dims = _outer_dims(block, weight, biases)
+    return _Candidate(partners, [[*_groups(block, weight, dim), *of_biases] for dim in dims])
+
+
+def _parts(system: System, groups: Sequence[Knob], partners: Sequence[Knob]) -> Iterator[list[Move]]:
+    """Yield the moves of some of the groups with what makes up for them."""
+    index = system.index()
+    columns = [index[group] for group in groups]
+    for partner in partners:
+        for support, power in _supports(system.matrix, columns, index[partner]):
+            moves = _joined(groups, [groups[at] for at in support], system)
+            if moves is not None:
+                yield [*moves, Move(partner.part, partner.target, power)]
 
 
 def _outer_dims(block: _Block, weight: Knob, biases: Sequence[Knob]) -> tuple[int, ...]:

@@ -80,7 +80,12 @@ class _Cuts:
 
 
 def system_of(
-    twin: Twin, knobs: Sequence[Knob], stacks: Iterable[Stack], *, about: Collection[Knob] | None = None
+    twin: Twin,
+    knobs: Sequence[Knob],
+    stacks: Iterable[Stack],
+    *,
+    about: Collection[Knob] | None = None,
+    together: int | None = None,
 ) -> System:
     """Return the equations of a twin, with weights of several sizes, in all of `knobs` and in its cuts.
 
@@ -89,10 +94,13 @@ def system_of(
         knobs: Unknowns.
         stacks: Where to cut.
         about: Leave out equations in which none of these occurs; None for all equations.
+        together: Of how many unknowns at once the system will be asked; None for all that an equation has.
     """
     blocks = tuple(block for stack in stacks for block in stack.blocks)
     found = [
-        _equations(twin.model, twin.batches[number % len(twin.batches)], Unknowns(tuple(knobs)), blocks, gain, about)
+        _equations(
+            twin.model, twin.batches[number % len(twin.batches)], Unknowns(tuple(knobs), together), blocks, gain, about
+        )
         for number, gain in enumerate(GAINS)
     ]
     cuts = tuple(dict.fromkeys(cut for _, own, _ in found for cut in own))
@@ -112,6 +120,7 @@ class Unknowns:
     """The unknowns of one run, and the leaves of the graph that they belong to: rows of a parameter share one."""
 
     knobs: tuple[Knob, ...]
+    together: int | None = None
     leaves: list[Tensor] = field(default_factory=list)
     owners: list[list[int]] = field(default_factory=list)  # for each leaf, the places of its unknowns
     count: int = 0
@@ -198,6 +207,7 @@ def _rows(
     leaves = [unknowns.leaves[number] for number in reached]
     yield first, unknowns.spread([one[None] for one in gradients if one is not None], reached)
     wide = sum(len(unknowns.owners[number]) for number in reached)
+    wide = wide if unknowns.together is None else min(wide, unknowns.together)
     left = -(-(wide + _SPARE_ROWS) // len(GAINS)) - 1  # the other sizes of weights give the rest
     at_once = max(1, _MOST_ELEMENTS // (sum(one.numel() for one in leaves) + value.numel()))
     while left > 0:

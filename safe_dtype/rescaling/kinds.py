@@ -25,8 +25,8 @@ class Kind:
 class Roles:
     """Everything in a module that can be moved, by role.
 
-    A role is a name with a star for the place in a list of modules that are alike: all the experts of a layer have one
-    role, whatever their number. Names are relative to the module.
+    A role is a name with a star for the place in a list (or a dictionary) of modules that are alike: all the experts
+    of a layer have one role, whatever their number. Names are relative to the module.
     """
 
     def __init__(self, module: nn.Module, without: frozenset[str] = frozenset()) -> None:
@@ -64,7 +64,8 @@ class Roles:
         module: nn.Module | None = self._module
         parts = []
         for part in name.split("."):
-            parts.append("*" if isinstance(module, nn.ModuleList) and self._are_alike(module) else part)
+            several = isinstance(module, (nn.ModuleList, nn.ModuleDict)) and self._are_alike(module)
+            parts.append("*" if several else part)
             module = getattr(module, "_modules", {}).get(part) if module is not None else None
         return ".".join(parts)
 
@@ -88,9 +89,9 @@ class Roles:
             if inside not in self._without:
                 yield from self._modules(child, inside)
 
-    def _are_alike(self, modules: nn.ModuleList) -> bool:
+    def _are_alike(self, modules: nn.Module) -> bool:
         if id(modules) not in self._alike:
-            self._alike[id(modules)] = len({_layout(one) for one in modules}) == 1
+            self._alike[id(modules)] = len({_layout(one) for one in modules.children()}) == 1
         return self._alike[id(modules)]
 
 

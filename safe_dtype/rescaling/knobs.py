@@ -63,7 +63,7 @@ def _weights(model: nn.Module, traced: Trace) -> Iterator[Knob]:
         # Writers before gains, and last what stands loose in a block: mostly multipliers of its residual connection.
         kind = 4 if not is_leaf else 2 if any(one.dim() > 1 for _, one in own) else 3
         for place, (name, _) in enumerate(own):
-            when = traced.order.get(path, 0) + place / len(own)  # of up_proj and down_proj in one module, the latter
+            when = traced.when(path) + place / len(own)  # of up_proj and down_proj in one module, the latter
             yield Knob(Part.WEIGHT, f"{path}.{name}" if path else name, (kind, -when))
 
 
@@ -83,9 +83,7 @@ def _numbers(model: PreTrainedModel, traced: Trace, batch: Mapping[str, Tensor])
         name = kind[1]
         for path, module in by_kind[kind]:
             is_eps = is_eps_name(name) and getattr(module, name) < _LARGEST_EPS
-            yield Knob(
-                Part.NUMBER, f"{path}.{name}" if path else name, (1 if is_eps else 5, -traced.order.get(path, 0))
-            )
+            yield Knob(Part.NUMBER, f"{path}.{name}" if path else name, (1 if is_eps else 5, -traced.when(path)))
 
 
 def _runs_with_tensors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,23 @@ class Peaks:
         found = [Peak(*key, value) for key, value in self.operations.items() if value > limit]
         return sorted(found, key=lambda one: -one.largest)
 
+    def scaled(self, peaks: Iterable[Peak], factor: float) -> Peaks:
+        """Return the same with some operations' peaks so many times as large."""
+        larger = {(one.module, one.op): self.of(one) * factor for one in peaks}
+        return replace(self, operations={**self.operations, **larger})
+
+
+def together(several: Iterable[Peaks]) -> Peaks:
+    """Return the peaks of several calls as those of one."""
+    operations: dict[tuple[str, str], float] = {}
+    blocks: dict[str, float] = {}
+    nonfinite = False
+    for one in several:
+        operations.update({key: max(value, operations.get(key, 0.0)) for key, value in one.operations.items()})
+        blocks.update({name: max(value, blocks.get(name, 0.0)) for name, value in one.blocks.items()})
+        nonfinite |= one.nonfinite
+    return Peaks(operations, blocks, nonfinite)
+
 
 def record_peaks(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], dtype: torch.dtype, *, blocks: Iterable[str] = ()
@@ -88,10 +105,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.path = [""]
         self.found: dict[tuple[str, str], torch.Tensor] = {}
         self.spoiled: torch.Tensor | None = None
+        self._looks = False  # what it computes itself is none of the model's
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.path[-1] not in self._wide and not any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns):
+        if self._looks or self.path[-1] in self._wide:
+            return result
+        if not _is_view(func, args, result):
             for one in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(one, torch.Tensor) and one.dtype == self.dtype and one.numel():
                     self._look(str(func), one)
@@ -114,10 +134,18 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def returned(self, tensor: torch.Tensor) -> torch.Tensor:
         """Look at a hidden state; return its largest |number|."""
+        self._looks = True
         largest = tensor.detach().abs().amax().float()
         bad = ~torch.isfinite(largest)
         self.spoiled = bad if self.spoiled is None else self.spoiled | bad
+        self._looks = False
         return largest
+
+
+def _is_view(func: Any, args: tuple[Any, ...], result: Any) -> bool:
+    """Whether an operation returns what it was given, in another form. Never in another dtype: that is a cast."""
+    may_be = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+    return may_be and getattr(result, "dtype", None) == getattr(args[0] if args else None, "dtype", None)
 
 
 @contextmanager
@@ -147,16 +175,16 @@ def _outputs_seen(
     model: nn.Module, names: Iterable[str], returned: dict[str, torch.Tensor], watch: _Watch
 ) -> Iterator[None]:
     handles = []
-    for name in names:
-
-        def look(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            hidden = output[0] if isinstance(output, (tuple, list)) and output else output
-            if isinstance(hidden, torch.Tensor) and hidden.is_floating_point():
-                largest = watch.returned(hidden)
-                returned[name] = torch.maximum(returned[name], largest) if name in returned else largest
-
-        handles.append(model.get_submodule(name).register_forward_hook(look))
     try:
+        for name in names:
+
+            def look(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                hidden = output[0] if isinstance(output, (tuple, list)) and output else output
+                if isinstance(hidden, torch.Tensor) and hidden.is_floating_point():
+                    largest = watch.returned(hidden)
+                    returned[name] = torch.maximum(returned[name], largest) if name in returned else largest
+
+            handles.append(model.get_submodule(name).register_forward_hook(look))
         yield
     finally:
         for handle in handles:

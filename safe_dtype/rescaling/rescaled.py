@@ -49,18 +49,31 @@ class Rescaled:
 
 
 class _Unscale:
-    """A forward hook on an inner model: give hidden states back in their own size, in float32, which holds it."""
+    """Hooks on an inner model: give hidden states back in their own size, in float32, which holds it."""
 
     def __init__(self, rescaled: Rescaled, name: str) -> None:
         self._rescaled, self._name = rescaled, name
+        self._as_tuple = False
+
+    def attach(self, module: nn.Module) -> None:
+        """Put the hooks on `module`."""
+        module.register_forward_pre_hook(self.enter, with_kwargs=True)
+        module.register_forward_hook(self)
+
+    def enter(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Ask for names: in a tuple nobody knows what is a hidden state."""
+        wanted = kwargs.get("return_dict")
+        self._as_tuple = (getattr(module.config, "return_dict", True) if wanted is None else wanted) is False
+        return args, {**kwargs, "return_dict": True} if self._as_tuple else kwargs
 
     def __call__(self, _module: nn.Module, _args: Any, returned: Any) -> Any:
+        """Multiply back."""
         for field, place, value in list(hidden_states(returned)):
             exponent = self._rescaled.exponent(self._name, field, place)
             if exponent:
                 own, held = value.float() * 2.0**-exponent, returned[field]
                 returned[field] = own if place < 0 else (*held[:place], own, *held[place + 1 :])
-        return returned
+        return returned.to_tuple() if self._as_tuple and hasattr(returned, "to_tuple") else returned
 
 
 class _Follow:
@@ -85,7 +98,7 @@ def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect) -> Rescaled:
     for name, inner in innermost_models(model):
         inner.register_forward_pre_hook(_Follow(found), prepend=True)
         if any(name == key[0] for key in effect.hidden):
-            inner.register_forward_hook(_Unscale(found, name))
+            _Unscale(found, name).attach(inner)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,11 @@ class Trace:
     order: Mapping[str, int]  # modules that ran, by name: the how manieth to finish, the first time
     norms: frozenset[str]
     stacks: tuple[Stack, ...]
+    modules: Mapping[str, int]  # all of them, as they stand in the model
+
+    def when(self, module: str) -> float:
+        """Return a number that is larger for modules that run later; what did not run comes first, as it stands."""
+        return self.order.get(module, self.modules[module] / len(self.modules) - 1.0)
 
 
 @dataclass(slots=True)
@@ -94,18 +99,24 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def trace(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Trace:
-    """Run `model` once, and return what ran."""
+def trace(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> Trace:
+    """Run `model` on the first batch, and on the others if something did not run; return what ran."""
     calls: list[_Call] = []
-    with unchanged(model), _recorded(model, calls), torch.no_grad():
-        run_twin(model, batch)
     order: dict[str, int] = {}
-    for call in calls:
-        order.setdefault(call.name, len(order))
+    weighty = {name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))}
+    for number, batch in enumerate(batches):
+        if number and weighty <= order.keys():
+            break
+        more: list[_Call] = calls if not number else []
+        with unchanged(model), _recorded(model, more), torch.no_grad():
+            run_twin(model, batch)
+        for call in more:
+            order.setdefault(call.name, len(order))
     with torch.no_grad(), exact():
         norms = {call.name: call for call in calls if _is_norm(call)}
     from_norms = {id(call.returned) for call in calls if call.name in norms}
-    return Trace(order, frozenset(norms), tuple(_stacks(model, calls, from_norms)))
+    modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    return Trace(order, frozenset(norms), tuple(_stacks(model, calls, from_norms)), modules)
 
 
 @contextmanager

@@ -60,7 +60,8 @@ def transfer(gauge: Gauge, stacks: Sequence[Stack], twin: nn.Module, model: nn.M
     roles, real_roles = (
         Roles(one, frozenset(name for stack in stacks for name in _block_names(stack, one))) for one in (twin, model)
     )
-    moves += [*on_block, *_placed(_by_role([move for move in outside if move not in on_block], roles), real_roles, "")]
+    elsewhere = _by_role([move for move in outside if move not in on_block], roles)
+    moves += [*on_block, *_placed(elsewhere, real_roles, roles, "")]
     return Gauge(gauge.name, tuple(moves))
 
 
@@ -106,7 +107,7 @@ def _moves_of(known: Sequence[_Block], name: str, place: str, model: nn.Module, 
         fitting = [one for one in fitting if one.place == place]
     ways = {one.moves for one in fitting}
     if len(ways) == 1:
-        moves = _placed(ways.pop(), roles, f"{name}.")
+        moves = _placed(ways.pop(), roles, Roles(fitting[0].module), f"{name}.")
         _check_shares(moves, name, fitting[0].module, model.get_submodule(name))
         return moves
     if not whole and not ways:
@@ -117,15 +118,18 @@ def _moves_of(known: Sequence[_Block], name: str, place: str, model: nn.Module, 
     )  # fmt: skip
 
 
-def _placed(moves: Iterable[Move], roles: Roles, start: str) -> list[Move]:
+def _placed(moves: Iterable[Move], roles: Roles, in_twin: Roles, start: str) -> list[Move]:
     """Return the moves of every member of each role, with names that begin with `start`."""
     found = []
     for move in sorted(moves, key=str):
         members = roles.members.get((move.part, move.target), ())
-        if not members and roles.role_of(move.target) in {role for part, role in roles.members if part is move.part}:
-            raise TransferError(f"of the modules like {start}{move.target} some are moved, and others are not")
-        if not members:
-            raise TransferError(f"there is no {start}{move.target}")
+        if not members:  # one of those that play a role: it is the same one where there are as many
+            key = move.part, roles.role_of(move.target)
+            if move.target not in roles.members.get(key, ()):
+                raise TransferError(f"there is no {start}{move.target}")
+            if roles.members[key] != in_twin.members.get(key):
+                raise TransferError(f"of the modules like {start}{move.target} some are moved, and others are not")
+            members = (move.target,)
         found += [replace(move, target=f"{start}{name}") for name in members]
     return found
 
@@ -172,7 +176,7 @@ def _sizes(block: nn.Module, target: str, dim: int) -> Iterator[int]:
     yield weight.shape[dim]
     around = target.rpartition(".")[0]
     around = around if weight.dim() > 2 else around.rpartition(".")[0]
-    width = weight.shape[-1 if dim == -2 else -2] if weight.dim() > 1 else 0
-    for name, other in block.named_parameters():
-        if name != target and other.dim() > 1 and name.startswith(around):
-            yield from (size for size in other.shape[-2:] if size != width)
+    beside = [one for name, one in block.named_parameters() if name != target and name.startswith(around)]
+    inner = weight.shape[-1 if dim == -2 else -2] if weight.dim() > 1 else 0
+    sizes = [size for one in beside if one.dim() > 1 for size in one.shape[-2:] if size != inner]
+    yield from sizes or [inner or beside[0].shape[-1]]

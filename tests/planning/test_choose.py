@@ -135,6 +135,13 @@ def test_range_not_rescued(half: HalfRange, ground: Ground, said: str) -> None:
     assert said in found.reason
 
 
+def test_an_order_that_drifts_is_rescued_all_the_same() -> None:
+    """Plain float16 would overflow: it is rescaled, with a warning that names the figure."""
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=f.rescued(drift=f.drift(0.3))), ordered=FLOAT16)
+    assert (plan.storage, plan.rescale) == (FLOAT16, f.rescued().rescale)
+    assert any("0.3 nats" in text for text in plan.warnings)
+
+
 def test_range_of_another_dtype() -> None:
     """A rescue of float16 is none of bfloat16's business."""
     plan = make_plan(f.AMPERE, f.checkpoint(BFLOAT16, half=f.rescued()), ordered=BFLOAT16)
