@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("startup", "loading", "routes", "generation", "predictor", "guard")
+SCRIPTS = ("startup", "loading", "routes", "generation", "predictor", "guard", "audit", "architectures", "rescue")
 
 if __name__ == "__main__":
     for script in SCRIPTS:

@@ -202,6 +202,7 @@ class HalfRange:
     block_peaks: tuple[BlockPeak, ...] = ()
     rescale: Rescale | None = None  # the exact rescaling that brings them into range; None: none is needed, or known
     islands: tuple[str, ...] = ()  # modules that stay in float32, names as in `named_modules()`
+    unseen: tuple[str, ...] = ()  # modules that a text does not reach (an image tower): nothing is known of them
     problem: str = ""  # why float16 does not do all the same
     drift: Drift | None = None  # of float16 with all of that, on the device that is planned for
     certified: float | None = None  # no hidden state goes beyond this, whatever the input; None: nobody knows

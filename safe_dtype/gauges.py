@@ -74,6 +74,7 @@ class Rescale:
     """Gauges with the number of bits that each is moved by: what becomes smaller does so by 2 ** bits."""
 
     shifts: tuple[tuple[Gauge, int], ...]
+    unproven: tuple[str, ...] = ()  # modules for other inputs than text: what they hand on was not part of any proof
 
     def bits(self, name: str) -> int:
         """Return by how many bits the gauge `name` is moved; 0 where there is none of that name."""
@@ -90,14 +91,15 @@ class Rescale:
 
     def with_bits(self, bits: Mapping[str, int]) -> Rescale:
         """Return the same gauges moved by other numbers of bits; those that `bits` does not name stay."""
-        return Rescale(tuple((gauge, bits.get(gauge.name, now)) for gauge, now in self.shifts))
+        return replace(self, shifts=tuple((gauge, bits.get(gauge.name, now)) for gauge, now in self.shifts))
 
     def renamed(self, new_name: Callable[[str], str]) -> Rescale:
         """Return the same rescale with every target under the name that `new_name` gives it."""
-        return Rescale(tuple(
+        shifts = tuple(
             (Gauge(gauge.name, tuple(replace(move, target=new_name(move.target)) for move in gauge.moves)), bits)
             for gauge, bits in self.shifts
-        ))  # fmt: skip
+        )
+        return Rescale(shifts, tuple(map(new_name, self.unproven)))
 
     def __str__(self) -> str:
         return ", ".join(f"{gauge.name} 2^-{bits}" for gauge, bits in self.shifts if bits) or "nothing"
@@ -108,7 +110,8 @@ class Rescale:
             "shifts": [
                 {"gauge": gauge.name, "bits": bits, "moves": [_plain(move) for move in gauge.moves]}
                 for gauge, bits in self.shifts
-            ]
+            ],
+            "unproven": list(self.unproven),
         }
 
     @classmethod
@@ -118,7 +121,8 @@ class Rescale:
         Raises:
             KeyError, TypeError, ValueError: If it wrote something else.
         """
-        return cls(tuple((gauge_from_dict(one), int(one["bits"])) for one in values["shifts"]))
+        shifts = tuple((gauge_from_dict(one), int(one["bits"])) for one in values["shifts"])
+        return cls(shifts, tuple(map(str, values["unproven"])))
 
 
 def gauge_from_dict(values: Mapping[str, Any]) -> Gauge:

@@ -172,6 +172,5 @@ SMALL_DRIFT = drift(1e-5)
 def rescued(*, drift: Drift | None = SMALL_DRIFT, problem: str = "") -> HalfRange:
     """Return the range of a model whose residual stream overflows float16, with a rescale and an island against it."""
     rescale = Rescale(((RESIDUAL, 6),))
-    return HalfRange(
-        4.5e5, 7e3, (BlockPeak("model.layers.0", 4.5e5, 7e3),), rescale, ("model.layers.3.mlp",), problem, drift
-    )
+    blocks = (BlockPeak("model.layers.0", 4.5e5, 7e3),)
+    return HalfRange(4.5e5, 7e3, blocks, rescale, ("model.layers.3.mlp",), problem=problem, drift=drift)

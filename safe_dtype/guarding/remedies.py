@@ -286,7 +286,7 @@ class Rescale:
         if not residual:
             raise NotPossible(found.problem or "its architecture allows none")
         try:
-            fold, effect = fold_in(model, Moved(tuple((gauge, _FIRST_BITS) for gauge in residual)))
+            fold, effect = fold_in(model, Moved(tuple((gauge, _FIRST_BITS) for gauge in residual), found.not_run))
         except RescaleError as exc:
             raise NotPossible(exc.problem) from exc
         if not effect.keeps_cache and not case.restarts and case.failure.step:

@@ -149,7 +149,11 @@ class _Trial:
         found = gauges_for(model)
         keep_as_in_half(model)
         with computing_on(self.device, BFLOAT16):
-            return fit_to_half(model, self.batches, found.gauges, blocks=block_names(model), problem=found.problem)
+            half, doubtful = fit_to_half(
+                model, self.batches, found.gauges, blocks=block_names(model), problem=found.problem
+            )
+        rescale = replace(half.rescale, unproven=found.not_run) if half.rescale else None
+        return replace(half, rescale=rescale, unseen=found.not_run), doubtful
 
     def _recorded(self, reference: Dtype, folder: str) -> Recording:
         model = load_apart(self.source, reference)
@@ -209,6 +213,7 @@ def half_to_dict(half: HalfRange) -> dict[str, Any]:
         "block_peaks": [asdict(one) for one in half.block_peaks],
         "rescale": half.rescale.to_dict() if half.rescale else None,
         "islands": list(half.islands),
+        "unseen": list(half.unseen),
         "problem": half.problem,
         "drift": asdict(half.drift) if half.drift else None,
         "certified": half.certified,
@@ -228,6 +233,7 @@ def half_from_dict(values: Mapping[str, Any]) -> HalfRange:
         block_peaks=tuple(BlockPeak(**one) for one in values["block_peaks"]),
         rescale=Rescale.from_dict(values["rescale"]) if values["rescale"] else None,
         islands=tuple(map(str, values["islands"])),
+        unseen=tuple(map(str, values["unseen"])),
         problem=str(values["problem"]),
         drift=Drift(**values["drift"]) if values["drift"] else None,
         certified=float(values["certified"]) if values["certified"] else None,

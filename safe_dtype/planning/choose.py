@@ -106,6 +106,9 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
     if too_big:
         warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
     half = checkpoint.half if may_overflow(candidate.storage, checkpoint.saved) and not strict else None
+    if half and half.unseen:
+        seen = f"float16 was measured on a text, which does not reach {', '.join(half.unseen)}"
+        warnings += (f"{checkpoint.source}: {seen}: look at the results, or run it in float32",)
     later = () if strict else tuple(one.candidate.storage for one in ranked(case))
     return Plan(
         source=checkpoint.source,

@@ -33,6 +33,8 @@ def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
     """Whether float16 would be the plan, or is one by order, and nobody has looked whether the activations fit it."""
     if checkpoint.half is not None or plan.policy.mode == "strict" or plan.quantization:
         return False
+    if plan.device_map:
+        return False  # it does not fit on the device whole, and would have to, to be measured
     unknown = [one for one in plan.decisions if one.candidate.storage == FLOAT16 and one.ground is Ground.RANGE]
     if not unknown:
         return False
@@ -43,7 +45,7 @@ def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
 
 
 def _is_much_better(one: Cost, now: Cost, plan: Plan) -> bool:
-    if plan.policy.prefer == "memory" or plan.device_map:
+    if plan.policy.prefer == "memory":
         return one.bytes * _WORTH <= now.bytes
     if plan.policy.prefer != "speed" or one.seconds is None or now.seconds is None:
         return False

@@ -76,7 +76,8 @@ def fit_to_half(
     block_peaks = tuple(BlockPeak(name, plain[name], rescaled[name]) for name in names if name in plain)
     text = f"{why} ({problem})" if why and problem else why
     doubtful = tuple(name for name in islands if name in search.overflown)
-    return HalfRange(largest.largest, left, block_peaks, rescale, islands, text, certified=certified), doubtful
+    half = HalfRange(largest.largest, left, block_peaks, rescale, islands, problem=text, certified=certified)
+    return half, doubtful
 
 
 def bits_for(peak: float) -> int:

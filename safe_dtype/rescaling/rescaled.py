@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
 
-from ..errors import RescaleError
+from ..errors import RescaleError, SafeDtypeWarning
 from ..gauges import Rescale
 from .fold import Fold
 from .fold_in import Effect, hidden_states, innermost_models
@@ -44,7 +45,7 @@ class Rescaled:
 
     def exponent(self, model: str, field: str, place: int) -> int:
         """Return k where a hidden state of an inner model is 2 ** k times what it would be without the rescale."""
-        proven = self.effect.hidden.get((model, field, place), 0)
+        proven = self.effect.hidden.get((model, field, place), 0) if self.rescale.shifts else 0
         return proven - self.raised if proven else 0
 
 
@@ -91,10 +92,29 @@ class _Follow:
         fold.watch_seats()
 
 
+class _Unproven:
+    """A forward pre-hook on what a text does not reach: where it runs nobody knows what a rescaled stream does with it.
+
+    An image tower may add its features between two blocks. It runs before them: they compute as they were made then.
+    """
+
+    def __init__(self, rescaled: Rescaled, name: str) -> None:
+        self._rescaled, self._name = rescaled, name
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        if not self._rescaled.rescale.shifts:
+            return
+        self._rescaled.fold.undo()
+        text = f"{self._name} runs, and the rescaling was proved for text alone: it is undone. float16 may overflow"
+        warnings.warn(f"{text}. Next: load in float32 for such inputs", SafeDtypeWarning, stacklevel=2)
+
+
 def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect) -> Rescaled:
     """Keep with `model` what was folded into it, and have it return hidden states in their own size."""
     found = Rescaled(fold, effect)
     model.__dict__[_ATTRIBUTE] = found
+    for name in fold.rescale.unproven:
+        model.get_submodule(name).register_forward_pre_hook(_Unproven(found, name), prepend=True)
     for name, inner in innermost_models(model):
         inner.register_forward_pre_hook(_Follow(found), prepend=True)
         if any(name == key[0] for key in effect.hidden):

@@ -53,7 +53,10 @@ class Shift:
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Multiply what is returned; of several, the first."""
         if not _is_number(output):
-            return (self(_module, _args, output[0]), *output[1:]) if isinstance(output, tuple) and output else output
+            if not isinstance(output, (tuple, list)) or not output:
+                return output
+            parts = [self(_module, _args, output[0]), *output[1:]]
+            return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
         scaled = output * 2.0**self.returned if self.returned else output
         return scaled.to(self.outside) if self._raised and self.outside is not None else scaled
 

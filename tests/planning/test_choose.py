@@ -142,6 +142,14 @@ def test_an_order_that_drifts_is_rescued_all_the_same() -> None:
     assert any("0.3 nats" in text for text in plan.warnings)
 
 
+def test_what_a_text_does_not_reach() -> None:
+    """Parts of the model that were not measured are named in a warning."""
+    half = replace(f.rescued(), unseen=("model.vision_tower",))
+    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=half))
+    assert plan.storage == FLOAT16
+    assert any("model.vision_tower" in text for text in plan.warnings)
+
+
 def test_range_of_another_dtype() -> None:
     """A rescue of float16 is none of bfloat16's business."""
     plan = make_plan(f.AMPERE, f.checkpoint(BFLOAT16, half=f.rescued()), ordered=BFLOAT16)

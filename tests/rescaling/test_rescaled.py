@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from engineered import engineered, prompts
 from rescaling.gauges_by_hand import product, residual
 from torch import Tensor
 
-from safe_dtype.errors import RescaleError
+from safe_dtype.errors import RescaleError, SafeDtypeWarning
 from safe_dtype.gauges import Rescale
 from safe_dtype.rescaling import Rescaled, fold_in, gauges_for, keep_rescaled, rescaled_of
 
@@ -168,3 +169,29 @@ def test_cache_goes_on_after_a_raise() -> None:
         kept.raise_bits(5)
         expected = plain(ids[:, 12:], past_key_values=truth.past_key_values).logits
         assert torch.equal(model(ids[:, 12:], past_key_values=first.past_key_values).logits, expected)
+
+
+def test_inputs_that_nobody_proved_it_for() -> None:
+    """A picture reaches a part that was not in the proof: the rescale is undone before, and told; results are right."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**small, image_size=16, patch_size=8),
+        text_config=transformers.LlamaConfig(**small, vocab_size=64),
+        image_token_index=5,
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    text = {"input_ids": torch.tensor([[1, 7, 8, 9, 10, 11]])}
+    picture = {"input_ids": torch.tensor([[1, 5, 5, 5, 5, 9]]), "pixel_values": torch.randn(1, 3, 16, 16)}
+    with torch.inference_mode():
+        plain = [model(**given).logits for given in (text, picture)]
+    found = gauges_for(model)
+    assert found.not_run
+    rescale = Rescale(tuple((one, 6) for one in found.gauges if one.name.endswith("residual")), found.not_run)
+    kept = keep_rescaled(model, *fold_in(model, rescale))
+    with torch.inference_mode():
+        assert torch.equal(model(**text).logits, plain[0])
+        assert kept.rescale.shifts
+        with pytest.warns(SafeDtypeWarning, match="proved for text alone"):
+            assert torch.equal(model(**picture).logits, plain[1])
+    assert kept.rescale.shifts == ()

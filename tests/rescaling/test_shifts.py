@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -256,3 +256,34 @@ def test_pickled() -> None:
     read = torch.load(buffer, weights_only=False)
     assert torch.equal(read(inputs().half()), model(inputs().half()))
     assert read(inputs().half()).dtype == torch.float16
+
+
+class Pair(NamedTuple):
+    """What blocks of some architectures return."""
+
+    hidden: Tensor
+    other: int
+
+
+class Returns(nn.Module):
+    """Returns its input in another form."""
+
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        """Return it."""
+        return self.form(x)
+
+
+@pytest.mark.parametrize("form", [lambda x: Pair(x, 7), lambda x: [x, 7], lambda x: (x, 7)], ids=["named", "list", "tuple"])
+def test_form_of_the_output(form: Callable[[Tensor], Any]) -> None:
+    """A named tuple stays one, and a list a list; the first of either is multiplied."""
+    module = Returns(form)
+    shift_on(module).returned = -2
+    x = torch.randn(3)
+    found = module(x)
+    assert type(found) is type(form(x))
+    assert torch.equal(found[0], x / 4)
+    assert found[1] == 7
