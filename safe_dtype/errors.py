@@ -263,7 +263,9 @@ class RescaleError(SafeDtypeError, RuntimeError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"No exact rescaling: {self.problem}. Next: load in bfloat16 or float32, or see the islands of the policy."
+        return (
+            f"No exact rescaling: {self.problem}. Next: load in bfloat16 or float32, or see the islands of the policy."
+        )
 
 
 class VerifyError(SafeDtypeError, RuntimeError):

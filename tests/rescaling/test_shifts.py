@@ -277,7 +277,9 @@ class Returns(nn.Module):
         return self.form(x)
 
 
-@pytest.mark.parametrize("form", [lambda x: Pair(x, 7), lambda x: [x, 7], lambda x: (x, 7)], ids=["named", "list", "tuple"])
+@pytest.mark.parametrize(
+    "form", [lambda x: Pair(x, 7), lambda x: [x, 7], lambda x: (x, 7)], ids=["named", "list", "tuple"]
+)
 def test_form_of_the_output(form: Callable[[Tensor], Any]) -> None:
     """A named tuple stays one, and a list a list; the first of either is multiplied."""
     module = Returns(form)
