@@ -192,7 +192,7 @@ class BlockPeak:
 
 @dataclass(frozen=True, slots=True)
 class HalfRange:
-    """What it takes to run a checkpoint in float16, measured on a text.
+    """What it takes to run a checkpoint in float16, measured on a text, or without a tokenizer on random tokens.
 
     Activations are those that float16 would have to hold: what a norm computes in float32 does not count.
     """
@@ -202,6 +202,7 @@ class HalfRange:
     block_peaks: tuple[BlockPeak, ...] = ()
     rescale: Rescale | None = None  # the exact rescaling that brings them into range; None: none is needed, or known
     islands: tuple[str, ...] = ()  # modules that stay in float32, names as in `named_modules()`
+    on_noise: bool = False  # on random tokens: a trained model has never seen such, and its peaks may lie elsewhere
     unseen: tuple[str, ...] = ()  # modules that a text does not reach (an image tower): nothing is known of them
     problem: str = ""  # why float16 does not do all the same
     drift: Drift | None = None  # of float16 with all of that, on the device that is planned for
@@ -211,12 +212,13 @@ class HalfRange:
     def __str__(self) -> str:
         if self.problem:
             return self.problem
+        noise = ", on random tokens" if self.on_noise else ""
         if self.rescale is None and not self.islands:
-            return f"activations reach {self.peak:.3g}"
+            return f"activations reach {self.peak:.3g}{noise}"
         words = [f"rescaled exactly: {self.rescale}"] if self.rescale else []
         words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
         sure = f" (no input takes hidden states beyond {self.certified:.3g})" if self.certified else ""
-        return f"{', '.join(words)}; activations reach {self.left:.3g} instead of {self.peak:.3g}{sure}"
+        return f"{', '.join(words)}; activations reach {self.left:.3g} instead of {self.peak:.3g}{noise}{sure}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,8 @@ def measure_half(
     """
     try:
         with torch.inference_mode(mode=False), torch.enable_grad():  # whatever the caller is in
-            half = _Trial(source, checkpoint, device, _batches(source, checkpoint, text), max_drift).half()
+            batches, noise = _batches(source, checkpoint, text)
+            half = replace(_Trial(source, checkpoint, device, batches, max_drift).half(), on_noise=noise)
     except (CheckpointError, VerifyError, RescaleError) as exc:
         half = HalfRange(0.0, 0.0, problem=str(exc).partition("\n")[0])
     except torch.OutOfMemoryError:
@@ -186,13 +187,14 @@ class _Trial:
         return not free or self.checkpoint.parameters * FLOAT32.itemsize * _BEFORE_FLOAT32 <= free
 
 
-def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) -> Batches:
+def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) -> tuple[Batches, bool]:
+    """Return what to run the model on, and whether that is noise."""
     try:
-        return source.batches(text, tokens=_TOKENS)
+        return source.batches(text, tokens=_TOKENS), False
     except (CheckpointError, NothingToCompareError):  # without a tokenizer's files transformers makes one of no words
         if text is not None:
             raise
-        return source.random_batches(checkpoint.vocab_size)
+        return source.random_batches(checkpoint.vocab_size), True
 
 
 def _key(device: DeviceFacts, digest: str) -> Mapping[str, Any]:
@@ -213,6 +215,7 @@ def half_to_dict(half: HalfRange) -> dict[str, Any]:
         "block_peaks": [asdict(one) for one in half.block_peaks],
         "rescale": half.rescale.to_dict() if half.rescale else None,
         "islands": list(half.islands),
+        "on_noise": half.on_noise,
         "unseen": list(half.unseen),
         "problem": half.problem,
         "drift": asdict(half.drift) if half.drift else None,
@@ -233,6 +236,7 @@ def half_from_dict(values: Mapping[str, Any]) -> HalfRange:
         block_peaks=tuple(BlockPeak(**one) for one in values["block_peaks"]),
         rescale=Rescale.from_dict(values["rescale"]) if values["rescale"] else None,
         islands=tuple(map(str, values["islands"])),
+        on_noise=bool(values["on_noise"]),
         unseen=tuple(map(str, values["unseen"])),
         problem=str(values["problem"]),
         drift=Drift(**values["drift"]) if values["drift"] else None,

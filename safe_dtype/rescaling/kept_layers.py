@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,9 +73,9 @@ def keep_layers(values: Mapping[str, Any], overrides: Mapping[int, Any], *, of_a
         and (_PERIOD.fullmatch(key) or (_LISTED_PERIOD.fullmatch(key) and not _repeats(kinds, value)))
     ]
     if max(periods, default=0) > 1:
-        # What differs is counted from the first layer: only a beginning keeps it. One layer more than the period,
-        # since the first may be special in another way as well.
-        needed = max(LEAST_LAYERS, max(chosen) + 1, max(periods) + 1)
+        # What differs is counted from the first layer: only a beginning keeps it, until the periods have met. One layer
+        # more, since the first may be special in another way as well.
+        needed = max(LEAST_LAYERS, max(chosen) + 1, math.lcm(*periods) + 1)
         return KeptLayers(tuple(range(min(count, max(MOST_LAYERS, max(chosen) + 1), needed))), count)
     # Code may treat the first or the last layer as special: another one of their kind stays beside them.
     inside = [index for index in range(1, count - 1) if kinds[1:index].count(kinds[index]) < of_a_kind]
