@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..dtypes import FLOAT32, Dtype
+from ..dtypes import FLOAT16, FLOAT32, Dtype
 from ..facts import CacheShape, CheckpointFacts, DeviceFacts, TensorFacts
 from .plan import Candidate, Cost
 from .policy import Workload
@@ -97,16 +97,19 @@ def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows:
 
 
 def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
-    """Return the bytes of all tensors loaded in `storage`, the kept-in-float32 ones and the integers as they are."""
+    """Return the bytes of all tensors loaded in `storage`, those kept in float32 and the integers as they are."""
     return sum(tensor.numel * _itemsize(tensor, storage, checkpoint) for tensor in checkpoint.tensors)
 
 
 def _itemsize(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> int:
     if integer := re.fullmatch(r"u?int(\d+)|bool", tensor.dtype):
         return max(1, int(integer[1] or 8) // 8)
-    kept = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage.name == "float16" else ())
+    kept = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage == FLOAT16 else ())
     # Unanchored, as transformers matches them.
-    if any(re.search(pattern, tensor.name) for pattern in kept):
+    islands = checkpoint.half.islands if checkpoint.half and storage == FLOAT16 else ()
+    if any(re.search(pattern, tensor.name) for pattern in kept) or tensor.name.startswith(
+        tuple(f"{one}." for one in islands)
+    ):
         return FLOAT32.itemsize
     return storage.itemsize
 

@@ -142,6 +142,19 @@ def test_an_order_that_drifts_is_rescued_all_the_same() -> None:
     assert any("0.3 nats" in text for text in plan.warnings)
 
 
+def test_islands_take_room() -> None:
+    """Weights of a module that stays in float32 count with four bytes."""
+    checkpoint = f.checkpoint(BFLOAT16)
+    name = checkpoint.tensors[0].name.rpartition(".")[0]
+    costs = [
+        make_plan(f.TURING, replace(checkpoint, half=replace(f.rescued(), islands=islands))).cost
+        for islands in ((), (name,))
+    ]
+    assert costs[0] is not None
+    assert costs[1] is not None
+    assert costs[1].weight_bytes - costs[0].weight_bytes == 2 * checkpoint.tensors[0].numel
+
+
 def test_what_a_text_does_not_reach() -> None:
     """Parts of the model that were not measured are named in a warning."""
     half = replace(f.rescued(), unseen=("model.vision_tower",))
