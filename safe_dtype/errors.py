@@ -23,11 +23,15 @@
     │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
     │   └── DeviceLostError                     the process has lost its device
     ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
-    └── VerifyError              (RuntimeError)
-        ├── UnsteadyReferenceError              the reference does not repeat itself
-        ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
-        ├── IncomparableOutputsError            reference and candidate answer in different shapes, or to other inputs
-        └── NothingToCompareError               no batches, or none of their positions counts
+    ├── VerifyError              (RuntimeError)
+    │   ├── UnsteadyReferenceError              the reference does not repeat itself
+    │   ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
+    │   ├── IncomparableOutputsError            reference and candidate answer in different shapes, or to other inputs
+    │   └── NothingToCompareError               no batches, or none of their positions counts
+    └── OptimizeError            (RuntimeError)
+        ├── EnvironmentNotFitError              something that is needed is missing on this machine
+        ├── BackupError                         the original cannot be kept, or is kept in another state
+        └── NotRestorableError                  the backup is damaged, or not where it was made; nothing was written
 
 Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
 """
@@ -321,3 +325,40 @@ class NothingToCompareError(VerifyError):
 
     def __str__(self) -> str:
         return f"Nothing to compare: {self.problem}. Next: {self.advice}."
+
+
+class OptimizeError(SafeDtypeError, RuntimeError):
+    """A model cannot be optimized, or what was kept of it not be restored."""
+
+
+class EnvironmentNotFitError(OptimizeError):
+    """Something that is needed is missing on this machine."""
+
+    def __init__(self, missing: str, advice: str) -> None:
+        super().__init__(missing, advice)
+        self.missing, self.advice = missing, advice
+
+    def __str__(self) -> str:
+        return f"Missing here: {self.missing}. Next: {self.advice}."
+
+
+class BackupError(OptimizeError):
+    """The original cannot be kept, or is kept already in another state. The source is as it was."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"The original cannot be kept: {self.problem}. Next: {self.advice}."
+
+
+class NotRestorableError(OptimizeError):
+    """A backup cannot be restored. Nothing was written."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"Nothing was restored: {self.problem}. Next: {self.advice}."

@@ -37,6 +37,7 @@ ALLOWED = {
     "audit_report": {"checkpoints"},
     "generation": {"errors", "guarding", "loading", "planning"},
     "verification": {"devices", "dtypes", "errors", "facts", "loading", "planning", "verifying"},
+    "optimizing": {"devices", "dtypes", "errors", "facts", "loading", "planning", "verifying"},
     "rescue": {"dtypes", "errors", "facts", "gauges", "loading", "planning"},
     "cli": {
         "audit_report", "checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "patching",

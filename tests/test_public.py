@@ -109,6 +109,9 @@ EXAMPLES = [
     errors.DegenerateReferenceError("all its logits are equal"),
     errors.IncomparableOutputsError("shapes (1, 2, 96) and (1, 2, 97)", "compare models of one vocabulary"),
     errors.NothingToCompareError("there are no batches", "pass one at least"),
+    errors.EnvironmentNotFitError("a C++ compiler", "install it, or ask for another form"),
+    errors.BackupError("the output folder lies in the source", "name another one"),
+    errors.NotRestorableError("config.json was changed in the backup", "download the model again"),
 ]
 
 

@@ -1,0 +1,46 @@
+"""How long calls take, two kinds measured in turns so that both see the same moments of a busy machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+WARM_UPS = 3
+LEAST_RUNS = 10
+ENOUGH_SECONDS = 2.0  # of both kinds together: quick models are run more often than LEAST_RUNS
+MOST_RUNS = 200
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """Return the seconds of one call, to its end on the device."""
+    _wait_for(device)
+    start = time.perf_counter()
+    call()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def in_turns(form: Callable[[], object], eager: Callable[[], object], device: str) -> tuple[float, float, float]:
+    """Return the median seconds of `form` and of `eager`, and the interquartile range of `form` over its median."""
+    for _ in range(WARM_UPS):
+        form()
+        eager()
+    forms: list[float] = []
+    eagers: list[float] = []
+    while len(forms) < LEAST_RUNS or (sum(forms) + sum(eagers) < ENOUGH_SECONDS and len(forms) < MOST_RUNS):
+        forms.append(timed(form, device))
+        eagers.append(timed(eager, device))
+    low, median, high = statistics.quantiles(forms, n=4)
+    return median, statistics.median(eagers), (high - low) / median
+
+
+def _wait_for(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+    elif device.startswith("xpu"):
+        torch.xpu.synchronize(device)
