@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from ..dtypes import Dtype, dtype_named
+from ..dtypes import Dtype
 
 SCHEMA = "safe_dtype.optimize/1"
 
