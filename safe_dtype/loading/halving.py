@@ -40,7 +40,8 @@ def halve(
         computing: A context for the proof: where the device cannot multiply in the model's dtype.
 
     Raises:
-        RescaleError: If the rescale is not exact in this model, or it cannot be folded into it. The model is as it was.
+        RescaleError: If the rescale is not exact in this model, or it cannot be folded into it: the model is as it was
+            then. Also if a parameter does not take the cast.
     """
     if is_offloaded(model):
         raise RescaleError("weights that are offloaded would have to be rescaled every time they are brought in")

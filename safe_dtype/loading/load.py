@@ -87,7 +87,7 @@ def _halved(model: nn.Module, plan: Plan) -> Plan:
     except RescaleError as exc:
         text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
         warnings.warn(text, SafeDtypeWarning, stacklevel=5)
-        recast(model, {torch.bfloat16}, torch.float32)
+        recast(model, {torch.bfloat16, torch.float16}, torch.float32)  # wherever it stopped
         full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=str(exc))
         return replace(full, ladder=(FLOAT32,))
     return plan
