@@ -75,7 +75,7 @@ _CAUSED_BY = re.compile(r"Caused by: (?P<code>[^\n]*?)\s+# (?P<file>\S+\.py):(?P
 _IN_A_STACK = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+)(?:, in [^\n]*)?(?:\n +(?P<code>[^\n^]+))?')
 
 _TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parent)
+_OURS = str(Path(__file__).parents[1])  # a guard wraps the calls of models
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 _PACKAGES = re.compile(r".*[\\/](?:site|dist)-packages[\\/]")
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from optimizing.zoo import ZOO, Branch, mixtral
 
+from safe_dtype import guard
 from safe_dtype.optimizing import breaks
 from safe_dtype.optimizing.capture import Call, capture, counts, whole_graph
 
@@ -76,7 +77,8 @@ def test_every_specimen_is_tested() -> None:
 
 
 def test_bug_of_the_model() -> None:
-    """An error that the model raises only when it is traced is told from one of its control flow."""
+    """An error that the model raises only when it is traced is told from one of its control flow, guards or not."""
+    guard(ZOO["vit"].model())  # from here on the guard of the class PreTrainedModel is among the frames
     captured = whole_graph(ZOO["switch_unmasked"].model(), ZOO["switch_unmasked"].inputs())
     assert captured.kind == breaks.MODEL_BUG
     assert "'NoneType' object is not subscriptable" in captured.reason
