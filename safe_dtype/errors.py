@@ -28,10 +28,15 @@
     │   ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
     │   ├── IncomparableOutputsError            reference and candidate answer in different shapes, or to other inputs
     │   └── NothingToCompareError               no batches, or none of their positions counts
-    └── OptimizeError            (RuntimeError)
-        ├── EnvironmentNotFitError              something that is needed is missing on this machine
-        ├── BackupError                         the original cannot be kept, or is kept in another state
-        └── NotRestorableError                  the backup is damaged, or not where it was made; nothing was written
+    ├── OptimizeError            (RuntimeError)
+    │   ├── EnvironmentNotFitError              something that is needed is missing on this machine
+    │   ├── NotOptimizableError                 a model or inputs that no form can be judged with
+    │   ├── BackupError                         the original cannot be kept, or is kept in another state
+    │   ├── NotRestorableError                  the backup is damaged, or not where it was made; nothing was written
+    │   ├── NotOptimizedError                   a folder that `optimize` did not write, or that was changed since
+    │   └── UntrustedFolderError                loading it would run code that was not made on this machine
+    └── PublishError             (RuntimeError) nothing was published, or not what should have been: `state` says which
+        └── NotPublishableError                 the staged folder must not be published as it is; nothing was sent
 
 Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
 """
@@ -362,3 +367,64 @@ class NotRestorableError(OptimizeError):
 
     def __str__(self) -> str:
         return f"Nothing was restored: {self.problem}. Next: {self.advice}."
+
+
+class NotOptimizableError(OptimizeError):
+    """A model, or inputs, that no form can be judged with."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"This cannot be optimized: {self.problem}. Next: {self.advice}."
+
+
+class NotOptimizedError(OptimizeError):
+    """A folder that `optimize` did not write, or that was changed since."""
+
+    def __init__(self, folder: str, problem: str) -> None:
+        super().__init__(folder, problem)
+        self.folder, self.problem = folder, problem
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.problem}. Next: make it again with `safe-dtype optimize MODEL --out {self.folder}`."
+        )
+
+
+class UntrustedFolderError(OptimizeError):
+    """Loading what is in a folder would run code that was not made on this machine. Nothing was loaded."""
+
+    def __init__(self, folder: str, what: str) -> None:
+        super().__init__(folder, what)
+        self.folder, self.what = folder, what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} holds {self.what}, and it was not made on this machine. Next: if you know who made it, "
+            "load_optimized(..., trust=True); else make it here with `safe-dtype optimize`."
+        )
+
+
+class PublishError(SafeDtypeError, RuntimeError):
+    """Something was not published, or not seen to be published. Nothing is lost locally.
+
+    Attributes:
+        state: How things stand, in the words of `safe_dtype.publishing.State`: "not-published", "unknown", ...
+        repo: The repository, with the revision where it is not main.
+        happened: What went wrong.
+        visible: What others see in the repository now.
+        advice: The next step.
+    """
+
+    def __init__(self, state: str, repo: str, happened: str, visible: str, advice: str) -> None:
+        super().__init__(state, repo, happened, visible, advice)
+        self.state, self.repo, self.happened, self.visible, self.advice = state, repo, happened, visible, advice
+
+    def __str__(self) -> str:
+        return f"{self.repo}: {self.happened}. Now visible: {self.visible}. Next: {self.advice}. [{self.state}]"
+
+
+class NotPublishableError(PublishError):
+    """A staged folder must not be published as it is. Nothing was sent."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 from ..dtypes import Dtype
@@ -31,6 +31,14 @@ class Form(str, Enum):
     def leaves_a_file(self) -> bool:
         """Whether the form is a file; the others are made anew by those who load."""
         return self in (Form.AOTI, Form.EXPORT, Form.ONNX, Form.TORCHSCRIPT)
+
+
+class Status(IntEnum):
+    """How an optimization ended: the exit status of the command."""
+
+    REACHED = 0  # the form that was asked for, in the dtype that was asked for
+    FELL_BACK = 3  # a verified form, but another one; `why` says to what and why
+    NO_DTYPE = 4  # nothing passed: the model is used as it was
 
 
 class Outcome(str, Enum):
@@ -68,17 +76,24 @@ class Distance:
     cosine: float
     top1_agreement: float | None = None  # of logits
     nonfinite: int = 0  # NaN and infinity that the reference has not
+    kl: float | None = None  # nats, the mean over positions, of logits of tokens and classes
+    miou: float | None = None  # of the classes of pixels, the mean over the classes that either has
 
     def worse(self, other: Distance) -> Distance:
         """Return the worse of both, figure by figure."""
-        agreements = [one for one in (self.top1_agreement, other.top1_agreement) if one is not None]
         return Distance(
             max(self.max_abs, other.max_abs),
             max(self.relative, other.relative),
             min(self.cosine, other.cosine),
-            min(agreements, default=None),
+            _of_both(min, self.top1_agreement, other.top1_agreement),
             self.nonfinite + other.nonfinite,
+            _of_both(max, self.kl, other.kl),
+            _of_both(min, self.miou, other.miou),
         )
+
+
+def _of_both(worst: Callable[..., float], one: float | None, other: float | None) -> float | None:
+    return worst((value for value in (one, other) if value is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +128,10 @@ class Attempt:
     sites: tuple[BreakSite, ...] = ()
     stages: tuple[Stage, ...] = ()
     seconds: Seconds = Seconds()
-    artifact: str = ""  # a file or folder, relative to the output folder
+    artifact: str = ""  # its folder, relative to the output folder
+    artifact_files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 by name in that folder
     bytes: int = 0
+    regions: tuple[str, ...] = ()  # the submodules that are compiled, where the form is regional
     coverage: float | None = None  # share of the parameters inside of compiled regions
     log: str = ""  # what the attempt wrote, relative to the output folder
 
@@ -135,19 +152,41 @@ class DtypeVerdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch of inputs, as a safetensors file relative to the output folder."""
+
+    role: str  # "traced", "held out", "user"
+    file: str
+    tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name: shape, dtype
+    about: str = ""  # what it is there for: "batch of 1", "padded", "one token", the user's file
+
+
+@dataclass(frozen=True, slots=True)
 class Optimization:
     """Everything that was found out. The same facts make the report, the model card and the exit status."""
 
-    source: str
-    model_class: str
+    source: str  # as it was given; the folder's name alone where it was a path
+    model_class: str  # transformers' name; "" where the model is a module of the caller's own
+    device: str
     asked_form: str  # "auto", or a form
     asked_dtype: str  # "auto", or a dtype
+    saved_dtype: str  # of the original's weights
+    parameters: int = 0
+    original: str = "original"  # what eager is loaded from, relative to the output folder: a folder, or a file
     environment: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)  # sha256 of every input file
-    inputs: tuple[Mapping[str, Any], ...] = ()  # of each batch its role, and of each tensor shape, dtype, range
-    reference: Mapping[str, Any] = field(default_factory=dict)  # steady, degenerate, largest |output|
-    graphs: Mapping[str, Any] = field(default_factory=dict)  # counted graphs, and whether it captures whole
+    verdicts: tuple[Mapping[str, Any], ...] = ()  # of the device, by dtype
+    files: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of every input file
+    batches: tuple[Batch, ...] = ()
+    dynamic: Mapping[str, Any] = field(default_factory=dict)  # "batch": [1, 32], "dims": {input: {dimension: range}}
+    reference: Mapping[str, Any] = field(default_factory=dict)  # what `reference_sanity` found
+    graphs: Mapping[str, Any] = field(default_factory=dict)  # whether it captures whole, counted graphs, break sites
     dtypes: tuple[DtypeVerdict, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     chosen: int | None = None  # the place of the attempt in `attempts`
+    status: Status = Status.NO_DTYPE
     why: str = ""
+
+    @property
+    def winner(self) -> Attempt | None:
+        """The attempt that is loaded from here; None where nothing passed."""
+        return None if self.chosen is None else self.attempts[self.chosen]

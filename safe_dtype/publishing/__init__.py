@@ -1,0 +1,1 @@
+"""Put what was made and verified on the Hub: staged, checked, in one commit, and read back."""
