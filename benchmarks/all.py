@@ -1,4 +1,4 @@
-"""Every benchmark, one after another: about an hour and a half. Results and plots go to `benchmarks/results/`.
+"""Every benchmark, one after another: about two hours and a half. Results and plots go to `benchmarks/results/`.
 
     python benchmarks/all.py
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("startup", "loading", "routes", "generation", "predictor", "guard", "audit", "architectures", "rescue")
+SCRIPTS = ("startup", "loading", "routes", "generation", "predictor", "guard", "audit", "architectures", "rescue", "optimize")
 
 if __name__ == "__main__":
     for script in SCRIPTS:

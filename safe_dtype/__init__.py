@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .guarding import guard, report, unguard
     from .loading import SafeAutoModel
     from .numerics import compute_in
+    from .optimizing import Optimized, load_optimized, optimize
+    from .publishing import publish
     from .verifying import measure_drift
 
 __version__ = "0.1.0"
@@ -39,6 +41,7 @@ __all__ = [
     "Drift",
     "Dtype",
     "NoDtypeLeft",
+    "Optimized",
     "Plan",
     "Policy",
     "SafeAutoModel",
@@ -50,12 +53,15 @@ __all__ = [
     "detect",
     "facts_of",
     "guard",
+    "load_optimized",
     "make_plan",
     "measure",
     "measure_drift",
+    "optimize",
     "patch",
     "patched",
     "plan_of",
+    "publish",
     "read_checkpoint",
     "report",
     "unguard",
@@ -73,6 +79,10 @@ _LOADED_ON_USE = {
     "facts_of": "devices",
     "measure": "devices",
     "measure_drift": "verifying",
+    "Optimized": "optimizing",
+    "load_optimized": "optimizing",
+    "optimize": "optimizing",
+    "publish": "publishing",
 }
 
 

@@ -37,17 +37,23 @@ ALLOWED = {
     "audit_report": {"checkpoints"},
     "generation": {"errors", "guarding", "loading", "planning"},
     "verification": {"devices", "dtypes", "errors", "facts", "loading", "planning", "verifying"},
-    "optimizing": {"devices", "dtypes", "errors", "facts", "loading", "planning", "verifying"},
+    "optimizing": {
+        "checkpoints", "devices", "dtypes", "errors", "facts", "guarding", "loading", "planning", "verifying",
+    },
+    "publishing": {
+        "checkpoints", "devices", "dtypes", "errors", "facts", "gauges", "guarding", "loading", "optimizing", "origin",
+        "planning", "rescaling", "verifying",
+    },
     "rescue": {"dtypes", "errors", "facts", "gauges", "loading", "planning"},
     "cli": {
-        "audit_report", "checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "patching",
-        "planning", "rescue", "verification",
+        "audit_report", "checkpoints", "devices", "doctor", "dtypes", "errors", "generation", "loading", "optimizing",
+        "patching", "planning", "publishing", "rescue", "verification",
     },
     "__main__": {"cli"},
     "run": {"cli"},
     "__init__": {
-        "checkpoints", "devices", "dtypes", "errors", "facts", "guarding", "loading", "origin", "patching", "planning",
-        "verifying",
+        "checkpoints", "devices", "dtypes", "errors", "facts", "guarding", "loading", "optimizing", "origin",
+        "patching", "planning", "publishing", "verifying",
     },
 }  # fmt: skip
 WITHOUT_TORCH = ("errors", "dtypes", "gauges", "facts", "planning", "origin", "doctor")

@@ -112,6 +112,10 @@ EXAMPLES = [
     errors.EnvironmentNotFitError("a C++ compiler", "install it, or ask for another form"),
     errors.BackupError("the output folder lies in the source", "name another one"),
     errors.NotRestorableError("config.json was changed in the backup", "download the model again"),
+    errors.NotOptimizableError("its inputs are not known", "pass some"),
+    errors.NotOptimizedError("out", "there is no optimization.json in it"),
+    errors.UntrustedFolderError("out", "native code"),
+    errors.NotPublishableError("not-started", "org/m", "its license is not known", "nothing", "name it"),
 ]
 
 

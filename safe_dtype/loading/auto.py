@@ -16,6 +16,7 @@ from ..planning import Plan, Policy
 from .load import load
 from .plans import check_agreement, plan_request
 from .request import Request
+from .variants import with_variant
 
 
 class SafeAuto:
@@ -47,6 +48,9 @@ class SafeAuto:
         request = Request(pretrained_model_name_or_path, kwargs)
         if plan is None:
             plan = plan_request(request, policy, drifts="measured")
+            request, plan = with_variant(
+                request, plan, lambda other: plan_request(other, policy, drifts="measured")
+            )  # fmt: skip
         else:
             check_agreement(plan, request, policy)
         for text in plan.warnings:

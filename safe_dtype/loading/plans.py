@@ -94,7 +94,7 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
             for one in request.devices
         ]
     )
-    if _is_one_of_many(request):
+    if is_one_of_many(request):
         # What falls to this rank is not known here, and device_map is not for models that ranks share.
         return replace(found, memory=MemoryFacts(0, 0, "ranks"))
     return _with_main_memory(found) if request.spreads and found.device != "cpu" else found
@@ -112,7 +112,7 @@ def _widths_to_probe(checkpoint: CheckpointFacts) -> tuple[tuple[int, int], ...]
     return tuple(islice(checkpoint.widths(), _WIDTHS_PROBED)) or DEFAULT_WIDTHS
 
 
-def _is_one_of_many(request: Request) -> bool:
+def is_one_of_many(request: Request) -> bool:
     """Whether several processes load this model, each its part or its copy."""
     if request.arguments.get("device_map") is not None:
         return False

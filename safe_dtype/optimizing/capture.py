@@ -154,11 +154,12 @@ def _clean_dynamo(model: torch.nn.Module, settings: Mapping[str, bool] = Mapping
     dynamo.utils.counters.clear()
     try:
         with (
-            warnings.catch_warnings(action="ignore"),
+            warnings.catch_warnings(),
             torch.no_grad(),
             torch.random.fork_rng(),
             dynamo.config.patch({"suppress_errors": False, "disable": False, **settings}),
         ):
+            warnings.simplefilter("ignore")
             yield
     finally:
         if not marked:

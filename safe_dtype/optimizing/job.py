@@ -41,11 +41,14 @@ class Job:
     out: Path  # the attempt's own folder: artifact, references and result go there
     inputs: Path  # safetensors: the batch that is traced
     held_out: tuple[Path, ...] = ()  # safetensors: batches that are not
+    user: tuple[Path, ...] = ()  # safetensors: batches of the user's own data
     dynamic: Dynamic = Dynamic()
+    loaded_with: tuple[str, ...] = ()  # what a model that came from memory had set, in the words of remedies
     remedies: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()  # names of submodules, for Form.REGIONAL
-    stages: tuple[str, ...] = ("traced", "held out")  # or ("reloaded",)
+    stages: tuple[str, ...] = ("traced", "held out", "user")  # or ("reloaded",)
     time: bool = True
+    beside_float32: bool = False  # for Form.EAGER: take the time in turns with float32, both models in memory
     device: str = "cpu"
     threads: int | None = None  # of torch; None leaves its own choice
 
@@ -62,7 +65,12 @@ class Job:
     @property
     def batches(self) -> tuple[Path, ...]:
         """Every batch, the traced one first."""
-        return (self.inputs, *self.held_out)
+        return (self.inputs, *self.held_out, *self.user)
+
+    @property
+    def stages_of_batches(self) -> tuple[str, ...]:
+        """The stage that each batch belongs to."""
+        return ("traced", *("held out" for _ in self.held_out), *("user" for _ in self.user))
 
     def reference(self, number: int) -> Path:
         """Return the file of eager's outputs for batch `number`."""
@@ -77,6 +85,7 @@ class Job:
         found = {
             **asdict(self), "dtype": self.dtype.name, "form": str(self.form), "model": str(self.model),
             "out": str(self.out), "inputs": str(self.inputs), "held_out": [str(one) for one in self.held_out],
+            "user": [str(one) for one in self.user],
         }  # fmt: skip
         path.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
@@ -93,8 +102,8 @@ class Job:
             **found
             | {"dtype": dtype_named(found["dtype"]), "form": Form(found["form"])}
             | {name: Path(found[name]) for name in ("model", "out", "inputs")}
-            | {"held_out": tuple(Path(one) for one in found["held_out"])}
-            | {name: tuple(found[name]) for name in ("remedies", "regions", "stages")}
+            | {name: tuple(Path(one) for one in found[name]) for name in ("held_out", "user")}
+            | {name: tuple(found[name]) for name in ("loaded_with", "remedies", "regions", "stages")}
         )
 
 

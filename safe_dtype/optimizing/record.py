@@ -148,7 +148,8 @@ class DtypeVerdict:
     dtype: Dtype
     distance: Distance | None
     problem: str = ""  # why it is out; empty where it does
-    seconds: float | None = None
+    seconds: float | None = None  # the median of a warm call
+    speedup: float | None = None  # times faster than float32, both run in turns in one process; None where not timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,7 @@ class Optimization:
     asked_dtype: str  # "auto", or a dtype
     saved_dtype: str  # of the original's weights
     parameters: int = 0
+    loaded_with: tuple[str, ...] = ()  # how a model that came from memory calls its parts, in the words of remedies
     original: str = "original"  # what eager is loaded from, relative to the output folder: a folder, or a file
     environment: Mapping[str, Any] = field(default_factory=dict)
     verdicts: tuple[Mapping[str, Any], ...] = ()  # of the device, by dtype

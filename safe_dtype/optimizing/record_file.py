@@ -88,6 +88,7 @@ def _optimization(found: dict[str, Any]) -> Optimization:
     return Optimization(
         **found
         | {
+            "loaded_with": tuple(found["loaded_with"]),
             "verdicts": tuple(found["verdicts"]),
             "batches": tuple(Batch(**one) for one in found["batches"]),
             "dtypes": tuple(
@@ -121,4 +122,5 @@ def _distance(found: dict[str, Any] | None) -> Distance | None:
         return None
     # A figure that is not finite was written as none.
     beyond: dict[str, Any] = {"max_abs": float("inf"), "relative": float("inf"), "cosine": -1.0}
-    return Distance(**{name: beyond.get(name) if one is None else one for name, one in found.items()})
+    values: dict[str, Any] = {name: beyond.get(name) if one is None else one for name, one in found.items()}
+    return Distance(**values)

@@ -9,6 +9,8 @@ import torch
 
 from .job import Job
 
+_IMPLEMENTATIONS = {"experts_implementation": ("batched_mm", "grouped_mm"), "attn_implementation": ("sdpa", "eager")}
+
 
 def save_module(model: torch.nn.Module, path: Path) -> None:
     """Write `model` as a file that `load_subject` reads, in a process that can import its classes.
@@ -26,12 +28,12 @@ def save_module(model: torch.nn.Module, path: Path) -> None:
 
 
 def load_subject(job: Job) -> torch.nn.Module:
-    """Load the job's model in the job's dtype, remedies applied, for inference.
+    """Load the job's model in the job's dtype, as it is, for inference and without a key-value cache.
 
     A file of `save_module` is unpickled, so it must be one that this library wrote itself.
 
     Raises:
-        ValueError: If transformers has no such class, or a remedy is not known.
+        ValueError: If transformers has no such class.
     """
     dtype = getattr(torch, job.dtype.name)
     model: Any
@@ -43,20 +45,46 @@ def load_subject(job: Job) -> torch.nn.Module:
             raise ValueError(f"transformers has no class {job.model_class}.")
         # from_pretrained keeps in float32 what the model declares so; .to(dtype) does not, and is another model.
         model = found.from_pretrained(job.model, dtype=dtype)
+        # A form answers one call with tensors: a cache in the answer would be one more output that nobody passes on.
+        if getattr(model.config, "use_cache", False):
+            model.config.use_cache = False
     else:
         model = torch.load(job.model, weights_only=False).to(dtype)
-    for remedy in job.remedies:
-        _apply(remedy, model)
+    apply_remedies(model, job.loaded_with)
     return model.eval().requires_grad_(requires_grad=False).to(job.device)  # type: ignore[no-any-return]  # torch.load gives Any
 
 
-def _apply(remedy: str, model: Any) -> None:
-    name, _, value = remedy.partition("=")
-    if name == "experts_implementation":
-        model.set_experts_implementation(value)
-    elif name == "attn_implementation":
-        model.set_attn_implementation(value)
-    elif remedy == "use_cache=False":
-        model.config.use_cache = False
-    else:
-        raise ValueError(f"No remedy is called {remedy!r}.")
+def settings_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return how `model` calls its parts, in the words of remedies: what saving it loses."""
+    config = getattr(model, "config", None)
+    found = []
+    for name in ("experts_implementation", "attn_implementation"):
+        value = getattr(config, f"_{name}", None)
+        settable = getattr(model, f"_can_set_{name}", None)  # transformers' own answer; without it nothing is tried
+        if isinstance(value, str) and settable is not None and settable():
+            found.append(f"{name}={value}")
+    return tuple(found)
+
+
+def remedies_for(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return what may let `model` be captured whole without changing what it computes: other ways to call its parts."""
+    now = settings_of(model)
+    names = [one.partition("=")[0] for one in now]
+    found = [f"{name}={value}" for name, values in _IMPLEMENTATIONS.items() if name in names for value in values]
+    return tuple(one for one in found if one not in now)
+
+
+def apply_remedies(model: Any, remedies: tuple[str, ...]) -> None:
+    """Change how `model` calls its parts.
+
+    Raises:
+        ValueError: If a remedy is not known, or the model does not take it.
+    """
+    for remedy in remedies:
+        name, _, value = remedy.partition("=")
+        if name == "experts_implementation":
+            model.set_experts_implementation(value)
+        elif name == "attn_implementation":
+            model.set_attn_implementation(value)
+        else:
+            raise ValueError(f"No remedy is called {remedy!r}.")

@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..dtypes import FLOAT32
 from .breaks import reason_of, sites_of
 from .distance import NO_DISTANCE, distance_between, form_problem
 from .forms import Run, maker_of, outputs_of
 from .job import Job, Result
 from .record import Form, Outcome, Seconds, Stage
 from .stopwatch import in_turns, timed
-from .subject import load_subject
+from .subject import apply_remedies, load_subject
 
 Outputs = dict[str, torch.Tensor]
 BUILDING = "building"
@@ -63,6 +64,7 @@ def _made(job: Job) -> Iterator[Result]:
     for number, outputs in enumerate(references):
         job.reference(number).parent.mkdir(exist_ok=True)
         save_file({name: one.cpu().contiguous() for name, one in outputs.items()}, job.reference(number))
+    apply_remedies(model, job.remedies)  # only now: the form answers for what they change, too
 
     yield (now := replace(now, at=BUILDING))
     shutil.rmtree(job.artifact_folder, ignore_errors=True)  # of an earlier attempt in the same folder
@@ -77,8 +79,9 @@ def _made(job: Job) -> Iterator[Result]:
     seconds = timed(lambda: run(**batches[0]), job.device)
     now = replace(now, seconds=replace(now.seconds, first_call=seconds))
 
-    for name, numbers in (("traced", range(1)), ("held out", range(1, len(batches)))):
-        if name in job.stages and numbers:
+    for name in dict.fromkeys(job.stages_of_batches):
+        if name in job.stages:
+            numbers = [number for number, stage in enumerate(job.stages_of_batches) if stage == name]
             yield (now := replace(now, at=f"comparing on the {name} inputs"))
             stage = _compared(name, run, [batches[i] for i in numbers], [references[i] for i in numbers], job)
             now = replace(now, stages=(*now.stages, stage))
@@ -132,6 +135,17 @@ def _judged(now: Result) -> Result:
 
 
 def _with_times(seconds: Seconds, run: Run, model: torch.nn.Module, batch: Outputs, job: Job) -> Seconds:
+    form_seconds, base_seconds, spread = in_turns(lambda: run(**batch), _base(model, batch, job), job.device)
+    return replace(seconds, run=form_seconds, eager=base_seconds, spread=spread)
+
+
+def _base(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], object]:
+    """Return what the form is timed against: eager in the same dtype; of eager itself, float32."""
+    if job.form is Form.EAGER and job.beside_float32:
+        reference = replace(job, dtype=FLOAT32)
+        other, same_batch = load_subject(reference), _batch(job.inputs, reference)
+        return lambda: outputs_of(other(**same_batch))
+
     def eager() -> object:
         # Regions are compiled in place: the model is eager only where torch.compile stands aside.
         aside: AbstractContextManager[object] = (
@@ -140,8 +154,7 @@ def _with_times(seconds: Seconds, run: Run, model: torch.nn.Module, batch: Outpu
         with aside:
             return outputs_of(model(**batch))
 
-    form_seconds, eager_seconds, spread = in_turns(lambda: run(**batch), eager, job.device)
-    return replace(seconds, run=form_seconds, eager=eager_seconds, spread=spread)
+    return eager
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from ..dtypes import COMPUTE, Dtype, dtype_named
 from ..errors import PolicyError, UnknownDtypeError
 
 Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]
+Variants = Literal["say", "use", "ignore"]
+
+_CHOICES = {"prefer": get_args(Prefer), "variants": get_args(Variants)}
 
 DEFAULT_MAX_DRIFT = 0.02  # nats of mean KL; examples/tiny-qwen3 drifts 1.1e-4 in bfloat16, 1.8e-6 in float16
 
@@ -31,6 +34,8 @@ class Policy:
     instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
     With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
     `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `planning.beyond`.
+    `variants` is for a checkpoint on the Hub that is to be loaded in another dtype than it was saved in: whether one
+    that was published in that dtype is looked for and said, loaded in its place, or ignored.
     """
 
     prefer: Prefer = "speed"
@@ -39,13 +44,14 @@ class Policy:
     ladder: tuple[Dtype, ...] = ()
     islands: bool = False
     max_drift: float = DEFAULT_MAX_DRIFT
+    variants: Variants = "say"
 
     @classmethod
     def parse(cls, text: str) -> Policy:
         """Read the short form: comma-separated words.
 
-        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`
-        and `max_drift=0.02`.
+        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`,
+        `max_drift=0.02` and `variants=use`.
 
         Raises:
             PolicyError: If a word is unknown, or its value cannot be read.
@@ -66,6 +72,8 @@ class Policy:
             words.append("islands")
         if self.max_drift != DEFAULT_MAX_DRIFT:
             words.append(f"max_drift={self.max_drift}")
+        if self.variants != "say":
+            words.append(f"variants={self.variants}")
         return ",".join(words)
 
 
@@ -74,10 +82,11 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, mode=cast(Mode, key))
     if key == "islands" and not value:
         return replace(policy, islands=True)
-    if key == "prefer":
-        if value not in get_args(Prefer):
-            raise PolicyError(text, f"prefer={value!r} is none of {', '.join(get_args(Prefer))}")
-        return replace(policy, prefer=cast(Prefer, value))
+    if key in _CHOICES:
+        if value not in _CHOICES[key]:
+            raise PolicyError(text, f"{key}={value!r} is none of {', '.join(_CHOICES[key])}")
+        chosen: dict[str, Any] = {key: value}
+        return replace(policy, **chosen)
     if key in ("prompt", "new"):
         field = {"prompt": "prompt_tokens", "new": "new_tokens"}[key]
         return replace(policy, workload=replace(policy.workload, **{field: _count(key, value, text)}))
@@ -85,7 +94,9 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, ladder=_ladder(value, text))
     if key == "max_drift":
         return replace(policy, max_drift=_drift(value, text))
-    raise PolicyError(text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=")
+    raise PolicyError(
+        text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=, variants="
+    )
 
 
 def _count(key: str, value: str, text: str) -> int:

@@ -1,1 +1,23 @@
-"""Put what was made and verified on the Hub: staged, checked, in one commit, and read back."""
+"""Put what was made and verified on the Hub: staged, checked, in one commit, and read back.
+
+Importing this package imports neither torch nor the Hub's client.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .release import Changes, Receipt, State, Target
+
+if TYPE_CHECKING:
+    from .hub import Hub
+    from .at_once import publish
+
+__all__ = ["Changes", "Hub", "Receipt", "State", "Target", "publish"]
+
+_LOADED_ON_USE = {"Hub": "hub", "publish": "at_once"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOADED_ON_USE:
+        return getattr(import_module(f".{_LOADED_ON_USE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 SCHEMA = "safe_dtype.receipt/1"
+CHANGES_SCHEMA = "safe_dtype.changes/1"
 
 
 class State(str, Enum):
@@ -45,6 +46,22 @@ class FileDigest:
 Manifest = Mapping[str, FileDigest]  # by path in the repository, with "/"
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """What the Hub says of a file."""
+
+    size: int  # bytes
+    oid: str  # SHA-256 of the bytes of a large file, SHA-1 of the git blob of a small one
+    large: bool  # whether it is in LFS or Xet
+
+    def holds(self, digest: FileDigest) -> bool:
+        """Whether it is the very file that `digest` was made of."""
+        return self.size == digest.size and self.oid == (digest.sha256 if self.large else digest.git)
+
+
+Tree = Mapping[str, RemoteFile]  # by path
+
+
 def publish_id(manifest: Manifest) -> str:
     """Return the identity of a staged folder, 16 hexadecimal digits: the same files give the same one."""
     listed = sorted((path, digest.sha256) for path, digest in manifest.items())
@@ -73,6 +90,7 @@ class Changes:
     creates_repo: bool = False
     creates_branch: bool = False
     private: bool | None = None  # of the repository as it is; None where there is none
+    blank: bool = False  # whether the repository holds nothing yet but what the Hub puts into a new one
     add: tuple[str, ...] = ()
     update: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -83,6 +101,16 @@ class Changes:
     def empty(self) -> bool:
         """Whether everything is there already."""
         return not (self.add or self.update or self.delete or self.creates_repo or self.creates_branch)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every path that is ours: sent, there already, or deleted."""
+        return frozenset((*self.add, *self.update, *self.keep, *self.delete))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        found = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"schema": CHANGES_SCHEMA, **found, "empty": self.empty}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +124,7 @@ class Receipt:
     files: Manifest = field(default_factory=dict)
     deleted: tuple[str, ...] = ()
     note: str = ""
+    created: bool = False  # whether the repository was made for it, and is to be made public in the end
 
     @property
     def url(self) -> str:
@@ -113,4 +142,5 @@ class Receipt:
         return Receipt(
             target=Target(**found["target"]), publish_id=found["publish_id"], state=State(found["state"]),
             oid=found["oid"], files=files, deleted=tuple(found["deleted"]), note=found["note"],
+            created=bool(found.get("created", False)),
         )  # fmt: skip

@@ -49,6 +49,14 @@ class Branch(torch.nn.Module):
         return y.relu() if x.sum() > 0 else y - 1
 
 
+class Eigenvalues(torch.nn.Module):
+    """Needs an operator that ONNX has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (16,) of (batch, 16)."""
+        return torch.linalg.eigvalsh(x.mT @ x)
+
+
 class Aborts(torch.nn.Module):
     """Ends its process, as a bad kernel does."""
 

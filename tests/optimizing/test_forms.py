@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from optimizing.form_models import Branch, Mlp
+from optimizing.form_models import Branch, Eigenvalues, Mlp
 from safetensors.torch import save_file
 
 from safe_dtype.dtypes import BFLOAT16, FLOAT32, Dtype
@@ -42,8 +42,9 @@ def attempt(
     else:
         save_module(model, source)
     job = Job(
-        source, model_class, dtype, form, folder / "attempt", files[0], tuple(files[1:]), dynamic, regions=("first",)
-    )
+        source, model_class, dtype, form, folder / "attempt", files[0], tuple(files[1:]), dynamic=dynamic,
+        regions=("first",),
+    )  # fmt: skip
     return run_attempt(job, root=folder, seconds=300)
 
 
@@ -151,6 +152,15 @@ def test_deprecation_is_logged(tmp_path: Path) -> None:
     found = attempt(Mlp(), [{"x": torch.randn(2, 16)}], tmp_path, form=Form.TORCHSCRIPT)
     assert found.outcome is Outcome.VERIFIED, found.reason
     assert "deprecated" in (tmp_path / found.log).read_text()
+
+
+@pytest.mark.slow
+def test_operator_is_named(tmp_path: Path) -> None:
+    """An operator that ONNX has not is named in the reason."""
+    skip_where_unavailable(Form.ONNX)
+    found = attempt(Eigenvalues(), [{"x": torch.randn(2, 16)}], tmp_path, form=Form.ONNX)
+    assert found.outcome is Outcome.FAILED
+    assert "aten._linalg_eigh" in found.reason
 
 
 def test_no_bf16_in_onnx() -> None:

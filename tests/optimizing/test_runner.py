@@ -92,8 +92,10 @@ def test_class_of_the_script(tmp_path: Path) -> None:
 def test_job_is_json(tmp_path: Path) -> None:
     """A job survives the way to the child."""
     job = Job(
-        Path("/m"), "ViTModel", BFLOAT16, Form.REGIONAL, tmp_path, Path("/a"), (Path("/b"),),
-        Dynamic((1, 32), {"x": {2: (64, 256)}}), ("use_cache=False",), ("layers.0",), ("traced",), False, "cpu", 1,
+        Path("/m"), "ViTModel", BFLOAT16, Form.REGIONAL, tmp_path, Path("/a"), (Path("/b"),), (Path("/c"),),
+        Dynamic((1, 32), {"x": {2: (64, 256)}}), ("attn_implementation=sdpa",), ("attn_implementation=eager",), ("layers.0",), ("traced",), False,
+        True,
+        "cpu", 1,
     )  # fmt: skip
     job.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == job

@@ -21,6 +21,7 @@ from safe_dtype.planning import Policy, Workload
         pytest.param("new=0", Policy(workload=Workload(512, 0)), id="no-new-tokens"),
         pytest.param("max_drift=1e-3", Policy(max_drift=0.001), id="max-drift"),
         pytest.param("max_drift=0", Policy(max_drift=0.0), id="no-drift"),
+        pytest.param("variants=use", Policy(variants="use"), id="variants"),
         pytest.param("ladder=bf16>float32", Policy(ladder=(BFLOAT16, FLOAT32)), id="ladder"),
     ],
 )
@@ -36,6 +37,7 @@ def test_parse(text: str, policy: Policy) -> None:
         pytest.param("fast", "'fast' is none of", id="unknown-word"),
         pytest.param("strict=yes", "'strict' is none of", id="value-where-none-belongs"),
         pytest.param("prefer=cheap", "'cheap' is none of speed, memory, fidelity", id="prefer"),
+        pytest.param("variants=all", "'all' is none of say, use, ignore", id="variants"),
         pytest.param("prompt=-3", "not a number of tokens", id="negative"),
         pytest.param("prompt=0", "not a number of tokens", id="zero"),
         pytest.param("max_drift=low", "max_drift='low' is not a number", id="drift-of-words"),
@@ -57,3 +59,9 @@ def test_default_drift_is_not_said() -> None:
     """The short form names the limit of the drift only where it is not the default."""
     assert "max_drift" not in str(Policy())
     assert str(Policy(max_drift=0.5)) == "auto,prefer=speed,max_drift=0.5"
+
+
+def test_default_of_variants_is_not_said() -> None:
+    """The short form names what is done about published variants only where that is not the default."""
+    assert str(Policy(variants="say")) == "auto,prefer=speed"
+    assert str(Policy(variants="ignore")) == "auto,prefer=speed,variants=ignore"

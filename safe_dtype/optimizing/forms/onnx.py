@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,22 +20,39 @@ from .exported import dynamic_shapes, is_of_transformers, program_of
 from .flat import flat_outputs, outputs_of
 from .maker import Run
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 logger = logging.getLogger(__name__)
 
 FILE = "model.onnx"
 NAMES = "model.onnx.json"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
+# In the environment of a process: the folder of a `model.onnx` that another tool made of the same model, which is to
+# be held against it like one of our own, instead of making one.
+GIVEN = "SAFE_DTYPE_GIVEN_ONNX"
+
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# What a model takes for an input that it is not given, by name: which input tells its shape, and its values. Other
+# tools ask for these always.
+_Default = tuple[str, Callable[[torch.Tensor], torch.Tensor]]
+_DEFAULTS: Mapping[str, _Default] = {
+    "attention_mask": ("input_ids", torch.ones_like),
+    "decoder_attention_mask": ("decoder_input_ids", torch.ones_like),
+    "token_type_ids": ("input_ids", torch.zeros_like),
+    "position_ids": ("input_ids", lambda ids: torch.arange(ids.shape[-1], device=ids.device).expand_as(ids)),
+}
 
 
 def available(dtype: Dtype, device: str) -> str:
     """It needs three packages, and a provider of onnxruntime that has the dtype."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        return f"{', '.join(missing)} not installed: pip install 'safe-dtype[onnx]' onnxscript"
+        return f"{', '.join(missing)} not installed: pip install 'safe-dtype[onnx]'"
     kind = device.partition(":")[0]
     if kind not in _PROVIDERS:
         return f"onnxruntime has no provider for {kind} that is known here"
-    # Measured with onnxruntime 1.31: such a model exports, and then InferenceSession refuses Conv, Mul or Pad in it.
+    # Measured with onnxruntime 1.32: such a model exports, and then InferenceSession refuses Conv, Mul or Pad in it.
     # On a GPU its session would have them, but numpy, through which tensors go in and out, has no such dtype.
     if dtype == BFLOAT16:
         return "onnxruntime has no bfloat16 kernels on the CPU, and takes no bfloat16 from numpy"
@@ -46,30 +65,45 @@ def build(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], folder: Pa
     """Export by transformers' exporter where it can, else by torch's, and return the file in onnxruntime."""
     with torch.no_grad():
         outputs = list(outputs_of(model(**inputs)))
-    if not (is_of_transformers(model) and _by_transformers(model, inputs, folder, dynamic)):
-        program = torch.onnx.export(program_of(model, inputs, dynamic), (), kwargs=dict(inputs), dynamo=True)
-        assert program is not None  # only the old exporter returns None
-        program.save(str(folder / FILE), external_data=True)
     device = str(next(iter(inputs.values())).device)
-    (folder / NAMES).write_text(json.dumps({"outputs": outputs, "device": device}), encoding="utf-8")
+    defaults: list[str] = []
+    if given := os.environ.get(GIVEN):
+        defaults = _adopt(Path(given), folder, inputs, outputs)
+    elif not (is_of_transformers(model) and _by_transformers(model, inputs, folder, dynamic)):
+        _by_torch(program_of(model, inputs, dynamic), inputs, folder)
+    about = {"outputs": outputs, "device": device, "defaults": defaults}
+    (folder / NAMES).write_text(json.dumps(about), encoding="utf-8")
     return load(folder)
 
 
 def load(folder: Path) -> Run:
-    """Open a session. An ONNX file holds no Python code."""
+    """Open a session with as many threads as torch has. An ONNX file holds no Python code."""
     found = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-    outputs, device = found["outputs"], found["device"]
-    provider = _PROVIDERS[device.partition(":")[0]]
-    session = _onnxruntime().InferenceSession(str(folder / FILE), providers=[provider])
+    outputs, device, defaults = found["outputs"], found["device"], found.get("defaults", [])
+    session = _session(folder / FILE, device)
     wanted = [one.name for one in session.get_inputs()]
+    # Files of other tools name their outputs; ours hold them in the model's order, and rename those that collide.
+    asked = outputs if {one.name for one in session.get_outputs()} >= set(outputs) else None
 
     def run(**given: torch.Tensor) -> dict[str, torch.Tensor]:
+        complete = {name: _default(name, given) for name in defaults if name not in given} | given
         # transformers' exporter puts a prefix before a name that an output has, too.
-        feed = {name: given[name.removeprefix("input.")].detach().cpu().numpy() for name in wanted}
-        answers = session.run(None, feed)
+        names = {name: name.removeprefix("input.") for name in wanted}
+        if missing := [name for name in names.values() if name not in complete]:
+            raise ValueError(f"{FILE} needs {', '.join(missing)}; given were {', '.join(given)}")
+        feed = {name: complete[ours].detach().cpu().numpy() for name, ours in names.items()}
+        answers = session.run(asked, feed)
         return {name: torch.from_numpy(one).to(device) for name, one in zip(outputs, answers, strict=True)}
 
     return run
+
+
+def _session(file: Path, device: str) -> Any:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # else all cores, against the caller's wish
+    provider = _PROVIDERS[device.partition(":")[0]]
+    return onnxruntime.InferenceSession(str(file), options, providers=[provider])
 
 
 def _onnxruntime() -> Any:
@@ -94,3 +128,41 @@ def _by_transformers(
         logger.warning("transformers' ONNX exporter failed: %s: %s", type(exc).__name__, str(exc)[:2000])
         return False
     return True
+
+
+def _by_torch(program: ExportedProgram, inputs: Mapping[str, torch.Tensor], folder: Path) -> None:
+    try:
+        found = torch.onnx.export(program, (), kwargs=dict(inputs), dynamo=True)
+    except torch.onnx.OnnxExporterError as exc:
+        # It says "Failed to convert", and which step that is; only what it came from names the operator.
+        first: BaseException = exc
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise RuntimeError(str(first)) from exc
+    assert found is not None  # only the old exporter returns None
+    found.save(str(folder / FILE), external_data=True)
+
+
+def _adopt(source: Path, folder: Path, inputs: Mapping[str, torch.Tensor], outputs: list[str]) -> list[str]:
+    """Copy what another tool made of the model, and return the inputs it asks for that are filled with defaults.
+
+    Raises:
+        ValueError: If it asks for more than `inputs` and known defaults, or answers with less than `outputs`.
+    """
+    for file in source.glob(f"{FILE}*"):  # the weights are beside it
+        shutil.copy2(file, folder / file.name)
+    session = _session(folder / FILE, "cpu")
+    if absent := [name for name in outputs if name not in {one.name for one in session.get_outputs()}]:
+        raise ValueError(f"{FILE} has no output {', '.join(absent)}, with which the model answers")
+    unknown = [one.name for one in session.get_inputs() if one.name not in inputs]
+    defaults = [name for name in unknown if name in _DEFAULTS and _DEFAULTS[name][0] in inputs]
+    if missing := [name for name in unknown if name not in defaults]:
+        raise ValueError(f"{FILE} asks for {', '.join(missing)}; the inputs are {', '.join(inputs)}")
+    if defaults:
+        logger.info("%s asks for %s: filled as the model itself does", FILE, ", ".join(defaults))
+    return defaults
+
+
+def _default(name: str, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    source, values = _DEFAULTS[name]
+    return values(given[source])

@@ -1,12 +1,10 @@
-"""The command `safe-dtype`: parses, calls, prints. Data goes to stdout, everything else to stderr."""
+"""The commands that plan, load and measure models."""
 
 from __future__ import annotations
 
 import json
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -14,23 +12,19 @@ from typing import Any, TextIO
 
 import click
 
-from . import __version__
-from .errors import NoSuchDeviceError, SafeDtypeError
-from .planning import Plan, Policy
-from .planning.policy import DEFAULT_MAX_DRIFT
+from ..errors import NoSuchDeviceError
+from ..planning import Plan, Policy
+from ..planning.policy import DEFAULT_MAX_DRIFT
+from .shared import DEVICE, FORMAT, bar, columns, progress
 
-_FORMAT = click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
-)
-_DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
-    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, max_drift=X; "
-    "comma-separated.",
+    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, max_drift=X, "
+    "variants=say|use|ignore; comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (
     click.argument("model", metavar="MODEL"),
-    _DEVICE,
+    DEVICE,
     _POLICY,
     click.option("--dtype", metavar="DTYPE", help="An order: this dtype, with a warning where it does not do."),
     click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
@@ -62,37 +56,28 @@ def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
     return with_asked
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="safe-dtype")
-def cli() -> None:
-    """Load and run models in the fastest dtype this machine really has.
-
-    MODEL is a folder, a file, or a repository on the Hugging Face Hub.
-    """
-
-
-@cli.command()
-@_DEVICE
+@click.command()
+@DEVICE
 @click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
-@_FORMAT
+@FORMAT
 def doctor(*, device: str | None, refresh: bool, form: str) -> None:
     """Measure this machine: every device, every dtype, and what torch claims about them."""
-    from .devices import detect, facts_of
-    from .doctor import device_text, device_to_dict
+    from ..devices import detect, facts_of
+    from ..doctor import device_text, device_to_dict
 
     found = []
     for name in [device] if device else [one.device for one in detect()]:
-        with _progress(f"measuring {name}"):
+        with progress(f"measuring {name}"):
             found.append(facts_of(name, refresh=refresh))
     if form == "json":
         click.echo(json.dumps({"schema": 1, "devices": [device_to_dict(one) for one in found]}, indent=2))
     else:
-        click.echo("\n\n".join(device_text(one, width=_columns()) for one in found))
+        click.echo("\n\n".join(device_text(one, width=columns()) for one in found))
 
 
-@cli.command()
+@click.command()
 @_asks_for_a_plan
-@_FORMAT
+@FORMAT
 def plan(asked: Asked, *, form: str) -> None:
     """Show which dtype MODEL gets here, and why the others do not.
 
@@ -101,21 +86,21 @@ def plan(asked: Asked, *, form: str) -> None:
     """
     here = asked.device is None or _is_here(asked.device)
     made = _plan_here(asked) if here else _plan_by_priors(asked)
-    click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=_columns()))
+    click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=columns()))
 
 
-@cli.command()
+@click.command()
 @_asks_for_a_plan
 @click.argument("prompt")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="When to stop.")
 @click.option("--chat", is_flag=True, help="Send PROMPT as a user's message, through the model's chat template.")
-@_FORMAT
+@FORMAT
 def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form: str) -> None:
     """Continue PROMPT with MODEL, token by token; then say in which dtype, why, and how fast."""
     made = _plan_here(asked)
-    from .generation import Generator
+    from ..generation import Generator
 
-    with _progress(f"loading {asked.model} in {made.storage}"):
+    with progress(f"loading {asked.model} in {made.storage}"):
         generator = Generator.load(asked.model, made, revision=asked.revision)
     as_text = form == "text"
     said = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
@@ -125,9 +110,9 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
         click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
 
 
-@cli.command()
+@click.command()
 @click.argument("model")
-@_DEVICE
+@DEVICE
 @click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: what `plan` chooses here, as it is loaded]")
 @click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8; else one of ours.")
@@ -142,51 +127,51 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
     help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
 )
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
-@_FORMAT
+@FORMAT
 def verify(*, model: str, text: Path | None, max_drift: float, form: str, **given: Any) -> None:
     """Measure how far MODEL in one dtype drifts from MODEL in another.
 
     Loads both, one after the other, as plain transformers does; without --dtype the second as planned. Exits with
     status 0 within the limit, 3 beyond it.
     """
-    from .verification import Question, verify
+    from ..verification import Question, verify
 
     words = _text_of(text) if text else None
-    with _bar(f"verifying {model}") as progress:
-        found = verify(Question(model, text=words, max_drift=max_drift, **given), progress)
+    with bar(f"verifying {model}") as tell:
+        found = verify(Question(model, text=words, max_drift=max_drift, **given), tell)
     click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
     if found.beyond:
         click.get_current_context().exit(3)
 
 
-@cli.command()
+@click.command()
 @click.argument("model")
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
-@_FORMAT
+@FORMAT
 def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -> None:
     """Tell whether the weights of MODEL can be held in float16, and how much room there is.
 
     Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
     """
-    from .audit_report import audit_svg, audit_text
-    from .checkpoints import Where, audit
+    from ..audit_report import audit_svg, audit_text
+    from ..checkpoints import Where, audit
 
-    with _bar(f"auditing {model}") as progress:
-        found = audit(Where(model, revision=revision), progress=progress)
+    with bar(f"auditing {model}") as tell:
+        found = audit(Where(model, revision=revision), progress=tell)
     if plot:
         plot.write(audit_svg(found))
     if form == "json":
         click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2))
     else:
-        click.echo(audit_text(found, width=_columns()))
+        click.echo(audit_text(found, width=columns()))
     if not found.fits:
         click.get_current_context().exit(3)
 
 
-@cli.command()
+@click.command()
 @click.argument("model")
-@_DEVICE
+@DEVICE
 @click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -197,7 +182,7 @@ def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -
 )
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
-@_FORMAT
+@FORMAT
 def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **given: Any) -> None:
     """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
 
@@ -205,8 +190,8 @@ def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **g
     remembered for every later load. Exits with status 0 where float16 does, 3 where it does not.
     """
     words = _text_of(text) if text else None
-    with _progress(f"running {model}"):
-        from .rescue import rescue
+    with progress(f"running {model}"):
+        from ..rescue import rescue
 
         found = rescue(model, text=words, **given)
     if plot:
@@ -216,7 +201,7 @@ def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **g
         click.get_current_context().exit(3)
 
 
-@cli.command(context_settings={"allow_interspersed_args": False})
+@click.command(context_settings={"allow_interspersed_args": False})
 @_POLICY
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.argument("script")
@@ -227,23 +212,13 @@ def run(*, policy: str, as_module: bool, script: str, arguments: tuple[str, ...]
     What comes after SCRIPT is its own. The processes that it starts are covered as well. Launchers that take a module
     take this one: `accelerate launch -m safe_dtype.run train.py`, `torchrun -m safe_dtype.run train.py`.
     """
-    from .patching.script import become_python
+    from ..patching.script import become_python
 
     become_python([*(["-m"] if as_module else []), script, *arguments], Policy.parse(policy))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error of ours is one clear message and exit status 1, never a traceback."""
-    warnings.showwarning = _print_warning
-    try:
-        cli(arguments)
-    except SafeDtypeError as exc:
-        click.echo(f"safe-dtype: {exc}", err=True)
-        sys.exit(1)
-
-
 def _is_here(device: str) -> bool:
-    from .devices import detect_one
+    from ..devices import detect_one
 
     try:
         detect_one(device)
@@ -253,18 +228,18 @@ def _is_here(device: str) -> bool:
 
 
 def _plan_here(asked: Asked) -> Plan:
-    with _progress(f"measuring {asked.device or 'this machine'} for {asked.model}"):
-        from .loading import Request, plan_request
+    with progress(f"measuring {asked.device or 'this machine'} for {asked.model}"):
+        from ..loading import Request, plan_request
 
         arguments = {"dtype": asked.dtype, "revision": asked.revision, "device_map": asked.device}
         return plan_request(Request(asked.model, arguments), asked.policy)
 
 
 def _plan_by_priors(asked: Asked) -> Plan:
-    from .checkpoints import Where, read_checkpoint
-    from .devices import prior_facts
-    from .dtypes import dtype_named
-    from .planning import make_plan
+    from ..checkpoints import Where, read_checkpoint
+    from ..devices import prior_facts
+    from ..dtypes import dtype_named
+    from ..planning import make_plan
 
     device = prior_facts(str(asked.device))
     checkpoint = read_checkpoint(Where(asked.model, revision=asked.revision))
@@ -281,33 +256,3 @@ def _text_of(file: Path) -> str:
     if not text.strip():
         raise click.BadParameter(f"{file} is empty.", param_hint="--text")
     return text
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Show on a terminal's stderr that something takes its time."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{what} ..."):
-        yield
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal's stderr how far something has come: call what is yielded with (done, of how many)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _columns() -> int:
-    from rich.console import Console
-
-    return min(Console().width, 140) if sys.stdout.isatty() else 110
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)

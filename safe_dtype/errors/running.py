@@ -1,53 +1,12 @@
-"""Every error safe_dtype raises on purpose.
-
-    SafeDtypeError
-    ├── UnknownDtypeError        (ValueError)   no such number format
-    ├── PolicyError              (ValueError)   a policy that cannot be read
-    ├── DeviceError              (RuntimeError)
-    │   ├── NoSuchDeviceError                   the device asked for is not here
-    │   └── ProbeError                          the measurement itself could not run
-    ├── CheckpointError          (OSError)
-    │   ├── CheckpointNotFoundError             no folder, file, cached or remote repository of that name
-    │   ├── GatedCheckpointError                the Hub asks for a login or for access
-    │   ├── CorruptCheckpointError              a header or file that contradicts itself
-    │   ├── MissingShardError                   the index names files that are not there
-    │   └── UnsafeCheckpointError               reading it would run code of the checkpoint
-    ├── PlanError                (ValueError)
-    │   ├── NoSafeDtypeError                    every candidate was rejected
-    │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
-    │   ├── ConflictError                       the caller and the plan contradict each other
-    │   └── NoPlanError                         the model was not loaded by safe_dtype
-    ├── GuardError               (RuntimeError)
-    │   ├── NotGuardedError                     the model has no guard
-    │   ├── NoDtypeLeft                         a step failed, and so did every remedy
-    │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
-    │   └── DeviceLostError                     the process has lost its device
-    ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
-    ├── VerifyError              (RuntimeError)
-    │   ├── UnsteadyReferenceError              the reference does not repeat itself
-    │   ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
-    │   ├── IncomparableOutputsError            reference and candidate answer in different shapes, or to other inputs
-    │   └── NothingToCompareError               no batches, or none of their positions counts
-    ├── OptimizeError            (RuntimeError)
-    │   ├── EnvironmentNotFitError              something that is needed is missing on this machine
-    │   ├── NotOptimizableError                 a model or inputs that no form can be judged with
-    │   ├── BackupError                         the original cannot be kept, or is kept in another state
-    │   ├── NotRestorableError                  the backup is damaged, or not where it was made; nothing was written
-    │   ├── NotOptimizedError                   a folder that `optimize` did not write, or that was changed since
-    │   └── UntrustedFolderError                loading it would run code that was not made on this machine
-    └── PublishError             (RuntimeError) nothing was published, or not what should have been: `state` says which
-        └── NotPublishableError                 the staged folder must not be published as it is; nothing was sent
-
-Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
-"""
+"""The base of all errors, and those of choosing, loading, running and measuring a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .guarding.failure import Attempt
-    from .planning.plan import Decision
+    from ..guarding.failure import Attempt
+    from ..planning.plan import Decision
 
 
 class SafeDtypeError(Exception):
@@ -330,101 +289,3 @@ class NothingToCompareError(VerifyError):
 
     def __str__(self) -> str:
         return f"Nothing to compare: {self.problem}. Next: {self.advice}."
-
-
-class OptimizeError(SafeDtypeError, RuntimeError):
-    """A model cannot be optimized, or what was kept of it not be restored."""
-
-
-class EnvironmentNotFitError(OptimizeError):
-    """Something that is needed is missing on this machine."""
-
-    def __init__(self, missing: str, advice: str) -> None:
-        super().__init__(missing, advice)
-        self.missing, self.advice = missing, advice
-
-    def __str__(self) -> str:
-        return f"Missing here: {self.missing}. Next: {self.advice}."
-
-
-class BackupError(OptimizeError):
-    """The original cannot be kept, or is kept already in another state. The source is as it was."""
-
-    def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(problem, advice)
-        self.problem, self.advice = problem, advice
-
-    def __str__(self) -> str:
-        return f"The original cannot be kept: {self.problem}. Next: {self.advice}."
-
-
-class NotRestorableError(OptimizeError):
-    """A backup cannot be restored. Nothing was written."""
-
-    def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(problem, advice)
-        self.problem, self.advice = problem, advice
-
-    def __str__(self) -> str:
-        return f"Nothing was restored: {self.problem}. Next: {self.advice}."
-
-
-class NotOptimizableError(OptimizeError):
-    """A model, or inputs, that no form can be judged with."""
-
-    def __init__(self, problem: str, advice: str) -> None:
-        super().__init__(problem, advice)
-        self.problem, self.advice = problem, advice
-
-    def __str__(self) -> str:
-        return f"This cannot be optimized: {self.problem}. Next: {self.advice}."
-
-
-class NotOptimizedError(OptimizeError):
-    """A folder that `optimize` did not write, or that was changed since."""
-
-    def __init__(self, folder: str, problem: str) -> None:
-        super().__init__(folder, problem)
-        self.folder, self.problem = folder, problem
-
-    def __str__(self) -> str:
-        return (
-            f"{self.folder}: {self.problem}. Next: make it again with `safe-dtype optimize MODEL --out {self.folder}`."
-        )
-
-
-class UntrustedFolderError(OptimizeError):
-    """Loading what is in a folder would run code that was not made on this machine. Nothing was loaded."""
-
-    def __init__(self, folder: str, what: str) -> None:
-        super().__init__(folder, what)
-        self.folder, self.what = folder, what
-
-    def __str__(self) -> str:
-        return (
-            f"{self.folder} holds {self.what}, and it was not made on this machine. Next: if you know who made it, "
-            "load_optimized(..., trust=True); else make it here with `safe-dtype optimize`."
-        )
-
-
-class PublishError(SafeDtypeError, RuntimeError):
-    """Something was not published, or not seen to be published. Nothing is lost locally.
-
-    Attributes:
-        state: How things stand, in the words of `safe_dtype.publishing.State`: "not-published", "unknown", ...
-        repo: The repository, with the revision where it is not main.
-        happened: What went wrong.
-        visible: What others see in the repository now.
-        advice: The next step.
-    """
-
-    def __init__(self, state: str, repo: str, happened: str, visible: str, advice: str) -> None:
-        super().__init__(state, repo, happened, visible, advice)
-        self.state, self.repo, self.happened, self.visible, self.advice = state, repo, happened, visible, advice
-
-    def __str__(self) -> str:
-        return f"{self.repo}: {self.happened}. Now visible: {self.visible}. Next: {self.advice}. [{self.state}]"
-
-
-class NotPublishableError(PublishError):
-    """A staged folder must not be published as it is. Nothing was sent."""

@@ -1,0 +1,23 @@
+"""ONNX by Hugging Face's optimum, which needs an older transformers: in an environment of its own, verified by us.
+
+Importing this package imports no torch.
+"""
+
+from .attempting import attempt_via
+from .environment import VIAS, environment, pins_of
+from .exporting import Order, export
+from .older import as_before_5, copied_for_4
+from .tasks import TASKS, task_of
+
+__all__ = [
+    "TASKS",
+    "VIAS",
+    "Order",
+    "as_before_5",
+    "attempt_via",
+    "copied_for_4",
+    "environment",
+    "export",
+    "pins_of",
+    "task_of",
+]

@@ -1,0 +1,85 @@
+"""One attempt whose form another tool makes: exported there, and verified here like any other. Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safe_dtype.errors import NotOptimizableError
+from safe_dtype.optimizing.job import Job
+from safe_dtype.optimizing.record import Attempt, Form, Outcome
+from safe_dtype.optimizing.runner import LOG as ATTEMPT_LOG
+from safe_dtype.optimizing.runner import run_attempt
+
+from .environment import environment
+from .exporting import LOG, Order, export
+from .tasks import task_of
+
+EXPORTED = "exported"  # folder in the job's own, gone at the end
+
+
+def attempt_via(
+    job: Job,
+    *,
+    via: str,
+    task: str = "",
+    root: Path,
+    seconds: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Attempt:
+    """Let `via` export the job's model to ONNX, and verify that file as `run_attempt` verifies one of our own.
+
+    What the tool said is the first part of the attempt's log. A failure of the tool is the attempt's, not an error.
+
+    Args:
+        job: The attempt; its form is ONNX.
+        via: One of VIAS. Its environment is made first where it is not there yet, outside of the time limit.
+        task: In optimum's words; empty for what the model's class says.
+        root: The output folder, which holds the job's.
+        seconds: The time limit of export and verification in all.
+        progress: Is told when the environment is to be made.
+
+    Raises:
+        EnvironmentNotFitError: If the environment cannot be made.
+    """
+    # Loads torch, which a parent of attempts does without until here.
+    from safe_dtype.optimizing.forms import maker_of
+    from safe_dtype.optimizing.forms.onnx import GIVEN
+
+    remedies = (f"via={via}", *((f"task={task}",) if task else ()))
+    told = Attempt(Form.ONNX, job.dtype, Outcome.SKIPPED, remedies=remedies)
+    if reason := maker_of(Form.ONNX).available(job.dtype, job.device) or _not_for_optimum(job):
+        return replace(told, reason=reason)
+    environment(via, progress=progress)
+    begun = time.monotonic()
+    exported = job.out / EXPORTED
+    try:
+        task = task or task_of(job.model, job.model_class)
+        told = replace(told, remedies=(f"via={via}", f"task={task}"))
+        file = export(Order(job.model, task, job.dtype, job.model_class), exported, via=via, seconds=seconds)
+    except NotOptimizableError as exc:
+        late = time.monotonic() - begun >= seconds
+        outcome = Outcome.TIMED_OUT if late else Outcome.FAILED
+        return replace(told, outcome=outcome, reason=exc.problem, log=_log(job, exported, root))
+    spent = time.monotonic() - begun
+    plain = replace(job, form=Form.ONNX, remedies=())  # these are no settings of the model
+    found = run_attempt(plain, root=root, seconds=seconds - spent, settings={GIVEN: str(file.parent)})
+    built = replace(found.seconds, build=spent + (found.seconds.build or 0.0))
+    return replace(found, remedies=told.remedies, seconds=built, log=_log(job, exported, root))
+
+
+def _not_for_optimum(job: Job) -> str:
+    return "" if job.model_class else "optimum exports models of transformers, and this is a module of another kind"
+
+
+def _log(job: Job, exported: Path, root: Path) -> str:
+    """Put what the tool said before what the attempt's processes said, take its folder away; return the log's name."""
+    log = job.out / ATTEMPT_LOG
+    parts = [one.read_bytes() for one in (exported / LOG, log) if one.exists()]
+    job.out.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"".join(parts))
+    shutil.rmtree(exported, ignore_errors=True)
+    return log.resolve().relative_to(root.resolve()).as_posix()

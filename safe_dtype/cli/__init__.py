@@ -1,0 +1,48 @@
+"""The command `safe-dtype`: parses, calls, prints. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+
+import click
+
+from .. import __version__
+from ..errors import EnvironmentNotFitError, PublishError, SafeDtypeError
+from ..publishing.release import State
+from .models import audit, doctor, generate, plan, rescue, run, verify
+from .optimizing import optimize
+from .publishing import publish
+from .shared import ENVIRONMENT, print_warning
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="safe-dtype")
+def cli() -> None:
+    """Load and run models in the fastest dtype this machine really has.
+
+    MODEL is a folder, a file, or a repository on the Hugging Face Hub.
+    """
+
+
+for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; an error of ours is one clear message and an exit status, never a traceback."""
+    warnings.showwarning = print_warning
+    try:
+        cli(arguments)
+    except SafeDtypeError as exc:
+        click.echo(f"safe-dtype: {exc}", err=True)
+        sys.exit(_status_of(exc))
+
+
+def _status_of(error: SafeDtypeError) -> int:
+    if isinstance(error, EnvironmentNotFitError):
+        return ENVIRONMENT
+    if isinstance(error, PublishError):
+        return State(error.state).exit_status
+    return 1

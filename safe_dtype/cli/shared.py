@@ -1,0 +1,48 @@
+"""What every command shares: options, and how progress and warnings are shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+FORMAT = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+)
+ENVIRONMENT = 5  # the exit status where something is missing on this machine; 2 is click's own, for a wrong usage
+DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something takes its time."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal's stderr how far something has come: call what is yielded with (done, of how many)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+
+def columns() -> int:
+    """Return how wide a text may be: the terminal's width, or what suits a file."""
+    from rich.console import Console
+
+    return min(Console().width, 140) if sys.stdout.isatty() else 110
+
+
+def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as one line on stderr, without the place in our code that raised it."""
+    click.echo(f"warning: {message}", err=True)

@@ -1,0 +1,126 @@
+"""Every error safe_dtype raises on purpose.
+
+    SafeDtypeError
+    ├── UnknownDtypeError        (ValueError)   no such number format
+    ├── PolicyError              (ValueError)   a policy that cannot be read
+    ├── DeviceError              (RuntimeError)
+    │   ├── NoSuchDeviceError                   the device asked for is not here
+    │   └── ProbeError                          the measurement itself could not run
+    ├── CheckpointError          (OSError)
+    │   ├── CheckpointNotFoundError             no folder, file, cached or remote repository of that name
+    │   ├── GatedCheckpointError                the Hub asks for a login or for access
+    │   ├── CorruptCheckpointError              a header or file that contradicts itself
+    │   ├── MissingShardError                   the index names files that are not there
+    │   └── UnsafeCheckpointError               reading it would run code of the checkpoint
+    ├── PlanError                (ValueError)
+    │   ├── NoSafeDtypeError                    every candidate was rejected
+    │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
+    │   ├── ConflictError                       the caller and the plan contradict each other
+    │   └── NoPlanError                         the model was not loaded by safe_dtype
+    ├── GuardError               (RuntimeError)
+    │   ├── NotGuardedError                     the model has no guard
+    │   ├── NoDtypeLeft                         a step failed, and so did every remedy
+    │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
+    │   └── DeviceLostError                     the process has lost its device
+    ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
+    ├── VerifyError              (RuntimeError)
+    │   ├── UnsteadyReferenceError              the reference does not repeat itself
+    │   ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
+    │   ├── IncomparableOutputsError            reference and candidate answer in different shapes, or to other inputs
+    │   └── NothingToCompareError               no batches, or none of their positions counts
+    ├── OptimizeError            (RuntimeError)
+    │   ├── EnvironmentNotFitError              something that is needed is missing on this machine
+    │   ├── NotOptimizableError                 a model or inputs that no form can be judged with
+    │   ├── BackupError                         the original cannot be kept, or is kept in another state
+    │   ├── NotRestorableError                  the backup is damaged, or not where it was made; nothing was written
+    │   ├── NotOptimizedError                   a folder that `optimize` did not write, or that was changed since
+    │   └── UntrustedFolderError                loading it would run code that was not made on this machine
+    └── PublishError             (RuntimeError) nothing was published, or not what should have been: `state` says which
+        └── NotPublishableError                 the staged folder must not be published as it is; nothing was sent
+
+Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
+"""
+
+from .making import (
+    BackupError,
+    EnvironmentNotFitError,
+    NotOptimizableError,
+    NotOptimizedError,
+    NotPublishableError,
+    NotRestorableError,
+    OptimizeError,
+    PublishError,
+    UntrustedFolderError,
+)
+from .running import (
+    CannotResumeError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConflictError,
+    CorruptCheckpointError,
+    DegenerateReferenceError,
+    DeviceError,
+    DeviceLostError,
+    GatedCheckpointError,
+    GuardError,
+    IncomparableOutputsError,
+    MissingShardError,
+    NoDtypeLeft,
+    NoPlanError,
+    NoSafeDtypeError,
+    NoSuchDeviceError,
+    NotGuardedError,
+    NothingToCompareError,
+    PlanError,
+    PolicyError,
+    ProbeError,
+    RescaleError,
+    SafeDtypeError,
+    SafeDtypeWarning,
+    StrictModeError,
+    UnknownDtypeError,
+    UnsafeCheckpointError,
+    UnsteadyReferenceError,
+    VerifyError,
+)
+
+__all__ = [
+    "BackupError",
+    "CannotResumeError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ConflictError",
+    "CorruptCheckpointError",
+    "DegenerateReferenceError",
+    "DeviceError",
+    "DeviceLostError",
+    "EnvironmentNotFitError",
+    "GatedCheckpointError",
+    "GuardError",
+    "IncomparableOutputsError",
+    "MissingShardError",
+    "NoDtypeLeft",
+    "NoPlanError",
+    "NoSafeDtypeError",
+    "NoSuchDeviceError",
+    "NotGuardedError",
+    "NotOptimizableError",
+    "NotOptimizedError",
+    "NotPublishableError",
+    "NotRestorableError",
+    "NothingToCompareError",
+    "OptimizeError",
+    "PlanError",
+    "PolicyError",
+    "ProbeError",
+    "PublishError",
+    "RescaleError",
+    "SafeDtypeError",
+    "SafeDtypeWarning",
+    "StrictModeError",
+    "UnknownDtypeError",
+    "UnsafeCheckpointError",
+    "UnsteadyReferenceError",
+    "UntrustedFolderError",
+    "VerifyError",
+]

@@ -1,0 +1,37 @@
+"""Text as Markdown that GitHub renders as it was meant. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+_MARKUP = re.compile(r"[\\`*_<\[\]~]")
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table; its cells are Markdown already, `inline` or `code`."""
+    yield _row(titles)
+    yield _row(("---",) * len(titles))
+    yield from (_row(row) for row in rows)
+
+
+def inline(text: str) -> str:
+    """Return foreign text in one line, with nothing in it that Markdown takes for markup."""
+    return _MARKUP.sub(r"\\\g<0>", one_line(text))
+
+
+def code(text: str) -> str:
+    """Return text in one line as a code span, also where it has backticks itself."""
+    # A backslash before the bar would end the cell of a table there, whatever is done about the bar.
+    line = one_line(text).replace("\\|", "\\ |")
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
+
+
+def one_line(text: str) -> str:
+    """Return text with every run of white space as one space."""
+    return " ".join(text.split())
+
+
+def _row(cells: Sequence[str]) -> str:
+    # Also in code: GitHub splits a row into cells before it looks at anything else.
+    return "| " + " | ".join(one.replace("|", "\\|") for one in cells) + " |"

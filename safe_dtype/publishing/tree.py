@@ -1,0 +1,46 @@
+"""The files of a staged folder: their digests, and the dtypes that their headers name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from ..checkpoints.headers import read_local_header
+from .evidence import FILE, Count, StagedFile
+
+CARD = "README.md"
+_PIECE = 2**20  # bytes
+
+
+def paths_of(folder: Path) -> Iterator[str]:
+    """Yield every file of `folder` by its path in it, with "/"."""
+    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def digests_of(folder: Path) -> dict[str, StagedFile]:
+    """Return size and SHA-256 of every file but the card and the evidence, which are made from them."""
+    return {path: _digest(folder / path) for path in paths_of(folder) if path not in (CARD, FILE)}
+
+
+def counts_of(folder: Path) -> dict[str, Count]:
+    """Return how much there is in each dtype, from the headers of the safetensors files.
+
+    Raises:
+        CorruptCheckpointError: If a header and its file contradict each other.
+    """
+    found: dict[str, Count] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for tensor in read_local_header(path):
+            now = found.get(tensor.dtype, Count(0, 0))
+            found[tensor.dtype] = Count(now.tensors + 1, now.numbers + tensor.numel)
+    return dict(sorted(found.items(), key=lambda item: -item[1].numbers))
+
+
+def _digest(path: Path) -> StagedFile:
+    found, size = sha256(), 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_PIECE):
+            found.update(piece)
+            size += len(piece)
+    return StagedFile(size, found.hexdigest())
