@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from .release import Changes, Receipt, State, Target
 
 if TYPE_CHECKING:
-    from .hub import Hub
     from .at_once import publish
+    from .hub import Hub
 
 __all__ = ["Changes", "Hub", "Receipt", "State", "Target", "publish"]
 
