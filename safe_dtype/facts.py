@@ -208,6 +208,7 @@ class HalfRange:
     drift: Drift | None = None  # of float16 with all of that, on the device that is planned for
     certified: float | None = None  # no hidden state goes beyond this, whatever the input; None: nobody knows
     reference: Dtype = FLOAT32  # what the drift is measured from: the checkpoint in this dtype, computed in float32
+    stored: bool = False  # read from beside the weights, where all of it was measured before: no figure is known here
 
     def __str__(self) -> str:
         if self.problem:
@@ -217,6 +218,8 @@ class HalfRange:
             return f"activations reach {self.peak:.3g}{noise}"
         words = [f"rescaled exactly: {self.rescale}"] if self.rescale else []
         words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
+        if self.stored:
+            return f"{', '.join(words)}, as it was saved"
         sure = f" (no input takes hidden states beyond {self.certified:.3g})" if self.certified else ""
         return f"{', '.join(words)}; activations reach {self.left:.3g} instead of {self.peak:.3g}{noise}{sure}"
 

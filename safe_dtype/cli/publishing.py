@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
-from .shared import FORMAT, progress
+from .shared import FORMAT, steps
 
 _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _REPO = click.option("--repo", required=True, metavar="ORG/NAME", help="Where it goes.")
@@ -62,8 +62,8 @@ def stage(*, source: str, out: Path, **options: Any) -> None:
     from ..publishing.stage import stage as make
 
     asked = _asked(options)
-    with progress(f"staging {source}"):
-        staged = make(source, out, revision=asked.pop("source_revision"), **asked)
+    with steps(f"staging {source}") as tell:
+        staged = make(source, out, revision=asked.pop("source_revision"), progress=tell, **asked)
     click.echo(f"staged in {staged.folder}: {staged.evidence.dtype}, {staged.evidence.bytes:,} bytes of weights")
 
 
@@ -129,8 +129,8 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
 
     form, rebase = given.pop("form"), given.pop("rebase")
     target = Target(repo, revision, public)
-    with progress(f"staging {source}"):
-        folder = staged_folder(source, target, folder=out, options=_asked(given))
+    with steps(f"staging {source}") as step:
+        folder = staged_folder(source, target, folder=out, options=_asked(given), tell=step)
     hub = Hub.connect()
     prepare(folder, target, api=hub)
     with _bars(f"publishing {target}") as tell:

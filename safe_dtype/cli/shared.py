@@ -26,6 +26,15 @@ def progress(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def steps(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal's stderr what is being done: call what is yielded with each step."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ...") as shown:
+        yield lambda step: shown.update(f"{what}: {step} ...")
+
+
+@contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show on a terminal's stderr how far something has come: call what is yielded with (done, of how many)."""
     from rich.console import Console

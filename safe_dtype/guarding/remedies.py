@@ -351,7 +351,9 @@ def _leave_flash_attention(model: Any) -> None:
 def _read_again(guard: Guard, model: nn.Module, new: torch.dtype) -> nn.Module | None:
     """Load the weights anew where they lost bits on loading, unless somebody has changed them since."""
     plan = guard.plan
-    if guard.reread is None or plan is None or plan.storage.holds(plan.saved) or is_offloaded(model):
+    if guard.reread is None or plan is None or is_offloaded(model):
+        return None
+    if plan.storage.holds(plan.saved) and plan.rescale is None:  # what is scaled down loses bits in float16
         return None
     if not guard.weights_untouched():
         return None

@@ -1,9 +1,8 @@
-"""Save a rescaled model as the one that it was made of: plain transformers knows no rescaling, and one eps for all."""
+"""Save a rescued model as the one that it was made of: plain transformers knows no rescaling, and one eps for all."""
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +16,14 @@ from transformers import PreTrainedModel
 
 from ..dtypes import BFLOAT16
 from ..errors import RescaleError
+from ..gauges import Rescale
 from ..origin import known_origin
-from ..rescaling import Fold, Rescaled, rescaled_of
+from ..rescaling import Fold, rescaled_of
 from .islands import islands_in
+from .stored import Stored, write_stored
 
 logger = logging.getLogger(__name__)
 
-FILE = "safe_dtype.json"
-_SCHEMA = 1
 _PLACES = ("device_map", "max_memory", "offload_folder", "offload_state_dict")  # the weights are read on the CPU
 
 _lock = threading.Lock()
@@ -32,7 +31,7 @@ _wrapped = False
 
 
 def save_models_as_they_were() -> None:
-    """Have `save_pretrained` write every rescaled model of this process with its own weights, from now on."""
+    """Have `save_pretrained` write every rescued model of this process with its own weights, from now on."""
     global _wrapped
     with _lock:
         if not _wrapped:
@@ -43,25 +42,43 @@ def save_models_as_they_were() -> None:
 def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        rescaled = rescaled_of(self)
-        if rescaled is None or not rescaled.rescale.shifts or getattr(self, "_hf_peft_config_loaded", False):
+        stored = _in_force(self)
+        if stored is None or getattr(self, "_hf_peft_config_loaded", False):
             return original(self, save_directory, *args, **kwargs)
         given = kwargs.pop("state_dict", None)
-        weights = own_weights(self, rescaled, self.state_dict() if given is None else given)
-        with _config_as_it_was(self, rescaled):
+        weights = own_weights(self, self.state_dict() if given is None else given)
+        with _config_as_it_was(self, stored):
             return original(self, save_directory, *args, state_dict=weights, **kwargs)
 
     return save_pretrained
 
 
-def own_weights(model: Any, rescaled: Rescaled, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `state`, the state dict of a rescaled model, with the values that its tensors have without the rescale.
+def _in_force(model: Any) -> Stored | None:
+    """Return the rescale and the islands of a rescued model; None where it has neither."""
+    origin, rescale = known_origin(model), _rescale_of(model)
+    plan = origin.plan if origin is not None else None
+    # An island of the guard's alone was never measured, and weights in float16 are what was loaded then.
+    planned = tuple(islands_in(model)) if rescale or (plan is not None and plan.islands) else ()
+    if rescale is None and not planned:
+        return None
+    within = plan is not None and plan.chosen is not None and plan.chosen.accepted
+    return Stored(rescale, planned, plan.policy.max_drift if plan is not None and within else None)
+
+
+def _rescale_of(model: Any) -> Rescale | None:
+    rescaled = rescaled_of(model)
+    return rescaled.rescale if rescaled is not None and rescaled.rescale.shifts else None
+
+
+def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state`, the state dict of a rescued model, with the values that its tensors have without the rescale.
 
     A tensor that is still what was loaded comes from its file, bit for bit and in the file's dtype. One that was changed
     since is multiplied back, which is exact: in float16 where it fits, else in float32.
     """
-    source = _as_saved(model, rescaled)
-    moved = rescaled.fold.moved()
+    source = _as_saved(model)
+    rescaled = rescaled_of(model)
+    moved = rescaled.fold.moved() if rescaled is not None else {}
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         was, is_moved = source.get(name), name in moved
@@ -72,7 +89,7 @@ def own_weights(model: Any, rescaled: Rescaled, state: Mapping[str, Tensor]) -> 
     return found
 
 
-def _as_saved(model: Any, rescaled: Rescaled) -> dict[str, tuple[Tensor, Tensor]]:
+def _as_saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Read the weights of `model` again: by name, each as saved, and as it is with the rescale."""
     origin = known_origin(model)
     if origin is None or origin.source is None:
@@ -86,7 +103,7 @@ def _as_saved(model: Any, rescaled: Rescaled) -> dict[str, tuple[Tensor, Tensor]
         source = found[0] if isinstance(found, tuple) else found
         own = dict(source.state_dict())
         fold = Fold(source)
-        fold.move_to(rescaled.rescale)
+        fold.move_to(_rescale_of(model) or Rescale(()))
     except (OSError, RescaleError) as exc:
         logger.info("%s: its weights cannot be read again (%s): they are multiplied back", origin.source, exc)
         return {}
@@ -106,8 +123,8 @@ def _multiplied_back(tensor: Tensor, exponents: Mapping[Any, int]) -> Tensor:
 
 
 @contextmanager
-def _config_as_it_was(model: Any, rescaled: Rescaled) -> Iterator[None]:
-    """Have the config that is saved name the dtype of the files, where every range fits, and note the rescale beside."""
+def _config_as_it_was(model: Any, stored: Stored) -> Iterator[None]:
+    """Have the config that is saved name the dtype of the files, where every range fits, and keep the rescue beside."""
     config = model.config
     now = config.dtype
     origin = known_origin(model)
@@ -118,13 +135,7 @@ def _config_as_it_was(model: Any, rescaled: Rescaled) -> Iterator[None]:
         config.__dict__.pop("save_pretrained", None)  # it is no part of what is saved
         config.dtype = saved.name
         result = save(directory, **kwargs)
-        record = {
-            "schema": _SCHEMA,
-            "saved": saved.name,
-            "rescale": rescaled.rescale.to_dict(),
-            "islands": list(islands_in(model)),
-        }
-        (Path(directory) / FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_stored(stored, Path(directory))
         return result
 
     config.__dict__["save_pretrained"] = save_pretrained

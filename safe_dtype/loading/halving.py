@@ -52,7 +52,6 @@ def halve(
     if rescale is not None:
         fold, effect = fold_in(model, rescale, computing=computing)
         found = keep_rescaled(model, fold, effect)
-        save_models_as_they_were()
     former = {one.dtype for one in model.parameters()}.intersection(_FORMER)
     for module in modules:
         recast(module, {torch.bfloat16}, torch.float32)
@@ -62,6 +61,8 @@ def halve(
         Island(torch.float16).attach(module)
     if left := left_over(model, former, torch.float16, without=kept):
         raise RescaleError(f"{left} parameters stayed in another dtype")
+    if found is not None or modules:
+        save_models_as_they_were()
     return found
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..dtypes import COMPUTE, FLOAT32, Dtype
+from ..dtypes import COMPUTE, FLOAT16, FLOAT32, Dtype
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import CheckpointFacts, DeviceFacts, Kind
-from .judge import candidates, judge, may_overflow
+from .judge import candidates, judge
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import Case, merit, ranked
@@ -105,10 +105,11 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
     too_big = picked.ground is Ground.MEMORY
     if too_big:
         warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
-    half = checkpoint.half if may_overflow(candidate.storage, checkpoint.saved) and not strict else None
+    half = checkpoint.half if candidate.storage == FLOAT16 and not strict else None
     if half and half.unseen:
         seen = f"float16 was measured on a text, which does not reach {', '.join(half.unseen)}"
         warnings += (f"{checkpoint.source}: {seen}: look at the results, or run it in float32",)
+    rescue = half if picked.ground in _WITH_A_RESCUE else None
     later = () if strict else tuple(one.candidate.storage for one in ranked(case))
     return Plan(
         source=checkpoint.source,
@@ -126,8 +127,9 @@ def _plan(picked: Decision, case: Case, why: str, *warnings: str) -> Plan:
         device_map="auto" if too_big and not strict else None,
         ordered=case.ordered,
         routes=picked.routes,
-        rescale=half.rescale if half and picked.ground in _WITH_A_RESCUE else None,
-        islands=half.islands if half and picked.ground in _WITH_A_RESCUE else (),
+        rescale=rescue.rescale if rescue else None,
+        islands=rescue.islands if rescue else (),
+        stored=rescue is not None and rescue.stored,
         warnings=(*warnings, *checkpoint.warnings),
     )
 

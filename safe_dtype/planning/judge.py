@@ -137,6 +137,8 @@ def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy
         return Ground.RANGE, half.problem
     if half.left * _RANGE_MARGIN > storage.largest:
         return Ground.RANGE, f"{half}, and {storage} ends at {storage.largest:.0f}"
+    if half.stored:
+        return None
     if half.drift is None:
         return None if half.rescale is None and not half.islands else (Ground.RANGE, f"{half}, which was not verified")
     reason = beyond(half.drift, policy.max_drift)
@@ -153,7 +155,7 @@ def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Pol
     storage = candidate.compute if candidate.storage == FLOAT32 else candidate.storage  # of what is multiplied
     if storage.epsilon <= checkpoint.saved.epsilon:
         return None
-    if storage == FLOAT16 and checkpoint.half is not None and checkpoint.half.drift is not None:
+    if storage == FLOAT16 and checkpoint.half is not None and (checkpoint.half.drift or checkpoint.half.stored):
         return None  # judged with its range
     if (measured := checkpoint.drift(candidate.storage, candidate.compute)) and measured.drift is not None:
         reason = beyond(measured.drift, policy.max_drift)
@@ -192,7 +194,7 @@ def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointF
             f": KL {drift.kl_mean:.2g} nats to {reference}, {drift.top1_agreement:.1%} of the top tokens the same"
         )
     half = checkpoint.half
-    if half is not None and may_overflow(candidate.storage, checkpoint.saved):
+    if half is not None and candidate.storage == FLOAT16:
         words.append(str(half))
     if routes and routes.layout == "blocks":
         words.append("laid out in blocks on loading")
@@ -201,7 +203,7 @@ def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointF
 
 def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift | None, Dtype]:
     """Return the measured drift of a candidate, and what it was measured from."""
-    if checkpoint.half is not None and may_overflow(candidate.storage, checkpoint.saved):
+    if checkpoint.half is not None and candidate.storage == FLOAT16:
         return checkpoint.half.drift, checkpoint.half.reference
     measured = checkpoint.drift(candidate.storage, candidate.compute)
     return (measured.drift if measured else None), FLOAT32
@@ -209,7 +211,9 @@ def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift 
 
 def _rounds(candidate: Candidate, checkpoint: CheckpointFacts) -> bool:
     multiplied = candidate.compute if candidate.storage == FLOAT32 else candidate.storage
-    return loses(multiplied, checkpoint)
+    # What is scaled down may lose bits at float16's lower end, whatever it was saved in.
+    moved = multiplied == FLOAT16 and checkpoint.half is not None and checkpoint.half.rescale is not None
+    return moved or loses(multiplied, checkpoint)
 
 
 def _bits(dtype: Dtype) -> int:

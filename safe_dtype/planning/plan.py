@@ -109,6 +109,7 @@ class Plan:
     routes: Routes | None = None  # how products are computed; None without measured rates
     rescale: Rescale | None = None  # powers of two moved between layers, so that float16 holds the activations
     islands: tuple[str, ...] = ()  # modules in float32 inside a model in float16
+    stored: bool = False  # rescale and islands were read from beside the weights
     warnings: tuple[str, ...] = ()
 
     @property
