@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..gauges import Move, Rescale
+from ..gauges import Rescale, Rows
 
 FILE = "safe_dtype_rescale.json"
 KEY, NOTE = "safe_dtype", "rescale"  # in config.json: {"safe_dtype": {"rescale": "safe_dtype_rescale.json"}}
@@ -69,7 +69,7 @@ def is_noted(config: Mapping[str, Any]) -> bool:
 
 def _checked(rescale: Rescale) -> Rescale:
     """Return `rescale`, if folding it in can go wrong in no other way than by a `RescaleError`."""
-    if not all(_is_whole(move) for gauge, _ in rescale.shifts for move in gauge.moves):
+    if not all(_names_something(move.target, move.rows) for gauge, _ in rescale.shifts for move in gauge.moves):
         raise TypeError("one of its moves names no target, or no rows")
     if any(abs(bits) > _MOST_BITS for _, bits in rescale.shifts):
         raise ValueError(f"it moves by more than {_MOST_BITS} bits, beyond which float16 loses small numbers")
@@ -78,9 +78,9 @@ def _checked(rescale: Rescale) -> Rescale:
     return rescale
 
 
-def _is_whole(move: Move) -> bool:
-    rows = move.rows
-    if not isinstance(move.target, str) or rows is None:
-        return isinstance(move.target, str)
-    whole = all(type(one) is int for one in (rows.dim, rows.offset, rows.step))
-    return whole and rows.step > 0 and all(isinstance(one, int | float) for one in (rows.start, rows.stop))
+def _names_something(target: object, rows: Rows | None) -> bool:
+    if rows is None:
+        return isinstance(target, str)
+    steps, ends = (rows.dim, rows.offset, rows.step), (rows.start, rows.stop)
+    numbers = all(type(one) is int for one in steps) and all(isinstance(one, int | float) for one in ends)
+    return isinstance(target, str) and numbers and rows.step > 0

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from ..dtypes import FLOAT32, Dtype
+from ..dtypes import FLOAT16, FLOAT32, Dtype
 from ..errors import RescaleError
 from ..facts import DeviceFacts, Kind
 from ..gauges import Rescale
@@ -50,8 +50,11 @@ def halve(
     rescale = rescale.renamed(own) if rescale else None
     found = None
     if rescale is not None:
+        for name in rescale.unproven:
+            _module(model, name)
         fold, effect = fold_in(model, rescale, computing=computing)
         found = keep_rescaled(model, fold, effect)
+    save_models_as_they_were()
     former = {one.dtype for one in model.parameters()}.intersection(_FORMER)
     for module in modules:
         recast(module, {torch.bfloat16}, torch.float32)
@@ -61,8 +64,6 @@ def halve(
         Island(torch.float16).attach(module)
     if left := left_over(model, former, torch.float16, without=kept):
         raise RescaleError(f"{left} parameters stayed in another dtype")
-    if found is not None or modules:
-        save_models_as_they_were()
     return found
 
 
@@ -82,11 +83,11 @@ def computing_on(device: DeviceFacts, dtype: Dtype) -> AbstractContextManager[ob
 
 
 def computing_in_full(plan: Plan) -> AbstractContextManager[object]:
-    """Return the same for the dtype that the plan's checkpoint was saved in."""
+    """Return the same for the dtype that the plan's checkpoint was saved in; what was in float16 is in float32 then."""
     saved = Candidate(plan.saved, plan.saved)
     decision = next((one for one in plan.decisions if one.candidate == saved), None)
     runs = decision is not None and decision.ground not in _NO_KERNELS  # slowly will do, for a few tokens
-    return nullcontext() if plan.saved == FLOAT32 or runs else compute_in(FLOAT32)
+    return nullcontext() if plan.saved in (FLOAT16, FLOAT32) or runs else compute_in(FLOAT32)
 
 
 def _own_names(model: nn.Module) -> Callable[[str], str]:
@@ -99,11 +100,15 @@ def _own_names(model: nn.Module) -> Callable[[str], str]:
     return lambda name: name if name.partition(".")[0] in own else f"{prefix}{name}"
 
 
-def _island(model: nn.Module, name: str) -> nn.Module:
+def _module(model: nn.Module, name: str) -> nn.Module:
     try:
-        module = model.get_submodule(name)
+        return model.get_submodule(name)
     except AttributeError as exc:
         raise RescaleError(f"{type(model).__name__} has no module {name}") from exc
+
+
+def _island(model: nn.Module, name: str) -> nn.Module:
+    module = _module(model, name)
     if reason := can_be_island(model, module):
         raise RescaleError(f"{name} cannot be computed in float32 by itself: {reason}")
     return module

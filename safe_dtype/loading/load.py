@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import FLOAT16, FLOAT32
+from ..dtypes import FLOAT16, FLOAT32, Dtype
 from ..errors import RescaleError, SafeDtypeWarning
 from ..guarding import guard
 from ..guarding.recast import recast
+from ..guarding.stored import FILE
 from ..origin import Origin, remember
 from ..planning import Candidate, Plan
 from .halving import computing_in_full, halve
 from .layouts import lay_out_as_planned
 from .one_at_a_time import one_at_a_time
+from .plans import plan_request
 from .request import Request
 from .turn import with_plan
 
@@ -49,7 +52,12 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     if folder is not None and "offload_folder" not in request.arguments:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
     if halves(plan):
-        plan = _halved(model, plan)
+        halved = _halved(model, plan)
+        if halved is None:
+            found = model = None  # the next one needs the room
+            gc.collect()
+            return load(target, request, _plan_without_stored(plan, request), *model_args)
+        plan = halved
     _verify(model, plan)
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
@@ -65,7 +73,7 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
     arguments = dict(request.arguments)
     if not plan.quantization:
         arguments.pop("torch_dtype", None)
-        arguments["dtype"] = getattr(torch, (plan.saved if halves(plan) else plan.storage).name)
+        arguments["dtype"] = getattr(torch, (_before_half(plan) if halves(plan) else plan.storage).name)
     if plan.attention:
         arguments.setdefault("attn_implementation", plan.attention)
     if plan.device_map and arguments.get("device_map") is None:
@@ -80,17 +88,39 @@ def halves(plan: Plan) -> bool:
     return plan.storage == FLOAT16 and bool(plan.rescale or plan.islands)
 
 
-def _halved(model: nn.Module, plan: Plan) -> Plan:
-    """Bring `model` into float16 as planned; return the plan, or where its rescale does not hold that of float32."""
+def _before_half(plan: Plan) -> Dtype:
+    """Return the dtype to load in what is brought into float16 then: its own, and one that holds its activations."""
+    return FLOAT32 if plan.saved == FLOAT16 else plan.saved
+
+
+def _halved(model: nn.Module, plan: Plan) -> Plan | None:
+    """Bring `model` into float16 as planned; return the plan, or where its rescale does not hold that of float32.
+
+    None: what was stored beside the weights does not hold, and `model` is of no use.
+    """
     try:
         halve(model, plan.rescale, plan.islands, computing=computing_in_full(plan))
     except RescaleError as exc:
+        if plan.stored:
+            text = f"{plan.source}: {FILE} does not hold for this model: {exc.problem}. It is left aside"
+            warnings.warn(text, SafeDtypeWarning, stacklevel=5)
+            return None
         text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
         warnings.warn(text, SafeDtypeWarning, stacklevel=5)
         recast(model, {torch.bfloat16, torch.float16}, torch.float32)  # wherever it stopped
         full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=str(exc))
         return replace(full, ladder=(FLOAT32,))
     return plan
+
+
+def _plan_without_stored(plan: Plan, request: Request) -> Plan:
+    """Return the plan that there would be without what lies beside the weights, and tell what it warns of."""
+    # Nothing is rounded that the first plan did not round; an order for float16 is measured all the same.
+    other = plan_request(request, plan.policy, drifts="ignored", stored=False)
+    for text in other.warnings:
+        if text not in plan.warnings:
+            warnings.warn(text, SafeDtypeWarning, stacklevel=5)
+    return other
 
 
 def _verify(model: nn.Module, plan: Plan) -> None:

@@ -24,6 +24,7 @@ from ..planning import Plan, Policy, combine, make_plan
 from .gate import plan_with_drifts
 from .half import plan_with_half
 from .request import Request
+from .stored import with_stored
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +43,14 @@ Drifts = Literal["ignored", "remembered", "measured"]
 _SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
-def plan_request(request: Request, policy: Policy | str | None = None, *, drifts: Drifts = "remembered") -> Plan:
+def plan_request(
+    request: Request, policy: Policy | str | None = None, *, drifts: Drifts = "remembered", stored: bool = True
+) -> Plan:
     """Return the plan for one call of `from_pretrained`. Reads headers and configs, never weights.
 
     Where a much faster plan depends on what rounding does to the model, `drifts` tells whether to look: "measured" loads
     and runs the model, and remembers what it found; "remembered" only looks that up; "ignored" rounds nothing.
+    `stored` tells whether to believe a rescue that was saved beside the weights: nothing is measured then.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read.
@@ -57,9 +61,12 @@ def plan_request(request: Request, policy: Policy | str | None = None, *, drifts
     checkpoint = checkpoint_for(request)
     device = device_for(request, checkpoint)
     parsed = Policy.parse(policy) if isinstance(policy, str) else policy
+    rounds = drifts != "ignored" or ordered == FLOAT16
+    if stored and not is_one_of_many(request):
+        checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
     plan = make_plan(device, checkpoint, parsed, ordered=ordered)
     # An order for float16 is one for results as well: those of a model that overflows are no use to anybody.
-    if drifts != "ignored" or ordered == FLOAT16:
+    if rounds:
         plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=drifts != "remembered")
     if drifts != "ignored":
         plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")

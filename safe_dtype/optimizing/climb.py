@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .diagnosis import Diagnosis, diagnose
 from .dtype_axis import judge_dtypes, judged_dtypes
 from .goal import Goal
 from .job import Job
-from .ladder import Rung, forms_to_try, rungs_of
+from .ladder import Known, Rung, forms_to_try, rungs_of
 from .plot import report_svg
 from .preflight import hashes
 from .record import Attempt, Batch, DtypeVerdict, Form, Optimization, Outcome
@@ -86,15 +87,13 @@ class Climb:
             return
         tried = list(found.attempts)
         dtypes = self._ladder_dtypes(found)
+        by_others = frozenset({Form.ONNX}) if self.goal.via else frozenset()
+        known = Known(diagnosis, found.environment, on_cpu=self.device == "cpu", by_others=by_others)
         for form in forms_to_try(self.goal.form, torchscript=self.goal.torchscript):
             if form is Form.EAGER:
                 continue  # done, with the dtypes
             for dtype in dtypes:
-                rungs = rungs_of(
-                    form, dtype, diagnosis=diagnosis, environment=found.environment, on_cpu=self.device == "cpu",
-                    tried=tried,
-                )  # fmt: skip
-                for rung in rungs:
+                for rung in rungs_of(form, dtype, known, tried):
                     attempt = self._tried(rung, found.batches)
                     tried.append(attempt)
                     yield attempt
@@ -117,10 +116,18 @@ class Climb:
             )  # fmt: skip
         self.tell(f"trying {rung}")
         job = self._job(rung.form, rung.dtype, batches, remedies=rung.remedies, regions=rung.regions)
-        attempt = replace(run_attempt(job, root=self.out, seconds=self.goal.seconds), coverage=rung.coverage)
+        attempt = replace(self._run(job), coverage=rung.coverage)
         times = f", {attempt.speedup:.2f}x eager" if attempt.speedup else ""
         self.tell(f"{rung}: {attempt.outcome}{times}{': ' * bool(attempt.reason)}{attempt.reason}")
         return attempt
+
+    def _run(self, job: Job) -> Attempt:
+        if job.form is not Form.ONNX or not self.goal.via:
+            return run_attempt(job, root=self.out, seconds=self.goal.seconds)
+        found: Attempt = exporter().attempt_via(
+            job, via=self.goal.via, task=self.goal.task, root=self.out, seconds=self.goal.seconds, progress=self.tell
+        )
+        return found
 
     def _job(self, form: Form, dtype: Dtype, batches: tuple[Batch, ...], **more: Any) -> Job:
         files = {role: tuple(self.out / one.file for one in batches if one.role == role) for role in _roles(batches)}
@@ -162,6 +169,11 @@ class Climb:
         (self.out / PICTURE).write_text(report_svg(found), encoding="utf-8")
         remember_made(self.out, found)
         return read_record(self.out)  # as everybody else gets it: plain values, and what the file really says
+
+
+def exporter() -> Any:
+    """Return the integration that lets another tool export. It is built on this package, so it is not imported above."""
+    return import_module("safe_dtype.integrations.optimum")
 
 
 def _roles(batches: tuple[Batch, ...]) -> tuple[str, ...]:

@@ -45,26 +45,30 @@ def forms_to_try(asked: Form | None, *, torchscript: bool) -> tuple[Form, ...]:
     return (*dict.fromkeys(first), *(form for form in usual if form not in first))
 
 
-def rungs_of(
-    form: Form,
-    dtype: Dtype,
-    *,
-    diagnosis: Diagnosis,
-    environment: Mapping[str, Any],
-    on_cpu: bool,
-    tried: Iterable[Attempt],
-) -> tuple[Rung, ...]:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known before the first form is tried."""
+
+    diagnosis: Diagnosis
+    environment: Mapping[str, Any]  # of `preflight.environment`
+    on_cpu: bool = True
+    by_others: frozenset[Form] = frozenset()  # made by another tool, which has its own way to capture
+
+
+def rungs_of(form: Form, dtype: Dtype, known: Known, tried: Iterable[Attempt]) -> tuple[Rung, ...]:
     """Return the rungs of one form in one dtype: mostly one, two where regions may be cut in two ways.
 
     A form that could not be made, or was wrong, in float32 is not tried in another dtype: float32 is where its errors
     show, for rounding hides a wrong branch in 16 bit. `tried` are the attempts so far, float32 before the others.
     """
+    diagnosis, tried = known.diagnosis, tuple(tried)
     plain = Rung(form, dtype)
     if form is Form.EAGER:
         return (plain,)
-    if missing := missing_for(form, environment, on_cpu=on_cpu):
+    if missing := missing_for(form, known.environment, on_cpu=known.on_cpu):
         return (Rung(form, dtype, skip=f"it needs {missing}"),)
-    tried = tuple(tried)
+    if form in known.by_others:
+        return (_after_float32(plain, tried),)
     if form in WHOLE and (reason := _not_whole(form, dtype, diagnosis, tried)):
         return (Rung(form, dtype, diagnosis.remedies, skip=reason),)
     if form in IN_PIECES and diagnosis.captures:

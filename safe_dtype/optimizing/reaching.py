@@ -19,7 +19,7 @@ from ..dtypes import FLOAT32, Dtype, dtype_named
 from ..errors import BackupError, EnvironmentNotFitError
 from .backup import FOLDER, RECORD, back_up
 from .batches import write_batches
-from .climb import ATTEMPTS, PICTURE, REPORT, Climb, Tell
+from .climb import ATTEMPTS, PICTURE, REPORT, Climb, Tell, exporter
 from .goal import Goal
 from .job import Dynamic
 from .preflight import environment, missing_for
@@ -101,6 +101,8 @@ def reach(  # noqa: PLR0913
     on_cpu = device == "cpu"
     if goal.form and not goal.via and (missing := missing_for(goal.form, facts, on_cpu=on_cpu)):
         raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
+    if goal.via:
+        exporter().environment(goal.via, progress=tell)  # first: nothing is done where it cannot be made
     folder.mkdir(parents=True, exist_ok=True)
     _require_ours(folder)
     with _workplace(folder) as work:

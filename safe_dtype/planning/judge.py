@@ -125,9 +125,9 @@ def _bad_kernel(
 
 def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
     storage = candidate.storage
-    if not may_overflow(storage, checkpoint.saved):
-        return None
     half = checkpoint.half
+    if not may_overflow(storage, checkpoint.saved) or (half is not None and half.stored):
+        return None
     if half is None:
         return Ground.RANGE, (
             f"{storage} ends at {storage.largest:.0f}; the model comes in {checkpoint.saved}, which reaches 3e38, "
@@ -137,8 +137,6 @@ def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy
         return Ground.RANGE, half.problem
     if half.left * _RANGE_MARGIN > storage.largest:
         return Ground.RANGE, f"{half}, and {storage} ends at {storage.largest:.0f}"
-    if half.stored:
-        return None
     if half.drift is None:
         return None if half.rescale is None and not half.islands else (Ground.RANGE, f"{half}, which was not verified")
     reason = beyond(half.drift, policy.max_drift)

@@ -14,6 +14,8 @@ import transformers
 
 from ..dtypes import COMPUTE
 from ..facts import CheckpointFacts, DeviceFacts
+from ..guarding.stored import FILE as STORED
+from ..guarding.stored import KEY, NOTE, Stored, write_stored
 from ..planning import Plan
 from .folded import Folded
 
@@ -22,8 +24,18 @@ def note_in_config(folder: Path, needs: str | None) -> None:
     """Write our key into config.json: other tools keep it, and readers find there what the folder needs."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    config["safe_dtype"] = {"version": _version(), "needs": needs}
+    config[KEY] = {"version": _version(), "needs": needs}
+    if (folder / STORED).is_file():  # a base that was saved by us brings a note, and no file
+        config[KEY][NOTE] = STORED
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+
+
+def store_rescue(folder: Path, plan: Plan, folded: Folded | None) -> None:
+    """Write beside the weights what safe_dtype is to do to them, so that it is done without being measured again."""
+    rescale = plan.rescale if folded is None else None
+    if rescale or plan.islands:
+        within = plan.chosen is not None and plan.chosen.accepted
+        write_stored(Stored(rescale, plan.islands, plan.policy.max_drift if within else None), folder)
 
 
 def rescale_to_dict(plan: Plan, folded: Folded | None) -> dict[str, Any] | None:

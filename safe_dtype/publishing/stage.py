@@ -27,7 +27,7 @@ from .evidence import Evidence, Fidelity, LayerRange, not_publishable, write_evi
 from .folded import Folded, fold_for_plain
 from .measure import Reference, by_safe_dtype, plainly, reference_of
 from .plots import write_plots
-from .record import bytes_of, device_to_dict, note_in_config, rescale_to_dict, versions
+from .record import bytes_of, device_to_dict, note_in_config, rescale_to_dict, store_rescue, versions
 from .source import Source, source_of
 from .tree import counts_of, digests_of
 
@@ -192,7 +192,7 @@ class _Job:
             folded = self._folded(planned, planned.plan.rescale, reference)
             if folded is not None and folded.plain.beyond is None:
                 return folded
-        return self._measured(self._save(self._as_it_is(planned), "unfolded"), None, planned, reference)
+        return self._measured(self._save(self._as_it_is(planned), planned, None), None, planned, reference)
 
     def _folded(self, planned: _Planned, rescale: Rescale, reference: Reference) -> _Saved | None:
         start = _before_half(planned.plan)
@@ -203,7 +203,7 @@ class _Job:
             logger.info("%s: its rescale stays with safe_dtype (%s)", self.source.name, exc.problem)
             return None
         halve(model, None, planned.plan.islands)
-        return self._measured(self._save(model, "folded"), folded, planned, reference)
+        return self._measured(self._save(model, planned, folded), folded, planned, reference)
 
     def _as_it_is(self, planned: _Planned) -> Any:
         if planned.plan.storage != FLOAT16 or not planned.plan.islands:
@@ -212,11 +212,13 @@ class _Job:
         halve(model, None, planned.plan.islands)
         return model
 
-    def _save(self, model: Any, how: str) -> Path:
+    def _save(self, model: Any, planned: _Planned, folded: Folded | None) -> Path:
+        how = "unfolded" if folded is None else "folded"
         self.wishes.tell(f"saving it, {how}")
         place = self.aside / how / self.made.name
         model.save_pretrained(place, max_shard_size=_SHARD)
         self.source.copy_beside(place)
+        store_rescue(place, planned.plan, folded)
         note_in_config(place, self.wishes.needs)
         return place
 

@@ -13,7 +13,8 @@ from engineered import KINDS, prompts, saved
 from torch import Tensor, nn
 
 from safe_dtype import SafeAutoModel, report
-from safe_dtype.gauges import Part, Rescale
+from safe_dtype.gauges import Part
+from safe_dtype.guarding.stored import FILE, Stored
 
 
 @pytest.fixture(params=["qwen3", "gemma3", "gpt_oss", "t5"])
@@ -46,8 +47,9 @@ def test_every_bit_comes_back(family: str, tmp_path: Path) -> None:
     first, second = plain(family, before), plain(family, tmp_path / "after")
     assert second.dtype == torch.bfloat16
     assert all(torch.equal(one, second.state_dict()[name]) for name, one in first.state_dict().items())
-    record = json.loads((tmp_path / "after" / "safe_dtype.json").read_text())
-    assert Rescale.from_dict(record["rescale"]).shifts[0][1] > 0
+    stored = Stored.from_dict(json.loads((tmp_path / "after" / FILE).read_text()))
+    assert stored.rescale is not None
+    assert stored.rescale.shifts[0][1] > 0
 
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:

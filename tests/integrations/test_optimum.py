@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -347,6 +348,7 @@ def real_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
             pytest.skip(str(found[0]))
         assert found == [found[0]] * 2
         yield found[0]
+        shutil.rmtree(found[0])  # over a gigabyte, and pytest keeps the folders of three runs
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Path:

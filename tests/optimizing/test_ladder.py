@@ -6,7 +6,7 @@ import pytest
 
 from safe_dtype.dtypes import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.optimizing.diagnosis import Diagnosis
-from safe_dtype.optimizing.ladder import Rung, forms_to_try, rungs_of
+from safe_dtype.optimizing.ladder import Known, Rung, forms_to_try, rungs_of
 from safe_dtype.optimizing.record import Attempt, BreakSite, Form, Outcome
 
 HERE = {
@@ -23,7 +23,7 @@ def rungs(
     form: Form, diagnosis: Diagnosis, dtype: Dtype = FLOAT32, tried: tuple[Attempt, ...] = ()
 ) -> tuple[Rung, ...]:
     """Return the rungs on a CPU that lacks nothing."""
-    return rungs_of(form, dtype, diagnosis=diagnosis, environment=HERE, on_cpu=True, tried=tried)
+    return rungs_of(form, dtype, Known(diagnosis, HERE), tried)
 
 
 @pytest.mark.parametrize("form", [Form.EXPORT, Form.AOTI, Form.ONNX, Form.COMPILE])
@@ -83,10 +83,14 @@ def test_float32_shows_first() -> None:
 
 def test_what_is_missing() -> None:
     """Without a compiler native code is not tried, with what is missing as the reason."""
-    (found,) = rungs_of(
-        Form.AOTI, FLOAT32, diagnosis=WHOLE, environment=HERE | {"compiler": None}, on_cpu=True, tried=()
-    )
+    (found,) = rungs_of(Form.AOTI, FLOAT32, Known(WHOLE, HERE | {"compiler": None}), ())
     assert found.skip == "it needs a C++ compiler"
+
+
+def test_made_by_others() -> None:
+    """What another tool exports is tried whether or not the model captures here: it captures in its own way."""
+    known = Known(BROKEN, HERE, by_others=frozenset({Form.ONNX}))
+    assert rungs_of(Form.ONNX, FLOAT32, known, ()) == (Rung(Form.ONNX, FLOAT32),)
 
 
 def test_a_trace_is_asked_for() -> None:

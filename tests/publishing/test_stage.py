@@ -15,10 +15,11 @@ from publishing.client import in_child
 from publishing.loopback import LoopbackHub
 from torch import Tensor
 
-from safe_dtype import SafeAutoModel, SafeDtypeWarning, plan_of
+from safe_dtype import SafeAutoModel, plan_of, report
 from safe_dtype.dtypes import BFLOAT16
 from safe_dtype.errors import NotPublishableError, RescaleError, UnknownDtypeError
 from safe_dtype.gauges import Rescale
+from safe_dtype.guarding.stored import FILE as STORED
 from safe_dtype.optimizing.record import Attempt, Form, Optimization, Outcome
 from safe_dtype.optimizing.record_file import write_record
 from safe_dtype.publishing.check import check
@@ -91,6 +92,7 @@ def test_safe_dtype_leaves_it_alone(staged: Staged) -> None:
     """SafeAutoModel loads it in float16 without a second rescale, and says the same as plain transformers."""
     model = SafeAutoModel.from_pretrained(staged.folder, dtype="float16")
     assert plan_of(model).rescale is None
+    assert not (staged.folder / STORED).exists()
     assert torch.equal(logits(model, "llama"), logits(plainly(staged.folder), "llama"))
     assert staged.evidence.safe_dtype.drift == staged.evidence.plain.drift
 
@@ -132,19 +134,26 @@ def test_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_needs_safe_dtype(tmp_path: Path) -> None:
-    """With `needs` it is staged; config.json and the top of the card say so, and SafeAutoModel is right."""
-    source = saved("gemma2", tmp_path / "source")
-    found = stage(source, tmp_path / "staged", dtype="float16", base="org/gemma", license="gemma", needs="safe_dtype")
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "opt_interior"])
+def test_needs_safe_dtype(family: str, tmp_path: Path) -> None:
+    """With `needs` it is staged; config.json and the top of the card say so, and SafeAutoModel is right, in float16."""
+    source = saved(family, tmp_path / "source")
+    found = stage(source, tmp_path / "staged", dtype="float16", base="org/base", license="mit", needs="safe_dtype")
     assert check(found.folder) == []
-    assert found.evidence.plain.beyond
-    assert found.evidence.safe_dtype.beyond is None
-    assert json.loads((found.folder / "config.json").read_text())["safe_dtype"]["needs"] == "safe_dtype"
+    evidence = found.evidence
+    assert evidence.plain.beyond
+    ours = evidence.safe_dtype
+    assert (ours.loaded_in, ours.ended_in, ours.nonfinite, ours.beyond) == ("float16", "float16", 0, None)
+    noted = json.loads((found.folder / "config.json").read_text())["safe_dtype"]
+    assert (noted["needs"], noted["rescale"]) == ("safe_dtype", STORED)
     card = (found.folder / "README.md").read_text()
-    assert card.index("needs safe_dtype") < card.index("# org/gemma")
-    with pytest.warns(SafeDtypeWarning, match="Going on in float32"):
-        said = logits(SafeAutoModel.from_pretrained(found.folder, dtype="float16"), "gemma2")
-    assert torch.allclose(said, logits(engineered("gemma2"), "gemma2"), atol=0.05)
+    assert card.index("needs safe_dtype") < card.index("# org/base")
+    model = SafeAutoModel.from_pretrained(found.folder, dtype="float16")
+    assert (plan_of(model).stored, plan_of(model).islands) == (True, evidence.islands)
+    assert evidence.rescale is not None
+    assert plan_of(model).rescale == Rescale.from_dict(evidence.rescale)
+    assert torch.allclose(logits(model, family), logits(engineered(family), family), atol=0.2)
+    assert report(model).events == ()
 
 
 @pytest.mark.parametrize(
