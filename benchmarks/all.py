@@ -12,7 +12,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("startup", "loading", "routes", "generation", "predictor", "guard", "audit", "architectures", "rescue", "optimize")
+SCRIPTS = (
+    "startup",
+    "loading",
+    "routes",
+    "generation",
+    "predictor",
+    "guard",
+    "audit",
+    "architectures",
+    "rescue",
+    "optimize",
+)
 
 if __name__ == "__main__":
     for script in SCRIPTS:

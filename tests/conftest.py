@@ -7,6 +7,11 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
+# Workers of xdist share the cores: with torch's own threads beside that the suite takes three times as long. Set before
+# torch is imported, and for what tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

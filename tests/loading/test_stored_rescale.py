@@ -238,9 +238,11 @@ def _without_eps(found: Any) -> Any:
         ),
         pytest.param(lambda found: {**found, "islands": ["model.nowhere"]}, "no module model.nowhere", id="island"),
         pytest.param(
-            lambda found: {**found, "rescale": found["rescale"] | {"unproven": ["tower"]}}, "no module tower", id="tower",
-            marks=pytest.mark.filterwarnings("ignore:.*which does not reach tower"),
-        ),  # fmt: skip
+            lambda found: {**found, "rescale": found["rescale"] | {"unproven": ["model.tower"]}},
+            "no module model.tower",
+            id="tower",
+            marks=pytest.mark.filterwarnings("ignore:.*which does not reach model.tower"),
+        ),
     ],
 )
 def test_proven_on_the_model(folder: Path, edit: Callable[[Any], Any], said: str) -> None:
