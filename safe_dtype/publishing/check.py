@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, NotPublishableError
 from .card import card_problems
 from .evidence import FILE, Evidence, read_evidence
+from .forms import FOLDER as ONNX
 from .tree import CARD, counts_of, digests_of, paths_of
 
 _INDEX = "model.safetensors.index.json"
@@ -49,6 +50,8 @@ def _stray(folder: Path) -> Iterator[str]:
                 f"{path} is a variant file: it would share one config.json with the others, and transformers casts every "
                 "weight to the dtype that this names. A variant is a repository, or a branch, of its own"
             )
+        elif path.startswith(f"{ONNX}/"):
+            continue  # what `optimize` chose: no loader of transformers looks there
         elif name.endswith(_OTHER_WEIGHTS) and path != _WHOLE and not _SHARD.fullmatch(path):
             yield f"{path} holds weights that are not part of this variant: loaders that take every file would read them"
 

@@ -85,6 +85,26 @@ class StagedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class TriedForm:
+    """One form that `optimize` verified."""
+
+    form: str  # "aoti", "export", "onnx", ...
+    dtype: str
+    error: float  # from eager in the same dtype, relative to the largest output
+    over_eager: float | None  # times faster than eager in the same dtype, in the same process
+    chosen: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What `optimize` found out of the base."""
+
+    verified: tuple[TriedForm, ...]
+    others: int  # attempts that were not verified, or not needed
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything that is known of one variant."""
 
@@ -106,6 +126,7 @@ class Evidence:
     files: Mapping[str, StagedFile] = field(default_factory=dict)  # all but README.md and this file
     command: str = ""  # repeats it
     repo: str | None = None  # where it is going, for the card
+    forms: Forms | None = None  # where `optimize` was at work before
 
     @property
     def bytes(self) -> int:
@@ -139,6 +160,7 @@ class Evidence:
                 "ranges": tuple(LayerRange(**_numbers(one)) for one in found["ranges"]),
                 "islands": tuple(found["islands"]),
                 "files": {path: StagedFile(**one) for path, one in found["files"].items()},
+                "forms": _forms(found["forms"]),
             }
         )
 
@@ -185,6 +207,12 @@ def not_publishable(
 ) -> NotPublishableError:
     """Return the error for a folder that is not fit."""
     return NotPublishableError(str(State.NOT_STARTED), folder.name, happened, "nothing: nothing was sent", advice)
+
+
+def _forms(found: Mapping[str, Any] | None) -> Forms | None:
+    if found is None:
+        return None
+    return Forms(tuple(TriedForm(**one) for one in found["verified"]), found["others"], found["device"])
 
 
 def _flat(fidelity: Mapping[str, Any]) -> dict[str, Any]:

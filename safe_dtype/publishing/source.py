@@ -18,7 +18,8 @@ from ..checkpoints import Where, read_checkpoint
 from ..errors import CheckpointError, CheckpointNotFoundError
 from ..optimizing.record_file import FILE as OPTIMIZATION
 from ..optimizing.record_file import read_record
-from .evidence import Base, not_publishable
+from .evidence import Base, Forms, not_publishable
+from .forms import copy_onnx, forms_of
 from .front_matter import read_front_matter
 
 # Copied byte for byte: a tokenizer that is loaded and saved again is not always the same.
@@ -42,7 +43,7 @@ class Source:
     name: str  # without the places of this machine
     base: Base
     dtype: str | None = None  # what `optimize` chose
-    optimization: Path | None = None  # its record
+    optimized: Path | None = None  # the folder that it wrote
 
     def beside(self) -> Iterator[str]:
         """Yield the files that go along as they are, by their paths in the folder."""
@@ -56,8 +57,13 @@ class Source:
         for name in self.beside():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.weights / name, folder / name)
-        if self.optimization is not None:
-            shutil.copyfile(self.optimization, folder / OPTIMIZATION)
+        if self.optimized is not None:
+            shutil.copyfile(self.optimized / OPTIMIZATION, folder / OPTIMIZATION)
+            copy_onnx(self.optimized, read_record(self.optimized), folder)
+
+    def forms(self) -> Forms | None:
+        """Return what `optimize` found out, where it was at work before."""
+        return None if self.optimized is None else forms_of(read_record(self.optimized))
 
     def without_places(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return plain values with the folder on this machine replaced by the source's name."""
@@ -84,8 +90,7 @@ def source_of(
         folder = _downloaded(repo, revision)
         return Source(folder, repo, _base(folder, repo, folder.name, license))
     named, _, commit = (base or "").partition("@")
-    optimization = folder / OPTIMIZATION
-    if not optimization.is_file():
+    if not (folder / OPTIMIZATION).is_file():
         return Source(folder, folder.resolve().name, _base(folder, named or None, commit or None, license))
     record = read_record(folder)
     original = folder / record.original
@@ -93,9 +98,7 @@ def source_of(
         problem = f"its original ({record.original}) is no folder that transformers loads"
         raise CheckpointError(folder.name, problem, "stage the model that it was made of")
     dtype = record.winner.dtype.name if record.winner else None
-    return Source(
-        original, record.source, _base(original, named or None, commit or None, license), dtype, optimization
-    )
+    return Source(original, record.source, _base(original, named or None, commit or None, license), dtype, folder)
 
 
 def _base(folder: Path, repo: str | None, revision: str | None, given: str | None) -> Base:

@@ -260,6 +260,7 @@ class _Job:
             device=device_to_dict(planned.device),
             versions=versions(),
             command=self._command(plan.storage, needs),
+            forms=self.source.forms(),
         )
         write_plots(evidence, self.made)
         evidence = replace(evidence, files=digests_of(self.made))

@@ -13,7 +13,7 @@ from publishing.variant import BASE, evidence, fidelity, staged
 
 from safe_dtype.errors import NotPublishableError
 from safe_dtype.publishing.card import BEGIN, END, block_of, card_text, write_card
-from safe_dtype.publishing.evidence import Evidence, read_evidence
+from safe_dtype.publishing.evidence import Evidence, Forms, TriedForm, read_evidence
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "model_cards" / "examples").glob("*/safe_dtype.json"))
 
@@ -71,6 +71,15 @@ def test_says_it_where_it_holds(changes: dict[str, object], said: str) -> None:
     """What is special about a variant is said, and only then."""
     assert said in card_text(evidence(**changes))
     assert said not in card_text(evidence())
+
+
+def test_forms() -> None:
+    """What `optimize` verified is a table, with the chosen form in bold, and the others counted."""
+    tried = (TriedForm("eager", "float16", 0.0, 1.0), TriedForm("onnx", "float16", 2e-4, 2.5, chosen=True))
+    card = card_text(evidence(forms=Forms(tried, 3, "A processor")))
+    assert "| **onnx** | float16 | 0.0002 | 2.5 |" in card
+    assert "other attempts failed, or were not needed" in card
+    assert "## Forms" not in card_text(evidence())
 
 
 def test_needs_comes_first() -> None:
@@ -169,5 +178,6 @@ def test_repo_is_noted(tmp_path: Path) -> None:
 
 def test_evidence_comes_back() -> None:
     """What was written is read back equal, infinities included."""
-    made = evidence(plain=fidelity("transformers", kl=(0.5, math.inf)))
+    forms = Forms((TriedForm("eager", "float16", 0.0, None),), 0, "cpu")
+    made = evidence(plain=fidelity("transformers", kl=(0.5, math.inf)), forms=forms)
     assert Evidence.from_dict(made.to_dict()) == made

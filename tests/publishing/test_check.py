@@ -53,7 +53,7 @@ def _in_bfloat16(folder: Path) -> None:
         pytest.param(_overwrite("model.fp16-00001-of-00002.safetensors", ""), "variant file", id="variant-shard"),
         pytest.param(_overwrite("model.safetensors.index.fp16.json", "{}"), "variant file", id="variant-index"),
         pytest.param(_overwrite("pytorch_model.bin", ""), "not part of this variant", id="pickle"),
-        pytest.param(_overwrite("onnx/model.onnx", ""), "not part of this variant", id="another-format"),
+        pytest.param(_overwrite("model.onnx", ""), "not part of this variant", id="another-format"),
         pytest.param(_overwrite("notes.txt", ""), "notes.txt is there, and not in safe_dtype.json", id="unknown-file"),
         pytest.param(_overwrite("generation_config.json", "{}"), "changed since it was staged", id="changed"),
         pytest.param(lambda folder: (folder / "plots" / "drift.svg").unlink(), "is not there", id="missing"),
@@ -110,6 +110,17 @@ def test_no_card_can_be_made(folder: Path) -> None:
     del found["device"]["name"]
     (folder / "safe_dtype.json").write_text(json.dumps(found))
     assert any("no card can be made of safe_dtype.json" in one and "name" in one for one in check(folder))
+
+
+def test_onnx_beside(tmp_path: Path) -> None:
+    """An ONNX file in a folder of its own is no stray weight; at the top it is one."""
+    folder = staged(tmp_path / "stage")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"a graph")
+    settled(folder)
+    assert check(folder) == []
+    (folder / "onnx" / "model.onnx").rename(folder / "model.onnx")
+    assert any("model.onnx holds weights" in one for one in check(folder))
 
 
 def test_needs_is_fine(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from safe_dtype.dtypes import BFLOAT16
 from safe_dtype.errors import NotPublishableError, RescaleError, UnknownDtypeError
 from safe_dtype.gauges import Rescale
 from safe_dtype.guarding.stored import FILE as STORED
-from safe_dtype.optimizing.record import Attempt, Form, Optimization, Outcome
+from safe_dtype.optimizing.record import Attempt, Form, Optimization, Outcome, Seconds
 from safe_dtype.optimizing.record_file import write_record
 from safe_dtype.publishing.check import check
-from safe_dtype.publishing.evidence import HALF_ENDS
+from safe_dtype.publishing.evidence import HALF_ENDS, Forms, TriedForm
 from safe_dtype.publishing.folded import fold_for_plain
 from safe_dtype.publishing.source import source_of
 from safe_dtype.publishing.stage import Staged, stage
@@ -226,10 +226,16 @@ def test_not_in_the_config() -> None:
 def test_what_optimize_made(tiny_qwen3: Path, tmp_path: Path) -> None:
     """Of an optimized folder it is the original, in the dtype that was chosen, and the record goes along."""
     shutil.copytree(tiny_qwen3, tmp_path / "made" / "original")
-    attempt = Attempt(Form.EAGER, BFLOAT16, Outcome.VERIFIED)
+    (tmp_path / "made" / "artifact").mkdir()
+    (tmp_path / "made" / "artifact" / "model.onnx").write_bytes(b"a graph")
+    attempt = Attempt(
+        Form.ONNX, BFLOAT16, Outcome.VERIFIED, seconds=Seconds(run=0.5, eager=1.0), artifact="artifact",
+        artifact_files={"model.onnx": "0"},
+    )  # fmt: skip
+    failed = Attempt(Form.AOTI, BFLOAT16, Outcome.FAILED, "no compiler")
     write_record(
         Optimization(
-            "tiny-qwen3", "Qwen3ForCausalLM", "cpu", "auto", "auto", "bfloat16", attempts=(attempt,), chosen=0
+            "tiny-qwen3", "Qwen3ForCausalLM", "cpu", "auto", "auto", "bfloat16", attempts=(failed, attempt), chosen=1
         ),
         tmp_path / "made",
     )
@@ -238,6 +244,8 @@ def test_what_optimize_made(tiny_qwen3: Path, tmp_path: Path) -> None:
     source.copy_beside(tmp_path)
     assert (tmp_path / "optimization.json").read_bytes() == (tmp_path / "made" / "optimization.json").read_bytes()
     assert (tmp_path / "tokenizer.json").read_bytes() == (tiny_qwen3 / "tokenizer.json").read_bytes()
+    assert (tmp_path / "onnx" / "model.onnx").read_bytes() == b"a graph"
+    assert source.forms() == Forms((TriedForm("onnx", "bfloat16", 0.0, 2.0, chosen=True),), 1, "cpu")
 
 
 def test_license_is_never_guessed(tiny_qwen3: Path, tmp_path: Path) -> None:
