@@ -53,6 +53,10 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     "--data", type=click.Path(exists=True, path_type=Path), metavar="PATH",
     help="Your texts, images or tensors, a file or a folder: what is chosen is verified on them as well.",
 )  # fmt: skip
+@click.option(
+    "--max-drift", type=click.FloatRange(min=0),
+    help="Of a dtype from float32, in the unit of `verify`.  [default: limits of each dtype's own]",
+)  # fmt: skip
 @click.option("--allow-torchscript", is_flag=True, help="Try a trace, too: deprecated, and blind to branches.")
 @click.option("--via", type=click.Choice(["optimum-onnx"]), help="Let another exporter make the ONNX file.")
 @click.option("--task", metavar="TEXT", help="optimum's name of the task.  [default: from the config]")
@@ -119,6 +123,7 @@ def _goal(given: Mapping[str, Any]) -> Goal:
         dtype=dtype,
         dynamic=Dynamic(given["batch"], dims),
         torchscript=given["allow_torchscript"],
+        max_drift=given["max_drift"],
         seconds=given["timeout"],
         device=given["device"],
         threads=given["threads"],

@@ -75,7 +75,7 @@ class Climb:
         both = self.source.parameters * 6 <= memory_of(self.device).free_bytes  # float32 beside 16 bit
         jobs = {dtype: replace(job, beside_float32=both and dtype != FLOAT32) for dtype, job in jobs.items()}
         self.tell(f"running eager in {', '.join(str(one) for one in dtypes)}")
-        for attempt, verdict in judge_dtypes(dtypes, jobs.__getitem__, root=self.out, seconds=self.goal.seconds):
+        for attempt, verdict in judge_dtypes(dtypes, jobs.__getitem__, root=self.out, goal=self.goal):
             attempts.append(attempt)
             verdicts.append(verdict)
             self.tell(f"eager in {verdict.dtype}: {verdict.problem or 'passes'}")

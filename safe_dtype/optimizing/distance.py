@@ -110,6 +110,23 @@ def data_problem(distance: Distance, dtype: Dtype) -> str:
     return f"on the user's data {problem} in {dtype}" if problem else ""
 
 
+def drift_problem(distance: Distance, max_drift: float) -> str:
+    """Return why eager in a dtype drifts further from float32 than the user allows; empty where it does not.
+
+    The unit is that of `Policy.max_drift`: nats of mean KL of logits, 1 - mIoU of pixels, else the share of the largest
+    output. It stands in place of the limits above, on every batch.
+    """
+    if problem := _broken(distance, "float32"):
+        return problem
+    if distance.kl is not None:
+        drift, what = distance.kl, "nats of mean KL"
+    elif distance.miou is not None:
+        drift, what = 1 - distance.miou, "of 1 - mIoU"
+    else:
+        drift, what = distance.relative, "of the largest output"
+    return "" if drift <= max_drift else f"it drifts by {drift:.2g} {what}; {max_drift:g} is allowed"
+
+
 def _broken(distance: Distance, reference: str) -> str:
     """Return why this is no matter of precision; empty where it is."""
     if distance.nonfinite:

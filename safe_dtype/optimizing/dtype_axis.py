@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ..devices import facts_of
 from ..dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from ..facts import Kind
-from .distance import NO_DISTANCE, data_problem, distance_between, dtype_problem
+from .distance import NO_DISTANCE, data_problem, distance_between, drift_problem, dtype_problem
 from .goal import Goal
 from .job import Job
 from .record import Attempt, Distance, DtypeVerdict, Outcome
@@ -34,7 +34,7 @@ def judged_dtypes(goal: Goal, device: str) -> tuple[Dtype, ...]:
 
 
 def judge_dtypes(
-    dtypes: tuple[Dtype, ...], job_for: JobFor, *, root: Path, seconds: float
+    dtypes: tuple[Dtype, ...], job_for: JobFor, *, root: Path, goal: Goal
 ) -> Iterator[tuple[Attempt, DtypeVerdict]]:
     """Run eager in each dtype, each in a process of its own, and hold it against float32.
 
@@ -44,27 +44,27 @@ def judge_dtypes(
         dtypes: With float32 as the first.
         job_for: The job of an eager attempt in a dtype; its references are what is compared.
         root: The output folder.
-        seconds: The most for each.
+        goal: Its time limit for each, and its limit of drift.
     """
-    reference = job_for(FLOAT32)
+    reference, seconds = job_for(FLOAT32), goal.seconds
     base: float | None = None
     for dtype in dtypes:
         job = job_for(dtype)
         attempt = run_attempt(job, root=root, seconds=seconds)
-        verdict = _judged(attempt, job, reference)
+        verdict = _judged(attempt, job, reference, goal.max_drift)
         if dtype == FLOAT32:
             base, verdict = verdict.seconds, replace(verdict, speedup=1.0)
         elif not job.beside_float32 and base and verdict.seconds:
             verdict = replace(verdict, speedup=base / verdict.seconds)
         if verdict.distance is not None and verdict.problem and dtype != FLOAT32 and job.device == "cpu":
-            verdict = replace(verdict, problem=verdict.problem + _blame(job, reference, root=root, seconds=seconds))
+            verdict = replace(verdict, problem=verdict.problem + _blame(job, reference, root=root, goal=goal))
         if verdict.problem and attempt.outcome is Outcome.VERIFIED:
             # Eager agrees with itself; that is no verification where the dtype is wrong.
             attempt = replace(attempt, outcome=Outcome.WRONG, reason=verdict.problem)
         yield attempt, verdict
 
 
-def _judged(attempt: Attempt, job: Job, reference: Job) -> DtypeVerdict:
+def _judged(attempt: Attempt, job: Job, reference: Job, max_drift: float | None) -> DtypeVerdict:
     if attempt.outcome is not Outcome.VERIFIED:
         return DtypeVerdict(job.dtype, None, attempt.reason or str(attempt.outcome))
     by_stage = {name: _distance(job, reference, name) for name in dict.fromkeys(job.stages_of_batches)}
@@ -74,9 +74,15 @@ def _judged(attempt: Attempt, job: Job, reference: Job) -> DtypeVerdict:
     problems = [
         f"{name}: {problem}"
         for name, distance in by_stage.items()
-        if (problem := (data_problem if name == "user" else dtype_problem)(distance, job.dtype))
+        if (problem := _problem(distance, job.dtype, name, max_drift))
     ]
     return DtypeVerdict(job.dtype, worst, "; ".join(problems), attempt.seconds.run, attempt.speedup)
+
+
+def _problem(distance: Distance, dtype: Dtype, stage: str, max_drift: float | None) -> str:
+    if max_drift is not None:
+        return drift_problem(distance, max_drift)
+    return data_problem(distance, dtype) if stage == "user" else dtype_problem(distance, dtype)
 
 
 def _distance(job: Job, reference: Job, stage: str) -> Distance:
@@ -88,12 +94,12 @@ def _distance(job: Job, reference: Job, stage: str) -> Distance:
     return worst
 
 
-def _blame(job: Job, reference: Job, *, root: Path, seconds: float) -> str:
+def _blame(job: Job, reference: Job, *, root: Path, goal: Goal) -> str:
     """Return whose fault it is, where other kernels of oneDNN are right; empty where they are not."""
     for settings in _OTHER_KERNELS:
         again = replace(job, out=job.out / "other-kernels", time=False)
-        attempt = run_attempt(again, root=root, seconds=seconds, settings=MappingProxyType(settings))
-        if attempt.outcome is Outcome.VERIFIED and not _judged(attempt, again, reference).problem:
+        attempt = run_attempt(again, root=root, seconds=goal.seconds, settings=MappingProxyType(settings))
+        if attempt.outcome is Outcome.VERIFIED and not _judged(attempt, again, reference, goal.max_drift).problem:
             return f". {_as_text(settings)} makes it right: a kernel of oneDNN for this CPU is wrong"
     return ""
 

@@ -66,7 +66,7 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
         dynamic: Which dimensions of the inputs may vary, and how far: `Dynamic(batch=(1, 32))`.
         held_out: Further inputs to verify on, beside those that are made.
         data: Your own texts, images or tensors, a file or folder: the last stage of the verification.
-        **options: The further fields of `Goal`: seconds, device, threads, keep, torchscript, via, task, revision.
+        **options: The further fields of `Goal`: max_drift, seconds, device, threads, keep, torchscript, via, task, revision.
 
     Raises:
         CheckpointError: If there is no such model.

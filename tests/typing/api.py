@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -14,11 +16,14 @@ from safe_dtype import (
     SafeAutoModel,
     compute_in,
     guard,
+    load_optimized,
     make_plan,
     measure_drift,
+    optimize,
     patch,
     patched,
     plan_of,
+    publish,
     read_checkpoint,
     report,
     unguard,
@@ -26,6 +31,8 @@ from safe_dtype import (
 )
 from safe_dtype.devices import facts_of, prior_facts
 from safe_dtype.guarding import Failure, FailureKind, classify
+from safe_dtype.optimizing import Dynamic, Form, Status, read_record
+from safe_dtype.publishing import State
 from safe_dtype.testing import fault
 
 model = SafeAutoModel.from_pretrained("examples/tiny-qwen3", policy="auto,prefer=memory")
@@ -55,3 +62,10 @@ patch()
 patch(Policy(prefer="memory"))
 with patched("auto,prefer=memory"):
     unpatch()
+
+found = optimize(net, {"input": torch.ones(2, 2)}, out="out", form="aoti", dynamic=Dynamic(batch=(1, 32)), keep=True)
+status: Status = found.status
+form: Form | None = found.winner.form if found.winner else None
+outputs: dict[str, torch.Tensor] = load_optimized("out", trust=True)(input=torch.ones(1, 2))
+again: bool = read_record(Path("out")) == found
+state: State = publish("out", "org/name-fp16", revision="fp16", public=True, needs="safe_dtype").state
