@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from pickle import PicklingError
 
 import torch
 
@@ -55,7 +56,7 @@ def _of_object(model: torch.nn.Module, work: Path) -> Source:
         return Source(name, folder, name, saved, count, settings_of(model))
     try:
         save_module(model, work / MODULE_FILE)
-    except (ValueError, AttributeError, TypeError) as exc:  # pickle says what it cannot with any of these
+    except (ValueError, AttributeError, TypeError, PicklingError) as exc:  # pickle uses any of these
         raise NotOptimizableError(
             f"{name} cannot be written to a file that another process reads ({exc})",
             "define its classes in a module that can be imported, without lambdas and local classes",
