@@ -33,7 +33,7 @@ _MARKS = {
     PROGRAM: re.compile(r"models/[^/]+\.json"),
     TRACE: re.compile(r"code/.+\.py"),
 }
-_REMEDY = re.compile(r"[\w.]+=[\w.]*")
+_REMEDY = re.compile(r"[\w.]+=[\w.-]*")
 
 
 def remember_made(out: Path, record: Optimization) -> None:

