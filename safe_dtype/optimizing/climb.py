@@ -83,9 +83,9 @@ class Climb:
 
     def _attempts(self, found: Optimization, diagnosis: Diagnosis) -> Iterator[Attempt]:
         """Try form by form, each in float32 first, and stop where the form that was asked for is reached."""
-        if any(one.dtype == FLOAT32 and one.problem for one in found.dtypes):
-            return
         tried = list(found.attempts)
+        if any(one.dtype == FLOAT32 and one.problem for one in found.dtypes) or _reached(tried, self.goal):
+            return  # nothing to hold a form against; or eager was asked for
         dtypes = self._ladder_dtypes(found)
         by_others = frozenset({Form.ONNX}) if self.goal.via else frozenset()
         known = Known(diagnosis, found.environment, on_cpu=self.device == "cpu", by_others=by_others)

@@ -108,6 +108,16 @@ def test_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_eager(tmp_path: Path) -> None:
+    """Where eager is asked for, no other form is tried: the dtypes are judged, and the faster one is used."""
+    found = optimize(saved("vit", tmp_path), out=tmp_path / "out", form="eager", seconds=SECONDS)
+    assert found.status is Status.REACHED
+    assert {one.form for one in found.attempts} == {Form.EAGER}
+    assert len(found.dtypes) == 3
+    agrees(tmp_path / "out", found)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dbrx", "longformer", "switch"])
 def test_falls_back(name: str, tmp_path: Path) -> None:
     """What does not capture falls back to a verified form, and says so, with the line to blame."""
