@@ -9,6 +9,7 @@ those it tells what captures, what a form changes and how fast it is, not how we
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 import click
 import torch
 import transformers as tf
-from results_file import write_results
+from results_file import RESULTS, write_results
 
 from safe_dtype.optimizing import Dynamic, Form, Optimization, optimize
 from safe_dtype.optimizing.choose import gain_of
 from safe_dtype.optimizing.record import Attempt, Outcome
 
 HERE = Path(__file__).resolve().parent
+FILE = RESULTS / "optimize.json"
 
 
 def sapiens2() -> Any:
@@ -169,8 +171,8 @@ def table(results: dict[str, Any]) -> str:
 @click.option("--models", default=",".join(MODELS), show_default=True, help="Comma-separated.")
 @click.option("--seconds", default=600.0, show_default=True, help="The most for one attempt.")
 def main(models: str, seconds: float) -> None:
-    """Optimize every model, and write results/optimize.json."""
-    results: dict[str, Any] = {}
+    """Optimize every model, and write results/optimize.json: those that are not named keep what is there."""
+    results: dict[str, Any] = json.loads(FILE.read_text())["figures"] if FILE.exists() else {}
     for name in models.split(","):
         torch.manual_seed(0)
         model = MODELS[name]()
