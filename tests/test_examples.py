@@ -34,5 +34,5 @@ def test_optimize_sapiens(tmp_path: Path) -> None:
     done = run("optimize_sapiens.py", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("status 0: export in bfloat16 was asked for")
-    assert "export in bfloat16: masks of (2, 64, 64)" in done.stdout
+    assert "export in bfloat16: masks of (2, 16, 16)" in done.stdout
     assert (tmp_path / "out" / "report.md").exists()

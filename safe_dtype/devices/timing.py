@@ -113,7 +113,8 @@ def _settled(samples: list[float]) -> bool:
 def _seconds_waited() -> float:
     """Return for how long the threads of this process were ready to run and had no core."""
     try:
-        return sum(_waited(task.path) for task in os.scandir(_TASKS)) / 1e9
+        with os.scandir(_TASKS) as tasks:  # a thread that ends meanwhile raises, and leaves it open otherwise
+            return sum(_waited(task.path) for task in tasks) / 1e9
     except OSError:  # not Linux, a kernel without schedstat, or a thread that ended meanwhile
         return 0.0
 

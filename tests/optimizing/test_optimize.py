@@ -164,7 +164,7 @@ def test_float16_overflows(tmp_path: Path) -> None:
     """A dtype in which eager itself is wrong gets no form; float32 is what one falls back to."""
     model = ZOO["vit"].model()
     with torch.no_grad():
-        model.vit.encoder.layer[0].intermediate.dense.weight.mul_(3e5)
+        model.vit.layers[0].mlp.fc1.weight.mul_(3e5)
     out = tmp_path / "out"
     found = optimize(model, out=out, form="export", dtype="float16", seconds=SECONDS)
     assert found.status is Status.FELL_BACK
