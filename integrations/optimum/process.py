@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
-from contextlib import suppress
 from pathlib import Path
+
+from safe_dtype.optimizing.child import run
 
 # Of this process' Python: another one would take its packages from here instead of from its own folder.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
@@ -20,21 +17,8 @@ def run_python(python: Path, *arguments: str, log: Path, end: float) -> int | No
     None where it was stopped at `end`, a moment of `time.monotonic`; below zero the signal that ended it. The rest of
     the environment is the user's: so pip asks where the user's pip asks.
     """
-    with log.open("ab") as writes:
-        child = subprocess.Popen(
-            [str(python), "-I", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=writes,
-            stderr=writes,
-            env={name: value for name, value in os.environ.items() if name not in _OURS},
-            start_new_session=True,  # a group of its own, with what pip starts to build a package
-        )
-        try:
-            return child.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return None
-        finally:
-            _stop(child)
+    environment = {name: value for name, value in os.environ.items() if name not in _OURS}
+    return run([str(python), "-I", *arguments], log=log, end=end, environment=environment)
 
 
 def last_error(log: Path) -> str:
@@ -44,12 +28,3 @@ def last_error(log: Path) -> str:
         line for line in lines if line.startswith("ERROR: ") or line.partition(":")[0].endswith(("Error", "Exit"))
     ]
     return (named or lines or ["it said nothing"])[-1].removeprefix("ERROR: ")[:600]
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that is gone
-            os.killpg(child.pid, signal.SIGKILL)
-    child.wait()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -18,18 +18,28 @@ LAST_WORDS = 300  # characters of a dead child's log that go into the reason
 def status_of(
     module: str, order: Path, *, log: Path, end: float, settings: Mapping[str, str] = MappingProxyType({})
 ) -> int | None:
-    """Run `python -m module order`, all its output appended to `log`, and return its exit status.
+    """Run `python -m module order` with this process' packages, and return as `run` does.
 
-    None where it was stopped at `end`, a moment of `time.monotonic`; below zero the signal that ended it. `settings`
-    are added to its environment. Whatever it started itself is gone as well when this returns.
+    `settings` are added to its environment.
+    """
+    paths = os.pathsep.join(str(Path(one).resolve()) for one in sys.path)
+    environment = os.environ | {"PYTHONPATH": paths, **settings}
+    return run([sys.executable, "-m", module, str(order)], log=log, end=end, environment=environment)
+
+
+def run(command: Sequence[str], *, log: Path, end: float, environment: Mapping[str, str]) -> int | None:
+    """Run a command, all its output appended to `log`, and return its exit status.
+
+    None where it was stopped at `end`, a moment of `time.monotonic`; below zero the signal that ended it. Whatever it
+    started itself is gone as well when this returns.
     """
     with log.open("ab") as writes:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(order)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=writes,
             stderr=writes,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(one).resolve()) for one in sys.path), **settings},
+            env=environment,
             start_new_session=True,  # a group of its own, with the compilers that it starts
         )
         try:
@@ -64,3 +74,10 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that is gone
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a process that dies meanwhile leaves the one that was there."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)  # noqa: PTH105  # atomic on every platform

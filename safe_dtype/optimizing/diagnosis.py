@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .child import how_it_ended, last_words, status_of
+from .child import how_it_ended, last_words, status_of, write_whole
 from .job import Job
 from .record import BreakSite
 
@@ -45,9 +44,7 @@ class Diagnosis:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(beside, path)  # noqa: PTH105  # atomic on every platform
+        write_whole(path, json.dumps(asdict(self)))
 
     @staticmethod
     def read(path: Path) -> Diagnosis | None:

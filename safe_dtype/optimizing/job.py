@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..dtypes import Dtype, dtype_named
+from .child import write_whole
 from .record import BreakSite, Distance, Form, Outcome, Seconds, Stage
 
 Range = tuple[int, int]
@@ -121,9 +121,7 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        beside = path.with_suffix(".tmp")
-        beside.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(beside, path)  # noqa: PTH105  # atomic on every platform
+        write_whole(path, json.dumps(asdict(self)))
 
     @staticmethod
     def read(path: Path) -> Result | None:

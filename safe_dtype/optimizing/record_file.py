@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import Enum
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..dtypes import Dtype, dtype_named
 from ..errors import NotOptimizedError
+from .child import write_whole
 from .record import (
     SCHEMA,
     Attempt,
@@ -38,9 +38,7 @@ def to_dict(found: Optimization) -> dict[str, Any]:
 def write_record(found: Optimization, out: Path) -> Path:
     """Write `out`/optimization.json, whole or not at all, and return its path."""
     path = out / FILE
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(to_dict(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)  # noqa: PTH105  # atomic on every platform
+    write_whole(path, json.dumps(to_dict(found), indent=1, allow_nan=False) + "\n")
     return path
 
 
