@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,7 @@ def main(models: str, seconds: float) -> None:
             found = optimize(model, out=out, dynamic=Dynamic(batch=(1, 8)), seconds=seconds)
         chosen = found.winner
         results[name] = {
+            "command": " ".join(["python", "benchmarks/optimize.py", *sys.argv[1:]]),
             "parameters": found.parameters, "status": int(found.status), "why": found.why,
             "form": str(chosen.form) if chosen else None, "dtype": chosen.dtype.name if chosen else None,
             "inputs": {key: one["shape"] for key, one in found.batches[0].tensors.items()},

@@ -9,10 +9,12 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from threading import RLock
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..devices.accelerators import accelerators
 from ..dtypes import Dtype
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 Outputs = dict[str, torch.Tensor]
 
 GIVEN_UP_AFTER = 3  # failing calls
+
+_NOT_LOADED = (OSError, ValueError, KeyError, AttributeError, ImportError, UnpicklingError, SafetensorError)
 
 
 def load_optimized(
@@ -224,7 +228,7 @@ class Optimized:
         )
         try:
             model = load_subject(job)
-        except Exception as exc:
+        except _NOT_LOADED as exc:  # what files do; memory that is short, say, passes as it is
             why = f"the original cannot be loaded from {record.original} ({_words(exc)})"
             raise NotOptimizedError(str(folder), why) from exc
         return guard(model) if record.model_class else model

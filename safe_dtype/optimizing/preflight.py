@@ -5,7 +5,6 @@ Importing this module imports no torch: restoring a backup needs none.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -13,20 +12,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.hashing import Progress, read_all, sha256_of
 from ..errors import EnvironmentNotFitError, MissingShardError
 from .record import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Progress = Callable[[int, int], None]  # bytes read so far, bytes in all; called by one thread at a time
 
 # By import name: the distributions that bring it, the usual one first.
 _PACKAGES = {
@@ -40,8 +37,6 @@ _PACKAGES = {
 }
 _NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _NATIVE = (Form.AOTI, Form.COMPILE, Form.REGIONAL, Form.PARTIAL)
-_BLOCK = 2**20  # bytes read at once
-_READERS = 8  # more than that do not read faster, not even from NVMe
 
 # About a hundred roundings of a float32 near 1: what is smaller is what is left of larger numbers that cancelled, or
 # underflow. The matching scores of a LightGlue with random weights end at 4e-7, and every form of it would pass.
@@ -135,30 +130,7 @@ def hashes(source: Path, *, progress: Progress | None = None) -> dict[str, str]:
         MissingShardError: If a link leads nowhere.
         OSError: If a file cannot be read.
     """
-    files = files_in(source)
-    total = sum(file.stat().st_size for file in files.values())
-    lock, done = Lock(), 0
-
-    def tell(length: int) -> None:
-        nonlocal done
-        with lock:
-            done += length
-            if progress is not None:
-                progress(done, total)
-
-    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(lambda file: sha256_of(file, tell), files.values()), strict=True))
-
-
-def sha256_of(file: Path, tell: Callable[[int], None] | None = None) -> str:
-    """Return the SHA-256 of `file` in hexadecimal; `tell` hears the length of every block that was read."""
-    found = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            found.update(block)
-            if tell is not None:
-                tell(len(block))
-    return found.hexdigest()
+    return read_all(files_in(source), sha256_of, progress=progress)
 
 
 def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ..checkpoints.hashing import sha256_of
 from ..devices import recall, remember
 from ..errors import NotOptimizedError, UntrustedFolderError
-from .preflight import sha256_of
 from .record import Optimization
 
 logger = logging.getLogger(__name__)

@@ -8,13 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import NotPublishableError
+from .evidence import FILE as EVIDENCE
 from .faults import HubError
 from .hub import Hub
 from .manifest import Progress, manifest_of
 from .receipts import receipt_for
 from .release import Changes, Manifest, Receipt, State, Target, Tree, publish_id
-
-EVIDENCE = "safe_dtype.json"
 
 # What from_pretrained looks for, in its order: a model.safetensors that was left over is loaded instead of the shards
 # that were just published, and nobody is told.

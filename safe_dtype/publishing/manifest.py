@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from threading import Lock
 
+from ..checkpoints.hashing import Tell, blocks_of, read_all
 from ..errors import NotPublishableError
 from .release import FileDigest, Manifest, State
 
 Progress = Callable[[str, int, int], None]  # what is done, bytes so far, bytes in all; by one thread at a time
-
-_BLOCK = 2**20  # bytes read at once
-_READERS = 8  # more do not read faster, not even from NVMe
 
 # What every file system, URL and git can spell. Spaces only inside: Windows drops them at the end.
 _PART = re.compile(r"(?! )[A-Za-z0-9 ._+=@,~#%()\[\]{}&!$'^-]+(?<! )")
@@ -48,37 +44,23 @@ def manifest_of(folder: Path, *, progress: Progress | None = None) -> Manifest:
 
 
 def _digests(folder: Path, files: dict[str, Path], progress: Progress | None) -> Manifest:
-    total = sum(file.stat().st_size for file in files.values())
-    lock, done = Lock(), 0
-
-    def tell(length: int) -> None:
-        nonlocal done
-        with lock:
-            done += length
-            if progress is not None:
-                progress("hash", done, total)
-
-    def digest(name: str) -> FileDigest:
-        found = _digest(files[name], tell)
-        if found is None:
-            raise _refused(folder, f"{name} changes while it is read", "wait until nothing writes to the folder")
-        return found
-
-    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(digest, files), strict=True))
+    tell = None if progress is None else partial(progress, "hash")
+    found = read_all(files, _digest, progress=tell)
+    digests = {name: digest for name, digest in found.items() if digest is not None}
+    if changing := found.keys() - digests.keys():
+        raise _refused(folder, f"{min(changing)} changes while it is read", "wait until nothing writes to the folder")
+    return digests
 
 
-def _digest(file: Path, tell: Callable[[int], None]) -> FileDigest | None:
+def _digest(file: Path, tell: Tell) -> FileDigest | None:
     """Hash one file in one pass; None where its length is not what was found before."""
     size, read = file.stat().st_size, 0
     # git hashes a header with the length first.
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            sha256.update(block)
-            git.update(block)
-            read += len(block)
-            tell(len(block))
+    for block in blocks_of(file, tell):
+        sha256.update(block)
+        git.update(block)
+        read += len(block)
     return FileDigest(size, sha256.hexdigest(), git.hexdigest()) if read == size else None
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .diff import EVIDENCE, evidence_of, shadowing
+from ..checkpoints.hashing import sha256_of
+from .diff import evidence_of, shadowing
+from .evidence import FILE as EVIDENCE
 from .faults import HubError
 from .hub import Hub
 from .manifest import Progress, manifest_of
 from .release import Manifest, State, Target, Tree
-
-_BLOCK = 2**20  # bytes read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def _downloaded(api: Hub, repo: str, oid: str, tree: Tree, names: Mapping[str, s
     for path in there:
         # One at a time: it is looked at once, and need not fit on the disk together with the rest.
         with TemporaryDirectory(prefix="safe-dtype-verify-") as fresh:
-            if _sha256(api.download(repo, path, oid, Path(fresh))) != names[path]:
+            if sha256_of(api.download(repo, path, oid, Path(fresh))) != names[path]:
                 problems.append(f"{path} is another file when it is downloaded")
         done += tree[path].size
         progress("download", done, total)
@@ -154,14 +154,6 @@ def _local_header(file: Path) -> dict[str, tuple[str, tuple[int, ...], tuple[int
         for name, one in found.items()
         if name != "__metadata__"
     }
-
-
-def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _nobody(what: str, done: int, total: int) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 
+from ..checkpoints.hashing import read_all, sha256_of
 from ..checkpoints.headers import read_local_header
 from .evidence import FILE, Count, StagedFile
 
 CARD = "README.md"
-_PIECE = 2**20  # bytes
 
 
 def paths_of(folder: Path) -> Iterator[str]:
@@ -20,7 +19,9 @@ def paths_of(folder: Path) -> Iterator[str]:
 
 def digests_of(folder: Path) -> dict[str, StagedFile]:
     """Return size and SHA-256 of every file but the card and the evidence, which are made from them."""
-    return {path: _digest(folder / path) for path in paths_of(folder) if path not in (CARD, FILE)}
+    files = {path: folder / path for path in paths_of(folder) if path not in (CARD, FILE)}
+    found = read_all(files, sha256_of)
+    return {path: StagedFile(file.stat().st_size, found[path]) for path, file in files.items()}
 
 
 def counts_of(folder: Path) -> dict[str, Count]:
@@ -35,12 +36,3 @@ def counts_of(folder: Path) -> dict[str, Count]:
             now = found.get(tensor.dtype, Count(0, 0))
             found[tensor.dtype] = Count(now.tensors + 1, now.numbers + tensor.numel)
     return dict(sorted(found.items(), key=lambda item: -item[1].numbers))
-
-
-def _digest(path: Path) -> StagedFile:
-    found, size = sha256(), 0
-    with path.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            found.update(piece)
-            size += len(piece)
-    return StagedFile(size, found.hexdigest())

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from optimizing.zoo import ZOO, Branch, mixtral
+from optimizing.zoo import ZOO
+from optimizing.zoo_modules import Branch
+from optimizing.zoo_texts import mixtral
 
 from safe_dtype import guard
 from safe_dtype.optimizing import breaks
@@ -22,7 +24,7 @@ TESTS = Path(__file__).parent.parent
 
 # Name in the zoo -> the file and the line of code at which its capture ends.
 BLAMED = {
-    "branch": ("optimizing/zoo.py", "if y.sum() > 0:"),
+    "branch": ("optimizing/zoo_modules.py", "if y.sum() > 0:"),
     "mixtral_eager": ("transformers/models/mixtral/modeling_mixtral.py", "for expert_idx in expert_hit:"),
     "dbrx": ("transformers/models/dbrx/modeling_dbrx.py", "for expert_idx in expert_hit:"),
     "longformer": ("transformers/models/longformer/modeling_longformer.py", "if is_global_attn:"),

@@ -1,26 +1,23 @@
-"""What was optimized is loaded as one callable, and answers whatever happens to its form."""
+"""What was optimized is loaded as one callable, whatever its form."""
 
 from __future__ import annotations
 
-import copy
 import threading
-import warnings
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from optimizing.form_models import Branch, Mlp
+from optimizing.form_models import Mlp
+from optimizing.made import INPUTS, Sum, expected, inductor, keep_original, optimized, record_of
 from safetensors.torch import save_file
 
 from safe_dtype import guard, report
-from safe_dtype.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from safe_dtype.dtypes import BFLOAT16, FLOAT16, FLOAT32
 from safe_dtype.errors import (
     NoSuchDeviceError,
     NotGuardedError,
@@ -29,129 +26,17 @@ from safe_dtype.errors import (
     UntrustedFolderError,
 )
 from safe_dtype.optimizing.fit import unlike
-from safe_dtype.optimizing.forms import maker_of, outputs_of
+from safe_dtype.optimizing.forms import maker_of
 from safe_dtype.optimizing.job import Dynamic, Job
 from safe_dtype.optimizing.loaded import GIVEN_UP_AFTER, _twin, load_optimized
 from safe_dtype.optimizing.preflight import hashes
-from safe_dtype.optimizing.record import Attempt, Batch, Form, Optimization, Outcome, Status
-from safe_dtype.optimizing.record_file import read_record, write_record
+from safe_dtype.optimizing.record import Attempt, Form, Outcome, Status
+from safe_dtype.optimizing.record_file import write_record
 from safe_dtype.optimizing.runner import run_attempt
-from safe_dtype.optimizing.subject import apply_remedies, save_module
+from safe_dtype.optimizing.subject import apply_remedies
 from safe_dtype.optimizing.trust import remember_made
 
-TORCH = {"packages": {"torch": version("torch")}}
-# Inductor imports what torch itself deprecates.
-inductor = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-INPUTS = {"x": torch.linspace(-1, 1, 32).reshape(2, 16)}
-
-
-class Positives(torch.nn.Module):
-    """As long as its input has positive numbers: a trace has the length built in, and raises where it is another."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return them."""
-        return x[x > 0].reshape(int((x > 0).sum()))
-
-
-class Shifted(torch.nn.Module):
-    """Has a branch that keeps its square root from negative inputs."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the root of x + 1, or of nothing."""
-        return (x + 1).sqrt() if x.min() >= -1 else torch.zeros_like(x)
-
-
-class Sum(torch.nn.Module):
-    """One loop over memory, where a compiler makes its own kernel."""
-
-    def forward(self, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
-        """Return 2 x + 1 + i."""
-        return x * 2 + 1 + i
-
-
-class Logarithm(torch.nn.Module):
-    """Infinite where its input is 0."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return log |x|."""
-        return x.abs().log()
-
-
-def keep_original(model: torch.nn.Module, out: Path) -> str:
-    """Write OUT/original as the optimizer does, and return the class of a model of transformers."""
-    if isinstance(model, tf.PreTrainedModel):
-        model.save_pretrained(out / "original")
-        return type(model).__name__
-    (out / "original").mkdir()
-    save_module(model, out / "original/model.pt")
-    return ""
-
-
-def record_of(
-    attempt: Attempt, model_class: str, inputs: Mapping[str, torch.Tensor], dynamic: Mapping[str, Any]
-) -> Optimization:
-    """Return the record of an optimization with one attempt."""
-    traced = {
-        name: {"shape": list(one.shape), "dtype": str(one.dtype).removeprefix("torch.")}
-        for name, one in inputs.items()
-    }
-    return Optimization(
-        "tiny", model_class, "cpu", "auto", "auto", "float32", original="original" if model_class else "original/model.pt",
-        environment=TORCH, batches=(Batch("traced", "inputs/traced.safetensors", traced),), dynamic=dynamic,
-        attempts=(attempt,), chosen=0, status=Status.REACHED, why="the fastest",
-    )  # fmt: skip
-
-
-def optimized(
-    model: torch.nn.Module,
-    out: Path,
-    form: Form,
-    *,
-    dtype: Dtype = FLOAT32,
-    inputs: Mapping[str, torch.Tensor] = INPUTS,
-    batch: tuple[int, int] | None = (1, 8),
-    **more: Any,
-) -> Optimization:
-    """Make the folder of an optimization in this process, which is quicker than in a child, and return its record."""
-    model.eval()
-    out.mkdir(exist_ok=True)
-    model_class = keep_original(model, out)
-    files: dict[str, str] = {}
-    artifact = out / "attempts/00/artifact"
-    artifact.mkdir(parents=True)
-    if form.leaves_a_file:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of what torch deprecates; the children log it
-            maker_of(form).build(
-                copy.deepcopy(model).to(getattr(torch, dtype.name)), dict(inputs), artifact, dynamic=Dynamic(batch)
-            )
-        files = hashes(artifact)
-    attempt = Attempt(
-        form, dtype, Outcome.VERIFIED, artifact="attempts/00/artifact" if files else "", artifact_files=files, **more
-    )
-    found = record_of(attempt, model_class, inputs, {"batch": list(batch) if batch else None, "dims": {}})
-    write_record(found, out)
-    remember_made(out, found)
-    return found
-
-
-def expected(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what eager answers."""
-    with torch.no_grad():
-        return outputs_of(model.eval()(**inputs))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let what is made here be noted apart from the user's cache."""
-    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def mlp(tmp_path: Path) -> Path:
-    """The folder of an exported Mlp, batch 1 to 8."""
-    optimized(Mlp(), tmp_path / "mlp", Form.EXPORT)
-    return tmp_path / "mlp"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.slow
@@ -258,94 +143,6 @@ def test_mistake_of_the_caller(form: Form, inputs: dict[str, Any], mlp: Path, tm
             loaded(**inputs)
         assert str(raised.value) == str(of_eager.value)
     assert loaded.fell_back == ""
-
-
-def test_given_up(tmp_path: Path) -> None:
-    """A form that raises where eager does not is stood in for; after three such calls it is given up for good."""
-    optimized(Positives(), tmp_path / "out", Form.TORCHSCRIPT)
-    loaded = load_optimized(tmp_path / "out")
-    other = {"x": INPUTS["x"].abs()}
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        for _ in range(GIVEN_UP_AFTER):
-            assert not loaded.given_up
-            torch.testing.assert_close(loaded(**other), expected(Positives(), other))
-    first, last = (str(one.message) for one in warned)
-    assert first.startswith("torchscript in float32 could not run (")
-    assert "that was failure 3, and the form is given up. Eager on the original weights answers every call" in last
-    assert loaded.given_up
-    torch.testing.assert_close(loaded(**INPUTS), expected(Positives(), INPUTS))
-    assert repr(loaded).startswith("<Optimized tiny as torchscript in float32 on cpu, now eager: ")
-
-
-def test_not_finite(tmp_path: Path) -> None:
-    """A form that answers NaN where eager does not is stood in for, and given up for good after three calls."""
-    optimized(Shifted(), tmp_path / "out", Form.TORCHSCRIPT)
-    loaded = load_optimized(tmp_path / "out")
-    assert loaded(**INPUTS)["output"].isfinite().all()
-    with pytest.warns(SafeDtypeWarning, match="answered NaN or infinity in output where eager does not"):
-        answer = loaded(x=INPUTS["x"] - 2)
-    torch.testing.assert_close(answer, expected(Shifted(), {"x": INPUTS["x"] - 2}))
-
-
-def test_infinite_in_eager_too(tmp_path: Path) -> None:
-    """NaN and infinity that eager answers as well are the model's own; eager is asked about -inf once."""
-    optimized(Logarithm(), tmp_path / "out", Form.TORCHSCRIPT)
-    loaded = load_optimized(tmp_path / "out")
-    inputs = {"x": torch.zeros(2, 16)}
-    assert loaded(**inputs)["output"].isneginf().all()
-    calls: list[object] = []
-    loaded.eager().register_forward_hook(lambda *_: calls.append(_))
-    assert loaded(**inputs)["output"].isneginf().all()
-    assert not calls
-    assert loaded(x=torch.full((2, 16), torch.nan))["output"].isnan().all()
-    assert len(calls) == 1
-    assert loaded.fell_back == ""
-
-
-def test_other_torch(mlp: Path) -> None:
-    """A program of another version of torch is not loaded: eager takes its place, and the warning says why."""
-    write_record(replace(read_record(mlp), environment={"packages": {"torch": "2.4.1"}}), mlp)
-    with pytest.warns(SafeDtypeWarning, match=r"was made with torch 2\.4\.1, here is .*Next: make it again") as warned:
-        loaded = load_optimized(mlp)
-    assert warned[0].filename == __file__
-    assert loaded.given_up
-    torch.testing.assert_close(loaded(**INPUTS), expected(Mlp(), INPUTS))
-
-
-def test_unloadable(mlp: Path) -> None:
-    """A file that the runtime refuses, though it is the recorded one, leaves eager."""
-    found = read_record(mlp)
-    file = mlp / found.attempts[0].artifact / "model.pt2"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("model/models/model.json", "{}")
-    attempt = replace(found.attempts[0], artifact_files=hashes(file.parent))
-    write_record(replace(found, attempts=(attempt,)), mlp)
-    with pytest.warns(SafeDtypeWarning, match=r"export in float32 could not be loaded \("):
-        loaded = load_optimized(mlp, trust=True)
-    torch.testing.assert_close(loaded(**INPUTS), expected(Mlp(), INPUTS))
-
-
-def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A form that cannot be built on this machine is eager, and says what is missing."""
-    optimized(Mlp(), tmp_path / "out", Form.COMPILE)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(SafeDtypeWarning, match="no C\\+\\+ compiler"):
-        loaded = load_optimized(tmp_path / "out")
-    torch.testing.assert_close(loaded(**INPUTS), expected(Mlp(), INPUTS))
-
-
-@inductor
-def test_unbuildable(tmp_path: Path) -> None:
-    """A form that does not build on inputs that eager takes is given up at once."""
-    if reason := maker_of(Form.COMPILE).available(FLOAT32, "cpu"):
-        pytest.skip(reason)
-    optimized(Branch(), tmp_path / "out", Form.COMPILE)
-    loaded = load_optimized(tmp_path / "out")
-    with pytest.warns(SafeDtypeWarning, match=r"compile in float32 could not be built \(Unsupported: "):
-        answer = loaded(**INPUTS)
-    torch.testing.assert_close(answer, expected(Branch(), INPUTS))
-    assert loaded.given_up
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from optimizing.zoo import ZOO, Branch
+from optimizing.zoo import ZOO
+from optimizing.zoo_modules import Branch
 from torch import nn
 from transformers import DynamicCache
 

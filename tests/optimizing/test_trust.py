@@ -11,12 +11,12 @@ import pytest
 import torch
 from optimizing.form_models import Mlp
 
+from safe_dtype.checkpoints.hashing import sha256_of
 from safe_dtype.dtypes import FLOAT32
 from safe_dtype.errors import NotOptimizedError, UntrustedFolderError
 from safe_dtype.optimizing import trust
 from safe_dtype.optimizing.forms import exported
 from safe_dtype.optimizing.job import Dynamic
-from safe_dtype.optimizing.preflight import sha256_of
 from safe_dtype.optimizing.record import Attempt, Batch, Form, Optimization, Outcome
 from safe_dtype.optimizing.subject import save_module
 from safe_dtype.optimizing.trust import content_of, remember_made, require_paths, require_trust

@@ -1,0 +1,124 @@
+"""Folders of optimizations, made in this process: for tests of what loads them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from safe_dtype.dtypes import FLOAT32, Dtype
+from safe_dtype.optimizing.forms import maker_of, outputs_of
+from safe_dtype.optimizing.job import Dynamic
+from safe_dtype.optimizing.preflight import hashes
+from safe_dtype.optimizing.record import Attempt, Batch, Form, Optimization, Outcome, Status
+from safe_dtype.optimizing.record_file import write_record
+from safe_dtype.optimizing.subject import save_module
+from safe_dtype.optimizing.trust import remember_made
+
+TORCH = {"packages": {"torch": version("torch")}}
+# Inductor imports what torch itself deprecates.
+inductor = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+INPUTS = {"x": torch.linspace(-1, 1, 32).reshape(2, 16)}
+
+
+class Positives(torch.nn.Module):
+    """As long as its input has positive numbers: a trace has the length built in, and raises where it is another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return them."""
+        return x[x > 0].reshape(int((x > 0).sum()))
+
+
+class Shifted(torch.nn.Module):
+    """Has a branch that keeps its square root from negative inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the root of x + 1, or of nothing."""
+        return (x + 1).sqrt() if x.min() >= -1 else torch.zeros_like(x)
+
+
+class Sum(torch.nn.Module):
+    """One loop over memory, where a compiler makes its own kernel."""
+
+    def forward(self, x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        """Return 2 x + 1 + i."""
+        return x * 2 + 1 + i
+
+
+class Logarithm(torch.nn.Module):
+    """Infinite where its input is 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return log |x|."""
+        return x.abs().log()
+
+
+def keep_original(model: torch.nn.Module, out: Path) -> str:
+    """Write OUT/original as the optimizer does, and return the class of a model of transformers."""
+    if isinstance(model, tf.PreTrainedModel):
+        model.save_pretrained(out / "original")
+        return type(model).__name__
+    (out / "original").mkdir()
+    save_module(model, out / "original/model.pt")
+    return ""
+
+
+def record_of(
+    attempt: Attempt, model_class: str, inputs: Mapping[str, torch.Tensor], dynamic: Mapping[str, Any]
+) -> Optimization:
+    """Return the record of an optimization with one attempt."""
+    traced = {
+        name: {"shape": list(one.shape), "dtype": str(one.dtype).removeprefix("torch.")}
+        for name, one in inputs.items()
+    }
+    return Optimization(
+        "tiny", model_class, "cpu", "auto", "auto", "float32", original="original" if model_class else "original/model.pt",
+        environment=TORCH, batches=(Batch("traced", "inputs/traced.safetensors", traced),), dynamic=dynamic,
+        attempts=(attempt,), chosen=0, status=Status.REACHED, why="the fastest",
+    )  # fmt: skip
+
+
+def optimized(
+    model: torch.nn.Module,
+    out: Path,
+    form: Form,
+    *,
+    dtype: Dtype = FLOAT32,
+    inputs: Mapping[str, torch.Tensor] = INPUTS,
+    batch: tuple[int, int] | None = (1, 8),
+    **more: Any,
+) -> Optimization:
+    """Make the folder of an optimization in this process, which is quicker than in a child, and return its record."""
+    model.eval()
+    out.mkdir(exist_ok=True)
+    model_class = keep_original(model, out)
+    files: dict[str, str] = {}
+    artifact = out / "attempts/00/artifact"
+    artifact.mkdir(parents=True)
+    if form.leaves_a_file:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of what torch deprecates; the children log it
+            maker_of(form).build(
+                copy.deepcopy(model).to(getattr(torch, dtype.name)), dict(inputs), artifact, dynamic=Dynamic(batch)
+            )
+        files = hashes(artifact)
+    attempt = Attempt(
+        form, dtype, Outcome.VERIFIED, artifact="attempts/00/artifact" if files else "", artifact_files=files, **more
+    )
+    found = record_of(attempt, model_class, inputs, {"batch": list(batch) if batch else None, "dims": {}})
+    write_record(found, out)
+    remember_made(out, found)
+    return found
+
+
+def expected(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what eager answers."""
+    with torch.no_grad():
+        return outputs_of(model.eval()(**inputs))
