@@ -33,10 +33,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from safe_dtype.errors import RescaleError
-from safe_dtype.gauges import Gauge, Move, summary
-from safe_dtype.rescaling.discover import Discovery, discover, fitted
-from safe_dtype.rescaling.proof import Prover
-from safe_dtype.rescaling.twin import Twin, TwinError, make_twin, run_twin
+from safe_dtype.facts import Gauge, Move, summary
+from safe_dtype.rescaling.discovery.discover import Discovery, discover, fitted
+from safe_dtype.rescaling.discovery.proof import Prover
+from safe_dtype.rescaling.discovery.twin import Twin, TwinError, make_twin, run_twin
 
 MAPPINGS = {
     "causal": (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING),

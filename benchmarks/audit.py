@@ -1,4 +1,4 @@
-"""GB/s of `safe_dtype.checkpoints.audit`, beside reading the same pages once, and beside torch's conversion.
+"""GB/s of `safe_dtype.checkpoints.audit.audit_weights`, beside reading the same pages once, and beside torch's conversion.
 
 The files are in the system's cache. All ways take turns in one process, and the fastest turn of each counts; torch's
 way is timed on one tensor of each file, and its counts are compared on all of them.
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from safe_dtype.checkpoints import audit
-from safe_dtype.checkpoints.audit import Audit
+from safe_dtype.checkpoints.audit.audit_weights import Audit
 
 _ROWS, _COLUMNS = 4096, 4096  # of a tensor
 

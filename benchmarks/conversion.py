@@ -19,7 +19,7 @@ import torch
 from results_file import write_results
 from torch import Tensor
 
-from safe_dtype.numerics.halving import Rounding, scaled_half, to_scaled_half
+from safe_dtype.numerics.to_half import Rounding, scaled_half, to_scaled_half
 
 EXPONENTS = (0, -6, 6)
 

@@ -25,7 +25,7 @@ import transformers
 from results_file import write_results
 
 from safe_dtype import guard, report, unguard
-from safe_dtype.guarding.recast import recast
+from safe_dtype.models.recast import recast
 from safe_dtype.testing import fault
 
 STEPS, CALLS, ROUNDS = 100, 2000, 15

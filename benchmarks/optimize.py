@@ -22,8 +22,8 @@ import transformers as tf
 from results_file import RESULTS, write_results
 
 from safe_dtype.optimizing import Dynamic, Form, Optimization, optimize
-from safe_dtype.optimizing.choose import gain_of
-from safe_dtype.optimizing.record import Attempt, Outcome
+from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
+from safe_dtype.optimizing.report.choose import gain_of
 
 HERE = Path(__file__).resolve().parent
 FILE = RESULTS / "optimize.json"
@@ -143,7 +143,7 @@ def best_by_dtype(found: Optimization) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(attempt: Attempt) -> dict[str, Any]:
+def _row(attempt: FormAttempt) -> dict[str, Any]:
     return {
         "outcome": str(attempt.outcome), "reason": attempt.reason[:300], "over_eager": attempt.speedup,
         "build_s": attempt.seconds.build, "run_ms": attempt.seconds.run and attempt.seconds.run * 1000,

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from safe_dtype import SafeAutoModel, plan_of
 from safe_dtype.errors import RescaleError
-from safe_dtype.gauges import Rescale
-from safe_dtype.loading.halving import halve
-from safe_dtype.rescaling import block_names, fit_to_half, fold_in
-from safe_dtype.rescaling.peaks import record_peaks
+from safe_dtype.facts import Rescale
+from safe_dtype.models.blocks import block_names
+from safe_dtype.rescaling import fit_to_half, fold_in
+from safe_dtype.rescaling.fitting.peaks import record_peaks
+from safe_dtype.rescaling.to_float16 import halve
 from safe_dtype.verifying import Checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

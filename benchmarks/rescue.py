@@ -51,8 +51,8 @@ from peers import (
 from results_file import write_results
 
 from safe_dtype import SafeAutoModel, plan_of, report
-from safe_dtype.loading.halving import computing_in_full, halve
 from safe_dtype.rescaling import fold_in, gauges_for, keep_rescaled
+from safe_dtype.rescaling.to_float16 import computing_in_full, halve
 
 PROMPTS, PROMPT_TOKENS, HELD_OUT = 16, 96, 4711  # the last is the seed
 GIVEN, NEW_TOKENS = 64, 64  # of the generation that is timed

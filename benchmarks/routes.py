@@ -3,7 +3,7 @@
     python benchmarks/routes.py                # 3 CPU settings, about 5 minutes
 
 Weights take turns from a set larger than the caches. Errors are the largest |difference| from float64 over the largest
-|value|. Kept are "blocks" (safe_dtype.numerics.blocks) and "cast" (computed in float32, the weight cast in pieces).
+|value|. Kept are "blocks" (safe_dtype.numerics.block_product) and "cast" (computed in float32, the weight cast in pieces).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from safe_dtype.devices.timing import by_wall, seconds_per_call
 from safe_dtype.numerics import Blocks, product
-from safe_dtype.numerics.casting import cast_linear
+from safe_dtype.numerics.cast_products import cast_linear
 
 SHAPES = ((3072, 1024), (1024, 3072), (32000, 1024))
 ROWS = (1, 2, 4, 8, 16, 64, 512)

@@ -29,7 +29,7 @@ def probe_once() -> dict[str, float]:
     def seconds() -> float:
         started = time.perf_counter()
         from safe_dtype.devices import facts_of, routes_of
-        from safe_dtype.dtypes import BFLOAT16
+        from safe_dtype.facts import BFLOAT16
 
         facts_of("cpu", widths=WIDTHS, routes=routes_of(BFLOAT16, "cpu"))
         return time.perf_counter() - started

@@ -12,10 +12,9 @@ neither torch nor transformers: what needs them is loaded on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
 from .errors import NoDtypeLeft, SafeDtypeError, SafeDtypeWarning
-from .facts import Drift
-from .origin import plan_of
+from .facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Drift, Dtype
+from .models.origin import plan_of
 from .patching import patch, patched, unpatch
 from .planning import Decision, Plan, Policy, Workload, make_plan
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .dtypes import BFLOAT16, Dtype
+from .facts import BFLOAT16, Dtype
 
 TEXTS = {
     # The text of Qwen3 on a V100, and that of a CPU kernel: torch fills in the dtype.

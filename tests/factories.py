@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from safe_dtype.dtypes import BFLOAT16, COMPUTE, Dtype
 from safe_dtype.facts import (
+    BFLOAT16,
+    COMPUTE,
     BlockPeak,
     CacheShape,
     CheckpointFacts,
     DeviceFacts,
     Drift,
+    Dtype,
+    Gauge,
     HalfRange,
-    Kind,
     LinearFacts,
     MemoryFacts,
+    Move,
+    Part,
+    Rescale,
     TensorFacts,
     Verdict,
+    VerdictKind,
 )
-from safe_dtype.gauges import Gauge, Move, Part, Rescale
 
 GB = 10**9
 
 
-def verdict(dtype: Dtype, kind: Kind, gb_per_s: float, gflops: float, *, op: str = "matmul") -> Verdict:
+def verdict(dtype: Dtype, kind: VerdictKind, gb_per_s: float, gflops: float, *, op: str = "matmul") -> Verdict:
     """Return a measured verdict with its rates."""
-    runs = kind in (Kind.NATIVE, Kind.SLOW)
+    runs = kind in (VerdictKind.NATIVE, VerdictKind.SLOW)
     return Verdict(
         dtype, op, kind, f"{kind} here", gb_per_s * 1e9 if runs else None, gflops * 1e9 if runs else None, 1e-3
     )
@@ -35,7 +40,7 @@ def device(
     free_bytes: int = 80 * GB,
     extra: tuple[Verdict, ...] = (),
     prior_order: tuple[Dtype, ...] = (),
-    **cells: tuple[Kind, float, float],
+    **cells: tuple[VerdictKind, float, float],
 ) -> DeviceFacts:
     """Return a measured device from `dtype=(kind, decode GB/s, prefill GFLOP/s)`."""
     verdicts = tuple(verdict(dtype, *cells[dtype.name]) for dtype in COMPUTE if dtype.name in cells)
@@ -46,84 +51,87 @@ def device(
 
 # Decode GB/s and prefill GFLOP/s of the order that these devices reach; the plans depend on the ratios alone.
 AMPERE = device(
-    "A100", float32=(Kind.NATIVE, 1400, 15e3), bfloat16=(Kind.NATIVE, 1400, 220e3), float16=(Kind.NATIVE, 1400, 220e3)
+    "A100",
+    float32=(VerdictKind.NATIVE, 1400, 15e3),
+    bfloat16=(VerdictKind.NATIVE, 1400, 220e3),
+    float16=(VerdictKind.NATIVE, 1400, 220e3),
 )
 TURING = device(
     "T4",
     free_bytes=15 * GB,
-    float32=(Kind.NATIVE, 250, 4e3),
-    bfloat16=(Kind.SLOW, 60, 2e3),
-    float16=(Kind.NATIVE, 250, 25e3),
+    float32=(VerdictKind.NATIVE, 250, 4e3),
+    bfloat16=(VerdictKind.SLOW, 60, 2e3),
+    float16=(VerdictKind.NATIVE, 250, 25e3),
 )
 VOLTA = device(
     "V100",
     free_bytes=31 * GB,
-    float32=(Kind.NATIVE, 750, 13e3),
-    bfloat16=(Kind.SLOW, 200, 8e3),
-    float16=(Kind.NATIVE, 750, 90e3),
+    float32=(VerdictKind.NATIVE, 750, 13e3),
+    bfloat16=(VerdictKind.SLOW, 200, 8e3),
+    float16=(VerdictKind.NATIVE, 750, 90e3),
 )
 GTX_1660 = device(
     "GTX 1660",
     free_bytes=6 * GB,
-    float32=(Kind.NATIVE, 170, 4.5e3),
-    bfloat16=(Kind.SLOW, 50, 1e3),
-    float16=(Kind.WRONG, 0, 0),
+    float32=(VerdictKind.NATIVE, 170, 4.5e3),
+    bfloat16=(VerdictKind.SLOW, 50, 1e3),
+    float16=(VerdictKind.WRONG, 0, 0),
 )
 P40 = device(
     "P40",
     free_bytes=24 * GB,
-    float32=(Kind.NATIVE, 300, 11e3),
-    bfloat16=(Kind.SLOW, 90, 1e3),
-    float16=(Kind.SLOW, 150, 180),
+    float32=(VerdictKind.NATIVE, 300, 11e3),
+    bfloat16=(VerdictKind.SLOW, 90, 1e3),
+    float16=(VerdictKind.SLOW, 150, 180),
 )
 M1 = device(
     "M1",
     free_bytes=12 * GB,
-    float32=(Kind.NATIVE, 60, 2e3),
-    bfloat16=(Kind.SLOW, 40, 1.2e3),
-    float16=(Kind.NATIVE, 60, 2.4e3),
+    float32=(VerdictKind.NATIVE, 60, 2e3),
+    bfloat16=(VerdictKind.SLOW, 40, 1.2e3),
+    float16=(VerdictKind.NATIVE, 60, 2.4e3),
 )
 M3 = device(
     "M3",
     free_bytes=24 * GB,
-    float32=(Kind.NATIVE, 90, 3e3),
-    bfloat16=(Kind.NATIVE, 90, 3.6e3),
-    float16=(Kind.NATIVE, 90, 3.6e3),
+    float32=(VerdictKind.NATIVE, 90, 3e3),
+    bfloat16=(VerdictKind.NATIVE, 90, 3.6e3),
+    float16=(VerdictKind.NATIVE, 90, 3.6e3),
 )
 MI210 = device(
     "MI210",
     free_bytes=64 * GB,
-    float32=(Kind.NATIVE, 1300, 20e3),
-    bfloat16=(Kind.NATIVE, 1300, 140e3),
-    float16=(Kind.NATIVE, 1300, 140e3),
+    float32=(VerdictKind.NATIVE, 1300, 20e3),
+    bfloat16=(VerdictKind.NATIVE, 1300, 140e3),
+    float16=(VerdictKind.NATIVE, 1300, 140e3),
 )
 RDNA2 = device(
     "RX 6800",
     free_bytes=16 * GB,
-    float32=(Kind.NATIVE, 450, 14e3),
-    bfloat16=(Kind.CRASHES, 0, 0),
-    float16=(Kind.NATIVE, 450, 25e3),
+    float32=(VerdictKind.NATIVE, 450, 14e3),
+    bfloat16=(VerdictKind.CRASHES, 0, 0),
+    float16=(VerdictKind.NATIVE, 450, 25e3),
 )
 ARC = device(
     "Arc B580",
     free_bytes=12 * GB,
-    float32=(Kind.NATIVE, 400, 12e3),
-    bfloat16=(Kind.WRONG, 0, 0),
-    float16=(Kind.WRONG, 0, 0),
+    float32=(VerdictKind.NATIVE, 400, 12e3),
+    bfloat16=(VerdictKind.WRONG, 0, 0),
+    float16=(VerdictKind.WRONG, 0, 0),
 )
 AVX2_CPU = device(
     "AVX2 CPU",
     free_bytes=20 * GB,
-    float32=(Kind.NATIVE, 14, 100),
-    bfloat16=(Kind.SLOW, 11, 16),
-    float16=(Kind.SLOW, 11, 14),
+    float32=(VerdictKind.NATIVE, 14, 100),
+    bfloat16=(VerdictKind.SLOW, 11, 16),
+    float16=(VerdictKind.SLOW, 11, 14),
 )
 AMX_CPU = device(
     "AMX CPU",
     free_bytes=20 * GB,
-    float32=(Kind.NATIVE, 28, 150),
-    bfloat16=(Kind.NATIVE, 26, 1500),
-    float16=(Kind.NATIVE, 20, 1400),
+    float32=(VerdictKind.NATIVE, 28, 150),
+    bfloat16=(VerdictKind.NATIVE, 26, 1500),
+    float16=(VerdictKind.NATIVE, 20, 1400),
 )
 
 

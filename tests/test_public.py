@@ -10,7 +10,8 @@ import torch
 import transformers
 
 import safe_dtype
-from safe_dtype import dtypes, errors
+from safe_dtype import errors
+from safe_dtype.facts import dtypes
 from safe_dtype.guarding import Attempt
 from safe_dtype.planning import Candidate, Cost, Decision, Ground
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from safe_dtype.errors import NotOptimizableError
-from safe_dtype.optimizing.job import Job
-from safe_dtype.optimizing.record import Attempt, Form, Outcome
-from safe_dtype.optimizing.runner import LOG as ATTEMPT_LOG
-from safe_dtype.optimizing.runner import run_attempt
+from safe_dtype.optimizing.attempts.runner import LOG as ATTEMPT_LOG
+from safe_dtype.optimizing.attempts.runner import run_attempt
+from safe_dtype.optimizing.nouns.job import Job
+from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Outcome
 
-from .environment import environment
 from .exporting import LOG, Order, export
 from .tasks import task_of
+from .virtual_environment import environment
 
 EXPORTED = "exported"  # folder in the job's own, gone at the end
 
@@ -29,7 +29,7 @@ def attempt_via(
     root: Path,
     seconds: float,
     progress: Callable[[str], None] = lambda _: None,
-) -> Attempt:
+) -> FormAttempt:
     """Let `via` export the job's model to ONNX, and verify that file as `run_attempt` verifies one of our own.
 
     What the tool said is the first part of the attempt's log. A failure of the tool is the attempt's, not an error.
@@ -50,7 +50,7 @@ def attempt_via(
     from safe_dtype.optimizing.forms.onnx import GIVEN
 
     remedies = (f"via={via}", *((f"task={task}",) if task else ()))
-    told = Attempt(Form.ONNX, job.dtype, Outcome.SKIPPED, remedies=remedies)
+    told = FormAttempt(Form.ONNX, job.dtype, Outcome.SKIPPED, remedies=remedies)
     if reason := maker_of(Form.ONNX).available(job.dtype, job.device) or _not_for_optimum(job):
         return replace(told, reason=reason)
     environment(via, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from safe_dtype.optimizing.child import run
+from safe_dtype.processes.child import run
 
 # Of this process' Python: another one would take its packages from here instead of from its own folder.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")

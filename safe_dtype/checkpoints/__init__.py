@@ -1,7 +1,6 @@
 """Read the files of a model: headers and configs; `audit` alone reads the weights."""
 
-from .audit import Audit, audit
+from .audit.audit_weights import Audit, audit
 from .read import read_checkpoint, read_state_dict
-from .where import Where
 
-__all__ = ["Audit", "Where", "audit", "read_checkpoint", "read_state_dict"]
+__all__ = ["Audit", "audit", "read_checkpoint", "read_state_dict"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CorruptCheckpointError
-from .files import Files
-from .where import Where
+from ..facts import Where
+from .model_files import Files
 
 _TEXT_PARTS = ("text_config", "language_config", "llm_config", "decoder")
 

@@ -6,8 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from ..facts import CheckpointFacts
-from .where import Where
+from ..facts import CheckpointFacts, Where
 
 _SAMPLES = 16  # of each file, evenly spread
 _SAMPLE_BYTES = 64 * 2**10

@@ -9,18 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError
-from ..facts import CheckpointFacts, TensorFacts
+from ..facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, CheckpointFacts, Dtype, TensorFacts, Where
+from ..hub.headers import read_local_header
 from .config import as_dict, claimed_dtype, first, read_config, text_part
-from .files import Files, LocalFiles, files_of
 from .gguf import gguf_config, read_gguf
-from .headers import read_local_header
-from .kept import kept_in_float32
+from .keep_in_fp32 import kept_in_float32
+from .model_files import Files, LocalFiles, files_of
 from .pickled import read_pickled
 from .shapes import cache_of, is_tied, linears_of
 from .weights import read_tensors, weight_names
-from .where import Where
 
 # What we choose between, by torch's names of what files hold. float64 is loaded as float32.
 _SAVED = {

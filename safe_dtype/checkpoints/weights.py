@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, MissingShardError
-from ..facts import TensorFacts
-from .files import Files
+from ..facts import TensorFacts, Where
+from .model_files import Files
 from .pickled import read_pickled
-from .where import Where
 
 _AT_ONCE = 8  # headers read at a time: a Hub repository of 100 shards is 100 round trips
 

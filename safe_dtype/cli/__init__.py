@@ -11,10 +11,10 @@ import click
 from .. import __version__
 from ..errors import EnvironmentNotFitError, PublishError, SafeDtypeError
 from ..publishing.release import State
-from .models import audit, doctor, generate, plan, rescue, run, verify
-from .optimizing import optimize
-from .publishing import publish
-from .shared import ENVIRONMENT, print_warning
+from .model_commands import audit, doctor, generate, plan, rescue, run, verify
+from .optimize_command import optimize
+from .options import ENVIRONMENT, print_warning
+from .publish_commands import publish
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

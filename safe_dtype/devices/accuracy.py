@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..dtypes import FLOAT32, Dtype
+from ..facts import FLOAT32, Dtype
 from .settings import float32_precision
 
 # A right kernel rounds once, by half an epsilon; accumulating in the narrow format costs a few more. 2e-2 is what

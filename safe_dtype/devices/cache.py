@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..facts import Verdict
-from .request import verdict_from_dict, verdict_to_dict
+from .probe_request import verdict_from_dict, verdict_to_dict
 from .verdicts import measured_while_busy
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..dtypes import Dtype
-from ..facts import Kind, Timing, Verdict
+from ..facts import Dtype, Timing, Verdict, VerdictKind
 from .accuracy import relative_error, tolerance
-from .ops import Case, Op, Shape
+from .ops import Op, OpCase, Shape
 from .timing import Clock, clock_of, seconds_per_call
 from .verdicts import ONE_ROW, PREFILL_ROWS
 from .workspace import Workspace
@@ -54,7 +53,7 @@ class _Course:
 class _Step:
     rows: int
     shape: Shape
-    case: Case
+    case: OpCase
     first: Tensor  # the result of the first call
     seconds: float
 
@@ -73,7 +72,7 @@ class Cell:
         rows, and the reason says so.
         """
         self._course, self._clock = _Course(), clock or clock_of(self._space.device)
-        unmeasured = Verdict(self._dtype, self._name, Kind.UNSUPPORTED, f"this torch has no {self._dtype}")
+        unmeasured = Verdict(self._dtype, self._name, VerdictKind.UNSUPPORTED, f"this torch has no {self._dtype}")
         if not hasattr(torch, self._dtype.name):
             return unmeasured
         try:
@@ -114,10 +113,10 @@ class Cell:
         full = self._space.widest(self._dtype, shape)
         return full, (min(full[0], self._op.cut), full[1])
 
-    def _case(self, rows: int, shape: Shape) -> Case:
+    def _case(self, rows: int, shape: Shape) -> OpCase:
         return self._op.build(self._space, self._dtype, rows, shape)
 
-    def _try(self, rows: int, shape: Shape, case: Case | None = None) -> _Step:
+    def _try(self, rows: int, shape: Shape, case: OpCase | None = None) -> _Step:
         """Run once, which also loads and compiles what the kernel needs, and again where that was quick."""
         case = case or self._case(rows, shape)
         results: list[Tensor] = []
@@ -171,7 +170,7 @@ class Cell:
 
     def _result(self) -> Verdict:
         course = self._course
-        kind, reason = (Kind.WRONG, course.faults[0]) if course.faults else (Kind.NATIVE, "")
+        kind, reason = (VerdictKind.WRONG, course.faults[0]) if course.faults else (VerdictKind.NATIVE, "")
         return Verdict(
             self._dtype,
             self._name,
@@ -191,21 +190,21 @@ def _of_weight(step: _Step) -> str:
 
 def device_is_lost(verdict: Verdict) -> bool:
     """Whether nothing else can be measured in this process after `verdict`."""
-    return verdict.kind is Kind.CRASHES and _DEVICE_LOST.search(verdict.reason) is not None
+    return verdict.kind is VerdictKind.CRASHES and _DEVICE_LOST.search(verdict.reason) is not None
 
 
-def _kind_of(exc: Exception) -> tuple[Kind, str]:
+def _kind_of(exc: Exception) -> tuple[VerdictKind, str]:
     """Read torch's text: the only place of this package that does."""
     text = str(exc)
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
     if isinstance(exc, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(text):
-        return Kind.UNKNOWN, f"not measured, no memory left for it: {line}"
+        return VerdictKind.UNKNOWN, f"not measured, no memory left for it: {line}"
     if _DEVICE_LOST.search(text):
-        return Kind.CRASHES, line
-    return Kind.UNSUPPORTED, line
+        return VerdictKind.CRASHES, line
+    return VerdictKind.UNSUPPORTED, line
 
 
 def cells_lost(cells: Iterable[tuple[Dtype, str]], because: Verdict) -> Iterator[Verdict]:
     """Yield a verdict for every cell that could not be measured any more."""
     for dtype, op in cells:
-        yield Verdict(dtype, op, Kind.UNKNOWN, f"not measured: {because.op} in {because.dtype} lost the device")
+        yield Verdict(dtype, op, VerdictKind.UNKNOWN, f"not measured: {because.op} in {because.dtype} lost the device")

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..dtypes import BFLOAT16, FLOAT16, Dtype
-from ..facts import Claim, Kind, Verdict
+from ..facts import BFLOAT16, FLOAT16, Claim, Dtype, Verdict, VerdictKind
 
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16", "amx_fp16", "avx512_fp16", "bf16")
 _MENTIONS = ((re.compile(r"bf16|bfloat16"), BFLOAT16), (re.compile(r"fp16|half"), FLOAT16))
@@ -31,12 +30,12 @@ def with_disagreements(claims: Iterable[Claim], verdicts: Sequence[Verdict]) -> 
 def _disagreement(claim: Claim, measured: dict[Dtype, Verdict]) -> str:
     dtype = next((dtype for mention, dtype in _MENTIONS if mention.search(claim.question)), None)
     verdict = measured.get(dtype) if dtype else None
-    if verdict is None or verdict.kind is Kind.UNKNOWN:
+    if verdict is None or verdict.kind is VerdictKind.UNKNOWN:
         return ""
-    if claim.answer == "True" and verdict.kind is not Kind.NATIVE:
+    if claim.answer == "True" and verdict.kind is not VerdictKind.NATIVE:
         return f"{verdict.dtype} was measured {verdict.kind}: {verdict.reason}"
     # One absent instruction says nothing about the others, so a flag contradicts only by its presence.
-    if claim.answer == "False" and verdict.kind is Kind.NATIVE and "get_capabilities" not in claim.question:
+    if claim.answer == "False" and verdict.kind is VerdictKind.NATIVE and "get_capabilities" not in claim.question:
         return f"{verdict.dtype} was measured native: {verdict.reason}"
     return ""
 

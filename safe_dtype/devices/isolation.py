@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ProbeError
-from ..facts import Kind, Verdict
-from .request import ProbeRequest, verdict_from_dict
+from ..facts import Verdict, VerdictKind
+from .probe_request import ProbeRequest, verdict_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def measure_in_children(request: ProbeRequest, patience: Patience | None = None)
             for verdict in child.verdicts():
                 done += 1
                 yield verdict
-                if verdict.kind is Kind.CRASHES:  # it is alive, but has lost the device
+                if verdict.kind is VerdictKind.CRASHES:  # it is alive, but has lost the device
                     break
             else:
                 if done < len(left.cells):
@@ -60,11 +60,11 @@ def measure_in_children(request: ProbeRequest, patience: Patience | None = None)
 def _blamed(request: ProbeRequest, number: int, reason: str) -> Verdict:
     dtype, op = request.cells[number]
     logger.warning("%s in %s on %s: the probing process was %s", op, dtype, request.device, reason)
-    return Verdict(dtype, op, Kind.CRASHES, reason)
+    return Verdict(dtype, op, VerdictKind.CRASHES, reason)
 
 
 class _Child:
-    """One process of `safe_dtype.devices.child`: request in, one JSON line per finished cell out."""
+    """One process of `safe_dtype.devices.probe_child`: request in, one JSON line per finished cell out."""
 
     def __init__(self, request: ProbeRequest, patience: Patience) -> None:
         self._request, self._patience = request, patience
@@ -73,7 +73,7 @@ class _Child:
             question.write(json.dumps(request.to_dict()).encode())
             question.seek(0)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "safe_dtype.devices.child"],
+                [sys.executable, "-m", "safe_dtype.devices.probe_child"],
                 stdin=question,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..dtypes import Dtype
-from ..facts import DeviceFacts, Kind, Verdict
+from ..facts import DeviceFacts, Dtype, Verdict, VerdictKind
 from .cache import Key, load, store
 from .inventory import detect_one, hardware_of
 
@@ -18,7 +17,7 @@ def remember_failure(device: str, dtype: Dtype, reason: str) -> None:
     """
     facts = detect_one(device)
     known = [one for one in load(_key(facts)) or () if one.dtype != dtype]
-    store(_key(facts), [*known, Verdict(dtype, "matmul", Kind.CRASHES, reason)])
+    store(_key(facts), [*known, Verdict(dtype, "matmul", VerdictKind.CRASHES, reason)])
 
 
 def with_failures(facts: DeviceFacts, verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:

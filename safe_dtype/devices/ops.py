@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ..dtypes import BFLOAT16, FLOAT8_E4M3, INT8, Dtype
-from ..numerics.blocks import WIDTH, Blocks, product
-from ..numerics.casting import cast_linear
+from ..facts import BFLOAT16, FLOAT8_E4M3, INT8, Dtype
+from ..numerics.block_product import WIDTH, Blocks, product
+from ..numerics.cast_products import cast_linear
 from .workspace import Workspace
 
 Shape = tuple[int, int]  # (out_features, in_features)
@@ -25,7 +25,7 @@ _NO_SHAPE: Shape = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class OpCase:
     """One call, ready to run."""
 
     call: Callable[[int], Tensor]  # gets the number of the repeat, so that weights can take turns
@@ -34,7 +34,7 @@ class Case:
     bytes_read: float = 0.0  # weights, or the cache of attention; 0 where a rate would mean nothing
 
 
-Build = Callable[[Workspace, Dtype, int, Shape], Case]
+Build = Callable[[Workspace, Dtype, int, Shape], OpCase]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _none(_: Sequence[Shape]) -> Sequence[Shape]:
     return (_NO_SHAPE,)
 
 
-def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     # int8 on CUDA multiplies more than 16 rows only (torch/aten/src/ATen/native/cuda/Blas.cpp), so kernels pad.
     padded = max(rows, 32) if dtype == INT8 and space.device.type == "cuda" else rows
     x, weights = space.inputs(dtype, padded, shape[1]), space.weights(dtype, shape)
@@ -72,7 +72,7 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
         lines, columns = _spread(padded, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
         return y[lines, columns], _exactly(x[lines]) @ _exactly(weights[0][columns]).T
 
-    return Case(
+    return OpCase(
         call=lambda number: product(x, weights[number % len(weights)]),
         exact=exact,
         work=2.0 * rows * shape[0] * shape[1],
@@ -80,7 +80,7 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
     )
 
 
-def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     """The same product, computed in float32: operands are cast on the way, the result is rounded."""
     plain = _matmul(space, dtype, rows, shape)
     x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
@@ -89,7 +89,7 @@ def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Cas
     )
 
 
-def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     """The same product of float32 operands, computed in bfloat16."""
     plain = _matmul(space, dtype, rows, shape)
     x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
@@ -99,7 +99,7 @@ def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> C
 
 
 def _blocks_in(wide: torch.dtype | None) -> Build:
-    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
         """The same product from a weight in blocks; many rows are computed in `wide`, None for the weight's dtype."""
         shape = (-(-shape[0] // WIDTH) * WIDTH, shape[1])
         x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
@@ -109,7 +109,7 @@ def _blocks_in(wide: torch.dtype | None) -> Build:
             lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
             return y[lines, columns], _exactly(x[lines]) @ _exactly(blocks[0].weight()[columns]).T
 
-        return Case(
+        return OpCase(
             call=lambda number: product(x, blocks[number % len(blocks)], wide=wide or x.dtype),
             exact=exact,
             work=2.0 * rows * shape[0] * shape[1],
@@ -133,7 +133,7 @@ def _float8_product(x: Tensor, weight: Tensor) -> Tensor:
 _PRODUCTS: dict[Dtype, Callable[[Tensor, Tensor], Tensor]] = {INT8: _int8_product, FLOAT8_E4M3: _float8_product}
 
 
-def _attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> Case:
+def _attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> OpCase:
     # Few heads keep a CPU's probe short; a GPU needs many to be busy.
     heads = 4 if space.device.type == "cpu" else 32
     query = space.inputs(dtype, 1, heads, rows, _HEAD_DIM)
@@ -145,7 +145,7 @@ def _attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> Case:
         q, k, v = (_exactly(part[:, [0, -1]]) for part in (query, key, value))
         return y[:, [0, -1]], F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
-    return Case(
+    return OpCase(
         call=lambda _: F.scaled_dot_product_attention(query, key, value, is_causal=causal),
         exact=exact,
         work=4.0 * rows * _TOKENS * heads * _HEAD_DIM,  # the masked half counts: some kernels compute it
@@ -153,42 +153,42 @@ def _attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> Case:
     )
 
 
-def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Case:
+def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> OpCase:
     """Build a case whose rows do not depend on each other."""
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
         rows = _spread(len(x), _COMPARED)
         return y[rows], function(_exactly(x[rows]), *(_exactly(one) for one in parameters))
 
-    return Case(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
+    return OpCase(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
 
 
-def _layer_norm(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _layer_norm(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     weight, bias = space.inputs(dtype, 2, shape[1])
     return _rowwise(
         lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5), space.inputs(dtype, rows, shape[1]), weight, bias
     )
 
 
-def _rms_norm(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _rms_norm(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     weight = space.inputs(dtype, shape[1])
     return _rowwise(lambda x, w: F.rms_norm(x, w.shape, w, 1e-6), space.inputs(dtype, rows, shape[1]), weight)
 
 
-def _softmax(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _softmax(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     return _rowwise(lambda x: F.softmax(x, -1), space.inputs(dtype, rows, shape[1]))
 
 
-def _fft(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _fft(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     return _rowwise(lambda x: torch.view_as_real(torch.fft.rfft(x)), space.inputs(dtype, rows, shape[1]))
 
 
-def _cdist(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _cdist(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     points = space.weights(dtype, (_CDIST_POINTS, shape[1]))[0]
     return _rowwise(torch.cdist, space.inputs(dtype, rows, shape[1]), points)
 
 
-def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     table = space.weights(dtype, space.widest(dtype, shape))[0]
     ids = torch.arange(len(table), device="cpu")[_spread(len(table), rows)][:rows]
     wanted = ids.to(space.device)
@@ -196,7 +196,7 @@ def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
         return y, _exactly(table.cpu()[ids])
 
-    return Case(call=lambda _: F.embedding(wanted, table), exact=exact, work=float(rows * shape[1]))
+    return OpCase(call=lambda _: F.embedding(wanted, table), exact=exact, work=float(rows * shape[1]))
 
 
 # weight as a matrix -> (in_channels, kernel and stride, padding). The first two come out wrong under AMX in
@@ -214,7 +214,7 @@ def _convolutions(_: Sequence[Shape]) -> Sequence[Shape]:
     return tuple(_CONVOLUTIONS)
 
 
-def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     channels, kernel, stride, padding = _CONVOLUTIONS[shape]
     images, side = _PIXELS[rows]
     x = space.inputs(dtype, images, channels, side * stride, side * stride)
@@ -226,7 +226,7 @@ def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
         return y, convolve(_exactly(x), _exactly(weight))
 
-    return Case(call=lambda _: convolve(x, weight), exact=exact, work=2.0 * rows * shape[0] * shape[1])
+    return OpCase(call=lambda _: convolve(x, weight), exact=exact, work=2.0 * rows * shape[0] * shape[1])
 
 
 # 512 x 128 outputs run at the rate of 512 x 3072, within 15 % in float32 and 5 % in bf16 and fp16 (AVX2, 2 cores).

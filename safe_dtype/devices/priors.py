@@ -14,9 +14,19 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype, dtype_named
 from ..errors import NoSuchDeviceError
-from ..facts import DeviceFacts, Kind, MemoryFacts, Verdict
+from ..facts import (
+    BFLOAT16,
+    COMPUTE,
+    FLOAT16,
+    FLOAT32,
+    DeviceFacts,
+    Dtype,
+    MemoryFacts,
+    Verdict,
+    VerdictKind,
+    dtype_named,
+)
 
 _CLOSEST = 6  # names offered where none matched
 _SHORT = {BFLOAT16: "bf16", FLOAT16: "fp16"}  # as the traps call them
@@ -40,34 +50,34 @@ class Prior:
         """Return what the row says about whole models in each compute dtype. There are no rates."""
         return tuple(Verdict(dtype, "matmul", *self._says(dtype)) for dtype in COMPUTE)
 
-    def _says(self, dtype: Dtype) -> tuple[Kind, str]:
+    def _says(self, dtype: Dtype) -> tuple[VerdictKind, str]:
         kind, words = self._kind(dtype)
         # As a word of its own: "is_bf16_supported() says True" tells nothing about bf16.
-        mention = re.compile(rf"\b{_SHORT[dtype]}\b") if dtype in _SHORT and kind is not Kind.WRONG else None
+        mention = re.compile(rf"\b{_SHORT[dtype]}\b") if dtype in _SHORT and kind is not VerdictKind.WRONG else None
         trap = next((trap for trap in self.traps if mention and mention.search(trap)), "")
         told = f"{words}; {trap}" if trap else words
         return kind, f"prior table, not measured: {told} ({', '.join(self.sources[:_CITED])})"
 
-    def _kind(self, dtype: Dtype) -> tuple[Kind, str]:
+    def _kind(self, dtype: Dtype) -> tuple[VerdictKind, str]:
         if dtype.name in self.wrong:
-            return Kind.WRONG, self.wrong[dtype.name]
+            return VerdictKind.WRONG, self.wrong[dtype.name]
         if dtype == FLOAT32:
-            return Kind.NATIVE, "float32 runs everywhere"
+            return VerdictKind.NATIVE, "float32 runs everywhere"
         return self._float16() if dtype == FLOAT16 else self._bfloat16()
 
-    def _float16(self) -> tuple[Kind, str]:
+    def _float16(self) -> tuple[VerdictKind, str]:
         if self.fp16_good is None:
-            return Kind.UNKNOWN, "sources do not agree about fp16"
-        return (Kind.NATIVE, "fp16 is fast") if self.fp16_good else (Kind.SLOW, "fp16 gains nothing")
+            return VerdictKind.UNKNOWN, "sources do not agree about fp16"
+        return (VerdictKind.NATIVE, "fp16 is fast") if self.fp16_good else (VerdictKind.SLOW, "fp16 gains nothing")
 
-    def _bfloat16(self) -> tuple[Kind, str]:
+    def _bfloat16(self) -> tuple[VerdictKind, str]:
         if self.bf16_native:
-            return Kind.NATIVE, "bf16 is native"
+            return VerdictKind.NATIVE, "bf16 is native"
         if self.bf16_emulated:
-            return Kind.SLOW, "bf16 is emulated"
+            return VerdictKind.SLOW, "bf16 is emulated"
         if self.bf16_native is None or self.bf16_emulated is None:
-            return Kind.UNKNOWN, "no source says whether bf16 runs"
-        return Kind.UNSUPPORTED, "bf16 is not there"
+            return VerdictKind.UNKNOWN, "no source says whether bf16 runs"
+        return VerdictKind.UNSUPPORTED, "bf16 is not there"
 
 
 def family_of(device: DeviceFacts) -> Prior | None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..dtypes import COMPUTE, Dtype
-from ..facts import DeviceFacts
+from ..facts import COMPUTE, DeviceFacts, Dtype
 from .cache import load, one_process_at_a_time, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..dtypes import FLOAT32
-from ..facts import Kind, Verdict
+from ..facts import FLOAT32, Verdict, VerdictKind
 
 ONE_ROW, PREFILL_ROWS = 1, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
@@ -49,13 +48,13 @@ def measured_while_busy(verdict: Verdict) -> bool:
 
 
 def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
-    if verdict.kind is not Kind.NATIVE or verdict.dtype == FLOAT32 or base is None or not base.runs:
+    if verdict.kind is not VerdictKind.NATIVE or verdict.dtype == FLOAT32 or base is None or not base.runs:
         return verdict
     many, one = _ratio(verdict, base, PREFILL_ROWS), _ratio(verdict, base, ONE_ROW)
     if many is None:
         return verdict
     words = [f"{many:.2g}x float32's time at {PREFILL_ROWS} rows", f"{one:.2g}x at 1 row" if one else ""]
-    kind = Kind.SLOW if many > _SLOW else Kind.NATIVE
+    kind = VerdictKind.SLOW if many > _SLOW else VerdictKind.NATIVE
     return replace(
         verdict, kind=kind, reason="; ".join(filter(None, (", ".join(filter(None, words)), verdict.reason)))
     )

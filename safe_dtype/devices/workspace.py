@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dtypes import INT8, Dtype
+from ..facts import INT8, Dtype
 from .memory import memory_of
 from .processor import last_level_cache_bytes
 

@@ -41,45 +41,32 @@
 Facts are attributes; `args` equals the arguments of `__init__`, so every error survives pickling to another process.
 """
 
-from .making import (
+from .base import SafeDtypeError, SafeDtypeWarning
+from .checkpoints import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    GatedCheckpointError,
+    MissingShardError,
+    UnsafeCheckpointError,
+)
+from .devices import DeviceError, NoSuchDeviceError, ProbeError, UnknownDtypeError
+from .guarding import CannotResumeError, DeviceLostError, GuardError, NoDtypeLeft, NotGuardedError, RescaleError
+from .optimizing import (
     BackupError,
     EnvironmentNotFitError,
     NotOptimizableError,
     NotOptimizedError,
-    NotPublishableError,
     NotRestorableError,
     OptimizeError,
-    PublishError,
     UntrustedFolderError,
 )
-from .running import (
-    CannotResumeError,
-    CheckpointError,
-    CheckpointNotFoundError,
-    ConflictError,
-    CorruptCheckpointError,
+from .planning import ConflictError, NoPlanError, NoSafeDtypeError, PlanError, PolicyError, StrictModeError
+from .publishing import NotPublishableError, PublishError
+from .verifying import (
     DegenerateReferenceError,
-    DeviceError,
-    DeviceLostError,
-    GatedCheckpointError,
-    GuardError,
     IncomparableOutputsError,
-    MissingShardError,
-    NoDtypeLeft,
-    NoPlanError,
-    NoSafeDtypeError,
-    NoSuchDeviceError,
-    NotGuardedError,
     NothingToCompareError,
-    PlanError,
-    PolicyError,
-    ProbeError,
-    RescaleError,
-    SafeDtypeError,
-    SafeDtypeWarning,
-    StrictModeError,
-    UnknownDtypeError,
-    UnsafeCheckpointError,
     UnsteadyReferenceError,
     VerifyError,
 )

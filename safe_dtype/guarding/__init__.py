@@ -2,6 +2,6 @@
 
 from .classify import classify
 from .failure import Attempt, Event, Failure, FailureKind, Report
-from .guarded import guard, report, unguard
+from .guard import guard, report, unguard
 
 __all__ = ["Attempt", "Event", "Failure", "FailureKind", "Report", "classify", "guard", "report", "unguard"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .casting import is_finite
+from ..models.casting import is_finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ..dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
+from ..facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
 from .failure import Failure, FailureKind
 
 # How libraries spell a floating dtype. Longest first: "bf16" holds "f16", "BFloat16" holds "Float16".

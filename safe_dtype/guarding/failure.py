@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from ..dtypes import Dtype
-from ..gauges import Rescale, summary
+from ..facts import Dtype, Rescale, summary
 
 
 class FailureKind(str, Enum):

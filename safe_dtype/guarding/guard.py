@@ -1,190 +1,163 @@
-"""What safe_dtype keeps with a guarded model."""
+"""Guard a model, and let it go again."""
 
 from __future__ import annotations
 
-import threading
-import weakref
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from ..dtypes import FLOAT16, FLOAT32, Dtype, dtype_named
-from ..errors import UnknownDtypeError
+from ..errors import NotGuardedError
+from ..models.origin import Origin, known_origin
+from ..models.wrapped_methods import owner_of, unwrap_methods, wrap_method
 from ..planning import Plan, Policy
-from ..planning.judge import may_overflow
-from ..rescaling import rescaled_of
-from .failure import Event, Report
-from .islands import islands_in
-from .recast import main_dtype
-from .step_mark import Place, state_places
-from .turns import Turns
-from .watch import watched_blocks
+from .failure import Report
+from .generate_batch import guarded_batch
+from .restart_generate import guarded_generate
+from .state import ATTRIBUTE, Guard, Reread, guard_of, here
+from .step import guarded_step
 
-ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
-
-Reread = Callable[[torch.dtype], nn.Module]  # load the same weights from their files again, in this dtype
+M = TypeVar("M", bound=nn.Module)
 
 
-class Here(threading.local):
-    """Where this thread is: `depth` guarded calls deep, `nets` around it, at `step` of the innermost generation."""
+def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = None) -> M:
+    """Guard every inference step of `model`: where its dtype fails, go on from that step in another one.
 
-    depth = 0
-    step = 0
-    nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
+    Args:
+        model: A model of transformers, however it was loaded, or any `nn.Module`. Training mode is left alone.
+        policy: The user's wishes: a `Policy` or its short text. Without one, that of the plan. In strict mode nothing
+            is ever changed; `islands` allows to bring a single module into float32; `ladder` names the dtypes to go
+            on in.
+        plan: Where to go on. Without one, the plan that the model was loaded with; without that, float32.
 
+    Returns:
+        `model` itself. See `safe_dtype.report` for what happened to it.
 
-here = Here()
-
-
-class Guard:
-    """The guard of one model: where it may go on, and what has happened to it.
-
-    Lives in the `__dict__` of the model. A deep copy of the model gets a guard of its own; a pickled one gets none,
-    so that the file can be read where safe_dtype is not installed.
+    Raises:
+        PolicyError: If `policy` is a text that cannot be read.
     """
-
-    def __init__(self, model: nn.Module, policy: Policy, plan: Plan | None, reread: Reread | None) -> None:
-        self.model = weakref.ref(model)
-        self.policy = policy
-        self.plan = plan
-        self.reread = reread
-        self.events: list[Event] = []
-        self.turns = Turns()
-        self.version = 0  # how often the model was changed by a remedy
-        # Whether a call, by the class and the names of its arguments, draws random numbers.
-        self.draws: dict[tuple[Any, ...], bool] = {}
-        self.calls = 0  # how many steps were run outside `generate`
-        self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
-        self.aligns_inputs = False
-        self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
-        self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
-        self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
-        self.runs_eagerly = False  # the compiled form failed
-        self.told: set[str] = set()  # what was warned of already
-        self._blocks: list[nn.Module] | None = None
-        self._places: list[Place] | None = None
-        self.weights = fingerprint(model) if reread else {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Guard | None:
-        model = self.model()
-        copied = memo.get(id(model)) if model is not None else None
-        if copied is None:  # only a part of the model is being copied
-            return None
-        if id(self) not in memo:
-            # Its parameters are not filled in yet, so what needs them is found out on first use.
-            fresh = Guard.__new__(Guard)
-            fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), turns=Turns())
-            fresh.__dict__.update(left=set(self.left), told=set(self.told), reread=None, weights={})
-            fresh._blocks = fresh._places = None
-            memo[id(self)] = fresh
-        return memo[id(self)]  # type: ignore[no-any-return]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The blocks whose values are watched in float16: those that clamp; all where the model was made wider."""
-        if self._blocks is None:
-            model = self.model()
-            self._blocks = watched_blocks(model, self._was_wider()) if model is not None else []
-        return self._blocks
-
-    def _was_wider(self) -> bool:
-        """Whether the model was made in a dtype whose range float16 does not have."""
-        model = self.model()
-        if model is not None and rescaled_of(model) is not None:
-            return True
-        if self.plan is None or self.plan.storage != FLOAT16:
-            return False
-        # Weights in float16 with islands planned were made wider as well, and rounded since.
-        return may_overflow(FLOAT16, self.plan.saved) or bool(self.plan.islands)
-
-    def look_anew(self) -> None:
-        """Find out again which blocks are to be watched."""
-        self._blocks = None
-
-    @property
-    def places(self) -> list[Place]:
-        """Where modules keep states as plain attributes."""
-        if self._places is None:
-            model = self.model()
-            self._places = state_places(model) if model is not None else []
-        return self._places
-
-    def dtype(self) -> Dtype | None:
-        """Return the dtype of most of the model's numbers now; None where it is none of ours (float64)."""
-        model = self.model()
-        found = main_dtype(model) if model is not None else None
-        return dtype_of(found) if found is not None else None
-
-    def step(self) -> int:
-        """Return which step this thread is at: of the generation, or of all the calls outside of one."""
-        return here.step if id(self) in here.nets else self.calls
-
-    def count_step(self, output: Any) -> None:
-        """Count a step that came out right. In a generation that is a call with logits: encoders run before it."""
-        if id(self) not in here.nets:
-            self.calls += 1
-        elif getattr(output, "logits", None) is not None:
-            here.step += 1
-
-    def ladder(self) -> tuple[Dtype, ...]:
-        """Return the dtypes to go on in, best first. float32 is the end of it, unless the policy's ladder is given."""
-        if self.policy.ladder:
-            return self.policy.ladder
-        planned = self.plan.ladder if self.plan else ()
-        return planned if FLOAT32 in planned else (*planned, FLOAT32)
-
-    def report(self) -> Report:
-        """Return what happened so far."""
-        model, now = self.model(), self.dtype()
-        ladder = tuple(one for one in self.ladder() if one != now and torch_dtype(one) not in self.left)
-        rescaled = rescaled_of(model) if model is not None else None
-        rescale = rescaled.rescale if rescaled is not None else None
-        islands = tuple(islands_in(model)) if model is not None else ()
-        return Report(
-            type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands
-        )
-
-    def weights_untouched(self) -> bool:
-        """Whether the weights are still those that were loaded."""
-        model = self.model()
-        return model is not None and bool(self.weights) and fingerprint(model) == self.weights
+    unguard(model)
+    origin = known_origin(model)
+    plan = plan or (origin.plan if origin else None)
+    wishes = Policy.parse(policy) if isinstance(policy, str) else policy
+    found = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
+    model.__dict__[ATTRIBUTE] = found
+    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, model)
+    for inner in model.modules():
+        if isinstance(inner, PreTrainedModel):
+            inner.__dict__[ATTRIBUTE] = found
+            wrap_method(PreTrainedModel, "__call__", _guard_call, model)
+            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, model)
+        if inner is model or isinstance(inner, PreTrainedModel):
+            for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
+                owner = owner_of(type(inner), name)
+                if owner is not None:
+                    wrap_method(owner, name, wrap, model)
+    return model
 
 
-def _cast_from(plan: Plan | None) -> int | None:
-    if plan is None or plan.routes is None or plan.compute == plan.storage:
-        return None
-    return plan.routes.cast_from
+def unguard(model: nn.Module) -> None:
+    """Take the guard off `model`, without a trace. Does nothing where there is none."""
+    found = guard_of(model)
+    if found is None:
+        return
+    root = found.model() or model
+    for module in root.modules():
+        if guard_of(module) is found:
+            del module.__dict__[ATTRIBUTE]
+            module.__dict__.pop("_compiled_call", None)  # compiled from the guarded call
+    unwrap_methods(root)
 
 
-def guard_of(module: nn.Module) -> Guard | None:
-    """Return the guard that `module` answers to: its own, or that of the model it is a part of."""
-    found = module.__dict__.get(ATTRIBUTE)
-    return found if isinstance(found, Guard) else None
+def report(model: nn.Module) -> Report:
+    """Return what happened to a guarded model so far.
+
+    Raises:
+        NotGuardedError: If neither `model` nor anything in it is guarded.
+    """
+    found = next((one for module in model.modules() if (one := guard_of(module)) is not None), None)
+    if found is None:
+        raise NotGuardedError(type(model).__name__)
+    return found.report()
 
 
-def fingerprint(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return something that changes when anybody writes into the weights of `model` or replaces them."""
-    # An inference tensor has no version; nothing can write into it outside inference mode.
-    return {
-        name: (one.data_ptr(), -1 if one.is_inference() else one._version)
-        for name, one in model.named_parameters()
-        if not one.is_meta
-    }
+def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
+        # First, for a compiler follows this line and nothing else of ours.
+        if torch.compiler.is_compiling():
+            return original(self, *args, **kwargs)
+        own = self.__dict__
+        found = own.get(ATTRIBUTE)
+        if found is None or here.depth or self.training or found.batches:
+            return original(self, *args, **kwargs)
+        if "_is_replica" in own or torch._C._is_tracing():
+            return original(self, *args, **kwargs)
+        here.depth = 1
+        try:
+            return guarded_step(found, self, functools.partial(original, self), args, kwargs)
+        finally:
+            here.depth = 0
+
+    return __call__
 
 
-def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """Return torch's object for one of our dtypes."""
-    return getattr(torch, dtype.name)  # type: ignore[no-any-return]
+def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled = original(self, *args, **kwargs)
+        found = guard_of(self)
+        if found is None:
+            return compiled
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if found.runs_eagerly or here.depth or self.training:
+                return self(*args, **kwargs)
+            here.depth = 1
+            try:
+                return guarded_step(found, self, forward, args, kwargs)
+            finally:
+                here.depth = 0
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return (self if found.runs_eagerly else compiled)(*args, **kwargs)
+
+        return call
+
+    return get_compiled_call
 
 
-def dtype_of(dtype: torch.dtype) -> Dtype | None:
-    """Return our dtype for one of torch's; None where it is not among ours."""
-    try:
-        return dtype_named(str(dtype))
-    except UnknownDtypeError:
-        return None
+def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = guard_of(self)
+        if found is None or self.training or id(found) in here.nets:
+            return original(self, *args, **kwargs)
+        return guarded_generate(found, functools.partial(original, self), args, kwargs)
+
+    return generate
+
+
+def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = guard_of(self)
+        if found is None or self.training:
+            return original(self, *args, **kwargs)
+        return guarded_batch(found, functools.partial(original, self), args, kwargs)
+
+    return generate_batch
+
+
+def _reread(origin: Origin) -> Reread:
+    def reread(dtype: torch.dtype) -> nn.Module:
+        arguments = {name: value for name, value in origin.arguments.items() if name not in ("dtype", "torch_dtype")}
+        found = origin.model_class.from_pretrained(origin.source, **arguments, dtype=dtype)  # type: ignore[attr-defined]
+        model = found[0] if isinstance(found, tuple) else found
+        unguard(model)
+        return model  # type: ignore[no-any-return]
+
+    return reread

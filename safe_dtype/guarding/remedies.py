@@ -12,19 +12,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..devices import memory_of
-from ..dtypes import FLOAT16, FLOAT32, Dtype
 from ..errors import RescaleError
-from ..gauges import Rescale as Moved
-from ..numerics import take_back
-from ..rescaling import Fold, fold_in, gauges_for, keep_rescaled, rescaled_of, settle_norms
-from .case import Case
-from .casting import dtypes_of
+from ..facts import FLOAT16, FLOAT32, Dtype
+from ..facts import Rescale as Moved
+from ..models.block_layout import take_back
+from ..models.casting import dtypes_of
+from ..models.islands import CastInputs, Island, can_be_island
+from ..models.offloaded import is_offloaded
+from ..models.recast import bytes_of_copy, growth, left_over, main_dtype, recast, refusal
+from ..models.shift_hooks import settle_norms
+from ..rescaling import Fold, fold_in, gauges_for, keep_rescaled, rescaled_of
+from ..rescaling.folding.save import save_models_as_they_were
 from .failure import FailureKind
-from .guard import Guard, dtype_of, torch_dtype
-from .islands import CastInputs, Island, can_be_island
-from .offloaded import is_offloaded
-from .recast import bytes_of_copy, growth, left_over, main_dtype, recast, refusal
-from .saving import save_models_as_they_were
+from .incident import Incident
+from .state import Guard, dtype_of, torch_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ class NotPossible(Exception):  # noqa: N818  (no error: an answer, with its reas
 class Remedy(Protocol):
     """One change of a model. `apply` returns by how many bytes it grew, and raises NotPossible."""
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Change the model, and prove that it changed."""
 
 
-def remedies(case: Case) -> Iterator[Remedy]:
+def remedies(case: Incident) -> Iterator[Remedy]:
     """Yield what may cure the failure, best first."""
     kind, blamed = case.failure.kind, case.blamed
     if kind is FailureKind.EXPORT_GRAPH:
@@ -69,17 +70,17 @@ def remedies(case: Case) -> Iterator[Remedy]:
 _BY_MODULE = (FailureKind.OP_UNSUPPORTED, FailureKind.KERNEL_ARCH, FailureKind.NONFINITE)
 
 
-def _rescales(case: Case) -> Iterator[Remedy]:
+def _rescales(case: Incident) -> Iterator[Remedy]:
     rescaled = rescaled_of(case.model)
     if rescaled is None:
-        yield Rescale()
+        yield RescaleExactly()
         return
     # What was cached by a step before has the size that it had then.
     if rescaled.effect.keeps_cache or case.restarts or not case.failure.step:
         yield RaiseScale(rescaled.raised + _BITS_MORE)
 
 
-def _next_dtypes(case: Case) -> Iterator[Dtype]:
+def _next_dtypes(case: Incident) -> Iterator[Dtype]:
     """Yield the dtypes below the model's own on the ladder that this failure leaves open."""
     model, failure = case.model, case.failure
     main = main_dtype(model)
@@ -114,7 +115,7 @@ class ChangeDtype:
     def __str__(self) -> str:
         return self.dtype.name
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Recast in place; weights that lost bits when loaded are read again where that is possible."""
         guard, model = case.guard, case.model
         now, new = main_dtype(model), torch_dtype(self.dtype)
@@ -149,7 +150,7 @@ class ChangeAttention:
     def __str__(self) -> str:
         return f"{self.implementation} attention"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Switch every attention of the model."""
         model: Any = case.model
         if not hasattr(model, "set_attn_implementation"):
@@ -170,7 +171,7 @@ class AlignInputs:
     def __str__(self) -> str:
         return "inputs cast to the model's dtype"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """From now on. Whether this changes anything for the failing call is up to its inputs."""
         if case.guard.aligns_inputs:
             raise NotPossible("they already are")
@@ -187,7 +188,7 @@ class AlignModule:
     def __str__(self) -> str:
         return "inputs of the module cast to its weights' dtype"
 
-    def apply(self, _case: Case) -> int:
+    def apply(self, _case: Incident) -> int:
         """Put a hook on the module."""
         own = {one.dtype for one in self.module.parameters() if one.is_floating_point()}
         if len(own) != 1:
@@ -212,7 +213,7 @@ class UseAutocast:
     def __str__(self) -> str:
         return "torch.autocast"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """From now on. Weights stay in their dtypes; those in float32 are cast at every step."""
         main = main_dtype(case.model)
         devices = {one.device.type for one in case.model.parameters()}
@@ -234,7 +235,7 @@ class MakeIsland:
     def __str__(self) -> str:
         return "the module in float32"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Recast the module, cast what goes in and what comes out."""
         outside = main_dtype(case.model)
         if outside is None or (reason := can_be_island(case.model, self.module)):
@@ -254,7 +255,7 @@ class RaiseScale:
     def __str__(self) -> str:
         return f"the exact rescaling raised by {_BITS_MORE} bits"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Multiply weights and eps in place. Caches stay: what is in them comes after a norm."""
         rescaled = rescaled_of(case.model)
         if rescaled is None:
@@ -267,13 +268,13 @@ class RaiseScale:
 
 
 @dataclass(frozen=True)
-class Rescale:
+class RescaleExactly:
     """Rescale a model exactly that was loaded without: what its architecture allows is found out now."""
 
     def __str__(self) -> str:
         return "an exact rescaling"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Find the gauges of the architecture, fold them in, and prove on the model that its results are the same."""
         model: Any = case.model
         if not isinstance(model, PreTrainedModel):
@@ -306,7 +307,7 @@ class RunEagerly:
     def __str__(self) -> str:
         return "without compilation"
 
-    def apply(self, case: Case) -> int:
+    def apply(self, case: Incident) -> int:
         """Only `generate` with a static cache compiles by itself; what the caller compiled stays so."""
         if case.guard.runs_eagerly:
             raise NotPossible("it already does")

@@ -15,17 +15,17 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from ..errors import CannotResumeError
+from ..models.casting import cast, cast_cache, is_finite
+from ..models.recast import main_dtype
 from .blame import Blame, module_raising, module_spoiling, name_of
-from .case import Case
-from .casting import cast, cast_cache, is_finite
 from .classify import classify
-from .cure import Incident, cure, is_passed_over, pass_over
+from .compute_dtype import as_planned
 from .failure import Failure, FailureKind
-from .guard import Guard, here
-from .products import as_planned
-from .recast import main_dtype
-from .step_mark import StepMark
-from .watch import is_sound, saturated, saturation_watch
+from .incident import Incident
+from .output_checks import is_sound, saturated, saturation_watch
+from .recover import TriedRemedies, cure, is_passed_over, pass_over
+from .state import Guard, here
+from .step_snapshot import StepMark
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -68,7 +68,7 @@ class Trouble:
     block: nn.Module | None = None  # whose values are pinned to the end of float16
 
 
-class Result(Enum):
+class StepResult(Enum):
     """What came of looking at a step that went wrong."""
 
     CURED = "the model has changed, and the state is that before the step"
@@ -94,7 +94,7 @@ def guarded_step(
         CannotResumeError: If the model was cured, and the call cannot be repeated.
         DeviceLostError: If the device is lost.
     """
-    incident: Incident | None = None
+    incident: TriedRemedies | None = None
     plain = forward
     while True:
         guard.turns.begin_step()
@@ -114,20 +114,20 @@ def guarded_step(
                 guard.draws[signature] = mark.drew()
             guard.count_step(output)
             return output
-        incident = incident or Incident()
+        incident = incident or TriedRemedies()
         call = Call(guard, module, args, kwargs, mark)
         with guard.turns.change():
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.mark.roll_back():
                 continue
             result = _recover(guard, incident, trouble, call)
-        if result is Result.CURED:
+        if result is StepResult.CURED:
             del output
         elif trouble.error is not None:
             raise trouble.error
         else:
             # Handed on as it is. Where the state was brought back, the step is made once more.
-            return output if result is Result.LET_BE else forward(*args, **kwargs)
+            return output if result is StepResult.LET_BE else forward(*args, **kwargs)
 
 
 def _attempt(
@@ -152,7 +152,7 @@ def _attempt(
     return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
 
 
-def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> Result:
+def _recover(guard: Guard, incident: TriedRemedies, trouble: Trouble, call: Call) -> StepResult:
     """Bring everything back and cure the model, where this is a matter of dtypes.
 
     Raises:
@@ -165,7 +165,7 @@ def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> 
     inside_generate = id(guard) in here.nets
     poisoned = error is None and not is_finite(call.tensors)
     if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
-        return Result.LET_BE  # the caller's own numbers, or a NaN in float32 that was spoken of
+        return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that was spoken of
     blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
     back = call.mark.roll_back()
     poisoned = poisoned or (error is None and not is_finite(call.given))
@@ -181,15 +181,15 @@ def _recover(guard: Guard, incident: Incident, trouble: Trouble, call: Call) -> 
         dtype=trouble.failure.dtype or guard.dtype() if error is None else trouble.failure.dtype,
     )
     goes_on = back and not poisoned
-    case = Case(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
+    case = Incident(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
     if not cure(case, incident):
         if error is None:
             pass_over(guard, failure)
-        return Result.ROLLED_BACK
+        return StepResult.ROLLED_BACK
     if error is not None:
         traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
     if goes_on:
-        return Result.CURED
+        return StepResult.CURED
     if inside_generate:
         raise RestartNeededError from error
     why = "it continues from a state that safe_dtype does not know how to bring back"

@@ -1,10 +1,10 @@
 """Load models of transformers with a plan."""
 
 from .auto import SafeAutoModel, safe_auto_class
-from .half import half_of
 from .load import load
-from .plans import checkpoint_for, device_for, plan_request
+from .plan_request import checkpoint_for, device_for, plan_request
 from .request import Request
+from .trials.float16 import half_of
 
 __all__ = [
     "Request",

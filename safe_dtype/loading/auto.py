@@ -14,9 +14,9 @@ import transformers
 from ..errors import SafeDtypeWarning
 from ..planning import Plan, Policy
 from .load import load
-from .plans import check_agreement, plan_request
+from .plan_request import check_agreement, plan_request
+from .published_variants import with_variant
 from .request import Request
-from .variants import with_variant
 
 
 class SafeAuto:

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..dtypes import FLOAT16, FLOAT32, Dtype
 from ..errors import RescaleError, SafeDtypeWarning
+from ..facts import FLOAT16, FLOAT32, Dtype
 from ..guarding import guard
-from ..guarding.recast import recast
-from ..guarding.stored import FILE
-from ..origin import Origin, remember
+from ..models.load_lock import one_at_a_time
+from ..models.origin import Origin, remember
+from ..models.planned_layout import lay_out_as_planned
+from ..models.recast import recast
 from ..planning import Candidate, Plan
-from .halving import computing_in_full, halve
-from .layouts import lay_out_as_planned
-from .one_at_a_time import one_at_a_time
-from .plans import plan_request
+from ..rescaling.folding.rescale_file import FILE
+from ..rescaling.to_float16 import computing_in_full, halve
+from .plan_request import plan_request
+from .planned_once import with_plan
 from .request import Request
-from .turn import with_plan
 
 logger = logging.getLogger(__name__)
 

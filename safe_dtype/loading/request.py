@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import Where
 from ..devices import default_device
-from ..dtypes import FLOAT32, Dtype, dtype_named
+from ..facts import FLOAT32, Dtype, Where, dtype_named
 
 _OFFLOAD = ("cpu", "disk")
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers' and accelerate's words

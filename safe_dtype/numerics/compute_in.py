@@ -12,9 +12,9 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..dtypes import COMPUTE, Dtype, dtype_named
 from ..errors import UnknownDtypeError
-from .casting import cast_bmm, cast_grouped_mm, cast_linear
+from ..facts import COMPUTE, Dtype, dtype_named
+from .cast_products import cast_bmm, cast_grouped_mm, cast_linear
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,21 @@ Importing this package imports no torch: the command reads its nouns before it k
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .job import Dynamic
-from .record import Form, Optimization, Status
-from .record_file import read_record
+from .nouns.job import Dynamic
+from .nouns.record import Form, Optimization, Status
+from .nouns.record_file import read_record
 
 if TYPE_CHECKING:
-    from .loaded import Optimized, load_optimized
-    from .reaching import optimize
+    from .optimize_model import optimize
+    from .serving.optimized import Optimized, load_optimized
 
 __all__ = ["Dynamic", "Form", "Optimization", "Optimized", "Status", "load_optimized", "optimize", "read_record"]
 
-_LOADED_ON_USE = {"Optimized": "loaded", "load_optimized": "loaded", "optimize": "reaching"}
+_LOADED_ON_USE = {
+    "Optimized": "serving.optimized",
+    "load_optimized": "serving.optimized",
+    "optimize": "optimize_model",
+}
 
 
 def __getattr__(name: str) -> Any:

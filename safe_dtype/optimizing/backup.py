@@ -26,9 +26,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.hashing import Progress, sha256_of
 from ..errors import BackupError, EnvironmentNotFitError, MissingShardError, NotRestorableError
-from .preflight import files_in, hashes
+from ..store.hashing import Progress, sha256_of
+from .environment import files_in, hashes
 
 FOLDER = "original"
 RECORD = "original.json"

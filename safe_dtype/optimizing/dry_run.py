@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..checkpoints import Where, read_checkpoint
+from ..checkpoints import read_checkpoint
 from ..devices import default_device, detect_one
-from ..dtypes import FLOAT32, Dtype
-from .dtype_axis import judged_dtypes
-from .goal import Goal
-from .ladder import IN_PIECES, WHOLE, forms_to_try
-from .preflight import environment, missing_for
-from .record import Form
+from ..facts import FLOAT32, Dtype, Where
+from .attempts.dtype_axis import judged_dtypes
+from .environment import environment, missing_for
+from .nouns.goal import Goal
+from .nouns.record import Form
+from .order import IN_PIECES, WHOLE, forms_to_try
 
 _ABOUT = {
     Form.EAGER: "as it is: what all others are held against",

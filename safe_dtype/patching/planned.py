@@ -11,8 +11,8 @@ from typing import Any
 from ..devices.memory import bytes_of
 from ..errors import SafeDtypeError, SafeDtypeWarning, StrictModeError
 from ..loading import Request, load, plan_request
-from ..loading.one_at_a_time import one_at_a_time
-from ..loading.turn import take_turn
+from ..loading.planned_once import take_turn
+from ..models.load_lock import one_at_a_time
 from ..planning import Plan, Policy
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..planning import Policy
 from .import_hook import STARTUP, ImportHook, remove_marked
-from .seam import Seam
+from .wrapped_load import Seam
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,13 @@
 """Policy and facts in, plan out: pure functions, without torch."""
 
-from .choose import make_plan
-from .combine import combine
-from .drift import beyond
+from ..facts import beyond
+from .combine_devices import combine
 from .judge import candidates, judge
+from .make_plan import make_plan
+from .matmul_routes import Routes
 from .plan import Candidate, Cost, Decision, Ground, Plan
 from .policy import Policy, Workload
-from .routes import Routes
-from .worth import range_worth_measuring, worth_measuring
+from .worth_measuring import range_worth_measuring, worth_measuring
 
 __all__ = [
     "Candidate",

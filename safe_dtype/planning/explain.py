@@ -8,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..facts import bytes_text, seconds_text
 from .plan import Decision, Plan
-from .units import bytes_text, seconds_text
 
 
 def plan_text(plan: Plan, *, width: int) -> str:

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype
-from ..facts import CheckpointFacts, DeviceFacts, Drift, Kind, Verdict
-from .drift import beyond
+from ..facts import (
+    BFLOAT16,
+    COMPUTE,
+    FLOAT16,
+    FLOAT32,
+    CheckpointFacts,
+    DeviceFacts,
+    Drift,
+    Dtype,
+    Verdict,
+    VerdictKind,
+    beyond,
+    bytes_text,
+)
+from .matmul_routes import Routes, product_verdict, routes_for
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
 from .predict import predict
-from .routes import Routes, product_verdict, routes_for
-from .units import bytes_text
 
 # Activations may grow beyond what was seen: two bits of room below float16's end, whatever was aimed at.
 _RANGE_MARGIN = 4.0
-_GROUNDS = {Kind.WRONG: Ground.WRONG, Kind.UNSUPPORTED: Ground.UNSUPPORTED, Kind.CRASHES: Ground.CRASHES}
+_GROUNDS = {
+    VerdictKind.WRONG: Ground.WRONG,
+    VerdictKind.UNSUPPORTED: Ground.UNSUPPORTED,
+    VerdictKind.CRASHES: Ground.CRASHES,
+}
 _ALWAYS_NEEDED = ("matmul", "layer_norm", "rms_norm", "softmax", "embedding")
 
 
@@ -34,7 +48,7 @@ def candidates(device: DeviceFacts, checkpoint: CheckpointFacts) -> tuple[Candid
 
 
 def _is_measured(dtype: Dtype, op: str, device: DeviceFacts) -> bool:
-    return device.verdict(dtype, op).kind is not Kind.UNKNOWN
+    return device.verdict(dtype, op).kind is not VerdictKind.UNKNOWN
 
 
 def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Decision:
@@ -112,7 +126,7 @@ def _bad_kernel(
     candidate: Candidate, product: Verdict, device: DeviceFacts, checkpoint: CheckpointFacts
 ) -> tuple[Ground, str] | None:
     dtype = candidate.storage
-    if device.verdict(dtype).kind is Kind.UNKNOWN:
+    if device.verdict(dtype).kind is VerdictKind.UNKNOWN:
         return Ground.UNKNOWN, f"nobody has measured {dtype} on {device.name}"
     for op in needed_ops(checkpoint):
         # Products and convolutions need the kernels of the dtype that they are computed in.

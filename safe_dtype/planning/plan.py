@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
-from ..dtypes import Dtype
-from ..gauges import Rescale
+from ..facts import Dtype, Rescale
+from .matmul_routes import Routes
 from .policy import Policy
-from .routes import Routes
 
 SCHEMA_VERSION = 1
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
-from ..dtypes import COMPUTE, Dtype, dtype_named
 from ..errors import PolicyError, UnknownDtypeError
+from ..facts import COMPUTE, Dtype, dtype_named
 
 Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]

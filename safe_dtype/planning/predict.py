@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from ..dtypes import FLOAT16, FLOAT32, Dtype
-from ..facts import CacheShape, CheckpointFacts, DeviceFacts, TensorFacts
+from ..facts import FLOAT16, FLOAT32, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
+from .matmul_routes import Routes
 from .plan import Candidate, Cost
 from .policy import Workload
-from .routes import Routes
 
 # What transformers keeps alive of a layer while it computes the next: the residual, its norm, the two inner
 # products of the MLP and the four of attention, all for every position of the prompt. Measured with Qwen3.

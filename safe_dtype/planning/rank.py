@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..dtypes import FLOAT32, Dtype
-from ..facts import CheckpointFacts, DeviceFacts, Kind
+from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind, bytes_text
 from .judge import loses
 from .plan import Decision
 from .policy import Policy
-from .units import bytes_text
 
 # Measured rates repeat to about a tenth on a busy machine: nearer than that, times are equal and fidelity decides.
 _TIE = 1.10
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PlanningCase:
     """Everything a plan is made from, with the verdict on every candidate."""
 
     device: DeviceFacts
@@ -32,7 +30,7 @@ class Case:
         return [one for one in self.decisions if one.accepted]
 
 
-def ranked(case: Case) -> list[Decision]:
+def ranked(case: PlanningCase) -> list[Decision]:
     """Return the accepted decisions, best first by the policy."""
     if case.policy.ladder:
         return sorted(
@@ -46,7 +44,7 @@ def ranked(case: Case) -> list[Decision]:
     return _ties_by_fidelity(by_speed, case)
 
 
-def merit(picked: Decision, case: Case) -> str:
+def merit(picked: Decision, case: PlanningCase) -> str:
     """Say why `picked` came before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
     if not others:
@@ -60,23 +58,23 @@ def merit(picked: Decision, case: Case) -> str:
     return _merit_in_speed(picked, others, case.device)
 
 
-def _speed(one: Decision, case: Case) -> tuple[float, ...]:
+def _speed(one: Decision, case: PlanningCase) -> tuple[float, ...]:
     if one.cost.seconds is not None:
         return 0.0, one.cost.seconds
     # No rates: native before slow, then the prior table's order, then the smaller.
     storage, order = one.candidate.storage, case.device.prior_order
-    slow = case.device.verdict(storage).kind is not Kind.NATIVE
+    slow = case.device.verdict(storage).kind is not VerdictKind.NATIVE
     return 1.0, float(slow), order.index(storage) if storage in order else len(order), storage.itemsize
 
 
-def _infidelity(one: Decision, case: Case) -> tuple[bool, float, float]:
+def _infidelity(one: Decision, case: PlanningCase) -> tuple[bool, float, float]:
     storage, compute = one.candidate.storage, one.candidate.compute
     # What passes from product to product is rounded to the storage dtype.
     multiplied = compute if storage == FLOAT32 else storage
     return loses(multiplied, case.checkpoint), max(storage.epsilon, multiplied.epsilon), compute.epsilon
 
 
-def _ties_by_fidelity(by_speed: list[Decision], case: Case) -> list[Decision]:
+def _ties_by_fidelity(by_speed: list[Decision], case: PlanningCase) -> list[Decision]:
     fastest = by_speed[0].cost.seconds if by_speed else None
     if fastest is None:
         return by_speed

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from .release import Changes, Receipt, State, Target
 
 if TYPE_CHECKING:
-    from .at_once import publish
-    from .hub import Hub
+    from .publish_variant import publish
+    from .pushing.client import Hub
 
 __all__ = ["Changes", "Hub", "Receipt", "State", "Target", "publish"]
 
-_LOADED_ON_USE = {"Hub": "hub", "publish": "at_once"}
+_LOADED_ON_USE = {"Hub": "pushing.client", "publish": "publish_variant"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import transformers
 
-from ..dtypes import Dtype
 from ..errors import CheckpointError, NothingToCompareError
+from ..facts import Dtype
 from .texts import random_batches, text_batches
 
 _TOKENS_PER_BATCH = 128

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from safe_dtype.devices.ops import OPS as REAL_OPS
-from safe_dtype.devices.ops import Case, Op, Shape
+from safe_dtype.devices.ops import Op, OpCase, Shape
 from safe_dtype.devices.workspace import Workspace
-from safe_dtype.dtypes import Dtype
+from safe_dtype.facts import Dtype
 
 
 def _once(_: Sequence[Shape]) -> Sequence[Shape]:
@@ -23,12 +23,12 @@ def _once(_: Sequence[Shape]) -> Sequence[Shape]:
 
 
 def _op(deed: Callable[[], object]) -> Op:
-    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
         def call(_: int) -> Tensor:
             deed()
             return torch.zeros(1)
 
-        return Case(call, lambda y: (y, y.double()), work=float(rows))
+        return OpCase(call, lambda y: (y, y.double()), work=float(rows))
 
     return Op(build, _once)
 

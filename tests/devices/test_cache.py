@@ -14,18 +14,17 @@ import pytest
 
 from safe_dtype.devices.cache import cache_folder, load, one_process_at_a_time, store
 from safe_dtype.devices.verdicts import on_all_threads
-from safe_dtype.dtypes import BFLOAT16
-from safe_dtype.facts import Kind, Timing, Verdict
+from safe_dtype.facts import BFLOAT16, Timing, Verdict, VerdictKind
 
 KEY = {"name": "a device", "settings": {"threads": "2"}, "widths": [[3072, 1024]]}
-STORED = (Verdict(BFLOAT16, "matmul", Kind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5),)),)
+STORED = (Verdict(BFLOAT16, "matmul", VerdictKind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5),)),)
 BUSY = tuple(on_all_threads(verdict, 2, bandwidth=1e9) for verdict in STORED)
 WRITERS, READERS = 4, 4
 
 WRITE_AND_READ = """
 import logging, sys
 from safe_dtype.devices.cache import load, store
-from safe_dtype.dtypes import BFLOAT16
+from safe_dtype.facts import BFLOAT16
 from safe_dtype.facts import Kind, Verdict
 
 logging.basicConfig(level=logging.WARNING)  # a broken file would be a line on stderr

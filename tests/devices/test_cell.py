@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from safe_dtype.devices.accuracy import relative_error, tolerance
-from safe_dtype.devices.ops import Case, Op, Shape
+from safe_dtype.devices.ops import Op, OpCase, Shape
 from safe_dtype.devices.probe import measure_here
-from safe_dtype.devices.request import ProbeRequest
+from safe_dtype.devices.probe_request import ProbeRequest
 from safe_dtype.devices.timing import seconds_per_call
 from safe_dtype.devices.workspace import Workspace
-from safe_dtype.dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
-from safe_dtype.facts import Kind, Verdict
+from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype, Verdict, VerdictKind
 
 LOST = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
 
@@ -25,9 +24,9 @@ LOST = "CUDA error: device-side assert triggered\nCUDA kernel errors might be as
 def doubling(function: Callable[[int, Tensor], Tensor]) -> Op:
     """Make an operation that should double its input, from what it does instead with (rows, input)."""
 
-    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Case:
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
         x = space.inputs(dtype, rows, 4)
-        return Case(lambda _: function(rows, x), lambda y: (y, 2 * x.double()), work=float(rows))
+        return OpCase(lambda _: function(rows, x), lambda y: (y, 2 * x.double()), work=float(rows))
 
     return Op(build, lambda _: ((0, 0),))
 
@@ -54,20 +53,22 @@ RIGHT = doubling(lambda rows, x: 2 * x)
 @pytest.mark.parametrize(
     ("function", "kind", "reason"),
     [
-        pytest.param(lambda rows, x: 2 * x, Kind.NATIVE, "", id="right"),
-        pytest.param(lambda rows, x: 2.01 * x, Kind.NATIVE, "", id="off-by-a-rounding"),
-        pytest.param(lambda rows, x: 2.5 * x, Kind.WRONG, "relative error of 0.25 at 1 row ", id="off-by-a-quarter"),
+        pytest.param(lambda rows, x: 2 * x, VerdictKind.NATIVE, "", id="right"),
+        pytest.param(lambda rows, x: 2.01 * x, VerdictKind.NATIVE, "", id="off-by-a-rounding"),
+        pytest.param(
+            lambda rows, x: 2.5 * x, VerdictKind.WRONG, "relative error of 0.25 at 1 row ", id="off-by-a-quarter"
+        ),
         pytest.param(
             lambda rows, x: x if rows == 512 else 2 * x,
-            Kind.WRONG,
+            VerdictKind.WRONG,
             "relative error of 0.5 at 512 rows",
             id="only-in-bulk",
         ),
-        pytest.param(lambda rows, x: x * math.inf, Kind.WRONG, "not finite at 1 row", id="infinite"),
-        pytest.param(lambda rows, x: x * math.nan, Kind.WRONG, "not finite", id="nan"),
+        pytest.param(lambda rows, x: x * math.inf, VerdictKind.WRONG, "not finite at 1 row", id="infinite"),
+        pytest.param(lambda rows, x: x * math.nan, VerdictKind.WRONG, "not finite", id="nan"),
     ],
 )
-def test_right_or_wrong(function: Callable[[int, Tensor], Tensor], kind: Kind, reason: str) -> None:
+def test_right_or_wrong(function: Callable[[int, Tensor], Tensor], kind: VerdictKind, reason: str) -> None:
     """A result farther off than the format rounds is wrong, at whatever number of rows, and the reason says where."""
     (verdict,) = run(doubling(function))
     assert verdict.kind is kind
@@ -78,20 +79,23 @@ def test_right_or_wrong(function: Callable[[int, Tensor], Tensor], kind: Kind, r
     ("exception", "kind", "reason"),
     [
         pytest.param(
-            NotImplementedError("\"cdist\" not implemented for 'BFloat16'"), Kind.UNSUPPORTED, '"cdist"', id="op"
+            NotImplementedError("\"cdist\" not implemented for 'BFloat16'"),
+            VerdictKind.UNSUPPORTED,
+            '"cdist"',
+            id="op",
         ),
         pytest.param(
             RuntimeError("mixed dtype (CPU): expect\nsecond line"),
-            Kind.UNSUPPORTED,
+            VerdictKind.UNSUPPORTED,
             "mixed dtype (CPU): expect",
             id="first-line",
         ),
-        pytest.param(TypeError("BFloat16 is not supported on MPS"), Kind.UNSUPPORTED, "MPS", id="mps"),
-        pytest.param(torch.OutOfMemoryError("CUDA out of memory."), Kind.UNKNOWN, "no memory left", id="oom"),
-        pytest.param(RuntimeError(LOST), Kind.CRASHES, "device-side assert triggered", id="device-lost"),
+        pytest.param(TypeError("BFloat16 is not supported on MPS"), VerdictKind.UNSUPPORTED, "MPS", id="mps"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory."), VerdictKind.UNKNOWN, "no memory left", id="oom"),
+        pytest.param(RuntimeError(LOST), VerdictKind.CRASHES, "device-side assert triggered", id="device-lost"),
     ],
 )
-def test_exceptions(exception: Exception, kind: Kind, reason: str) -> None:
+def test_exceptions(exception: Exception, kind: VerdictKind, reason: str) -> None:
     """What torch raises becomes a verdict that keeps the first line of its text."""
     (verdict,) = run(failing(exception))
     assert verdict.kind is kind
@@ -102,7 +106,7 @@ def test_exceptions(exception: Exception, kind: Kind, reason: str) -> None:
 def test_out_of_main_memory() -> None:
     """The CPU's own way of having no memory left says nothing about the dtype either."""
     (verdict,) = run(doubling(lambda rows, x: torch.empty(2**60, dtype=torch.uint8)))
-    assert verdict.kind is Kind.UNKNOWN
+    assert verdict.kind is VerdictKind.UNKNOWN
 
 
 def test_bugs_are_not_verdicts() -> None:
@@ -114,7 +118,12 @@ def test_bugs_are_not_verdicts() -> None:
 def test_after_the_device_is_lost() -> None:
     """Nothing is measured on a lost device: the other cells are unknown, because of the one that lost it."""
     found = run(RIGHT, failing(RuntimeError(LOST)), RIGHT, RIGHT)
-    assert [verdict.kind for verdict in found] == [Kind.NATIVE, Kind.CRASHES, Kind.UNKNOWN, Kind.UNKNOWN]
+    assert [verdict.kind for verdict in found] == [
+        VerdictKind.NATIVE,
+        VerdictKind.CRASHES,
+        VerdictKind.UNKNOWN,
+        VerdictKind.UNKNOWN,
+    ]
     assert "1 in bfloat16 lost the device" in found[-1].reason
 
 
@@ -131,7 +140,7 @@ def test_time_cap() -> None:
 
     (verdict,) = run(doubling(crawl), seconds=0.05)
     assert set(rows_run) == {1}
-    assert verdict.kind is Kind.NATIVE
+    assert verdict.kind is VerdictKind.NATIVE
     assert "512 rows were not run" in verdict.reason
     assert {timing.rows for timing in verdict.timings} == {1}
 

@@ -7,15 +7,14 @@ import torch
 
 from safe_dtype.devices import detect_one
 from safe_dtype.devices.claims import claims_about, with_disagreements
-from safe_dtype.dtypes import BFLOAT16, FLOAT16, Dtype
-from safe_dtype.facts import Claim, Kind, Verdict
+from safe_dtype.facts import BFLOAT16, FLOAT16, Claim, Dtype, Verdict, VerdictKind
 
 EMULATES = "torch.cuda.is_bf16_supported()"
 FLAG = "torch.cpu.get_capabilities()['amx_bf16']"
 MKLDNN = "torch.ops.mkldnn._is_mkldnn_fp16_supported()"
 
 
-def verdict(dtype: Dtype, kind: Kind, op: str = "matmul") -> Verdict:
+def verdict(dtype: Dtype, kind: VerdictKind, op: str = "matmul") -> Verdict:
     """Return a verdict with a reason to be quoted."""
     return Verdict(dtype, op, kind, "6.2x float32's time at 512 rows")
 
@@ -23,20 +22,24 @@ def verdict(dtype: Dtype, kind: Kind, op: str = "matmul") -> Verdict:
 @pytest.mark.parametrize(
     ("question", "answer", "found", "disagrees"),
     [
-        pytest.param(EMULATES, "True", verdict(BFLOAT16, Kind.SLOW), True, id="t4-counts-emulation"),
-        pytest.param(EMULATES, "True", verdict(BFLOAT16, Kind.WRONG), True, id="wrong"),
-        pytest.param(EMULATES, "True", verdict(BFLOAT16, Kind.CRASHES), True, id="crashes"),
-        pytest.param(EMULATES, "True", verdict(BFLOAT16, Kind.NATIVE), False, id="agrees"),
-        pytest.param(EMULATES, "True", verdict(BFLOAT16, Kind.UNKNOWN), False, id="nobody-measured"),
-        pytest.param(EMULATES, "True", verdict(FLOAT16, Kind.SLOW), False, id="another-dtype"),
-        pytest.param(EMULATES, "True", verdict(BFLOAT16, Kind.SLOW, "attention"), False, id="another-operation"),
-        pytest.param(EMULATES, "False", verdict(BFLOAT16, Kind.SLOW), False, id="no-and-slow-agree"),
-        pytest.param(EMULATES, "False", verdict(BFLOAT16, Kind.NATIVE), True, id="no-but-native"),
-        pytest.param(FLAG, "True", verdict(BFLOAT16, Kind.SLOW), True, id="amx-is-there-but-onednn-may-not-use-it"),
-        pytest.param(FLAG, "False", verdict(BFLOAT16, Kind.NATIVE), False, id="native-by-another-instruction"),
-        pytest.param(MKLDNN, "True", verdict(FLOAT16, Kind.SLOW), True, id="fp16"),
+        pytest.param(EMULATES, "True", verdict(BFLOAT16, VerdictKind.SLOW), True, id="t4-counts-emulation"),
+        pytest.param(EMULATES, "True", verdict(BFLOAT16, VerdictKind.WRONG), True, id="wrong"),
+        pytest.param(EMULATES, "True", verdict(BFLOAT16, VerdictKind.CRASHES), True, id="crashes"),
+        pytest.param(EMULATES, "True", verdict(BFLOAT16, VerdictKind.NATIVE), False, id="agrees"),
+        pytest.param(EMULATES, "True", verdict(BFLOAT16, VerdictKind.UNKNOWN), False, id="nobody-measured"),
+        pytest.param(EMULATES, "True", verdict(FLOAT16, VerdictKind.SLOW), False, id="another-dtype"),
         pytest.param(
-            "torch.cuda.get_device_capability(0)", "(7, 5)", verdict(BFLOAT16, Kind.SLOW), False, id="number"
+            EMULATES, "True", verdict(BFLOAT16, VerdictKind.SLOW, "attention"), False, id="another-operation"
+        ),
+        pytest.param(EMULATES, "False", verdict(BFLOAT16, VerdictKind.SLOW), False, id="no-and-slow-agree"),
+        pytest.param(EMULATES, "False", verdict(BFLOAT16, VerdictKind.NATIVE), True, id="no-but-native"),
+        pytest.param(
+            FLAG, "True", verdict(BFLOAT16, VerdictKind.SLOW), True, id="amx-is-there-but-onednn-may-not-use-it"
+        ),
+        pytest.param(FLAG, "False", verdict(BFLOAT16, VerdictKind.NATIVE), False, id="native-by-another-instruction"),
+        pytest.param(MKLDNN, "True", verdict(FLOAT16, VerdictKind.SLOW), True, id="fp16"),
+        pytest.param(
+            "torch.cuda.get_device_capability(0)", "(7, 5)", verdict(BFLOAT16, VerdictKind.SLOW), False, id="number"
         ),
     ],
 )

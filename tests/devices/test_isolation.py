@@ -10,10 +10,9 @@ import pytest
 
 from safe_dtype.devices import measure
 from safe_dtype.devices.isolation import Patience, measure_in_children
-from safe_dtype.devices.request import ProbeRequest, verdict_from_dict, verdict_to_dict
-from safe_dtype.dtypes import BFLOAT16, FLOAT32
+from safe_dtype.devices.probe_request import ProbeRequest, verdict_from_dict, verdict_to_dict
 from safe_dtype.errors import ProbeError
-from safe_dtype.facts import Kind, Timing, Verdict
+from safe_dtype.facts import BFLOAT16, FLOAT32, Timing, Verdict, VerdictKind
 
 HERE = Path(__file__).resolve().parent
 DEADLY = ("segfault", "abort", "hang", "exit", "lost")
@@ -45,14 +44,14 @@ def verdicts() -> dict[str, Verdict]:
 )
 def test_death_is_a_verdict(verdicts: dict[str, Verdict], op: str, reason: str) -> None:
     """The cell that ended the child is the one that crashes, and the reason says how, in the library's last words."""
-    assert verdicts[op].kind is Kind.CRASHES
+    assert verdicts[op].kind is VerdictKind.CRASHES
     assert verdicts[op].reason.startswith(reason)
 
 
 @pytest.mark.parametrize("op", ["noise", "softmax"])
 def test_the_others_are_measured(verdicts: dict[str, Verdict], op: str) -> None:
     """Cells before and after a death are measured, in another child where needed; prints do no harm."""
-    assert verdicts[op].kind is Kind.NATIVE
+    assert verdicts[op].kind is VerdictKind.NATIVE
 
 
 def test_order_is_kept(verdicts: dict[str, Verdict]) -> None:
@@ -85,7 +84,7 @@ def test_unknown_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_child_rejects_what_is_no_request() -> None:
     """The child ends with an error on anything but a request."""
-    command = [sys.executable, "-m", "safe_dtype.devices.child"]
+    command = [sys.executable, "-m", "safe_dtype.devices.probe_child"]
     done = subprocess.run(command, input="{}", capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert not done.stdout
@@ -95,9 +94,16 @@ def test_child_rejects_what_is_no_request() -> None:
     "verdict",
     [
         Verdict(
-            BFLOAT16, "matmul", Kind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5), Timing(512, (2, 3), 1.0))
+            BFLOAT16,
+            "matmul",
+            VerdictKind.SLOW,
+            "why",
+            1e9,
+            2e9,
+            3e-3,
+            (Timing(1, (2, 3), 0.5), Timing(512, (2, 3), 1.0)),
         ),
-        Verdict(BFLOAT16, "fft", Kind.UNSUPPORTED, "Unsupported dtype BFloat16"),
+        Verdict(BFLOAT16, "fft", VerdictKind.UNSUPPORTED, "Unsupported dtype BFloat16"),
     ],
     ids=lambda verdict: verdict.op,
 )

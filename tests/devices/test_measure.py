@@ -14,11 +14,10 @@ import torch
 
 from safe_dtype.devices import measure
 from safe_dtype.devices.ops import OPS
-from safe_dtype.devices.request import verdict_from_dict
+from safe_dtype.devices.probe_request import verdict_from_dict
 from safe_dtype.devices.workspace import Workspace
-from safe_dtype.dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
 from safe_dtype.errors import NoSuchDeviceError, ProbeError
-from safe_dtype.facts import Kind, Verdict
+from safe_dtype.facts import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, Verdict, VerdictKind
 
 Table = Mapping[tuple[Dtype, str], Verdict]
 
@@ -28,7 +27,7 @@ WIDTHS = ((1536, 512), (512, 1536))
 SCRIPT = """
 import json
 from safe_dtype.devices import measure
-from safe_dtype.devices.request import verdict_to_dict
+from safe_dtype.devices.probe_request import verdict_to_dict
 print(json.dumps([verdict_to_dict(one) for one in measure("cpu", widths=((1536, 512),), ops=("matmul", "attention"))]))
 """
 BUSY = """
@@ -74,13 +73,13 @@ def sse41() -> Table:
 def test_every_cell_has_a_verdict(here: Table) -> None:
     """Nothing is left out."""
     assert set(here) == {(dtype, op) for dtype in ALL for op in OPS}
-    assert not [verdict for verdict in here.values() if verdict.kind in (Kind.UNKNOWN, Kind.CRASHES)]
+    assert not [verdict for verdict in here.values() if verdict.kind in (VerdictKind.UNKNOWN, VerdictKind.CRASHES)]
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_float32_runs(here: Table, op: str) -> None:
     """float32 is right everywhere: it is what the others are compared with."""
-    assert here[FLOAT32, op].kind is Kind.NATIVE
+    assert here[FLOAT32, op].kind is VerdictKind.NATIVE
     assert here[FLOAT32, op].max_rel_error is not None
 
 
@@ -106,13 +105,13 @@ def test_shapes_are_the_models(here: Table) -> None:
 @pytest.mark.needs("amx")
 def test_bf16_is_native_where_the_cpu_has_it(here: Table) -> None:
     """With AMX, bf16 products are at least about as fast as float32's. With AVX512_BF16 alone they may be slower."""
-    assert here[BFLOAT16, "matmul"].kind is Kind.NATIVE
+    assert here[BFLOAT16, "matmul"].kind is VerdictKind.NATIVE
 
 
 @pytest.mark.needs("no_bf16_cpu")
 def test_bf16_is_slow_where_the_cpu_lacks_it(here: Table) -> None:
     """Without them it is emulated, and the reason has the ratio."""
-    assert here[BFLOAT16, "matmul"].kind is Kind.SLOW
+    assert here[BFLOAT16, "matmul"].kind is VerdictKind.SLOW
     assert "x float32's time at 512 rows" in here[BFLOAT16, "matmul"].reason
 
 
@@ -121,7 +120,7 @@ def test_bf16_is_slow_where_the_cpu_lacks_it(here: Table) -> None:
 def test_avx2_is_slow(avx2: Table, dtype: Dtype) -> None:
     """On an AVX2 CPU both 16-bit formats are slow at 512 rows, and right."""
     verdict = avx2[dtype, "matmul"]
-    assert verdict.kind is Kind.SLOW
+    assert verdict.kind is VerdictKind.SLOW
     assert verdict.max_rel_error is not None
     assert verdict.max_rel_error < 4 * dtype.epsilon
 
@@ -130,7 +129,7 @@ def test_avx2_is_slow(avx2: Table, dtype: Dtype) -> None:
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
 def test_sse41_is_slower_still(sse41: Table, dtype: Dtype) -> None:
     """On an even older CPU too, whether 512 rows were run or extrapolated."""
-    assert sse41[dtype, "matmul"].kind is Kind.SLOW
+    assert sse41[dtype, "matmul"].kind is VerdictKind.SLOW
     assert sse41[dtype, "matmul"].prefill_flops_per_s
 
 
@@ -147,7 +146,7 @@ def test_sse41_is_slower_still(sse41: Table, dtype: Dtype) -> None:
 )
 def test_unsupported(here: Table, dtype: Dtype, op: str, text: str) -> None:
     """What this torch lacks on a CPU is unsupported, in torch's own words."""
-    assert here[dtype, op].kind is Kind.UNSUPPORTED
+    assert here[dtype, op].kind is VerdictKind.UNSUPPORTED
     assert text in here[dtype, op].reason
 
 
@@ -161,7 +160,7 @@ def test_int8_products_are_exact(here: Table) -> None:
 def test_amx_convolution_is_wrong(here: Table, dtype: Dtype) -> None:
     """Conv2d(16, 16, 4, 4) is off by more than its largest value under AMX (oneDNN 3.12)."""
     verdict = here[dtype, "conv2d"]
-    assert verdict.kind is Kind.WRONG
+    assert verdict.kind is VerdictKind.WRONG
     assert "16x256" in verdict.reason
 
 
@@ -200,7 +199,7 @@ def test_the_caller_notices_nothing() -> None:
             assert torch.is_autocast_enabled("cpu")
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found.kind is Kind.NATIVE
+    assert found.kind is VerdictKind.NATIVE
     assert found.max_rel_error is not None
     assert found.max_rel_error < 1e-5
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -240,17 +239,17 @@ def test_busy_machine() -> None:
 def test_cuda() -> None:
     """On CUDA, float32 and float16 run right, and bf16 is native from Ampere on."""
     found = by_cell(measure("cuda:0", COMPUTE, ((4096, 4096),)))
-    assert found[FLOAT32, "matmul"].kind is Kind.NATIVE
+    assert found[FLOAT32, "matmul"].kind is VerdictKind.NATIVE
     assert found[FLOAT16, "matmul"].runs
     if torch.cuda.get_device_capability(0) >= (8, 0):
-        assert found[BFLOAT16, "matmul"].kind is Kind.NATIVE
+        assert found[BFLOAT16, "matmul"].kind is VerdictKind.NATIVE
 
 
 @pytest.mark.needs("cuda")
 def test_cuda_float8_and_int8() -> None:
     """What the device multiplies in 8 bits is right; what it lacks is unsupported, never an exception."""
     for verdict in measure("cuda:0", (FLOAT8_E4M3, INT8), ((4096, 4096),), ops=("matmul",)):
-        assert verdict.runs or verdict.kind is Kind.UNSUPPORTED
+        assert verdict.runs or verdict.kind is VerdictKind.UNSUPPORTED
 
 
 @pytest.mark.needs("mps")
@@ -262,4 +261,4 @@ def test_mps() -> None:
 @pytest.mark.needs("xpu")
 def test_xpu() -> None:
     """An Intel GPU multiplies float32 right."""
-    assert by_cell(measure("xpu", COMPUTE, ((1024, 1024),)))[FLOAT32, "matmul"].kind is Kind.NATIVE
+    assert by_cell(measure("xpu", COMPUTE, ((1024, 1024),)))[FLOAT32, "matmul"].kind is VerdictKind.NATIVE

@@ -12,14 +12,23 @@ from typing import Any
 import pytest
 
 from safe_dtype.devices.priors import child_needed, family_of, matches, prior_facts
-from safe_dtype.dtypes import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype, dtype_named
 from safe_dtype.errors import NoSuchDeviceError
-from safe_dtype.facts import DeviceFacts, Kind, MemoryFacts
+from safe_dtype.facts import (
+    BFLOAT16,
+    COMPUTE,
+    FLOAT16,
+    FLOAT32,
+    DeviceFacts,
+    Dtype,
+    MemoryFacts,
+    VerdictKind,
+    dtype_named,
+)
 
 TABLE: dict[str, Any] = json.loads(files("safe_dtype.devices").joinpath("priors.json").read_text("utf-8"))
 GB = 10**9
 NOTHING = MemoryFacts(0, 0, "device")
-NATIVE, SLOW, WRONG, UNKNOWN = Kind.NATIVE, Kind.SLOW, Kind.WRONG, Kind.UNKNOWN
+NATIVE, SLOW, WRONG, UNKNOWN = VerdictKind.NATIVE, VerdictKind.SLOW, VerdictKind.WRONG, VerdictKind.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -54,7 +63,7 @@ NATIVE, SLOW, WRONG, UNKNOWN = Kind.NATIVE, Kind.SLOW, Kind.WRONG, Kind.UNKNOWN
         pytest.param("sm_75", SLOW, NATIVE, (FLOAT16, FLOAT32), id="capability-alone"),
     ],
 )
-def test_product(name: str, bf16: Kind, fp16: Kind, order: tuple[Dtype, ...]) -> None:
+def test_product(name: str, bf16: VerdictKind, fp16: VerdictKind, order: tuple[Dtype, ...]) -> None:
     """A product's name is enough for verdicts, an order of trying, and the statement that nobody measured."""
     facts = prior_facts(name)
     assert (facts.verdict(BFLOAT16).kind, facts.verdict(FLOAT16).kind) == (bf16, fp16)

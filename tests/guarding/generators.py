@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from tiny_models import TINY
 
-from safe_dtype.guarding.recast import recast
+from safe_dtype.models.recast import recast
 
 NEW_TOKENS = 10
 DOWN = "model.layers.1.mlp.down_proj"  # where most faults are put

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_dtype.dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
+from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
 from safe_dtype.guarding import FailureKind, classify
 
 OP, ARCH, MISMATCH = FailureKind.OP_UNSUPPORTED, FailureKind.KERNEL_ARCH, FailureKind.DTYPE_MISMATCH

@@ -27,7 +27,7 @@ from torch import nn
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, guard, report
 from safe_dtype.guarding import FailureKind
-from safe_dtype.guarding.recast import recast
+from safe_dtype.models.recast import recast
 from safe_dtype.testing import fault
 
 KINDS = {

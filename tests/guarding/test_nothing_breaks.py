@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from safe_dtype import guard, report, unguard
-from safe_dtype.guarding.recast import recast
+from safe_dtype.models.recast import recast
 
 BF16, FP32 = torch.bfloat16, torch.float32
 DTYPES = [pytest.param(FP32, id="float32"), pytest.param(BF16, id="bfloat16")]

@@ -12,7 +12,7 @@ from torch import nn
 
 from safe_dtype import FLOAT16, FLOAT32, guard, report
 from safe_dtype.guarding import FailureKind
-from safe_dtype.guarding.recast import recast
+from safe_dtype.models.recast import recast
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

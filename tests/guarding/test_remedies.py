@@ -11,8 +11,8 @@ from tiny_models import TINY
 
 from safe_dtype import BFLOAT16, guard, report
 from safe_dtype.guarding import FailureKind
-from safe_dtype.guarding.islands import CastInputs
-from safe_dtype.guarding.recast import recast
+from safe_dtype.models.islands import CastInputs
+from safe_dtype.models.recast import recast
 from safe_dtype.testing import fault
 
 IDS = torch.arange(3, 9)[None]

@@ -14,11 +14,10 @@ from rescaling.gauges_by_hand import residual
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, guard, plan_of, report
-from safe_dtype.dtypes import FLOAT16, FLOAT32
-from safe_dtype.gauges import Rescale
+from safe_dtype.facts import FLOAT16, FLOAT32, Rescale
 from safe_dtype.guarding import FailureKind
-from safe_dtype.loading.halving import halve
 from safe_dtype.rescaling import rescaled_of
+from safe_dtype.rescaling.to_float16 import halve
 
 # Some CPUs are slow in 16 bit, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:.*it is slow")
@@ -230,7 +229,7 @@ def test_adapters(tmp_path: Path, merged: bool) -> None:
 
 def test_leaving_float16_keeps_the_results() -> None:
     """A rescaled model that goes on in float32 computes what it computed before it was rescaled."""
-    from safe_dtype.guarding.recast import recast
+    from safe_dtype.models.recast import recast
 
     model = halved("llama", 8)
     recast(model, {torch.float16, torch.bfloat16}, torch.float32)

@@ -10,17 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safe_dtype.integrations.optimum import (
-    TASKS,
-    as_before_5,
-    copied_for_4,
-    environment,
-    pins_of,
-    task_of,
-)
-from safe_dtype.integrations.optimum.environment import MARKER, folder_of, python_of
+from safe_dtype.integrations.optimum import TASKS, as_before_5, copied_for_4, environment, pins_of, task_of
 from safe_dtype.integrations.optimum.inside import with_outputs
 from safe_dtype.integrations.optimum.process import last_error, run_python
+from safe_dtype.integrations.optimum.virtual_environment import MARKER, folder_of, python_of
 from safetensors.torch import save_file
 from transformers import (
     LlamaConfig,

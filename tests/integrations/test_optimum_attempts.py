@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safe_dtype.integrations.optimum import (
-    attempt_via,
-    environment,
-)
+from safe_dtype.integrations.optimum import attempt_via, environment
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertModel,
@@ -25,11 +22,11 @@ from transformers import (
     UperNetConfig,
 )
 
-from safe_dtype.dtypes import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.errors import EnvironmentNotFitError
+from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.optimizing import Status, load_optimized, optimize
-from safe_dtype.optimizing.job import Dynamic, Job
-from safe_dtype.optimizing.record import Attempt, Form, Outcome
+from safe_dtype.optimizing.nouns.job import Dynamic, Job
+from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Outcome
 
 VIA = "optimum-onnx"
 
@@ -42,7 +39,7 @@ def attempt(
     *,
     dtype: Dtype = FLOAT32,
     task: str = "",
-) -> Attempt:
+) -> FormAttempt:
     """Try optimum on the model in `source`; the first batch counts as traced."""
     files = []
     for number, batch in enumerate(batches):

@@ -19,7 +19,7 @@ from tiny_models import TINY, tiny_gguf
 import safe_dtype
 from safe_dtype import BFLOAT16, FLOAT32, Policy, SafeAutoModel, SafeDtypeWarning, plan_of
 from safe_dtype.errors import CheckpointNotFoundError, ConflictError, NoPlanError, PolicyError, StrictModeError
-from safe_dtype.origin import origin_of
+from safe_dtype.models.origin import origin_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

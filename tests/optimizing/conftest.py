@@ -8,7 +8,7 @@ import pytest
 from optimizing.form_models import Mlp
 from optimizing.made import optimized
 
-from safe_dtype.optimizing.record import Form
+from safe_dtype.optimizing.nouns.record import Form
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ import pytest
 import torch
 import transformers as tf
 
-from safe_dtype.dtypes import FLOAT32, Dtype
+from safe_dtype.facts import FLOAT32, Dtype
+from safe_dtype.optimizing.attempts.load_model import save_module
+from safe_dtype.optimizing.environment import hashes
 from safe_dtype.optimizing.forms import maker_of, outputs_of
-from safe_dtype.optimizing.job import Dynamic
-from safe_dtype.optimizing.preflight import hashes
-from safe_dtype.optimizing.record import Attempt, Batch, Form, Optimization, Outcome, Status
-from safe_dtype.optimizing.record_file import write_record
-from safe_dtype.optimizing.subject import save_module
-from safe_dtype.optimizing.trust import remember_made
+from safe_dtype.optimizing.nouns.job import Dynamic
+from safe_dtype.optimizing.nouns.record import Batch, Form, FormAttempt, Optimization, Outcome, Status
+from safe_dtype.optimizing.nouns.record_file import write_record
+from safe_dtype.optimizing.serving.trust import remember_made
 
 TORCH = {"packages": {"torch": version("torch")}}
 # Inductor imports what torch itself deprecates.
@@ -71,7 +71,7 @@ def keep_original(model: torch.nn.Module, out: Path) -> str:
 
 
 def record_of(
-    attempt: Attempt, model_class: str, inputs: Mapping[str, torch.Tensor], dynamic: Mapping[str, Any]
+    attempt: FormAttempt, model_class: str, inputs: Mapping[str, torch.Tensor], dynamic: Mapping[str, Any]
 ) -> Optimization:
     """Return the record of an optimization with one attempt."""
     traced = {
@@ -109,7 +109,7 @@ def optimized(
                 copy.deepcopy(model).to(getattr(torch, dtype.name)), dict(inputs), artifact, dynamic=Dynamic(batch)
             )
         files = hashes(artifact)
-    attempt = Attempt(
+    attempt = FormAttempt(
         form, dtype, Outcome.VERIFIED, artifact="attempts/00/artifact" if files else "", artifact_files=files, **more
     )
     found = record_of(attempt, model_class, inputs, {"batch": list(batch) if batch else None, "dims": {}})

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from safe_dtype.errors import BackupError, EnvironmentNotFitError, MissingShardError, NotRestorableError
 from safe_dtype.optimizing import backup as module
 from safe_dtype.optimizing.backup import Way, back_up, read_backup, restore
-from safe_dtype.optimizing.preflight import hashes
+from safe_dtype.optimizing.environment import hashes
 
 LARGE = 2**20  # bytes from which on a file is linked
 

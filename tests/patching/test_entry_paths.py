@@ -140,7 +140,7 @@ PATHS: dict[str, Load] = {
 
 def times_planned(caplog: pytest.LogCaptureFixture) -> int:
     """Count the plans that were logged."""
-    return sum(one.name == "safe_dtype.loading.plans" and one.levelno == logging.INFO for one in caplog.records)
+    return sum(one.name == "safe_dtype.loading.plan_request" and one.levelno == logging.INFO for one in caplog.records)
 
 
 @pytest.mark.parametrize("path", PATHS)

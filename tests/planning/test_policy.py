@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from safe_dtype.dtypes import BFLOAT16, FLOAT32
 from safe_dtype.errors import PolicyError
+from safe_dtype.facts import BFLOAT16, FLOAT32
 from safe_dtype.planning import Policy, Workload
 
 

@@ -6,7 +6,7 @@ import factories as f
 import pytest
 
 from safe_dtype.devices import prior_facts
-from safe_dtype.dtypes import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from safe_dtype.planning import Policy, make_plan
 
 

@@ -18,8 +18,8 @@ from publishing.loopback import LoopbackHub, drop, lose_response, status, trunca
 from publishing.stages import held, hurried, ours, sharded, whole, written
 
 from safe_dtype.errors import PublishError
-from safe_dtype.publishing.push import push
-from safe_dtype.publishing.receipts import read_receipt
+from safe_dtype.publishing.pushing.journal import read_receipt
+from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.release import State, Target
 
 FOR_EVER = 10**9

@@ -11,12 +11,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from publishing.loopback import LoopbackHub
 
-from safe_dtype.publishing.hub import Hub, Patience
-from safe_dtype.publishing.push import push
+from safe_dtype.publishing.pushing.client import Hub, HubPatience
+from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.release import Target
 
 REPO = "org/model-fp16"
-HURRIED = Patience(waits=(0, 0), polls=(0, 0))
+HURRIED = HubPatience(waits=(0, 0), polls=(0, 0))
 
 
 def hurried(hub: LoopbackHub, token: str | bool | None = None) -> Hub:

@@ -33,12 +33,12 @@ from publishing.scenarios import (
 )
 from publishing.stages import push_alone, written
 
-from safe_dtype.publishing.receipts import read_receipt
+from safe_dtype.publishing.pushing.journal import read_receipt
 from safe_dtype.publishing.release import State, Target
 
 # Each child begins as a copy of a process that has imported the client already, and has no threads.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["publishing.stages", "safe_dtype.publishing.push"])
+PROCESSES.set_forkserver_preload(["publishing.stages", "safe_dtype.publishing.pushing.push"])
 
 _XET = """
 import json, pathlib, sys, tempfile

@@ -11,8 +11,8 @@ import torch
 from tiny_models import TINY
 
 from safe_dtype.facts import Drift
-from safe_dtype.publishing.card import write_card
-from safe_dtype.publishing.evidence import (
+from safe_dtype.publishing.staging.card import write_card
+from safe_dtype.publishing.staging.evidence import (
     Base,
     Evidence,
     Fidelity,
@@ -21,8 +21,8 @@ from safe_dtype.publishing.evidence import (
     read_evidence,
     write_evidence,
 )
-from safe_dtype.publishing.plots import write_plots
-from safe_dtype.publishing.tree import counts_of, digests_of
+from safe_dtype.publishing.staging.plots import write_plots
+from safe_dtype.publishing.staging.staged_files import counts_of, digests_of
 
 BASE = Base("org/model", "0123456789abcdef0123456789abcdef01234567", "mit", saved="bfloat16", bytes=82_000)
 

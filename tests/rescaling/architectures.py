@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import transformers as tf
 
-from safe_dtype.gauges import Gauge, Move
-from safe_dtype.rescaling.discover import Discovery, discover
-from safe_dtype.rescaling.twin import Twin, make_twin
+from safe_dtype.facts import Gauge, Move
+from safe_dtype.rescaling.discovery.discover import Discovery, discover
+from safe_dtype.rescaling.discovery.twin import Twin, make_twin
 
 _TEXT = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from safe_dtype.gauges import Gauge, Move, Part
+from safe_dtype.facts import Gauge, Move, Part
 
 
 def residual(model: nn.Module) -> Gauge:
@@ -31,7 +31,7 @@ def scores(model: nn.Module) -> Gauge:
 
 def product(model: nn.Module, *, of: float = 0.5) -> Gauge:
     """Return the gauge that makes the second half of a fused gate and up projection smaller, and down larger."""
-    from safe_dtype.gauges import Rows
+    from safe_dtype.facts import Rows
 
     moves = []
     for name, _ in model.named_parameters():

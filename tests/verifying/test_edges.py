@@ -17,7 +17,7 @@ from safe_dtype.errors import (
     NothingToCompareError,
     UnsteadyReferenceError,
 )
-from safe_dtype.planning import beyond
+from safe_dtype.facts import beyond
 from safe_dtype.verifying import random_batches
 
 BATCH = {"input_ids": torch.arange(3, 11)[None]}

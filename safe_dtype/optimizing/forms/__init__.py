@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..record import Form
+from ..nouns.record import Form
 from . import aoti, compiled, eager, exported, onnx, torchscript
 from .flat import outputs_of
 from .maker import Maker, Run

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ...dtypes import Dtype
-from ..job import Dynamic
+from ...facts import Dtype
+from ..nouns.job import Dynamic
 from .compiler import missing_compiler
 from .exported import program_of
 from .maker import Run

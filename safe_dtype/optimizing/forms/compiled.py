@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ...dtypes import Dtype
-from ..job import Dynamic
+from ...facts import Dtype
+from ..nouns.job import Dynamic
 from .compiler import missing_compiler
 from .flat import outputs_of
 from .maker import Build, Run

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...dtypes import Dtype
-from ..job import Dynamic
+from ...facts import Dtype
+from ..nouns.job import Dynamic
 from .flat import flat_outputs
 from .maker import Run
 

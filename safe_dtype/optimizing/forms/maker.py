@@ -9,8 +9,8 @@ from typing import Protocol
 
 import torch
 
-from ...dtypes import Dtype
-from ..job import Dynamic
+from ...facts import Dtype
+from ..nouns.job import Dynamic
 
 Run = Callable[..., dict[str, torch.Tensor]]  # takes the model's keyword inputs; outputs by name, as `outputs_of`
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...dtypes import BFLOAT16, Dtype
-from ..job import Dynamic
+from ...facts import BFLOAT16, Dtype
+from ..nouns.job import Dynamic
 from .exported import dynamic_shapes, is_of_transformers, program_of
 from .flat import flat_outputs, outputs_of
 from .maker import Run

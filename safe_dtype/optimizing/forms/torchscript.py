@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ...dtypes import Dtype
-from ..job import Dynamic
+from ...facts import Dtype
+from ..nouns.job import Dynamic
 from .flat import outputs_of
 from .maker import Run
 

@@ -1,0 +1,94 @@
+"""The files of one checkpoint, in a local folder or in a repository on the Hub, behind the same few questions."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import CheckpointNotFoundError
+from ..facts import TensorFacts, Where
+from ..hub.headers import read_local_header
+from ..hub.repository import HubRepository
+
+
+class Files(Protocol):
+    """What reading a checkpoint asks of the place where it lies."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file called `name`."""
+
+    def local(self, name: str) -> Path:
+        """Return the path of `name`, downloaded where need be."""
+
+    def header(self, name: str) -> tuple[TensorFacts, ...]:
+        """Return the tensors of the safetensors file `name`, without reading them."""
+
+
+class LocalFiles:
+    """The files of a folder on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file called `name`."""
+        return (self._folder / name).is_file()
+
+    def local(self, name: str) -> Path:
+        """Return the path of `name`."""
+        return self._folder / name
+
+    def header(self, name: str) -> tuple[TensorFacts, ...]:
+        """Return the tensors of the safetensors file `name`."""
+        return read_local_header(self._folder / name)
+
+
+class HubFiles:
+    """The files of a repository: from the cache where they are there, else asked of the Hub."""
+
+    def __init__(self, where: Where) -> None:
+        self._where = where
+        self._repository = HubRepository(where)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return self._repository.names()
+
+    def _full(self, name: str) -> str:
+        return f"{self._where.subfolder}/{name}" if self._where.subfolder else name
+
+    def has(self, name: str) -> bool:
+        """Whether the cache, else the repository, has a file called `name`."""
+        return self._repository.cached(self._full(name)) is not None or self._full(name) in self._names
+
+    def local(self, name: str) -> Path:
+        """Return the path of `name` in the cache, downloaded where need be."""
+        return self._repository.cached(self._full(name)) or self._repository.download(self._full(name))
+
+    def header(self, name: str) -> tuple[TensorFacts, ...]:
+        """Return the tensors of the safetensors file `name`: a range request, unless it is in the cache."""
+        cached = self._repository.cached(self._full(name))
+        return read_local_header(cached) if cached else self._repository.header(self._full(name))
+
+
+def files_of(where: Where) -> Files:
+    """Return the files that `where` names.
+
+    Raises:
+        CheckpointNotFoundError: If it reads like a folder and none is there.
+    """
+    path = Path(where.source)
+    if where.name and path.is_dir():
+        folder = path / where.subfolder
+        if not folder.is_dir():
+            raise CheckpointNotFoundError(where.name, f"has no subfolder {where.subfolder!r}", "check the name")
+        return LocalFiles(folder)
+    if not _can_be_a_repository(where.name):
+        raise CheckpointNotFoundError(where.name, "no such file or folder", "check the path")
+    return HubFiles(where)
+
+
+def _can_be_a_repository(name: str) -> bool:
+    looks_local = name.startswith((".", "/", "~", "\\")) or name.endswith("/") or Path(name).is_absolute()
+    return bool(name) and not looks_local and name.count("/") <= 1 and "\\" not in name

@@ -1,0 +1,259 @@
+"""The commands that plan, load and measure models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from ..errors import NoSuchDeviceError
+from ..planning import Plan, Policy
+from ..planning.policy import DEFAULT_MAX_DRIFT
+from .options import DEVICE, FORMAT, bar, columns, progress
+
+_POLICY = click.option(
+    "--policy", default="auto", show_default=True, metavar="TEXT",
+    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, max_drift=X, "
+    "variants=say|use|ignore; comma-separated.",
+)  # fmt: skip
+_OF_A_PLAN = (
+    click.argument("model", metavar="MODEL"),
+    DEVICE,
+    _POLICY,
+    click.option("--dtype", metavar="DTYPE", help="An order: this dtype, with a warning where it does not do."),
+    click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is asked for on the command line."""
+
+    model: str
+    device: str | None
+    policy: Policy
+    dtype: str | None
+    revision: str | None
+
+
+def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the arguments of a plan, and hand them over as one `Asked`."""
+
+    @wraps(command)
+    def with_asked(*, model: str, policy: str, **given: Any) -> None:
+        names = ("device", "dtype", "revision")
+        asked = Asked(model=model, policy=Policy.parse(policy), **{name: given.pop(name) for name in names})
+        command(asked, **given)
+
+    for parameter in reversed(_OF_A_PLAN):
+        with_asked = parameter(with_asked)
+    return with_asked
+
+
+@click.command()
+@DEVICE
+@click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
+@FORMAT
+def doctor(*, device: str | None, refresh: bool, form: str) -> None:
+    """Measure this machine: every device, every dtype, and what torch claims about them."""
+    from ..commands.doctor import device_text, device_to_dict
+    from ..devices import detect, facts_of
+
+    found = []
+    for name in [device] if device else [one.device for one in detect()]:
+        with progress(f"measuring {name}"):
+            found.append(facts_of(name, refresh=refresh))
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, "devices": [device_to_dict(one) for one in found]}, indent=2))
+    else:
+        click.echo("\n\n".join(device_text(one, width=columns()) for one in found))
+
+
+@click.command()
+@_asks_for_a_plan
+@FORMAT
+def plan(asked: Asked, *, form: str) -> None:
+    """Show which dtype MODEL gets here, and why the others do not.
+
+    Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
+    "NVIDIA Tesla T4": the plan then rests on a table of priors, and says so.
+    """
+    here = asked.device is None or _is_here(asked.device)
+    made = _plan_here(asked) if here else _plan_by_priors(asked)
+    click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=columns()))
+
+
+@click.command()
+@_asks_for_a_plan
+@click.argument("prompt")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="When to stop.")
+@click.option("--chat", is_flag=True, help="Send PROMPT as a user's message, through the model's chat template.")
+@FORMAT
+def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form: str) -> None:
+    """Continue PROMPT with MODEL, token by token; then say in which dtype, why, and how fast."""
+    made = _plan_here(asked)
+    from ..commands.generate import Generator
+
+    with progress(f"loading {asked.model} in {made.storage}"):
+        generator = Generator.load(asked.model, made, revision=asked.revision)
+    as_text = form == "text"
+    said = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
+    if as_text:
+        click.echo(said.closing_line(made), err=True)
+    else:
+        click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
+
+
+@click.command()
+@click.argument("model")
+@DEVICE
+@click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: what `plan` chooses here, as it is loaded]")
+@click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
+@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8; else one of ours.")
+@click.option(
+    "--tokens", type=click.IntRange(min=2), default=512, show_default=True, help="Of the text; in batches of 128."
+)
+@click.option(
+    "--max-drift",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_MAX_DRIFT,
+    show_default=True,
+    help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
+)
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@FORMAT
+def verify(*, model: str, text: Path | None, max_drift: float, form: str, **given: Any) -> None:
+    """Measure how far MODEL in one dtype drifts from MODEL in another.
+
+    Loads both, one after the other, as plain transformers does; without --dtype the second as planned. Exits with
+    status 0 within the limit, 3 beyond it.
+    """
+    from ..commands.verify import Question, verify
+
+    words = _text_of(text) if text else None
+    with bar(f"verifying {model}") as tell:
+        found = verify(Question(model, text=words, max_drift=max_drift, **given), tell)
+    click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
+    if found.beyond:
+        click.get_current_context().exit(3)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
+@FORMAT
+def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -> None:
+    """Tell whether the weights of MODEL can be held in float16, and how much room there is.
+
+    Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
+    """
+    from ..checkpoints import audit
+    from ..commands.audit import audit_svg, audit_text
+    from ..facts import Where
+
+    with bar(f"auditing {model}") as tell:
+        found = audit(Where(model, revision=revision), progress=tell)
+    if plot:
+        plot.write(audit_svg(found))
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2))
+    else:
+        click.echo(audit_text(found, width=columns()))
+    if not found.fits:
+        click.get_current_context().exit(3)
+
+
+@click.command()
+@click.argument("model")
+@DEVICE
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
+)
+@click.option(
+    "--max-drift", type=click.FloatRange(min=0), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
+)
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
+@FORMAT
+def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **given: Any) -> None:
+    """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
+
+    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was found is
+    remembered for every later load. Exits with status 0 where float16 does, 3 where it does not.
+    """
+    words = _text_of(text) if text else None
+    with progress(f"running {model}"):
+        from ..commands.rescue import rescue
+
+        found = rescue(model, text=words, **given)
+    if plot:
+        plot.write(found.as_svg())
+    click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
+    if found.beyond:
+        click.get_current_context().exit(3)
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@_POLICY
+@click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(*, policy: str, as_module: bool, script: str, arguments: tuple[str, ...]) -> None:
+    """Run the Python program SCRIPT as it is, with every model that it loads planned and guarded.
+
+    What comes after SCRIPT is its own. The processes that it starts are covered as well. Launchers that take a module
+    take this one: `accelerate launch -m safe_dtype.run train.py`, `torchrun -m safe_dtype.run train.py`.
+    """
+    from ..patching.script import become_python
+
+    become_python([*(["-m"] if as_module else []), script, *arguments], Policy.parse(policy))
+
+
+def _is_here(device: str) -> bool:
+    from ..devices import detect_one
+
+    try:
+        detect_one(device)
+    except NoSuchDeviceError:
+        return False
+    return True
+
+
+def _plan_here(asked: Asked) -> Plan:
+    with progress(f"measuring {asked.device or 'this machine'} for {asked.model}"):
+        from ..loading import Request, plan_request
+
+        arguments = {"dtype": asked.dtype, "revision": asked.revision, "device_map": asked.device}
+        return plan_request(Request(asked.model, arguments), asked.policy)
+
+
+def _plan_by_priors(asked: Asked) -> Plan:
+    from ..checkpoints import read_checkpoint
+    from ..devices import prior_facts
+    from ..facts import Where, dtype_named
+    from ..planning import make_plan
+
+    device = prior_facts(str(asked.device))
+    checkpoint = read_checkpoint(Where(asked.model, revision=asked.revision))
+    return make_plan(device, checkpoint, asked.policy, ordered=dtype_named(asked.dtype) if asked.dtype else None)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as exc:
+        raise click.BadParameter(
+            f"{file} is not UTF-8: {exc.reason} at byte {exc.start}.", param_hint="--text"
+        ) from exc
+    if not text.strip():
+        raise click.BadParameter(f"{file} is empty.", param_hint="--text")
+    return text

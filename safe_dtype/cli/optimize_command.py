@@ -1,0 +1,149 @@
+"""`safe-dtype optimize`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import UnknownDtypeError
+from ..facts import dtype_named
+from ..optimizing.nouns.goal import Goal
+from ..optimizing.nouns.job import Dynamic, Range
+from ..optimizing.nouns.record import Form, Status
+from .options import DEVICE, FORMAT
+
+_FORMS = ["auto", *(str(one) for one in Form if one is not Form.TORCHSCRIPT)]
+
+# Which dimensions --size and --length mean, of transformers' inputs. Masks and types follow.
+_SIZE, _LENGTH = ("pixel_values", (2, 3)), ("input_ids", (1,))
+
+
+class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """LOW..HIGH, both included."""
+
+    name = "LOW..HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Range:
+        """Read it."""
+        if isinstance(value, tuple):
+            return value
+        low, dots, high = str(value).partition("..")
+        if not (dots and low.isdecimal() and high.isdecimal() and 0 < int(low) <= int(high)):
+            self.fail(f"{value!r} is no range such as 1..32.", param, ctx)
+        return int(low), int(high)
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where everything goes.")
+@click.option("--form", "wanted", type=click.Choice(_FORMS), default="auto", show_default=True, help="Which form.")
+@click.option("--dtype", default="auto", show_default=True, metavar="DTYPE", help="Which dtype.")
+@click.option("--batch", type=_Ends(), help="How many rows a call may have.  [default: as many as the inputs]")
+@click.option("--size", type=_Ends(), help="How high and wide images may be, in pixels.")
+@click.option("--length", type=_Ends(), help="How long token sequences may be.")
+@click.option(
+    "--inputs", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="A safetensors file with the inputs of one call, by name.  [default: made from the config]",
+)  # fmt: skip
+@click.option(
+    "--data", type=click.Path(exists=True, path_type=Path), metavar="PATH",
+    help="Your texts, images or tensors, a file or a folder: what is chosen is verified on them as well.",
+)  # fmt: skip
+@click.option(
+    "--max-drift", type=click.FloatRange(min=0),
+    help="Of a dtype from float32, in the unit of `verify`.  [default: limits of each dtype's own]",
+)  # fmt: skip
+@click.option("--allow-torchscript", is_flag=True, help="Try a trace, too: deprecated, and blind to branches.")
+@click.option("--via", type=click.Choice(["optimum-onnx"]), help="Let another exporter make the ONNX file.")
+@click.option("--task", metavar="TEXT", help="optimum's name of the task.  [default: from the config]")
+@click.option("--keep", is_flag=True, help="Keep the files of every verified form, not the chosen one's alone.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=900, show_default=True, help="Seconds an attempt gets."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch.  [default: its own choice]")
+@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@DEVICE
+@click.option("--dry-run", is_flag=True, help="Show what would be tried here, and run nothing.")
+@click.option("--restore", is_flag=True, help="Bring back the original that --out holds; nothing else is done.")
+@FORMAT
+def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **given: Any) -> None:
+    """Find the fastest form of MODEL that computes the same: compiled, exported, ONNX, or as it is.
+
+    Every form and dtype is tried in a process of its own and held against eager float32: on the traced inputs, on
+    others that take other branches and shapes, loaded again in a fresh process, and on your data. MODEL is never
+    touched, and kept in DIR/original. DIR/report.md says what was tried; load the result with
+    safe_dtype.load_optimized(DIR).
+
+    Exits with status 0 where the form that was asked for is reached, 3 where it fell back to another one that is
+    verified, 4 where no dtype passed, 5 where this machine lacks something, 2 for a wrong usage.
+    """
+    if restore:
+        _restore(given["out"])
+        return
+    if model is None:
+        raise click.UsageError("Missing argument 'MODEL'.")
+    goal = _goal(given)
+    if dry_run:
+        _dry_run(model, goal, form)
+        return
+    if given["out"] is None:
+        raise click.UsageError("Missing option '--out'.")
+    from ..optimizing.inputs.synthetic import read_inputs
+    from ..optimizing.nouns.record_file import to_dict
+    from ..optimizing.optimize_model import reach
+    from ..optimizing.report.report import summary_text
+
+    inputs = read_inputs(given["inputs"]) if given["inputs"] else None
+    found = reach(
+        goal, model, inputs, out=given["out"], data=given["data"], tell=lambda text: click.echo(text, err=True)
+    )
+    click.echo(json.dumps(to_dict(found), indent=2) if form == "json" else summary_text(found))
+    if found.status is not Status.REACHED:
+        click.get_current_context().exit(int(found.status))
+
+
+def _goal(given: Mapping[str, Any]) -> Goal:
+    try:
+        dtype = None if given["dtype"] == "auto" else dtype_named(given["dtype"])
+    except UnknownDtypeError as exc:
+        raise click.BadParameter(str(exc), param_hint="--dtype") from exc
+    dims: dict[str, dict[int, Range]] = {}
+    for ends, (name, places) in ((given["size"], _SIZE), (given["length"], _LENGTH)):
+        if ends:
+            dims[name] = dict.fromkeys(places, ends)
+    if given["via"] and given["wanted"] not in ("auto", str(Form.ONNX)):
+        raise click.UsageError(f"--via makes an ONNX file: it does not go with --form {given['wanted']}.")
+    form = None if given["wanted"] == "auto" else Form(given["wanted"])
+    return Goal(
+        form=Form.ONNX if given["via"] else form,
+        dtype=dtype,
+        dynamic=Dynamic(given["batch"], dims),
+        torchscript=given["allow_torchscript"],
+        max_drift=given["max_drift"],
+        seconds=given["timeout"],
+        device=given["device"],
+        threads=given["threads"],
+        keep=given["keep"],
+        via=given["via"] or "",
+        task=given["task"] or "",
+        revision=given["revision"],
+    )
+
+
+def _restore(out: Path | None) -> None:
+    if out is None:
+        raise click.UsageError("--restore needs --out DIR: the folder that an earlier run wrote.")
+    from ..optimizing.backup import restore
+
+    click.echo(str(restore(out)))
+
+
+def _dry_run(model: str, goal: Goal, form: str) -> None:
+    from ..optimizing.dry_run import dry_run
+
+    found = dry_run(model, goal)
+    click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else found.as_text())

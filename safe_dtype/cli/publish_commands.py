@@ -1,0 +1,231 @@
+"""`safe-dtype publish` and its verbs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..planning.policy import DEFAULT_MAX_DRIFT
+from .options import FORMAT, steps
+
+_FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+_REPO = click.option("--repo", required=True, metavar="ORG/NAME", help="Where it goes.")
+_REVISION = click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="The branch.")
+_PUBLIC = click.option("--public", is_flag=True, help="Make a new repository public once it is verified.")
+_STAGING = (
+    click.option("--dtype", metavar="DTYPE", help="float16, bfloat16, float32.  [default: what `plan` chooses here]"),
+    click.option("--base", metavar="ORG/NAME", help="The repository that SOURCE came from, where it is a folder."),
+    click.option("--license", metavar="ID", help="Where the base's card names none."),
+    click.option(
+        "--needs", type=click.Choice(["safe_dtype"]),
+        help="Publish it even though plain transformers computes something else with it; the card says so first.",
+    ),
+    click.option(
+        "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8, to measure on."
+    ),
+    click.option(
+        "--max-drift", type=click.FloatRange(min=0), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
+    ),
+    click.option("--source-revision", metavar="REV", help="A branch, tag or commit of SOURCE on the Hub."),
+)  # fmt: skip
+
+
+def _stages(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_STAGING):
+        command = option(command)
+    return command
+
+
+@click.group()
+def publish() -> None:
+    """Put a variant of a model on the Hub: measured, in one commit, and read back.
+
+    `push` does everything. The other verbs are its steps, and what one wants to know before and after.
+    """
+
+
+@publish.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to stage it.")
+@_stages
+def stage(*, source: str, out: Path, **options: Any) -> None:
+    """Make the folder that is to be published of SOURCE, and measure it.
+
+    SOURCE is a repository, a folder, or what `optimize` made. Nothing is sent.
+    """
+    from ..publishing.staging.stage import stage as make
+
+    asked = _asked(options)
+    with steps(f"staging {source}") as tell:
+        staged = make(source, out, revision=asked.pop("source_revision"), progress=tell, **asked)
+    click.echo(f"staged in {staged.folder}: {staged.evidence.dtype}, {staged.evidence.bytes:,} bytes of weights")
+
+
+@publish.command()
+@_FOLDER
+def check(*, folder: Path) -> None:
+    """Check a staged FOLDER without sending anything. Exits with status 0 where all is well, 3 where not."""
+    from ..publishing.staging.check import check as problems_of
+
+    problems = problems_of(folder)
+    click.echo("\n".join(problems) or f"{folder}: fit to be published")
+    if problems:
+        click.get_current_context().exit(3)
+
+
+@publish.command()
+@_FOLDER
+@click.option("--repo", metavar="ORG/NAME", help="Where it is going: what the card tells people to load.")
+def card(*, folder: Path, repo: str | None) -> None:
+    """Render the card of a staged FOLDER into its README.md, and print it."""
+    from ..publishing.staging.card import write_card
+
+    click.echo(write_card(folder, repo=repo))
+
+
+@publish.command()
+@_FOLDER
+@_REPO
+@_REVISION
+@_PUBLIC
+@FORMAT
+def diff(*, folder: Path, repo: str, revision: str, public: bool, form: str) -> None:
+    """Show what pushing a staged FOLDER would change. Nothing is written anywhere."""
+    from ..publishing.pushing.changes import changes_text
+    from ..publishing.pushing.changes import diff as changes_of
+    from ..publishing.pushing.client import Hub
+    from ..publishing.release import Target
+
+    changes = changes_of(folder, Target(repo, revision, public), api=Hub.connect())
+    click.echo(json.dumps(changes.to_dict(), indent=2) if form == "json" else changes_text(changes))
+
+
+@publish.command()
+@click.argument("source")
+@_REPO
+@_REVISION
+@_PUBLIC
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to stage.  [default: in the cache]")
+@click.option("--rebase", is_flag=True, help="Go on where somebody else's commit touched none of these files.")
+@_stages
+@FORMAT
+def push(*, source: str, repo: str, revision: str, public: bool, out: Path | None, **given: Any) -> None:
+    """Stage SOURCE where it is not staged yet, check it, write its card, push it in one commit, and read it back.
+
+    A second run goes on where the first one ended. Exits with status 0 where it is published, else with what the error
+    says: 3 nothing was sent, 4 the revision is as it was, 5 somebody else moved it, 6 unknown, 7 published but not
+    read back, 8 published and not what was staged, 9 published and still private.
+    """
+    from ..publishing.publish_variant import prepare, staged_folder
+    from ..publishing.pushing.client import Hub
+    from ..publishing.pushing.push import push as send
+    from ..publishing.release import Target
+
+    form, rebase = given.pop("form"), given.pop("rebase")
+    target = Target(repo, revision, public)
+    with steps(f"staging {source}") as step:
+        folder = staged_folder(source, target, folder=out, options=_asked(given), tell=step)
+    hub = Hub.connect()
+    prepare(folder, target, api=hub)
+    with _bars(f"publishing {target}") as tell:
+        receipt = send(folder, target, api=hub, progress=tell, rebase=rebase)
+    if form == "json":
+        click.echo(json.dumps({**receipt.to_dict(), "folder": str(folder)}, indent=2))
+    else:
+        click.echo(f"{receipt.state}: {receipt.url} ({len(receipt.files)} files, staged in {folder})")
+
+
+@publish.command()
+@click.argument("target", metavar="ORG/NAME[@REV]")
+@click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A staged folder.")
+@click.option("--full", is_flag=True, help="Download every byte, and hash it.")
+@FORMAT
+def verify(*, target: str, against: Path | None, full: bool, form: str) -> None:
+    """Check what a repository holds against a staged folder, or against its own safe_dtype.json.
+
+    Exits with status 0 where it is right, 8 where not.
+    """
+    from ..publishing.pushing.client import Hub
+    from ..publishing.pushing.readback import verify as held_against
+    from ..publishing.release import State
+
+    with _bars(f"verifying {target}") as tell:
+        found = held_against(_target(target), api=Hub.connect(), against=against, full=full, progress=tell)
+    if form == "json":
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        verdict = "\n".join(found.problems) or f"right: {found.files} files, held against {found.against}"
+        click.echo(f"{found.target} at {found.oid[:12]}: {verdict}")
+    if not found.right:
+        click.get_current_context().exit(State.BROKEN.exit_status)
+
+
+@publish.command()
+@_FOLDER
+@FORMAT
+def status(*, folder: Path, form: str) -> None:
+    """Say how the publication of a staged FOLDER stands: by its receipt, and on the Hub now.
+
+    Exits with the status of `push`.
+    """
+    from ..publishing.pushing.client import Hub
+    from ..publishing.pushing.status import status as standing_of
+
+    found = standing_of(folder, Hub.connect())
+    if form == "json":
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        changed = "; the folder was changed since" if found.changed_since else ""
+        click.echo(f"{found.state}: {found.said}{changed}")
+    click.get_current_context().exit(found.state.exit_status)
+
+
+@publish.command()
+@click.argument("target", metavar="ORG/NAME[@BRANCH]")
+@click.option("--to", "oid", required=True, metavar="COMMIT", help="Whose files the branch is to hold again.")
+def rollback(*, target: str, oid: str) -> None:
+    """Make a branch hold the files of an earlier commit, by a new commit on top. No history is rewritten."""
+    from ..publishing.pushing.client import Hub
+    from ..publishing.pushing.rollback import rollback as go_back
+
+    receipt = go_back(_target(target), oid, api=Hub.connect())
+    click.echo(f"{receipt.state}: {receipt.url}{f' ({receipt.note})' if receipt.note else ''}")
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    asked = dict(options)
+    if asked.get("text") is not None:
+        asked["text"] = Path(asked["text"]).read_text(encoding="utf-8")
+    return asked
+
+
+def _target(named: str) -> Any:
+    from ..publishing.release import Target
+
+    repo, _, revision = named.partition("@")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
+        raise click.BadParameter(f"{named!r} is no repository such as org/name or org/name@branch.")
+    return Target(repo, revision or "main")
+
+
+@contextmanager
+def _bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for every step: call what is yielded with (step, done, of how many)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        bars: dict[str, Any] = {}
+
+        def tell(step: str, done: int, total: int) -> None:
+            if step not in bars:
+                bars[step] = shown.add_task(f"{what}: {step}", total=total)
+            shown.update(bars[step], completed=done, total=total)
+
+        yield tell

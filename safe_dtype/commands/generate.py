@@ -1,0 +1,121 @@
+"""Text from a planned model, streamed and timed: what `safe-dtype generate` does."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, TextIO
+
+import torch
+import transformers
+
+from ..errors import CheckpointError
+from ..guarding import report
+from ..loading import SafeAutoModel
+from ..planning import Plan
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer and its timing."""
+
+    text: str
+    new_tokens: int
+    first_token_seconds: float  # the prompt's forward pass and the first token
+    seconds: float  # everything
+    events: tuple[str, ...] = ()  # what the guard had to do
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second after the first one; of the whole where there is only one."""
+        later = self.seconds - self.first_token_seconds
+        return (self.new_tokens - 1) / later if self.new_tokens > 1 and later > 0 else self.new_tokens / self.seconds
+
+    def closing_line(self, plan: Plan) -> str:
+        """Return the dtype, why, and the speed, in one line; in lines below it what the guard had to do."""
+        dtype = plan.chosen.candidate if plan.chosen else plan.compute
+        return (
+            f"[{dtype} on {plan.device_name}, {plan.reason} | {self.new_tokens} tokens, "
+            f"{self.tokens_per_second:.1f} tokens/s, first after {self.first_token_seconds * 1e3:.0f} ms]"
+            + "".join(f"\n[{event}]" for event in self.events)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as plain values."""
+        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+
+
+class _TimedStreamer(transformers.TextStreamer):  # type: ignore[misc]
+    """Writes text to `stream` as it comes, and notes when the first token came."""
+
+    def __init__(self, tokenizer: Any, stream: TextIO | None) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stream = stream
+        self._started = time.perf_counter()
+        self._puts = 0
+        self.first_token_seconds = 0.0
+
+    def put(self, value: Any) -> None:
+        """Take the prompt, then one token a call."""
+        self._puts += 1
+        if self._puts == 2:
+            self.first_token_seconds = time.perf_counter() - self._started
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Write what is ready, and end the line at the end."""
+        if self._stream is not None:
+            self._stream.write(text + "\n" * stream_end)
+            self._stream.flush()
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A loaded model with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @classmethod
+    def load(cls, source: str, plan: Plan, *, revision: str | None = None) -> Generator:
+        """Load `source` with `plan`, on the plan's device.
+
+        Raises:
+            CheckpointError: If it has no tokenizer, or its architecture does not generate.
+        """
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as exc:
+            raise CheckpointError(source, "has no tokenizer that transformers can load", "pass one that has") from exc
+        where = {} if plan.device_map else {"device_map": plan.device.partition(",")[0]}
+        model = SafeAutoModel.from_pretrained(source, plan=plan, revision=revision, **where).eval()
+        if not getattr(model, "can_generate", lambda: False)():
+            raise CheckpointError(source, f"{type(model).__name__} does not generate text", "pass a language model")
+        return cls(model, tokenizer)
+
+    def answer(self, prompt: str, *, max_new_tokens: int, chat: bool = False, stream: TextIO | None = None) -> Said:
+        """Continue `prompt`, writing to `stream` as the tokens come.
+
+        Raises:
+            CheckpointError: If `chat` is asked of a model without a chat template.
+        """
+        inputs = self._chat_inputs(prompt) if chat else self.tokenizer(prompt, return_tensors="pt")
+        inputs.pop("token_type_ids", None)  # some tokenizers make them, no decoder takes them
+        inputs = inputs.to(self.model.device)
+        streamer = _TimedStreamer(self.tokenizer, stream)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            found = self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer)[0]
+        seconds = time.perf_counter() - started
+        given = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        text = self.tokenizer.decode(found[given:], skip_special_tokens=True)
+        events = tuple(str(event) for event in report(self.model).events)
+        return Said(text, len(found) - given, streamer.first_token_seconds, seconds, events)
+
+    def _chat_inputs(self, prompt: str) -> Any:
+        if not self.tokenizer.chat_template:
+            raise CheckpointError(self.tokenizer.name_or_path, "has no chat template", "leave out --chat")
+        messages = [{"role": "user", "content": prompt}]
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )

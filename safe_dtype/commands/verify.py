@@ -1,0 +1,132 @@
+"""A checkpoint in one dtype against itself in another: what `safe-dtype verify` does."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..devices import default_device, detect_one
+from ..errors import UnknownDtypeError
+from ..facts import COMPUTE, Drift, Dtype, beyond, dtype_named
+from ..loading import Request, SafeAutoModel, plan_request
+from ..planning import Plan
+from ..verifying import Checkpoint, drift_from, record_outputs
+
+_FEW_BATCHES = 8  # of 8 tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be verified, as asked on the command line."""
+
+    model: str
+    dtype: str | None  # None: whatever way of running it the plan for `device` chooses
+    against: str
+    device: str | None  # None: the first accelerator, else the CPU
+    revision: str | None
+    text: str | None  # None: the built-in one
+    tokens: int  # of the text, at most; above 128 rounded up to batches of 128
+    max_drift: float  # in the unit that `planning.beyond` gives to each kind
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The answer: a drift, and the verdict on it."""
+
+    model: str
+    candidate: str  # a dtype, or the plan's way to store and compute
+    against: Dtype
+    device: str
+    drift: Drift
+    max_drift: float
+    beyond: str | None  # why the drift is too large; None where it is not
+
+    def as_text(self) -> str:
+        """Return a headline, a line for each figure that was measured, and the verdict."""
+        drift = self.drift
+        figures = {
+            "mean KL": f"{drift.kl_mean:.3g} nats",
+            "99 % of the KL up to": f"{drift.kl_p99:.3g} nats",
+            "same top-1": f"{drift.top1_agreement:.2%}",
+            "largest difference": f"{drift.max_abs:.3g}",
+            "relative RMS": f"{drift.rel_rms:.3g}",
+            "perplexity ratio": None if drift.perplexity_ratio is None else f"{drift.perplexity_ratio:.6f}",
+            "cosine of hidden states": None if drift.hidden_cosine is None else f"{drift.hidden_cosine:.7f}",
+            "mIoU": None if drift.miou is None else f"{drift.miou:.4f}",
+        }
+        lines = [
+            f"{self.model}: {self.candidate} against {self.against} on {self.device}, {drift.positions} {drift.kind}"
+        ]
+        lines += [f"  {name:<26}{value}" for name, value in figures.items() if value is not None]
+        verdict = f"BEYOND: {self.beyond}" if self.beyond else f"within the limit of {self.max_drift:.3g}"
+        return "\n".join([*lines, verdict])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as plain values. JSON has no infinity: it is the text "inf"."""
+        drift = {
+            name: "inf" if isinstance(value, float) and math.isinf(value) else value
+            for name, value in asdict(self.drift).items()
+        }
+        return {
+            "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
+            "drift": drift, "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
+        }  # fmt: skip
+
+
+def verify(question: Question, progress: Callable[[int, int], None] | None = None) -> Verification:
+    """Load the reference, record what it says of a text, let go of it; load the candidate and compare.
+
+    The reference, and a candidate that is named by its dtype, are loaded as plain transformers does, so that the drift
+    is that of the dtype and of nothing of ours. Without a dtype the plan is verified, as it would be loaded.
+
+    Args:
+        question: What to verify.
+        progress: Is told after every batch how many are done, and of how many: each counts twice.
+
+    Raises:
+        CheckpointError: If the checkpoint, or its tokenizer, cannot be found or read.
+        NoSuchDeviceError: If the device is not here.
+        UnknownDtypeError: If a dtype is none that models compute in.
+        VerifyError: If the outputs cannot be compared.
+    """
+    device = question.device or default_device()
+    detect_one(device)
+    against = _computable(question.against)
+    dtype = _computable(question.dtype) if question.dtype else None
+    plan = None if dtype else plan_request(_request(question, device), drifts="measured")
+    checkpoint = Checkpoint(question.model, device, {"revision": question.revision})
+    # A plan may compute few rows in another way than many.
+    batches = checkpoint.batches(question.text, tokens=question.tokens, few=_FEW_BATCHES if plan else 0)
+
+    def after(start: int) -> Callable[[int], None] | None:
+        return (lambda done: progress(start + done, 2 * len(batches))) if progress else None
+
+    with TemporaryDirectory(prefix="safe_dtype-verify-") as folder:
+        recording = record_outputs(checkpoint.load(against), batches, folder, progress=after(0))
+        gc.collect()  # models of transformers refer to themselves, and the next one needs the room
+        model = _as_planned(question, plan, device) if plan else checkpoint.load(dtype or against)
+        drift = drift_from(recording, model, batches, progress=after(len(batches)))
+    candidate = str(plan.chosen.candidate if plan and plan.chosen else dtype or against)
+    return Verification(
+        question.model, candidate, against, device, drift, question.max_drift, beyond(drift, question.max_drift)
+    )
+
+
+def _computable(name: str) -> Dtype:
+    dtype = dtype_named(name)
+    if dtype not in COMPUTE:
+        raise UnknownDtypeError(name, tuple(one.name for one in COMPUTE))
+    return dtype
+
+
+def _request(question: Question, device: str) -> Request:
+    return Request(question.model, {"revision": question.revision, "device_map": device})
+
+
+def _as_planned(question: Question, plan: Plan, device: str) -> Any:
+    arguments = {} if plan.device_map else {"device_map": device}
+    return SafeAutoModel.from_pretrained(question.model, plan=plan, revision=question.revision, **arguments).eval()

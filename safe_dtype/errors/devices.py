@@ -1,0 +1,45 @@
+"""Errors of dtypes by name, and of devices."""
+
+from __future__ import annotations
+
+from .base import SafeDtypeError
+
+
+class UnknownDtypeError(SafeDtypeError, ValueError):
+    """There is no number format of this name."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        return f"No dtype is called {self.name!r}. Known: {', '.join(self.known)}, and bf16, fp16, fp32, fp8."
+
+
+class DeviceError(SafeDtypeError, RuntimeError):
+    """Something is wrong with a device."""
+
+
+class NoSuchDeviceError(DeviceError):
+    """The device asked for is not on this machine."""
+
+    def __init__(self, device: str, found: tuple[str, ...]) -> None:
+        super().__init__(device, found)
+        self.device, self.found = device, found
+
+    def __str__(self) -> str:
+        return (
+            f"No device {self.device!r} here. Found: {', '.join(self.found)}. "
+            "Next: pass one of these, or the product name of a known device to `safe-dtype plan --device`."
+        )
+
+
+class ProbeError(DeviceError):
+    """The measurement itself could not run."""
+
+    def __init__(self, device: str, problem: str) -> None:
+        super().__init__(device, problem)
+        self.device, self.problem = device, problem
+
+    def __str__(self) -> str:
+        return f"Could not measure {self.device}: {self.problem}. Next: `safe-dtype doctor --refresh`."

@@ -1,0 +1,91 @@
+"""Errors of policies and plans."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .base import SafeDtypeError
+
+
+class JudgedCandidate(Protocol):
+    """What an error tells of a candidate that was judged: `planning.Decision` is one."""
+
+    @property
+    def candidate(self) -> object:
+        """The pair of dtypes, as text that a person reads."""
+
+    @property
+    def reason(self) -> str:
+        """Why it was rejected or accepted."""
+
+
+class PolicyError(SafeDtypeError, ValueError):
+    """A policy that cannot be read."""
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(text, problem)
+        self.text, self.problem = text, problem
+
+    def __str__(self) -> str:
+        return f"Bad policy {self.text!r}: {self.problem}. Example: 'auto,prefer=memory'."
+
+
+class PlanError(SafeDtypeError, ValueError):
+    """No plan can be made."""
+
+
+class NoSafeDtypeError(PlanError):
+    """Every candidate was rejected."""
+
+    def __init__(self, source: str, device: str, decisions: tuple[JudgedCandidate, ...]) -> None:
+        super().__init__(source, device, decisions)
+        self.source, self.device, self.decisions = source, device, decisions
+
+    def __str__(self) -> str:
+        reasons = "\n".join(f"  {decision.candidate}: {decision.reason}" for decision in self.decisions)
+        return (
+            f"No safe dtype for {self.source} on {self.device}:\n{reasons}\n"
+            "Next: free memory, pass device_map='auto' to spread the model, or order a dtype with dtype=..."
+        )
+
+
+class StrictModeError(PlanError):
+    """The dtype that was ordered in strict mode does not do here; strict mode changes nothing by itself."""
+
+    def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...]) -> None:
+        super().__init__(ordered, reason, would_work)
+        self.ordered, self.reason, self.would_work = ordered, reason, would_work
+
+    def __str__(self) -> str:
+        others = ", ".join(self.would_work) or "none"
+        return (
+            f"{self.ordered} was ordered in strict mode and does not do here: {self.reason}. "
+            f"Would work: {others}. Next: order one of these, or drop 'strict'."
+        )
+
+
+class ConflictError(PlanError):
+    """The caller and the plan set the same thing to different values."""
+
+    def __init__(self, what: str, caller: str, plan: str) -> None:
+        super().__init__(what, caller, plan)
+        self.what, self.caller, self.plan = what, caller, plan
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} was given twice and differs: {self.caller} by the caller, {self.plan} in the plan. "
+            "Next: pass only one of them."
+        )
+
+
+class NoPlanError(PlanError):
+    """The model was not loaded by safe_dtype, so there is no plan."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.model = model
+
+    def __str__(self) -> str:
+        return (
+            f"This {self.model} was not loaded by safe_dtype. Next: load it with SafeAutoModel.from_pretrained(...)."
+        )

@@ -1,0 +1,273 @@
+"""What was found out about a device and a checkpoint. Nouns only: nothing here measures, reads or decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from .dtypes import FLOAT32, Dtype
+from .rescale import Rescale
+
+
+class VerdictKind(str, Enum):
+    """How a dtype does on a device for one family of operations."""
+
+    NATIVE = "native"  # right, and at least about as fast as float32
+    SLOW = "slow"  # right, but more than 1.5 times float32's time
+    WRONG = "wrong"  # runs, and the numbers are off by more than the format's own rounding
+    UNSUPPORTED = "unsupported"  # raises
+    CRASHES = "crashes"  # ends the process, or never returns
+    UNKNOWN = "unknown"  # nobody measured it
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One measured cell: an operation on `rows` rows with a weight of shape (out, in)."""
+
+    rows: int
+    shape: tuple[int, int]  # (out_features, in_features) of the weight; (0, 0) where there is none
+    seconds: float  # median of the three fastest repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one dtype does for one op family on one device, compared with float32 on random data.
+
+    `decode_bytes_per_s` is the rate at which weights are read at one row (one token), `prefill_flops_per_s` the
+    rate of arithmetic at 512 rows; either is None where it was not measured.
+    """
+
+    dtype: Dtype
+    op: str  # "matmul", "attention", "layer_norm", "rms_norm", "softmax", "conv2d", "embedding", "fft", "cdist"
+    kind: VerdictKind
+    reason: str
+    decode_bytes_per_s: float | None = None
+    prefill_flops_per_s: float | None = None
+    max_rel_error: float | None = None  # largest |difference| over largest |reference|
+    timings: tuple[Timing, ...] = ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the operation finishes with right numbers, fast or slow."""
+        return self.kind in (VerdictKind.NATIVE, VerdictKind.SLOW)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """Bytes on one device, after every limit (cgroup, `max_memory`) has been applied. All zero: nobody knows."""
+
+    total_bytes: int
+    free_bytes: int
+    limited_by: str  # "device", "cgroup", "max_memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a library says about a device without measuring, beside our verdict."""
+
+    question: str  # as a user types it: "torch.cuda.is_bf16_supported()"
+    answer: str
+    disagreement: str = ""  # empty where the measurement agrees
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """One device: what it is, and what it was measured to do."""
+
+    device: str  # torch's name: "cpu", "cuda:0"
+    name: str  # the product: "NVIDIA A100-SXM4-80GB", "AMD EPYC"
+    memory: MemoryFacts
+    verdicts: tuple[Verdict, ...] = ()
+    vendor: str = ""  # "nvidia", "amd", "intel_gpu", "apple", "cpu", "npu", ...
+    capability: str = ""  # "8.0", "gfx1030", "M3", or the CPU flags that matter
+    driver: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str], ...] = ()  # environment and thread counts that change kernels
+    claims: tuple[Claim, ...] = ()
+    family: str = ""  # the row of the prior table that matched
+    prior_order: tuple[Dtype, ...] = ()  # the prior table's order of trying, best first
+    measured: bool = True  # False: the verdicts come from the prior table, nobody measured here
+
+    def verdict(self, dtype: Dtype, op: str = "matmul") -> Verdict:
+        """Return the verdict on `dtype` for `op`; UNKNOWN where there is none."""
+        for verdict in self.verdicts:
+            if verdict.dtype == dtype and verdict.op == op:
+                return verdict
+        return Verdict(dtype, op, VerdictKind.UNKNOWN, "not measured")
+
+    def slowdown(self, dtype: Dtype, op: str = "matmul") -> float | None:
+        """How many times longer `dtype` takes than float32 at 512 rows; None where not both were measured."""
+        mine = self.verdict(dtype, op).prefill_flops_per_s
+        base = self.verdict(FLOAT32, op).prefill_flops_per_s
+        return base / mine if mine and base else None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """One tensor of a checkpoint, as its header describes it."""
+
+    name: str
+    dtype: str  # torch's name, also for formats we do not choose ("int32", "float8_e5m2")
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFacts:
+    """All the weights of one shape that multiply activations."""
+
+    out_features: int
+    in_features: int
+    count: int
+    active: float = 1.0  # the share a token passes through: experts per token / experts in a mixture
+    per_position: bool = True  # False for the output head: generation asks only for the last position
+
+    @property
+    def numel(self) -> int:
+        """Number of elements in all of them."""
+        return self.out_features * self.in_features * self.count
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one token adds to the KV cache. All zeros where the architecture has none."""
+
+    layers: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    attention_heads: int = 0
+
+    @property
+    def numel_per_token(self) -> int:
+        """Keys and values of one token over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far a candidate's outputs lie from those of its reference on the same inputs."""
+
+    kind: str  # "tokens" (language models), "classes", "pixels" (segmentation), "values" (anything else)
+    positions: int  # how many tokens, items, pixels or rows were compared
+    kl_mean: float  # KL(reference || candidate) in nats, the mean over positions
+    kl_p99: float  # ... that 99 % of the positions do not exceed
+    top1_agreement: float  # share of the positions whose largest logit is the same
+    max_abs: float  # largest |difference| of two logits
+    rel_rms: float  # RMS of the differences over the RMS of the reference
+    perplexity_ratio: float | None = None  # the candidate's perplexity over the reference's, on the text itself
+    hidden_cosine: float | None = None  # cosine between the last hidden states, the mean over positions
+    miou: float | None = None  # mean intersection over union of the predicted classes, reference as truth
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredDrift:
+    """The drift of one way to run a checkpoint on one device, or why it could not be measured."""
+
+    storage: Dtype
+    compute: Dtype
+    drift: Drift | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPeak:
+    """The largest |number| in what one block of a model returns."""
+
+    block: str  # as in `named_modules()`
+    plain: float  # as the checkpoint is
+    rescaled: float  # with the rescale
+
+
+@dataclass(frozen=True, slots=True)
+class HalfRange:
+    """What it takes to run a checkpoint in float16, measured on a text, or without a tokenizer on random tokens.
+
+    Activations are those that float16 would have to hold: what a norm computes in float32 does not count.
+    """
+
+    peak: float  # largest |activation| of the checkpoint as it is
+    left: float  # ... after the rescale, outside the islands
+    block_peaks: tuple[BlockPeak, ...] = ()
+    rescale: Rescale | None = None  # the exact rescaling that brings them into range; None: none is needed, or known
+    islands: tuple[str, ...] = ()  # modules that stay in float32, names as in `named_modules()`
+    on_noise: bool = False  # on random tokens: a trained model has never seen such, and its peaks may lie elsewhere
+    unseen: tuple[str, ...] = ()  # modules that a text does not reach (an image tower): nothing is known of them
+    problem: str = ""  # why float16 does not do all the same
+    drift: Drift | None = None  # of float16 with all of that, on the device that is planned for
+    certified: float | None = None  # no hidden state goes beyond this, whatever the input; None: nobody knows
+    reference: Dtype = FLOAT32  # what the drift is measured from: the checkpoint in this dtype, computed in float32
+    stored: bool = False  # read from beside the weights, where all of it was measured before: no figure is known here
+
+    def __str__(self) -> str:
+        if self.problem:
+            return self.problem
+        noise = ", on random tokens" if self.on_noise else ""
+        if self.rescale is None and not self.islands:
+            return f"activations reach {self.peak:.3g}{noise}"
+        words = [f"rescaled exactly: {self.rescale}"] if self.rescale else []
+        words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
+        if self.stored:
+            return f"{', '.join(words)}, as it was saved"
+        sure = f" (no input takes hidden states beyond {self.certified:.3g})" if self.certified else ""
+        return f"{', '.join(words)}; activations reach {self.left:.3g} instead of {self.peak:.3g}{noise}{sure}"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What the files of a checkpoint really hold. `config_dtype` is only what config.json claims."""
+
+    source: str  # as the user wrote it
+    files: tuple[str, ...]
+    file_format: str  # "safetensors", "pytorch", "gguf", "state_dict"
+    tensors: tuple[TensorFacts, ...]
+    saved: Dtype  # the floating format that holds most bytes
+    config_dtype: str | None = None
+    architecture: str | None = None  # config.architectures[0]
+    model_type: str | None = None
+    linears: tuple[LinearFacts, ...] = ()
+    cache: CacheShape = CacheShape()
+    vocab_size: int = 0
+    hidden_size: int = 0
+    tied: bool = False  # tie_word_embeddings
+    has_conv2d: bool = False
+    keep_in_fp32: tuple[str, ...] = ()  # patterns kept in float32 under float16
+    keep_in_fp32_strict: tuple[str, ...] = ()  # ... under float16 and bfloat16
+    quantization: str | None = None  # quantization_config's quant_method
+    adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
+    revision: str | None = None
+    half: HalfRange | None = None  # None: nobody looked
+    drifts: tuple[MeasuredDrift, ...] = ()  # against float32, on the device that is planned for
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements in all tensors."""
+        return sum(tensor.numel for tensor in self.tensors)
+
+    def parameters_by_dtype(self) -> dict[str, int]:
+        """Number of elements by torch dtype name, most first."""
+        counts: dict[str, int] = {}
+        for tensor in self.tensors:
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def drift(self, storage: Dtype, compute: Dtype) -> MeasuredDrift | None:
+        """Return what was measured of this pair; None where nobody looked."""
+        return next((one for one in self.drifts if (one.storage, one.compute) == (storage, compute)), None)
+
+    def widths(self) -> Iterator[tuple[int, int]]:
+        """Yield (out_features, in_features) of the linear weights, those that hold most elements first."""
+        for linear in sorted(self.linears, key=lambda one: -one.numel):
+            yield linear.out_features, linear.in_features

@@ -1,0 +1,149 @@
+"""Cure a failure: pick the next remedy, apply it, record and tell what was done."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+
+import torch
+from torch import nn
+
+from ..devices import remember_failure
+from ..errors import DeviceLostError, NoDtypeLeft, SafeDtypeWarning, StrictModeError
+from ..facts import FLOAT32, Dtype
+from .failure import Attempt, Event, Failure, FailureKind
+from .incident import Incident
+from .remedies import AlignModule, ChangeDtype, NotPossible, Remedy, remedies
+from .state import Guard
+
+logger = logging.getLogger(__name__)
+
+_TOLD_AT_MOST = 300  # characters of a foreign text in our own
+
+
+class TriedRemedies:
+    """One step, or one generation, that fails: the remedies tried on it so far. No remedy is tried twice."""
+
+    def __init__(self) -> None:
+        self.tried: list[Remedy] = []
+        self.attempts: list[Attempt] = []
+        self._applied: Remedy | None = None
+
+    def failed(self, failure: Failure, blamed: nn.Module | None) -> None:
+        """Note what the remedy applied last has come to, and undo what was of no use."""
+        if isinstance(self._applied, AlignModule) and self._applied.module is blamed:
+            self._applied.undo()
+        if self._applied is not None:
+            self.attempts.append(Attempt(str(self._applied), f"applied, and then: {first_line(failure.message)}"))
+            self._applied = None
+
+    def applied(self, remedy: Remedy) -> None:
+        """Note that `remedy` is in force from now on."""
+        self._applied = remedy
+
+
+def cure(case: Incident, incident: TriedRemedies) -> bool:
+    """Apply the next remedy to the model of `case`. False: there is none, for dtypes have nothing to do with it.
+
+    Raises:
+        DeviceLostError: If the failure is sticky.
+        StrictModeError: In strict mode.
+        NoDtypeLeft: If remedies exist, and each of them was tried or cannot be applied.
+    """
+    guard, failure = case.guard, case.failure
+    before = guard.dtype()
+    if before is None:  # float64: none of ours
+        return False
+    if failure.sticky:
+        raise _device_lost(case, before) from case.error
+    incident.failed(failure, case.blamed)
+    if guard.policy.mode == "strict":
+        return _refuse(case, before)
+    for remedy in remedies(case):
+        if remedy in incident.tried:
+            continue
+        incident.tried.append(remedy)
+        try:
+            grown = remedy.apply(case)
+        except NotPossible as exc:
+            incident.attempts.append(Attempt(str(remedy), str(exc)))
+            continue
+        incident.applied(remedy)
+        guard.version += 1
+        _record(case, remedy, before, grown)
+        return True
+    if incident.attempts:
+        raise NoDtypeLeft(_said(failure), str(guard.dtype()), tuple(incident.attempts)) from case.error
+    return False
+
+
+def is_passed_over(guard: Guard) -> bool:
+    """Whether non-finite results are handed on without another word: they were spoken of, and there is no remedy."""
+    return "nonfinite" in guard.told and guard.dtype() == FLOAT32
+
+
+def pass_over(guard: Guard, failure: Failure) -> None:
+    """Record non-finite results that no dtype can cure: the model is in float32 already. They are handed on."""
+    before = guard.dtype()
+    if before is None:
+        return
+    guard.told.add("nonfinite")
+    event = Event(failure.kind, before, None, failure.module, failure.step or 0, "none", failure.message,
+                  largest_input=failure.largest_input)  # fmt: skip
+    guard.events.append(event)
+    logger.warning(
+        "%s in %s, where no wider dtype is left: look at the weights and the inputs", _said(failure), before
+    )
+
+
+def first_line(message: str) -> str:
+    """Return the first line of a foreign text, cut to a readable length."""
+    line = message.strip().partition("\n")[0]
+    return line if len(line) <= _TOLD_AT_MOST else line[: _TOLD_AT_MOST - 1] + "…"
+
+
+def _record(case: Incident, remedy: Remedy, before: Dtype, grown: int) -> None:
+    guard, failure = case.guard, case.failure
+    after = guard.dtype() or before
+    event = Event(
+        failure.kind, before, after, failure.module, failure.step or 0, str(remedy), failure.message,
+        (time.perf_counter() - case.since) * 1e3, grown, failure.largest_input, case.restarts,
+    )  # fmt: skip
+    guard.events.append(event)
+    logger.warning(
+        "%s at step %d in %s: going on with %s (%.0f ms, %+d bytes): %s",
+        failure.kind, event.step, failure.module or type(case.model).__name__, remedy, event.milliseconds, grown,
+        first_line(failure.message),
+        extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
+    )  # fmt: skip
+    ordered = guard.plan.ordered if guard.plan else None
+    if isinstance(remedy, ChangeDtype) and ordered is not None and "ordered" not in guard.told:
+        guard.told.add("ordered")
+        text = f"{ordered} was asked for, and {_said(failure)}. Going on in {after}. Next: load with dtype='{after}'"
+        warnings.warn(text, SafeDtypeWarning, stacklevel=7)
+
+
+def _refuse(case: Incident, before: Dtype) -> bool:
+    possible = [one for one in remedies(case) if isinstance(one, ChangeDtype)]
+    if not possible and before == FLOAT32:
+        return False
+    raise StrictModeError(str(before), _said(case.failure), tuple(str(one) for one in possible)) from case.error
+
+
+def _device_lost(case: Incident, dtype: Dtype) -> DeviceLostError:
+    devices = (one.device for one in case.model.parameters() if not one.is_meta)
+    device = str(next(devices, torch.device("cpu")))
+    said = first_line(case.failure.message)
+    try:
+        remember_failure(device, dtype, f"lost the device while a model ran: {said}")
+    except RuntimeError as exc:  # the device may not even say its name any more
+        logger.warning("that %s was lost in %s cannot be remembered: %s", device, dtype, exc)
+    return DeviceLostError(device, str(dtype), said)
+
+
+def _said(failure: Failure) -> str:
+    at = f" at step {failure.step}" if failure.step is not None else ""
+    where = f" in {failure.module}" if failure.module else ""
+    what = "" if failure.kind is FailureKind.NONFINITE else f": {first_line(failure.message)}"
+    return f"{failure.kind}{where}{at}{what}"

@@ -1,0 +1,190 @@
+"""What safe_dtype keeps with a guarded model."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UnknownDtypeError
+from ..facts import FLOAT16, FLOAT32, Dtype, dtype_named
+from ..models.islands import islands_in
+from ..models.recast import main_dtype
+from ..planning import Plan, Policy
+from ..planning.judge import may_overflow
+from ..rescaling import rescaled_of
+from .failure import Event, Report
+from .model_lock import Turns
+from .output_checks import watched_blocks
+from .step_snapshot import Place, state_places
+
+ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
+
+Reread = Callable[[torch.dtype], nn.Module]  # load the same weights from their files again, in this dtype
+
+
+class Here(threading.local):
+    """Where this thread is: `depth` guarded calls deep, `nets` around it, at `step` of the innermost generation."""
+
+    depth = 0
+    step = 0
+    nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
+
+
+here = Here()
+
+
+class Guard:
+    """The guard of one model: where it may go on, and what has happened to it.
+
+    Lives in the `__dict__` of the model. A deep copy of the model gets a guard of its own; a pickled one gets none,
+    so that the file can be read where safe_dtype is not installed.
+    """
+
+    def __init__(self, model: nn.Module, policy: Policy, plan: Plan | None, reread: Reread | None) -> None:
+        self.model = weakref.ref(model)
+        self.policy = policy
+        self.plan = plan
+        self.reread = reread
+        self.events: list[Event] = []
+        self.turns = Turns()
+        self.version = 0  # how often the model was changed by a remedy
+        # Whether a call, by the class and the names of its arguments, draws random numbers.
+        self.draws: dict[tuple[Any, ...], bool] = {}
+        self.calls = 0  # how many steps were run outside `generate`
+        self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
+        self.aligns_inputs = False
+        self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
+        self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
+        self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
+        self.runs_eagerly = False  # the compiled form failed
+        self.told: set[str] = set()  # what was warned of already
+        self._blocks: list[nn.Module] | None = None
+        self._places: list[Place] | None = None
+        self.weights = fingerprint(model) if reread else {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard | None:
+        model = self.model()
+        copied = memo.get(id(model)) if model is not None else None
+        if copied is None:  # only a part of the model is being copied
+            return None
+        if id(self) not in memo:
+            # Its parameters are not filled in yet, so what needs them is found out on first use.
+            fresh = Guard.__new__(Guard)
+            fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), turns=Turns())
+            fresh.__dict__.update(left=set(self.left), told=set(self.told), reread=None, weights={})
+            fresh._blocks = fresh._places = None
+            memo[id(self)] = fresh
+        return memo[id(self)]  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks whose values are watched in float16: those that clamp; all where the model was made wider."""
+        if self._blocks is None:
+            model = self.model()
+            self._blocks = watched_blocks(model, self._was_wider()) if model is not None else []
+        return self._blocks
+
+    def _was_wider(self) -> bool:
+        """Whether the model was made in a dtype whose range float16 does not have."""
+        model = self.model()
+        if model is not None and rescaled_of(model) is not None:
+            return True
+        if self.plan is None or self.plan.storage != FLOAT16:
+            return False
+        # Weights in float16 with islands planned were made wider as well, and rounded since.
+        return may_overflow(FLOAT16, self.plan.saved) or bool(self.plan.islands)
+
+    def look_anew(self) -> None:
+        """Find out again which blocks are to be watched."""
+        self._blocks = None
+
+    @property
+    def places(self) -> list[Place]:
+        """Where modules keep states as plain attributes."""
+        if self._places is None:
+            model = self.model()
+            self._places = state_places(model) if model is not None else []
+        return self._places
+
+    def dtype(self) -> Dtype | None:
+        """Return the dtype of most of the model's numbers now; None where it is none of ours (float64)."""
+        model = self.model()
+        found = main_dtype(model) if model is not None else None
+        return dtype_of(found) if found is not None else None
+
+    def step(self) -> int:
+        """Return which step this thread is at: of the generation, or of all the calls outside of one."""
+        return here.step if id(self) in here.nets else self.calls
+
+    def count_step(self, output: Any) -> None:
+        """Count a step that came out right. In a generation that is a call with logits: encoders run before it."""
+        if id(self) not in here.nets:
+            self.calls += 1
+        elif getattr(output, "logits", None) is not None:
+            here.step += 1
+
+    def ladder(self) -> tuple[Dtype, ...]:
+        """Return the dtypes to go on in, best first. float32 is the end of it, unless the policy's ladder is given."""
+        if self.policy.ladder:
+            return self.policy.ladder
+        planned = self.plan.ladder if self.plan else ()
+        return planned if FLOAT32 in planned else (*planned, FLOAT32)
+
+    def report(self) -> Report:
+        """Return what happened so far."""
+        model, now = self.model(), self.dtype()
+        ladder = tuple(one for one in self.ladder() if one != now and torch_dtype(one) not in self.left)
+        rescaled = rescaled_of(model) if model is not None else None
+        rescale = rescaled.rescale if rescaled is not None else None
+        islands = tuple(islands_in(model)) if model is not None else ()
+        return Report(
+            type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands
+        )
+
+    def weights_untouched(self) -> bool:
+        """Whether the weights are still those that were loaded."""
+        model = self.model()
+        return model is not None and bool(self.weights) and fingerprint(model) == self.weights
+
+
+def _cast_from(plan: Plan | None) -> int | None:
+    if plan is None or plan.routes is None or plan.compute == plan.storage:
+        return None
+    return plan.routes.cast_from
+
+
+def guard_of(module: nn.Module) -> Guard | None:
+    """Return the guard that `module` answers to: its own, or that of the model it is a part of."""
+    found = module.__dict__.get(ATTRIBUTE)
+    return found if isinstance(found, Guard) else None
+
+
+def fingerprint(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return something that changes when anybody writes into the weights of `model` or replaces them."""
+    # An inference tensor has no version; nothing can write into it outside inference mode.
+    return {
+        name: (one.data_ptr(), -1 if one.is_inference() else one._version)
+        for name, one in model.named_parameters()
+        if not one.is_meta
+    }
+
+
+def torch_dtype(dtype: Dtype) -> torch.dtype:
+    """Return torch's object for one of our dtypes."""
+    return getattr(torch, dtype.name)  # type: ignore[no-any-return]
+
+
+def dtype_of(dtype: torch.dtype) -> Dtype | None:
+    """Return our dtype for one of torch's; None where it is not among ours."""
+    try:
+        return dtype_named(str(dtype))
+    except UnknownDtypeError:
+        return None

@@ -1,0 +1,131 @@
+"""One repository on the Hub, through huggingface_hub, its errors turned into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, GatedCheckpointError
+from ..facts import TensorFacts, Where
+from .headers import TORCH_NAMES
+
+# One of these is in the cache of every model that was ever used.
+_TELLTALES = ("config.json", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
+_LOG_IN = "log in with `hf auth login`, and ask for access on the model's page"
+
+
+class HubRepository:
+    """One repository at one revision. Nothing is asked of the network before a method needs it."""
+
+    def __init__(self, where: Where) -> None:
+        self._where = where
+
+    def names(self) -> frozenset[str]:
+        """Return the names of all files; none offline, where what is not in the cache does not exist.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such repository or revision; offline, if nothing of it is cached.
+            GatedCheckpointError: If the Hub wants a login or access to be granted.
+        """
+        from huggingface_hub import HfApi, constants
+
+        if self._where.local_files_only or constants.is_offline_mode():
+            return self._nothing_more()
+        with self._translated("a list of files"):
+            return frozenset(HfApi().list_repo_files(self._where.name, **self._at()))
+
+    def _nothing_more(self) -> frozenset[str]:
+        prefix = f"{self._where.subfolder}/" if self._where.subfolder else ""
+        if not any(self.cached(prefix + name) for name in _TELLTALES):
+            problem = "is no folder here, and not in the cache of the Hub; offline, nothing was asked"
+            advice = "check the path, or go online once to download it"
+            raise CheckpointNotFoundError(self._where.name, problem, advice)
+        return frozenset()
+
+    def cached(self, name: str) -> Path | None:
+        """Return the path of `name` in the cache; None where it is not there."""
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(
+                self._where.name, name, cache_dir=self._cache_dir, revision=self._where.revision
+            )
+        except HFValidationError as exc:
+            raise CheckpointNotFoundError(
+                self._where.name, f"is neither a folder nor a repository's name ({exc})"
+            ) from exc
+        return Path(found) if isinstance(found, str) else None
+
+    def download(self, name: str) -> Path:
+        """Download one file into the cache, as transformers would, and return its path."""
+        from huggingface_hub import hf_hub_download
+
+        with self._translated(name):
+            return Path(hf_hub_download(self._where.name, name, cache_dir=self._cache_dir, **self._at()))
+
+    def header(self, name: str) -> tuple[TensorFacts, ...]:
+        """Return the tensors of a safetensors file by range requests of its first bytes."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        with self._translated(name):
+            try:
+                parsed = HfApi().parse_safetensors_file_metadata(self._where.name, name, **self._at())
+            except SafetensorsParsingError as exc:
+                raise CorruptCheckpointError(self._where.name, f"{name} has no readable header ({exc})") from exc
+        return tuple(
+            TensorFacts(key, TORCH_NAMES.get(one.dtype, one.dtype.lower()), tuple(one.shape), name)
+            for key, one in parsed.tensors.items()
+        )
+
+    @property
+    def _cache_dir(self) -> Path | None:
+        return None if self._where.cache_dir is None else Path(self._where.cache_dir)
+
+    def _at(self) -> dict[str, Any]:
+        return {"revision": self._where.revision, "token": self._where.token}
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Turn the client's errors into ours. Texts of the client are not shown: they may carry a token."""
+        from huggingface_hub import errors as hub
+        from huggingface_hub import get_session
+
+        unreachable = _transport_error(get_session())
+        name, revision = self._where.name, self._where.revision or "main"
+        try:
+            yield
+        except hub.GatedRepoError as exc:
+            raise GatedCheckpointError(name, "is gated, and access was not granted to you", _LOG_IN) from exc
+        except hub.RevisionNotFoundError as exc:
+            raise CheckpointNotFoundError(name, f"has no revision {revision!r}", "check --revision") from exc
+        except hub.EntryNotFoundError as exc:
+            raise CheckpointNotFoundError(name, f"has no file {what!r} at revision {revision!r}") from exc
+        except hub.RepositoryNotFoundError as exc:
+            advice = f"check the name; if it is private, {_LOG_IN}"
+            raise CheckpointNotFoundError(name, "is no folder here and no repository on the Hub", advice) from exc
+        except hub.HFValidationError as exc:
+            raise CheckpointNotFoundError(name, "is neither a folder nor a repository's name", "check it") from exc
+        except hub.HfHubHTTPError as exc:
+            status = getattr(exc.response, "status_code", "no status")
+            if status in (401, 403):
+                raise GatedCheckpointError(name, f"the Hub answered {status} for {what}", _LOG_IN) from exc
+            raise CheckpointError(name, f"the Hub answered {status} for {what}", "try again later") from exc
+        except unreachable as exc:
+            problem = f"the Hub cannot be reached for {what} ({type(exc).__name__})"
+            raise CheckpointError(name, problem, "check the connection, or pass a folder") from exc
+
+
+def _transport_error(session: Any) -> type[Exception]:
+    """Return the error that the client's HTTP library raises where nobody answers.
+
+    huggingface_hub changed that library from requests to httpx to httpx2, and hands on its errors as they are.
+    """
+    import importlib
+
+    library = importlib.import_module(type(session).__module__.partition(".")[0])
+    found: type[Exception] = getattr(library, "TransportError", OSError)
+    return found

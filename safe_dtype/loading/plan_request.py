@@ -1,0 +1,183 @@
+"""From a request to its plan: ask the devices, read the checkpoint, hand both to the pure planner."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..checkpoints import read_checkpoint, read_state_dict
+from ..checkpoints.config import read_config
+from ..checkpoints.model_files import LocalFiles, files_of
+from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of
+from ..errors import CheckpointError, ConflictError, SafeDtypeError
+from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
+from ..planning import Plan, Policy, combine, make_plan
+from .request import Request
+from .trials.float16 import plan_with_half
+from .trials.rounding import plan_with_drifts
+from .trials.saved_rescale import with_stored
+
+logger = logging.getLogger(__name__)
+
+_WIDTHS_PROBED = 3  # the shapes that hold most weights; more of them take longer to probe and change no plan
+
+# A model this small runs the default workload in a fraction of a second in any dtype (0.4 s for a million parameters
+# in emulated bfloat16 on 2 cores), which is what a probe of its own widths would take. All of them share one.
+_SMALL = 2**20  # parameters
+_SMALL_WIDTHS = ((256, 256),)
+
+# From here on it matters how products are computed; below, a step takes about a millisecond whatever is done.
+_ROUTED_FROM = 2**24  # parameters
+
+Drifts = Literal["ignored", "remembered", "measured"]
+
+_SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
+
+
+def plan_request(
+    request: Request, policy: Policy | str | None = None, *, drifts: Drifts = "remembered", stored: bool = True
+) -> Plan:
+    """Return the plan for one call of `from_pretrained`. Reads headers and configs, never weights.
+
+    Where a much faster plan depends on what rounding does to the model, `drifts` tells whether to look: "measured" loads
+    and runs the model, and remembers what it found; "remembered" only looks that up; "ignored" rounds nothing.
+    `stored` tells whether to believe a rescue that was saved beside the weights: nothing is measured then.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be found or read.
+        PlanError: If no dtype does.
+        PolicyError: If `policy` is a text that cannot be read.
+    """
+    ordered = request.ordered
+    checkpoint = checkpoint_for(request)
+    device = device_for(request, checkpoint)
+    parsed = Policy.parse(policy) if isinstance(policy, str) else policy
+    rounds = drifts != "ignored" or ordered == FLOAT16
+    if stored and not is_one_of_many(request):
+        checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
+    plan = make_plan(device, checkpoint, parsed, ordered=ordered)
+    # An order for float16 is one for results as well: those of a model that overflows are no use to anybody.
+    if rounds:
+        plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=drifts != "remembered")
+    if drifts != "ignored":
+        plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")
+    logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
+    return plan
+
+
+def check_agreement(plan: Plan, request: Request, policy: Policy | str | None) -> None:
+    """Raise where the caller passes a plan and, beside it, something that contradicts it.
+
+    Raises:
+        ConflictError: If `dtype`, `attn_implementation` or `policy` says something else than the plan.
+    """
+    if policy is not None and (Policy.parse(policy) if isinstance(policy, str) else policy) != plan.policy:
+        raise ConflictError("policy", str(policy), str(plan.policy))
+    ordered = request.ordered
+    if ordered is not None and ordered != plan.storage and not plan.quantization:
+        raise ConflictError("dtype", str(ordered), str(plan.storage))
+    attention = request.arguments.get("attn_implementation")
+    if plan.attention and attention not in (None, plan.attention):
+        raise ConflictError("attn_implementation", str(attention), plan.attention)
+
+
+def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
+    """Measure, or remember, every device that will compute, at the checkpoint's own widths."""
+    ops = (*DEFAULT_OPS, "conv2d") if checkpoint.has_conv2d else DEFAULT_OPS
+    widths = _widths_to_probe(checkpoint)
+    max_memory = request.arguments.get("max_memory")
+    found = combine(
+        [
+            facts_of(one, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, one), max_memory=max_memory)
+            for one in request.devices
+        ]
+    )
+    if is_one_of_many(request):
+        # What falls to this rank is not known here, and device_map is not for models that ranks share.
+        return replace(found, memory=MemoryFacts(0, 0, "ranks"))
+    return _with_main_memory(found) if request.spreads and found.device != "cpu" else found
+
+
+def _routes_to_probe(checkpoint: CheckpointFacts, device: str) -> tuple[tuple[Dtype, str], ...]:
+    if checkpoint.parameters < _ROUTED_FROM or checkpoint.quantization:
+        return ()
+    return routes_of(checkpoint.saved if checkpoint.saved in COMPUTE else BFLOAT16, device)
+
+
+def _widths_to_probe(checkpoint: CheckpointFacts) -> tuple[tuple[int, int], ...]:
+    if checkpoint.parameters <= _SMALL:
+        return _SMALL_WIDTHS
+    return tuple(islice(checkpoint.widths(), _WIDTHS_PROBED)) or DEFAULT_WIDTHS
+
+
+def is_one_of_many(request: Request) -> bool:
+    """Whether several processes load this model, each its part or its copy."""
+    if request.arguments.get("device_map") is not None:
+        return False
+    asked = any(request.arguments.get(name) is not None for name in _SPLIT_BY_RANKS)
+    ranks = os.environ.get("WORLD_SIZE", "")  # torchrun, accelerate launch, deepspeed
+    return asked or (ranks.isdecimal() and int(ranks) > 1) or is_deepspeed_zero3_enabled()
+
+
+def _with_main_memory(device: DeviceFacts) -> DeviceFacts:
+    # device_map="auto" spills into main memory by itself, so nothing is lost by counting it.
+    own, main = device.memory, memory_of("cpu")
+    both = MemoryFacts(own.total_bytes + main.total_bytes, own.free_bytes + main.free_bytes, own.limited_by)
+    return replace(device, memory=both)
+
+
+def checkpoint_for(request: Request) -> CheckpointFacts:
+    """Read what the files of the request's checkpoint hold, headers and configs.
+
+    Raises:
+        CheckpointError: If it cannot be found or read.
+    """
+    state_dict = request.arguments.get("state_dict")
+    with _readable(request):
+        config = _config(request)
+        if state_dict is not None:
+            facts = read_state_dict(state_dict, config)
+            facts = replace(facts, source=str(request.source)) if request.source else facts
+        else:
+            facts = read_checkpoint(request.where, config=config)
+        _check_numbers(facts)
+        if config is not None and request.ordered is not None:
+            # An Auto class writes the ordered dtype into the config before it hands it on: that is no claim.
+            facts = replace(facts, config_dtype=None, warnings=())
+        return replace(facts, quantization=request.quantizer) if request.quantizer else facts
+
+
+def _config(request: Request) -> Any:
+    """Return the `config` argument; of a path to one, what is in it."""
+    config = request.arguments.get("config")
+    if not isinstance(config, str | os.PathLike):
+        return config
+    path = Path(config)
+    where = replace(request.where, source=config)
+    return read_config(where, LocalFiles(path.parent) if path.is_file() else files_of(where))
+
+
+def _check_numbers(facts: CheckpointFacts) -> None:
+    """Raise TypeError where a config has something else than a number for what is counted."""
+    for count in (facts.vocab_size, facts.hidden_size, *astuple(facts.cache)):
+        if not isinstance(count, int | float):
+            raise TypeError(f"{count!r} is no number")
+
+
+@contextmanager
+def _readable(request: Request) -> Iterator[None]:
+    """Turn what goes wrong over a config that can hold anything, or an argument that is no such thing, into ours."""
+    try:
+        yield
+    except SafeDtypeError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as exc:
+        raise CheckpointError(str(request.source), f"its config or arguments cannot be read ({exc!r})") from exc

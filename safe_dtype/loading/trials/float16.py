@@ -1,0 +1,256 @@
+"""What float16 does to a checkpoint that was made in a wider dtype: measured on the checkpoint itself, once."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ...checkpoints.fingerprint import fingerprint
+from ...devices import recall, remember
+from ...errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
+from ...facts import (
+    BFLOAT16,
+    FLOAT32,
+    BlockPeak,
+    CheckpointFacts,
+    DeviceFacts,
+    Drift,
+    Dtype,
+    HalfRange,
+    Rescale,
+    beyond,
+    dtype_named,
+)
+from ...models.blocks import block_names
+from ...numerics import compute_in
+from ...planning import Plan, Policy, make_plan, range_worth_measuring
+from ...planning.policy import DEFAULT_MAX_DRIFT
+from ...rescaling import fit_to_half, gauges_for
+from ...rescaling.folding.prove import RUN_FAILURES
+from ...rescaling.to_float16 import computing_on, halve, keep_as_in_half
+from ...verifying import Checkpoint, Recording, drift_from, record_outputs
+from ..request import Request
+from .minimal_islands import fewest
+from .second_copy import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
+
+logger = logging.getLogger(__name__)
+
+_TOKENS = 512  # of the text, in batches of 128
+_BEFORE_FLOAT32 = 1.1  # of its weights' bytes have to be free, else the reference stays in 16 bit
+
+Batches = Sequence[Mapping[str, Any]]
+
+
+def plan_with_half(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, *, measure: bool
+) -> tuple[Plan, CheckpointFacts]:  # fmt: skip
+    """Return `plan`, or the one in float16 that the measured activations allow, and the facts that it rests on.
+
+    Args:
+        plan: Made without a look at activations.
+        request: The call that it was made for.
+        device: The facts that it was made from; so `checkpoint` and `policy`.
+        checkpoint: The same.
+        policy: The same.
+        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text.
+    """
+    if not range_worth_measuring(plan, checkpoint) or not can_be_loaded_apart(request, device, checkpoint):
+        return plan, checkpoint
+    if plan.ordered is None and not rates_are_sure(device):
+        return plan, checkpoint
+    half = half_of(plan, request, device, checkpoint, measure=measure)
+    if half is None:
+        return plan, checkpoint
+    checkpoint = replace(checkpoint, half=half)
+    return make_plan(device, checkpoint, policy, ordered=plan.ordered), checkpoint
+
+
+def half_of(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, *, measure: bool, text: str | None = None
+) -> HalfRange | None:  # fmt: skip
+    """Return what is remembered of the checkpoint in float16; else measure and remember it, where `measure` says so.
+
+    With a `text` of the user's own it is measured anew on that, and remembered in place of what was.
+    """
+    key = {**_key(device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
+    half = recall(key, lambda found: half_from_dict(found["half"])) if text is None else None
+    if half is not None or not measure:
+        return half
+    logger.warning(
+        "%s: measuring whether float16 holds its activations, once; loading takes longer this time", plan.source
+    )
+    source = apart(request, device, plan)
+    try:
+        half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
+    except torch.OutOfMemoryError as exc:
+        return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
+    remember(key, {"half": half_to_dict(half)})
+    return half
+
+
+def measure_half(
+    source: Checkpoint,
+    checkpoint: CheckpointFacts,
+    device: DeviceFacts,
+    *,
+    text: str | None = None,
+    max_drift: float = DEFAULT_MAX_DRIFT,
+) -> HalfRange:
+    """Load the checkpoint, look at its activations, find what brings them into range, and measure the drift with that.
+
+    Args:
+        source: Where to load it from.
+        checkpoint: What its files hold.
+        device: What the device does: where it cannot multiply in bfloat16, products are computed in float32.
+        text: What to run it on; by default a short text of ours, random tokens where there is no tokenizer.
+        max_drift: What islands have to bring the drift below.
+
+    Raises:
+        torch.OutOfMemoryError: If there is no room for the model beside what is there.
+    """
+    try:
+        with torch.inference_mode(mode=False), torch.enable_grad():  # whatever the caller is in
+            batches, noise = _batches(source, checkpoint, text)
+            half = replace(_Trial(source, checkpoint, device, batches, max_drift).half(), on_noise=noise)
+    except (CheckpointError, VerifyError, RescaleError) as exc:
+        half = HalfRange(0.0, 0.0, problem=str(exc).partition("\n")[0])
+    except torch.OutOfMemoryError:
+        raise  # of this moment, nothing to be remembered
+    except RUN_FAILURES as exc:  # a model of text and images, say, and no room for a second one beside others
+        text_only = f"it cannot be run on a text here: {type(exc).__name__}: {exc}"
+        half = HalfRange(0.0, 0.0, problem=text_only.partition("\n")[0])
+    logger.info("%s in float16: %s", source.source, half)
+    return half
+
+
+@dataclass
+class _Trial:
+    """One checkpoint being tried in float16."""
+
+    source: Checkpoint
+    checkpoint: CheckpointFacts
+    device: DeviceFacts
+    batches: Batches
+    max_drift: float
+
+    def half(self) -> HalfRange:
+        """Return what it takes, with the drift. No two models are held at a time."""
+        half, doubtful = self._fitted()
+        gc.collect()  # models of transformers refer to themselves, and the next one needs the room
+        if half.problem:
+            return half
+        with TemporaryDirectory(prefix="safe_dtype-half-") as folder:
+            reference = FLOAT32 if self._float32_fits() else self._saved
+            recording = self._recorded(reference, folder)
+            half = replace(half, drift=self._drift(half, recording), reference=reference)
+            return self._with_fewest_islands(half, doubtful, recording)
+
+    @property
+    def _saved(self) -> Dtype:
+        return self.checkpoint.saved if self.checkpoint.saved in (BFLOAT16, FLOAT32) else FLOAT32
+
+    def _fitted(self) -> tuple[HalfRange, tuple[str, ...]]:
+        model = load_apart(self.source, BFLOAT16)  # of float32 as well: what a norm computes in float32 shows there
+        found = gauges_for(model)
+        keep_as_in_half(model)
+        with computing_on(self.device, BFLOAT16):
+            half, doubtful = fit_to_half(
+                model, self.batches, found.gauges, blocks=block_names(model), problem=found.problem
+            )
+        rescale = replace(half.rescale, unproven=found.not_run) if half.rescale else None
+        return replace(half, rescale=rescale, unseen=found.not_run), doubtful
+
+    def _recorded(self, reference: Dtype, folder: str) -> Recording:
+        model = load_apart(self.source, reference)
+        with nullcontext() if reference == FLOAT32 else compute_in(FLOAT32):
+            return record_outputs(model, self.batches, folder)
+
+    def _drift(self, half: HalfRange, recording: Recording) -> Drift:
+        gc.collect()
+        model = load_apart(self.source, self._saved)
+        halve(model, half.rescale, half.islands, computing=computing_on(self.device, self._saved))
+        return drift_from(recording, model, self.batches)
+
+    def _with_fewest_islands(self, half: HalfRange, doubtful: tuple[str, ...], recording: Recording) -> HalfRange:
+        """Return to float16 what does not have to be in float32, as long as the drift stays within the limit."""
+        if not doubtful or half.drift is None or beyond(half.drift, self.max_drift):
+            return half
+        sure = tuple(name for name in half.islands if name not in doubtful)
+        drifts: dict[tuple[str, ...], Drift] = {doubtful: half.drift}
+
+        def does(kept: tuple[str, ...]) -> bool:
+            if kept not in drifts:
+                drifts[kept] = self._drift(replace(half, islands=(*sure, *kept)), recording)
+            return beyond(drifts[kept], self.max_drift) is None
+
+        kept = fewest(doubtful, does)
+        return replace(half, islands=(*sure, *kept), drift=drifts[kept])
+
+    def _float32_fits(self) -> bool:
+        free = self.device.memory.free_bytes
+        return not free or self.checkpoint.parameters * FLOAT32.itemsize * _BEFORE_FLOAT32 <= free
+
+
+def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) -> tuple[Batches, bool]:
+    """Return what to run the model on, and whether that is noise."""
+    try:
+        return source.batches(text, tokens=_TOKENS), False
+    except (CheckpointError, NothingToCompareError):  # without a tokenizer's files transformers makes one of no words
+        if text is not None:
+            raise
+        return source.random_batches(checkpoint.vocab_size), True
+
+
+def _key(device: DeviceFacts, digest: str) -> Mapping[str, Any]:
+    return {
+        "half_of": digest,
+        "device": device.name,
+        "driver": device.driver,
+        "versions": dict(device.versions),
+        "settings": dict(device.settings),
+    }
+
+
+def half_to_dict(half: HalfRange) -> dict[str, Any]:
+    """Return what was measured as plain values."""
+    return {
+        "peak": half.peak,
+        "left": half.left,
+        "block_peaks": [asdict(one) for one in half.block_peaks],
+        "rescale": half.rescale.to_dict() if half.rescale else None,
+        "islands": list(half.islands),
+        "on_noise": half.on_noise,
+        "unseen": list(half.unseen),
+        "problem": half.problem,
+        "drift": asdict(half.drift) if half.drift else None,
+        "certified": half.certified,
+        "reference": half.reference.name,
+    }
+
+
+def half_from_dict(values: Mapping[str, Any]) -> HalfRange:
+    """Return what `half_to_dict` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: If it wrote something else.
+    """
+    return HalfRange(
+        peak=float(values["peak"]),
+        left=float(values["left"]),
+        block_peaks=tuple(BlockPeak(**one) for one in values["block_peaks"]),
+        rescale=Rescale.from_dict(values["rescale"]) if values["rescale"] else None,
+        islands=tuple(map(str, values["islands"])),
+        on_noise=bool(values["on_noise"]),
+        unseen=tuple(map(str, values["unseen"])),
+        problem=str(values["problem"]),
+        drift=Drift(**values["drift"]) if values["drift"] else None,
+        certified=float(values["certified"]) if values["certified"] else None,
+        reference=dtype_named(str(values["reference"])),
+    )

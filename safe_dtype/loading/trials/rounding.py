@@ -1,0 +1,123 @@
+"""The drift gate: what rounding does to a checkpoint is measured on the checkpoint itself, once, before it is done."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ...checkpoints.fingerprint import fingerprint
+from ...devices import recall, remember
+from ...errors import CheckpointError, VerifyError
+from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
+from ...models.planned_layout import lay_out_as_planned
+from ...numerics import compute_in
+from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
+from ...verifying import Checkpoint, drift_from, record_outputs
+from ..request import Request
+from .second_copy import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
+
+logger = logging.getLogger(__name__)
+
+_TOKENS, _FEW_BATCHES = 384, 16  # of 128 and of 8 tokens: 512 positions in all
+
+
+def plan_with_drifts(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, *, measure: bool
+) -> Plan:  # fmt: skip
+    """Return `plan`, or the faster one that a measured drift allows.
+
+    Args:
+        plan: Made without a look at drifts.
+        request: The call that it was made for.
+        device: The facts that it was made from; so `checkpoint` and `policy`.
+        checkpoint: The same.
+        policy: The same.
+        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text.
+    """
+    if not can_be_loaded_apart(request, device, checkpoint) or not rates_are_sure(device):
+        return plan
+    while candidate := worth_measuring(plan):
+        key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
+        found = _remembered(candidate, key)
+        if found is None:
+            if not measure:
+                return plan
+            found = _measured(candidate, plan, request, device)
+            remember(key, {"drift": _to_dict(found)})
+        checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, found))
+        plan = make_plan(device, checkpoint, policy)
+        if found.drift is None:
+            break  # what cannot be asked of one way to run it cannot be asked of another
+    return plan
+
+
+def _measured(candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts) -> MeasuredDrift:
+    """Run the checkpoint in float32, then as `candidate` would, and compare."""
+    logger.warning(
+        "%s: measuring what %s does to its results, once; loading takes longer this time", plan.source, candidate
+    )
+    try:
+        drift, problem = _drift(candidate, plan, apart(request, device, plan)), ""
+    except (CheckpointError, VerifyError) as exc:
+        drift, problem = None, str(exc).partition("\n")[0]
+    logger.info("%s: %s drifts by %s", plan.source, candidate, drift or problem)
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, problem)
+
+
+def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
+    batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
+    with TemporaryDirectory(prefix="safe_dtype-drift-") as folder:
+        model = load_apart(checkpoint, FLOAT32)
+        recording = record_outputs(model, batches, folder)
+        if candidate.storage != FLOAT32:
+            del model
+            gc.collect()  # models of transformers refer to themselves, and the next one needs the room
+            model = load_apart(checkpoint, candidate.storage)
+        with _as_planned(model, candidate, _routes(candidate, plan)):
+            return drift_from(recording, model, batches)
+
+
+def _as_planned(model: Any, candidate: Candidate, routes: Routes | None) -> AbstractContextManager[object]:
+    """Have `model` compute as a model that is loaded with these routes would."""
+    lay_out_as_planned(model, candidate, routes)
+    if routes is None or routes.cast_from is None or candidate.storage == candidate.compute:
+        return nullcontext()
+    least = routes.cast_from
+    return compute_in(candidate.compute, when=lambda _family, rows: rows >= least)
+
+
+def _routes(candidate: Candidate, plan: Plan) -> Routes | None:
+    return next(one.routes for one in plan.decisions if one.candidate == candidate)
+
+
+def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift | None:
+    return recall(key, lambda found: _from_dict(candidate, found["drift"]))
+
+
+def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> Mapping[str, Any]:
+    routes = _routes(candidate, plan)
+    return {
+        "drift_of": digest,
+        "candidate": str(candidate),
+        "layout": routes.layout if routes else "plain",
+        "wide": str(routes.wide) if routes else "",
+        "cast_from": routes.cast_from if routes else None,
+        "device": device.name,
+        "driver": device.driver,
+        "versions": dict(device.versions),
+        "settings": dict(device.settings),
+    }
+
+
+def _to_dict(found: MeasuredDrift) -> dict[str, Any]:
+    return {"problem": found.problem, "figures": asdict(found.drift) if found.drift else None}
+
+
+def _from_dict(candidate: Candidate, values: Mapping[str, Any]) -> MeasuredDrift:
+    drift = Drift(**values["figures"]) if values["figures"] else None
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, values["problem"])

@@ -1,0 +1,86 @@
+"""A rescue that was saved beside the weights: taken for what it says it is, and proven on the model like any other."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+from ...checkpoints.config import read_config
+from ...checkpoints.model_files import files_of
+from ...errors import CheckpointError
+from ...facts import FLOAT16, CheckpointFacts, HalfRange
+from ...planning import Policy
+from ...rescaling.folding.rescale_file import FILE, Stored, is_noted
+from ..request import Request
+
+logger = logging.getLogger(__name__)
+
+# What a file of any shape can lead to on the way through JSON.
+_UNREADABLE = (OSError, LookupError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError)
+
+
+def with_stored(
+    checkpoint: CheckpointFacts, request: Request, policy: Policy | None, *, rounds: bool
+) -> CheckpointFacts:
+    """Return the facts with the rescue that lies beside the weights; as they are where none does that can be used.
+
+    It is used where its drift was within what the policy allows. What cannot be read is left aside with a warning. The
+    Hub is asked for the file only where config.json says that there is one.
+
+    Args:
+        checkpoint: The facts of the request's checkpoint.
+        request: The call.
+        policy: The policy of the call.
+        rounds: Whether a checkpoint that was saved in another dtype may be brought into float16.
+    """
+    policy = policy or Policy()
+    if not _may_be_rescued(checkpoint, request) or policy.mode == "strict":
+        return checkpoint
+    if checkpoint.saved != FLOAT16 and not rounds:
+        return checkpoint
+    try:
+        stored = _read(request)
+    except _UNREADABLE as exc:  # the errors of checkpoints are OSErrors
+        problem = exc.problem if isinstance(exc, CheckpointError) else f"{type(exc).__name__}: {exc}"
+        text = f"{checkpoint.source}: {FILE} cannot be read and is left aside ({problem}): float16 may overflow"
+        return replace(checkpoint, warnings=(*checkpoint.warnings, text))
+    if stored is None or not (stored.rescale or stored.islands):
+        return checkpoint
+    if stored.max_drift is None or stored.max_drift > policy.max_drift:
+        logger.info("%s: %s allows more drift than the policy, and is left aside", checkpoint.source, FILE)
+        return checkpoint
+    unseen = stored.rescale.unproven if stored.rescale else ()
+    half = HalfRange(0.0, 0.0, rescale=stored.rescale, islands=stored.islands, unseen=unseen, stored=True)
+    return replace(checkpoint, half=half)
+
+
+def _may_be_rescued(checkpoint: CheckpointFacts, request: Request) -> bool:
+    given = request.arguments
+    return (
+        request.source is not None
+        and given.get("state_dict") is None
+        and given.get("gguf_file") is None
+        and not checkpoint.quantization
+        and checkpoint.adapter is None
+    )
+
+
+def _read(request: Request) -> Stored | None:
+    """Return what lies beside the weights; None where config.json names no such file.
+
+    Raises:
+        AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError: If that is not what it should be.
+    """
+    where = request.where
+    try:
+        files = files_of(where)
+        noted = is_noted(read_config(where, files))
+    except CheckpointError:
+        return None  # a file by itself, which has no name beside it; all else was told by who read the checkpoint
+    if not noted:
+        return None
+    if not files.has(FILE):
+        logger.info("%s: config.json names %s, which is not there", where.name, FILE)
+        return None
+    return Stored.from_dict(json.loads(files.local(FILE).read_text(encoding="utf-8")))

@@ -1,0 +1,82 @@
+"""A checkpoint loaded beside the caller's own call, to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+
+from ...devices.verdicts import measured_while_busy
+from ...facts import CheckpointFacts, DeviceFacts, Dtype
+from ...models.load_lock import one_at_a_time
+from ...planning import Plan
+from ...verifying import Checkpoint
+from ..planned_once import with_plan
+from ..request import Request
+
+# What decides which kernels run, and what may overflow between them.
+_HOW = ("attn_implementation", "experts_implementation")
+# What decides where transformers finds the files, and nothing about how it loads them.
+_WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "code_revision")
+
+
+def can_be_loaded_apart(request: Request, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
+    """Whether the checkpoint can be loaded a second time by its name alone."""
+    given = request.arguments
+    return (
+        request.source is not None
+        # An Auto class hands one on in a patched program, where nothing is rounded unless it is ordered.
+        and (given.get("config") is None or (request.ordered is not None and _is_its_own(given["config"], request)))
+        and given.get("state_dict") is None
+        and given.get("gguf_file") is None
+        and checkpoint.adapter is None
+        and device.memory.limited_by != "ranks"  # each would ask for itself, and they might not agree
+    )
+
+
+def rates_are_sure(device: DeviceFacts) -> bool:
+    """Whether the rates of the device are worth trusting: nothing else ran while they were measured."""
+    return not any(measured_while_busy(one) for one in device.verdicts)
+
+
+def apart(request: Request, device: DeviceFacts, plan: Plan) -> Checkpoint:
+    """Return the request's checkpoint, on the device that is planned for."""
+    return Checkpoint(
+        str(request.source), device.device.partition(",")[0], _where(request), how_it_runs(request, plan)
+    )
+
+
+def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
+    """Return the arguments of the call that choose kernels, the plan's attention where the call names none."""
+    # An Auto class writes them into the config that it hands on.
+    written = {name: getattr(request.arguments.get("config"), f"_{name}_internal", None) for name in _HOW}
+    found = {name: one for name in _HOW if (one := request.arguments.get(name) or written[name]) is not None}
+    return {"attn_implementation": plan.attention, **found} if plan.attention else found
+
+
+def load_apart(checkpoint: Checkpoint, dtype: Dtype) -> Any:
+    """Load as plain transformers does, where it is patched, too."""
+    with one_at_a_time(), with_plan():
+        return checkpoint.load(dtype)
+
+
+def _where(request: Request) -> dict[str, Any]:
+    return {name: request.arguments[name] for name in _WHERE if request.arguments.get(name) is not None}
+
+
+def _is_its_own(config: Any, request: Request) -> bool:
+    """Whether a config is the one that lies with the checkpoint, as an Auto class hands it on: its dtype may differ."""
+    if not isinstance(config, transformers.PreTrainedConfig):
+        return False
+    try:
+        own = transformers.AutoConfig.from_pretrained(request.source, **_where(request))
+    except (OSError, ValueError):
+        return False
+    return type(own) is type(config) and _without_dtypes(own.to_dict()) == _without_dtypes(config.to_dict())
+
+
+def _without_dtypes(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without_dtypes(one) for name, one in value.items() if name not in ("dtype", "torch_dtype")}

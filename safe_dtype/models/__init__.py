@@ -1,0 +1,1 @@
+"""Operations on a loaded model, each independent of why it is done."""

@@ -1,0 +1,18 @@
+"""Bring the weights of a loaded model into the layout that was planned."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..facts import FLOAT32
+from ..planning import Candidate, Routes
+from .block_layout import lay_out
+
+
+def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int | None:
+    """Return how many modules were laid out, of those whose weights are views of their files; None: it is not planned."""
+    if routes is None or routes.layout != "blocks" or routes.wide is None:
+        return None
+    rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
+    return lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name)).modules

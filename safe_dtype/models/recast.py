@@ -1,0 +1,211 @@
+"""Change the dtype of a loaded model in place: parameter by parameter, ties, hooks, buffers and lists intact.
+
+`model.to(dtype)` will not do. It casts what must stay float32 (`_keep_in_fp32_modules`, `inv_freq`) for good, and it
+refuses models that are offloaded or quantized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..numerics import to_scaled_half
+from . import offloaded
+from .shift_hooks import norms_in_float32, shifted_modules
+
+# Tried: beside their codes plain parameters may change dtype. quanto's products come out in the dtype of its scales.
+_CODES_STAY = ("bitsandbytes", "torchao")
+
+
+@dataclass(frozen=True, slots=True)
+class Recast:
+    """What a change of dtype did."""
+
+    tensors: int  # how many parameters, buffers and offloaded weights changed their dtype
+    grown_bytes: int  # over all devices; negative where the new dtype is smaller
+
+
+def main_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of most of the model's floating numbers; None where it has none."""
+    numbers: Counter[torch.dtype] = Counter()
+    quantized = _is_quantized(model)
+    for one in model.parameters():
+        # The dtype that a quantizer's own class shows is that of its scales.
+        if one.is_floating_point() and one.dtype.itemsize > 1 and (type(one) is nn.Parameter or not quantized):
+            numbers[one.dtype] += one.numel()
+    return numbers.most_common(1)[0][0] if numbers else None
+
+
+def refusal(model: nn.Module) -> str | None:
+    """Return why the weights of `model` cannot change dtype at all; None where they can."""
+    for module in model.modules():
+        quantizer = getattr(module, "hf_quantizer", None)
+        if quantizer is None:
+            continue
+        method = getattr(quantizer.quantization_config, "quant_method", "unknown")
+        method = getattr(method, "value", method)  # an enum, for the methods that transformers knows
+        if method not in _CODES_STAY:
+            return f"its weights are quantized with {method}, whose kernels fix the dtype beside the codes"
+    return None
+
+
+def growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> dict[torch.device, int]:
+    """Return how many bytes each device needs more for `model` in `new`; what lies on disk counts nothing."""
+    needed: Counter[torch.device] = Counter()
+    for _, tensor in (*_parameters(model, former, new), *_buffers(model, former)):
+        if tensor.device.type != "meta":
+            needed[tensor.device] += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
+    for tensor in offloaded.tensors(model):
+        if tensor.dtype in former:
+            needed[tensor.device] += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
+    return dict(needed)
+
+
+def bytes_of_copy(model: nn.Module, dtype: torch.dtype) -> dict[torch.device, int]:
+    """Return how many bytes a second copy of the parameters would take on each device, in `dtype`."""
+    needed: Counter[torch.device] = Counter()
+    for one in model.parameters():
+        needed[one.device] += one.numel() * dtype.itemsize
+    return dict(needed)
+
+
+def recast(
+    model: nn.Module,
+    former: Collection[torch.dtype],
+    new: torch.dtype,
+    *,
+    source: nn.Module | None = None,
+    without: Collection[int] = (),
+) -> Recast:
+    """Bring every floating tensor of `model` that is in a dtype of `former` into `new`.
+
+    Args:
+        model: Changed in place. Parameters stay the same objects, so ties, hooks and optimizers keep theirs.
+        former: The dtypes to leave.
+        new: The dtype to go to. In 16 bit, what the class keeps in float32 goes to float32 instead.
+        source: A model of the same class in `new`, whose parameters are taken over instead of cast: for weights that
+            lost bits when they were loaded.
+        without: The id() of parameters that stay as they are.
+    """
+    kept = kept_in_float32(model, new)
+    fresh = dict(source.named_parameters()) if source is not None else {}
+    count = grown = 0
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for name, one in (*_parameters(model, former, new), *_buffers(model, former)):
+            if id(one) in without:
+                continue
+            wanted = torch.float32 if kept(name) else new
+            before = one.numel() * one.dtype.itemsize
+            _replace(one, _in(wanted, fresh[name].data if name in fresh else one.data))
+            fresh.pop(name, None)
+            count += 1
+            grown += one.numel() * one.dtype.itemsize - before if one.device.type != "meta" else 0
+        count += _recast_attributes(model, former, new)
+        moved, bytes_more = offloaded.recast(model, former, new, kept)
+    for _, _, shift in shifted_modules(model):
+        shift.outside_is_now(new)
+    _tell_configs(model, former, new)
+    torch.clear_autocast_cache()
+    return Recast(count + moved, grown + bytes_more)
+
+
+def left_over(
+    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, *, without: Collection[int] = ()
+) -> int:
+    """Return how many parameters should be in `new` and are not; those whose id() is in `without` do not count."""
+    kept = kept_in_float32(model, new)
+    return sum(
+        one.dtype != (torch.float32 if kept(name) else new) and id(one) not in without
+        for name, one in _parameters(model, former, new)
+    )
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return any(getattr(module, "hf_quantizer", None) is not None for module in model.modules())
+
+
+def _parameters(
+    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    quantized = _is_quantized(model)
+    for name, one in model.named_parameters():
+        # Beside codes only plain parameters change: a quantizer's own classes carry what their kernels expect.
+        if one.dtype in former and one.dtype != new and (type(one) is nn.Parameter or not quantized):
+            yield name, one
+
+
+def _buffers(model: nn.Module, former: Collection[torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
+    # Buffers that stayed float32 in a 16-bit model (inv_freq) are in no dtype of `former`, and stay. Where float32
+    # itself is left, those that are not saved stay: transformers computes them anew, in float32.
+    for prefix, module in model.named_modules():
+        unsaved = module._non_persistent_buffers_set if torch.float32 in former else ()
+        for name, one in module._buffers.items():
+            if one is not None and one.dtype in former and name not in unsaved:
+                yield f"{prefix}.{name}".lstrip("."), one
+
+
+def _in(wanted: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
+    # torch converts bfloat16 to float16 number by number.
+    quicker = wanted == torch.float16 and tensor.dtype == torch.bfloat16 and type(tensor) is torch.Tensor
+    return to_scaled_half(tensor, 0) if quicker and tensor.device.type == "cpu" else tensor.to(wanted)
+
+
+def _replace(one: torch.Tensor, tensor: torch.Tensor) -> None:
+    if type(one.data) is not torch.Tensor:
+        # `p.data =` on a DTensor reports the new dtype, and its local part keeps the old one.
+        torch.utils.swap_tensors(one, nn.Parameter(tensor, one.requires_grad))  # type: ignore[no-untyped-call]
+        return
+    gradient, one.grad = one.grad, None
+    one.data = tensor
+    if gradient is not None:
+        one.grad = gradient.to(tensor.dtype)
+
+
+def _recast_attributes(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> int:
+    """Cast the plain tensors that modules keep as attributes, and the compute dtype of quantized layers."""
+    count = 0
+    module: Any
+    for module in model.modules():
+        for name, value in list(module.__dict__.items()):
+            if isinstance(value, torch.Tensor) and value.dtype in former:
+                module.__dict__[name] = value.to(new)
+                count += 1
+        if getattr(module, "compute_dtype", None) in former:
+            module.compute_dtype = new
+            count += 1
+    return count
+
+
+def _tell_configs(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> None:
+    """Set `dtype` in every config, sub-configs too: attention, masks and paged caches read it there."""
+    waiting = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
+    seen: set[int] = set()
+    while waiting:
+        config = waiting.pop()
+        if id(config) in seen or isinstance(config, dict):
+            continue
+        seen.add(id(config))
+        if getattr(config, "dtype", None) in former:
+            config.dtype = new
+        waiting += [sub for name in getattr(config, "sub_configs", ()) if (sub := getattr(config, name, None))]
+
+
+def kept_in_float32(model: nn.Module, new: torch.dtype) -> Any:
+    """Return a test on names: is this one kept in float32 when the model is in `new`? As transformers would load it."""
+    patterns: set[str] = set()
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "_get_dtype_plan"):
+            patterns.update(module._get_dtype_plan(new))
+    shifted = set(norms_in_float32(model)) if new != torch.float32 else set()
+    if not patterns:
+        return shifted.__contains__
+    # Searched without anchors, as transformers 5 does on loading.
+    pattern = re.compile("|".join(one.replace("*", ".*") for one in sorted(patterns)))
+    return lambda name: name in shifted or pattern.search(name) is not None

@@ -1,0 +1,161 @@
+"""The process in which one form of a model is tried: `python -m safe_dtype.optimizing.attempts.attempt_child JOB.json`.
+
+It may crash, hang or eat the memory; its parent (`runner`) lives on. It writes its result anew at every step.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ...facts import FLOAT32
+from ..forms import Run, maker_of, outputs_of
+from ..graphs.graph_breaks import reason_of, sites_of
+from ..nouns.job import AttemptResult, Job
+from ..nouns.record import Form, Outcome, Seconds, Stage
+from .limits import NO_DISTANCE, distance_between, form_problem
+from .load_model import apply_remedies, load_subject
+from .stopwatch import in_turns, timed
+
+Outputs = dict[str, torch.Tensor]
+BUILDING = "building"
+
+
+def main(path: Path) -> None:
+    """Do the job in `path`. Whatever Python raises becomes a result; a dead process is the parent's to explain."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("safe_dtype").setLevel(logging.INFO)
+    job = Job.read(path)
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    torch.manual_seed(0)
+    now = AttemptResult("starting")
+    try:
+        with torch.no_grad():
+            for now in _reloaded(job) if "reloaded" in job.stages else _made(job):
+                now.write(job.result)
+    except Exception as exc:  # noqa: BLE001  # what torch, a backend or a model raises is what this process is to find out
+        traceback.print_exc()
+        reason = f"while {now.at}: {type(exc).__name__}: {reason_of(exc)}"
+        sites = sites_of(exc) if now.at == BUILDING else ()  # only there is a line of the model to blame
+        replace(now, outcome=Outcome.FAILED, reason=reason, sites=sites).write(job.result)
+
+
+def _made(job: Job) -> Iterator[AttemptResult]:
+    """Make the form, and hold it against eager on every batch."""
+    maker = maker_of(job.form, job.regions)
+    if reason := maker.available(job.dtype, job.device):
+        yield AttemptResult("looking for what it needs", Outcome.SKIPPED, reason)
+        return
+    yield (now := AttemptResult("loading the model"))
+    model = load_subject(job)
+    batches = [_batch(path, job) for path in job.batches]
+    yield (now := replace(now, at="running eager"))
+    references = [_copied(outputs_of(model(**batch))) for batch in batches]
+    for number, outputs in enumerate(references):
+        job.reference(number).parent.mkdir(exist_ok=True)
+        save_file({name: one.cpu().contiguous() for name, one in outputs.items()}, job.reference(number))
+    apply_remedies(model, job.remedies)  # only now: the form answers for what they change, too
+
+    yield (now := replace(now, at=BUILDING))
+    shutil.rmtree(job.artifact_folder, ignore_errors=True)  # of an earlier attempt in the same folder
+    job.artifact_folder.mkdir()
+    built: list[Run] = []
+    seconds = timed(
+        lambda: built.append(maker.build(model, batches[0], job.artifact_folder, dynamic=job.dynamic)), job.device
+    )
+    run = built[0]
+    size = sum(one.stat().st_size for one in job.artifact_folder.rglob("*") if one.is_file())
+    yield (now := replace(now, at="running the first call", seconds=Seconds(build=seconds), bytes=size))
+    seconds = timed(lambda: run(**batches[0]), job.device)
+    now = replace(now, seconds=replace(now.seconds, first_call=seconds))
+
+    for name in dict.fromkeys(job.stages_of_batches):
+        if name in job.stages:
+            numbers = [number for number, stage in enumerate(job.stages_of_batches) if stage == name]
+            yield (now := replace(now, at=f"comparing on the {name} inputs"))
+            stage = _compared(name, run, [batches[i] for i in numbers], [references[i] for i in numbers], job)
+            now = replace(now, stages=(*now.stages, stage))
+    now = _judged(now)
+    if now.outcome is Outcome.VERIFIED and job.time:
+        yield (now := replace(now, at="taking the time", outcome=None))
+        now = _judged(replace(now, seconds=_with_times(now.seconds, run, model, batches[0], job)))
+    yield replace(now, at="leaving")
+
+
+def _reloaded(job: Job) -> Iterator[AttemptResult]:
+    """Load what another process made, and hold it against what eager answered there."""
+    load = maker_of(job.form).load
+    if load is None:
+        raise ValueError(f"{job.form} leaves no file that could be loaded again")
+    yield (now := AttemptResult("loading the artifact"))
+    run = load(job.artifact_folder)
+    batches = [_batch(path, job) for path in job.batches]
+    references: list[Outputs] = [load_file(job.reference(number)) for number in range(len(batches))]
+    yield (now := replace(now, at="running what was loaded"))
+    yield _judged(replace(now, at="leaving", stages=(_compared("reloaded", run, batches, references, job),)))
+
+
+def _batch(path: Path, job: Job) -> Outputs:
+    dtype = getattr(torch, job.dtype.name)
+    found: Outputs = load_file(path)
+    return {name: one.to(job.device, dtype if one.is_floating_point() else one.dtype) for name, one in found.items()}
+
+
+def _copied(outputs: Mapping[str, torch.Tensor]) -> Outputs:
+    return {
+        name: one.detach().clone() for name, one in outputs.items()
+    }  # safetensors refuses tensors that share memory
+
+
+def _compared(name: str, run: Run, batches: list[Outputs], references: list[Outputs], job: Job) -> Stage:
+    worst = NO_DISTANCE
+    for batch, reference in zip(batches, references, strict=True):
+        worst = worst.worse(distance_between(run(**batch), reference))
+    return Stage(name, worst, form_problem(worst, job.dtype))
+
+
+def _judged(now: AttemptResult) -> AttemptResult:
+    """Return the result with its outcome: verified where every stage is."""
+    problems = [f"{stage.name}: {stage.problem}" for stage in now.stages if stage.problem]
+    if problems:
+        return replace(now, outcome=Outcome.WRONG, reason="; ".join(problems))
+    if not now.stages:
+        return replace(now, outcome=Outcome.FAILED, reason="nothing was compared")
+    return replace(now, outcome=Outcome.VERIFIED)
+
+
+def _with_times(seconds: Seconds, run: Run, model: torch.nn.Module, batch: Outputs, job: Job) -> Seconds:
+    form_seconds, base_seconds, spread = in_turns(lambda: run(**batch), _base(model, batch, job), job.device)
+    return replace(seconds, run=form_seconds, eager=base_seconds, spread=spread)
+
+
+def _base(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], object]:
+    """Return what the form is timed against: eager in the same dtype; of eager itself, float32."""
+    if job.form is Form.EAGER and job.beside_float32:
+        reference = replace(job, dtype=FLOAT32)
+        other, same_batch = load_subject(reference), _batch(job.inputs, reference)
+        return lambda: outputs_of(other(**same_batch))
+
+    def eager() -> object:
+        # Regions are compiled in place: the model is eager only where torch.compile stands aside.
+        aside: AbstractContextManager[object] = (
+            torch.compiler.set_stance("force_eager") if job.form is Form.REGIONAL else nullcontext()
+        )
+        with aside:
+            return outputs_of(model(**batch))
+
+    return eager
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,225 @@
+"""How far one run's outputs lie from another's, and whether that is too far for a form of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ...facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from ..nouns.record import Distance
+
+INFINITELY_FAR = Distance(max_abs=math.inf, relative=math.inf, cosine=-1.0)
+NO_DISTANCE = Distance(max_abs=0.0, relative=0.0, cosine=1.0)
+
+# The largest `relative` by which a form may differ from eager in the same dtype. Measured on seven forms of sapiens2,
+# SegFormer, UPerNet and Mask2Former with random weights: compiled float32 stays below 2e-6, bfloat16 below 3e-2,
+# float16 below 4e-3; a trace that took the wrong branch of JetMoe or Longformer is 1e-2 to 7e-2 off in every dtype,
+# which is why a form is also to be judged in float32.
+LARGEST_RELATIVE = {FLOAT32: 1e-4, FLOAT16: 1e-2, BFLOAT16: 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceLimits:
+    """How far choices may differ. What a distance does not have is not judged."""
+
+    top1_agreement: float  # at least
+    miou: float  # at least
+    kl: float  # at most, in nats
+
+
+# On the user's data. Each figure is that of the worst batch, so one choice of 128 that flips is 0.8 %. Measured on
+# trained models in eager, against float32: a language model of 1 M parameters on text has 0.969 and 1.3e-4 nats in
+# bfloat16, 1.0 and 2e-6 in float16; a SegFormer trained on rectangles has a mean IoU of 0.964 in bfloat16 on held-out
+# inputs and 0.990 in float16, in maps of 1,024 pixels. Random mixtures of experts, where a token that goes elsewhere
+# changes everything after it, reach 8.6e-3 nats in bfloat16, 1.4e-3 in float16. Sound forms in float32 flip nothing.
+DATA_LIMITS = {
+    FLOAT32: ChoiceLimits(top1_agreement=0.9999, miou=0.999, kl=1e-5),
+    FLOAT16: ChoiceLimits(top1_agreement=0.99, miou=0.98, kl=2e-3),
+    BFLOAT16: ChoiceLimits(top1_agreement=0.95, miou=0.95, kl=1e-2),
+}
+
+# Where a model chooses (an expert, the queries' masks), a rounding can change a few positions altogether: measured in
+# eager on random Mixtral, Dbrx, JetMoe, Switch and Mask2Former, up to 0.7 of the largest output in bfloat16 and 0.5 in
+# float16, while the whole stays where it is: a cosine from 0.986, 8.6e-3 nats at most, a mean IoU from 0.868. With
+# noise as large as its output added to one convolution or linear layer, nine models were off by more than
+# `LARGEST_RELATIVE` (or by next to nothing), and each then missed at least one of these three.
+FEW_COSINE = 0.985
+FEW = ChoiceLimits(top1_agreement=0.0, miou=0.85, kl=1e-2)  # of 20 queries, 5 changed their first choice: no limit
+
+
+def distance_between(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Distance:
+    """Return the worst distance over the outputs, each held against the reference's output of the same name.
+
+    Other names or other shapes are infinitely far apart. Both sides are compared in float64.
+
+    Outputs whose name ends in "logits" stand for choices. `top1_agreement` is the share of equal ones: over dimension 1
+    of 4-dimensional logits (batch, classes, height, width), over the last of all others. `kl` is the mean over the
+    positions of 2- and 3-dimensional ones, padded ones included, in nats. `miou` is the mean over the classes that
+    either side gives to a pixel; of masks (batch, queries, height, width), like `masks_queries_logits`, over the
+    queries that either side sees anywhere.
+    """
+    if outputs.keys() != reference.keys() or not reference:
+        return INFINITELY_FAR
+    worst = NO_DISTANCE
+    for name, expected in reference.items():
+        worst = worst.worse(_of_one(name, outputs[name], expected))
+    return worst
+
+
+def form_problem(distance: Distance, dtype: Dtype) -> str:
+    """Return why a form is too far from eager in the same dtype; empty where it is not.
+
+    In float32 nothing else than rounding may differ. In 16 bit a few positions may be anywhere, where the whole is as it
+    was: a form that is right in float32 rounds otherwise there, and tokens go to other experts. So a form is to be
+    judged in float32 first.
+    """
+    return _problem(distance, dtype, "eager")
+
+
+def dtype_problem(distance: Distance, dtype: Dtype) -> str:
+    """Return why eager in `dtype` is too far from eager in float32; empty where it is not. The rule is that of forms."""
+    return _problem(distance, dtype, "float32")
+
+
+def _problem(distance: Distance, dtype: Dtype, reference: str) -> str:
+    if problem := _broken(distance, reference):
+        return problem
+    far = _far(distance, dtype, reference)
+    if not far or dtype not in (FLOAT16, BFLOAT16):
+        return far
+    if distance.cosine < FEW_COSINE:
+        return f"{far}, and more where only a few positions differ: the cosine is {distance.cosine:.3f}"
+    choices = _choice_problem(distance, FEW)
+    return f"{far}, and more where only a few positions differ: {choices}" if choices else ""
+
+
+def data_problem(distance: Distance, dtype: Dtype) -> str:
+    """Return why a form or a dtype is too far off on the user's own data; empty where it is not.
+
+    The choices are judged where the outputs stand for some: a logit may be off by much that is no candidate. Other
+    outputs are judged by their size, as in `dtype_problem`.
+    """
+    if problem := _broken(distance, "the reference"):
+        return problem
+    if distance.top1_agreement is None and distance.miou is None and distance.kl is None:
+        return dtype_problem(distance, dtype)
+    problem = _choice_problem(distance, DATA_LIMITS.get(dtype, DATA_LIMITS[FLOAT32]))
+    return f"on the user's data {problem} in {dtype}" if problem else ""
+
+
+def drift_problem(distance: Distance, max_drift: float) -> str:
+    """Return why eager in a dtype drifts further from float32 than the user allows; empty where it does not.
+
+    The unit is that of `Policy.max_drift`: nats of mean KL of logits, 1 - mIoU of pixels, else the share of the largest
+    output. It stands in place of the limits above, on every batch.
+    """
+    if problem := _broken(distance, "float32"):
+        return problem
+    if distance.kl is not None:
+        drift, what = distance.kl, "nats of mean KL"
+    elif distance.miou is not None:
+        drift, what = 1 - distance.miou, "of 1 - mIoU"
+    else:
+        drift, what = distance.relative, "of the largest output"
+    return "" if drift <= max_drift else f"it drifts by {drift:.2g} {what}; {max_drift:g} is allowed"
+
+
+def _broken(distance: Distance, reference: str) -> str:
+    """Return why this is no matter of precision; empty where it is."""
+    if distance.nonfinite:
+        return f"{distance.nonfinite:,} values are NaN or infinite where {reference}'s are finite"
+    if math.isinf(distance.max_abs):
+        return f"its outputs have other names or shapes than {reference}'s, or are finite where {reference}'s are not"
+    return ""
+
+
+def _far(distance: Distance, dtype: Dtype, reference: str) -> str:
+    limit = LARGEST_RELATIVE.get(dtype, LARGEST_RELATIVE[FLOAT32])
+    if distance.relative <= limit:
+        return ""
+    difference = f"{distance.relative:.2g} of the largest output; {limit:g} is allowed in {dtype}"
+    return f"it differs from {reference} by {difference}"
+
+
+def _choice_problem(distance: Distance, limits: ChoiceLimits) -> str:
+    if distance.top1_agreement is not None and distance.top1_agreement < limits.top1_agreement:
+        return f"the first choice agrees in {distance.top1_agreement:.2%}; at least {limits.top1_agreement:.2%} must"
+    if distance.miou is not None and distance.miou < limits.miou:
+        return f"the mean IoU is {distance.miou:.4f}; {limits.miou:g} is the least"
+    if distance.kl is not None and not distance.kl <= limits.kl:
+        return f"the KL divergence is {distance.kl:.2g} nats; {limits.kl:g} is the most"
+    return ""
+
+
+def _of_one(name: str, found: torch.Tensor, expected: torch.Tensor) -> Distance:
+    if found.shape != expected.shape:
+        return INFINITELY_FAR
+    if not expected.numel():
+        return NO_DISTANCE
+    a, b = found.detach().cpu().double(), expected.detach().cpu().double()
+    choices = _choices(name, a, b)
+    same = (a == b) | (a.isnan() & b.isnan())  # also where both are infinite: masked logits often are
+    nonfinite = int((~a.isfinite() & ~same).sum())
+    if bool((a.isfinite() & ~b.isfinite()).any()):
+        return Distance(math.inf, math.inf, -1.0, nonfinite=nonfinite, **choices)
+    both = a.isfinite() & b.isfinite()
+    a, b = a[both], b[both]
+    if not b.numel():
+        return Distance(0.0, 0.0, 1.0, nonfinite=nonfinite, **choices)
+    max_abs, largest = float((a - b).abs().max()), float(b.abs().max())
+    relative = max_abs / largest if largest else (math.inf if max_abs else 0.0)
+    return Distance(max_abs, relative, _cosine(a, b), nonfinite=nonfinite, **choices)
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    if torch.equal(a, b):
+        return 1.0  # also of zeros, whose cosine is not defined
+    norms = float(a.norm() * b.norm())
+    return float(a @ b) / norms if norms else 0.0
+
+
+def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, float | None]:
+    """Return how far the choices that logits stand for differ: `top1_agreement`, `kl`, `miou`."""
+    if not name.endswith("logits") or b.dim() < 2:
+        return {}
+    if b.dim() == 4 and "mask" in name:
+        # Of each query, whether a pixel belongs to it: the queries are no classes that a pixel has to choose from.
+        queries = 1 + torch.arange(b.shape[1])[:, None, None]
+        return {"miou": _miou((a > 0) * queries, (b > 0) * queries, ignored=0)}
+    classes = 1 if b.dim() == 4 else b.dim() - 1
+    if b.shape[classes] < 2:
+        return {}  # a number, and nothing to choose
+    chosen, expected = a.argmax(classes), b.argmax(classes)
+    found: dict[str, float | None] = {"top1_agreement": float((chosen == expected).double().mean())}
+    if b.dim() in (2, 3):
+        found["kl"] = _kl(a.flatten(0, -2), b.flatten(0, -2))
+    if b.dim() == 4:
+        found["miou"] = _miou(chosen, expected)
+    return found
+
+
+def _kl(a: torch.Tensor, b: torch.Tensor) -> float | None:
+    """Return the mean over rows of KL(b || a) in nats; None where no row of the reference is a distribution."""
+    # Here, as it loads transformers, and a child that runs a plain module starts sooner without.
+    from ...verifying.compare import compare_logits
+    from ...verifying.positions import chunks
+
+    rows = (~b.isnan().any(1) & (b < math.inf).all(1) & (b > -math.inf).any(1)).nonzero().flatten()
+    total = sum(float(compare_logits(b[some], a[some], None).kl.sum()) for some in chunks(rows, b.shape[1]))
+    return total / len(rows) if len(rows) else None
+
+
+def _miou(found: torch.Tensor, expected: torch.Tensor, ignored: int | None = None) -> float | None:
+    """Return the intersection over the union of each class that either has, their mean; None where there is none."""
+    classes = 1 + int(torch.maximum(found.max(), expected.max()))
+    both, mine, theirs = (
+        one.flatten().bincount(minlength=classes) for one in (found[found == expected], found, expected)
+    )
+    union = mine + theirs - both
+    if ignored is not None:
+        union[ignored] = 0
+    there = union > 0
+    return float((both[there] / union[there].double()).mean()) if bool(there.any()) else None

@@ -1,0 +1,90 @@
+"""The model that a child process tries forms of: how it gets there, in which dtype, and with which remedies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..nouns.job import Job
+
+_IMPLEMENTATIONS = {"experts_implementation": ("batched_mm", "grouped_mm"), "attn_implementation": ("sdpa", "eager")}
+
+
+def save_module(model: torch.nn.Module, path: Path) -> None:
+    """Write `model` as a file that `load_subject` reads, in a process that can import its classes.
+
+    Raises:
+        ValueError: If a class of it is defined in `__main__`, where no other process finds it.
+    """
+    for module in model.modules():
+        if type(module).__module__ == "__main__":
+            raise ValueError(
+                f"{type(module).__qualname__} is defined in the script that runs: another process cannot import it. "
+                "Move the class to a module of its own, and import it."
+            )
+    torch.save(model, path)
+
+
+def load_subject(job: Job) -> torch.nn.Module:
+    """Load the job's model in the job's dtype, as it is, for inference and without a key-value cache.
+
+    A file of `save_module` is unpickled, so it must be one that this library wrote itself.
+
+    Raises:
+        ValueError: If transformers has no such class.
+    """
+    dtype = getattr(torch, job.dtype.name)
+    model: Any
+    if job.model_class:
+        import transformers
+
+        found = getattr(transformers, job.model_class, None)
+        if found is None:
+            raise ValueError(f"transformers has no class {job.model_class}.")
+        # from_pretrained keeps in float32 what the model declares so; .to(dtype) does not, and is another model.
+        model = found.from_pretrained(job.model, dtype=dtype)
+        # A form answers one call with tensors: a cache in the answer would be one more output that nobody passes on.
+        if getattr(model.config, "use_cache", False):
+            model.config.use_cache = False
+    else:
+        model = torch.load(job.model, weights_only=False).to(dtype)
+    apply_remedies(model, job.loaded_with)
+    return model.eval().requires_grad_(requires_grad=False).to(job.device)  # type: ignore[no-any-return]  # torch.load gives Any
+
+
+def settings_of(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return how `model` calls its parts, in the words of remedies: what saving it loses."""
+    config = getattr(model, "config", None)
+    found = []
+    for name in ("experts_implementation", "attn_implementation"):
+        value = getattr(config, f"_{name}", None)
+        settable = getattr(model, f"_can_set_{name}", None)  # transformers' own answer; without it nothing is tried
+        if isinstance(value, str) and settable is not None and settable():
+            found.append(f"{name}={value}")
+    return tuple(found)
+
+
+def remedies_for(model: torch.nn.Module) -> tuple[str, ...]:
+    """Return what may let `model` be captured whole without changing what it computes: other ways to call its parts."""
+    now = settings_of(model)
+    names = [one.partition("=")[0] for one in now]
+    found = [f"{name}={value}" for name, values in _IMPLEMENTATIONS.items() if name in names for value in values]
+    return tuple(one for one in found if one not in now)
+
+
+def apply_remedies(model: Any, remedies: tuple[str, ...]) -> None:
+    """Change how `model` calls its parts.
+
+    Raises:
+        ValueError: If a remedy is not known, or the model does not take it.
+    """
+    for remedy in remedies:
+        name, _, value = remedy.partition("=")
+        if name == "experts_implementation":
+            model.set_experts_implementation(value)
+        elif name == "attn_implementation":
+            model.set_attn_implementation(value)
+        else:
+            raise ValueError(f"No remedy is called {remedy!r}.")

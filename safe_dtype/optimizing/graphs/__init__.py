@@ -1,0 +1,1 @@
+"""What of a model captures as a graph, and what ends it."""

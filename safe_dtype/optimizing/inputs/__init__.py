@@ -1,0 +1,1 @@
+"""The batches that a model is traced, verified and timed on."""

@@ -1,0 +1,261 @@
+"""Batches to trace and to verify a model on: made from its config, or from a batch that was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...errors import NotOptimizableError
+from ..nouns.job import Dynamic, Range
+from .input_spec import OWN_INPUTS, PLAIN, VARIATIONS, InputKind, Slot, draw
+from .signature import slots_for
+
+_BATCH = 2  # a dimension of 1 is taken for a constant when a graph is traced
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # tensors do not compare
+class Made:
+    """One batch: keyword tensors of `forward`, on the CPU."""
+
+    role: str  # "traced", "held out", "user"
+    about: str  # what it is there for
+    tensors: Mapping[str, Tensor]
+
+
+def batches_for(  # the last three are for who knows better
+    model: torch.nn.Module | type[torch.nn.Module],
+    config: Any,
+    *,
+    dynamic: Dynamic = Dynamic(),  # noqa: B008  # frozen
+    seed: int = 0,
+    vocabulary: int | None = None,
+    sizes: Mapping[str, int] = MappingProxyType({}),
+) -> list[Made]:
+    """Return random batches for a model of transformers: the traced one first, then those that are held out.
+
+    The held-out ones take other branches where there are some: their values are shifted to either side, their masks
+    pad rows to different lengths and to one token, one of them repeats an id so that other experts are hit, and the
+    ends of every range in `dynamic` occur. Without a range the shapes are those of the traced batch.
+
+    Args:
+        model: A model, or its class. Nothing is run.
+        config: Its config.
+        dynamic: Which dimensions may vary. One that goes with a declared one follows it: `attention_mask` follows
+            `input_ids`, `pixel_mask` follows `pixel_values`.
+        seed: The same seed gives the same numbers.
+        vocabulary: How many ids there are to draw from; by default what the config says.
+        sizes: Of the traced batch, where they are not to be what the config suggests, by name: "batch", "length",
+            "decoder_length", "height", "width", "samples".
+
+    Raises:
+        NotOptimizableError: If it takes inputs that cannot be made, or a range is declared for what is not its input.
+    """
+    planned = slots_for(model, config, vocabulary)
+    slots = list(planned.slots)
+    ranges = _ranges(slots, dynamic)
+    multiples = {"height": planned.patch[0], "width": planned.patch[1]}
+    traced = {"batch": _BATCH, **planned.sizes, **sizes}
+    for name, ends in ranges.items():
+        low, high = ranges[name] = _on_multiples(ends, multiples.get(name, 1))
+        traced[name] = min(max(traced[name], low), high)
+    about = f"random, {', '.join(planned.notes)}" if planned.notes else "random"
+    first = Made("traced", about, draw(slots, traced, PLAIN, seed))
+    return [first, *_held_out(slots, traced, ranges, seed)]
+
+
+def batches_of(given: Mapping[str, Tensor] | Path, *, dynamic: Dynamic = Dynamic(), seed: int = 0) -> list[Made]:  # noqa: B008  # frozen
+    """Return a batch that was given, as tensors or as a safetensors file, and held-out ones that are made from it.
+
+    Raises:
+        NotOptimizableError: If the file cannot be read, or the batch does not go with `dynamic`.
+    """
+    about = "the user's" if not isinstance(given, Path) else given.name
+    inputs = read_inputs(given) if isinstance(given, Path) else given
+    return [Made("traced", about, dict(inputs)), *held_out_of(inputs, dynamic, seed)]
+
+
+def held_out_of(inputs: Mapping[str, Tensor], dynamic: Dynamic, seed: int = 0) -> list[Made]:
+    """Return batches that differ from `inputs` in values, masks and, inside of the ranges of `dynamic`, in sizes.
+
+    Nothing is known of the model, so no value leaves the range that it has in `inputs`: floats are drawn from there
+    anew, shifted to either side and mirrored, integers of up to two dimensions drawn between the smallest and the
+    largest, those of more kept together along their last dimension. What is called a mask and holds zeros and ones
+    pads; all zeros get a one in every row.
+
+    Raises:
+        NotOptimizableError: If `inputs` are outside of the ranges, or a range is declared for no input of theirs.
+    """
+    if not inputs:
+        raise NotOptimizableError("there is no input", OWN_INPUTS)
+    dynamic = complete(dynamic, inputs)
+    symbols = _symbols(inputs, dynamic)
+    slots = [_slot_of(name, one, symbols[name]) for name, one in inputs.items()]
+    ranges = _ranges(slots, dynamic)
+    sizes: dict[str, int] = {}
+    for slot, one in zip(slots, inputs.values(), strict=True):
+        for dim, size in zip(slot.dims, one.shape, strict=True):
+            if isinstance(dim, str):
+                low, high = ranges[dim]
+                if not low <= size <= high or sizes.setdefault(dim, size) != size:
+                    problem = f"{slot.name} has size {size} where its range, or that of all inputs, is {low}..{high}"
+                    raise NotOptimizableError(
+                        f"{problem}, with {sizes.get(dim, size)} in others", "change the range, or the inputs"
+                    )
+    return list(_held_out(slots, sizes, ranges, seed))
+
+
+def complete(dynamic: Dynamic, inputs: Mapping[str, Tensor]) -> Dynamic:
+    """Return `dynamic` with the dimensions that must go with those in it, judged by names and sizes of one batch.
+
+    Dimension 1 of ids, types and masks goes with that of other ids of the same length, unless it has a range of its
+    own; the height and width of `pixel_mask` go with those of `pixel_values`.
+    """
+    dims = {name: dict(by_dim) for name, by_dim in dynamic.dims.items()}
+    of_length: dict[tuple[bool, int], Range] = {}
+    for name, one in inputs.items():
+        if _is_row_of_ids(one) and 1 in dims.get(name, {}):
+            of_length[name.startswith("decoder_"), one.shape[1]] = dims[name][1]
+    for name, one in inputs.items():
+        follows = of_length.get((name.startswith("decoder_"), one.shape[1])) if _is_row_of_ids(one) else None
+        if follows:
+            dims.setdefault(name, {}).setdefault(1, follows)
+    if "pixel_mask" in inputs and "pixel_values" in dims:
+        pixels = inputs["pixel_values"].dim() if "pixel_values" in inputs else 0
+        for dim, ends in dims["pixel_values"].items():
+            if pixels - dim in (1, 2):
+                dims.setdefault("pixel_mask", {}).setdefault(inputs["pixel_mask"].dim() - pixels + dim, ends)
+    return replace(dynamic, dims=dims)
+
+
+def read_inputs(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        NotOptimizableError: If it is none, or is empty.
+    """
+    try:
+        found: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as exc:
+        raise NotOptimizableError(f"{file} is no readable safetensors file ({exc})", OWN_INPUTS) from exc
+    if not found:
+        raise NotOptimizableError(f"{file} holds no tensor", OWN_INPUTS)
+    return found
+
+
+def _held_out(slots: list[Slot], traced: Mapping[str, int], ranges: Mapping[str, Range], seed: int) -> Iterator[Made]:
+    yield Made("held out", "other values", draw(slots, traced, PLAIN, seed + 1))
+    number = seed + 2
+    for variation in VARIATIONS:
+        if about := variation.about(slots):
+            yield Made("held out", about, draw(slots, traced, variation, number))
+            number += 1
+    for name, sizes in _ends(traced, ranges).items():
+        about = f"{name}: {', '.join(f'{one} {size}' for one, size in sizes.items() if one in ranges)}"
+        yield Made("held out", about, draw(slots, sizes, PLAIN, number))
+        number += 1
+
+
+def _ends(traced: Mapping[str, int], ranges: Mapping[str, Range]) -> dict[str, dict[str, int]]:
+    """Return sizes at the ends of the ranges, by what they are; none that equal the traced ones, or each other."""
+    found = {
+        "smallest": {**traced, **{name: low for name, (low, _) in ranges.items()}},
+        "largest": {**traced, **{name: high for name, (_, high) in ranges.items()}},
+    }
+    others = [name for name in ranges if name != "batch"]
+    if len(others) > 1:  # a form that mixes up height and width is right on every square
+        found["crossed"] = {**traced, **{name: ranges[name][number % 2] for number, name in enumerate(others)}}
+    kept: dict[str, dict[str, int]] = {}
+    for name, sizes in found.items():
+        if sizes != dict(traced) and sizes not in kept.values():
+            kept[name] = sizes
+    return kept
+
+
+def _ranges(slots: list[Slot], dynamic: Dynamic) -> dict[str, Range]:
+    """Return the range of every dimension that has one, by its name."""
+    by_name = {slot.name: slot for slot in slots}
+    if unknown := dynamic.dims.keys() - by_name.keys():
+        raise NotOptimizableError(
+            f"a range is declared for {', '.join(sorted(unknown))}, and the inputs are {', '.join(by_name)}",
+            "name one of these, or pass inputs=... with the tensor in it",
+        )
+    found: dict[str, Range] = {}
+    for slot in slots:
+        for dim, (low, high) in dynamic.of(slot.name).items():
+            symbol = slot.dims[dim] if -len(slot.dims) <= dim < len(slot.dims) else None
+            if symbol is None and dim == 0:
+                continue  # a single number has no batch
+            if not isinstance(symbol, str):
+                what = "has no such dimension" if symbol is None else f"is always {symbol} there"
+                raise NotOptimizableError(
+                    f"a range is declared for dimension {dim} of {slot.name}, which {what}", "leave it out"
+                )
+            before = found.get(symbol, (low, high))
+            low, high = found[symbol] = max(low, before[0]), min(high, before[1])
+            if low > high or low < 1:
+                raise NotOptimizableError(
+                    f"the ranges of {symbol} ({before[0]}..{before[1]}, and that of {slot.name}) have no size in common",
+                    "declare one range for all inputs that it is shared by, from 1 on",
+                )
+    return found
+
+
+def _on_multiples(ends: Range, step: int) -> Range:
+    """Return the range between the multiples of `step` in it; as it is where there are none."""
+    low, high = -(-ends[0] // step) * step, ends[1] // step * step
+    return (low, high) if low <= high else ends
+
+
+def _symbols(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, tuple[str | int, ...]]:
+    """Return the dims of the inputs: those with the same range and the same size now go together."""
+    found: dict[str, tuple[str | int, ...]] = {}
+    for name, one in inputs.items():
+        ranges = dynamic.of(name)
+        dims: list[str | int] = []
+        for dim, size in enumerate(one.shape):
+            if dim not in ranges:
+                dims.append(size)
+            elif dim == 0 and dynamic.batch:
+                dims.append("batch")
+            else:
+                low, high = ranges[dim]
+                symbol = f"{size} in {low}..{high}"
+                dims.append(symbol if symbol not in dims else f"{symbol} in dimension {dim}")
+        found[name] = tuple(dims)
+    return found
+
+
+def _slot_of(name: str, one: Tensor, dims: tuple[str | int, ...]) -> Slot:
+    integers = not one.is_floating_point() and not one.is_complex()
+    bounds = (int(one.min()), int(one.max())) if integers and one.numel() and one.dim() else (0, 0)
+    return Slot(name, _kind_of(name, one), dims, one.dtype, low=bounds[0], high=bounds[1], given=one)
+
+
+def _kind_of(name: str, one: Tensor) -> InputKind:
+    if not one.dim() or one.is_complex():
+        return InputKind.FIXED
+    if one.dtype is torch.bool or name.endswith("mask"):
+        if not bool(((one == 0) | (one == 1)).all()):
+            return InputKind.FIXED  # added to scores, or anything else
+        return (
+            InputKind.FLAGS
+            if one.dim() > 1 and not bool(one.any())
+            else InputKind.MASK
+            if one.dim() > 1
+            else InputKind.FIXED
+        )
+    if one.is_floating_point():
+        return InputKind.VALUES
+    return InputKind.IDS if one.dim() < 3 else InputKind.ROWS
+
+
+def _is_row_of_ids(one: Tensor) -> bool:
+    return one.dim() == 2 and not one.is_floating_point()

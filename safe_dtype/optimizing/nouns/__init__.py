@@ -1,0 +1,1 @@
+"""What an optimization wants, tries and finds, as values and as files. Imports no torch."""

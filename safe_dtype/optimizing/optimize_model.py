@@ -1,0 +1,183 @@
+"""From a model to its fastest verified form: prepare, then climb. What `safe_dtype.optimize` is."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..devices import default_device, detect_one, facts_of, memory_of
+from ..errors import BackupError, EnvironmentNotFitError
+from ..facts import FLOAT32, Dtype, dtype_named
+from .backup import FOLDER, RECORD, back_up
+from .environment import environment, missing_for
+from .inputs.batch_files import write_batches
+from .model_source import ModelSource, source_of
+from .nouns.goal import Goal
+from .nouns.job import Dynamic
+from .nouns.record import Form, Optimization
+from .nouns.record_file import FILE
+from .search import ATTEMPTS, PICTURE, REPORT, Climb, Tell, exporter
+
+logger = logging.getLogger(__name__)
+
+INPUTS = "inputs"
+_WRITTEN = (ATTEMPTS, INPUTS, FILE, REPORT, PICTURE)  # in the output folder, beside the original
+_ROOM = 1.3  # times the weights: what a child takes beside them, for activations and for the files it maps
+
+Inputs = Mapping[str, torch.Tensor]
+
+
+def _log(text: str) -> None:
+    logger.info("%s", text)
+
+
+def optimize(  # noqa: PLR0913  # each is an own wish of the caller
+    model: str | PathLike[str] | torch.nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    out: str | PathLike[str],
+    form: Form | str = "auto",
+    dtype: Dtype | str = "auto",
+    dynamic: Dynamic = Dynamic(),  # noqa: B008  # frozen
+    held_out: Sequence[Inputs] = (),
+    data: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Optimization:
+    """Find the fastest verified form of `model`, and leave it in `out` with a log of everything that was tried.
+
+    The original is kept in `out`/original and never touched. Every attempt runs in a process of its own. What is there
+    in the end is loaded with `load_optimized(out)`, and described in `out`/report.md and `out`/optimization.json.
+
+    Args:
+        model: A folder, a repository on the Hub, or a model in memory, which stays as it is.
+        inputs: Keyword tensors of its forward, at least two rows; None makes them from the model's config.
+        out: The output folder. An earlier optimization of the same model in it is replaced.
+        form: "aoti", "export", "onnx", "compile", "regional", "partial", "eager", or "auto" for the fastest.
+        dtype: A dtype, or "auto" for the fastest that passes.
+        dynamic: Which dimensions of the inputs may vary, and how far: `Dynamic(batch=(1, 32))`.
+        held_out: Further inputs to verify on, beside those that are made.
+        data: Your own texts, images or tensors, a file or folder: the last stage of the verification.
+        **options: The further fields of `Goal`: max_drift, seconds, device, threads, keep, torchscript, via, task, revision.
+
+    Raises:
+        CheckpointError: If there is no such model.
+        NotOptimizableError: If nothing can be judged: no inputs, or a class that no other process can load.
+        EnvironmentNotFitError: If what was asked for cannot be made on this machine, or memory does not do.
+        BackupError: If the original cannot be kept.
+        ValueError: If there is no such form.
+    """
+    goal = Goal(
+        form=None if form == "auto" else Form(form),
+        dtype=(None if dtype == "auto" else dtype_named(dtype)) if isinstance(dtype, str) else dtype,
+        dynamic=dynamic,
+        **options,
+    )
+    return reach(goal, model, inputs, out=Path(out), held_out=held_out, data=data)
+
+
+def reach(  # noqa: PLR0913
+    goal: Goal,
+    model: str | PathLike[str] | torch.nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    out: Path,
+    held_out: Sequence[Inputs] = (),
+    data: str | PathLike[str] | None = None,
+    tell: Tell = _log,
+) -> Optimization:
+    """Do what `optimize` does; `tell` hears in a line what is being done."""
+    folder = out.resolve()
+    device = detect_one(goal.device).device if goal.device else default_device()
+    facts = environment()
+    on_cpu = device == "cpu"
+    if goal.form and not goal.via and (missing := missing_for(goal.form, facts, on_cpu=on_cpu)):
+        raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
+    if goal.via:
+        exporter().environment(goal.via, progress=tell)  # first: nothing is done where it cannot be made
+    folder.mkdir(parents=True, exist_ok=True)
+    _require_ours(folder)
+    with _workplace(folder) as work:
+        tell("reading the model")
+        source = source_of(model, work, revision=goal.revision)
+        _require_memory(source, device)
+        tell("keeping the original")
+        backup = back_up(source.path, folder)
+        _clear(folder)
+        original = folder / FOLDER / (source.path.name if source.path.is_file() else "")
+    source = replace(source, path=original)
+    tell("making inputs")
+    batches, dynamic = write_batches(
+        source, folder / INPUTS, inputs=inputs, held_out=held_out, data=data, dynamic=goal.dynamic
+    )
+    goal = replace(goal, dynamic=dynamic)
+    found = Optimization(
+        source=source.name,
+        model_class=source.model_class,
+        device=device,
+        asked_form=str(goal.form or "auto"),
+        asked_dtype=str(goal.dtype or "auto"),
+        saved_dtype=source.saved.name,
+        parameters=source.parameters,
+        loaded_with=source.loaded_with,
+        original=original.relative_to(folder).as_posix(),
+        environment=facts,
+        verdicts=_verdicts(device),
+        files={name: one.sha256 for name, one in backup.files.items()},
+        batches=batches,
+        dynamic=asdict(dynamic),
+    )
+    return Climb(source, folder, goal, device, tell).all_the_way(found)
+
+
+def _verdicts(device: str) -> tuple[Mapping[str, Any], ...]:
+    return tuple(
+        {"dtype": one.dtype.name, "op": one.op, "kind": str(one.kind), "reason": one.reason}
+        for one in facts_of(device).verdicts
+    )
+
+
+def _require_memory(source: ModelSource, device: str) -> None:
+    needed = int(source.parameters * FLOAT32.itemsize * _ROOM)
+    if not _fits(needed, device):
+        raise EnvironmentNotFitError(
+            f"{needed:,} bytes of memory on {device}, where {memory_of(device).free_bytes:,} are free: every form of "
+            f"{source.name} is held against float32",
+            "free some, or use a machine with more",
+        )
+
+
+def _fits(needed: int, device: str) -> bool:
+    return needed <= memory_of(device).free_bytes
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """Give a folder on the same file system, so that what is saved there is kept by links; then take it away."""
+    with tempfile.TemporaryDirectory(prefix=".optimize-", dir=out.resolve().parent) as name:
+        yield Path(name)
+
+
+def _require_ours(out: Path) -> None:
+    """Refuse a folder in which names are taken that will be written, where no earlier run did that."""
+    taken = [name for name in _WRITTEN if (out / name).exists()]
+    if taken and not (out / RECORD).exists():
+        raise BackupError(f"{out} has {', '.join(taken)} of somebody else in it", "choose another output folder")
+
+
+def _clear(out: Path) -> None:
+    """Take away what an earlier run left."""
+    for name in _WRITTEN:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Which attempt is used, and the pages that say why."""

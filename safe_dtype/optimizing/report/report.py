@@ -1,0 +1,355 @@
+"""An optimization as a page for people, in Markdown as GitHub renders it, and as a few lines. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..nouns.record import BreakSite, Distance, DtypeVerdict, FormAttempt, Optimization, Outcome, Status
+from .choose import gain_of
+from .markdown import code, inline, one_line, table
+
+PICTURE = "report.svg"
+
+_NONE = "-"
+_MOST_SITES = 20
+_SHORT_HASH = 12  # hexadecimal digits: enough to tell files apart, not to prove what they are
+_HEADLINES = {
+    Status.REACHED: "Reached",
+    Status.FELL_BACK: "Fell back",
+    Status.NO_DTYPE: "Nothing passed: use the model as it was",
+}
+# Of the environment, in this order; what is not there is left out.
+_ENVIRONMENT = ("python", "platform", "packages", "compiler", "cpu", "onednn", "cuda", "hip", "gpus", "threads", "settings", "load_average")  # fmt: skip
+
+
+def report_text(found: Optimization) -> str:
+    """Return the page: what was reached and why, everything that was tried, and how to use, undo and repeat it."""
+    parts = (
+        _headline(found), _dtypes(found), _attempts(found), _unused(found), _graphs(found), _reference(found),
+        _inputs(found), _use(found), _environment(found),
+    )  # fmt: skip
+    return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
+
+
+def summary_text(found: Optimization) -> str:
+    """Return 5 to 15 lines for a terminal: what was reached, the dtypes, and the forms that count."""
+    lines = [
+        f"{found.source} ({found.model_class or 'a plain module'}, {found.parameters:,} parameters) on {found.device}",
+        f"{_HEADLINES[found.status]} (status {int(found.status)}): {found.why or 'no reason was recorded'}",
+    ]
+    lines += [f"  eager in {one.dtype}: {one.problem or 'passes'}{_against(one.distance)}" for one in found.dtypes[:3]]
+    verified = [number for number, one in enumerate(found.attempts) if one.outcome is Outcome.VERIFIED]
+    gains = _gains(found)
+    verified.sort(key=lambda number: (number != found.chosen, -(gains[number] or 0.0)))
+    lines += [f"  {'*' if number == found.chosen else ' '} {_line(number, found, gains)}" for number in verified[:5]]
+    if others := len(found.attempts) - len(verified[:5]):
+        lines.append(f"  {others} more attempts: see report.md, with the reason of each")
+    if sites := _all_sites(found):
+        lines.append(f"  first break: {sites[0].file}:{sites[0].line} {one_line(sites[0].code)}")
+    lines.append(
+        "Load it with safe_dtype.load_optimized(DIR)." if found.winner else "There is nothing to load: see report.md."
+    )
+    lines.append("The original is as it was, and kept in DIR/original.")
+    return "\n".join(lines)
+
+
+def _headline(found: Optimization) -> Iterator[str]:
+    yield f"# {inline(found.source)}, optimized"
+    yield ""
+    yield f"**{_HEADLINES[found.status]}** (exit status {int(found.status)}): {inline(found.why or 'no reason recorded')}"
+    yield ""
+    what = f"`{found.model_class}`" if found.model_class else "a plain module"
+    yield f"- Model: {what}, {found.parameters:,} parameters, saved in {found.saved_dtype}"
+    yield f"- Asked for: form {found.asked_form}, dtype {found.asked_dtype}, on {found.device}"
+    if found.winner is not None and found.chosen is not None:
+        yield f"- Chosen: attempt {found.chosen}, {inline(_named(found.winner))}{_coverage(found.winner)}"
+    yield ""
+    yield f"![Drift and time of every form]({PICTURE})"
+
+
+def _dtypes(found: Optimization) -> Iterator[str]:
+    if not found.dtypes:
+        return
+    yield "## Dtypes"
+    yield ""
+    yield "Eager in each dtype against eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output."  # fmt: skip
+    yield ""
+    titles = ("dtype", "relative", "largest difference", "cosine", "top-1", "mIoU", "KL (nats)", "NaN or infinite", "run ms", "x float32", "verdict")  # fmt: skip
+    yield from table(titles, (_dtype_row(one) for one in found.dtypes))
+
+
+def _dtype_row(one: DtypeVerdict) -> tuple[str, ...]:
+    far = one.distance
+    figures: Sequence[str] = (
+        (_small(far.relative), _small(far.max_abs), f"{far.cosine:.6f}", _share(far.top1_agreement), _share(far.miou),
+         _small(far.kl), f"{far.nonfinite:,}")
+        if far is not None
+        else (_NONE,) * 7
+    )  # fmt: skip
+    return (str(one.dtype), *figures, _milliseconds(one.seconds), _times(one.speedup), inline(one.problem) or "passes")
+
+
+def _attempts(found: Optimization) -> Iterator[str]:
+    if not found.attempts:
+        return
+    yield "## Attempts"
+    yield ""
+    yield "A form against eager in the same dtype: the error of the form alone, the worst of the stages that it came to. The times of a form and of eager are taken in turns in one process; `x eager float32` goes over the dtype table."  # fmt: skip
+    yield ""
+    titles = ("no.", "form", "dtype", "remedies", "outcome", "stages", "form error", "top-1", "mIoU", "KL (nats)", "build s", "run ms", "x eager", "x eager float32", "size")  # fmt: skip
+    gains = _gains(found)
+    rows = (_attempt_row(number, one, gains[number], found) for number, one in enumerate(found.attempts))
+    yield from table(titles, rows)
+    yield ""
+    yield "The bold one is what `load_optimized` loads. The number is what its `attempt` takes, where the files were kept."
+
+
+def _attempt_row(number: int, one: FormAttempt, gain: float | None, found: Optimization) -> tuple[str, ...]:
+    far = _worst(one)
+    mark = "**" if number == found.chosen else ""
+    return (
+        f"{mark}{number}{mark}",
+        f"{mark}{one.form}{mark}{_coverage(one)}",
+        str(one.dtype),
+        _listed(one.remedies) or _NONE,
+        str(one.outcome),
+        ", ".join(stage.name for stage in one.stages) or _NONE,
+        *(
+            (_small(far.relative), _share(far.top1_agreement), _share(far.miou), _small(far.kl))
+            if far
+            else (_NONE,) * 4
+        ),
+        f"{one.seconds.build:.1f}" if one.seconds.build is not None else _NONE,
+        _milliseconds(one.seconds.run) + (f" ±{one.seconds.spread / 2:.0%}" if one.seconds.spread is not None else ""),
+        _times(one.speedup),
+        _times(gain),
+        _size(one.bytes),
+    )
+
+
+def _unused(found: Optimization) -> Iterator[str]:
+    """Yield every attempt that was not verified, with its reason and its log."""
+    failed = [(number, one) for number, one in enumerate(found.attempts) if one.outcome is not Outcome.VERIFIED]
+    if not failed:
+        return
+    yield "## Why the others are not used"
+    yield ""
+    for number, one in failed:
+        log = f" Log: [{inline(one.log)}](<{one.log}>)." if one.log else ""
+        yield f"- **{number}, {inline(_named(one))}**: {one.outcome}. {inline(one.reason) or 'No reason was recorded'}.{log}"
+
+
+def _graphs(found: Optimization) -> Iterator[str]:
+    graphs, sites = found.graphs, _all_sites(found)
+    if not graphs and not sites:
+        return
+    yield "## Graphs"
+    yield ""
+    whole = graphs.get("whole")
+    if whole is not None:
+        yield "The model captures as one graph." if whole else f"The model does not capture as one graph: {inline(graphs.get('reason') or 'no reason recorded')}."  # fmt: skip
+    if graphs.get("problem"):
+        yield f"The diagnosis did not come to its end: {inline(graphs['problem'])}."
+    if graphs.get("remedies"):
+        yield f"With {_listed(graphs['remedies'])} it captures whole, and computes the same."
+    yield from (
+        f"- {code(remedy)} did not help: {inline(why)}" for remedy, why in dict(graphs.get("tried") or {}).items()
+    )
+    if sites:
+        yield ""
+        rows = (
+            (code(f"{one.file}:{one.line}"), code(one.code), inline(one.kind), str(one.count), inline(one.reason))
+            for one in sites[:_MOST_SITES]
+        )
+        yield from table(("where it breaks", "code", "kind", "times", "reason"), rows)
+        if len(sites) > _MOST_SITES:
+            yield ""
+            yield f"... and {len(sites) - _MOST_SITES} more lines, in optimization.json."
+    if counts := graphs.get("counts"):
+        yield ""
+        titles = ("counted by torch._dynamo.explain", "graphs", "reasons", "graph breaks", "problem")
+        yield from table(titles, _rows(counts, ("mode", "graphs", "reasons", "counter", "problem")))
+        yield ""
+        yield "A count is a diagnosis, not a verdict: whether the model captures whole was found out by capturing it."
+
+
+def _reference(found: Optimization) -> Iterator[str]:
+    facts = found.reference
+    if not facts:
+        return
+    yield "## Reference"
+    yield ""
+    steady = "repeats itself" if facts.get("steady") else f"does not repeat itself (largest difference {_small(facts.get('repeat_max_abs'))})"  # fmt: skip
+    finite = "is finite" if facts.get("finite") else "has NaN or infinity"
+    empty = "says nothing" if facts.get("degenerate") else "is not degenerate"
+    yield f"Eager in float32 {steady}, {finite} and {empty}; its largest output is {_small(facts.get('largest'))}."
+    yield from (f"- Problem: {inline(one)}" for one in facts.get("problems") or ())
+    yield from (f"- Weak: {inline(one)}" for one in facts.get("weak") or ())
+
+
+def _inputs(found: Optimization) -> Iterator[str]:
+    if not found.batches and not found.files:
+        return
+    yield "## Inputs"
+    if found.batches:
+        yield ""
+        rows = ((one.role, inline(one.about), _shapes(one.tensors), code(one.file)) for one in found.batches)
+        yield from table(("role", "about", "tensors", "file"), rows)
+    if ranges := list(_ranges(found)):
+        yield ""
+        yield f"May vary: {', '.join(ranges)}."
+    for name, why in dict(found.graphs.get("unusable") or {}).items():
+        yield f"- {code(name)} was left out, eager fails on it: {inline(why)}"
+    if found.files:
+        yield ""
+        yield f"Files of the model, by the first {_SHORT_HASH} digits of their SHA-256 (all of them are in optimization.json):"
+        yield ""
+        yield from table(("file", "SHA-256"), ((code(name), code(one[:_SHORT_HASH])) for name, one in found.files.items()))  # fmt: skip
+
+
+def _use(found: Optimization) -> Iterator[str]:
+    yield "## Use it"
+    yield ""
+    if found.winner is not None:
+        call = ", ".join(f"{name}={name}" for name in _traced(found)) or "**inputs"
+        yield from (
+            "```python", "from safe_dtype import load_optimized", "", 'model = load_optimized("DIR")  # this folder',
+            f"outputs = model({call})  # float tensors by name", "```", "",
+            "What it cannot do (another version of torch, inputs beyond the ranges, NaN) eager answers on the original "
+            "weights, with a warning. A folder that was made elsewhere needs `trust=True` where it holds code.",
+        )  # fmt: skip
+    else:
+        yield "There is no form to load. The model is as it was."
+    yield from (
+        "", "The original was not touched. To bring it back where somebody changed it:", "", "```",
+        "safe-dtype optimize --restore --out DIR", "```", "", "To repeat all this:", "", "```", _command(found), "```",
+    )  # fmt: skip
+
+
+def _environment(found: Optimization) -> Iterator[str]:
+    if not found.environment and not found.verdicts:
+        return
+    yield "## Environment"
+    yield ""
+    facts = ((name, inline(_flat(found.environment[name]))) for name in _ENVIRONMENT if found.environment.get(name))
+    yield from table(("what", "value"), facts)
+    if found.verdicts:
+        yield ""
+        titles = ("dtype on the device", "operation", "verdict", "reason")
+        yield from table(titles, _rows(found.verdicts, ("dtype", "op", "kind", "reason")))
+
+
+def _command(found: Optimization) -> str:
+    words = [f"safe-dtype optimize {found.source} --out DIR"]
+    words += [f"--form {found.asked_form}"] * (found.asked_form != "auto")
+    words += [f"--dtype {found.asked_dtype}"] * (found.asked_dtype != "auto")
+    if batch := found.dynamic.get("batch"):
+        words.append(f"--batch {batch[0]}..{batch[1]}")
+    return " ".join((*words, f"--device {found.device}"))
+
+
+def _ranges(found: Optimization) -> Iterator[str]:
+    if batch := found.dynamic.get("batch"):
+        yield f"the batch from {batch[0]} to {batch[1]}"
+    for name, dims in dict(found.dynamic.get("dims") or {}).items():
+        yield from (f"dimension {dim} of {code(name)} from {low} to {high}" for dim, (low, high) in dims.items())
+
+
+def _all_sites(found: Optimization) -> list[BreakSite]:
+    """Return every line that a graph breaks at, each once: of the diagnosis first, then of the attempts."""
+    known: dict[tuple[str, int], BreakSite] = {}
+    diagnosed = (one if isinstance(one, BreakSite) else BreakSite(**one) for one in found.graphs.get("sites") or ())
+    for site in (*diagnosed, *(site for one in found.attempts for site in one.sites)):
+        known.setdefault((site.file, site.line), site)
+    return list(known.values())
+
+
+def _gains(found: Optimization) -> list[float | None]:
+    """Return of each attempt how many times faster than eager in float32 it is; None where it was not timed."""
+    verdicts = {one.dtype: one for one in found.dtypes}
+    return [gain_of(one, verdicts) if one.seconds.run else None for one in found.attempts]
+
+
+def _worst(one: FormAttempt) -> Distance | None:
+    worst: Distance | None = None
+    for stage in one.stages:
+        worst = stage.distance if worst is None else worst.worse(stage.distance)
+    return worst
+
+
+def _traced(found: Optimization) -> Iterable[str]:
+    return next((batch.tensors for batch in found.batches if batch.role == "traced"), {})
+
+
+def _line(number: int, found: Optimization, gains: Sequence[float | None]) -> str:
+    one = found.attempts[number]
+    return f"{_named(one)}: {_times(gains[number])} the speed of eager float32{_against(_worst(one))}"
+
+
+def _against(far: Distance | None) -> str:
+    if far is None:
+        return ""
+    figures = (("top-1", far.top1_agreement), ("mIoU", far.miou))
+    return f", relative error {_small(far.relative)}" + "".join(
+        f", {name} {_share(value)}" for name, value in figures if value is not None
+    )
+
+
+def _named(one: FormAttempt) -> str:
+    return f"{one.form} in {one.dtype}" + (f" with {', '.join(one.remedies)}" if one.remedies else "")
+
+
+def _coverage(one: FormAttempt) -> str:
+    if not one.regions:
+        return ""
+    share = f", {one.coverage:.0%} of the parameters" if one.coverage is not None else ""
+    return f" ({len(one.regions)} regions{share})"
+
+
+def _shapes(tensors: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{code(name)} {' x '.join(map(str, facts.get('shape') or ()))} {facts.get('dtype', '')}".rstrip()
+        for name, facts in tensors.items()
+    )
+
+
+def _rows(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Iterator[Sequence[str]]:
+    for one in facts:
+        values = (one.get(name) for name in names)
+        yield tuple(_NONE if value in (None, "") else inline(str(value)) for value in values)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_flat(one)}" for name, one in value.items() if one is not None)
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(one) for one in value)
+    return str(value)
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(code(one) for one in values)
+
+
+def _small(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.2g}"
+
+
+def _share(value: float | None) -> str:
+    """Return a share as people read it; what is not all of it never reads as if it were."""
+    if value is None:
+        return _NONE
+    return f"{value:.2%}" if value == 1 or value < 0.99995 else "<100%"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return _NONE if seconds is None else f"{seconds * 1000:.3g}"
+
+
+def _times(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.2f}x"
+
+
+def _size(size: int) -> str:
+    return _NONE if not size else f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

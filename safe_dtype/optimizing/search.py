@@ -1,0 +1,203 @@
+"""One run over the ladder: diagnose, judge the dtypes, try form by form, choose, write down."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..devices import memory_of
+from ..facts import FLOAT32, Dtype
+from .attempts.diagnosis import Diagnosis, diagnose
+from .attempts.dtype_axis import judge_dtypes, judged_dtypes
+from .attempts.runner import run_attempt
+from .environment import hashes
+from .model_source import ModelSource
+from .nouns.goal import Goal
+from .nouns.job import Job
+from .nouns.record import Batch, DtypeVerdict, Form, FormAttempt, Optimization, Outcome
+from .nouns.record_file import read_record, write_record
+from .order import Known, Rung, forms_to_try, rungs_of
+from .report.choose import choose
+from .report.plot import report_svg
+from .report.report import report_text
+from .serving.trust import remember_made
+
+ATTEMPTS, REPORT, PICTURE = "attempts", "report.md", "report.svg"
+
+# In `auto`, a dtype whose eager form is slower than this against float32 gets no ladder: compilers fuse what lies
+# between the products, and the products are what is slow where a CPU emulates a dtype.
+_HOPELESS = 0.67
+
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Climb:
+    """One run over the ladder: what does not change meanwhile."""
+
+    source: ModelSource
+    out: Path
+    goal: Goal
+    device: str
+    tell: Tell
+    number: int = 0  # of the attempts so far
+
+    def all_the_way(self, found: Optimization) -> Optimization:
+        """Diagnose, judge the dtypes, try the forms, choose, and write it all down."""
+        self.tell("running the reference, and trying to capture it")
+        diagnosis = diagnose(self._job(Form.EAGER, FLOAT32, found.batches), seconds=self.goal.seconds)
+        usable = tuple(one for one in found.batches if Path(one.file).name not in diagnosis.unusable)
+        found = replace(
+            found,
+            reference=diagnosis.reference,
+            graphs=_graphs(diagnosis),
+            batches=usable,
+            why=_no_reference(diagnosis),
+        )
+        if found.why:
+            return self._written(found)
+        found = self._with_dtypes(found)
+        for attempt in self._attempts(found, diagnosis):
+            found = replace(found, attempts=(*found.attempts, attempt))
+            write_record(found, self.out)  # so that a run that is stopped leaves what it found
+        choice = choose(found.attempts, found.dtypes, form=self.goal.form, dtype=self.goal.dtype)
+        return self._written(replace(found, chosen=choice.attempt, status=choice.status, why=choice.why))
+
+    def _with_dtypes(self, found: Optimization) -> Optimization:
+        dtypes = tuple(dict.fromkeys((FLOAT32, *judged_dtypes(self.goal, self.device))))
+        attempts: list[FormAttempt] = []
+        verdicts: list[DtypeVerdict] = []
+        jobs = {dtype: self._job(Form.EAGER, dtype, found.batches) for dtype in dtypes}
+        both = self.source.parameters * 6 <= memory_of(self.device).free_bytes  # float32 beside 16 bit
+        jobs = {dtype: replace(job, beside_float32=both and dtype != FLOAT32) for dtype, job in jobs.items()}
+        self.tell(f"running eager in {', '.join(str(one) for one in dtypes)}")
+        for attempt, verdict in judge_dtypes(dtypes, jobs.__getitem__, root=self.out, goal=self.goal):
+            attempts.append(attempt)
+            verdicts.append(verdict)
+            self.tell(f"eager in {verdict.dtype}: {verdict.problem or 'passes'}")
+        return replace(found, attempts=tuple(attempts), dtypes=tuple(verdicts))
+
+    def _attempts(self, found: Optimization, diagnosis: Diagnosis) -> Iterator[FormAttempt]:
+        """Try form by form, each in float32 first, and stop where the form that was asked for is reached."""
+        tried = list(found.attempts)
+        if any(one.dtype == FLOAT32 and one.problem for one in found.dtypes) or _reached(tried, self.goal):
+            return  # nothing to hold a form against; or eager was asked for
+        dtypes = self._ladder_dtypes(found)
+        by_others = frozenset({Form.ONNX}) if self.goal.via else frozenset()
+        known = Known(diagnosis, found.environment, on_cpu=self.device == "cpu", by_others=by_others)
+        for form in forms_to_try(self.goal.form, torchscript=self.goal.torchscript):
+            if form is Form.EAGER:
+                continue  # done, with the dtypes
+            for dtype in dtypes:
+                for rung in rungs_of(form, dtype, known, tried):
+                    attempt = self._tried(rung, found.batches)
+                    tried.append(attempt)
+                    yield attempt
+            if self.goal.form is form and _reached(tried, self.goal):
+                return
+
+    def _ladder_dtypes(self, found: Optimization) -> tuple[Dtype, ...]:
+        """Return float32 and the dtypes that passed: the one that was asked for, else those that may pay, fastest first."""
+        passed = [one for one in found.dtypes if not one.problem and one.dtype != FLOAT32]
+        if not self.goal.dtype:
+            passed = [one for one in passed if (one.speedup or 1.0) >= _HOPELESS]
+        passed.sort(key=lambda one: -(one.speedup or 1.0))
+        return (FLOAT32, *(one.dtype for one in passed))
+
+    def _tried(self, rung: Rung, batches: tuple[Batch, ...]) -> FormAttempt:
+        if rung.skip:
+            return FormAttempt(
+                rung.form, rung.dtype, Outcome.SKIPPED, rung.skip, rung.remedies, regions=rung.regions,
+                coverage=rung.coverage,
+            )  # fmt: skip
+        self.tell(f"trying {rung}")
+        job = self._job(rung.form, rung.dtype, batches, remedies=rung.remedies, regions=rung.regions)
+        attempt = replace(self._run(job), coverage=rung.coverage)
+        times = f", {attempt.speedup:.2f}x eager" if attempt.speedup else ""
+        self.tell(f"{rung}: {attempt.outcome}{times}{': ' * bool(attempt.reason)}{attempt.reason}")
+        return attempt
+
+    def _run(self, job: Job) -> FormAttempt:
+        if job.form is not Form.ONNX or not self.goal.via:
+            return run_attempt(job, root=self.out, seconds=self.goal.seconds)
+        found: FormAttempt = exporter().attempt_via(
+            job, via=self.goal.via, task=self.goal.task, root=self.out, seconds=self.goal.seconds, progress=self.tell
+        )
+        return found
+
+    def _job(self, form: Form, dtype: Dtype, batches: tuple[Batch, ...], **more: Any) -> Job:
+        files = {role: tuple(self.out / one.file for one in batches if one.role == role) for role in _roles(batches)}
+        name = f"{self.number:02d}-{form}-{dtype}"
+        self.number += 1
+        return Job(
+            model=self.source.path,
+            model_class=self.source.model_class,
+            dtype=dtype,
+            form=form,
+            out=self.out / ATTEMPTS / name,
+            inputs=files["traced"][0],
+            held_out=files.get("held out", ()),
+            user=files.get("user", ()),
+            dynamic=self.goal.dynamic,
+            loaded_with=self.source.loaded_with,
+            device=self.device,
+            threads=self.goal.threads,
+            **more,
+        )
+
+    def _written(self, found: Optimization) -> Optimization:
+        """Keep the files of what was chosen, take the others away, and write the record and the page."""
+        kept = []
+        for number, one in enumerate(found.attempts):
+            stays = number == found.chosen or (self.goal.keep and one.outcome is Outcome.VERIFIED)
+            files = self.out / one.artifact if one.artifact else None
+            if files is not None and stays and one.form.leaves_a_file:
+                kept.append(replace(one, artifact_files=hashes(files)))
+                continue
+            if files is not None:
+                shutil.rmtree(files, ignore_errors=True)
+            kept.append(replace(one, artifact=""))
+        for eager in (self.out / ATTEMPTS).glob("*/**/eager"):
+            shutil.rmtree(eager, ignore_errors=True)  # as large as the outputs of every batch
+        found = replace(found, attempts=tuple(kept))
+        write_record(found, self.out)
+        (self.out / REPORT).write_text(report_text(found), encoding="utf-8")
+        (self.out / PICTURE).write_text(report_svg(found), encoding="utf-8")
+        remember_made(self.out, found)
+        return read_record(self.out)  # as everybody else gets it: plain values, and what the file really says
+
+
+def exporter() -> Any:
+    """Return the integration that lets another tool export. It is built on this package, so it is not imported above."""
+    return import_module("safe_dtype.integrations.optimum")
+
+
+def _roles(batches: tuple[Batch, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one.role for one in batches))
+
+
+def _reached(tried: list[FormAttempt], goal: Goal) -> bool:
+    return any(
+        one.form is goal.form and one.outcome is Outcome.VERIFIED and goal.dtype in (None, one.dtype) for one in tried
+    )
+
+
+def _graphs(diagnosis: Diagnosis) -> dict[str, Any]:
+    kept = (
+        "whole", "kind", "reason", "remedies", "tried", "regions", "varying", "coverage", "coverage_varying", "counts",
+        "unusable", "problem",
+    )  # fmt: skip
+    found = asdict(diagnosis)
+    return {name: found[name] for name in kept} | {"sites": found["sites"]}
+
+
+def _no_reference(diagnosis: Diagnosis) -> str:
+    """Return why nothing can be verified; empty where it can."""
+    if not diagnosis.reference:
+        return f"the reference could not be run: {diagnosis.problem}"
+    problems = diagnosis.reference["problems"]
+    return f"float32 itself is no reference: {'; '.join(problems)}" if problems else ""

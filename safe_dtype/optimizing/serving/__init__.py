@@ -1,0 +1,1 @@
+"""What an optimization made, loaded and called again."""

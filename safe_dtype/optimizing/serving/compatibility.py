@@ -1,0 +1,123 @@
+"""Whether a form that was made before does here and now: on this machine, and for these inputs.
+
+It is asked before the form is loaded or run, for native code does not look at what it is given. A package of AOTInductor
+that is called with int32 in place of int64, with a batch of 5 and one of 3, or with other strides, answers: nonsense
+(measured with torch 2.13), or what lies in memory behind its inputs.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ...devices.processor import cpu_capability
+from ..forms import maker_of
+from ..nouns.job import Dynamic
+from ..nouns.record import Form, FormAttempt, Optimization
+
+_OF_ONE_TORCH = (Form.EXPORT, Form.AOTI)  # another version refuses the file, or loads it and crashes
+
+
+def misfit(record: Optimization, attempt: FormAttempt, device: str) -> str:
+    """Return why the form of `attempt` cannot be used on `device` of this machine; empty where it can."""
+    if attempt.form is Form.EAGER:
+        return ""
+    if attempt.form.leaves_a_file and torch.device(device).type != torch.device(record.device).type:
+        return f"it was made for {record.device}, and is to run on {device}"
+    differences = _differences(record.environment, attempt.form, device)
+    if found := next((f"it was made with {name} {made}, here is {here}" for name, made, here in differences), ""):
+        return found
+    return maker_of(attempt.form, attempt.regions).available(attempt.dtype, device)
+
+
+def unlike(given: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], dynamic: Dynamic) -> str:
+    """Return why a call lies beyond what a form was made for; empty where it does not, or nothing is known of that.
+
+    Args:
+        given: The inputs, floats in the form's dtype already.
+        traced: Shape and dtype of each input that the form was traced with.
+        dynamic: Which dimensions may vary, and how far.
+    """
+    if not traced:
+        return ""
+    if given.keys() != traced.keys():
+        return f"it takes {', '.join(traced)}; given are {', '.join(given) or 'none'}"
+    reasons = (_other(name, given[name], facts, dynamic) for name, facts in traced.items())
+    return next(filter(None, reasons), "") or (_torn_batch(given, traced) if dynamic.batch else "")
+
+
+def traced_inputs(record: Optimization) -> Mapping[str, Mapping[str, Any]]:
+    """Return shape and dtype of each input of the traced batch; empty where the record does not say."""
+    return next((batch.tensors for batch in record.batches if batch.role == "traced"), {})
+
+
+def dynamic_of(record: Optimization) -> Dynamic:
+    """Return which dimensions may vary."""
+    batch, dims = record.dynamic.get("batch"), record.dynamic.get("dims") or {}
+    return Dynamic(
+        _ends(batch) if batch else None,
+        {name: {int(dim): _ends(ends) for dim, ends in by_dim.items()} for name, by_dim in dims.items()},
+    )
+
+
+def _other(name: str, tensor: Any, facts: Mapping[str, Any], dynamic: Dynamic) -> str:
+    """Return in what one input differs from the traced one."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"{name} is no tensor"
+    dtype, made_for = str(tensor.dtype).removeprefix("torch."), str(facts["dtype"]).removeprefix("torch.")
+    # Floats are in the form's dtype, whatever the batch was saved in.
+    if dtype != made_for and not (tensor.is_floating_point() and "float" in made_for):
+        return f"{name} is {dtype}, and not {made_for}"
+    shape, ranges = tuple(facts["shape"]), dynamic.of(name)
+    if len(shape) != tensor.dim():
+        return f"{name} has {tensor.dim()} dimensions, and not {len(shape)}"
+    for dim, (size, traced) in enumerate(zip(tensor.shape, shape, strict=True)):
+        low, high = ranges.get(dim, (traced, traced))
+        if not low <= size <= high:
+            wanted = f"{low}..{high}" if low < high else str(low)
+            return f"dimension {dim} of {name} is {size}, and not {wanted}"
+    return ""
+
+
+def _torn_batch(given: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return which inputs of one batch are not of one size."""
+    sizes: dict[int, tuple[str, int]] = {}  # by the traced size
+    for name, facts in traced.items():
+        if facts["shape"]:
+            first, size = sizes.setdefault(facts["shape"][0], (name, len(given[name])))
+            if len(given[name]) != size:
+                return f"{first} is a batch of {size}, and {name} one of {len(given[name])}"
+    return ""
+
+
+def _differences(made_in: Mapping[str, Any], form: Form, device: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (what, as it was, as it is) of all that a file of `form` depends on. What is not recorded is not asked."""
+    facts = list(_torch_of(made_in)) if form in _OF_ONE_TORCH else []
+    facts += _machine_of(made_in, device) if form is Form.AOTI else []
+    yield from ((name, str(made), here) for name, made, here in facts if made is not None and str(made) != here)
+
+
+def _torch_of(made_in: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    yield "torch", (made_in.get("packages") or {}).get("torch"), version("torch")
+
+
+def _machine_of(made_in: Mapping[str, Any], device: str) -> Iterator[tuple[str, Any, str]]:
+    system = made_in.get("platform") or {}
+    yield "the system", system.get("system"), platform.system()
+    yield "the architecture", system.get("machine"), platform.machine()
+    if torch.device(device).type == "cpu":
+        yield "the processor", (made_in.get("cpu") or {}).get("isa"), cpu_capability()
+    elif torch.device(device).type == "cuda":
+        here = torch.cuda.get_device_properties(device)
+        capabilities = {one["capability"] for one in made_in.get("gpus") or ()}
+        own = f"{here.major}.{here.minor}"
+        yield "compute capability", own if own in capabilities else next(iter(capabilities), None), own
+
+
+def _ends(ends: Any) -> tuple[int, int]:
+    low, high = ends
+    return int(low), int(high)

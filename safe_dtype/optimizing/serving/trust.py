@@ -1,0 +1,169 @@
+"""Which files of an output folder run code when they are loaded, and whether that code was made here. Imports no torch.
+
+`torch.export.load`, `torch.jit.load` and a pickled module unpickle, and an AOTInductor package is native code: whoever
+wrote such a file decides what the process that loads it does. safetensors, ONNX and recipes hold numbers and names.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ...devices import recall, remember
+from ...errors import NotOptimizedError, UntrustedFolderError
+from ...store.hashing import sha256_of
+from ..nouns.record import Optimization
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "a program of torch.export, which is unpickled"
+NATIVE = "an AOTInductor package, which is native code"
+TRACE = "a TorchScript program, which is unpickled"
+PICKLE = "a pickled module"
+UNKNOWN = "a file of unknown content"
+
+_NO_CODE = (".safetensors", ".json", ".onnx", ".onnx.data", ".onnx_data")
+_EXPECTED = {".aoti.pt2": NATIVE, ".pt2": PROGRAM, ".ts": TRACE, ".pt": PICKLE}  # the first that a name ends with
+# By what is in the archive, below its one top folder. A file that carries the marks of two kinds is of neither.
+_MARKS = {
+    NATIVE: re.compile(r"data/aotinductor/.+"),
+    PROGRAM: re.compile(r"models/[^/]+\.json"),
+    TRACE: re.compile(r"code/.+\.py"),
+}
+_REMEDY = re.compile(r"[\w.]+=[\w.-]*")
+
+
+def remember_made(out: Path, record: Optimization) -> None:
+    """Note that what runs code in `out` was made here, so that it needs no `trust` where it is loaded.
+
+    The note is in the user's cache folder (SAFE_DTYPE_CACHE), one for each content: it stays true where `out` is moved,
+    and on every machine that shares that folder.
+
+    Raises:
+        NotOptimizedError: If the original is a pickled module and cannot be read.
+    """
+    for sha256 in _of_code(out, record):
+        remember(_key(sha256), {})
+        if not _made_here(sha256):
+            logger.warning("that %s was made here cannot be noted: loading it will need trust=True", out)
+
+
+def require_trust(folder: Path, files: Mapping[str, str], *, trust: bool) -> None:
+    """Do nothing where `files`, SHA-256 by name in `folder`, may be loaded.
+
+    Raises:
+        NotOptimizedError: If one is missing, or is not what the hash or its name says. `trust` does not help.
+        UntrustedFolderError: If one runs code that was not made here, and `trust` is False.
+    """
+    for name, sha256 in files.items():
+        require_inside(folder, name)
+        _require_whole(folder, name, sha256)
+    foreign = {name: content_of(folder / name) for name, sha256 in files.items() if _runs(name, sha256)}
+    if foreign and not trust:
+        raise UntrustedFolderError(
+            str(folder), " and ".join(f"{content} ({name})" for name, content in foreign.items())
+        )
+
+
+def require_paths(folder: Path, record: Optimization) -> None:
+    """Do nothing where every path in the record stays in `folder`, and every remedy is the name of something built in.
+
+    Raises:
+        NotOptimizedError: If one leads out of it, by itself or over a link.
+    """
+    for path in _paths(record):
+        require_inside(folder, path)
+    for remedy in (*record.loaded_with, *(one for attempt in record.attempts for one in attempt.remedies)):
+        # transformers takes "owner/kernel" for an attention implementation, and runs what it downloads.
+        if not _REMEDY.fullmatch(remedy):
+            raise NotOptimizedError(str(folder), f"{remedy!r} is no remedy that `optimize` writes")
+
+
+def require_inside(folder: Path, path: str) -> None:
+    """Do nothing where `path`, relative to `folder`, stays in it.
+
+    Raises:
+        NotOptimizedError: If it is absolute, climbs with "..", or passes over a link that leads out.
+    """
+    # In both notations: what one system takes for a name is an absolute path for another.
+    for notation in (PurePosixPath(path), PureWindowsPath(path)):
+        if notation.anchor or ".." in notation.parts or "\0" in path:
+            raise NotOptimizedError(str(folder), f"optimization.json names {path!r}, which is not in it")
+    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise NotOptimizedError(str(folder), f"{path!r} is a link to something that is not in it")
+
+
+def original_sha256(folder: Path, record: Optimization) -> str:
+    """Return the SHA-256 that the record has of an original that is one file; where it has none, that of the file.
+
+    Raises:
+        NotOptimizedError: If that cannot be read.
+    """
+    if recorded := record.files.get(record.original) or record.files.get(PurePosixPath(record.original).name):
+        return recorded
+    try:
+        return sha256_of(folder / record.original)
+    except OSError as exc:
+        raise NotOptimizedError(str(folder), f"{record.original} cannot be read ({type(exc).__name__})") from None
+
+
+def content_of(file: Path) -> str:
+    """Return what a file says that it is, by its list of members and its name. Nothing of it is loaded."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [name.partition("/")[2] for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return PICKLE if file.suffix == ".pt" else UNKNOWN  # torch wrote no archives once, and reads both
+    kinds = [kind for kind, mark in _MARKS.items() if any(mark.fullmatch(name) for name in members)]
+    if len(kinds) == 1:
+        return kinds[0]
+    return PICKLE if not kinds and "data.pkl" in members else UNKNOWN
+
+
+def runs_code(name: str) -> bool:
+    """Whether a file of this name runs code when it is loaded: all do that are not known not to."""
+    return not name.endswith(_NO_CODE)
+
+
+def _require_whole(folder: Path, name: str, sha256: str) -> None:
+    file = folder / name
+    try:
+        found = sha256_of(file)
+    except OSError as exc:
+        raise NotOptimizedError(str(folder), f"{name} cannot be read ({type(exc).__name__})") from None
+    if found != sha256:
+        raise NotOptimizedError(str(folder), f"{name} was changed since: its SHA-256 is not the recorded one")
+    expected = next((kind for ending, kind in _EXPECTED.items() if name.endswith(ending)), None)
+    if expected is not None and (content := content_of(file)) != expected:
+        raise NotOptimizedError(str(folder), f"{name} should be {expected}, and is {content}")
+
+
+def _runs(name: str, sha256: str) -> bool:
+    """Whether a file runs code that was not made here."""
+    return runs_code(name) and not _made_here(sha256)
+
+
+def _of_code(out: Path, record: Optimization) -> Iterator[str]:
+    for attempt in record.attempts:
+        yield from (sha256 for name, sha256 in attempt.artifact_files.items() if runs_code(name))
+    if not record.model_class:
+        yield original_sha256(out, record)
+
+
+def _made_here(sha256: str) -> bool:
+    return recall(_key(sha256), lambda _: True) is True
+
+
+def _key(sha256: str) -> dict[str, str]:
+    return {"made here": sha256}
+
+
+def _paths(record: Optimization) -> Iterator[str]:
+    yield record.original
+    yield from record.files
+    yield from (batch.file for batch in record.batches)
+    for attempt in record.attempts:
+        yield from (attempt.artifact, attempt.log, *attempt.artifact_files)

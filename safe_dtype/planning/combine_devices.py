@@ -1,0 +1,55 @@
+"""Several devices that hold one model: one set of facts, the weakest device's verdict on everything."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ..facts import DeviceFacts, MemoryFacts, Verdict, VerdictKind
+
+_WORST_FIRST = (
+    VerdictKind.CRASHES,
+    VerdictKind.WRONG,
+    VerdictKind.UNSUPPORTED,
+    VerdictKind.UNKNOWN,
+    VerdictKind.SLOW,
+    VerdictKind.NATIVE,
+)
+
+
+def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
+    """Return the facts of `devices` as of one: memory adds up, every verdict is the weakest device's.
+
+    Layers run one after another and pass one dtype on, so a dtype does only where it does on every device.
+
+    Raises:
+        ValueError: If `devices` is empty.
+    """
+    if not devices:
+        raise ValueError("combine() needs at least one device")
+    first, *others = devices
+    if not others:
+        return first
+    return replace(
+        first,
+        device=",".join(one.device for one in devices),
+        name=" + ".join(_counted(one.name for one in devices)),
+        memory=MemoryFacts(
+            total_bytes=sum(one.memory.total_bytes for one in devices),
+            free_bytes=sum(one.memory.free_bytes for one in devices),
+            limited_by=first.memory.limited_by,
+        ),
+        verdicts=tuple(_weakest(verdict, others) for verdict in first.verdicts),
+        measured=all(one.measured for one in devices),
+    )
+
+
+def _weakest(verdict: Verdict, others: Sequence[DeviceFacts]) -> Verdict:
+    found = [(verdict, "")] + [(one.verdict(verdict.dtype, verdict.op), f" ({one.device})") for one in others]
+    worst, where = min(found, key=lambda pair: (_WORST_FIRST.index(pair[0].kind), pair[0].prefill_flops_per_s or 0.0))
+    return replace(worst, reason=worst.reason + where)
+
+
+def _counted(names: Iterable[str]) -> list[str]:
+    return [name if count == 1 else f"{count} x {name}" for name, count in Counter(names).items()]

@@ -1,0 +1,144 @@
+"""From the facts to a plan: judge every candidate, then pick by the policy, or obey an order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import NoSafeDtypeError, StrictModeError
+from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
+from .judge import candidates, judge
+from .matmul_routes import product_verdict
+from .plan import Candidate, Decision, Ground, Plan
+from .policy import Policy
+from .rank import PlanningCase, merit, ranked
+
+_KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
+# An order that drifts is rescued all the same: without, it would overflow.
+_WITH_A_RESCUE = (None, Ground.MEMORY, Ground.DRIFT)
+_TOO_BIG = {
+    False: "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it",
+    True: "strict mode leaves it whole, and it may not load; device_map='auto' would spread it",
+}
+
+
+def make_plan(
+    device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None = None, *, ordered: Dtype | None = None
+) -> Plan:
+    """Return the plan for one checkpoint on one device. `ordered` is the dtype the caller passed, if any.
+
+    Raises:
+        NoSafeDtypeError: If every candidate was rejected, and not for want of memory alone.
+        StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
+    """
+    policy = policy or Policy()
+    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates(device, checkpoint))
+    case = PlanningCase(device, checkpoint, policy, ordered, decisions)
+    if checkpoint.quantization:
+        return _quantizers_plan(case)
+    if ordered or policy.mode == "strict":
+        return _obey(ordered or checkpoint.saved, case)
+    picked = _pick(case)
+    return _plan(picked, case, _why(picked, case))
+
+
+def _pick(case: PlanningCase) -> Decision:
+    if case.accepted:
+        return ranked(case)[0]
+    if too_big := [one for one in case.decisions if one.ground is Ground.MEMORY]:
+        return min(too_big, key=lambda one: one.cost.bytes)
+    raise NoSafeDtypeError(case.checkpoint.source, case.device.name, case.decisions)
+
+
+def _why(picked: Decision, case: PlanningCase) -> str:
+    if picked.ground is Ground.MEMORY:
+        return f"the smallest that is right here, and even that {picked.reason}"
+    return merit(picked, case)
+
+
+def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
+    """Plan for a dtype that is an order. Only one that is known to fail is left, in auto mode, with a warning."""
+    strict = case.policy.mode == "strict"
+    decision = _ordered_decision(wanted, case)
+    if decision is None:  # float8, int8: formats to store in
+        raise StrictModeError(str(wanted), "no model computes in it", _would_work(case))
+    if strict and decision.ground in (*_KNOWN_TO_FAIL, Ground.WRONG):
+        raise StrictModeError(str(wanted), decision.reason, _would_work(case))
+    if not strict and decision.ground in _KNOWN_TO_FAIL:
+        picked = _pick(case)
+        text = f"{wanted} was asked for, and {case.device.name} cannot: {decision.reason}. "
+        return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
+    why = "as asked for" if case.ordered else "as saved, in strict mode"
+    return _plan(decision, case, why, *_second_thoughts(decision, case.device))
+
+
+def _ordered_decision(wanted: Dtype, case: PlanningCase) -> Decision | None:
+    """Return the decision on an ordered dtype: weights and activations in it, and products as strict mode wants."""
+    stored = [one for one in case.decisions if one.candidate.storage == wanted]
+    plain = next((one for one in stored if one.candidate.compute == wanted), None)
+    if case.policy.mode == "strict":
+        return plain
+    # The order is for what is stored; in which dtype products are computed on the way is ours.
+    return next((one for one in ranked(case) if one in stored), plain)
+
+
+def _second_thoughts(decision: Decision, device: DeviceFacts) -> tuple[str, ...]:
+    asked = f"{decision.candidate} was asked for, and on {device.name}"
+    candidate = decision.candidate
+    verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes)
+    if decision.ground in (Ground.WRONG, Ground.RANGE):
+        return (f"{asked} its results may be wrong: {decision.reason}",)
+    if decision.ground is Ground.DRIFT:
+        return (f"{asked} its results are further off than the policy allows: {decision.reason}",)
+    if verdict.kind is VerdictKind.SLOW:
+        return (f"{asked} it is slow: {verdict.reason}",)
+    return ()
+
+
+def _would_work(case: PlanningCase) -> tuple[str, ...]:
+    return tuple(str(one.candidate) for one in case.accepted)
+
+
+def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Plan:
+    device, checkpoint, candidate = case.device, case.checkpoint, picked.candidate
+    strict = case.policy.mode == "strict"
+    too_big = picked.ground is Ground.MEMORY
+    if too_big:
+        warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
+    half = checkpoint.half if candidate.storage == FLOAT16 and not strict else None
+    if half and half.unseen:
+        seen = f"float16 was measured on a text, which does not reach {', '.join(half.unseen)}"
+        warnings += (f"{checkpoint.source}: {seen}: look at the results, or run it in float32",)
+    rescue = half if picked.ground in _WITH_A_RESCUE else None
+    later = () if strict else tuple(one.candidate.storage for one in ranked(case))
+    return Plan(
+        source=checkpoint.source,
+        device=device.device,
+        device_name=device.name,
+        measured=device.measured,
+        saved=checkpoint.saved,
+        storage=candidate.storage,
+        compute=candidate.compute,
+        reason=why,
+        policy=case.policy,
+        ladder=tuple(dict.fromkeys((candidate.storage, *later))),
+        decisions=case.decisions,
+        attention=picked.attention,
+        device_map="auto" if too_big and not strict else None,
+        ordered=case.ordered,
+        routes=picked.routes,
+        rescale=rescue.rescale if rescue else None,
+        islands=rescue.islands if rescue else (),
+        stored=rescue is not None and rescue.stored,
+        warnings=(*warnings, *checkpoint.warnings),
+    )
+
+
+def _quantizers_plan(case: PlanningCase) -> Plan:
+    # AWQ, GPTQ, FBGEMM, ... each has a rule of its own for the dtype beside the codes (transformers' update_dtype).
+    method = case.checkpoint.quantization
+    beside = case.ordered or case.checkpoint.saved
+    candidate = Candidate(beside, beside) if beside in COMPUTE else Candidate(FLOAT32, FLOAT32)
+    decision = judge(candidate, case.device, case.checkpoint, case.policy)
+    left = replace(decision, ground=None, reason=f"left to {method}")
+    plan = _plan(left, case, f"quantized with {method}: its own rule for the dtype holds")
+    return replace(plan, decisions=(left,), ladder=(candidate.storage,), quantization=method)

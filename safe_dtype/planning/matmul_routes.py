@@ -1,0 +1,125 @@
+"""How the products of a candidate are computed, by their number of rows: chosen from the measured rates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..facts import FLOAT32, DeviceFacts, Dtype, Verdict
+
+# The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
+# its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
+_MEASURED_ROWS = (1, 16, 512)
+_FROM_ROWS = (1, 9, 90)
+
+# A layout costs time on loading, so it has to win by a tenth.
+_LAYOUT_GAIN = 1.10
+
+Calls = tuple[tuple[int, int], ...]  # (rows, how often)
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The kernels of a candidate, and what they take.
+
+    `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`, from where
+    products of many rows are computed in `wide`. `cast_from` is the number of rows from which products of weights that
+    lie plainly are computed in the compute dtype; None is never.
+    """
+
+    layout: str
+    cast_from: int | None
+    seconds_per_element: tuple[float, float, float]  # of a weight, at 1, 16 and 512 rows
+    wide: Dtype | None = None
+
+    def seconds(self, rows: int) -> float:
+        """Return the seconds for one weight element and `rows` rows, between the measured ones in proportion."""
+        lower, upper = (0, 1) if rows <= _MEASURED_ROWS[1] else (1, 2)
+        start, stop = _MEASURED_ROWS[lower], _MEASURED_ROWS[upper]
+        first, last = self.seconds_per_element[lower], self.seconds_per_element[upper]
+        if rows >= stop:
+            return last * rows / stop
+        return first + (last - first) * (rows - start) / (stop - start)
+
+
+def routes_for(
+    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, *, can_be_laid_out: bool
+) -> Routes | None:
+    """Return the fastest routes for `calls`; None where nothing was measured.
+
+    `can_be_laid_out` tells whether the weights can be copied into another layout.
+    """
+    plain = _plain_routes(storage, compute, device)
+    blocks = _block_routes(storage, compute, device, calls, plain) if can_be_laid_out else None
+    if plain is None or blocks is None:
+        return blocks or plain
+    return blocks if _total(plain, calls) >= _total(blocks, calls) * _LAYOUT_GAIN else plain
+
+
+def product_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None) -> Verdict:
+    """Return the verdict on the products of a candidate, as `routes` compute them where they are known."""
+    if routes is not None and routes.layout == "blocks":
+        held = compute if storage == FLOAT32 else storage
+        return device.verdict(held, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")
+    return device.verdict(storage, _other_kernel(storage, compute) or "matmul")
+
+
+def _other_kernel(storage: Dtype, compute: Dtype) -> str | None:
+    """Return the op that multiplies weights in `storage` in `compute`; None where that is the plain product."""
+    if storage == compute:
+        return None
+    return "matmul_narrow" if storage == FLOAT32 else "matmul_cast"
+
+
+def _plain_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
+    other = _other_kernel(storage, compute)
+    verdicts = [device.verdict(storage, op) for op in ("matmul", other) if op is not None]
+    found = [_fastest(verdicts, rows) for rows in _MEASURED_ROWS]
+    one, some, many = found
+    if one is None or some is None or many is None:
+        return None
+    kernels = [kernel for _, kernel in (one, some, many)]
+    cast_from = _FROM_ROWS[kernels.index(other)] if other in kernels else None
+    return Routes("plain", cast_from, (one[0], some[0], many[0]))
+
+
+def _block_routes(
+    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, plain: Routes | None
+) -> Routes | None:
+    held = compute if storage == FLOAT32 else storage  # what the blocks are in
+    if held == FLOAT32:
+        return None
+    ways = {FLOAT32: device.verdict(held, "matmul_blocks_cast"), held: device.verdict(held, "matmul_blocks")}
+    if storage != FLOAT32:
+        ways = {compute: ways[compute]}
+    found = []
+    for wide, verdict in ways.items():
+        one, some, many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
+        if verdict.runs and one is not None and some is not None and many is not None:
+            cast_from = plain.cast_from if plain and storage != FLOAT32 else None
+            found.append(Routes("blocks", cast_from, (one, some, many), wide))
+    return min(found, key=lambda routes: _total(routes, calls), default=None)
+
+
+def _total(routes: Routes, calls: Calls) -> float:
+    return sum(routes.seconds(rows) * count for rows, count in calls)
+
+
+def _fastest(verdicts: Iterable[Verdict], rows: int) -> tuple[float, str] | None:
+    found = [(seconds, one.op) for one in verdicts if one.runs and (seconds := _seconds(one, rows)) is not None]
+    return min(found, default=None)
+
+
+def _seconds(verdict: Verdict, rows: int) -> float | None:
+    """Return the seconds for one element of a weight at a measured number of rows."""
+    read, work = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
+    if not read or not work:
+        return None
+    one, many = verdict.dtype.itemsize / read, 2 * rows / work
+    if rows == 1:
+        return one
+    timed = [timing for timing in verdict.timings if timing.rows == rows]
+    elements = sum(timing.shape[0] * timing.shape[1] for timing in timed)
+    if rows == _MEASURED_ROWS[-1] or not elements:
+        return max(one, many)
+    return sum(timing.seconds for timing in timed) / elements

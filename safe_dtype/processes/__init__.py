@@ -1,0 +1,1 @@
+"""Run another Python process to its end."""

@@ -1,0 +1,1 @@
+"""A staged folder on its way to the Hub, and back."""

@@ -1,0 +1,169 @@
+"""What one commit would change: the dry run. Reads the Hub, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...errors import NotPublishableError
+from ...hub.errors import HubError
+from ..release import Changes, Manifest, Receipt, State, Target, Tree, publish_id
+from ..staging.evidence import FILE as EVIDENCE
+from ..staging.manifest import Progress, manifest_of
+from .client import Hub
+from .journal import receipt_for
+
+# What from_pretrained looks for, in its order: a model.safetensors that was left over is loaded instead of the shards
+# that were just published, and nobody is told.
+_WEIGHTS = re.compile(
+    r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.json"
+)
+_VARIANT = re.compile(
+    r"(model|pytorch_model)\.[^./]+\.(safetensors|bin)|(model\.safetensors|pytorch_model\.bin)\.index\.[^./]+\.json"
+)
+_MADE_BY_THE_HUB = frozenset({".gitattributes"})
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def diff(folder: Path, target: Target, *, api: Hub, progress: Progress | None = None) -> Changes:
+    """Return what publishing `folder` would change at `target`.
+
+    Raises:
+        NotPublishableError: If it must not be published there.
+        PublishError: If the Hub cannot be read.
+    """
+    manifest = manifest_of(folder, progress=progress)
+    refuse_own_base(folder, target)
+    return plan_changes(api, manifest, target, previous=receipt_for(folder, target))
+
+
+def plan_changes(api: Hub, manifest: Manifest, target: Target, *, previous: Receipt | None = None) -> Changes:
+    """Return the changes that make `target` hold the files of `manifest`, planned on the commit it is at now.
+
+    Deleted are weights that from_pretrained would take for ours, and what an earlier publication of ours brought
+    (by its receipt `previous`, or the evidence in the repository) and this one does not have. Nothing else.
+
+    Raises:
+        NotPublishableError: If the target is no name of a repository, is public and was not meant to be, or would
+            hold weights of several dtypes beside one config.json.
+        PublishError: If the Hub cannot be read.
+    """
+    if not _REPO.fullmatch(target.repo):
+        raise _refused(target, f"{target.repo!r} is no name of a repository", "name it as org/name")
+    _refuse_variants(target, manifest)
+    try:
+        return _plan(api, manifest, target, previous)
+    except HubError as error:
+        raise api.error(error, State.NOT_STARTED, target, "what was there before") from error
+
+
+def changes_text(changes: Changes) -> str:
+    """Return the changes for people: a line for each file, and what becomes of the repository."""
+    target = changes.target
+    there = f"at {changes.head[:12]}" if changes.head else "which is made for it"
+    shown = "private" if changes.creates_repo or changes.private else "public"
+    if changes.creates_repo and target.public:
+        shown = "private until it is verified, then public"
+    lines = [f"{target}, {there}, {shown}: safe-dtype: publish {changes.publish_id}"]
+    for sign, paths in (("+", changes.add), ("~", changes.update), ("-", changes.delete), ("=", changes.keep)):
+        lines += [f"  {sign} {path}" for path in paths]
+    if changes.empty:
+        return "\n".join([*lines, "Everything is there already."])
+    counts = f"{len(changes.add)} added, {len(changes.update)} updated, {len(changes.delete)} deleted"
+    return "\n".join([*lines, f"{counts}, {len(changes.keep)} there already; {changes.bytes:,} bytes to send."])
+
+
+def refuse_own_base(folder: Path, target: Target) -> None:
+    """Do nothing, unless a variant is about to take the place of the very model it was made of.
+
+    Raises:
+        NotPublishableError: In that case.
+    """
+    base = evidence_of((folder / EVIDENCE).read_bytes() if (folder / EVIDENCE).is_file() else b"").get("base")
+    if isinstance(base, dict) and base.get("repo") == target.repo and target.revision == "main":
+        advice = "name another repository, or a branch with --revision"
+        raise _refused(target, "it is the model that this variant was made of, and would be overwritten", advice)
+
+
+def shadowing(there: Iterable[str], published: Iterable[str]) -> set[str]:
+    """Return the weights among `there` that from_pretrained may take for those that are published with them."""
+    ours = {path for path in published if _WEIGHTS.fullmatch(path)}
+    return {path for path in there if _WEIGHTS.fullmatch(path)} - ours if ours else set()
+
+
+def evidence_of(text: bytes) -> dict[str, object]:
+    """Read a safe_dtype.json that somebody else may have written: empty where it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plan(api: Hub, manifest: Manifest, target: Target, previous: Receipt | None) -> Changes:
+    name = publish_id(manifest)
+    sent = sum(digest.size for digest in manifest.values())
+    try:
+        main = api.head(target.repo, "main")
+    except HubError as error:
+        if error.missing == "repository":
+            return Changes(target, name, None, creates_repo=True, creates_branch=target.revision != "main",
+                           add=tuple(sorted(manifest)), bytes=sent)  # fmt: skip
+        raise
+    if not main.private and not target.public:
+        advice = "make it private in its settings, or push with --public if everybody may see it"
+        raise _refused(target, "the repository is public, and this was not to be published to everybody", advice)
+    head, missing = main, False
+    if target.revision != "main":
+        try:
+            head = api.head(target.repo, target.revision)
+        except HubError as error:
+            if error.missing != "revision":
+                raise
+            missing = True
+    tree = api.tree(target.repo, head.oid)
+    _refuse_variants(target, {*manifest, *tree} if "config.json" in manifest else manifest)
+    add = sorted(path for path in manifest if path not in tree)
+    update = sorted(path for path, file in tree.items() if path in manifest and not file.holds(manifest[path]))
+    return Changes(
+        target,
+        name,
+        None if missing else head.oid,
+        creates_branch=missing,
+        private=main.private,
+        blank=(missing or target.revision == "main") and not tree.keys() - _MADE_BY_THE_HUB,
+        add=tuple(add),
+        update=tuple(update),
+        keep=tuple(sorted(manifest.keys() - set(add) - set(update))),
+        delete=_stale(api, target, head.oid, tree, manifest, previous),
+        bytes=sum(manifest[path].size for path in (*add, *update)),
+    )
+
+
+def _stale(
+    api: Hub, target: Target, oid: str, tree: Tree, manifest: Manifest, previous: Receipt | None
+) -> tuple[str, ...]:
+    others = tree.keys() - manifest.keys() - _MADE_BY_THE_HUB
+    weights = shadowing(tree, manifest)
+    # A file that somebody changed since is theirs.
+    ours = {path for path in others if previous and path in previous.files and tree[path].holds(previous.files[path])}
+    if others - weights - ours and EVIDENCE in tree:
+        listed = evidence_of(api.fetch(target.repo, EVIDENCE, oid)).get("files")
+        ours |= others & {str(path) for path in listed} if isinstance(listed, dict) else set()
+    return tuple(sorted(weights | ours))
+
+
+def _refuse_variants(target: Target, paths: Iterable[str]) -> None:
+    if found := sorted(path for path in paths if _VARIANT.fullmatch(re.sub(r"-\d{5}-of-\d{5}", "", path))):
+        raise _refused(
+            target,
+            f"{', '.join(found)} would share one config.json with the other weights, and transformers casts all of "
+            "them to the dtype in it",
+            "publish every dtype in a repository or a branch of its own",
+        )
+
+
+def _refused(target: Target, happened: str, advice: str) -> NotPublishableError:
+    return NotPublishableError(str(State.NOT_STARTED), str(target), happened, "what was there before", advice)

@@ -1,0 +1,89 @@
+"""receipt.json beside a staged folder: how far its publication has come, for a later run and for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import NotPublishableError, PublishError
+from ..release import SCHEMA, Receipt, State, Target
+
+
+def receipt_path(folder: Path) -> Path:
+    """Return where the receipt of a staged folder is: beside it, since all that is inside is published."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}.receipt.json")
+
+
+def read_receipt(folder: Path) -> Receipt | None:
+    """Return the receipt of a staged folder, None where it was never pushed.
+
+    Raises:
+        NotPublishableError: If there is one that cannot be read.
+    """
+    file = receipt_path(folder)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["schema"] != SCHEMA:
+            raise ValueError(found["schema"])
+        return Receipt.from_dict(found)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        happened = f"{file} is no receipt of this version ({type(exc).__name__})"
+        advice = "remove it: what is on the Hub is compared by content anyway"
+        raise NotPublishableError(str(State.NOT_STARTED), str(folder), happened, "unknown", advice) from exc
+
+
+def receipt_for(folder: Path, target: Target) -> Receipt | None:
+    """Return the receipt of a staged folder where it is about this very repository and revision."""
+    found = read_receipt(folder)
+    here = (target.repo, target.revision)
+    return found if found is not None and (found.target.repo, found.target.revision) == here else None
+
+
+class Journal:
+    """The receipt of a publication under way, written down before every step that others could see."""
+
+    def __init__(self, folder: Path, receipt: Receipt) -> None:
+        self._file, self.receipt = receipt_path(folder), receipt
+
+    def note(self, state: State, **facts: Any) -> Receipt:
+        """Write down a state, at once or not at all. Not forced to the disk: what the Hub holds is what counts.
+
+        Raises:
+            PublishError: If it cannot be written. Nothing that it announces was done.
+        """
+        now = replace(self.receipt, state=state, **facts)
+        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}.part")
+        try:
+            with aside.open("w", encoding="utf-8") as opened:
+                json.dump(now.to_dict(), opened, indent=2)
+                opened.write("\n")
+            aside.replace(self._file)
+        except OSError as exc:
+            aside.unlink(missing_ok=True)
+            happened = f"the receipt {self._file} cannot be written ({exc.strerror})"
+            visible = "what the last receipt says" if self.receipt.oid else "what was there before"
+            before = str(self.receipt.state)
+            raise PublishError(before, str(now.target), happened, visible, "see to the disk, then push again") from exc
+        self.receipt = now
+        return now
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Write down the state of every PublishError that comes out of the block.
+
+        Not where nothing was started: what an earlier run wrote down still holds then.
+        """
+        try:
+            yield
+        except PublishError as exc:
+            if (state := State(exc.state)) is not State.NOT_STARTED:
+                self.note(state, note=exc.happened)
+            raise

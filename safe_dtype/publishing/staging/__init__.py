@@ -1,0 +1,1 @@
+"""The folder that becomes the repository: made, measured, described and checked."""

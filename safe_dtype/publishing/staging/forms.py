@@ -1,0 +1,43 @@
+"""What `optimize` found out of a model, for the card; and the ONNX file that it chose, for the repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ...optimizing.nouns.record import Form, Optimization, Outcome
+from .evidence import Forms, TriedForm
+
+FOLDER = "onnx"  # where the Hub's users look for one
+
+
+def forms_of(record: Optimization) -> Forms:
+    """Return the verified forms, the chosen one marked, and how many others were tried."""
+    tried = [
+        TriedForm(
+            str(one.form),
+            one.dtype.name,
+            max((stage.distance.relative for stage in one.stages), default=0.0),
+            one.speedup,
+            chosen=number == record.chosen,
+        )
+        for number, one in enumerate(record.attempts)
+        if one.outcome is Outcome.VERIFIED
+    ]
+    processor: Any = record.environment.get("cpu") or {}
+    device = str(processor.get("name") or record.device) if record.device == "cpu" else record.device
+    return Forms(tuple(tried), len(record.attempts) - len(tried), device)
+
+
+def copy_onnx(out: Path, record: Optimization, folder: Path) -> None:
+    """Copy the ONNX file that was chosen into `folder`/onnx; do nothing where another form was.
+
+    Of the forms that are files it is the one that holds no code, and that other machines read.
+    """
+    winner = record.winner
+    if winner is None or winner.form is not Form.ONNX or not winner.artifact:
+        return
+    (folder / FOLDER).mkdir()
+    for name in winner.artifact_files:
+        shutil.copyfile(out / winner.artifact / name, folder / FOLDER / Path(name).name)

@@ -1,0 +1,132 @@
+"""Where a variant is made from: a repository, a folder, or what `optimize` left, all of them as a folder in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from ...checkpoints import read_checkpoint
+from ...errors import CheckpointError, CheckpointNotFoundError
+from ...facts import Where
+from ...optimizing.nouns.record_file import FILE as OPTIMIZATION
+from ...optimizing.nouns.record_file import read_record
+from .evidence import Base, Forms, not_publishable
+from .forms import copy_onnx, forms_of
+from .front_matter import read_front_matter
+
+# Copied byte for byte: a tokenizer that is loaded and saved again is not always the same.
+BESIDE = (
+    "tokenizer*.json", "tokenizer.model*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "*.tiktoken", "spiece.model", "*.bpe.model", "source.spm", "target.spm", "tekken.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "image_processor*.json",
+    "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_CARD = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSource:
+    """A folder with the weights, and what is known of where they came from."""
+
+    weights: Path
+    name: str  # without the places of this machine
+    base: Base
+    dtype: str | None = None  # what `optimize` chose
+    optimized: Path | None = None  # the folder that it wrote
+
+    def beside(self) -> Iterator[str]:
+        """Yield the files that go along as they are, by their paths in the folder."""
+        for path in sorted(self.weights.rglob("*")):
+            name = path.relative_to(self.weights).as_posix()
+            if path.is_file() and any(fnmatch(name, pattern) for pattern in BESIDE):
+                yield name
+
+    def copy_beside(self, folder: Path) -> None:
+        """Copy them into `folder`, over what saving has written of the same names."""
+        for name in self.beside():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.weights / name, folder / name)
+        if self.optimized is not None:
+            shutil.copyfile(self.optimized / OPTIMIZATION, folder / OPTIMIZATION)
+            copy_onnx(self.optimized, read_record(self.optimized), folder)
+
+    def forms(self) -> Forms | None:
+        """Return what `optimize` found out, where it was at work before."""
+        return None if self.optimized is None else forms_of(read_record(self.optimized))
+
+    def without_places(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return plain values with the folder on this machine replaced by the source's name."""
+        text = json.dumps(values)
+        for place in {str(self.weights), str(self.weights.resolve())}:
+            text = text.replace(json.dumps(place)[1:-1], self.name)
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+
+def source_of(
+    source: str | os.PathLike[str], *, revision: str | None, base: str | None, license: str | None  # noqa: A002
+) -> VariantSource:  # fmt: skip
+    """Find the source, and download what it takes where it is a repository.
+
+    Raises:
+        CheckpointError: If it is neither, or cannot be read.
+        NotOptimizedError: If it holds an `optimization.json` that is none.
+        NotPublishableError: If `license` is not what its card says.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        repo = os.fspath(source)
+        folder = _downloaded(repo, revision)
+        return VariantSource(folder, repo, _base(folder, repo, folder.name, license))
+    named, _, commit = (base or "").partition("@")
+    if not (folder / OPTIMIZATION).is_file():
+        return VariantSource(folder, folder.resolve().name, _base(folder, named or None, commit or None, license))
+    record = read_record(folder)
+    original = folder / record.original
+    if not (original / "config.json").is_file():
+        problem = f"its original ({record.original}) is no folder that transformers loads"
+        raise CheckpointError(folder.name, problem, "stage the model that it was made of")
+    dtype = record.winner.dtype.name if record.winner else None
+    return VariantSource(
+        original, record.source, _base(original, named or None, commit or None, license), dtype, folder
+    )
+
+
+def _base(folder: Path, repo: str | None, revision: str | None, given: str | None) -> Base:
+    card = folder / _CARD
+    said: Mapping[str, Any] = read_front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    said = {name: one for name, one in said.items() if isinstance(one, str) and one}
+    if given and said.get("license", given) != given:
+        happened = f"license={given!r} was passed, and the card of the base says {said['license']!r}"
+        raise not_publishable(folder, happened, "leave it out: a variant has the license of its base")
+    return Base(
+        repo=repo, revision=revision, license=said.get("license") or given, license_name=said.get("license_name"),
+        license_link=said.get("license_link"), pipeline_tag=said.get("pipeline_tag"),
+    )  # fmt: skip
+
+
+def _downloaded(repo: str, revision: str | None) -> Path:
+    """Return the snapshot of a repository, named by its commit, with all that staging reads."""
+    read_checkpoint(Where(repo, revision=revision))  # says in our words what is wrong with a name, a login or a file
+    wanted = [*BESIDE, "config.json", _CARD]
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, *_WEIGHTS]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, *_PICKLES]))
+    except HFValidationError as exc:
+        raise CheckpointNotFoundError(repo, "no such folder, and no name of a repository", "check it") from exc
+    except OSError as exc:  # the client's errors of HTTP are OSErrors as well
+        raise CheckpointError(repo, f"cannot be downloaded ({type(exc).__name__}: {exc})", "try again") from exc
+    return folder

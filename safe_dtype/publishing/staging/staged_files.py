@@ -1,0 +1,38 @@
+"""The files of a staged folder: their digests, and the dtypes that their headers name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...hub.headers import read_local_header
+from ...store.hashing import read_all, sha256_of
+from .evidence import FILE, DtypeCount, StagedFile
+
+CARD = "README.md"
+
+
+def paths_of(folder: Path) -> Iterator[str]:
+    """Yield every file of `folder` by its path in it, with "/"."""
+    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def digests_of(folder: Path) -> dict[str, StagedFile]:
+    """Return size and SHA-256 of every file but the card and the evidence, which are made from them."""
+    files = {path: folder / path for path in paths_of(folder) if path not in (CARD, FILE)}
+    found = read_all(files, sha256_of)
+    return {path: StagedFile(file.stat().st_size, found[path]) for path, file in files.items()}
+
+
+def counts_of(folder: Path) -> dict[str, DtypeCount]:
+    """Return how much there is in each dtype, from the headers of the safetensors files.
+
+    Raises:
+        CorruptCheckpointError: If a header and its file contradict each other.
+    """
+    found: dict[str, DtypeCount] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for tensor in read_local_header(path):
+            now = found.get(tensor.dtype, DtypeCount(0, 0))
+            found[tensor.dtype] = DtypeCount(now.tensors + 1, now.numbers + tensor.numel)
+    return dict(sorted(found.items(), key=lambda item: -item[1].numbers))

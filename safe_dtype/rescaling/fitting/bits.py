@@ -1,0 +1,226 @@
+"""Bring a model's activations into float16's range: which gauges, by how many bits, and what is left for islands."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import RescaleError
+from ...facts import FLOAT16, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
+from ..folding.fold import Fold
+from .norm_bound import certified_bound
+from .peaks import Peak, Peaks, record_peaks, together
+
+logger = logging.getLogger(__name__)
+
+# Bits of room above the largest number seen: a text of the user's own may reach further than ours, and on real models
+# the peak of one module varies up to 13-fold from text to text.
+_SPARE_BITS = 5
+# What has to be free at least. Between the two, nothing slower than a gauge is worth it.
+_LEAST_SPARE_BITS = 2
+# With more, small weights and activations get lost below float16's range: the error grows from 12 bits on (measured).
+_MOST_BITS = 10
+
+AIM = FLOAT16.largest / 2**_SPARE_BITS
+LIMIT = FLOAT16.largest / 2**_LEAST_SPARE_BITS
+
+_ROUNDING = 2.0  # what sums of rounded numbers may add to a bound, generously
+_BATCHES_TRIED = 2
+_NOISE = 1.1  # rounding differs where sums are reordered
+
+Batches = Sequence[Mapping[str, Any]]
+
+
+def fit_to_half(
+    model: nn.Module, batches: Batches, gauges: Iterable[Gauge], *, blocks: Iterable[str] = (), problem: str = ""
+) -> tuple[HalfRange, tuple[str, ...]]:
+    """Return what it takes for `model` to run in float16, nobody having looked at its drift, and doubtful islands.
+
+    Doubtful are those around numbers that did leave float16's range: a drift that is small without such an island
+    shows that they do no harm. The others are there to keep room. The model comes back as it was.
+
+    Args:
+        model: In bfloat16 or float32, where everything is in range.
+        batches: What to run it on. It runs a few times.
+        gauges: Exact rescalings of its architecture, in the order in which to try them.
+        blocks: Names of the modules whose peaks are kept for the record.
+        problem: Why there are no gauges, where there are none.
+    """
+    names = tuple(blocks)
+    search = _Search(model, batches, names)
+    before = search.peaks
+    largest, plain = before.largest, before.blocks
+    if before.nonfinite or largest is None:
+        return HalfRange(math.inf, math.inf, problem=f"NaN or infinity came up in {search.dtype} already"), ()
+    try:
+        search.narrow()
+        for gauge in gauges:
+            if search.is_relevant(gauge):
+                search.try_gauge(gauge)
+        certified = search.certified
+        rescale = search.fold.rescale if search.fold.rescale.shifts else None
+        search.widen(names)
+        rescaled = search.peaks.blocks
+        islands, why = search.islands()
+        left = max((one.largest for one in search.peaks.beyond(0.0) if not _inside(one.module, islands)), default=0.0)
+    finally:
+        search.fold.undo()
+    block_peaks = tuple(BlockPeak(name, plain[name], rescaled[name]) for name in names if name in plain)
+    text = f"{why} ({problem})" if why and problem else why
+    doubtful = tuple(name for name in islands if name in search.overflown)
+    half = HalfRange(largest.largest, left, block_peaks, rescale, islands, problem=text, certified=certified)
+    return half, doubtful
+
+
+def bits_for(peak: float) -> int:
+    """Return by how many bits `peak` has to shrink; with fewer to spare where that would take too many."""
+    wanted = math.ceil(math.log2(peak / AIM)) if peak > AIM else 0
+    least = math.ceil(math.log2(peak / LIMIT)) if peak > LIMIT else 0
+    return max(least, min(wanted, _MOST_BITS))
+
+
+def _bits_that_make_sure(bound: float | None) -> int:
+    """Return by how many bits a hidden state with this bound has to shrink; 0 where that would be too many."""
+    bits = math.ceil(math.log2(bound * _ROUNDING / FLOAT16.largest)) if bound else 0
+    return max(0, bits) if bits <= _MOST_BITS else 0
+
+
+class _Search:
+    """A model, what is folded into it so far, and the peaks with that."""
+
+    def __init__(self, model: nn.Module, batches: Batches, blocks: tuple[str, ...]) -> None:
+        self.model = model
+        self.batches = batches
+        self.dtype = _main_dtype(model)
+        self.fold = Fold(model)
+        self._by_batch = [record_peaks(model, [one], self.dtype, blocks=blocks) for one in batches]
+        self._tried_on = tuple(range(len(batches)))
+        self.peaks = together(self._by_batch)
+        self.certified: float | None = None  # the largest bound of a stream that is rescaled, where all have one
+        self.overflown: set[str] = set()  # islands around what float16 cannot hold, whatever the room
+
+    def narrow(self) -> None:
+        """Look from now on at the one or two batches with the largest and the most peaks: gauges are tried there."""
+        tops = [max(self._tried_on, key=lambda batch: self._by_batch[batch].of(one)) for one in self.peaks.beyond(AIM)]
+        # That of the largest first: the bits follow from it.
+        chosen = [*tops[:1], *(batch for batch, _ in Counter(tops).most_common())]
+        self._tried_on = tuple(dict.fromkeys(chosen))[:_BATCHES_TRIED]
+        self.peaks = together([self._by_batch[batch] for batch in self._tried_on])
+
+    def widen(self, blocks: tuple[str, ...]) -> None:
+        """Look at all batches, with what is folded in now."""
+        self._tried_on = tuple(range(len(self.batches)))
+        self.peaks = self.measure(blocks) if self.fold.rescale.shifts else together(self._by_batch)
+
+    def is_relevant(self, gauge: Gauge) -> bool:
+        """Whether anything is out of range near what the gauge makes smaller."""
+        over = {one.module for one in self.peaks.beyond(AIM)}
+        if any(move.part is Part.INPUT and move.power < 0 for move in gauge.moves):
+            return bool(over)  # a hidden state passes everywhere
+        near = {_around(move) for move in gauge.moves if move.power < 0}
+        return any(_inside(module, near) for module in over)
+
+    def try_gauge(self, gauge: Gauge) -> None:
+        """Move by `gauge` as far as what it makes smaller needs; not at all where it does not help, or does harm."""
+        over, before = self.peaks.beyond(AIM), self.fold.rescale
+        bound = certified_bound(self.model, gauge, self.batches[0])
+        sure = _bits_that_make_sure(bound)
+        bits = max(bits_for(over[0].largest), sure)
+        try:
+            self.fold.move_to(Rescale((*before.shifts, (gauge, bits))))
+        except RescaleError as exc:
+            logger.info("%s does not apply: %s", gauge.name, exc.problem)
+            return
+        found = self.measure()
+        helped = [one for one in over if found.of(one) <= one.largest * 2.0**-bits * _NOISE]
+        if helped:
+            wanted = max(bits_for(helped[0].largest), sure)
+            self.fold.move_to(Rescale((*before.shifts, (gauge, wanted))))
+            found = found.scaled(helped, 2.0 ** (bits - wanted))
+        if not helped or self._is_worse(found, gauge):
+            self.fold.move_to(before)
+            return
+        self.peaks = found
+        if bound is not None and sure:
+            self.certified = max(bound, self.certified or 0.0)
+
+    def islands(self) -> tuple[tuple[str, ...], str]:
+        """Return the smallest modules around what is still out of range, and why that is not all, where it is not."""
+        over = [one.module for one in self.peaks.beyond(LIMIT)]
+        over += [name.rpartition(".")[0] for name in wide_weights(self.model)]
+        around = [_ancestors(name) for name in dict.fromkeys(over)]
+        peaks = self.measure(tuple(dict.fromkeys(name for names in around for name in names))) if around else None
+        found: list[str] = []
+        for names in around:
+            # A list of modules returns nothing, and a model in the model no single hidden state: neither is an island.
+            returned = {name: peaks.blocks.get(name, math.inf) for name in names if name} if peaks else {}
+            island = next((name for name, largest in returned.items() if largest <= LIMIT), None)
+            if island is None:
+                return (), self._why(names[0])
+            found.append(island)
+            if any(one.largest > FLOAT16.largest for one in self.peaks.beyond(LIMIT) if one.module == names[0]):
+                self.overflown.add(island)
+        return tuple(name for name in dict.fromkeys(found) if not _inside(name.rpartition(".")[0], found)), ""
+
+    def measure(self, blocks: tuple[str, ...] = ()) -> Peaks:
+        """Return the peaks with what is folded in now."""
+        batches = [self.batches[batch] for batch in self._tried_on]
+        return record_peaks(self.model, batches, self.dtype, blocks=blocks)
+
+    def _is_worse(self, found: Peaks, gauge: Gauge) -> bool:
+        grown = {move.target for move in gauge.moves if move.part is Part.WEIGHT and move.power > 0}
+        return any(one.largest > self._before(one) * _NOISE for one in found.beyond(AIM)) or any(
+            name in grown for name in wide_weights(self.model, grown)
+        )
+
+    def _before(self, one: Peak) -> float:
+        """Return the peak of the same operation; of one that is new, as what a norm with a shift returns, its module's."""
+        same = [value for (module, _), value in self.peaks.operations.items() if module == one.module]
+        return self.peaks.of(one) or max(same, default=0.0)
+
+    def _why(self, module: str) -> str:
+        """Return what is out of range in a module that has no island around it."""
+        over = next((one for one in self.peaks.beyond(LIMIT) if one.module == module), None)
+        name = module or type(self.model).__name__
+        return f"activations reach {over.largest:.3g} in {name}" if over else f"{name} has weights beyond float16"
+
+
+def wide_weights(model: nn.Module, names: Iterable[str] | None = None) -> Iterator[str]:
+    """Yield the names of the parameters, of those called `names`, that hold a number beyond float16's range."""
+    wanted = None if names is None else set(names)
+    for name, one in model.named_parameters():
+        if (wanted is None or name in wanted) and one.is_floating_point() and not one.is_meta and one.numel():
+            smallest, largest = one.detach().aminmax()
+            if max(-smallest.item(), largest.item()) > FLOAT16.largest:
+                yield name
+
+
+def _around(move: Move) -> str:
+    """Return the name of the module around the one that a move is about."""
+    module = move.target if move.part in (Part.INPUT, Part.OUTPUT) else move.target.rpartition(".")[0]
+    return module.rpartition(".")[0]
+
+
+def _main_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of most numbers: some weights of a 16-bit model may be kept in float32."""
+    counts: Counter[torch.dtype] = Counter()
+    for one in model.parameters():
+        if one.is_floating_point():
+            counts[one.dtype] += one.numel()
+    return counts.most_common(1)[0][0]
+
+
+def _ancestors(name: str) -> list[str]:
+    """Return the module's own name and those of the modules around it, innermost first; the whole model is ""."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:length]) for length in range(len(parts), -1, -1)]
+
+
+def _inside(name: str, modules: Iterable[str]) -> bool:
+    return bool(set(_ancestors(name)) & set(modules))

@@ -1,0 +1,1 @@
+"""A rescale in a real model: folded in, proved, kept in force, saved."""

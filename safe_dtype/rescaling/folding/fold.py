@@ -1,0 +1,312 @@
+"""Put a rescale into a model: weights multiplied, eps and scaling numbers with them, shifts where neither can be."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from ...errors import RescaleError, SafeDtypeWarning
+from ...facts import Part, Rescale, Rows
+from ...models.shift_hooks import shift_on
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[Part, str, Rows | None]
+
+_BASE = "base_layer"  # where PEFT's tuners keep the module that they wrap
+_LINEAR = ("Linear", "Conv1D")  # what a wrapped module has to be: moving its input then moves its output
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a target lies: `name` in `owner`, which is what is left of the module at `path` without its wrappers."""
+
+    path: str
+    owner: nn.Module
+    name: str
+
+
+class _Seat:
+    """What is at a path of the model: the module itself, or what was wrapped around it."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        parent, _, self._name = path.rpartition(".")
+        self._around = model.get_submodule(parent)._modules
+        self.module = model.get_submodule(path)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether something else is there now."""
+        return self._around.get(self._name) is not self.module
+
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether it is a wrapper."""
+        return _innermost(self.module) is not self.module
+
+
+class Fold:
+    """A rescale in force in a model. Everything it multiplies it can multiply back.
+
+    A module that PEFT wraps gets its weight back as it was, and its wrapper a smaller input instead: what the adapter
+    adds to the module's output shrinks with it then, and a merged weight is the one that the adapter was made for. An
+    adapter that is made anew from the weights themselves (PiSSA, DoRA's magnitudes) sees them moved.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._done: dict[Key, int] = {}  # the exponents in force
+        self._seats: dict[str, _Seat] = {}  # by the path of a module with moved weights
+        self.rescale = Rescale(())
+        self.is_watching = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is read from a pickle, watches the modules of its own model: none so far."""
+        return {**self.__dict__, "is_watching": False}
+
+    def move_to(self, rescale: Rescale) -> None:
+        """Bring `rescale` into force instead of what is now.
+
+        In bfloat16 and float32 nothing is lost that `move_to` would not bring back, as long as no weight lies below
+        2 ** -100; in float16 small weights lose bits.
+
+        Raises:
+            RescaleError: If the model has not what the rescale names, or it names one weight twice. Nothing has changed
+                then.
+        """
+        wanted = rescale.exponents()
+        changes = {
+            key: exponent
+            for key in {**self._done, **wanted}
+            if (exponent := wanted.get(key, 0) - self._done.get(key, 0))
+        }
+        places = {key: self._place(key) for key in changes}
+        _check_ties(places)
+        for (part, target, rows), place in places.items():
+            if part is Part.WEIGHT:
+                _check_wrapper(target, self._model.get_submodule(place.path), place, rows)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for key, exponent in changes.items():
+                self._multiply(key, places[key], exponent)
+        self._done = wanted
+        self.rescale = rescale
+        paths = {target.rpartition(".")[0] for part, target, _ in wanted if part is Part.WEIGHT}
+        self._seats = {path: _Seat(self._model, path) for path in paths}
+        self.watch_seats()
+
+    def undo(self) -> None:
+        """Multiply everything back."""
+        self.move_to(Rescale(()))
+
+    def moved(self) -> dict[str, dict[Rows | None, int]]:
+        """Return by which exponents rows of each moved parameter are multiplied now; None as rows is all of it.
+
+        Parameters of wrapped modules are not among them: they have their own values.
+        """
+        found: dict[str, dict[Rows | None, int]] = {}
+        for (part, target, rows), exponent in self._done.items():
+            path, _, name = target.rpartition(".")
+            if part is Part.WEIGHT and not self._moves_input(path, name):
+                found.setdefault(target, {})[rows] = exponent
+        return found
+
+    def watch_seats(self) -> None:
+        """Have `follow` called as soon as a module with moved weights is wrapped or unwrapped.
+
+        Waiting for the next call of the model would be too late: an adapter may be merged before there is one.
+        """
+        for path in self._seats:
+            parent, _, name = path.rpartition(".")
+            _watched.setdefault(self._model.get_submodule(parent), {})[name] = weakref.ref(self)
+        self.is_watching = True
+        _begin_to_watch()
+
+    def is_stale(self) -> bool:
+        """Whether modules with moved weights were wrapped or unwrapped since."""
+        return any(seat.is_stale for seat in self._seats.values())
+
+    def follow(self) -> None:
+        """Follow what was wrapped or unwrapped since.
+
+        Raises:
+            RescaleError: If a wrapper cannot be followed. Nothing is rescaled any more then.
+        """
+        before, rescale = dict(self._seats), self.rescale
+        changed = [path for path, seat in before.items() if seat.is_stale]
+        # First as if nothing was moved, by what is there and what was; then anew, by what is there now.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for (part, target, rows), exponent in self._done.items():
+                path, _, name = target.rpartition(".")
+                if part is Part.WEIGHT and path in changed:
+                    self._move_back(target, rows, exponent, before[path], name)
+        kept = {key: exponent for key, exponent in self._done.items()
+                if not (key[0] is Part.WEIGHT and key[1].rpartition(".")[0] in changed)}  # fmt: skip
+        self._done, self._seats = kept, {}
+        try:
+            self.move_to(rescale)
+        except RescaleError:
+            self._undo_what_is_left()
+            raise
+        logger.info("%s follows %d modules that were wrapped or unwrapped", rescale, len(changed))
+
+    def follow_or_tell(self) -> None:
+        """Follow; where that is not possible warn that nothing is rescaled any more."""
+        try:
+            self.follow()
+        except RescaleError as exc:
+            text = f"{type(self._model).__name__} is no longer rescaled: {exc.problem}. In float16 it may overflow"
+            warnings.warn(text, SafeDtypeWarning, stacklevel=2)
+
+    def _undo_what_is_left(self) -> None:
+        self._seats = {}
+        self.undo()
+
+    def _move_back(self, target: str, rows: Rows | None, exponent: int, seat: _Seat, name: str) -> None:
+        if seat.is_wrapper and name == "weight":
+            _shift(seat.module, Part.INPUT, -exponent)
+            return
+        here = self._model.get_submodule(target.rpartition(".")[0])
+        for module in _holders(here, name):
+            weight: Any = module._parameters[name]
+            weight.data = _multiplied(weight.data, rows, -exponent)
+
+    def _moves_input(self, path: str, name: str) -> bool:
+        seat = self._seats.get(path)
+        return name == "weight" and seat is not None and seat.is_wrapper
+
+    def _place(self, key: Key) -> _Place:
+        part, target, rows = key
+        path, _, name = (target, "", "") if part in (Part.INPUT, Part.OUTPUT) else target.rpartition(".")
+        try:
+            owner = self._model.get_submodule(path)
+        except AttributeError as exc:
+            raise RescaleError(f"{type(self._model).__name__} has no {target}") from exc
+        if part in (Part.WEIGHT, Part.NUMBER):
+            seat, owner = owner, _innermost(owner)
+        if part is Part.NUMBER and not isinstance(getattr(owner, name, None), float):
+            raise RescaleError(f"{target} is no number")
+        if part is Part.WEIGHT:
+            if hasattr(seat, "modules_to_save"):
+                raise RescaleError(f"an adapter brings a weight of its own for {target}")
+            weight = owner._parameters.get(name)
+            if weight is None:
+                raise RescaleError(f"{target} is no parameter")
+            _check_weight(target, weight, rows)
+        return _Place(path, owner, name)
+
+    def _multiply(self, key: Key, place: _Place, exponent: int) -> None:
+        part, _, rows = key
+        if part is Part.NUMBER:
+            setattr(place.owner, place.name, getattr(place.owner, place.name) * 2.0**exponent)
+        elif part is Part.WEIGHT:
+            seat = self._model.get_submodule(place.path)
+            if place.name == "weight" and seat is not place.owner:
+                _shift(seat, Part.INPUT, exponent)
+            else:
+                weight: Any = place.owner._parameters[place.name]
+                weight.data = _multiplied(weight.data, rows, exponent)
+        else:
+            _shift(place.owner, part, exponent)
+
+
+# By the module around them, the names of the modules with moved weights.
+_watched: WeakKeyDictionary[nn.Module, dict[str, weakref.ref[Fold]]] = WeakKeyDictionary()
+_lock = threading.Lock()
+_watching = False
+
+
+def _begin_to_watch() -> None:
+    global _watching
+    with _lock:
+        if not _watching:
+            register_module_module_registration_hook(_on_registration)
+            _watching = True
+
+
+def _on_registration(parent: nn.Module, name: str, module: nn.Module) -> None:
+    """Called by torch, for every module of the process, before it is put into another one."""
+    names = _watched.get(parent)
+    found = names.get(name) if names else None
+    fold = found() if found else None
+    if fold is None or parent._modules.get(name) is module:
+        return
+    parent._modules[name] = module
+    fold.follow_or_tell()
+
+
+def _shift(module: nn.Module, part: Part, exponent: int) -> None:
+    shift = shift_on(module)
+    if part is Part.INPUT:
+        shift.given += exponent
+    else:
+        shift.returned += exponent
+    if shift.is_idle:
+        shift.detach(module)
+
+
+def _innermost(module: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(module, _BASE, None), nn.Module):
+        module = inner
+    return module
+
+
+def _holders(module: nn.Module, name: str) -> list[nn.Module]:
+    """Return the modules that hold the weight `name` of a module that may be wrapped, as it was when it was moved."""
+    own = getattr(module, "modules_to_save", None)
+    if own is None:
+        return [_innermost(module)]
+    original: Any = module.original_module
+    moved = original._parameters[name]
+    # A copy that the adapter has filled since holds a weight of its own, which was never moved.
+    return [original, *(one for one in own.values() if torch.equal(one._parameters[name], moved))]
+
+
+def _check_ties(places: Mapping[Key, _Place]) -> None:
+    names: dict[int, str] = {}
+    for key, place in places.items():
+        weight = place.owner._parameters.get(place.name) if key[0] is Part.WEIGHT else None
+        if weight is not None and names.setdefault(id(weight), key[1]) != key[1]:
+            raise RescaleError(f"{names[id(weight)]} and {key[1]} are one weight, which would be moved twice")
+
+
+def _check_wrapper(target: str, seat: nn.Module, place: _Place, rows: Rows | None) -> None:
+    if seat is not place.owner and (rows is not None or type(place.owner).__name__ not in _LINEAR):
+        raise RescaleError(
+            f"{target} is wrapped in {type(seat).__name__}, and is no linear layer that moves as a whole"
+        )
+
+
+def _check_weight(target: str, weight: torch.Tensor, rows: Rows | None) -> None:
+    if weight.is_meta:
+        raise RescaleError(f"{target} is offloaded")
+    if type(weight.data) is not torch.Tensor:
+        raise RescaleError(f"{target} is a {type(weight.data).__name__}, which is not multiplied here")
+    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise RescaleError(f"{target} holds {weight.dtype}")
+    if rows is not None:
+        try:
+            rows.of(weight.shape[rows.dim])
+        except (ValueError, IndexError) as exc:
+            raise RescaleError(f"{target} of shape {list(weight.shape)}: {exc}") from exc
+
+
+def _multiplied(weight: torch.Tensor, rows: Rows | None, exponent: int) -> torch.Tensor:
+    # A new tensor, for the old one may be a view of the mapped file, whose pages would be kept twice.
+    if rows is None:
+        return weight * math.ldexp(1.0, exponent)
+    found = weight.clone()
+    index: list[slice] = [slice(None)] * weight.dim()
+    index[rows.dim] = rows.of(weight.shape[rows.dim])
+    found[tuple(index)] *= math.ldexp(1.0, exponent)
+    return found

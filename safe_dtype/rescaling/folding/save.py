@@ -1,0 +1,145 @@
+"""Save a rescued model as the one that it was made of: plain transformers knows no rescaling, and one eps for all."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...errors import RescaleError
+from ...facts import BFLOAT16, Rescale
+from ...models.islands import islands_in
+from ...models.origin import known_origin
+from .. import Fold, rescaled_of
+from .rescale_file import Stored, write_stored
+
+logger = logging.getLogger(__name__)
+
+_PLACES = ("device_map", "max_memory", "offload_folder", "offload_state_dict")  # the weights are read on the CPU
+
+_lock = threading.Lock()
+_wrapped = False
+
+
+def save_models_as_they_were() -> None:
+    """Have `save_pretrained` write every rescued model of this process with its own weights, from now on."""
+    global _wrapped
+    with _lock:
+        if not _wrapped:
+            PreTrainedModel.save_pretrained = _saving_as_it_was(PreTrainedModel.save_pretrained)
+            _wrapped = True
+
+
+def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        stored = _in_force(self)
+        if stored is None or getattr(self, "_hf_peft_config_loaded", False):
+            return original(self, save_directory, *args, **kwargs)
+        given = kwargs.pop("state_dict", None)
+        weights = own_weights(self, self.state_dict() if given is None else given)
+        with _config_as_it_was(self, stored):
+            return original(self, save_directory, *args, state_dict=weights, **kwargs)
+
+    return save_pretrained
+
+
+def _in_force(model: Any) -> Stored | None:
+    """Return the rescale and the islands of a rescued model; None where it has neither."""
+    origin, rescale = known_origin(model), _rescale_of(model)
+    plan = origin.plan if origin is not None else None
+    # An island of the guard's alone was never measured, and weights in float16 are what was loaded then.
+    planned = tuple(islands_in(model)) if rescale or (plan is not None and plan.islands) else ()
+    if rescale is None and not planned:
+        return None
+    within = plan is not None and plan.chosen is not None and plan.chosen.accepted
+    return Stored(rescale, planned, plan.policy.max_drift if plan is not None and within else None)
+
+
+def _rescale_of(model: Any) -> Rescale | None:
+    rescaled = rescaled_of(model)
+    return rescaled.rescale if rescaled is not None and rescaled.rescale.shifts else None
+
+
+def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return `state`, the state dict of a rescued model, with the values that its tensors have without the rescale.
+
+    A tensor that is still what was loaded comes from its file, bit for bit and in the file's dtype. One that was changed
+    since is multiplied back, which is exact: in float16 where it fits, else in float32.
+    """
+    source = _as_saved(model)
+    rescaled = rescaled_of(model)
+    moved = rescaled.fold.moved() if rescaled is not None else {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        was, is_moved = source.get(name), name in moved
+        if was is not None and torch.equal(was[1].to(tensor.dtype), tensor.cpu()):
+            found[name] = was[0]
+        else:
+            found[name] = _multiplied_back(tensor, moved[name]) if is_moved else tensor
+    return found
+
+
+def _as_saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read the weights of `model` again: by name, each as saved, and as it is with the rescale."""
+    origin = known_origin(model)
+    if origin is None or origin.source is None:
+        return {}
+    arguments = {
+        name: value for name, value in origin.arguments.items() if name not in ("dtype", "torch_dtype", *_PLACES)
+    }
+    model_class: Any = origin.model_class
+    try:
+        found = model_class.from_pretrained(origin.source, **arguments, dtype=getattr(torch, origin.plan.saved.name))
+        source = found[0] if isinstance(found, tuple) else found
+        own = dict(source.state_dict())
+        fold = Fold(source)
+        fold.move_to(_rescale_of(model) or Rescale(()))
+    except (OSError, RescaleError) as exc:
+        logger.info("%s: its weights cannot be read again (%s): they are multiplied back", origin.source, exc)
+        return {}
+    # What the fold moved has new tensors now, and those of `own` are as they were.
+    return {name: (own[name], tensor) for name, tensor in source.state_dict().items()}
+
+
+def _multiplied_back(tensor: Tensor, exponents: Mapping[Any, int]) -> Tensor:
+    whole = tensor.float().cpu()
+    for rows, exponent in exponents.items():
+        index: list[slice] = [slice(None)] * whole.dim()
+        if rows is not None:
+            index[rows.dim] = rows.of(whole.shape[rows.dim])
+        whole[tuple(index)] *= 2.0**-exponent
+    half = whole.to(tensor.dtype)
+    return half if torch.equal(half.float(), whole) else whole
+
+
+@contextmanager
+def _config_as_it_was(model: Any, stored: Stored) -> Iterator[None]:
+    """Have the config that is saved name the dtype of the files, where every range fits, and keep the rescue beside."""
+    config = model.config
+    now = config.dtype
+    origin = known_origin(model)
+    saved = origin.plan.saved if origin is not None else BFLOAT16
+    save = config.save_pretrained
+
+    def save_pretrained(directory: Any, **kwargs: Any) -> Any:
+        config.__dict__.pop("save_pretrained", None)  # it is no part of what is saved
+        config.dtype = saved.name
+        result = save(directory, **kwargs)
+        write_stored(stored, Path(directory))
+        return result
+
+    config.__dict__["save_pretrained"] = save_pretrained
+    try:
+        yield
+    finally:
+        config.__dict__.pop("save_pretrained", None)
+        config.dtype = now

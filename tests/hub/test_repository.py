@@ -1,0 +1,167 @@
+"""Repositories on the Hub, read over real HTTP from a loopback Hub by the real client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mini_hub import MiniHub
+from tiny_models import TINY
+
+_READ = """
+import json, sys
+from safe_dtype.checkpoints import read_checkpoint
+from safe_dtype.facts import Where
+from safe_dtype.errors import SafeDtypeError
+try:
+    facts = read_checkpoint(Where(**json.loads(sys.argv[1])))
+except SafeDtypeError as exc:
+    print(json.dumps({"error": type(exc).__name__, "text": str(exc)}))
+else:
+    print(json.dumps({"saved": facts.saved.name, "parameters": facts.parameters, "files": facts.files}))
+"""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Reads in a process of its own, since the client reads its settings when it is imported."""
+
+    hub: MiniHub
+    home: Path
+
+    def read(self, source: str, *, offline: bool = False, endpoint: str | None = None, **where: Any) -> dict[str, Any]:
+        """Return what reading `source` found, or its error."""
+        env = os.environ | {
+            "HF_ENDPOINT": endpoint or self.hub.url, "HF_HUB_OFFLINE": "1" if offline else "0",
+            "HF_HOME": str(self.home), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "hf_very_secret",
+        }  # fmt: skip
+        command = [sys.executable, "-c", _READ, json.dumps({"source": source, **where})]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=self.home)
+        assert "hf_very_secret" not in done.stdout + done.stderr
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    def cached_weights(self) -> list[Path]:
+        """Return the weight files in the client's cache."""
+        return [one for one in self.home.rglob("*") if one.suffix in (".safetensors", ".bin")]
+
+
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return folders of one whole and one sharded checkpoint, and of one with a broken header."""
+    root = tmp_path_factory.mktemp("repositories")
+    # Large enough that its weights are much more than the first bytes which the client asks for.
+    whole = root / "whole"
+    whole.mkdir()
+    weights = {f"layers.{i}.weight": torch.zeros(256, 1024, dtype=torch.float16) for i in range(4)}
+    import safetensors.torch
+
+    safetensors.torch.save_file(weights, whole / "model.safetensors")
+    (whole / "config.json").write_text(json.dumps({"model_type": "none", "dtype": "float16"}))
+    sharded = TINY["mixtral"].save(root / "sharded", torch.bfloat16, max_shard_size="30KB")
+    broken = root / "broken"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes((1000).to_bytes(8, "little") + b"{nonsense" * 200)
+    empty = root / "empty"
+    empty.mkdir()
+    (empty / "README.md").write_text("nothing here")
+    adapter = root / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/whole"}))
+    return {f"org/{one.name}": one for one in (whole, sharded, broken, empty, adapter)}
+
+
+@pytest.fixture
+def client(repositories: dict[str, Path], tmp_path: Path) -> Iterator[Client]:
+    """Return a client with an empty cache and a Hub that serves the repositories."""
+    hub = MiniHub(
+        repositories | {"org/gated": tmp_path}, gated=frozenset({"org/gated"}), broken=frozenset({"org/ill"})
+    )
+    with hub.running():
+        yield Client(hub, tmp_path)
+
+
+def test_headers_by_range(client: Client) -> None:
+    """A repository is read by a range request: no weights come down, none are cached."""
+    assert client.read("org/whole") == {
+        "saved": "float16",
+        "parameters": 4 * 256 * 1024,
+        "files": ["model.safetensors"],
+    }
+    assert client.hub.bytes_served < 110_000
+    assert not client.cached_weights()
+
+
+def test_sharded(client: Client) -> None:
+    """Every shard's header is read."""
+    found = client.read("org/sharded")
+    assert found["saved"] == "bfloat16"
+    assert len(found["files"]) > 2
+    assert not client.cached_weights()
+
+
+def test_adapter(client: Client) -> None:
+    """An adapter's repository leads to its base's."""
+    assert client.read("org/adapter")["parameters"] == 4 * 256 * 1024
+
+
+def test_from_the_cache(client: Client) -> None:
+    """What is in the cache is read offline, without asking anybody."""
+    download = (
+        "import huggingface_hub as h, sys; "
+        "[h.hf_hub_download(sys.argv[1], name) for name in ('config.json', 'model.safetensors')]"
+    )
+    env = os.environ | {"HF_ENDPOINT": client.hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(client.home)}
+    subprocess.run([sys.executable, "-c", download, "org/whole"], env=env, check=True, capture_output=True)
+    asked = len(client.hub.requests)
+    assert client.read("org/whole", offline=True)["saved"] == "float16"
+    assert client.read("org/whole", local_files_only=True)["saved"] == "float16"
+    assert len(client.hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("source", "where", "error", "words"),
+    [
+        pytest.param("org/gated", {}, "GatedCheckpointError", ("gated", "hf auth login"), id="gated"),
+        pytest.param("org/none", {}, "CheckpointNotFoundError", ("org/none", "no repository"), id="404"),
+        pytest.param("org/whole", {"revision": "v9"}, "CheckpointNotFoundError", ("'v9'",), id="revision"),
+        pytest.param("org/empty", {}, "CheckpointNotFoundError", ("no weights", "model.safetensors"), id="no-weights"),
+        pytest.param("org/whole", {"variant": "fp8"}, "CheckpointNotFoundError", ("variant 'fp8'",), id="variant"),
+        pytest.param("org/broken", {}, "CorruptCheckpointError", ("model.safetensors", "header"), id="corrupt"),
+        pytest.param("org/ill", {}, "CheckpointError", ("500", "later"), id="500", marks=pytest.mark.slow),
+        pytest.param("a/b/c", {}, "CheckpointNotFoundError", ("no such file or folder",), id="path"),
+        pytest.param(
+            "org/sp ace", {}, "CheckpointNotFoundError", ("neither a folder nor a repository",), id="bad-name"
+        ),
+    ],
+)
+def test_errors(client: Client, source: str, where: dict[str, Any], error: str, words: tuple[str, ...]) -> None:
+    """Each way to fail is its own error, with the facts and the next step."""
+    found = client.read(source, **where)
+    assert found["error"] == error
+    for word in words:
+        assert word in found["text"]
+
+
+def test_offline(client: Client) -> None:
+    """Offline, a repository that is not cached is an error that says nothing was asked."""
+    found = client.read("org/whole", offline=True)
+    assert found["error"] == "CheckpointNotFoundError"
+    assert "offline" in found["text"]
+    assert not client.hub.requests
+
+
+@pytest.mark.slow  # the client tries again for 20 s, as with the 500 above
+def test_nobody_answers(client: Client) -> None:
+    """A Hub that cannot be reached is said to be that."""
+    found = client.read("org/whole", endpoint="http://127.0.0.1:9")
+    assert found["error"] == "CheckpointError"
+    assert "cannot be reached" in found["text"]

@@ -1,0 +1,318 @@
+"""A weight that changes after it was laid out is multiplied as it is, and no change is ever lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import peft
+import pytest
+import torch
+from numerics.laid_out import load, save
+from torch import Tensor, nn
+
+from safe_dtype.models.block_layout import Held, blocks_of, lay_out
+
+pytestmark = pytest.mark.needs("pagemap")
+BF16 = torch.bfloat16
+IDS = torch.arange(3, 23)[None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a tied Qwen3 is saved."""
+    return save("qwen3-tied", tmp_path_factory.mktemp("qwen3"))
+
+
+def logits(model: Any, rows: int = 20) -> Tensor:
+    """Return the logits of one forward pass without gradients."""
+    with torch.no_grad():
+        return model(input_ids=IDS[:, :rows]).logits
+
+
+def first(model: Any) -> nn.Linear:
+    """Return one linear module."""
+    return model.model.layers[0].mlp.up_proj
+
+
+def _no_grad(change: Callable[[Any], object]) -> Callable[[Any], None]:
+    def changed(model: Any) -> None:
+        with torch.no_grad():
+            change(model)
+
+    return changed
+
+
+WHOLE: dict[str, Callable[[Any], None]] = {
+    "in-place": _no_grad(lambda model: first(model).weight.mul_(-1)),
+    "data-in-place": lambda model: first(model).weight.data.mul_(-1),
+    "data-added-to": lambda model: setattr(first(model).weight, "data", first(model).weight.data.mul_(-1)),
+    "data-copied-to": lambda model: first(model).weight.data.copy_(torch.ones(640, 512)),
+    "detached": lambda model: first(model).weight.detach().mul_(-1),
+    "data-replaced": lambda model: setattr(first(model).weight, "data", -first(model).weight.data),
+    "parameter-replaced": lambda model: setattr(first(model), "weight", nn.Parameter(-first(model).weight.data)),
+    "state-loaded": lambda model: first(model).load_state_dict({"weight": torch.ones(640, 512)}),
+    "state-assigned": lambda model: first(model).load_state_dict({"weight": torch.ones(640, 512, dtype=BF16)}, assign=True),
+    "optimizer": lambda model: _step(first(model).weight),
+    "tied-table": lambda model: model.model.embed_tokens.weight.data.mul_(-1),
+    "storage-shared": lambda model: first(model).weight.data.view(-1).view(torch.int16).fill_(1),
+}  # fmt: skip
+PARTS: dict[str, Callable[[Any], None]] = {
+    "one-row": lambda model: first(model).weight.data[3].fill_(1),
+    "one-number": lambda model: first(model).weight.data[639, 511].fill_(100),
+    "one-token": lambda model: model.model.embed_tokens.weight.data[5].fill_(1),
+}
+
+
+def _step(weight: nn.Parameter) -> None:
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=1.0).step()
+
+
+@pytest.mark.parametrize("rows", [1, 20], ids=["few-rows", "many-rows"])
+@pytest.mark.parametrize("change", WHOLE.values(), ids=WHOLE)
+def test_a_changed_weight_is_used(change: Callable[[Any], None], rows: int, folder: Path) -> None:
+    """However the weight is changed, outputs are those of a plain model with the changed weight."""
+    model, plain = load(folder), load(folder)
+    lay_out(model)
+    logits(model, rows)
+    change(model)
+    change(plain)
+    found, expected = logits(model, rows), logits(plain, rows)
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < 0.02
+
+
+@pytest.mark.parametrize("shown", [0, 1], ids=["all-logits", "the-last-logits"])
+@pytest.mark.parametrize("change", PARTS.values(), ids=PARTS)
+def test_a_change_of_a_part_is_noticed_by_the_next_prompt(
+    change: Callable[[Any], None], shown: int, folder: Path
+) -> None:
+    """A change behind torch's back of some rows only is noticed as soon as many rows are multiplied, by any module."""
+    model = load(folder)
+    lay_out(model)
+    kept = {name: one.detach().clone() for name, one in model.named_parameters()}
+    change(model)
+    with torch.no_grad():
+        model(input_ids=IDS, logits_to_keep=shown)
+    changed = [one for name, one in model.named_parameters() if not torch.equal(one, kept[name])]
+    assert len(changed) == 1
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight is changed[0]:
+            assert not any(isinstance(one, Held) for one in module.__dict__.values())
+
+
+def test_blocks_of_a_changed_weight_are_let_go(folder: Path) -> None:
+    """Blocks that fit no more are no burden to memory."""
+    model = load(folder)
+    lay_out(model)
+    before = set(first(model).__dict__)
+    first(model).weight.data.mul_(-1)
+    logits(model)
+    assert len(before - set(first(model).__dict__)) == 1
+
+
+def test_a_changed_row_of_an_output_head_counts(tmp_path: Path) -> None:
+    """An output head that is asked for the last position only, and tied to nothing, notices a changed row as well."""
+    model = load(save("qwen3-untied", tmp_path))
+    lay_out(model)
+    with torch.no_grad():
+        model(input_ids=IDS, logits_to_keep=1)
+        model.lm_head.weight.data[5].fill_(9)
+        found = model(input_ids=IDS, logits_to_keep=1).logits[0, -1]
+        hidden = model.model(input_ids=IDS).last_hidden_state[0, -1]
+    assert float(found[5]) == pytest.approx(float(9 * hidden.double().sum()), rel=0.02)
+
+
+@pytest.mark.parametrize("cut", [lambda one: one[:100], lambda one: one[:, :512].t()[:512].t()], ids=["rows", "view"])
+def test_a_weight_cut_in_place(cut: Callable[[Tensor], Tensor], folder: Path) -> None:
+    """A weight that becomes a part of itself, at the same address, has other blocks."""
+    model, plain, x = load(folder), load(folder), torch.randn(3, 512, dtype=BF16)
+    lay_out(model)
+    for one in (model, plain):
+        first(one).weight.data = cut(first(one).weight.data)
+    with torch.no_grad():
+        found, expected = first(model)(x), first(plain)(x)
+    assert found.shape == expected.shape
+    assert torch.allclose(found.float(), expected.float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+def test_a_model_that_is_cast(dtype: torch.dtype, folder: Path) -> None:
+    """After `model.to(dtype)` the cast weights are multiplied, bit for bit as in a plain model."""
+    model, plain = load(folder), load(folder)
+    lay_out(model)
+    assert torch.equal(logits(model.to(dtype)), logits(plain.to(dtype)))
+
+
+def test_tokens_are_added(folder: Path) -> None:
+    """`resize_token_embeddings` makes new tables, which are used."""
+    model, plain = load(folder), load(folder)
+    lay_out(model)
+    for one in (model, plain):
+        one.resize_token_embeddings(1010, mean_resizing=False)
+        with torch.no_grad():
+            one.lm_head.weight[1000:] = 0.5
+    found, expected = logits(model), logits(plain)
+    assert found.shape[-1] == 1010
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < 0.02
+
+
+def test_a_model_that_is_offloaded(folder: Path) -> None:
+    """Accelerate takes the weights away between calls: blocks are let go, and outputs are those of the plain model."""
+    model, plain = load(folder), load(folder)
+    lay_out(model)
+    accelerate.cpu_offload(model, execution_device="cpu")
+    assert blocks_of(first(model)) is None
+    found, expected = logits(model), logits(plain)
+    assert float((found.float() - expected.float()).norm() / expected.float().norm()) < 0.02
+
+
+def test_weights_for_one_call(folder: Path) -> None:
+    """`torch.func.functional_call` multiplies the weights that it is given."""
+    model, x = load(folder), torch.randn(3, 512, dtype=BF16)
+    lay_out(model)
+    other = torch.randn(640, 512, dtype=BF16)
+    with torch.no_grad():
+        found = torch.func.functional_call(first(model), {"weight": other}, (x,))
+    assert torch.equal(found, nn.functional.linear(x, other))
+
+
+# PEFT
+
+
+def adapted(model: Any) -> Any:
+    """Return the model with a LoRA adapter that is not zero."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], r=4, init_lora_weights=False, task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, config)
+
+
+def test_an_adapter_is_trained_on_top(folder: Path) -> None:
+    """A LoRA adapter on blocked modules gets the gradients that it gets on plain ones."""
+    found = {}
+    for blocked in (True, False):
+        model = load(folder)
+        if blocked:
+            lay_out(model)
+        model = adapted(model)
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        found[blocked] = {name: one.grad for name, one in model.named_parameters() if one.requires_grad}
+    assert found[True].keys() == found[False].keys()
+    for name, gradient in found[True].items():
+        expected = found[False][name].float()
+        assert float((gradient.float() - expected).norm()) <= 0.1 * float(expected.norm()), name
+
+
+def test_training_lets_go(folder: Path) -> None:
+    """In training the plain weights are multiplied, and learn; the blocks are let go, for their memory."""
+    found = {}
+    for blocked in (True, False):
+        model = load(folder)
+        if blocked:
+            lay_out(model)
+        model.train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not any("_safe_dtype_blocks" in module.__dict__ for module in model.modules())
+        found[blocked] = logits(model.eval())
+    assert torch.equal(found[True], found[False])
+
+
+@pytest.mark.parametrize("safe", [True, False], ids=["safe-merge", "merge"])
+@pytest.mark.parametrize("rows", [1, 20], ids=["few-rows", "many-rows"])
+def test_a_merged_adapter_counts(rows: int, safe: bool, folder: Path) -> None:
+    """PEFT merges into `weight.data`, which torch does not notice: the merged weights are multiplied all the same."""
+    model, plain = load(folder), load(folder)
+    lay_out(model)
+    base = logits(model, rows)
+    merged = [adapted(one).merge_and_unload(safe_merge=safe) for one in (model, plain)]
+    found, expected = (logits(one, rows).float() for one in merged)
+    assert float((found - expected).norm()) < 0.1 * float((expected - base.float()).norm())
+
+
+# What is not taken
+
+
+def test_weights_that_are_no_views_of_files_are_left_alone(folder: Path) -> None:
+    """Of weights in memory there would be two copies."""
+    model = load(folder).to(torch.float16)
+    assert lay_out(model).modules == 0
+
+
+def test_float32_weights_are_left_alone_unless_rounded(tmp_path: Path) -> None:
+    """Float32 is laid out only on request, rounded, while activations stay in float32."""
+    model = load(save("qwen3-tied", tmp_path, torch.float32))
+    expected = logits(model)
+    assert lay_out(model).modules == 0
+    assert lay_out(model, rounded=BF16).modules == 15
+    found = logits(model)
+    assert found.dtype == torch.float32
+    assert float((found - expected).norm() / expected.norm()) < 0.02
+    assert model.lm_head.weight.dtype == torch.float32
+    assert torch.equal(model.model.embed_tokens(IDS), nn.functional.embedding(IDS, model.lm_head.weight))
+
+
+def test_subclasses_and_replaced_forwards_are_left_alone(folder: Path) -> None:
+    """A module that computes in a way of its own keeps it."""
+
+    class Own(nn.Linear):
+        pass
+
+    model = load(folder)
+    first(model).__class__ = Own
+    model.lm_head.forward = lambda x: x
+    assert lay_out(model).modules == 13
+    assert type(first(model)) is Own
+
+
+def test_inference_tensors_are_left_alone(folder: Path) -> None:
+    """Parameters made in inference mode do not tell when they are written to."""
+    with torch.inference_mode():
+        model = load(folder)
+        lay_out(model)
+        logits(model)
+
+
+def test_a_weight_changed_before_is_not_lost(folder: Path) -> None:
+    """A weight that was written to in memory is left alone, and keeps what was written; others are laid out."""
+    model = load(folder)
+    first(model).weight.data.fill_(0.5)
+    assert 0 < lay_out(model).modules < 15
+    assert type(first(model)) is nn.Linear
+    assert bool((first(model).weight == 0.5).all())
+
+
+def test_memory_really_sinks(tmp_path: Path) -> None:
+    """Laid out and read, a model lies in memory once, and its parameters are still there."""
+    code = f"""
+import os, psutil, torch
+from safetensors.torch import load_file, save_file
+from safe_dtype.models.block_layout import lay_out
+file = {str(tmp_path / "weights.safetensors")!r}
+save_file({{str(i): torch.full((4000, 5000), float(i + 1), dtype=torch.bfloat16) for i in range(4)}}, file)
+model = torch.nn.ModuleList()
+for weight in load_file(file).values():
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight = torch.nn.Parameter(weight)
+    model.append(module)
+sums = [float(one.weight.double().sum()) for one in model]
+memory = lambda: psutil.Process().memory_info().rss
+before = memory()
+done = lay_out(model)
+grown = memory() - before
+again = [float(one.weight.double().sum()) for one in model]
+print(done.modules, done.given_back, grown, sums == again)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    modules, given_back, grown, same = run.stdout.split()
+    assert (modules, same) == ("4", "True")
+    assert int(given_back) > 0.99 * 160e6
+    assert int(grown) < 30e6  # the blocks are 164 MB

@@ -1,0 +1,118 @@
+"""An attempt runs in a process of its own: what happens there is told, and happens to nobody else."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from optimizing.form_models import Aborts, Exits, Hangs, Mlp
+from safetensors.torch import save_file
+
+from safe_dtype.facts import BFLOAT16, FLOAT32
+from safe_dtype.optimizing.attempts.load_model import save_module
+from safe_dtype.optimizing.attempts.runner import run_attempt
+from safe_dtype.optimizing.nouns.job import AttemptResult, Dynamic, Job
+from safe_dtype.optimizing.nouns.record import BreakSite, Distance, Form, Outcome, Seconds, Stage
+
+
+def job_of(model: torch.nn.Module, folder: Path, form: Form = Form.EAGER) -> Job:
+    """Return an untimed job on `model` and one batch `x` of shape (2, 16)."""
+    save_module(model, folder / "model.pt")
+    save_file({"x": torch.ones(2, 16)}, folder / "x.safetensors")
+    return Job(folder / "model.pt", "", FLOAT32, form, folder / "attempt", folder / "x.safetensors", time=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_crash(tmp_path: Path) -> None:
+    """A process that aborts is a crash with the signal's name and with what it was doing."""
+    found = run_attempt(job_of(Aborts(), tmp_path), root=tmp_path, seconds=60)
+    assert found.outcome is Outcome.CRASHED
+    assert found.reason == "ended by SIGABRT, while running eager"
+
+
+def test_silent_exit(tmp_path: Path) -> None:
+    """A process that just leaves is a crash with its status and its last words."""
+    found = run_attempt(job_of(Exits(), tmp_path), root=tmp_path, seconds=60)
+    assert found.outcome is Outcome.CRASHED
+    assert found.reason.startswith("ended with status 7, while running eager: ")
+    assert "nothing more to say" in found.reason
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts `sleep`")
+def test_hang(tmp_path: Path) -> None:
+    """A process that hangs is stopped in time, together with what it started; its log stays."""
+    found = run_attempt(job_of(Hangs(), tmp_path), root=tmp_path, seconds=12)
+    assert found.outcome is Outcome.TIMED_OUT
+    assert found.reason == "stopped after 12 s, while running eager"
+    log = (tmp_path / found.log).read_text()
+    child = int(log.partition("started ")[2].split()[0])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_python_error(tmp_path: Path) -> None:
+    """What Python raises is a failure with its text; the traceback is in the log."""
+    job = job_of(Mlp(), tmp_path)
+    save_file({"x": torch.ones(2, 17)}, job.inputs)
+    found = run_attempt(job, root=tmp_path, seconds=60)
+    assert found.outcome is Outcome.FAILED
+    assert found.reason.startswith("while running eager: RuntimeError: mat1 and mat2 shapes")
+    assert found.log == "attempt/attempt.log"
+    assert "Traceback" in (tmp_path / found.log).read_text()
+
+
+def test_broken_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that another process cannot load is no success, though the process that wrote it could run it."""
+    from safe_dtype.optimizing.attempts import runner
+
+    in_a_child = runner._in_a_child
+
+    def breaks_it_first(job: Job, *rest: object) -> AttemptResult:
+        if "reloaded" in job.stages:
+            (job.artifact_folder / "model.ts").write_bytes(b"not a model")
+        return in_a_child(job, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "_in_a_child", breaks_it_first)
+    found = run_attempt(job_of(Mlp(), tmp_path, Form.TORCHSCRIPT), root=tmp_path, seconds=60)
+    assert found.outcome is Outcome.FAILED
+    assert found.reason.startswith("in a fresh process: while loading the artifact: ")
+    assert [stage.name for stage in found.stages] == ["traced"]
+
+
+def test_class_of_the_script(tmp_path: Path) -> None:
+    """A class that only the running script has is refused before any process is started."""
+    model = type("Local", (torch.nn.Module,), {"__module__": "__main__"})()
+    with pytest.raises(ValueError, match="Move the class to a module"):
+        save_module(model, tmp_path / "model.pt")
+
+
+def test_job_is_json(tmp_path: Path) -> None:
+    """A job survives the way to the child."""
+    job = Job(
+        Path("/m"), "ViTModel", BFLOAT16, Form.REGIONAL, tmp_path, Path("/a"), (Path("/b"),), (Path("/c"),),
+        Dynamic((1, 32), {"x": {2: (64, 256)}}), ("attn_implementation=sdpa",), ("attn_implementation=eager",), ("layers.0",), ("traced",), False,
+        True,
+        "cpu", 1,
+    )  # fmt: skip
+    job.write(tmp_path / "job.json")
+    assert Job.read(tmp_path / "job.json") == job
+
+
+def test_result_is_json(tmp_path: Path) -> None:
+    """A result survives the way back, infinities too."""
+    far = Stage("traced", Distance(math.inf, math.inf, -1.0, None, 3), "far")
+    site = BreakSite("a.py", 3, "if x:", "Data-dependent branching", "data_dependent")
+    result = AttemptResult("leaving", Outcome.WRONG, "why", (site,), (far,), Seconds(build=1.0), 7)
+    result.write(tmp_path / "result.json")
+    assert AttemptResult.read(tmp_path / "result.json") == result
+
+
+def test_ranges_of_an_input() -> None:
+    """The batch is dimension 0 of every input, further dimensions are one input's own."""
+    dynamic = Dynamic((1, 8), {"pixels": {2: (32, 64)}})
+    assert dynamic.of("pixels") == {0: (1, 8), 2: (32, 64)}
+    assert dynamic.of("mask") == {0: (1, 8)}
+    assert not Dynamic()

@@ -1,0 +1,232 @@
+"""Whether a model captures whole is attempted; where it does not, the line to blame is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from optimizing.zoo import ZOO
+from optimizing.zoo_modules import Branch
+from optimizing.zoo_texts import mixtral
+
+from safe_dtype import guard
+from safe_dtype.optimizing.graphs import graph_breaks as breaks
+from safe_dtype.optimizing.graphs.capture import CapturedCall, capture, counts, whole_graph
+
+SITE_PACKAGES = Path(transformers.__file__).parent.parent
+TESTS = Path(__file__).parents[2]
+
+# Name in the zoo -> the file and the line of code at which its capture ends.
+BLAMED = {
+    "branch": ("optimizing/zoo_modules.py", "if y.sum() > 0:"),
+    "mixtral_eager": ("transformers/models/mixtral/modeling_mixtral.py", "for expert_idx in expert_hit:"),
+    "dbrx": ("transformers/models/dbrx/modeling_dbrx.py", "for expert_idx in expert_hit:"),
+    "longformer": ("transformers/models/longformer/modeling_longformer.py", "if is_global_attn:"),
+    "switch": (
+        "transformers/models/switch_transformers/modeling_switch_transformers.py",
+        "for expert_idx in expert_hit:",
+    ),
+    "lightglue": (
+        "transformers/models/lightglue/modeling_lightglue.py",
+        "if keypoints.shape[2] == 0:  # no keypoints",
+    ),
+    "vilt": ("transformers/models/vilt/modeling_vilt.py", "nn.functional.interpolate("),
+}
+QUICK = ("patches", "sapiens2", "vit", "mixtral", "jetmoe", "superpoint")  # the last two: counts say otherwise
+LONG = (
+    "sapiens2_pose", "sapiens2_normal", "sapiens2_pointmap", "sapiens2_matting", "segformer", "upernet", "mask2former",
+    "qwen3", "whisper",
+)  # fmt: skip
+
+
+def source_line(file: str, line: int) -> str:
+    """Return what stands in `line` of a file that is named from the package on."""
+    root = TESTS if file.startswith("optimizing/") else SITE_PACKAGES
+    return (root / file).read_text(encoding="utf-8").splitlines()[line - 1].strip()
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in LONG)])
+def test_whole(name: str) -> None:
+    """A model that can be captured whole is, without a word on obstacles."""
+    captured = whole_graph(ZOO[name].model(), ZOO[name].inputs())
+    assert captured.whole, captured.reason
+    assert (captured.sites, captured.kind, captured.reason) == ((), "", "")
+    assert captured.seconds > 0
+
+
+@pytest.mark.parametrize("name", BLAMED)
+def test_blamed_line(name: str) -> None:
+    """A capture that fails on the values of tensors names the line of the model that reads them."""
+    captured = whole_graph(ZOO[name].model(), ZOO[name].inputs())
+    (site,) = captured.sites
+    assert not captured.whole
+    assert (site.file, site.code) == BLAMED[name]
+    assert source_line(site.file, site.line) == site.code
+    assert captured.kind == site.kind == breaks.DATA_DEPENDENT
+    assert captured.reason
+    assert "\n" not in captured.reason
+
+
+def test_every_specimen_is_tested() -> None:
+    """No model of the zoo is left out."""
+    assert {*QUICK, *LONG, *BLAMED, "switch_unmasked"} == set(ZOO)
+
+
+def test_bug_of_the_model() -> None:
+    """An error that the model raises only when it is traced is told from one of its control flow, guards or not."""
+    guard(ZOO["vit"].model())  # from here on the guard of the class PreTrainedModel is among the frames
+    captured = whole_graph(ZOO["switch_unmasked"].model(), ZOO["switch_unmasked"].inputs())
+    assert captured.kind == breaks.MODEL_BUG
+    assert "'NoneType' object is not subscriptable" in captured.reason
+    assert captured.sites[0].file.endswith("modeling_switch_transformers.py")
+
+
+@pytest.mark.parametrize("experts", ["batched_mm", "grouped_mm"])
+def test_remedy(experts: str) -> None:
+    """Mixtral captures whole as soon as its experts are called in another way."""
+    torch.manual_seed(0)
+    assert whole_graph(mixtral(experts).eval(), ZOO["mixtral"].inputs()).whole
+
+
+def test_false_alarm() -> None:
+    """Counted in the default mode, JetMoe falls into many graphs, each at the same line; counted otherwise it is one."""
+    default, captured = counts(ZOO["jetmoe"].model(), ZOO["jetmoe"].inputs())
+    (site,) = default.sites
+    assert default.graphs > 10
+    assert (site.code, site.count) == ("expert_size = expert_size.tolist()", default.reasons)
+    assert default.counter >= default.reasons > 1
+    assert (captured.graphs, captured.reasons, captured.sites) == (1, 0, ())
+
+
+def test_counts_of_a_branch() -> None:
+    """A module that goes two ways is counted as two graphs in either mode, with the line in between."""
+    for count in counts(Branch().eval(), ZOO["branch"].inputs()):
+        assert (count.graphs, count.reasons, count.problem) == (2, 1, "")
+        assert [(site.code, site.kind) for site in count.sites] == [("if y.sum() > 0:", breaks.DATA_DEPENDENT)]
+
+
+@pytest.mark.parametrize("look", [whole_graph, counts])
+def test_error_of_the_model(look: Callable[..., Any]) -> None:
+    """A model that does not run at all raises its own error: that is no obstacle to a capture."""
+    with pytest.raises(RuntimeError, match="15"):
+        look(Branch().eval(), {"x": torch.zeros(1, 2, 15)})
+
+
+def test_first_run() -> None:
+    """A model whose first run does what no tracer follows (Segformer installs hooks under a lock) captures whole."""
+    model, inputs = ZOO["segformer"].model(), ZOO["segformer"].inputs()
+    assert not capture(model, CapturedCall((), inputs)).whole
+    assert whole_graph(model, inputs).whole
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
+def test_export_is_blamed_alike(strict: bool) -> None:
+    """An error of torch.export names the same line: from its stack, or from the traceback of the model's own Python."""
+    with pytest.raises(Exception, match=r"[Dd]ata-dependent") as caught:
+        torch.export.export(Branch().eval(), (ZOO["branch"].inputs()["x"],), strict=strict)
+    (site,) = breaks.sites_of(caught.value)
+    assert (site.file, site.code) == BLAMED["branch"]
+    assert site.kind == breaks.DATA_DEPENDENT
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "line", "code", "kind"),
+    [
+        pytest.param(
+            "Could not guard on data-dependent expression Eq(u0, 1).\n\n"
+            "Caused by: if found:  # transformers/models/a/modeling_a.py:7 in forward (_dynamo/variables/tensor.py:1 in f)",
+            "transformers/models/a/modeling_a.py", 7, "if found:", breaks.DATA_DEPENDENT, id="caused-by",
+        ),
+        pytest.param(
+            "Dynamic control flow is not supported at the moment. Please use functorch.experimental.control_flow.cond\n\n"
+            'from user code:\n   File "/x/lib/python3.9/site-packages/transformers/models/a/modeling_a.py", line 9, in forward\n'
+            "    if x.sum() > 0:\n",
+            "transformers/models/a/modeling_a.py", 9, "if x.sum() > 0:", breaks.DATA_DEPENDENT, id="torch-2.4",
+        ),
+        pytest.param(
+            "call_function is marked as skipped: logging\n\nfrom user code:\n"
+            '   File "/x/site-packages/transformers/models/a/modeling_a.py", line 3, in forward\n'
+            '    logger.warning_once("slow")\n'
+            '  File "/x/site-packages/transformers/utils/logging.py", line 5, in warning_once\n'
+            "    self.warning(*args, **kwargs)\n",
+            "transformers/models/a/modeling_a.py", 3, 'logger.warning_once("slow")', breaks.PYTHON_SIDE_EFFECT,
+            id="log-call",
+        ),
+    ],
+)  # fmt: skip
+def test_text_alone(text: str, file: str, line: int, code: str, kind: str) -> None:
+    """Where an error carries no stack, its text names the line."""
+    (site,) = breaks.sites_of(RuntimeError(text))
+    assert (site.file, site.line, site.code, site.kind) == (file, line, code, kind)
+    assert site.reason == text.splitlines()[0]
+
+
+def test_nobody_to_blame() -> None:
+    """An error from outside of any model names no line, least of all the caller's."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2).view(3)
+    assert breaks.sites_of(caught.value) == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (
+            RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation"),
+            breaks.MISSING_OP,
+        ),
+        (RuntimeError("[ONNXRuntimeError] : 10 : INVALID_GRAPH : tensor(bfloat16) is invalid"), breaks.MISSING_OP),
+        (TypeError("'NoneType' object is not subscriptable"), breaks.MODEL_BUG),
+        (RuntimeError("Failed to find C++ compiler"), breaks.OTHER),
+        ("generic_jump TensorVariable()", breaks.DATA_DEPENDENT),
+        ("skip function log in file /x/logging/__init__.py", breaks.PYTHON_SIDE_EFFECT),
+    ],
+)
+def test_kind(error: BaseException | str, kind: str) -> None:
+    """An obstacle is classified by its type first, by its text second."""
+    assert breaks.kind_of(error) == kind
+
+
+def test_a_cause_is_classified() -> None:
+    """An error that wraps another is of the other's kind."""
+    error = RuntimeError("Failed to export the model")
+    error.__cause__ = ValueError("Could not guard on data-dependent expression u0 > 1")
+    assert breaks.kind_of(error) == breaks.DATA_DEPENDENT
+
+
+def test_names_of_torch() -> None:
+    """Every graph break that is classified by name is in torch's own registry of them."""
+    registry = json.loads((Path(torch.__file__).parent / "_dynamo/graph_break_registry.json").read_text())
+    known = {entry["Gb_type"].lower() for entries in registry.values() for entry in entries}
+    assert set(breaks._GRAPH_BREAKS) <= known
+
+
+@pytest.mark.parametrize("name", ["branch", "patches"])
+def test_nothing_is_left_behind(name: str) -> None:
+    """Neither the model nor torch is another after an attempt and a count, whether it captures or not."""
+    model, inputs = ZOO[name].model(), ZOO[name].inputs()
+    dynamo = torch._dynamo
+    before = copy.deepcopy({key: value.clone() for key, value in model.state_dict().items()})
+    attributes, settings = set(vars(model)), dynamo.config.get_config_copy()
+    dynamo.utils.counters.clear()
+    dynamo.utils.counters["graph_break"]["somebody else's"] = 3
+    drawn = torch.random.get_rng_state()
+    try:
+        whole_graph(model, inputs)
+        counts(model, inputs)
+        assert dict(dynamo.utils.counters) == {"graph_break": {"somebody else's": 3}}
+    finally:
+        dynamo.utils.counters.clear()
+    assert set(vars(model)) == attributes
+    assert model._compiled_call_impl is None
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert dynamo.config.get_config_copy() == settings
+    assert not dynamo.output_graph.graph_break_reasons
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert torch.is_grad_enabled()

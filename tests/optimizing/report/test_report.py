@@ -1,0 +1,290 @@
+"""The page and the picture say what the record says, and render as they were meant."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from markdown_it import MarkdownIt
+
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
+from safe_dtype.optimizing.attempts.limits import LARGEST_RELATIVE
+from safe_dtype.optimizing.nouns.record import (
+    Batch,
+    BreakSite,
+    Distance,
+    DtypeVerdict,
+    Form,
+    FormAttempt,
+    Optimization,
+    Outcome,
+    Seconds,
+    Stage,
+    Status,
+)
+from safe_dtype.optimizing.nouns.record_file import read_record, write_record
+from safe_dtype.optimizing.report.plot import report_svg
+from safe_dtype.optimizing.report.report import report_text, summary_text
+
+SITE = BreakSite("models/m.py", 12, "if a | b or `c`:", "Data-dependent | branching", "data_dependent", 3)
+EAGER = FormAttempt(
+    Form.EAGER, FLOAT32, Outcome.VERIFIED, stages=(Stage("traced", Distance(0.0, 0.0, 1.0)),),
+    seconds=Seconds(build=0.0, run=0.020, eager=0.020), log="attempts/00-eager-float32/attempt.log",
+)  # fmt: skip
+FAST = FormAttempt(
+    Form.REGIONAL, BFLOAT16, Outcome.VERIFIED, remedies=("attn_implementation=sdpa",),
+    stages=(
+        Stage("traced", Distance(0.01, 1e-3, 0.9999, 1.0, miou=0.999)),
+        Stage("held out", Distance(0.02, 1e-2, 0.999, 0.99999, kl=0.001, miou=0.98)),
+    ),
+    seconds=Seconds(build=12.34, run=0.005, eager=0.010, spread=0.1), bytes=3 * 2**20, regions=("layers.0", "layers.1"),
+    coverage=0.87, log="attempts/01-regional-bfloat16/attempt.log",
+)  # fmt: skip
+WRONG = FormAttempt(
+    Form.TORCHSCRIPT, FLOAT32, Outcome.WRONG, "held out: it differs | by *0.5* of\nthe largest",
+    stages=(Stage("traced", Distance(0.0, 0.0, 1.0)), Stage("held out", Distance(1.0, 0.5, 0.3), "too far")),
+    log="attempts/02-torchscript-float32/attempt.log",
+)  # fmt: skip
+FAILED = FormAttempt(Form.EXPORT, FLOAT32, Outcome.FAILED, "Data-dependent branching", sites=(SITE,), log="attempts/03/attempt.log")  # fmt: skip
+SKIPPED = FormAttempt(Form.ONNX, FLOAT16, Outcome.SKIPPED, "onnx not installed")
+FOUND = Optimization(
+    "tiny<b>", "DbrxForCausalLM", "cpu", "export", "auto", "bfloat16", parameters=1234567,
+    environment={"python": "3.11", "packages": {"torch": "2.13", "onnx": None}, "cpu": {"name": "a | b", "cores": 2}},
+    verdicts=({"dtype": "float16", "op": "matmul", "kind": "native", "reason": ""},),
+    files={"model.safetensors": "0123456789abcdef" * 4, "config.json": "f" * 64},
+    batches=(Batch("traced", "inputs/traced-0.safetensors", {"input_ids": {"shape": [2, 9], "dtype": "int64"}}, "random"),),
+    dynamic={"batch": [1, 32], "dims": {"input_ids": {"1": [2, 64]}}},
+    reference={"steady": True, "finite": True, "degenerate": False, "largest": 5.289, "problems": [], "weak": ["one class"]},
+    graphs={
+        "whole": False, "reason": "Data-dependent branching", "sites": [
+            {"file": SITE.file, "line": 12, "code": SITE.code, "reason": SITE.reason, "kind": SITE.kind, "count": 3}
+        ], "tried": {"experts_implementation=batched_mm": "the same line"},
+        "counts": [{"mode": "default", "graphs": 17, "reasons": 5, "counter": 10, "problem": ""}],
+        "unusable": {"held-out-3.safetensors": "IndexError"},
+    },
+    dtypes=(
+        DtypeVerdict(FLOAT32, Distance(0.0, 0.0, 1.0, 1.0), seconds=0.02, speedup=1.0),
+        DtypeVerdict(BFLOAT16, Distance(0.07, 0.014, 0.9999, 0.99), seconds=0.01, speedup=2.0),
+        DtypeVerdict(FLOAT16, None, "ended by SIGSEGV"),
+    ),
+    attempts=(EAGER, FAST, WRONG, FAILED, SKIPPED), chosen=1, status=Status.FELL_BACK,
+    why="fell back to regional in bfloat16: Data-dependent branching",
+)  # fmt: skip
+
+
+class _Tables(HTMLParser):
+    """Collects the cells of every table, and the rest of the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self._where = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag in ("td", "th", "h1", "h2"):
+            self._where = tag
+        if tag in ("h1", "h2"):
+            self.headings.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "h1", "h2"):
+            self._where = ""
+
+    def handle_data(self, text: str) -> None:
+        self.text += text
+        if self._where in ("td", "th"):
+            self.tables[-1][-1][-1] += text
+        elif self._where:
+            self.headings[-1] += text
+
+
+def rendered(found: Optimization) -> _Tables:
+    """Return the page as a renderer of Markdown with tables reads it."""
+    return _Tables(MarkdownIt("commonmark").enable("table").render(report_text(found)))
+
+
+def table(found: Optimization, first: str) -> list[dict[str, str]]:
+    """Return the rows of the table whose first title is `first`, by title."""
+    titles, *rows = next(one for one in rendered(found).tables if one[0][0] == first)
+    return [dict(zip(titles, row, strict=True)) for row in rows]
+
+
+def test_tables_render() -> None:
+    """No bar, star or backtick of a foreign text breaks a table: all rows are as wide as the titles."""
+    page = rendered(FOUND)
+    assert len(page.tables) == 8
+    for one in page.tables:
+        assert len({len(row) for row in one}) == 1, one[0]
+    assert page.headings == [
+        "tiny<b>, optimized", "Dtypes", "Attempts", "Why the others are not used", "Graphs", "Reference", "Inputs",
+        "Use it", "Environment",
+    ]  # fmt: skip
+
+
+def test_attempts() -> None:
+    """Every attempt has a row: its number, the worst of its stages, and its times, also against eager float32."""
+    rows = table(FOUND, "no.")
+    assert [row["no."] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert rows[1] == {
+        "no.": "1", "form": "regional (2 regions, 87% of the parameters)", "dtype": "bfloat16",
+        "remedies": "attn_implementation=sdpa", "outcome": "verified", "stages": "traced, held out",
+        "form error": "0.01", "top-1": "<100%", "mIoU": "98.00%", "KL (nats)": "0.001", "build s": "12.3",
+        "run ms": "5 ±5%", "x eager": "2.00x", "x eager float32": "4.00x", "size": "3.0 MiB",
+    }  # fmt: skip
+    assert rows[2]["form error"] == "0.5"
+    assert rows[2]["x eager float32"] == "-"
+
+
+def test_failures() -> None:
+    """Every attempt that is not used has its reason, in one line, and its log."""
+    text = rendered(FOUND).text
+    assert "2, torchscript in float32: wrong. held out: it differs | by *0.5* of the largest. Log: attempts/02" in text
+    assert "3, export in float32: failed. Data-dependent branching. Log: attempts/03/attempt.log." in text
+    assert "4, onnx in float16: skipped. onnx not installed." in text
+
+
+def test_breaks() -> None:
+    """A line that breaks a graph is shown once with its place and code; a count is said to be no verdict."""
+    (row,) = table(FOUND, "where it breaks")
+    assert row == {
+        "where it breaks": "models/m.py:12", "code": "if a | b or `c`:", "kind": "data_dependent", "times": "3",
+        "reason": "Data-dependent | branching",
+    }  # fmt: skip
+    assert table(FOUND, "counted by torch._dynamo.explain")[0]["graphs"] == "17"
+    assert "A count is a diagnosis, not a verdict" in rendered(FOUND).text
+
+
+def test_dtypes() -> None:
+    """Each dtype is held against float32, apart from any form; one that did not answer has its reason."""
+    rows = table(FOUND, "dtype")
+    assert rows[1]["relative"] == "0.014"
+    assert rows[1]["x float32"] == "2.00x"
+    assert (rows[2]["relative"], rows[2]["verdict"]) == ("-", "ended by SIGSEGV")
+
+
+def test_how_to_go_on() -> None:
+    """The page says how to load, to restore and to repeat, in commands that name what was asked for."""
+    text = rendered(FOUND).text
+    assert 'load_optimized("DIR")' in text
+    assert "model(input_ids=input_ids)" in text
+    assert "safe-dtype optimize --restore --out DIR" in text
+    assert "--out DIR --form export --batch 1..32 --device cpu" in text
+    assert "May vary: the batch from 1 to 32, dimension 1 of input_ids from 2 to 64." in text
+
+
+def test_hashes_are_short() -> None:
+    """Files are named with the first digits of their hash."""
+    assert table(FOUND, "file")[0] == {"file": "model.safetensors", "SHA-256": "0123456789ab"}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        pytest.param(FOUND, "Fell back (exit status 3)", id="fell-back"),
+        pytest.param(replace(FOUND, status=Status.REACHED), "Reached (exit status 0)", id="reached"),
+        pytest.param(
+            replace(FOUND, status=Status.NO_DTYPE, chosen=None, why="no reference", attempts=(), dtypes=()),
+            "Nothing passed: use the model as it was (exit status 4): no reference", id="nothing",
+        ),
+    ],
+)  # fmt: skip
+def test_headline(found: Optimization, says: str) -> None:
+    """The page and the summary begin with what was reached, and why."""
+    assert says in rendered(found).text
+    assert says.replace("exit ", "") in summary_text(found)
+    assert ("There is no form to load" in rendered(found).text) is (found.chosen is None)
+
+
+def test_bare_record() -> None:
+    """A run that ended before anything was tried has a page, too."""
+    bare = Optimization("tiny", "", "cpu", "auto", "auto", "float32", why="no reference")
+    assert rendered(bare).headings == ["tiny, optimized", "Use it"]
+    assert "No attempt came to an answer." in report_svg(bare)
+
+
+def test_from_the_file(tmp_path: Path) -> None:
+    """The page and the picture of a record that was written and read again are the same."""
+    write_record(FOUND, tmp_path)
+    again = read_record(tmp_path)
+    assert report_text(again) == report_text(FOUND)
+    assert report_svg(again) == report_svg(FOUND)
+
+
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_summary(count: int) -> None:
+    """The summary has 5 to 15 lines, however many attempts there were, and the chosen one is marked."""
+    lines = summary_text(replace(FOUND, attempts=(EAGER, FAST, *[FAILED, FAST, WRONG] * count))).splitlines()
+    assert 5 <= len(lines) <= 15
+    assert sum(line.startswith("  * ") for line in lines) == 1
+    assert "  * regional in bfloat16 with attn_implementation=sdpa: 4.00x the speed of eager float32" in "\n".join(
+        lines
+    )
+
+
+def bars(found: Optimization) -> dict[str, tuple[list[float], float | None, float | None]]:
+    """Return by row of the picture: the lengths of its bars, where its limit is, and the end of its time."""
+    root = ET.fromstring(report_svg(found))
+    name, rows = "", {}
+    for one in root[1:]:
+        tag = one.tag.rpartition("}")[2]
+        if tag == "text" and one.get("text-anchor") == "end":
+            name = str(one.text)
+            rows[name] = ([], None, None)
+        elif name and tag == "rect":
+            left, width = float(one.attrib["x"]), float(one.attrib["width"])
+            drifts, limit, time = rows[name]
+            rows[name] = (
+                (drifts, limit, width) if one.get("height") == "14" else ([*drifts, left + width], limit, time)
+            )
+        elif name and tag == "path":
+            rows[name] = (rows[name][0], float(re.findall(r"M([\d.]+)", one.attrib["d"])[0]), rows[name][2])
+    return rows
+
+
+def test_picture() -> None:
+    """A form within its limit has a bar that ends before the mark, and one beyond it a bar that passes it."""
+    rows = bars(FOUND)
+    assert list(rows) == ["0 eager float32", "▶ 1 regional bfloat16 (sdpa)", "2 torchscript float32, wrong"]
+    (by_dtype, by_form), limit, time = rows["▶ 1 regional bfloat16 (sdpa)"]
+    assert limit is not None
+    assert FAST.stages[1].distance.relative < LARGEST_RELATIVE[BFLOAT16]
+    assert by_form < by_dtype < limit, "1e-2, 1.4e-2 and 5e-2"
+    (_, by_form), limit, no_time = rows["2 torchscript float32, wrong"]
+    assert limit is not None
+    assert by_form > limit
+    assert no_time is None
+    eager = rows["0 eager float32"][2]
+    assert time is not None
+    assert eager is not None
+    assert time == pytest.approx(eager / 4, abs=0.1)
+
+
+def test_drift_of_infinity() -> None:
+    """What is infinitely far is drawn at the edge, and said."""
+    far = replace(WRONG, stages=(Stage("traced", Distance(float("inf"), float("inf"), -1.0), "other shapes"),))
+    found = replace(FOUND, attempts=(far,), chosen=None)
+    assert ">inf</text>" in report_svg(found)
+    assert table(found, "no.")[0]["form error"] == "inf"
+
+
+def test_starts_without_torch() -> None:
+    """The page is written, and the picture's module imported, without torch."""
+    code = (
+        "import sys, safe_dtype.optimizing.report, safe_dtype.optimizing.report.plot; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,183 @@
+"""The card says what the evidence says, and leaves alone what others wrote."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jinja2
+import pytest
+from huggingface_hub import ModelCard
+from publishing.variant import BASE, evidence, fidelity, staged
+
+from safe_dtype.errors import NotPublishableError
+from safe_dtype.publishing.staging.card import BEGIN, END, block_of, card_text, write_card
+from safe_dtype.publishing.staging.evidence import Evidence, Forms, TriedForm, read_evidence
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[3] / "model_cards" / "examples").glob("*/safe_dtype.json"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.parent.name)
+def test_examples(example: Path) -> None:
+    """The example cards are what their safe_dtype.json gives."""
+    assert (example.parent / "README.md").read_text() == card_text(read_evidence(example.parent))
+
+
+def test_there_are_examples() -> None:
+    """There is one card in float16 at least."""
+    assert any(path.parent.name.endswith("fp16") for path in EXAMPLES)
+
+
+def test_yaml_as_the_hub_reads_it() -> None:
+    """The Hub's own client reads our keys; license and base are those of the evidence."""
+    made = replace(evidence(), base=replace(BASE, license="other", license_name="own", pipeline_tag="text-generation"))
+    found = ModelCard(card_text(made)).data
+    assert (found.base_model, found.base_model_relation, found.library_name) == (
+        "org/model",
+        "quantized",
+        "transformers",
+    )
+    assert (found.license, found.license_name, found.pipeline_tag) == ("other", "own", "text-generation")
+    assert found.tags == ["safe-dtype", "fp16"]
+
+
+def test_a_row_for_each_loader() -> None:
+    """What each loader does is a row, with what is not finite as words and the limit as a verdict."""
+    drift = replace(fidelity("transformers").drift, kl_mean=math.inf, perplexity_ratio=math.inf)
+    broken = fidelity("transformers", drift=drift, nonfinite=7, beyond="some hold NaN")
+    lines = card_text(evidence(plain=broken)).splitlines()
+    rows = [list(map(str.strip, one.split("|"))) for one in lines if one.startswith(("| transf", "| safe_d"))]
+    assert [[cells[1], cells[3], cells[-2]] for cells in rows] == [
+        ["transformers", "not finite", "**beyond the limit**"],
+        ["safe_dtype", "1e-06", "within the limit"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        pytest.param({"needs": "safe_dtype"}, "**This variant needs safe_dtype.**", id="needs"),
+        pytest.param({"islands": ("model.layers.1.mlp",)}, "casts them to float16 on loading", id="islands"),
+        pytest.param({"repo": "org/model-fp16"}, "hf cache verify org/model-fp16 --revision <commit>", id="repo"),
+        pytest.param(
+            {"rescale": {"shifts": [{"gauge": "residual", "bits": 8}], "folded": True,
+                         "config": {"rms_norm_eps": 1e-11}, "untied": True}},
+            "`rms_norm_eps` is 1e-11; the output head has a weight of its own", id="folded",
+        ),
+    ],
+)  # fmt: skip
+def test_says_it_where_it_holds(changes: dict[str, object], said: str) -> None:
+    """What is special about a variant is said, and only then."""
+    assert said in card_text(evidence(**changes))
+    assert said not in card_text(evidence())
+
+
+def test_forms() -> None:
+    """What `optimize` verified is a table, with the chosen form in bold, and the others counted."""
+    tried = (TriedForm("eager", "float16", 0.0, 1.0), TriedForm("onnx", "float16", 2e-4, 2.5, chosen=True))
+    card = card_text(evidence(forms=Forms(tried, 3, "A processor")))
+    assert "| **onnx** | float16 | 0.0002 | 2.5 |" in card
+    assert "other attempts failed, or were not needed" in card
+    assert "## Forms" not in card_text(evidence())
+
+
+def test_needs_comes_first() -> None:
+    """What a variant needs stands before everything else, and no snippet of plain transformers is shown."""
+    card = card_text(evidence(needs="safe_dtype"))
+    assert card.index("needs safe_dtype") < card.index("# org/model")
+    assert "from transformers import" not in card
+
+
+def test_nothing_is_left_blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that a template names and the evidence has not is an error, never an empty place."""
+    lacking = evidence().to_dict()
+    del lacking["measured_on"]["positions"]
+    monkeypatch.setattr(Evidence, "to_dict", lambda _: lacking)
+    with pytest.raises(jinja2.UndefinedError, match="positions"):
+        card_text(evidence())
+
+
+THEIRS = """---
+# kept: a comment
+language: [en, de]  # in flow style
+license: apache-2.0
+tags:
+  - chat
+  - fp16
+# of the next one
+datasets:
+- org/data
+---
+
+# Mine
+
+Text of mine.
+"""
+
+
+def test_merged_with_theirs() -> None:
+    """Text, order, comments and keys of others stay; ours come in, and a second time changes nothing."""
+    merged = card_text(evidence(), THEIRS)
+    top, _, body = merged.removeprefix("---\n").partition("\n---\n")
+    assert top.splitlines()[:9] == [
+        "# kept: a comment", "language: [en, de]  # in flow style", "license: mit", "tags:", "- chat", "- fp16",
+        "- safe-dtype", "# of the next one", "datasets:",
+    ]  # fmt: skip
+    assert body.startswith("\n# Mine\n\nText of mine.\n\n" + BEGIN)
+    assert ModelCard(merged).data.base_model == "org/model"
+    assert card_text(evidence(), merged) == merged
+
+
+def test_only_the_block_is_replaced() -> None:
+    """What stands before and after our block stays, to the byte."""
+    before = card_text(evidence(), THEIRS) + "\nAnd more of mine.\n"
+    after = card_text(evidence(repo="org/model-fp16"), before)
+    for part in (0, 1):
+        assert before.split(BEGIN if part == 0 else END)[part] == after.split(BEGIN if part == 0 else END)[part]
+    assert "org/model-fp16" in str(block_of(after))
+
+
+@pytest.mark.parametrize(
+    ("existing", "ours_before"),
+    [
+        pytest.param("", "\n", id="empty"),
+        pytest.param("# Mine\n", "\n# Mine\n\n", id="no-yaml"),
+        pytest.param("---\n---\n# Mine\n", "# Mine\n\n", id="empty-yaml"),
+    ],
+)
+def test_without_yaml(existing: str, ours_before: str) -> None:
+    """A README without YAML gets ours."""
+    merged = card_text(evidence(), existing)
+    assert ModelCard(merged).data.license == "mit"
+    assert merged.partition("\n---\n")[2].startswith(ours_before + BEGIN)
+
+
+@pytest.mark.parametrize(
+    "existing",
+    [
+        pytest.param("---\na: [1\n---\n# Mine\n", id="bad-yaml"),
+        pytest.param("---\na: 1\n# Mine\n", id="no-end"),
+        pytest.param(f"# Mine\n{BEGIN}\n", id="half-a-block"),
+        pytest.param(f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n", id="two-blocks"),
+    ],
+)
+def test_what_cannot_be_read_is_not_touched(existing: str) -> None:
+    """A README that we would have to guess at is refused."""
+    with pytest.raises(NotPublishableError, match="README that is there"):
+        card_text(evidence(), existing)
+
+
+def test_repo_is_noted(tmp_path: Path) -> None:
+    """Where it is going is kept in safe_dtype.json, so that the card can be rendered again from that."""
+    folder = staged(tmp_path / "variant")
+    card = write_card(folder, repo="org/model-fp16")
+    assert 'from_pretrained("org/model-fp16", revision="<commit>")' in card
+    assert card_text(read_evidence(folder)) == card
+
+
+def test_evidence_comes_back() -> None:
+    """What was written is read back equal, infinities included."""
+    forms = Forms((TriedForm("eager", "float16", 0.0, None),), 0, "cpu")
+    made = evidence(plain=fidelity("transformers", kl=(0.5, math.inf)), forms=forms)
+    assert Evidence.from_dict(made.to_dict()) == made

@@ -1,0 +1,103 @@
+"""A rescaled model is saved as what it was made of, and plain transformers loads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from engineered import KINDS, prompts, saved
+from torch import Tensor, nn
+
+from safe_dtype import SafeAutoModel, report
+from safe_dtype.facts import Part
+from safe_dtype.rescaling.folding.rescale_file import FILE, Stored
+
+
+@pytest.fixture(params=["qwen3", "gemma3", "gpt_oss", "t5"])
+def family(request: pytest.FixtureRequest) -> str:
+    """Return a family whose residual stream leaves float16's range."""
+    return str(request.param)
+
+
+def rescued(family: str, folder: Path) -> Any:
+    """Return the model of `folder` in float16, rescaled."""
+    model = SafeAutoModel.from_pretrained(folder, dtype="float16")
+    assert report(model).rescale is not None
+    return model
+
+
+def plain(family: str, folder: Path) -> Any:
+    """Return what plain transformers makes of `folder`."""
+    return KINDS[family].auto.from_pretrained(folder, dtype="auto").eval()
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the state dict's tensors."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_every_bit_comes_back(family: str, tmp_path: Path) -> None:
+    """Weights that nobody changed are saved as they came, in the dtype they came in; the config says so."""
+    before = saved(family, tmp_path / "before")
+    rescued(family, before).save_pretrained(tmp_path / "after")
+    first, second = plain(family, before), plain(family, tmp_path / "after")
+    assert second.dtype == torch.bfloat16
+    assert all(torch.equal(one, second.state_dict()[name]) for name, one in first.state_dict().items())
+    stored = Stored.from_dict(json.loads((tmp_path / "after" / FILE).read_text()))
+    assert stored.rescale is not None
+    assert stored.rescale.shifts[0][1] > 0
+
+
+def test_saving_changes_nothing(tmp_path: Path) -> None:
+    """After it has been saved the model is in float16 and computes what it did; its config can be saved by itself."""
+    model = rescued("qwen3", saved("qwen3", tmp_path / "before"))
+    batch = prompts("qwen3", count=1, tokens=16, seed=1)[0]
+    before, results = state(model), model(**batch).logits
+    model.save_pretrained(tmp_path / "after")
+    assert model.dtype == model.config.dtype == torch.float16
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert torch.equal(model(**batch).logits, results)
+    model.config.save_pretrained(tmp_path / "config")
+    assert "save_pretrained" not in (tmp_path / "config" / "config.json").read_text()
+
+
+def test_what_was_changed_is_kept(tmp_path: Path) -> None:
+    """A weight that was changed after loading, an adapter merged, say, is multiplied back exactly."""
+    model = rescued("qwen3", saved("qwen3", tmp_path / "before"))
+    exponent = report(model).rescale.exponents()[Part.WEIGHT, "model.layers.0.mlp.down_proj.weight", None]
+    assert exponent < 0
+    changed = model.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        changed.mul_(1.25)
+    model.save_pretrained(tmp_path / "after")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "after", dtype=torch.float32)
+    found = loaded.model.layers[0].mlp.down_proj.weight
+    assert torch.equal(found, changed.detach().float() * 2.0**-exponent)
+
+
+def test_saved_without_its_files(tmp_path: Path) -> None:
+    """Where the files are gone the weights are multiplied back: those of the checkpoint, but for what float16 lost."""
+    folder = saved("qwen3", tmp_path / "before")
+    model, original = rescued("qwen3", folder), plain("qwen3", folder)
+    folder.rename(tmp_path / "elsewhere")
+    model.save_pretrained(tmp_path / "after")
+    loaded = plain("qwen3", tmp_path / "after")
+    assert loaded.dtype == torch.bfloat16
+    for name, one in original.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], one, rtol=0, atol=2.0**-16)
+
+
+def test_sharded_and_with_a_state_dict(tmp_path: Path) -> None:
+    """Shards and a state dict of the caller's own, as a Trainer passes, make no difference."""
+    folder = saved("llama", tmp_path / "before")
+    model = rescued("llama", folder)
+    model.save_pretrained(tmp_path / "after", state_dict=model.state_dict(), max_shard_size="200KB")
+    assert (tmp_path / "after" / "model.safetensors.index.json").is_file()
+    loaded = plain("llama", tmp_path / "after")
+    assert all(
+        torch.equal(one, loaded.state_dict()[name]) for name, one in plain("llama", folder).state_dict().items()
+    )
