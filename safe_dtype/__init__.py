@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import NoDtypeLeft, SafeDtypeError, SafeDtypeWarning
-from .facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Drift, Dtype
+from .facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Drift, Dtype, exceeds
 from .models.origin import plan_of
 from .patching import patch, patched, unpatch
 from .planning import Decision, Plan, Policy, Workload, make_plan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .numerics import compute_in
     from .optimizing import Optimized, load_optimized, optimize
     from .publishing import publish
-    from .verifying import measure_drift
+    from .verifying import drift_from, measure_drift, record_outputs, text_batches
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,8 @@ __all__ = [
     "__version__",
     "compute_in",
     "detect",
+    "drift_from",
+    "exceeds",
     "facts_of",
     "guard",
     "load_optimized",
@@ -62,7 +64,9 @@ __all__ = [
     "plan_of",
     "publish",
     "read_checkpoint",
+    "record_outputs",
     "report",
+    "text_batches",
     "unguard",
     "unpatch",
 ]
@@ -77,7 +81,10 @@ _LOADED_ON_USE = {
     "detect": "devices",
     "facts_of": "devices",
     "measure": "devices",
+    "drift_from": "verifying",
     "measure_drift": "verifying",
+    "record_outputs": "verifying",
+    "text_batches": "verifying",
     "Optimized": "optimizing",
     "load_optimized": "optimizing",
     "optimize": "optimizing",

@@ -8,7 +8,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from ..errors import CheckpointError
-from ..facts import FLOAT16, Dtype, HalfRange, beyond, summary
+from ..facts import FLOAT16, Dtype, HalfRange, exceeds, summary
 from ..loading import Request, checkpoint_for, device_for, half_of
 from ..planning import Policy, make_plan
 
@@ -89,7 +89,7 @@ def rescue(
         device: Where it will run; None: the first accelerator, else the CPU.
         revision: Of the repository.
         text: What to run it on, in place of what is remembered; None: what is remembered, else a short text of ours.
-        max_drift: In the unit that `planning.beyond` gives to each kind.
+        max_drift: In the unit that `safe_dtype.exceeds` gives to each kind.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read, or it was made in float16 itself.
@@ -104,7 +104,7 @@ def rescue(
     half = half_of(plan, request, facts, checkpoint, measure=True, text=text)
     if half is None:
         raise CheckpointError(model, "nothing was measured", "report this")
-    why = half.problem or (beyond(half.drift, max_drift) if half.drift else "its drift was not measured")
+    why = half.problem or (exceeds(half.drift, max_drift) if half.drift else "its drift was not measured")
     return Rescue(model, checkpoint.saved, facts.name, half, why or None)
 
 

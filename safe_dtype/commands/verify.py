@@ -11,7 +11,7 @@ from typing import Any
 
 from ..devices import default_device, detect_one
 from ..errors import UnknownDtypeError
-from ..facts import COMPUTE, Drift, Dtype, beyond, dtype_named
+from ..facts import COMPUTE, Drift, Dtype, dtype_named, exceeds
 from ..loading import Request, SafeAutoModel, plan_request
 from ..planning import Plan
 from ..verifying import Checkpoint, drift_from, record_outputs
@@ -30,7 +30,7 @@ class Question:
     revision: str | None
     text: str | None  # None: the built-in one
     tokens: int  # of the text, at most; above 128 rounded up to batches of 128
-    max_drift: float  # in the unit that `planning.beyond` gives to each kind
+    max_drift: float  # in the unit that `safe_dtype.exceeds` gives to each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
         drift = drift_from(recording, model, batches, progress=after(len(batches)))
     candidate = str(plan.chosen.candidate if plan and plan.chosen else dtype or against)
     return Verification(
-        question.model, candidate, against, device, drift, question.max_drift, beyond(drift, question.max_drift)
+        question.model, candidate, against, device, drift, question.max_drift, exceeds(drift, question.max_drift)
     )
 
 

@@ -1,6 +1,6 @@
 """What is known: dtypes, devices, checkpoints, rescales. Nouns only; nothing here measures or decides."""
 
-from .drift_limit import beyond
+from .drift_limit import exceeds
 from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, dtype_named
 from .location import Where
 from .measured import (
@@ -51,9 +51,9 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "Where",
-    "beyond",
     "bytes_text",
     "dtype_named",
+    "exceeds",
     "gauge_from_dict",
     "gauge_to_dict",
     "seconds_text",

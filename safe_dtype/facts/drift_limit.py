@@ -10,7 +10,7 @@ from .measured import Drift
 _P99_OVER_MEAN = 20.0
 
 
-def beyond(drift: Drift, max_drift: float) -> str | None:
+def exceeds(drift: Drift, max_drift: float) -> str | None:
     """Return why `drift` is larger than `max_drift` allows, or None where it is within. No other function judges.
 
     `max_drift` is one number, which means by the kind of the drift:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SafeDtypeError, UnknownDtypeError
-from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, beyond, dtype_named
+from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, dtype_named, exceeds
 from ..planning import Plan
 from .plan_request import is_one_of_many
 from .request import Request
@@ -93,7 +93,7 @@ def _published_variant(request: Request, plan: Plan) -> Variant | None:
         # The text of an error may hold an address with a token.
         logger.debug("%s: no published variant (%s)", plan.source, type(exc).__name__)
         return None
-    if found is not None and (why := beyond(found.drift, plan.policy.max_drift)):
+    if found is not None and (why := exceeds(found.drift, plan.policy.max_drift)):
         logger.debug("%s: %s does not count: %s", plan.source, found.repo, why)
         return None
     return found

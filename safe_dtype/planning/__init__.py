@@ -1,6 +1,5 @@
 """Policy and facts in, plan out: pure functions, without torch."""
 
-from ..facts import beyond
 from .combine_devices import combine
 from .judge import candidates, judge
 from .make_plan import make_plan
@@ -18,7 +17,6 @@ __all__ = [
     "Policy",
     "Routes",
     "Workload",
-    "beyond",
     "candidates",
     "combine",
     "judge",

@@ -15,8 +15,8 @@ from ..facts import (
     Dtype,
     Verdict,
     VerdictKind,
-    beyond,
     bytes_text,
+    exceeds,
 )
 from .matmul_routes import Routes, product_verdict, routes_for
 from .plan import Candidate, Cost, Decision, Ground
@@ -153,7 +153,7 @@ def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy
         return Ground.RANGE, f"{half}, and {storage} ends at {storage.largest:.0f}"
     if half.drift is None:
         return None if half.rescale is None and not half.islands else (Ground.RANGE, f"{half}, which was not verified")
-    reason = beyond(half.drift, policy.max_drift)
+    reason = exceeds(half.drift, policy.max_drift)
     return (Ground.DRIFT, f"{half}; against {half.reference} {reason}") if reason else None
 
 
@@ -170,7 +170,7 @@ def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Pol
     if storage == FLOAT16 and checkpoint.half is not None and (checkpoint.half.drift or checkpoint.half.stored):
         return None  # judged with its range
     if (measured := checkpoint.drift(candidate.storage, candidate.compute)) and measured.drift is not None:
-        reason = beyond(measured.drift, policy.max_drift)
+        reason = exceeds(measured.drift, policy.max_drift)
         return (Ground.DRIFT, f"against float32 {reason}") if reason else None
     if policy.prefer == "memory":
         return None

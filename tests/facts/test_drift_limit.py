@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from safe_dtype import Drift, Policy
-from safe_dtype.facts import beyond
+from safe_dtype import Drift, Policy, exceeds
 
 TOKENS = Drift("tokens", 500, kl_mean=0.01, kl_p99=0.1, top1_agreement=0.9, max_abs=1.0, rel_rms=0.5)
 PIXELS = replace(TOKENS, kind="pixels", kl_mean=3.0, miou=0.99)
@@ -35,12 +34,12 @@ VALUES = replace(TOKENS, kind="values", kl_mean=0.0, kl_p99=0.0, rel_rms=0.01)
 )
 def test_default_limit(drift: Drift, reason: str | None) -> None:
     """Each kind of drift is held to its own figure, and the reason names it with its limit."""
-    found = beyond(drift, Policy().max_drift)
+    found = exceeds(drift, Policy().max_drift)
     assert found is None if reason is None else reason in str(found)
 
 
 def test_no_drift_allowed() -> None:
     """A limit of zero lets equal outputs through, and nothing else; one of NaN not even those."""
-    assert beyond(replace(TOKENS, kl_mean=0.0, kl_p99=0.0), 0.0) is None
-    assert beyond(replace(TOKENS, kl_mean=1e-9, kl_p99=0.0), 0.0)
-    assert beyond(replace(TOKENS, kl_mean=0.0, kl_p99=0.0), math.nan)
+    assert exceeds(replace(TOKENS, kl_mean=0.0, kl_p99=0.0), 0.0) is None
+    assert exceeds(replace(TOKENS, kl_mean=1e-9, kl_p99=0.0), 0.0)
+    assert exceeds(replace(TOKENS, kl_mean=0.0, kl_p99=0.0), math.nan)

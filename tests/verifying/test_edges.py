@@ -17,7 +17,7 @@ from safe_dtype.errors import (
     NothingToCompareError,
     UnsteadyReferenceError,
 )
-from safe_dtype.facts import beyond
+from safe_dtype.facts import exceeds
 from safe_dtype.verifying import random_batches
 
 BATCH = {"input_ids": torch.arange(3, 11)[None]}
@@ -53,7 +53,7 @@ def test_one_in_many_not_finite() -> None:
     batch = {"x": torch.arange(200)[None]}
     drift = measure_drift(saying(spoilt(logits, ((0, 7, 0), math.nan))), saying(logits), [batch])
     assert (drift.kl_mean, drift.kl_p99) == (math.inf, 0.0)
-    assert "NaN or infinity" in str(beyond(drift, 1e9))
+    assert "NaN or infinity" in str(exceeds(drift, 1e9))
 
 
 def test_pixels_not_finite() -> None:

@@ -25,8 +25,8 @@ from ...facts import (
     Dtype,
     HalfRange,
     Rescale,
-    beyond,
     dtype_named,
+    exceeds,
 )
 from ...models.blocks import block_names
 from ...numerics import compute_in
@@ -180,7 +180,7 @@ class _Trial:
 
     def _with_fewest_islands(self, half: HalfRange, doubtful: tuple[str, ...], recording: Recording) -> HalfRange:
         """Return to float16 what does not have to be in float32, as long as the drift stays within the limit."""
-        if not doubtful or half.drift is None or beyond(half.drift, self.max_drift):
+        if not doubtful or half.drift is None or exceeds(half.drift, self.max_drift):
             return half
         sure = tuple(name for name in half.islands if name not in doubtful)
         drifts: dict[tuple[str, ...], Drift] = {doubtful: half.drift}
@@ -188,7 +188,7 @@ class _Trial:
         def does(kept: tuple[str, ...]) -> bool:
             if kept not in drifts:
                 drifts[kept] = self._drift(replace(half, islands=(*sure, *kept)), recording)
-            return beyond(drifts[kept], self.max_drift) is None
+            return exceeds(drifts[kept], self.max_drift) is None
 
         kept = fewest(doubtful, does)
         return replace(half, islands=(*sure, *kept), drift=drifts[kept])

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...errors import CheckpointError, NothingToCompareError, SafeDtypeWarning
-from ...facts import FLOAT32, Dtype, beyond
+from ...facts import FLOAT32, Dtype, exceeds
 from ...loading import SafeAutoModel
 from ...loading.trials.second_copy import load_apart
 from ...models.blocks import block_names
@@ -126,7 +126,7 @@ def _fidelity(loader: str, reference: Reference, candidate: Any, max_drift: floa
     kl: tuple[float, ...] = ()
     if drift.kind in _WITH_DISTRIBUTIONS:
         kl = tuple(islice(_kl(reference, kept.answers), _POSITIONS_KEPT))
-    return Fidelity(loader, "", "", drift, 0, beyond(drift, max_drift), kl)
+    return Fidelity(loader, "", "", drift, 0, exceeds(drift, max_drift), kl)
 
 
 def _kl(reference: Reference, answers: Sequence[Any]) -> Iterator[float]:

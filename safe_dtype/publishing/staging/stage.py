@@ -98,7 +98,7 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
         needs: "safe_dtype": publish it even though plain transformers computes something else.
         license: Where the base's own card names none.
         text: What to measure on; by default a short one of ours, random tokens where there is no tokenizer.
-        max_drift: From float32, in the unit that `planning.beyond` gives to each kind.
+        max_drift: From float32, in the unit that `safe_dtype.exceeds` gives to each kind.
         progress: Is told what begins.
 
     Raises:
