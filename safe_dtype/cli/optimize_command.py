@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import click
 
 from ..errors import UnknownDtypeError
 from ..facts import dtype_named
+from ..optimizing.exporters import exporter_names
 from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Form, Status
 from .options import DEVICE, FORMAT
+
+import_module("safe_dtype.integrations")  # they register the exporters that --via offers
 
 _FORMS = ["auto", *(str(one) for one in Form if one is not Form.TORCHSCRIPT)]
 
@@ -58,7 +62,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     help="Of a dtype from float32, in the unit of `verify`.  [default: limits of each dtype's own]",
 )  # fmt: skip
 @click.option("--allow-torchscript", is_flag=True, help="Try a trace, too: deprecated, and blind to branches.")
-@click.option("--via", type=click.Choice(["optimum-onnx"]), help="Let another exporter make the ONNX file.")
+@click.option("--via", type=click.Choice(exporter_names()), help="Let another exporter make the ONNX file.")
 @click.option("--task", metavar="TEXT", help="optimum's name of the task.  [default: from the config]")
 @click.option("--keep", is_flag=True, help="Keep the files of every verified form, not the chosen one's alone.")
 @click.option(

@@ -19,13 +19,14 @@ from ..errors import BackupError, EnvironmentNotFitError
 from ..facts import FLOAT32, Dtype, dtype_named
 from .backup import FOLDER, RECORD, back_up
 from .environment import environment, missing_for
+from .exporters import exporter_named
 from .inputs.batch_files import write_batches
 from .model_source import ModelSource, source_of
 from .nouns.goal import Goal
 from .nouns.job import Dynamic
 from .nouns.record import Form, Optimization
 from .nouns.record_file import FILE
-from .search import ATTEMPTS, PICTURE, REPORT, Climb, Tell, exporter
+from .search import ATTEMPTS, PICTURE, REPORT, Climb, Tell
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def reach(  # noqa: PLR0913
     if goal.form and not goal.via and (missing := missing_for(goal.form, facts, on_cpu=on_cpu)):
         raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
     if goal.via:
-        exporter().environment(goal.via, progress=tell)  # first: nothing is done where it cannot be made
+        exporter_named(goal.via).environment(goal.via, progress=tell)  # first: nothing is done where it cannot be made
     folder.mkdir(parents=True, exist_ok=True)
     _require_ours(folder)
     with _workplace(folder) as work:

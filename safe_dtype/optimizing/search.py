@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from .attempts.diagnosis import Diagnosis, diagnose
 from .attempts.dtype_axis import judge_dtypes, judged_dtypes
 from .attempts.runner import run_attempt
 from .environment import hashes
+from .exporters import exporter_named
 from .model_source import ModelSource
 from .nouns.goal import Goal
 from .nouns.job import Job
@@ -124,10 +124,9 @@ class Climb:
     def _run(self, job: Job) -> FormAttempt:
         if job.form is not Form.ONNX or not self.goal.via:
             return run_attempt(job, root=self.out, seconds=self.goal.seconds)
-        found: FormAttempt = exporter().attempt_via(
+        return exporter_named(self.goal.via).attempt_via(
             job, via=self.goal.via, task=self.goal.task, root=self.out, seconds=self.goal.seconds, progress=self.tell
         )
-        return found
 
     def _job(self, form: Form, dtype: Dtype, batches: tuple[Batch, ...], **more: Any) -> Job:
         files = {role: tuple(self.out / one.file for one in batches if one.role == role) for role in _roles(batches)}
@@ -169,11 +168,6 @@ class Climb:
         (self.out / PICTURE).write_text(report_svg(found), encoding="utf-8")
         remember_made(self.out, found)
         return read_record(self.out)  # as everybody else gets it: plain values, and what the file really says
-
-
-def exporter() -> Any:
-    """Return the integration that lets another tool export. It is built on this package, so it is not imported above."""
-    return import_module("safe_dtype.integrations.optimum")
 
 
 def _roles(batches: tuple[Batch, ...]) -> tuple[str, ...]:
