@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 
 import pytest
@@ -10,10 +9,7 @@ import torch
 import transformers
 
 import safe_dtype
-from safe_dtype import errors
 from safe_dtype.facts import dtypes
-from safe_dtype.guarding import Attempt
-from safe_dtype.planning import Candidate, Cost, Decision, Ground
 
 
 def test_public_names() -> None:
@@ -82,62 +78,3 @@ def test_holds(wide: dtypes.Dtype, narrow: dtypes.Dtype) -> None:
 def test_dtype_named(text: str, dtype: dtypes.Dtype) -> None:
     """Torch's names and the usual short ones are read."""
     assert dtypes.dtype_named(text) == dtype
-
-
-DECISION = Decision(
-    Candidate(dtypes.FLOAT16, dtypes.FLOAT16), Ground.RANGE, "ends at 65504", Cost(None, None, 1, 1, 1)
-)
-EXAMPLES = [
-    errors.UnknownDtypeError("bf17", ("float32",)),
-    errors.PolicyError("fast", "unknown word"),
-    errors.NoSuchDeviceError("cuda:7", ("cpu",)),
-    errors.ProbeError("cpu", "no memory"),
-    errors.CheckpointNotFoundError("x", "no such folder", "check the name"),
-    errors.GatedCheckpointError("x", "gated", "log in"),
-    errors.CorruptCheckpointError("x", "truncated", "download it again"),
-    errors.MissingShardError("x", "two files missing"),
-    errors.UnsafeCheckpointError("x", "pickled code"),
-    errors.NoSafeDtypeError("x", "cpu", (DECISION,)),
-    errors.StrictModeError("float16", "wrong", ("float32",)),
-    errors.ConflictError("dtype", "float16", "float32"),
-    errors.NoPlanError("BertModel"),
-    errors.NotGuardedError("BertModel"),
-    errors.RescaleError("model.norm.eps is no number"),
-    errors.NoDtypeLeft("nonfinite in lm_head at step 3", "float32", (Attempt("float32", "needs 8 GB more"),)),
-    errors.CannotResumeError("nonfinite", "tokens have been streamed", "float32"),
-    errors.DeviceLostError("cuda:0", "float16", "device-side assert triggered"),
-    errors.UnsteadyReferenceError(0.25),
-    errors.DegenerateReferenceError("all its logits are equal"),
-    errors.IncomparableOutputsError("shapes (1, 2, 96) and (1, 2, 97)", "compare models of one vocabulary"),
-    errors.NothingToCompareError("there are no batches", "pass one at least"),
-    errors.EnvironmentNotFitError("a C++ compiler", "install it, or ask for another form"),
-    errors.BackupError("the output folder lies in the source", "name another one"),
-    errors.NotRestorableError("config.json was changed in the backup", "download the model again"),
-    errors.NotOptimizableError("its inputs are not known", "pass some"),
-    errors.NotOptimizedError("out", "there is no optimization.json in it"),
-    errors.UntrustedFolderError("out", "native code"),
-    errors.NotPublishableError("not-started", "org/m", "its license is not known", "nothing", "name it"),
-]
-
-
-@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_errors_pickle(error: errors.SafeDtypeError) -> None:
-    """Every error survives pickling with its facts, and its text names the next step or the facts."""
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is type(error)
-    assert vars(copy) == vars(error)
-    assert str(copy) == str(error)
-    assert len(str(error)) > 10
-
-
-def test_error_examples_are_complete() -> None:
-    """Every leaf of the error tree is in the examples, and in the docstring that draws the tree."""
-    module = importlib.import_module("safe_dtype.errors")
-    leaves = {
-        one
-        for one in vars(module).values()
-        if isinstance(one, type) and issubclass(one, errors.SafeDtypeError) and not one.__subclasses__()
-    }
-    assert leaves == {type(error) for error in EXAMPLES}
-    for leaf in leaves:
-        assert leaf.__name__ in str(module.__doc__)

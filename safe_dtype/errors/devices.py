@@ -13,7 +13,10 @@ class UnknownDtypeError(SafeDtypeError, ValueError):
         self.name, self.known = name, known
 
     def __str__(self) -> str:
-        return f"No dtype is called {self.name!r}. Known: {', '.join(self.known)}, and bf16, fp16, fp32, fp8."
+        return (
+            f"No dtype is called {self.name!r}. Next: use one of {', '.join(self.known)}, or the short names bf16, "
+            "fp16, fp32, fp8."
+        )
 
 
 class DeviceError(SafeDtypeError, RuntimeError):

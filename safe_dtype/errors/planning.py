@@ -27,7 +27,7 @@ class PolicyError(SafeDtypeError, ValueError):
         self.text, self.problem = text, problem
 
     def __str__(self) -> str:
-        return f"Bad policy {self.text!r}: {self.problem}. Example: 'auto,prefer=memory'."
+        return f"Bad policy {self.text!r}: {self.problem}. Next: write it like 'auto,prefer=memory'."
 
 
 class PlanError(SafeDtypeError, ValueError):
@@ -50,7 +50,7 @@ class NoSafeDtypeError(PlanError):
 
 
 class StrictModeError(PlanError):
-    """The dtype that was ordered in strict mode does not do here; strict mode changes nothing by itself."""
+    """The dtype that was ordered in strict mode was rejected or failed; strict mode changes nothing by itself."""
 
     def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...]) -> None:
         super().__init__(ordered, reason, would_work)
@@ -59,7 +59,7 @@ class StrictModeError(PlanError):
     def __str__(self) -> str:
         others = ", ".join(self.would_work) or "none"
         return (
-            f"{self.ordered} was ordered in strict mode and does not do here: {self.reason}. "
+            f"{self.ordered} was ordered in strict mode, and is rejected here: {self.reason}. "
             f"Would work: {others}. Next: order one of these, or drop 'strict'."
         )
 

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError, CorruptCheckpointError
+from ...errors import CheckpointError
 from ...facts import TensorFacts, Where
-from ...hub.headers import read_local_header
 from ..config import read_config
 from ..model_files import Files, LocalFiles, files_of
 from ..weights import read_tensors, weight_names
 from .census import LARGEST, SMALLEST_NORMAL, Census
+from .pieces import PIECE_BYTES, count_piece, pieces_of, spans_of
 
 ROOM_SHARE = 0.001  # of a tensor's elements: how many may lose bits where the audit says how far it can be scaled down
 
-_PIECE_BYTES = 64 * 1024 * 1024  # what a thread reads before it takes the next
 _MOST_THREADS = 8  # by then memory, not arithmetic, sets the pace
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Where a tensor, or a part of it, lies."""
-
-    tensor: TensorFacts
-    path: Path
-    start: int  # in bytes from the beginning of the file
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +126,7 @@ def audit(
     *,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
+    piece_bytes: int = PIECE_BYTES,
 ) -> Audit:
     """Read every weight of a safetensors checkpoint and return what float16 would make of it.
 
@@ -152,6 +137,7 @@ def audit(
         where: A folder, a file or a repository on the Hub.
         progress: Is told, in the calling thread, how many bytes are read, and of how many.
         threads: How many read at a time; None: one for each of this process's processors, up to 8.
+        piece_bytes: What a thread reads before it takes the next piece.
 
     Raises:
         CheckpointError: If it is pickled or GGUF, or a file cannot be read.
@@ -163,12 +149,12 @@ def audit(
     from .counting import LAYOUTS  # loads numpy: not for `safe-dtype --help`
 
     where = where if isinstance(where, Where) else Where(where)
-    spans = [span for path in _paths(where) for span in _spans(path)]
+    spans = [span for path in _paths(where) for span in spans_of(path)]
     judged = [span for span in spans if span.tensor.dtype in LAYOUTS]
     found = [Census(LAYOUTS[span.tensor.dtype].floor) for span in judged]
     done, total = 0, sum(span.size for span in judged)
     with ThreadPoolExecutor(threads or _default_threads()) as pool:
-        pieces = {pool.submit(_count, where.name, piece): piece for piece in _pieces(judged)}
+        pieces = {pool.submit(count_piece, where.name, piece): piece for piece in pieces_of(judged, piece_bytes)}
         try:
             for finished in as_completed(pieces):
                 for (place, span), census in zip(pieces[finished], finished.result(), strict=True):
@@ -207,46 +193,6 @@ def _explicit(where: Where, files: Files) -> str | None:
         return "adapter_model.safetensors"
     found: str | None = read_config(where, files).get("transformers_weights")
     return found
-
-
-def _spans(path: Path) -> list[_Span]:
-    """Return where the tensors of a safetensors file lie, from its beginning to its end."""
-    tensors = read_local_header(path)  # which has checked what is read again here
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    found = []
-    for tensor in tensors:
-        start, stop = header[tensor.name]["data_offsets"]
-        found.append(_Span(tensor, path, 8 + length + start, 8 + length + stop))
-    return sorted(found, key=lambda span: (span.start, span.stop))
-
-
-def _pieces(spans: Iterable[_Span]) -> Iterator[list[tuple[int, _Span]]]:
-    """Yield what is read in one go: parts of one file, neighbours, each with the place of its tensor in `spans`."""
-    piece: list[tuple[int, _Span]] = []
-    for place, span in enumerate(spans):
-        for start in range(span.start, span.stop, _PIECE_BYTES):
-            part = replace(span, start=start, stop=min(start + _PIECE_BYTES, span.stop))
-            if piece and (piece[0][1].path != part.path or part.stop - piece[0][1].start > _PIECE_BYTES):
-                yield piece
-                piece = []
-            piece.append((place, part))
-    if piece:
-        yield piece
-
-
-def _count(source: str, piece: list[tuple[int, _Span]]) -> list[Census]:
-    from .counting import LAYOUTS, census_of_span
-
-    path = piece[0][1].path
-    try:
-        with path.open("rb", buffering=0) as file:
-            return [census_of_span(file, one.start, one.stop, LAYOUTS[one.tensor.dtype]) for _, one in piece]
-    except ValueError as exc:  # of mmap
-        raise CorruptCheckpointError(source, f"{path.name} ends early ({exc})", "download the file again") from exc
-    except OSError as exc:
-        raise CheckpointError(source, f"{path.name} cannot be read ({exc})") from exc
 
 
 def _default_threads() -> int:

@@ -41,18 +41,6 @@ def test_truncated(tmp_path: Path) -> None:
         audit(tmp_path)
 
 
-def test_truncated_meanwhile(tmp_path: Path) -> None:
-    """A file that loses its end after its header was read is refused as well."""
-    from safe_dtype.checkpoints.audit.audit_weights import _count, _pieces, _spans
-
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file({"w": torch.ones(1000)}, path)
-    (piece,) = _pieces(_spans(path))
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CorruptCheckpointError, match="ends early"):
-        _count("here", piece)
-
-
 def test_pickled(tmp_path: Path) -> None:
     """A pickled checkpoint is refused with the next step."""
     torch.save({"w": torch.ones(2)}, tmp_path / "pytorch_model.bin")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -293,10 +292,9 @@ def safetensors_names(folder: Path) -> set[str]:
     return {name for file in folder.glob("*.safetensors") for name in safetensors.torch.load_file(file)}
 
 
-def test_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces(tmp_path: Path) -> None:
     """A tensor that several threads read in pieces gets one census, as if read in one go."""
     before = audited(tmp_path, {"w": SPREADS["usual"], "v": SPREADS["one-spike"]})
-    monkeypatch.setattr(import_module("safe_dtype.checkpoints.audit.audit_weights"), "_PIECE_BYTES", 300_000)
-    after = by_name(audit(tmp_path, threads=2))
+    after = by_name(audit(tmp_path, threads=2, piece_bytes=300_000))
     assert {name: counted(one) for name, one in after.items()} == {name: counted(one) for name, one in before.items()}
     assert after["w"].bits_down(0.001) == before["w"].bits_down(0.001)
