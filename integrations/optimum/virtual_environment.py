@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from safe_dtype.devices import cache_folder
 from safe_dtype.errors import EnvironmentNotFitError
 from safe_dtype.processes.child import how_it_ended
+from safe_dtype.store import cache_folder
 
 from .process import last_error, run_python
 

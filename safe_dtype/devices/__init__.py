@@ -6,7 +6,6 @@ Importing this package imports no torch; the functions that need it load it on f
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .cache import cache_folder, recall, remember
 from .priors import prior_facts
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_OPS",
     "DEFAULT_WIDTHS",
-    "cache_folder",
     "default_device",
     "detect",
     "detect_one",
@@ -27,8 +25,6 @@ __all__ = [
     "measure",
     "memory_of",
     "prior_facts",
-    "recall",
-    "remember",
     "remember_failure",
     "routes_of",
 ]

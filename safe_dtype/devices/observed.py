@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..facts import DeviceFacts, Dtype, Verdict, VerdictKind
-from .cache import Key, load, store
+from ..store.keys import hardware_key
+from ..store.remembered import Key
+from .cache import load, store
 from .inventory import detect_one, hardware_of
 
 
@@ -34,10 +36,4 @@ def forget_failures(facts: DeviceFacts) -> None:
 
 def _key(facts: DeviceFacts) -> Key:
     # Not the settings: what took the device down once may do so under another number of threads.
-    return {
-        "observed": True,
-        "name": facts.name,
-        "uuid": hardware_of(facts.device).uuid,
-        "driver": facts.driver,
-        "versions": dict(facts.versions),
-    }
+    return {"observed": True, **hardware_key(facts, hardware_of(facts.device).uuid)}

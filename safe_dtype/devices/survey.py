@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ..facts import COMPUTE, DeviceFacts, Dtype
-from .cache import load, one_process_at_a_time, store
+from ..store import one_process_at_a_time
+from ..store.keys import verdicts_key
+from .cache import load, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
 from .memory import memory_of
@@ -57,12 +59,7 @@ def _key(
 ) -> dict[str, Any]:
     """Return everything that the verdicts depend on."""
     return {
-        "name": facts.name,
-        "uuid": hardware_of(facts.device).uuid,
-        "capability": facts.capability,
-        "driver": facts.driver,
-        "versions": dict(facts.versions),
-        "settings": dict(facts.settings),
+        **verdicts_key(facts, hardware_of(facts.device).uuid),
         "dtypes": [dtype.name for dtype in dtypes],
         "widths": [list(width) for width in widths],
         "ops": list(ops),

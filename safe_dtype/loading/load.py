@@ -19,7 +19,7 @@ from ..errors import RescaleError, SafeDtypeWarning
 from ..facts import FLOAT16, FLOAT32, Dtype
 from ..guarding import guard
 from ..models.load_lock import one_at_a_time
-from ..models.origin import Origin, remember
+from ..models.origin import Origin, keep_origin
 from ..models.planned_layout import lay_out_as_planned
 from ..models.recast import recast
 from ..planning import Candidate, Plan
@@ -63,7 +63,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
     source = None if request.source is None else os.fspath(request.source)
     kept = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
-    remember(model, Origin(plan, type(model), source, kept))
+    keep_origin(model, Origin(plan, type(model), source, kept))
     guard(model)
     return found
 

@@ -31,7 +31,7 @@ class Origin:
         return self
 
 
-def remember(model: Any, origin: Origin) -> None:
+def keep_origin(model: Any, origin: Origin) -> None:
     """Keep `origin` with `model`."""
     setattr(model, _ATTRIBUTE, origin)
 

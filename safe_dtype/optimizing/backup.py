@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackupError, EnvironmentNotFitError, MissingShardError, NotRestorableError
+from ..store import write_whole
 from ..store.hashing import Progress, sha256_of
 from .environment import files_in, hashes
 
@@ -362,12 +363,10 @@ def _record(out: Path) -> dict[str, Any]:
 
 
 def _write_record(file: Path, backup: Backup, *, inode: int) -> None:
-    aside = file.with_name(f".{file.name}.part")
     record = {
         "schema": SCHEMA,
         "source": str(backup.source),
         "inode": inode,
         "files": {name: asdict(kept) for name, kept in backup.files.items()},
     }
-    aside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    aside.replace(file)
+    write_whole(file, json.dumps(record, indent=2) + "\n")

@@ -74,10 +74,3 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that is gone
             os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a process that dies meanwhile leaves the one that was there."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)  # noqa: PTH105  # atomic on every platform

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..devices.cache import cache_folder
 from ..errors import NotPublishableError
 from ..hub.errors import HubError
+from ..store import cache_folder
 from .pushing.client import Hub
 from .pushing.push import push
 from .release import Receipt, State, Target

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from safe_dtype.devices.cache import cache_folder, load, one_process_at_a_time, store
+from safe_dtype.devices.cache import load, store
 from safe_dtype.devices.verdicts import on_all_threads
 from safe_dtype.facts import BFLOAT16, Timing, Verdict, VerdictKind
+from safe_dtype.store import cache_folder, one_process_at_a_time
 
 KEY = {"name": "a device", "settings": {"threads": "2"}, "widths": [[3072, 1024]]}
 STORED = (Verdict(BFLOAT16, "matmul", VerdictKind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5),)),)
@@ -24,15 +25,14 @@ WRITERS, READERS = 4, 4
 WRITE_AND_READ = """
 import logging, sys
 from safe_dtype.devices.cache import load, store
-from safe_dtype.facts import BFLOAT16
-from safe_dtype.facts import Kind, Verdict
+from safe_dtype.facts import BFLOAT16, Verdict, VerdictKind
 
 logging.basicConfig(level=logging.WARNING)  # a broken file would be a line on stderr
 number = int(sys.argv[1])
 for turn in range(150):
     if number:
         # Of another length each time: a torn write would show.
-        store({"k": 1}, [Verdict(BFLOAT16, "x" * number * turn, Kind.SLOW, "") for _ in range(number)])
+        store({"k": 1}, [Verdict(BFLOAT16, "x" * number * turn, VerdictKind.SLOW, "") for _ in range(number)])
     found = load({"k": 1})
     assert found is None or len({one.op for one in found}) == 1
 print("done")
@@ -41,7 +41,8 @@ print("done")
 MEASURE_ONCE = """
 import time
 from pathlib import Path
-from safe_dtype.devices.cache import cache_folder, load, one_process_at_a_time, store
+from safe_dtype.devices.cache import load, store
+from safe_dtype.store import cache_folder, one_process_at_a_time
 
 key = {"k": 2}
 with one_process_at_a_time(key):

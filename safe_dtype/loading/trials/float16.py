@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ...checkpoints.fingerprint import fingerprint
-from ...devices import recall, remember
 from ...errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
 from ...facts import (
     BFLOAT16,
@@ -35,6 +34,8 @@ from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import computing_on, halve, keep_as_in_half
+from ...store import recall, remember
+from ...store.keys import results_key
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
 from ..request import Request
 from .minimal_islands import fewest
@@ -209,13 +210,7 @@ def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) 
 
 
 def _key(device: DeviceFacts, digest: str) -> Mapping[str, Any]:
-    return {
-        "half_of": digest,
-        "device": device.name,
-        "driver": device.driver,
-        "versions": dict(device.versions),
-        "settings": dict(device.settings),
-    }
+    return {"half_of": digest, **results_key(device)}
 
 
 def half_to_dict(half: HalfRange) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...checkpoints.fingerprint import fingerprint
-from ...devices import recall, remember
 from ...errors import CheckpointError, VerifyError
 from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
 from ...models.planned_layout import lay_out_as_planned
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
+from ...store import recall, remember
+from ...store.keys import results_key
 from ...verifying import Checkpoint, drift_from, record_outputs
 from ..request import Request
 from .second_copy import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
@@ -107,10 +108,7 @@ def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> 
         "layout": routes.layout if routes else "plain",
         "wide": str(routes.wide) if routes else "",
         "cast_from": routes.cast_from if routes else None,
-        "device": device.name,
-        "driver": device.driver,
-        "versions": dict(device.versions),
-        "settings": dict(device.settings),
+        **results_key(device),
     }
 
 

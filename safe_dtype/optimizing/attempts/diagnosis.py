@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...processes.child import how_it_ended, last_words, status_of, write_whole
+from ...processes.child import how_it_ended, last_words, status_of
+from ...store import write_whole
 from ..nouns.job import Job
 from ..nouns.record import BreakSite
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...facts import Dtype, dtype_named
-from ...processes.child import write_whole
+from ...store import write_whole
 from .record import BreakSite, Distance, Form, Outcome, Seconds, Stage
 
 Range = tuple[int, int]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import NotOptimizedError
 from ...facts import Dtype, dtype_named
-from ...processes.child import write_whole
+from ...store import write_whole
 from .record import (
     SCHEMA,
     Batch,

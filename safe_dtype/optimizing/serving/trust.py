@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from ...devices import recall, remember
 from ...errors import NotOptimizedError, UntrustedFolderError
+from ...store import recall, remember
 from ...store.hashing import sha256_of
 from ..nouns.record import Optimization
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NotPublishableError, PublishError
+from ...store import write_whole
 from ..release import SCHEMA, Receipt, State, Target
 
 
@@ -60,14 +60,9 @@ class Journal:
             PublishError: If it cannot be written. Nothing that it announces was done.
         """
         now = replace(self.receipt, state=state, **facts)
-        aside = self._file.with_name(f".{self._file.name}.{os.getpid()}.part")
         try:
-            with aside.open("w", encoding="utf-8") as opened:
-                json.dump(now.to_dict(), opened, indent=2)
-                opened.write("\n")
-            aside.replace(self._file)
+            write_whole(self._file, json.dumps(now.to_dict(), indent=2) + "\n")
         except OSError as exc:
-            aside.unlink(missing_ok=True)
             happened = f"the receipt {self._file} cannot be written ({exc.strerror})"
             visible = "what the last receipt says" if self.receipt.oid else "what was there before"
             before = str(self.receipt.state)

@@ -18,8 +18,8 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from ...devices.cache import recall, remember
 from ...facts import Gauge, gauge_from_dict, gauge_to_dict
+from ...store import recall, remember
 from .interior import interior_gauges
 from .jacobian import System, system_of
 from .knobs import knobs_of

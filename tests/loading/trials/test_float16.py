@@ -17,11 +17,11 @@ from tiny_models import TINY
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, patched, plan_of, report
-from safe_dtype.devices import cache_folder
 from safe_dtype.loading import safe_auto_class
 from safe_dtype.loading.trials.float16 import half_from_dict, half_to_dict
 from safe_dtype.planning import Ground
 from safe_dtype.rescaling import rescaled_of
+from safe_dtype.store import cache_folder
 
 # Some CPUs are slow in 16 bit, and say so.
 pytestmark = pytest.mark.filterwarnings("ignore:.*it is slow")

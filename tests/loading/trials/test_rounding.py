@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safe_dtype import SafeAutoModel, patched
 from safe_dtype.checkpoints import read_checkpoint
-from safe_dtype.devices import cache_folder
 from safe_dtype.facts import BFLOAT16, FLOAT32, DeviceFacts, MemoryFacts, VerdictKind
 from safe_dtype.loading import Request
 from safe_dtype.loading import plan_request as plans
 from safe_dtype.loading.trials.rounding import plan_with_drifts
 from safe_dtype.planning import Ground, Plan, Policy, make_plan
+from safe_dtype.store import cache_folder
 
 CPU = replace(f.AMX_CPU, device="cpu")
 BLOCKS = replace(
