@@ -29,7 +29,7 @@ def guarded_batch(
     Raises:
         NoDtypeLeft: If every remedy failed.
     """
-    incident = TriedRemedies()
+    tried = TriedRemedies()
     guard.batches += 1
     try:
         done = generate_batch(*args, **kwargs)
@@ -41,8 +41,8 @@ def guarded_batch(
                 return done
             steps = max(len(done[one].generated_tokens) for one in failed)
             with guard.turns.change():
-                case = Incident(guard, model, replace(failure, step=steps), time.perf_counter(), error=error)
-                if not cure(case, incident):
+                incident = Incident(guard, model, replace(failure, step=steps), time.perf_counter(), error=error)
+                if not cure(incident, tried):
                     return done
             _forget_pool(model)
             _take_up(generate_batch, model, done, tuple(failed), args, kwargs)

@@ -20,6 +20,6 @@ class Incident:
     failure: Failure
     since: float  # time.perf_counter() when it was seen
     blamed: nn.Module | None = None  # the module that did it
-    given: Any = ()  # the arguments of the call
+    arguments: Any = ()  # the arguments of the call
     error: BaseException | None = None  # None where the numbers were bad
     restarts: bool = False  # the generation begins anew afterwards

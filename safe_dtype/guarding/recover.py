@@ -26,7 +26,7 @@ class TriedRemedies:
     """One step, or one generation, that fails: the remedies tried on it so far. No remedy is tried twice."""
 
     def __init__(self) -> None:
-        self.tried: list[Remedy] = []
+        self.remedies: list[Remedy] = []
         self.attempts: list[Attempt] = []
         self._applied: Remedy | None = None
 
@@ -43,38 +43,38 @@ class TriedRemedies:
         self._applied = remedy
 
 
-def cure(case: Incident, incident: TriedRemedies) -> bool:
-    """Apply the next remedy to the model of `case`. False: there is none, for dtypes have nothing to do with it.
+def cure(incident: Incident, tried: TriedRemedies) -> bool:
+    """Apply the next remedy to the model of `incident`. False: there is none, for dtypes have nothing to do with it.
 
     Raises:
         DeviceLostError: If the failure is sticky.
         StrictModeError: In strict mode.
         NoDtypeLeft: If remedies exist, and each of them was tried or cannot be applied.
     """
-    guard, failure = case.guard, case.failure
+    guard, failure = incident.guard, incident.failure
     before = guard.dtype()
     if before is None:  # float64: none of ours
         return False
     if failure.sticky:
-        raise _device_lost(case, before) from case.error
-    incident.failed(failure, case.blamed)
+        raise _device_lost(incident, before) from incident.error
+    tried.failed(failure, incident.blamed)
     if guard.policy.mode == "strict":
-        return _refuse(case, before)
-    for remedy in remedies(case):
-        if remedy in incident.tried:
+        return _refuse(incident, before)
+    for remedy in remedies(incident):
+        if remedy in tried.remedies:
             continue
-        incident.tried.append(remedy)
+        tried.remedies.append(remedy)
         try:
-            grown = remedy.apply(case)
+            grown = remedy.apply(incident)
         except NotPossible as exc:
-            incident.attempts.append(Attempt(str(remedy), str(exc)))
+            tried.attempts.append(Attempt(str(remedy), str(exc)))
             continue
-        incident.applied(remedy)
+        tried.applied(remedy)
         guard.version += 1
-        _record(case, remedy, before, grown)
+        _record(incident, remedy, before, grown)
         return True
-    if incident.attempts:
-        raise NoDtypeLeft(_said(failure), str(guard.dtype()), tuple(incident.attempts)) from case.error
+    if tried.attempts:
+        raise NoDtypeLeft(_said(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
     return False
 
 
@@ -103,17 +103,17 @@ def first_line(message: str) -> str:
     return line if len(line) <= _TOLD_AT_MOST else line[: _TOLD_AT_MOST - 1] + "…"
 
 
-def _record(case: Incident, remedy: Remedy, before: Dtype, grown: int) -> None:
-    guard, failure = case.guard, case.failure
+def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> None:
+    guard, failure = incident.guard, incident.failure
     after = guard.dtype() or before
     event = Event(
         failure.kind, before, after, failure.module, failure.step or 0, str(remedy), failure.message,
-        (time.perf_counter() - case.since) * 1e3, grown, failure.largest_input, case.restarts,
+        (time.perf_counter() - incident.since) * 1e3, grown, failure.largest_input, incident.restarts,
     )  # fmt: skip
     guard.events.append(event)
     logger.warning(
         "%s at step %d in %s: going on with %s (%.0f ms, %+d bytes): %s",
-        failure.kind, event.step, failure.module or type(case.model).__name__, remedy, event.milliseconds, grown,
+        failure.kind, event.step, failure.module or type(incident.model).__name__, remedy, event.milliseconds, grown,
         first_line(failure.message),
         extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
     )  # fmt: skip
@@ -124,17 +124,19 @@ def _record(case: Incident, remedy: Remedy, before: Dtype, grown: int) -> None:
         warnings.warn(text, SafeDtypeWarning, stacklevel=7)
 
 
-def _refuse(case: Incident, before: Dtype) -> bool:
-    possible = [one for one in remedies(case) if isinstance(one, ChangeDtype)]
+def _refuse(incident: Incident, before: Dtype) -> bool:
+    possible = [one for one in remedies(incident) if isinstance(one, ChangeDtype)]
     if not possible and before == FLOAT32:
         return False
-    raise StrictModeError(str(before), _said(case.failure), tuple(str(one) for one in possible)) from case.error
+    raise StrictModeError(
+        str(before), _said(incident.failure), tuple(str(one) for one in possible)
+    ) from incident.error
 
 
-def _device_lost(case: Incident, dtype: Dtype) -> DeviceLostError:
-    devices = (one.device for one in case.model.parameters() if not one.is_meta)
+def _device_lost(incident: Incident, dtype: Dtype) -> DeviceLostError:
+    devices = (one.device for one in incident.model.parameters() if not one.is_meta)
     device = str(next(devices, torch.device("cpu")))
-    said = first_line(case.failure.message)
+    said = first_line(incident.failure.message)
     try:
         remember_failure(device, dtype, f"lost the device while a model ran: {said}")
     except RuntimeError as exc:  # the device may not even say its name any more

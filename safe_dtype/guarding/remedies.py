@@ -41,53 +41,53 @@ class NotPossible(Exception):  # noqa: N818  (no error: an answer, with its reas
 class Remedy(Protocol):
     """One change of a model. `apply` returns by how many bytes it grew, and raises NotPossible."""
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Change the model, and prove that it changed."""
 
 
-def remedies(case: Incident) -> Iterator[Remedy]:
+def remedies(incident: Incident) -> Iterator[Remedy]:
     """Yield what may cure the failure, best first."""
-    kind, blamed = case.failure.kind, case.blamed
+    kind, blamed = incident.failure.kind, incident.blamed
     if kind is FailureKind.EXPORT_GRAPH:
         yield RunEagerly()
     if kind is FailureKind.KERNEL_ARCH:
-        yield from _other_attention(case.model)
+        yield from _other_attention(incident.model)
     if kind is FailureKind.DTYPE_MISMATCH:
-        if dtypes_of(case.given) - {main_dtype(case.model)}:
+        if dtypes_of(incident.arguments) - {main_dtype(incident.model)}:
             yield AlignInputs()
-        if len(_outsiders(case.model)) > 1:
+        if len(_outsiders(incident.model)) > 1:
             yield UseAutocast()
-        if blamed is not None and blamed is not case.model:
+        if blamed is not None and blamed is not incident.model:
             yield AlignModule(blamed)
-    if kind is FailureKind.NONFINITE and main_dtype(case.model) == torch.float16:
-        yield from _rescales(case)
-    if case.guard.policy.islands and blamed is not None and kind in _BY_MODULE:
+    if kind is FailureKind.NONFINITE and main_dtype(incident.model) == torch.float16:
+        yield from _rescales(incident)
+    if incident.guard.policy.islands and blamed is not None and kind in _BY_MODULE:
         yield MakeIsland(blamed)
-    for dtype in _next_dtypes(case):
+    for dtype in _next_dtypes(incident):
         yield ChangeDtype(dtype)
 
 
 _BY_MODULE = (FailureKind.OP_UNSUPPORTED, FailureKind.KERNEL_ARCH, FailureKind.NONFINITE)
 
 
-def _rescales(case: Incident) -> Iterator[Remedy]:
-    rescaled = rescaled_of(case.model)
+def _rescales(incident: Incident) -> Iterator[Remedy]:
+    rescaled = rescaled_of(incident.model)
     if rescaled is None:
         yield RescaleExactly()
         return
     # What was cached by a step before has the size that it had then.
-    if rescaled.effect.keeps_cache or case.restarts or not case.failure.step:
+    if rescaled.effect.keeps_cache or incident.restarts or not incident.failure.step:
         yield RaiseScale(rescaled.raised + _BITS_MORE)
 
 
-def _next_dtypes(case: Incident) -> Iterator[Dtype]:
+def _next_dtypes(incident: Incident) -> Iterator[Dtype]:
     """Yield the dtypes below the model's own on the ladder that this failure leaves open."""
-    model, failure = case.model, case.failure
+    model, failure = incident.model, incident.failure
     main = main_dtype(model)
     now = dtype_of(main) if main is not None else None
     mixed = any(one.dtype in (torch.bfloat16, torch.float16) for one in model.parameters())
-    for dtype in case.guard.ladder():
-        if torch_dtype(dtype) in case.guard.left or dtype == failure.dtype:
+    for dtype in incident.guard.ladder():
+        if torch_dtype(dtype) in incident.guard.left or dtype == failure.dtype:
             continue
         if failure.allowed and dtype not in failure.allowed:
             continue
@@ -115,9 +115,9 @@ class ChangeDtype:
     def __str__(self) -> str:
         return self.dtype.name
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Recast in place; weights that lost bits when loaded are read again where that is possible."""
-        guard, model = case.guard, case.model
+        guard, model = incident.guard, incident.model
         now, new = main_dtype(model), torch_dtype(self.dtype)
         former = {torch.bfloat16, torch.float16} if self.dtype == FLOAT32 else {now} - {None}
         former = {one for one in former if one is not None and one != new}
@@ -150,9 +150,9 @@ class ChangeAttention:
     def __str__(self) -> str:
         return f"{self.implementation} attention"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Switch every attention of the model."""
-        model: Any = case.model
+        model: Any = incident.model
         if not hasattr(model, "set_attn_implementation"):
             raise NotPossible(f"{type(model).__name__} has no choice of attention")
         try:
@@ -171,11 +171,11 @@ class AlignInputs:
     def __str__(self) -> str:
         return "inputs cast to the model's dtype"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """From now on. Whether this changes anything for the failing call is up to its inputs."""
-        if case.guard.aligns_inputs:
+        if incident.guard.aligns_inputs:
             raise NotPossible("they already are")
-        case.guard.aligns_inputs = True
+        incident.guard.aligns_inputs = True
         return 0
 
 
@@ -188,7 +188,7 @@ class AlignModule:
     def __str__(self) -> str:
         return "inputs of the module cast to its weights' dtype"
 
-    def apply(self, _case: Incident) -> int:
+    def apply(self, _incident: Incident) -> int:
         """Put a hook on the module."""
         own = {one.dtype for one in self.module.parameters() if one.is_floating_point()}
         if len(own) != 1:
@@ -213,16 +213,16 @@ class UseAutocast:
     def __str__(self) -> str:
         return "torch.autocast"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """From now on. Weights stay in their dtypes; those in float32 are cast at every step."""
-        main = main_dtype(case.model)
-        devices = {one.device.type for one in case.model.parameters()}
-        if case.guard.autocast is not None:
+        main = main_dtype(incident.model)
+        devices = {one.device.type for one in incident.model.parameters()}
+        if incident.guard.autocast is not None:
             raise NotPossible("it is on already")
         # In float32 it would do nothing, and on CUDA switch itself off.
         if main not in (torch.bfloat16, torch.float16) or len(devices) != 1:
             raise NotPossible(f"the model is in {main}, on {', '.join(sorted(devices))}")
-        case.guard.autocast = (devices.pop(), main)
+        incident.guard.autocast = (devices.pop(), main)
         return 0
 
 
@@ -235,10 +235,10 @@ class MakeIsland:
     def __str__(self) -> str:
         return "the module in float32"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Recast the module, cast what goes in and what comes out."""
-        outside = main_dtype(case.model)
-        if outside is None or (reason := can_be_island(case.model, self.module)):
+        outside = main_dtype(incident.model)
+        if outside is None or (reason := can_be_island(incident.model, self.module)):
             raise NotPossible(reason or "the model has no weights")
         _check_memory(growth(self.module, {outside}, torch.float32))
         done = recast(self.module, {outside}, torch.float32)
@@ -255,9 +255,9 @@ class RaiseScale:
     def __str__(self) -> str:
         return f"the exact rescaling raised by {_BITS_MORE} bits"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Multiply weights and eps in place. Caches stay: what is in them comes after a norm."""
-        rescaled = rescaled_of(case.model)
+        rescaled = rescaled_of(incident.model)
         if rescaled is None:
             raise NotPossible("the model is not rescaled")
         try:
@@ -274,9 +274,9 @@ class RescaleExactly:
     def __str__(self) -> str:
         return "an exact rescaling"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Find the gauges of the architecture, fold them in, and prove on the model that its results are the same."""
-        model: Any = case.model
+        model: Any = incident.model
         if not isinstance(model, PreTrainedModel):
             raise NotPossible(f"{type(model).__name__} is no model of transformers")
         if is_offloaded(model):
@@ -290,13 +290,13 @@ class RescaleExactly:
             fold, effect = fold_in(model, Moved(tuple((gauge, _FIRST_BITS) for gauge in residual), found.not_run))
         except RescaleError as exc:
             raise NotPossible(exc.problem) from exc
-        if not effect.keeps_cache and not case.restarts and case.failure.step:
+        if not effect.keeps_cache and not incident.restarts and incident.failure.step:
             fold.undo()
             raise NotPossible("what the steps before cached would not fit to it")
         keep_rescaled(model, fold, effect)
         save_models_as_they_were()
         settle_norms(model, torch.float16)
-        case.guard.look_anew()
+        incident.guard.look_anew()
         return 0
 
 
@@ -307,11 +307,11 @@ class RunEagerly:
     def __str__(self) -> str:
         return "without compilation"
 
-    def apply(self, case: Incident) -> int:
+    def apply(self, incident: Incident) -> int:
         """Only `generate` with a static cache compiles by itself; what the caller compiled stays so."""
-        if case.guard.runs_eagerly:
+        if incident.guard.runs_eagerly:
             raise NotPossible("it already does")
-        case.guard.runs_eagerly = True
+        incident.guard.runs_eagerly = True
         return 0
 
 

@@ -61,7 +61,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
     if guard.version:
         args, kwargs = up_to_date(guard, args, kwargs)
     mark = StepMark([], args, kwargs)
-    incident = TriedRemedies()
+    tried = TriedRemedies()
     around, step = here.nets, here.step
     here.nets = (*around, id(guard))
     try:
@@ -82,7 +82,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
                 if found is None or (found.kind is FailureKind.NONFINITE and here.step and not found.sticky):
                     raise
                 failure, error = found, exc
-                if not _cure(guard, incident, failure, exc, [*args, *kwargs.values()]):
+                if not _cure(guard, tried, failure, exc, [*args, *kwargs.values()]):
                     raise
             _check_restart(guard, failure, error, mark, streamer, kwargs)
             args, kwargs = up_to_date(guard, args, kwargs)
@@ -90,7 +90,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
         here.nets, here.step = around, step
 
 
-def _cure(guard: Guard, incident: TriedRemedies, failure: Failure, error: Exception, given: list[Any]) -> bool:
+def _cure(guard: Guard, tried: TriedRemedies, failure: Failure, error: Exception, given: list[Any]) -> bool:
     since = time.perf_counter()
     model = guard.model()
     if model is None:
@@ -98,7 +98,7 @@ def _cure(guard: Guard, incident: TriedRemedies, failure: Failure, error: Except
     blamed = module_raising(model, error.__traceback__)
     failure = replace(failure, module=name_of(model, blamed), step=here.step)
     with guard.turns.change():
-        return cure(Incident(guard, model, failure, since, blamed, given, error, restarts=True), incident)
+        return cure(Incident(guard, model, failure, since, blamed, given, error, restarts=True), tried)
 
 
 def _check_restart(

@@ -94,7 +94,7 @@ def guarded_step(
         CannotResumeError: If the model was cured, and the call cannot be repeated.
         DeviceLostError: If the device is lost.
     """
-    incident: TriedRemedies | None = None
+    tried: TriedRemedies | None = None
     plain = forward
     while True:
         guard.turns.begin_step()
@@ -114,13 +114,13 @@ def guarded_step(
                 guard.draws[signature] = mark.drew()
             guard.count_step(output)
             return output
-        incident = incident or TriedRemedies()
+        tried = tried or TriedRemedies()
         call = Call(guard, module, args, kwargs, mark)
         with guard.turns.change():
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.mark.roll_back():
                 continue
-            result = _recover(guard, incident, trouble, call)
+            result = _recover(guard, tried, trouble, call)
         if result is StepResult.CURED:
             del output
         elif trouble.error is not None:
@@ -152,7 +152,7 @@ def _attempt(
     return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
 
 
-def _recover(guard: Guard, incident: TriedRemedies, trouble: Trouble, call: Call) -> StepResult:
+def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -> StepResult:
     """Bring everything back and cure the model, where this is a matter of dtypes.
 
     Raises:
@@ -181,8 +181,8 @@ def _recover(guard: Guard, incident: TriedRemedies, trouble: Trouble, call: Call
         dtype=trouble.failure.dtype or guard.dtype() if error is None else trouble.failure.dtype,
     )
     goes_on = back and not poisoned
-    case = Incident(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
-    if not cure(case, incident):
+    incident = Incident(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
+    if not cure(incident, tried):
         if error is None:
             pass_over(guard, failure)
         return StepResult.ROLLED_BACK
