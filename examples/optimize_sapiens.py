@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from transformers import Sapiens2Config, Sapiens2ForSemanticSegmentation
 
-from safe_dtype import load_optimized, optimize
-from safe_dtype.optimizing import Dynamic
+from safe_dtype import Dynamic, load_optimized, optimize
 
 
 def tiny_sapiens(folder: Path) -> Path:

@@ -20,11 +20,11 @@ from .planning import Decision, Plan, Policy, Workload, make_plan
 
 if TYPE_CHECKING:
     from .checkpoints import read_checkpoint
-    from .devices import detect, facts_of, measure
+    from .devices import detect, facts_of, measure, prior_facts
     from .guarding import guard, report, unguard
     from .loading import SafeAutoModel
     from .numerics import compute_in
-    from .optimizing import Optimized, load_optimized, optimize
+    from .optimizing import Dynamic, Optimized, load_optimized, optimize
     from .publishing import publish
     from .verifying import drift_from, measure_drift, record_outputs, text_batches
 
@@ -39,6 +39,7 @@ __all__ = [
     "Decision",
     "Drift",
     "Dtype",
+    "Dynamic",
     "NoDtypeLeft",
     "Optimized",
     "Plan",
@@ -62,6 +63,7 @@ __all__ = [
     "patch",
     "patched",
     "plan_of",
+    "prior_facts",
     "publish",
     "read_checkpoint",
     "record_outputs",
@@ -81,10 +83,12 @@ _LOADED_ON_USE = {
     "detect": "devices",
     "facts_of": "devices",
     "measure": "devices",
+    "prior_facts": "devices",
     "drift_from": "verifying",
     "measure_drift": "verifying",
     "record_outputs": "verifying",
     "text_batches": "verifying",
+    "Dynamic": "optimizing",
     "Optimized": "optimizing",
     "load_optimized": "optimizing",
     "optimize": "optimizing",

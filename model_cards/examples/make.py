@@ -11,8 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from safe_dtype.publishing.card import write_card
-from safe_dtype.publishing.stage import stage
+from safe_dtype.publishing.staging.card import write_card
+from safe_dtype.publishing.staging.stage import stage
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parent.parent / "examples" / "tiny-qwen3"
