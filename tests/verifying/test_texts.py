@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers as tf
 
-from safe_dtype.errors import NothingToCompareError
-from safe_dtype.verifying import BUILT_IN_TEXT, text_batches
+from safe_dtype.errors import (
+    NothingToCompareError,
+)
+from safe_dtype.verifying import BUILT_IN_TEXT, random_batches, text_batches
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +55,11 @@ def test_too_short(qwen3: Any, text: str) -> None:
     """A text in which no token follows another is refused."""
     with pytest.raises(NothingToCompareError, match="tokens"):
         text_batches(qwen3, text)
+
+
+def test_random_batches() -> None:
+    """Random batches are the same every time, and inside the vocabulary."""
+    first, again = random_batches(50), random_batches(50)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
+    assert max(int(one["input_ids"].max()) for one in first) < 50
+    assert not torch.equal(first[0]["input_ids"], random_batches(50, seed=1)[0]["input_ids"])

@@ -1,0 +1,114 @@
+"""The figures of a drift against the same figures computed plainly, in float64, with everything in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from tiny_models import TINY
+
+from safe_dtype import Drift, measure_drift
+from safe_dtype.verifying import random_batches, text_batches
+
+Batches = list[dict[str, Any]]
+
+
+def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Return a tiny random model; the same weights every time, up to the dtype."""
+    torch.manual_seed(0)
+    return TINY[name].make().eval().to(dtype)
+
+
+def plain_figures(reference: torch.Tensor, candidate: torch.Tensor) -> dict[str, float]:
+    """Compare logits of shape (rows, classes) as a textbook would."""
+    a, b = reference.double().numpy(), candidate.double().numpy()
+    p, q = (np.exp(one - one.max(1, keepdims=True)) for one in (a, b))
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    kl = (p * np.log(p / q)).sum(1)
+    return {
+        "positions": len(a),
+        "kl_mean": kl.mean(),
+        "kl_p99": np.quantile(kl, 0.99, method="inverted_cdf"),
+        "top1_agreement": (a.argmax(1) == b.argmax(1)).mean(),
+        "max_abs": np.abs(a - b).max(),
+        "rel_rms": math.sqrt(((a - b) ** 2).mean() / (a**2).mean()),
+    }
+
+
+def check(drift: Drift, expected: dict[str, float], *, but: tuple[str, ...] = ()) -> None:
+    """Hold a drift to the plain figures."""
+    for name, value in expected.items():
+        if name not in but:
+            assert getattr(drift, name) == pytest.approx(value, rel=1e-7, abs=1e-14), name
+
+
+def logits_of(model: Any, batches: Batches) -> list[torch.Tensor]:
+    """Run all batches and keep everything."""
+    with torch.inference_mode():
+        return [model(**one).logits.float() for one in batches]
+
+
+@pytest.fixture(scope="module")
+def qwen3(tiny_qwen3: Path) -> Callable[[torch.dtype], Any]:
+    """Return a function that loads the bundled model."""
+    return lambda dtype: tf.AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def text(tiny_qwen3: Path) -> Batches:
+    """The built-in text in two batches."""
+    return text_batches(tf.AutoTokenizer.from_pretrained(tiny_qwen3), tokens_per_batch=64, batches=2)
+
+
+def test_language_model(qwen3: Callable[[torch.dtype], Any], text: Batches) -> None:
+    """The drift of the bundled model in bfloat16 is what a plain computation over all of its logits gives."""
+    reference, candidate = qwen3(torch.float32), qwen3(torch.bfloat16)
+    drift = measure_drift(candidate, reference, text)
+    theirs, mine = logits_of(reference, text), logits_of(candidate, text)
+    check(drift, plain_figures(torch.cat(theirs).flatten(0, 1), torch.cat(mine).flatten(0, 1)))
+    losses = [
+        torch.cat([one[0, :-1] for one in logits]).double().log_softmax(1).gather(
+            1, torch.cat([one["input_ids"][0, 1:] for one in text])[:, None]
+        ).mean()
+        for logits in (theirs, mine)
+    ]  # fmt: skip
+    assert drift.kind == "tokens"
+    assert drift.perplexity_ratio == pytest.approx(math.exp(losses[0] - losses[1]), rel=1e-9)
+    assert 0 < drift.kl_mean < 1e-3
+
+
+def test_identical(qwen3: Callable[[torch.dtype], Any], text: Batches) -> None:
+    """Equal models have no drift at all, to the last bit."""
+    drift = measure_drift(
+        qwen3(torch.bfloat16), qwen3(torch.bfloat16), [one | {"output_hidden_states": True} for one in text]
+    )
+    assert drift == Drift("tokens", 128, 0.0, 0.0, 1.0, 0.0, 0.0, perplexity_ratio=1.0, hidden_cosine=1.0)
+
+
+def test_repeats(qwen3: Callable[[torch.dtype], Any], text: Batches) -> None:
+    """The same inputs give the same figures, bit for bit, from a list and from a generator."""
+    reference, candidate = qwen3(torch.float32), qwen3(torch.float16)
+    assert measure_drift(candidate, reference, text) == measure_drift(candidate, reference, (one for one in text))
+
+
+def test_modules_come_back_as_they_were() -> None:
+    """A module in training mode is measured in eval mode, and is in training mode again afterwards, part by part."""
+    model = tiny("qwen3").train()
+    model.model.layers[0].eval()
+    before = [part.training for part in model.modules()]
+    assert measure_drift(model, tiny("qwen3"), random_batches(96, tokens_per_batch=8, batches=1)).max_abs == 0
+    assert [part.training for part in model.modules()] == before
+
+
+def test_progress() -> None:
+    """The caller is told of every batch."""
+    seen: list[int] = []
+    batches = random_batches(96, tokens_per_batch=8, batches=3)
+    measure_drift(tiny("qwen3"), tiny("qwen3"), batches, progress=seen.append)
+    assert seen == [1, 2, 3]
