@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Workers of xdist share the cores: with torch's own threads beside that the suite takes three times as long. Set before
@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from recorded_cpu import record_for_children, recorded_cpu
 
 # Every test reads and writes verdicts in a folder of its own run, never the user's.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,8 +56,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_verdict_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _recorded_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every test plans for one recorded CPU; tests/devices measures the one that is here."""
     os.environ["SAFE_DTYPE_CACHE"] = str(tmp_path_factory.mktemp("verdicts"))
+    with recorded_cpu():
+        record_for_children()
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -68,4 +73,6 @@ def project_root() -> Path:
 @pytest.fixture(scope="session")
 def tiny_qwen3() -> Path:
     """The bundled trained model."""
-    return ROOT / "examples" / "tiny-qwen3"
+    folder = ROOT / "examples" / "tiny-qwen3"
+    record_for_children(folder)
+    return folder

@@ -139,7 +139,6 @@ def test_log(caplog: pytest.LogCaptureFixture) -> None:
     assert (record.kind, record.step, record.before, record.after) == ("nonfinite", 1, "bfloat16", "float32")
 
 
-@pytest.mark.filterwarnings("ignore:.* was asked for, and on .* it is slow")
 def test_warns_of_an_ordered_dtype(tmp_path: Path) -> None:
     """A dtype that was asked for and fails is warned of once, with both names."""
     model = SafeAutoModel.from_pretrained(
@@ -319,7 +318,6 @@ def test_pickles_carry_nothing_of_ours() -> None:
     assert not any("safe_dtype" in name for name in model.state_dict())
 
 
-@pytest.mark.filterwarnings("ignore:.* was asked for, and on .* it is slow")
 def test_sticky_failures_are_remembered(tmp_path: Path) -> None:
     """A lost device is a clear error, and the next plan for it rejects the dtype until it is measured anew."""
     folder = TINY["qwen3"].save(tmp_path, BF16)

@@ -19,9 +19,6 @@ from safe_dtype.guarding import FailureKind
 from safe_dtype.rescaling import rescaled_of
 from safe_dtype.rescaling.to_float16 import halve
 
-# Some CPUs are slow in 16 bit, and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:.*it is slow")
-
 NEW = 10
 
 

@@ -23,9 +23,6 @@ from safe_dtype.planning import Ground
 from safe_dtype.rescaling import rescaled_of
 from safe_dtype.store import cache_folder
 
-# Some CPUs are slow in 16 bit, and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:.*it is slow")
-
 MEASURING = "measuring whether float16 holds"
 SafeAutoModelForSequenceClassification = safe_auto_class("SafeAutoModelForSequenceClassification")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import factories as f
@@ -16,7 +17,6 @@ from safe_dtype import SafeAutoModel, patched
 from safe_dtype.checkpoints import read_checkpoint
 from safe_dtype.facts import BFLOAT16, FLOAT32, DeviceFacts, MemoryFacts, VerdictKind
 from safe_dtype.loading import Request
-from safe_dtype.loading import plan_request as plans
 from safe_dtype.loading.trials.rounding import plan_with_drifts
 from safe_dtype.planning import Ground, Plan, Policy, make_plan
 from safe_dtype.store import cache_folder
@@ -134,7 +134,7 @@ def test_ranks_do_not_ask(in_float32: Path) -> None:
 
 def test_patched_programs_are_not_rounded(in_float32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SafeAutoModel may round; a program that is only patched may train, and its weights stay as they are."""
-    monkeypatch.setattr(plans, "device_for", lambda *_: CPU)
+    monkeypatch.setattr(import_module("safe_dtype.loading.plan_request"), "device_for", lambda *_: CPU)
     assert SafeAutoModel.from_pretrained(in_float32).dtype == torch.bfloat16
     with patched():
         assert AutoModelForCausalLM.from_pretrained(in_float32).dtype == torch.float32

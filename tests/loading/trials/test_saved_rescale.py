@@ -27,9 +27,6 @@ from safe_dtype.rescaling import rescaled_of
 from safe_dtype.rescaling.folding.rescale_file import FILE, Stored, is_noted, write_stored
 from safe_dtype.testing import fault
 
-# Some CPUs are slow in 16 bit, and say so.
-pytestmark = pytest.mark.filterwarnings("ignore:.*it is slow")
-
 MEASURING = "measuring whether float16 holds"
 FAMILIES = ["llama", "gemma3", "opt_interior"]  # moves of weights and of eps; hooks; an island
 
