@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from safe_dtype.models.recast import growth, main_dtype, recast
 from safe_dtype.testing import fault
 
 IDS = torch.arange(3, 9)[None]
+
+
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -151,46 +152,6 @@ def test_growth_is_predicted() -> None:
     done = recast(model, {BF16}, FP32)
     assert predicted == {torch.device("cpu"): size() - before}
     assert done.grown_bytes == size() - before
-
-
-def offloaded(folder: Path, tmp_path: Path, where: str) -> Any:
-    """Load tiny-qwen3-like weights with one layer in the given place."""
-    device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
-                  "model.layers.0": "cpu", "model.layers.1": where}  # fmt: skip
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=BF16, device_map=device_map, offload_folder=str(tmp_path / "offload")
-    )
-
-
-def test_offloaded_to_disk(tmp_path: Path, saved: Callable[..., Path]) -> None:
-    """A model with a layer on disk goes on in float32, still offloaded, and equals one loaded in float32."""
-    folder = saved("qwen3", BF16)
-    model = guard(offloaded(folder, tmp_path, "disk"))
-    with fault(model, "model.layers.1.mlp.down_proj", "cublas") as put:
-        found = model.generate(IDS, max_new_tokens=6, do_sample=False)
-    wanted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=FP32)
-    assert put.fired == 1
-    assert torch.equal(found, wanted.generate(IDS, max_new_tokens=6, do_sample=False))
-    assert model.model.layers[1].mlp.down_proj.weight.is_meta
-    assert torch.equal(model(input_ids=IDS).logits, wanted(input_ids=IDS).logits)
-
-
-def test_offloaded_to_main_memory(tmp_path: Path) -> None:
-    """Weights that hooks keep in main memory, tied ones too, are cast there once."""
-    from accelerate import cpu_offload
-
-    model = tiny()
-    wanted = copy.deepcopy(model)
-    recast(wanted, {BF16}, FP32)
-    cpu_offload(model, execution_device=torch.device("cpu"))
-    assert model.lm_head.weight.is_meta
-    guard(model)
-    with fault(model, "model.layers.1.mlp.down_proj", "cublas") as put:
-        found = model.generate(IDS, max_new_tokens=6, do_sample=False)
-    assert put.fired == 1
-    assert torch.equal(found, wanted.generate(IDS, max_new_tokens=6, do_sample=False))
-    held = model.lm_head._hf_hook.weights_map.dataset
-    assert {held[name].dtype for name in held} == {FP32}
 
 
 @pytest.mark.filterwarnings("ignore:bfloat16 was asked for")
