@@ -119,6 +119,11 @@ def test_nothing_imports_from_outside(module: Module) -> None:
     assert module.room not in set().union(*(imported(one) for one in MODULES))
 
 
+def test_one_room_knows_the_hub() -> None:
+    """Only `hub` imports the Hub's client, inside of functions and for type checkers too: it turns its errors into ours."""
+    assert {module.room for module in MODULES if "huggingface_hub" in imported(module)} == {"hub"}
+
+
 def test_rooms_are_listed() -> None:
     """Every room and every module at the top has its place among the layers, and there is no other."""
     assert {one.room for one in MODULES} - {"__init__"} == set(LAYERS)

@@ -97,9 +97,9 @@ def card(*, folder: Path, repo: str | None) -> None:
 @FORMAT
 def diff(*, folder: Path, repo: str, revision: str, public: bool, form: str) -> None:
     """Show what pushing a staged FOLDER would change. Nothing is written anywhere."""
+    from ..hub.client import Hub
     from ..publishing.pushing.changes import changes_text
     from ..publishing.pushing.changes import diff as changes_of
-    from ..publishing.pushing.client import Hub
     from ..publishing.release import Target
 
     changes = changes_of(folder, Target(repo, revision, public), api=Hub.connect())
@@ -122,8 +122,8 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
     says: 3 nothing was sent, 4 the revision is as it was, 5 somebody else moved it, 6 unknown, 7 published but not
     read back, 8 published and not what was staged, 9 published and still private.
     """
+    from ..hub.client import Hub
     from ..publishing.publish_variant import prepare, staged_folder
-    from ..publishing.pushing.client import Hub
     from ..publishing.pushing.push import push as send
     from ..publishing.release import Target
 
@@ -151,7 +151,7 @@ def verify(*, target: str, against: Path | None, full: bool, form: str) -> None:
 
     Exits with status 0 where it is right, 8 where not.
     """
-    from ..publishing.pushing.client import Hub
+    from ..hub.client import Hub
     from ..publishing.pushing.readback import verify as held_against
     from ..publishing.release import State
 
@@ -174,7 +174,7 @@ def status(*, folder: Path, form: str) -> None:
 
     Exits with the status of `push`.
     """
-    from ..publishing.pushing.client import Hub
+    from ..hub.client import Hub
     from ..publishing.pushing.status import status as standing_of
 
     found = standing_of(folder, Hub.connect())
@@ -191,7 +191,7 @@ def status(*, folder: Path, form: str) -> None:
 @click.option("--to", "oid", required=True, metavar="COMMIT", help="Whose files the branch is to hold again.")
 def rollback(*, target: str, oid: str) -> None:
     """Make a branch hold the files of an earlier commit, by a new commit on top. No history is rewritten."""
-    from ..publishing.pushing.client import Hub
+    from ..hub.client import Hub
     from ..publishing.pushing.rollback import rollback as go_back
 
     receipt = go_back(_target(target), oid, api=Hub.connect())

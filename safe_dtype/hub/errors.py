@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from huggingface_hub import errors as hub
+
+T = TypeVar("T")
 
 # The first base of the client's own error is the base of all errors of its HTTP library, which was httpx and is httpx2.
 # RuntimeError: an upload to LFS that failed. ConnectionError (an OSError): Xet. ValueError and KeyError: an answer that
 # is not what the API promises, or a request that the client itself refuses.
-_TRANSPORT: type[Exception] = hub.HfHubHTTPError.__bases__[0]
-CLIENT_ERRORS = (_TRANSPORT, RuntimeError, OSError, ValueError, KeyError, hub.SafetensorsParsingError)
+TRANSPORT_ERROR: type[Exception] = hub.HfHubHTTPError.__bases__[0]
+CLIENT_ERRORS = (TRANSPORT_ERROR, RuntimeError, OSError, ValueError, KeyError, hub.SafetensorsParsingError)
+
+# What a config of transformers raises over a value that it refuses.
+InvalidConfigError = hub.StrictDataclassError
 
 Missing = Literal["", "repository", "revision", "file"]
 
@@ -34,7 +39,7 @@ _ADVICE = {
 
 @dataclass(eq=False)
 class HubError(Exception):
-    """A request to the Hub that failed. Never leaves this package: see `Hub.error`."""
+    """A request to the Hub that failed. Whoever asked turns it into an error of its own: no user sees it."""
 
     happened: str  # without the client's own text
     advice: str  # the next step
@@ -52,8 +57,20 @@ class HubError(Exception):
         return not self.definite
 
 
+def translated(what: str, call: Callable[[], T]) -> T:
+    """Return what `call` returns, which asks the client for `what`.
+
+    Raises:
+        HubError: In place of every exception of the client.
+    """
+    try:
+        return call()
+    except CLIENT_ERRORS as exc:
+        raise fault_of(exc, what) from exc
+
+
 def fault_of(exc: Exception, what: str) -> HubError:
-    """Say what an exception of the client means for `what` was asked for."""
+    """Return what an exception of the client means, where it was asked for `what`."""
     if isinstance(exc, ValueError) and "README.md" in str(exc):
         happened = "the Hub does not accept the metadata of README.md"
         return HubError(happened, "mend its YAML block, then push again", definite=True, ours=True)
@@ -79,7 +96,7 @@ def _unanswered(exc: Exception, what: str) -> HubError:
         # hf_xet has no fallback: with it installed, everything goes to Xet.
         advice = "set HF_HUB_DISABLE_XET=1 if this server has none, then push again"
         return HubError("the Hub has no Xet storage for it", advice, definite=True)
-    if isinstance(exc, (_TRANSPORT, OSError, RuntimeError)):
+    if isinstance(exc, (TRANSPORT_ERROR, OSError, RuntimeError)):
         happened = f"the connection to the Hub failed at {what} ({type(exc).__name__})"
         return HubError(happened, "check the network, then push again: what has arrived is not sent again")
     # An answer that is no JSON, from a proxy for one, says nothing about whether the request was carried out.
@@ -88,8 +105,7 @@ def _unanswered(exc: Exception, what: str) -> HubError:
 
 def _answered(exc: Exception, status: int, what: str) -> HubError:
     missing = _missing(exc)
-    said = _said(exc)
-    happened = f"the Hub answered {status} for {what}{said}"
+    happened = f"the Hub answered {status} for {what}{_server_message(exc)}"
     advice = _ADVICE.get(status, "push again later; what has arrived is not sent again")
     if missing == "repository" and status == 401:
         missing = ""  # it may well be there: nobody is logged in
@@ -114,20 +130,20 @@ def _missing(exc: Exception) -> Missing:
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
     """Give the exception and its causes: the client wraps a failed upload to LFS in a RuntimeError."""
-    seen: BaseException | None = exc
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
+    link: BaseException | None = exc
+    while link is not None:
+        yield link
+        link = link.__cause__
 
 
 def _status(exc: Exception) -> int | None:
-    for one in _chain(exc):
-        if (response := getattr(one, "response", None)) is not None:
+    for link in _chain(exc):
+        if (response := getattr(link, "response", None)) is not None:
             return int(response.status_code)
     return None
 
 
-def _said(exc: Exception) -> str:
+def _server_message(exc: Exception) -> str:
     """Return the server's own words, one line of them."""
     text = getattr(exc, "server_message", None) or ""
     line = " ".join(re.sub(r"[^ -~]", " ", str(text)).split())[:200]

@@ -66,6 +66,33 @@ class HubRepository:
         with self._translated(name):
             return Path(hf_hub_download(self._where.name, name, cache_dir=self._cache_dir, **self._at()))
 
+    def snapshot(self, *, only: list[str] | None = None, without: list[str] | None = None) -> Path:
+        """Download the files of one revision into the cache, and return their folder, which is named by the commit.
+
+        Args:
+            only: Patterns such as "*.json": of these files nothing else; by default all.
+            without: Patterns of files that are left out.
+
+        Raises:
+            CheckpointError: If they cannot all be downloaded.
+        """
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        with self._translated("its files"):
+            try:
+                folder = snapshot_download(
+                    self._where.name, **self._at(), cache_dir=self._cache_dir,
+                    local_files_only=self._where.local_files_only, allow_patterns=only, ignore_patterns=without,
+                )  # fmt: skip
+                return Path(folder)
+            except OSError as exc:
+                if isinstance(exc, HfHubHTTPError) and not isinstance(exc, LocalEntryNotFoundError):
+                    raise
+                problem = f"cannot be downloaded ({type(exc).__name__})"
+                advice = "see to the network and the disk, then try again"
+                raise CheckpointError(self._where.name, problem, advice) from exc
+
     def header(self, name: str) -> tuple[TensorFacts, ...]:
         """Return the tensors of a safetensors file by range requests of its first bytes."""
         from huggingface_hub import HfApi
@@ -92,9 +119,9 @@ class HubRepository:
     def _translated(self, what: str) -> Iterator[None]:
         """Turn the client's errors into ours. Texts of the client are not shown: they may carry a token."""
         from huggingface_hub import errors as hub
-        from huggingface_hub import get_session
 
-        unreachable = _transport_error(get_session())
+        from .errors import TRANSPORT_ERROR
+
         name, revision = self._where.name, self._where.revision or "main"
         try:
             yield
@@ -114,18 +141,6 @@ class HubRepository:
             if status in (401, 403):
                 raise GatedCheckpointError(name, f"the Hub answered {status} for {what}", _LOG_IN) from exc
             raise CheckpointError(name, f"the Hub answered {status} for {what}", "try again later") from exc
-        except unreachable as exc:
+        except TRANSPORT_ERROR as exc:
             problem = f"the Hub cannot be reached for {what} ({type(exc).__name__})"
             raise CheckpointError(name, problem, "check the connection, or pass a folder") from exc
-
-
-def _transport_error(session: Any) -> type[Exception]:
-    """Return the error that the client's HTTP library raises where nobody answers.
-
-    huggingface_hub changed that library from requests to httpx to httpx2, and hands on its errors as they are.
-    """
-    import importlib
-
-    library = importlib.import_module(type(session).__module__.partition(".")[0])
-    found: type[Exception] = getattr(library, "TransportError", OSError)
-    return found

@@ -11,18 +11,21 @@ from typing import Any
 
 from ..errors import SafeDtypeError, UnknownDtypeError
 from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, dtype_named, exceeds
+from ..hub.errors import HubError
+from ..hub.lookup import described, is_offline, json_file
 from ..planning import Plan
 from .plan_request import is_one_of_many
 from .request import Request
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = 3.0  # to wait for each of the two answers
 _EVIDENCE, _SCHEMA = "safe_dtype.json", "safe_dtype.variant/1"
 _SUFFIXES = {FLOAT16: "fp16", BFLOAT16: "bf16", INT8: "int8"}
 
-# What an answer of any shape can lead to on the way through JSON, YAML and the client.
-_NO_ANSWER = (OSError, LookupError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError)
+# No answer; and what an answer of any shape can lead to on the way through JSON and YAML.
+_NO_ANSWER = (
+    HubError, OSError, LookupError, ArithmeticError, AttributeError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 # With one of these a checkpoint is not the repository as such, and another repository does not stand for it. One whose
 # code the caller trusts least of all: the code would be another's.
@@ -81,27 +84,21 @@ def with_variant(request: Request, plan: Plan, replan: Callable[[Request], Plan]
 
 def _published_variant(request: Request, plan: Plan) -> Variant | None:
     """Return the variant that counts, or None. Raises nothing."""
-    from huggingface_hub.errors import HfHubHTTPError
-
     if not _worth_asking(request, plan):
         return None
-    # The client hands on errors of its HTTP library, which is not the same in every version; its own come of them.
-    http_error: Any = next(one for one in HfHubHTTPError.__mro__ if one.__name__ == "HTTPError")
     try:
-        found = _find(request, plan)
-    except (http_error, *_NO_ANSWER) as exc:
+        variant = _find(request, plan)
+    except _NO_ANSWER as exc:
         # The text of an error may hold an address with a token.
-        logger.debug("%s: no published variant (%s)", plan.source, type(exc).__name__)
+        logger.debug("%s: no published variant (%s)", plan.source, type(exc.__cause__ or exc).__name__)
         return None
-    if found is not None and (why := exceeds(found.drift, plan.policy.max_drift)):
-        logger.debug("%s: %s does not count: %s", plan.source, found.repo, why)
+    if variant is not None and (why := exceeds(variant.drift, plan.policy.max_drift)):
+        logger.debug("%s: %s does not count: %s", plan.source, variant.repo, why)
         return None
-    return found
+    return variant
 
 
 def _worth_asking(request: Request, plan: Plan) -> bool:
-    from huggingface_hub import constants
-
     return (
         plan.policy.variants != "ignore"
         and plan.storage != plan.saved
@@ -111,59 +108,53 @@ def _worth_asking(request: Request, plan: Plan) -> bool:
         and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", request.source) is not None
         and not Path(request.source).exists()
         and not any(request.arguments.get(name) for name in _OF_THIS_REPOSITORY)
-        and not constants.is_offline_mode()
+        and not is_offline()
         and not is_one_of_many(request)  # each would ask for itself, and they might not agree
     )
 
 
 def _find(request: Request, plan: Plan) -> Variant | None:
-    from huggingface_hub import HfApi, get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, and exported lazily
-
     base, token = str(request.source), request.arguments.get("token")
     revision = request.arguments.get("revision")
-    described = HfApi().model_info(
-        base, revision=revision, token=token, timeout=_SECONDS, expand=["cardData", "sha"]
-    )  # fmt: skip
-    repo = _listed(described.card_data, plan.storage) or f"{base}-{_SUFFIXES[plan.storage]}"
-    answer: Any = get_session().get(
-        hf_hub_url(repo, _EVIDENCE), headers=build_hf_headers(token=token), timeout=_SECONDS
-    )
-    hf_raise_for_status(answer)
-    commits = (one.headers.get("X-Repo-Commit") for one in (*answer.history, answer))
-    variant = _read(answer.json(), base, repo, next(filter(None, commits), ""))
+    base_now = described(base, revision=revision, token=token)
+    repo = _listed(base_now.card, plan.storage) or f"{base}-{_SUFFIXES[plan.storage]}"
+    evidence = json_file(repo, _EVIDENCE, token=token)
+    variant = _read(evidence.content, base, repo, evidence.commit)
     if variant is None or variant.dtype != plan.storage:
         return None
     # Who names a revision wants those weights and no others; who does not takes what there is of the model.
     pinned = revision not in (None, "main")
-    return None if pinned and variant.base_revision != described.sha else variant
+    return None if pinned and variant.base_revision != base_now.commit else variant
 
 
 def _listed(card: Any, dtype: Dtype) -> str | None:
     """Return the repository that the base's card names: `safe_dtype: {variants: {float16: org/model-fp16}}`."""
     ours = card.get("safe_dtype") if card is not None else None
     variants = ours.get("variants") if isinstance(ours, Mapping) else None
-    found = variants.get(dtype.name) if isinstance(variants, Mapping) else None
-    return found if isinstance(found, str) else None
+    repo = variants.get(dtype.name) if isinstance(variants, Mapping) else None
+    return repo if isinstance(repo, str) else None
 
 
-def _read(found: Any, base: str, repo: str, revision: str) -> Variant | None:
+def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
     """Read a variant's `safe_dtype.json`; None where it is no variant of `base`, or one that needs more than us."""
-    if found["schema"] != _SCHEMA or found["base"]["repo"] != base or found["needs"] not in (None, "safe_dtype"):
+    if (
+        evidence["schema"] != _SCHEMA
+        or evidence["base"]["repo"] != base
+        or evidence["needs"] not in (None, "safe_dtype")
+    ):
         return None
     if not re.fullmatch("[0-9a-f]{40}", revision):
         return None
     try:
-        dtype = dtype_named(found["dtype"])
+        dtype = dtype_named(evidence["dtype"])
     except UnknownDtypeError:
         return None
-    given = found["drift"]["safe_dtype"]
-    # JSON has no infinity: it is the text "inf".
+    figures = evidence["drift"]["safe_dtype"]
     numbers = {
-        one.name: _number(given.get(one.name)) for one in fields(Drift) if one.name not in ("kind", "positions")
+        one.name: _number(figures.get(one.name)) for one in fields(Drift) if one.name not in ("kind", "positions")
     }
-    drift = Drift(str(given["kind"]), int(given["positions"]), **numbers)
-    made_of = found["base"].get("revision")
+    drift = Drift(str(figures["kind"]), int(figures["positions"]), **numbers)
+    made_of = evidence["base"].get("revision")
     return Variant(repo, revision, dtype, None if made_of is None else str(made_of), drift)
 
 

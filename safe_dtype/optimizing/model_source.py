@@ -11,8 +11,9 @@ from pickle import PicklingError
 import torch
 
 from ..checkpoints import read_checkpoint
-from ..errors import NotOptimizableError, SafeDtypeError
+from ..errors import CheckpointError, NotOptimizableError, SafeDtypeError
 from ..facts import FLOAT32, Dtype, Where, dtype_named
+from ..hub.repository import HubRepository
 from .attempts.load_model import save_module, settings_of
 
 MODULE_FILE = "model.pt"
@@ -87,13 +88,12 @@ def _folder(model: str, revision: str | None) -> Path:
         return Path(model).resolve()
     if Path(model).is_file():
         raise NotOptimizableError(f"{model} is a file", "pass the folder that it lies in, with its config.json")
-    read_checkpoint(Where(model, revision=revision))  # asks the Hub, and says clearly what is wrong
-    from huggingface_hub import snapshot_download
-
+    where = Where(model, revision=revision)
+    read_checkpoint(where)  # asks the Hub, and says clearly what is wrong
     try:
-        return Path(snapshot_download(model, revision=revision, ignore_patterns=list(_NOT_NEEDED)))
-    except (OSError, ValueError) as exc:
-        raise NotOptimizableError(f"{model} cannot be downloaded ({exc})", "download it, and pass the folder") from exc
+        return HubRepository(where).snapshot(without=list(_NOT_NEEDED))
+    except CheckpointError as exc:
+        raise NotOptimizableError(f"{model} {exc.problem}", "download it, and pass the folder") from exc
 
 
 def _architecture(folder: Path) -> str:

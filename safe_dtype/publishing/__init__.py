@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from .release import Changes, Receipt, State, Target
 
 if TYPE_CHECKING:
+    from ..hub.client import Hub
     from .publish_variant import publish
-    from .pushing.client import Hub
 
 __all__ = ["Changes", "Hub", "Receipt", "State", "Target", "publish"]
 
-_LOADED_ON_USE = {"Hub": "pushing.client", "publish": "publish_variant"}
+_LOADED_ON_USE = {"Hub": "..hub.client", "publish": ".publish_variant"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LOADED_ON_USE:
-        return getattr(import_module(f".{_LOADED_ON_USE[name]}", __name__), name)
+        return getattr(import_module(_LOADED_ON_USE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

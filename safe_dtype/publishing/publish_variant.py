@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NotPublishableError
+from ..hub.client import Hub
 from ..hub.errors import HubError
 from ..store import cache_folder
-from .pushing.client import Hub
+from .publish_error import publish_error
 from .pushing.push import push
 from .release import Receipt, State, Target
 from .staging.card import write_card
@@ -107,7 +108,7 @@ def _card_there(api: Hub, target: Target) -> str | None:
     except HubError as error:
         if error.missing in ("repository", "revision"):
             return None
-        raise api.error(error, State.NOT_STARTED, target, "what was there before") from error
+        raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
 
 
 def _place(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any]) -> Path:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
+from ..hub.remote_files import FileDigest, Manifest
+
 SCHEMA = "safe_dtype.receipt/1"
 CHANGES_SCHEMA = "safe_dtype.changes/1"
 
@@ -32,34 +34,6 @@ class State(str, Enum):
     def exit_status(self) -> int:
         """The exit status of the command: 0, or 3 to 9."""
         return {State.PUBLISHED: 0}.get(self, 2 + list(State).index(self))
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """What a file holds, in the two ways the Hub can say it."""
-
-    size: int  # bytes
-    sha256: str  # of the bytes: how the Hub names a large file
-    git: str  # SHA-1 of a git blob: how the Hub names a small one
-
-
-Manifest = Mapping[str, FileDigest]  # by path in the repository, with "/"
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """What the Hub says of a file."""
-
-    size: int  # bytes
-    oid: str  # SHA-256 of the bytes of a large file, SHA-1 of the git blob of a small one
-    large: bool  # whether it is in LFS or Xet
-
-    def holds(self, digest: FileDigest) -> bool:
-        """Whether it is the very file that `digest` was made of."""
-        return self.size == digest.size and self.oid == (digest.sha256 if self.large else digest.git)
-
-
-Tree = Mapping[str, RemoteFile]  # by path
 
 
 def publish_id(manifest: Manifest) -> str:

@@ -13,8 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from mini_hub import MiniHub
+from publishing.loopback import LoopbackHub
 from tiny_models import TINY
+
+from safe_dtype.errors import CheckpointError, CheckpointNotFoundError
+from safe_dtype.facts import Where
+from safe_dtype.hub.repository import HubRepository
 
 _READ = """
 import json, sys
@@ -157,6 +163,39 @@ def test_offline(client: Client) -> None:
     assert found["error"] == "CheckpointNotFoundError"
     assert "offline" in found["text"]
     assert not client.hub.requests
+
+
+class TestSnapshot:
+    """The files of one revision, in a folder of the cache."""
+
+    @pytest.mark.parametrize(
+        ("patterns", "names"),
+        [
+            pytest.param({}, {".gitattributes", "config.json", "a.bin"}, id="all"),
+            pytest.param({"only": ["*.json"]}, {"config.json"}, id="only"),
+            pytest.param({"without": ["*.json", ".git*"]}, {"a.bin"}, id="without"),
+        ],
+    )
+    def test_patterns(self, hub: LoopbackHub, patterns: dict[str, list[str]], names: set[str]) -> None:
+        """Its folder is named by the commit, and holds the files that were asked for."""
+        hub.push("org/model", {".gitattributes": b"", "config.json": b"{}", "a.bin": b"weights"})
+        folder = HubRepository(Where("org/model")).snapshot(**patterns)
+        assert folder.name == hub.branches("org/model")["main"]
+        assert {path.name for path in folder.iterdir()} == names
+
+    @pytest.mark.parametrize("name", ["org/none", "org/sp ace"])
+    def test_no_repository(self, hub: LoopbackHub, name: str) -> None:
+        """What is no repository is the error that reading it gives."""
+        with pytest.raises(CheckpointNotFoundError):
+            HubRepository(Where(name)).snapshot()
+
+    def test_offline(self, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Offline, what is not in the cache cannot be downloaded, and nothing is asked."""
+        hub.push("org/model", {"config.json": b"{}"})
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(CheckpointError, match="cannot be downloaded"):
+            HubRepository(Where("org/model")).snapshot()
+        assert not hub.requests
 
 
 @pytest.mark.slow  # the client tries again for 20 s, as with the 500 above

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 from publishing.loopback import LoopbackHub
 
-from safe_dtype.publishing.pushing.client import Hub, HubPatience
+from safe_dtype.hub.client import Hub, HubPatience
 from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.release import Target
 

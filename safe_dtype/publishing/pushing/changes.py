@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import NotPublishableError
+from ...hub.client import Hub
 from ...hub.errors import HubError
-from ..release import Changes, Manifest, Receipt, State, Target, Tree, publish_id
+from ...hub.remote_files import Manifest, Progress, Tree
+from ..publish_error import publish_error
+from ..release import Changes, Receipt, State, Target, publish_id
 from ..staging.evidence import FILE as EVIDENCE
-from ..staging.manifest import Progress, manifest_of
-from .client import Hub
+from ..staging.manifest import manifest_of
 from .journal import receipt_for
 
 # What from_pretrained looks for, in its order: a model.safetensors that was left over is loaded instead of the shards
@@ -56,7 +58,7 @@ def plan_changes(api: Hub, manifest: Manifest, target: Target, *, previous: Rece
     try:
         return _plan(api, manifest, target, previous)
     except HubError as error:
-        raise api.error(error, State.NOT_STARTED, target, "what was there before") from error
+        raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
 
 
 def changes_text(changes: Changes) -> str:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ...hub.client import Commit, Hub
 from ...hub.errors import HubError
-from ..release import State, Tree
-from .client import Commit, Hub
+from ...hub.remote_files import Tree
+from ..release import State
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import PublishError
+from ...hub.client import Hub
 from ...hub.errors import HubError
+from ..publish_error import publish_error
 from ..release import Changes, State, Target
 from .changes import plan_changes
-from .client import Hub
 from .journal import Journal
 from .readback import Expected, read_back
 from .upload import Parcel, send
@@ -27,13 +28,13 @@ def send_on_new_branch(api: Hub, parcel: Parcel, name: str, journal: Journal) ->
     try:
         changes = _on_temporary_branch(api, parcel, replace(target, revision=temporary(name)))
     except HubError as error:
-        raise api.error(error, State.NOT_PUBLISHED, target, visible) from error
+        raise publish_error(api, error, State.NOT_PUBLISHED, target, visible) from error
     oid, deleted = send(api, parcel, changes, journal)
     journal.note(State.NOT_PUBLISHED, oid=oid, deleted=deleted, note="committed, and not named yet")
     try:
         problems = read_back(api, target.repo, oid, Expected(parcel.folder, parcel.manifest, deleted), parcel.tell)
     except HubError as error:
-        raise api.error(error, State.NOT_PUBLISHED, target, visible) from error
+        raise publish_error(api, error, State.NOT_PUBLISHED, target, visible) from error
     if problems:
         happened = f"what the Hub gives back is not what was sent: {'; '.join(problems)}"
         raise PublishError(str(State.NOT_PUBLISHED), str(target), happened, visible, "push again")
@@ -83,8 +84,8 @@ def _name(api: Hub, target: Target, oid: str) -> None:
     except HubError as error:
         if failed is not None and error.missing == "revision":
             visible = f"no branch {target.revision}"
-            raise api.error(failed, State.NOT_PUBLISHED, target, visible) from failed
-        raise api.error(failed or error, State.UNKNOWN, target, "unknown: all of it or nothing") from error
+            raise publish_error(api, failed, State.NOT_PUBLISHED, target, visible) from failed
+        raise publish_error(api, failed or error, State.UNKNOWN, target, "unknown: all of it or nothing") from error
     if head != oid:
         happened = f"somebody else made the branch {target.revision} meanwhile, at {head[:12]}"
         visible = f"{target} as somebody else made it; nothing of ours"

@@ -6,11 +6,13 @@ import logging
 from pathlib import Path
 
 from ...errors import PublishError
+from ...hub.client import Hub
 from ...hub.errors import HubError
-from ..release import Changes, Manifest, Receipt, State, Target, publish_id
-from ..staging.manifest import Progress, manifest_of
+from ...hub.remote_files import Manifest, Progress
+from ..publish_error import publish_error
+from ..release import Changes, Receipt, State, Target, publish_id
+from ..staging.manifest import manifest_of
 from .changes import plan_changes, refuse_own_base
-from .client import Hub
 from .journal import Journal, receipt_for
 from .new_branch import send_on_new_branch, tidy
 from .readback import Expected, read_back
@@ -73,13 +75,15 @@ def _planned(api: Hub, manifest: Manifest, target: Target, previous: Receipt | N
             try:
                 api.require_write(target.repo)
             except HubError as error:
-                raise api.error(error, State.NOT_STARTED, target, "what was there before") from error
+                raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
         return changes
     try:
         api.create_repo(target.repo)
         api.head(target.repo, "main", just_made=True)
     except HubError as error:
-        raise api.error(error, State.NOT_STARTED, target, "nothing, or an empty private repository") from error
+        raise publish_error(
+            api, error, State.NOT_STARTED, target, "nothing, or an empty private repository"
+        ) from error
     # Again: it may have been there all the time, somebody else's and hidden, or made by somebody else just now.
     changes = plan_changes(api, manifest, target, previous=previous)
     if changes.creates_repo:
@@ -93,7 +97,9 @@ def _verified(api: Hub, parcel: Parcel, oid: str, deleted: tuple[str, ...]) -> N
     try:
         problems = read_back(api, target.repo, oid, Expected(parcel.folder, parcel.manifest, deleted), parcel.tell)
     except HubError as error:
-        raise api.error(error, State.UNVERIFIED, target, f"{visible}, which could not be read back") from error
+        raise publish_error(
+            api, error, State.UNVERIFIED, target, f"{visible}, which could not be read back"
+        ) from error
     if problems:
         happened = f"what the Hub gives back is not what was sent: {'; '.join(problems)}"
         advice = "push again, or go back with `safe-dtype publish rollback`"
@@ -105,7 +111,7 @@ def _shown(api: Hub, target: Target, oid: str) -> None:
         api.make_public(target.repo)
     except HubError as error:
         visible = f"nothing: the repository is private; {oid[:12]} is in it, whole and verified"
-        raise api.error(error, State.PRIVATE, target, visible) from error
+        raise publish_error(api, error, State.PRIVATE, target, visible) from error
 
 
 def _nobody(what: str, done: int, total: int) -> None:

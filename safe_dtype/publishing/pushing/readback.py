@@ -10,13 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ...hub.client import Hub
 from ...hub.errors import HubError
+from ...hub.remote_files import Manifest, Progress, Tree
 from ...store.hashing import sha256_of
-from ..release import Manifest, State, Target, Tree
+from ..publish_error import publish_error
+from ..release import State, Target
 from ..staging.evidence import FILE as EVIDENCE
-from ..staging.manifest import Progress, manifest_of
+from ..staging.manifest import manifest_of
 from .changes import evidence_of, shadowing
-from .client import Hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def verify(
         if full:
             problems += _downloaded(api, target.repo, oid, tree, names, tell)
     except HubError as error:
-        raise api.error(error, State.UNKNOWN, target, "what is there was not read") from error
+        raise publish_error(api, error, State.UNKNOWN, target, "what is there was not read") from error
     return RemoteVerification(target, oid, held, len(names), full, tuple(dict.fromkeys(problems)))
 
 

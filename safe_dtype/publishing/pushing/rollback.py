@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitOperationCopy, CommitOperationDelete
-
 from ...errors import PublishError
+from ...hub.client import Commit, Hub
 from ...hub.errors import HubError
-from ..release import Receipt, State, Target, Tree
-from .client import Commit, Hub
+from ...hub.remote_files import Tree
+from ..publish_error import publish_error
+from ..release import Receipt, State, Target
 from .commit import Landed, Stranded, land
 
 # What a server answers that copies nothing within a commit.
@@ -30,21 +30,19 @@ def rollback(target: Target, to: str, *, api: Hub) -> Receipt:
         head, past = api.head(target.repo, target.revision).oid, api.head(target.repo, to).oid
         now, then = api.tree(target.repo, head), api.tree(target.repo, past)
     except HubError as error:
-        raise api.error(error, State.NOT_STARTED, target, "what was there before") from error
+        raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
     deleted = tuple(sorted(now.keys() - then.keys()))
     back = tuple(sorted(path for path in then if now.get(path) != then[path]))
     if not deleted and not back:
         return Receipt(target, past[:16], State.PUBLISHED, head, note=f"it holds the files of {past} already")
-    deletes = [CommitOperationDelete(path, is_folder=False) for path in deleted]
-    copies = [CommitOperationCopy(path, path, src_revision=past) for path in back]
     title = f"safe-dtype: roll back to {past[:12]}"
-    commit = Commit(target.repo, target.revision, title, head, [*deletes, *copies])
+    commit = Commit(target.repo, target.revision, title, head, delete=deleted, copy=back, copy_from=past)
     landing = land(api, commit, holds=lambda tree: tree == then)
     if isinstance(landing, Stranded) and landing.error.status in _NO_COPIES:
-        landing = _landed_with_bytes(api, replace(commit, operations=deletes), target, past, then)
+        landing = _landed_with_bytes(api, replace(commit, copy=()), target, past, then)
     if isinstance(landing, Stranded):
         visible = "unknown: all of it or nothing" if landing.state is State.UNKNOWN else "what was there before"
-        raise api.error(landing.error, landing.state, target, visible)
+        raise publish_error(api, landing.error, landing.state, target, visible)
     _same(api, target, landing.oid, then)
     return Receipt(target, past[:16], State.PUBLISHED, landing.oid, deleted=deleted, note=f"rolled back to {past}")
 
@@ -58,8 +56,8 @@ def _landed_with_bytes(api: Hub, commit: Commit, target: Target, past: str, then
             additions = api.additions(Path(folder), then)
             api.upload(target.repo, target.revision, additions, lambda *_: None)
         except HubError as error:
-            raise api.error(error, State.NOT_PUBLISHED, target, "what was there before") from error
-        again = replace(commit, operations=[*commit.operations, *additions])
+            raise publish_error(api, error, State.NOT_PUBLISHED, target, "what was there before") from error
+        again = replace(commit, additions=additions)
         return land(api, again, holds=lambda tree: tree == then)
 
 
@@ -68,7 +66,7 @@ def _same(api: Hub, target: Target, oid: str, then: Tree) -> None:
         found = api.tree(target.repo, oid)
     except HubError as error:
         visible = f"the new commit {oid[:12]}, which could not be read back"
-        raise api.error(error, State.UNVERIFIED, target, visible) from error
+        raise publish_error(api, error, State.UNVERIFIED, target, visible) from error
     if found != then:
         wrong = sorted(path for path in found.keys() | then.keys() if found.get(path) != then.get(path))
         happened = f"the new commit differs from the earlier one in {', '.join(wrong)}"

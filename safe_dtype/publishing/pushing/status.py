@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...hub.client import Hub
 from ...hub.errors import HubError
+from ..publish_error import publish_error
 from ..release import Receipt, State, publish_id
 from ..staging.manifest import manifest_of
-from .client import Hub
 from .journal import read_receipt
 from .readback import tree_problems
 
@@ -50,7 +51,7 @@ def status(folder: Path, api: Hub) -> Standing:
         tree = api.tree(target.repo, head.oid)
     except HubError as error:
         if error.missing not in ("repository", "revision"):
-            raise api.error(error, receipt.state, target, "not read") from error
+            raise publish_error(api, error, receipt.state, target, "not read") from error
         said = f"the {error.missing} is not there"
         return Standing(receipt, State.NOT_PUBLISHED, said, changed_since=changed)
     problems = tree_problems(tree, receipt.files, receipt.deleted)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationDelete
-
 from ...errors import PublishError
+from ...hub.client import Commit, Hub
 from ...hub.errors import HubError
-from ..release import Changes, Manifest, State, Target, Tree
-from ..staging.manifest import Progress
+from ...hub.remote_files import Manifest, Progress, Tree
+from ..publish_error import publish_error
+from ..release import Changes, State, Target
 from .changes import plan_changes
-from .client import Commit, Hub, Operation
 from .commit import Landed, Stranded, land
 from .journal import Journal
 from .readback import tree_problems
@@ -66,9 +65,9 @@ def _send_once(api: Hub, parcel: Parcel, changes: Changes, journal: Journal) -> 
         additions = api.additions(parcel.folder, (*changes.add, *changes.update), parcel.manifest)
         api.upload(repo, revision, additions, parcel.tell)
     except HubError as error:
-        raise api.error(error, State.NOT_PUBLISHED, parcel.target, as_it_was(parcel.target, changes)) from error
-    operations: list[Operation] = [CommitOperationDelete(path, is_folder=False) for path in changes.delete]
-    operations += additions
+        raise publish_error(
+            api, error, State.NOT_PUBLISHED, parcel.target, as_it_was(parcel.target, changes)
+        ) from error
     # From here on only the Hub knows.
     journal.note(State.UNKNOWN, note="the commit was being made")
 
@@ -76,7 +75,8 @@ def _send_once(api: Hub, parcel: Parcel, changes: Changes, journal: Journal) -> 
         return not tree_problems(tree, parcel.manifest, changes.delete)
 
     title = f"safe-dtype: publish {changes.publish_id}"
-    return land(api, Commit(repo, revision, title, parent, operations), holds=holds)
+    commit = Commit(repo, revision, title, parent, delete=changes.delete, additions=additions)
+    return land(api, commit, holds=holds)
 
 
 def _rebased(api: Hub, parcel: Parcel, changes: Changes, landing: Stranded) -> Changes:
@@ -85,7 +85,7 @@ def _rebased(api: Hub, parcel: Parcel, changes: Changes, landing: Stranded) -> C
     try:
         old, new = api.tree(repo, changes.head or ""), api.tree(repo, landing.head)
     except HubError as error:
-        raise api.error(error, State.CONFLICT, parcel.target, visible) from error
+        raise publish_error(api, error, State.CONFLICT, parcel.target, visible) from error
     changed = {path for path in old.keys() | new.keys() if old.get(path) != new.get(path)}
     if touched := sorted(changed & changes.paths):
         happened = f"somebody else changed {', '.join(touched)} in {(landing.head or '')[:12]}"
@@ -100,4 +100,4 @@ def _unmade(api: Hub, parcel: Parcel, changes: Changes, landing: Stranded) -> Pu
         visible = "unknown: all of it or nothing"
     elif landing.state is State.CONFLICT:
         visible = f"{parcel.target} as somebody else left it; nothing of ours"
-    return api.error(landing.error, landing.state, parcel.target, visible)
+    return publish_error(api, landing.error, landing.state, parcel.target, visible)

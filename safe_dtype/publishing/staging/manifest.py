@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from ...errors import NotPublishableError
+from ...hub.remote_files import FileDigest, Manifest, Progress
 from ...store.hashing import Tell, blocks_of, read_all
-from ..release import FileDigest, Manifest, State
-
-Progress = Callable[[str, int, int], None]  # what is done, bytes so far, bytes in all; by one thread at a time
+from ..release import State
 
 # What every file system, URL and git can spell. Spaces only inside: Windows drops them at the end.
 _PART = re.compile(r"(?! )[A-Za-z0-9 ._+=@,~#%()\[\]{}&!$'^-]+(?<! )")

@@ -11,12 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-
 from ...checkpoints import read_checkpoint
-from ...errors import CheckpointError, CheckpointNotFoundError
+from ...errors import CheckpointError
 from ...facts import Where
+from ...hub.repository import HubRepository
 from ...optimizing.nouns.record_file import FILE as OPTIMIZATION
 from ...optimizing.nouns.record_file import read_record
 from .evidence import Base, Forms, not_publishable
@@ -119,14 +117,10 @@ def _base(folder: Path, repo: str | None, revision: str | None, given: str | Non
 
 def _downloaded(repo: str, revision: str | None) -> Path:
     """Return the snapshot of a repository, named by its commit, with all that staging reads."""
-    read_checkpoint(Where(repo, revision=revision))  # says in our words what is wrong with a name, a login or a file
+    where = Where(repo, revision=revision)
+    read_checkpoint(where)  # says in our words what is wrong with a name, a login or a file
     wanted = [*BESIDE, "config.json", _CARD]
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, *_WEIGHTS]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted, *_PICKLES]))
-    except HFValidationError as exc:
-        raise CheckpointNotFoundError(repo, "no such folder, and no name of a repository", "check it") from exc
-    except OSError as exc:  # the client's errors of HTTP are OSErrors as well
-        raise CheckpointError(repo, f"cannot be downloaded ({type(exc).__name__}: {exc})", "try again") from exc
+    folder = HubRepository(where).snapshot(only=[*wanted, *_WEIGHTS])
+    if not any(folder.glob("*.safetensors")):
+        folder = HubRepository(where).snapshot(only=[*wanted, *_PICKLES])
     return folder

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ...hub.errors import InvalidConfigError
 from .config_keys import is_count
 from .isolated_build import TooLargeError, at_most, unnoticed
 from .tiny_config import FIRST_TOKEN, VOCABULARY_SIZE, tiny_configs
@@ -26,7 +26,7 @@ MOST_PARAMETERS = 3_000_000
 
 # What modelling code raises over a config that it does not like: anything but what stops the process.
 _FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, StrictDataclassError,
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, InvalidConfigError,
     TypeError, ValueError,
 )  # fmt: skip
 _WIDER = {

@@ -1,4 +1,4 @@
-"""The Hub through huggingface_hub: the one place that knows the client's calls, its errors, and what is private in it."""
+"""The Hub that is written to: repositories, branches, uploads and commits, tried again where a fault may pass."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, and exported lazily
 
-from ...errors import NotPublishableError, PublishError
-from ...hub.errors import CLIENT_ERRORS, HubError, fault_of
-from ..release import Manifest, RemoteFile, State, Target, Tree
-from ..staging.manifest import Progress
+from .errors import CLIENT_ERRORS, HubError, translated
+from .remote_files import Manifest, Progress, RemoteFile, Tree
 
 logger = logging.getLogger(__name__)
-Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+Addition = CommitOperationAdd  # a file that a commit adds or updates; knows whether its bytes are on the Hub
 T = TypeVar("T")
 
 _LARGE_BYTES = 10 * 2**20  # from here on a file is sent in a call of its own group, so that progress is what arrived
@@ -62,7 +60,10 @@ class Commit:
     revision: str
     title: str
     parent: str  # the head that it was planned on
-    operations: Sequence[Operation]
+    delete: Sequence[str] = ()  # paths
+    copy: Sequence[str] = ()  # paths that get the files that they have in `copy_from`
+    copy_from: str = ""  # an earlier commit
+    additions: Sequence[Addition] = ()  # uploaded before
 
 
 class Hub:
@@ -87,8 +88,8 @@ class Hub:
         """Return where a branch is. `just_made` waits for one that is not seen at once."""
 
         def read() -> Head:
-            found = self._client.model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS)
-            return Head(str(found.sha), bool(found.private))
+            described = self._client.model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS)
+            return Head(str(described.sha), bool(described.private))
 
         return self._again(f"the head of {revision}", read, also_missing=just_made)
 
@@ -122,10 +123,10 @@ class Hub:
         """Return dtype, shape and place of every tensor of a safetensors file, by a request for its first bytes."""
 
         def read() -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
-            found = self._client.parse_safetensors_file_metadata(repo, path, revision=oid, timeout=_TIMEOUT_SECONDS)
+            parsed = self._client.parse_safetensors_file_metadata(repo, path, revision=oid, timeout=_TIMEOUT_SECONDS)
             return {
-                name: (str(one.dtype), tuple(one.shape), tuple(one.data_offsets))
-                for name, one in found.tensors.items()
+                name: (str(tensor.dtype), tuple(tensor.shape), tuple(tensor.data_offsets))
+                for name, tensor in parsed.tensors.items()
             }
 
         return self._again(f"the header of {path}", read)
@@ -169,18 +170,17 @@ class Hub:
             if fault.missing != "revision":
                 raise
 
-    def additions(
-        self, folder: Path, paths: Iterable[str], manifest: Manifest | None = None
-    ) -> list[CommitOperationAdd]:
+    def additions(self, folder: Path, paths: Iterable[str], manifest: Manifest | None = None) -> list[Addition]:
         """Return what adds or updates `paths`. Reads the files, and refuses one that is not what `manifest` says."""
-        found = _translated("the staged files", lambda: [CommitOperationAdd(path, folder / path) for path in paths])
-        for one in found:
-            if manifest is not None and one.upload_info.sha256.hex() != manifest[one.path_in_repo].sha256:
-                happened = f"{one.path_in_repo} was changed while it was being published"
+        additions = translated("the staged files", lambda: [Addition(path, folder / path) for path in paths])
+        for addition in additions:
+            path = addition.path_in_repo
+            if manifest is not None and addition.upload_info.sha256.hex() != manifest[path].sha256:
+                happened = f"{path} was changed while it was being published"
                 raise HubError(happened, "stage it anew, and let nothing write to it", definite=True)
-        return found
+        return additions
 
-    def upload(self, repo: str, revision: str, additions: Sequence[CommitOperationAdd], progress: Progress) -> None:
+    def upload(self, repo: str, revision: str, additions: Sequence[Addition], progress: Progress) -> None:
         """Send the bytes, where nobody sees them; those that the Hub has already are not sent again.
 
         `progress` hears of what has arrived, not of what was sent.
@@ -197,9 +197,9 @@ class Hub:
             done += sum(one.upload_info.size for one in group)
             progress("upload", done, total)
 
-    def _send(self, repo: str, revision: str, group: list[CommitOperationAdd]) -> None:
+    def _send(self, repo: str, revision: str, group: list[Addition]) -> None:
         # What the repository's own .gitignore names is dropped without a word, so another one is given.
-        _translated(
+        translated(
             "the upload",
             lambda: self._client.preupload_lfs_files(
                 repo, group, revision=revision, free_memory=False, gitignore_content=_NOTHING_IGNORED
@@ -208,11 +208,11 @@ class Hub:
 
     def commit(self, commit: Commit) -> str:
         """Make one commit, once, and return its name. A failure that is not `definite` may have landed all the same."""
-        made = _translated(
+        made = translated(
             "the commit",
             lambda: self._client.create_commit(
                 commit.repo,
-                list(commit.operations),
+                _operations_of(commit),
                 commit_message=commit.title,
                 revision=commit.revision,
                 parent_commit=commit.parent,
@@ -225,11 +225,10 @@ class Hub:
         asked = 0.0 if error is None else error.retry_after_seconds
         time.sleep(min(max(seconds, asked), _LONGEST_WAIT_SECONDS))
 
-    def error(self, fault: HubError, state: State, target: Target, visible: str) -> PublishError:
-        """Turn a fault into the error that leaves this package; one that a login decides names the account."""
+    def describe(self, fault: HubError) -> str:
+        """Return what happened, for people: without the token, and with the account where a login decides."""
         who = f" (as {self._account()})" if fault.status in (401, 403, 404) else ""
-        kind = NotPublishableError if fault.ours else PublishError
-        return kind(str(state), str(target), self._without_token(fault.happened + who), visible, fault.advice)
+        return self._without_token(fault.happened + who)
 
     def _account(self) -> str:
         try:
@@ -244,20 +243,21 @@ class Hub:
     def _again(self, what: str, call: Callable[[], T], *, also_missing: bool = False) -> T:
         for wait in self.patience.waits:
             try:
-                return _translated(what, call)
+                return translated(what, call)
             except HubError as error:  # noqa: PERF203
                 if not (error.passing or (also_missing and error.missing)):
                     raise
                 logger.debug("%s; trying again", error.happened)
                 self.wait(wait, error)
-        return _translated(what, call)
+        return translated(what, call)
 
 
-def _translated(what: str, call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except CLIENT_ERRORS as exc:
-        raise fault_of(exc, what) from exc
+def _operations_of(commit: Commit) -> list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]:
+    return [
+        *(CommitOperationDelete(path, is_folder=False) for path in commit.delete),
+        *(CommitOperationCopy(path, path, src_revision=commit.copy_from) for path in commit.copy),
+        *commit.additions,
+    ]
 
 
 def _remote(entry: RepoFile) -> RemoteFile:
@@ -266,13 +266,13 @@ def _remote(entry: RepoFile) -> RemoteFile:
     return RemoteFile(entry.size, entry.lfs.sha256, large=True)
 
 
-def _is_ignored(addition: CommitOperationAdd) -> bool:
+def _is_ignored(addition: Addition) -> bool:
     # Private, and there is no other way: a commit leaves such a file out and reports success. A client in which it has
     # another name must fail here, not publish half of a model.
     return bool(cast("Any", addition)._should_ignore)
 
 
-def _groups(additions: Sequence[CommitOperationAdd]) -> list[list[CommitOperationAdd]]:
+def _groups(additions: Sequence[Addition]) -> list[list[Addition]]:
     small = [one for one in additions if one.upload_info.size < _LARGE_BYTES]
     large = [one for one in additions if one.upload_info.size >= _LARGE_BYTES]
     groups = [small, *(large[at : at + _AT_ONCE] for at in range(0, len(large), _AT_ONCE))]

@@ -1,0 +1,69 @@
+"""Two small questions that a load asks before it starts: what a card says, and what a JSON file holds. Asked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, and exported lazily
+
+from .errors import translated
+
+_TIMEOUT_SECONDS = 3.0  # for each of the two answers
+
+Token = str | bool | None  # as `from_pretrained` takes it
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What the Hub says of a repository at one revision."""
+
+    commit: str | None
+    card: Any  # the YAML of its card, as a mapping; None where it has none
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFile:
+    """A JSON file of a repository."""
+
+    content: Any
+    commit: str  # that it was read at; empty where the server does not say
+
+
+def is_offline() -> bool:
+    """Whether the client was told to ask nobody (HF_HUB_OFFLINE)."""
+    return bool(constants.is_offline_mode())
+
+
+def described(repo: str, *, revision: str | None, token: Token) -> Described:
+    """Return the commit that `revision` is at, and the card.
+
+    Raises:
+        HubError: If the Hub does not answer within 3 s, or with something else.
+    """
+    answer = translated(
+        "the card",
+        lambda: HfApi().model_info(
+            repo, revision=revision, token=token, timeout=_TIMEOUT_SECONDS, expand=["cardData", "sha"]
+        ),
+    )
+    return Described(answer.sha, answer.card_data)
+
+
+def json_file(repo: str, path: str, *, token: Token) -> JsonFile:
+    """Return a JSON file of the main branch.
+
+    Raises:
+        HubError: If the Hub does not answer within 3 s, has no such file, or it is not JSON.
+    """
+
+    def read() -> JsonFile:
+        answer: Any = get_session().get(
+            hf_hub_url(repo, path), headers=build_hf_headers(token=token), timeout=_TIMEOUT_SECONDS
+        )
+        hf_raise_for_status(answer)
+        commits = (response.headers.get("X-Repo-Commit") for response in (*answer.history, answer))
+        return JsonFile(answer.json(), next(filter(None, commits), ""))
+
+    return translated(path, read)
