@@ -26,7 +26,7 @@ _OF_A_PLAN = (
     click.argument("model", metavar="MODEL"),
     DEVICE,
     _POLICY,
-    click.option("--dtype", metavar="DTYPE", help="An order: this dtype, with a warning where it does not do."),
+    click.option("--dtype", metavar="DTYPE", help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong."),
     click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
 )  # fmt: skip
 
@@ -43,13 +43,13 @@ class Asked:
 
 
 def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` the arguments of a plan, and hand them over as one `Asked`."""
+    """Give `command` the arguments of a plan, handed over as one `Asked`."""
 
     @wraps(command)
-    def with_asked(*, model: str, policy: str, **given: Any) -> None:
+    def with_asked(*, model: str, policy: str, **options: Any) -> None:
         names = ("device", "dtype", "revision")
-        asked = Asked(model=model, policy=Policy.parse(policy), **{name: given.pop(name) for name in names})
-        command(asked, **given)
+        asked = Asked(model=model, policy=Policy.parse(policy), **{name: options.pop(name) for name in names})
+        command(asked, **options)
 
     for parameter in reversed(_OF_A_PLAN):
         with_asked = parameter(with_asked)
@@ -65,21 +65,21 @@ def doctor(*, device: str | None, refresh: bool, form: str) -> None:
     from ..commands.doctor import device_text, device_to_dict
     from ..devices import detect, facts_of
 
-    found = []
-    for name in [device] if device else [one.device for one in detect()]:
+    measured = []
+    for name in [device] if device else [facts.device for facts in detect()]:
         with progress(f"measuring {name}"):
-            found.append(facts_of(name, refresh=refresh))
+            measured.append(facts_of(name, refresh=refresh))
     if form == "json":
-        click.echo(json.dumps({"schema": 1, "devices": [device_to_dict(one) for one in found]}, indent=2))
+        click.echo(json.dumps({"schema": 1, "devices": [device_to_dict(facts) for facts in measured]}, indent=2))
     else:
-        click.echo("\n\n".join(device_text(one, width=columns()) for one in found))
+        click.echo("\n\n".join(device_text(facts, width=columns()) for facts in measured))
 
 
 @click.command()
 @_asks_for_a_plan
 @FORMAT
 def plan(asked: Asked, *, form: str) -> None:
-    """Show which dtype MODEL gets here, and why the others do not.
+    """Show which dtype MODEL is loaded in on this machine, and why not in another one.
 
     Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
     "NVIDIA Tesla T4": the plan then rests on a table of priors, and says so.
@@ -103,11 +103,11 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
     with progress(f"loading {asked.model} in {made.storage}"):
         generator = Generator.load(asked.model, made, revision=asked.revision)
     as_text = form == "text"
-    said = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
+    answer = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
     if as_text:
-        click.echo(said.closing_line(made), err=True)
+        click.echo(answer.closing_line(made), err=True)
     else:
-        click.echo(json.dumps({"schema": 1, **said.to_dict(), "plan": made.to_dict()}, indent=2))
+        click.echo(json.dumps({"schema": 1, **answer.to_dict(), "plan": made.to_dict()}, indent=2))
 
 
 @click.command()
@@ -128,7 +128,7 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
 )
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @FORMAT
-def verify(*, model: str, text: Path | None, max_drift: float, form: str, **given: Any) -> None:
+def verify(*, model: str, text: Path | None, max_drift: float, form: str, **options: Any) -> None:
     """Measure how far MODEL in one dtype drifts from MODEL in another.
 
     Loads both, one after the other, as plain transformers does; without --dtype the second as planned. Exits with
@@ -138,9 +138,11 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **give
 
     words = _text_of(text) if text else None
     with bar(f"verifying {model}") as tell:
-        found = verify(Question(model, text=words, max_drift=max_drift, **given), tell)
-    click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
-    if found.beyond:
+        verification = verify(Question(model, text=words, max_drift=max_drift, **options), tell)
+    click.echo(
+        json.dumps({"schema": 1, **verification.to_dict()}, indent=2) if form == "json" else verification.as_text()
+    )
+    if verification.beyond:
         click.get_current_context().exit(3)
 
 
@@ -159,14 +161,14 @@ def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -
     from ..facts import Where
 
     with bar(f"auditing {model}") as tell:
-        found = audit(Where(model, revision=revision), progress=tell)
+        report = audit(Where(model, revision=revision), progress=tell)
     if plot:
-        plot.write(audit_svg(found))
+        plot.write(audit_svg(report))
     if form == "json":
-        click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2))
+        click.echo(json.dumps({"schema": 1, **report.to_dict()}, indent=2))
     else:
-        click.echo(audit_text(found, width=columns()))
-    if not found.fits:
+        click.echo(audit_text(report, width=columns()))
+    if not report.fits:
         click.get_current_context().exit(3)
 
 
@@ -184,21 +186,21 @@ def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
 @FORMAT
-def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **given: Any) -> None:
+def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **options: Any) -> None:
     """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
 
-    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was found is
-    remembered for every later load. Exits with status 0 where float16 does, 3 where it does not.
+    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was
+    measured is remembered for every later load. Exits with status 0 where float16 works, 3 where it does not.
     """
     words = _text_of(text) if text else None
     with progress(f"running {model}"):
         from ..commands.rescue import rescue
 
-        found = rescue(model, text=words, **given)
+        outcome = rescue(model, text=words, **options)
     if plot:
-        plot.write(found.as_svg())
-    click.echo(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if form == "json" else found.as_text())
-    if found.beyond:
+        plot.write(outcome.as_svg())
+    click.echo(json.dumps({"schema": 1, **outcome.to_dict()}, indent=2) if form == "json" else outcome.as_text())
+    if outcome.beyond:
         click.get_current_context().exit(3)
 
 

@@ -74,7 +74,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 @click.option("--dry-run", is_flag=True, help="Show what would be tried here, and run nothing.")
 @click.option("--restore", is_flag=True, help="Bring back the original that --out holds; nothing else is done.")
 @FORMAT
-def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **given: Any) -> None:
+def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **options: Any) -> None:
     """Find the fastest form of MODEL that computes the same: compiled, exported, ONNX, or as it is.
 
     Every form and dtype is tried in a process of its own and held against eager float32: on the traced inputs, on
@@ -86,55 +86,55 @@ def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **gi
     verified, 4 where no dtype passed, 5 where this machine lacks something, 2 for a wrong usage.
     """
     if restore:
-        _restore(given["out"])
+        _restore(options["out"])
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
-    goal = _goal(given)
+    goal = _goal(options)
     if dry_run:
         _dry_run(model, goal, form)
         return
-    if given["out"] is None:
+    if options["out"] is None:
         raise click.UsageError("Missing option '--out'.")
     from ..optimizing.inputs.synthetic import read_inputs
     from ..optimizing.nouns.record_file import to_dict
     from ..optimizing.optimize_model import reach
     from ..optimizing.report.report import summary_text
 
-    inputs = read_inputs(given["inputs"]) if given["inputs"] else None
-    found = reach(
-        goal, model, inputs, out=given["out"], data=given["data"], tell=lambda text: click.echo(text, err=True)
+    inputs = read_inputs(options["inputs"]) if options["inputs"] else None
+    optimization = reach(
+        goal, model, inputs, out=options["out"], data=options["data"], tell=lambda text: click.echo(text, err=True)
     )
-    click.echo(json.dumps(to_dict(found), indent=2) if form == "json" else summary_text(found))
-    if found.status is not Status.REACHED:
-        click.get_current_context().exit(int(found.status))
+    click.echo(json.dumps(to_dict(optimization), indent=2) if form == "json" else summary_text(optimization))
+    if optimization.status is not Status.REACHED:
+        click.get_current_context().exit(int(optimization.status))
 
 
-def _goal(given: Mapping[str, Any]) -> Goal:
+def _goal(options: Mapping[str, Any]) -> Goal:
     try:
-        dtype = None if given["dtype"] == "auto" else dtype_named(given["dtype"])
+        dtype = None if options["dtype"] == "auto" else dtype_named(options["dtype"])
     except UnknownDtypeError as exc:
         raise click.BadParameter(str(exc), param_hint="--dtype") from exc
     dims: dict[str, dict[int, Range]] = {}
-    for ends, (name, places) in ((given["size"], _SIZE), (given["length"], _LENGTH)):
+    for ends, (name, places) in ((options["size"], _SIZE), (options["length"], _LENGTH)):
         if ends:
             dims[name] = dict.fromkeys(places, ends)
-    if given["via"] and given["wanted"] not in ("auto", str(Form.ONNX)):
+    if options["via"] and options["wanted"] not in ("auto", str(Form.ONNX)):
         raise click.UsageError(f"--via makes an ONNX file: it does not go with --form {given['wanted']}.")
-    form = None if given["wanted"] == "auto" else Form(given["wanted"])
+    form = None if options["wanted"] == "auto" else Form(options["wanted"])
     return Goal(
-        form=Form.ONNX if given["via"] else form,
+        form=Form.ONNX if options["via"] else form,
         dtype=dtype,
-        dynamic=Dynamic(given["batch"], dims),
-        torchscript=given["allow_torchscript"],
-        max_drift=given["max_drift"],
-        seconds=given["timeout"],
-        device=given["device"],
-        threads=given["threads"],
-        keep=given["keep"],
-        via=given["via"] or "",
-        task=given["task"] or "",
-        revision=given["revision"],
+        dynamic=Dynamic(options["batch"], dims),
+        torchscript=options["allow_torchscript"],
+        max_drift=options["max_drift"],
+        seconds=options["timeout"],
+        device=options["device"],
+        threads=options["threads"],
+        keep=options["keep"],
+        via=options["via"] or "",
+        task=options["task"] or "",
+        revision=options["revision"],
     )
 
 
@@ -149,5 +149,5 @@ def _restore(out: Path | None) -> None:
 def _dry_run(model: str, goal: Goal, form: str) -> None:
     from ..optimizing.dry_run import dry_run
 
-    found = dry_run(model, goal)
-    click.echo(json.dumps(found.to_dict(), indent=2) if form == "json" else found.as_text())
+    outlook = dry_run(model, goal)
+    click.echo(json.dumps(outlook.to_dict(), indent=2) if form == "json" else outlook.as_text())

@@ -204,7 +204,7 @@ class HalfRange:
     islands: tuple[str, ...] = ()  # modules that stay in float32, names as in `named_modules()`
     on_noise: bool = False  # on random tokens: a trained model has never seen such, and its peaks may lie elsewhere
     unseen: tuple[str, ...] = ()  # modules that a text does not reach (an image tower): nothing is known of them
-    problem: str = ""  # why float16 does not do all the same
+    problem: str = ""  # why float16 is rejected all the same
     drift: Drift | None = None  # of float16 with all of that, on the device that is planned for
     certified: float | None = None  # no hidden state goes beyond this, whatever the input; None: nobody knows
     reference: Dtype = FLOAT32  # what the drift is measured from: the checkpoint in this dtype, computed in float32

@@ -82,12 +82,12 @@ class Rescale:
 
     def exponents(self) -> dict[tuple[Part, str, Rows | None], int]:
         """Return the exponent of 2 for everything that is multiplied; what cancels out is left out."""
-        found: dict[tuple[Part, str, Rows | None], int] = {}
+        exponents: dict[tuple[Part, str, Rows | None], int] = {}
         for gauge, bits in self.shifts:
             for move in gauge.moves:
                 key = (move.part, move.target, move.rows)
-                found[key] = found.get(key, 0) + move.power * bits
-        return {key: exponent for key, exponent in found.items() if exponent}
+                exponents[key] = exponents.get(key, 0) + move.power * bits
+        return {key: exponent for key, exponent in exponents.items() if exponent}
 
     def with_bits(self, bits: Mapping[str, int]) -> Rescale:
         """Return the same gauges moved by other numbers of bits; those that `bits` does not name stay."""
@@ -132,8 +132,10 @@ def gauge_from_dict(values: Mapping[str, Any]) -> Gauge:
         KeyError, TypeError, ValueError: If they are not a gauge's.
     """
     moves = tuple(
-        Move(Part(one["part"]), one["target"], int(one["power"]), Rows(**one["rows"]) if one.get("rows") else None)
-        for one in values["moves"]
+        Move(
+            Part(move["part"]), move["target"], int(move["power"]), Rows(**move["rows"]) if move.get("rows") else None
+        )
+        for move in values["moves"]
     )
     return Gauge(values.get("gauge") or values["name"], moves)
 
@@ -156,7 +158,7 @@ def summary(moves: Iterable[Move]) -> tuple[str, ...]:
 
 
 def _plain(move: Move) -> dict[str, Any]:
-    found: dict[str, Any] = {"part": str(move.part), "target": move.target, "power": move.power}
+    values: dict[str, Any] = {"part": str(move.part), "target": move.target, "power": move.power}
     if move.rows is not None:
-        found["rows"] = asdict(move.rows)
-    return found
+        values["rows"] = asdict(move.rows)
+    return values

@@ -74,12 +74,12 @@ def _without_hooks(model: PreTrainedModel, rescale: Rescale) -> Rescale:
         raise RescaleError("what the first blocks are given moves by different powers")
     names = {id(module): name for name, module in model.named_modules()}
     embedding = f"{names[id(model.get_input_embeddings())]}.weight"
-    kept = tuple(
-        (Gauge(gauge.name, tuple(one for one in gauge.moves if one.part is not Part.INPUT)), bits)
+    without_inputs = tuple(
+        (Gauge(gauge.name, tuple(move for move in gauge.moves if move.part is not Part.INPUT)), bits)
         for gauge, bits in rescale.shifts
     )
     into = Gauge("embedding", (Move(Part.WEIGHT, embedding, -1),))
-    return Rescale((*kept, (into, -next(iter(hooks.values())))), rescale.unproven)
+    return Rescale((*without_inputs, (into, -next(iter(hooks.values())))), rescale.unproven)
 
 
 def _untie(model: PreTrainedModel) -> bool:

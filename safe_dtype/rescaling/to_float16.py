@@ -46,35 +46,35 @@ def halve(
     own = _own_names(model)
     modules = [_island(model, own(name)) for name in islands]
     rescale = rescale.renamed(own) if rescale else None
-    found = None
+    rescaled = None
     if rescale is not None:
         for name in rescale.unproven:
             _module(model, name)
         fold, effect = fold_in(model, rescale, computing=computing)
-        found = keep_rescaled(model, fold, effect)
+        rescaled = keep_rescaled(model, fold, effect)
     save_models_as_they_were()
     former = {one.dtype for one in model.parameters()}.intersection(_FORMER)
     for module in modules:
         recast(module, {torch.bfloat16}, torch.float32)
-    kept = {id(one) for module in modules for one in module.parameters()}
-    recast(model, former, torch.float16, without=kept)
+    in_islands = {id(one) for module in modules for one in module.parameters()}
+    recast(model, former, torch.float16, without=in_islands)
     for module in modules:
         Island(torch.float16).attach(module)
-    if left := left_over(model, former, torch.float16, without=kept):
+    if left := left_over(model, former, torch.float16, without=in_islands):
         raise RescaleError(f"{left} parameters stayed in another dtype")
-    return found
+    return rescaled
 
 
 def keep_as_in_half(model: nn.Module) -> None:
     """Bring into float32 what transformers would keep there in float16 (T5's `wo`, say); all else stays."""
-    kept = kept_in_float32(model, torch.float16)
-    for name, one in model.named_parameters():
-        if one.dtype == torch.bfloat16 and kept(name):
-            one.data = one.data.float()
+    stays_in_float32 = kept_in_float32(model, torch.float16)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.bfloat16 and stays_in_float32(name):
+            parameter.data = parameter.data.float()
 
 
 def computing_on(device: DeviceFacts, dtype: Dtype) -> AbstractContextManager[object]:
-    """Return a context in which products of weights in `dtype` come out right and soon on the device."""
+    """Return a context in which products of weights in `dtype` come out right, and fast, on the device."""
     if dtype == FLOAT32 or device.verdict(dtype).kind is VerdictKind.NATIVE:
         return nullcontext()
     return compute_in(FLOAT32)
@@ -84,7 +84,7 @@ def computing_in_full(plan: Plan) -> AbstractContextManager[object]:
     """Return the same for the dtype that the plan's checkpoint was saved in; what was in float16 is in float32 then."""
     saved = Candidate(plan.saved, plan.saved)
     decision = next((one for one in plan.decisions if one.candidate == saved), None)
-    runs = decision is not None and decision.ground not in _NO_KERNELS  # slowly will do, for a few tokens
+    runs = decision is not None and decision.ground not in _NO_KERNELS  # slow is fast enough for a few tokens
     return nullcontext() if plan.saved in (FLOAT16, FLOAT32) or runs else compute_in(FLOAT32)
 
 
