@@ -21,7 +21,7 @@ from .planning import Decision, Plan, Policy, Workload, make_plan
 if TYPE_CHECKING:
     from .checkpoints import read_checkpoint
     from .devices import detect, facts_of, measure, prior_facts
-    from .guarding import guard, report, unguard
+    from .guarding import guard, register_remedy, report, unguard
     from .loading import SafeAutoModel
     from .numerics import compute_in
     from .optimizing import Dynamic, Optimized, load_optimized, optimize
@@ -67,6 +67,7 @@ __all__ = [
     "publish",
     "read_checkpoint",
     "record_outputs",
+    "register_remedy",
     "report",
     "text_batches",
     "unguard",
@@ -77,6 +78,7 @@ _LOADED_ON_USE = {
     "compute_in": "numerics",
     "SafeAutoModel": "loading",
     "guard": "guarding",
+    "register_remedy": "guarding",
     "report": "guarding",
     "unguard": "guarding",
     "read_checkpoint": "checkpoints",

@@ -3,5 +3,23 @@
 from .classify import classify
 from .failure import Attempt, Event, Failure, FailureKind, Report
 from .guard import guard, report, unguard
+from .incident import Incident
+from .registration import Registration
+from .remedies import NotPossible, Remedy, register_remedy
 
-__all__ = ["Attempt", "Event", "Failure", "FailureKind", "Report", "classify", "guard", "report", "unguard"]
+__all__ = [
+    "Attempt",
+    "Event",
+    "Failure",
+    "FailureKind",
+    "Incident",
+    "NotPossible",
+    "Registration",
+    "Remedy",
+    "Report",
+    "classify",
+    "guard",
+    "register_remedy",
+    "report",
+    "unguard",
+]

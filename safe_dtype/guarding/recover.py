@@ -14,7 +14,7 @@ from ..errors import DeviceLostError, NoDtypeLeft, SafeDtypeWarning, StrictModeE
 from ..facts import FLOAT32, Dtype
 from .failure import Attempt, Event, Failure, FailureKind
 from .incident import Incident
-from .remedies import AlignModule, ChangeDtype, NotPossible, Remedy, remedies
+from .remedies import NotPossible, Remedy, remedies_for
 from .state import Guard
 
 logger = logging.getLogger(__name__)
@@ -23,24 +23,27 @@ _TOLD_AT_MOST = 300  # characters of a foreign text in our own
 
 
 class TriedRemedies:
-    """One step, or one generation, that fails: the remedies tried on it so far. No remedy is tried twice."""
+    """The remedies tried so far on one failing step, or on one failing generation. No remedy is tried twice."""
 
     def __init__(self) -> None:
         self.remedies: list[Remedy] = []
         self.attempts: list[Attempt] = []
-        self._applied: Remedy | None = None
+        self._in_force: tuple[Remedy, nn.Module | None] | None = None  # applied last, and the module that had failed
 
-    def failed(self, failure: Failure, blamed: nn.Module | None) -> None:
-        """Note what the remedy applied last has come to, and undo what was of no use."""
-        if isinstance(self._applied, AlignModule) and self._applied.module is blamed:
-            self._applied.undo()
-        if self._applied is not None:
-            self.attempts.append(Attempt(str(self._applied), f"applied, and then: {first_line(failure.message)}"))
-            self._applied = None
+    def failed(self, incident: Incident) -> None:
+        """Note that the remedy applied last was followed by this failure; undo it where the same module failed."""
+        if self._in_force is None:
+            return
+        remedy, module = self._in_force
+        self._in_force = None
+        if module is incident.blamed:
+            remedy.undo(incident)
+        outcome = f"applied, and then: {first_line(incident.failure.message)}"
+        self.attempts.append(Attempt(str(remedy), outcome))
 
-    def applied(self, remedy: Remedy) -> None:
+    def applied(self, remedy: Remedy, incident: Incident) -> None:
         """Note that `remedy` is in force from now on."""
-        self._applied = remedy
+        self._in_force = remedy, incident.blamed
 
 
 def cure(incident: Incident, tried: TriedRemedies) -> bool:
@@ -57,10 +60,10 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         return False
     if failure.sticky:
         raise _device_lost(incident, before) from incident.error
-    tried.failed(failure, incident.blamed)
+    tried.failed(incident)
     if guard.policy.mode == "strict":
         return _refuse(incident, before)
-    for remedy in remedies(incident):
+    for remedy in remedies_for(incident):
         if remedy in tried.remedies:
             continue
         tried.remedies.append(remedy)
@@ -69,7 +72,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         except NotPossible as exc:
             tried.attempts.append(Attempt(str(remedy), str(exc)))
             continue
-        tried.applied(remedy)
+        tried.applied(remedy, incident)
         guard.version += 1
         _record(incident, remedy, before, grown)
         return True
@@ -118,19 +121,17 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> No
         extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
     )  # fmt: skip
     ordered = guard.plan.ordered if guard.plan else None
-    if isinstance(remedy, ChangeDtype) and ordered is not None and "ordered" not in guard.told:
+    if remedy.changes_dtype and ordered is not None and "ordered" not in guard.told:
         guard.told.add("ordered")
         text = f"{ordered} was asked for, and {_said(failure)}. Going on in {after}. Next: load with dtype='{after}'"
         warnings.warn(text, SafeDtypeWarning, stacklevel=7)
 
 
 def _refuse(incident: Incident, before: Dtype) -> bool:
-    possible = [one for one in remedies(incident) if isinstance(one, ChangeDtype)]
-    if not possible and before == FLOAT32:
+    dtypes = tuple(str(remedy) for remedy in remedies_for(incident) if remedy.changes_dtype)
+    if not dtypes and before == FLOAT32:
         return False
-    raise StrictModeError(
-        str(before), _said(incident.failure), tuple(str(one) for one in possible)
-    ) from incident.error
+    raise StrictModeError(str(before), _said(incident.failure), dtypes) from incident.error
 
 
 def _device_lost(incident: Incident, dtype: Dtype) -> DeviceLostError:

@@ -18,7 +18,7 @@ from safe_dtype import FLOAT16, Dtype, guard
 from safe_dtype.facts import Rescale
 from safe_dtype.guarding import Failure, FailureKind
 from safe_dtype.guarding.incident import Incident
-from safe_dtype.guarding.remedies import remedies as remedies_for
+from safe_dtype.guarding.remedies import remedies_for
 from safe_dtype.guarding.state import guard_of
 from safe_dtype.models.recast import recast
 from safe_dtype.rescaling import gauges_for

@@ -1,0 +1,126 @@
+"""Bring the whole model into another dtype: the last remedy, and the one that every failure ends with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import RescaleError
+from ...facts import FLOAT16, FLOAT32, Dtype
+from ...models.block_layout import take_back
+from ...models.islands import Island
+from ...models.offloaded import is_offloaded
+from ...models.recast import bytes_of_copy, growth, left_over, main_dtype, recast, refusal
+from ...rescaling import Fold, rescaled_of
+from ..failure import FailureKind
+from ..incident import Incident
+from ..state import Guard, dtype_of, torch_dtype
+from .free_memory import require_free
+from .remedy import NotPossible
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChangeDtype:
+    """Bring the whole model into another dtype."""
+
+    dtype: Dtype
+    changes_dtype = True
+
+    def __str__(self) -> str:
+        return self.dtype.name
+
+    def apply(self, incident: Incident) -> int:
+        """Recast in place; weights that lost bits when loaded are read again where that is possible."""
+        guard, model = incident.guard, incident.model
+        now, new = main_dtype(model), torch_dtype(self.dtype)
+        former = {torch.bfloat16, torch.float16} if self.dtype == FLOAT32 else {now} - {None}
+        former = {one for one in former if one is not None and one != new}
+        if reason := refusal(model):
+            raise NotPossible(reason)
+        if reason := _too_wide(model, former, self.dtype):
+            raise NotPossible(reason)
+        require_free(growth(model, former, new))
+        if self.dtype == FLOAT32:
+            _leave_flash_attention(model)
+        done = recast(model, former, new, source=_read_again(guard, model, new))
+        remaining = left_over(model, former, new)
+        if not done.tensors or remaining:
+            raise NotPossible(f"it changed {done.tensors} tensors and left {remaining} as they were")
+        for hooks in list(_island_hooks(model)):
+            hooks.outside_is_now(new)
+        guard.cast_from = guard.autocast = None
+        take_back(model)
+        guard.left |= former
+        guard.left.discard(new)
+        return done.grown_bytes
+
+    def undo(self, incident: Incident) -> None:
+        """Leave it so: the way back would bring the failure back, and may lose bits."""
+
+
+def propose(incident: Incident) -> Iterator[ChangeDtype]:
+    """Yield the dtypes below the model's own on the ladder that this failure leaves open."""
+    model, failure = incident.model, incident.failure
+    main = main_dtype(model)
+    now = dtype_of(main) if main is not None else None
+    mixed = any(one.dtype in (torch.bfloat16, torch.float16) for one in model.parameters())
+    for dtype in incident.guard.ladder():
+        if torch_dtype(dtype) in incident.guard.left or dtype == failure.dtype:
+            continue
+        if failure.allowed and dtype not in failure.allowed:
+            continue
+        if failure.kind is FailureKind.NONFINITE and now is not None and dtype.largest < now.largest:
+            continue
+        # float32 for a model in float32 that has parts in other dtypes brings them together.
+        if dtype != now or (dtype == FLOAT32 and mixed):
+            yield ChangeDtype(dtype)
+
+
+def _too_wide(model: nn.Module, former: set[torch.dtype], new: Dtype) -> str | None:
+    if new != FLOAT16:
+        return None
+    for name, one in model.named_parameters():
+        if one.dtype in former and not one.is_meta and one.abs().amax().item() > FLOAT16.largest:
+            return f"{name} holds numbers beyond {FLOAT16.largest:.0f}, where float16 ends"
+    return None
+
+
+def _leave_flash_attention(model: Any) -> None:
+    # It has no float32 kernels.
+    now = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    if "flash" in now:
+        model.set_attn_implementation("sdpa")
+
+
+def _read_again(guard: Guard, model: nn.Module, new: torch.dtype) -> nn.Module | None:
+    """Load the weights anew where they lost bits on loading, unless somebody has changed them since."""
+    plan = guard.plan
+    if guard.reread is None or plan is None or is_offloaded(model):
+        return None
+    if plan.storage.holds(plan.saved) and plan.rescale is None:  # what is scaled down loses bits in float16
+        return None
+    if not guard.weights_untouched():
+        return None
+    try:
+        require_free(bytes_of_copy(model, new))
+        source = guard.reread(new)
+        if rescaled := rescaled_of(model):
+            Fold(source).move_to(rescaled.rescale)
+        return source
+    except (NotPossible, RescaleError, OSError) as exc:
+        logger.info(
+            "%s: its weights stay rounded as they were loaded, they cannot be read again (%s)", plan.source, exc
+        )
+        return None
+
+
+def _island_hooks(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        yield from (hook for hook in module._forward_hooks.values() if isinstance(hook, Island))

@@ -1,0 +1,80 @@
+"""In which order remedies are tried, and how one from outside gets its place among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+from ..incident import Incident
+from ..registration import Registered, Registration
+from . import (
+    align_inputs,
+    align_module,
+    attention,
+    autocast,
+    float32_island,
+    next_dtype,
+    raise_rescale,
+    rescale_exactly,
+    without_compilation,
+)
+from .remedy import Proposal, Remedy
+
+Place = Literal[
+    "without_compilation",
+    "attention",
+    "align_inputs",
+    "autocast",
+    "align_module",
+    "raise_rescale",
+    "rescale_exactly",
+    "float32_island",
+    "next_dtype",
+]
+
+# What changes least comes first; another dtype for the whole model comes last.
+_OURS: dict[Place, Proposal] = {
+    "without_compilation": without_compilation.propose,
+    "attention": attention.propose,
+    "align_inputs": align_inputs.propose,
+    "autocast": autocast.propose,
+    "align_module": align_module.propose,
+    "raise_rescale": raise_rescale.propose,
+    "rescale_exactly": rescale_exactly.propose,
+    "float32_island": float32_island.propose,
+    "next_dtype": next_dtype.propose,
+}
+_registered: Registered[tuple[Place, Proposal]] = Registered()
+
+
+def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Registration:
+    """Have remedies of your own tried on every guarded model of this process, from now on.
+
+    Args:
+        propose: Called with each `Incident` that the remedies before its place did not cure; returns or yields what may
+            cure it, best first, or nothing. It decides by `incident.failure.kind`, and may look at `incident.model`
+            and `incident.blamed`, the module that failed (None where that is not known).
+        before: The remedy of safe_dtype before which yours are tried. Remedies registered for the same place are tried
+            in the order in which they were registered.
+
+    Returns:
+        The registration. Its `remove()` takes the remedies out again, and so does the end of a `with` block. What they
+        have changed by then stays.
+
+    Raises:
+        ValueError: If `before` is no remedy of safe_dtype.
+    """
+    if before not in _OURS:
+        raise ValueError(
+            f"before={before!r} is no remedy of safe_dtype. Next: use one of {', '.join(get_args(Place))}."
+        )
+    return _registered.add((before, propose))
+
+
+def remedies_for(incident: Incident) -> Iterator[Remedy]:
+    """Yield what may cure the failure, best first. Each is proposed only once those before it were tried."""
+    for place, ours in _OURS.items():
+        for before, propose in _registered:
+            if before == place:
+                yield from propose(incident)
+        yield from ours(incident)
