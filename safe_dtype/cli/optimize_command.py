@@ -120,7 +120,7 @@ def _goal(options: Mapping[str, Any]) -> Goal:
         if ends:
             dims[name] = dict.fromkeys(places, ends)
     if options["via"] and options["wanted"] not in ("auto", str(Form.ONNX)):
-        raise click.UsageError(f"--via makes an ONNX file: it does not go with --form {given['wanted']}.")
+        raise click.UsageError(f"--via makes an ONNX file: it does not go with --form {options['wanted']}.")
     form = None if options["wanted"] == "auto" else Form(options["wanted"])
     return Goal(
         form=Form.ONNX if options["via"] else form,

@@ -56,7 +56,9 @@ def test_one_commit(hub: LoopbackHub, tmp_path: Path) -> None:
     assert hub.commits(REPO)[0] == (oid, TITLE)
     before = {path: content for path, content in whole().items() if path != "LICENSE"}
     new = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert {path: content for path, content in hub.remote_files(REPO).items() if path != ".gitattributes"} == before | new
+    assert {
+        path: content for path, content in hub.remote_files(REPO).items() if path != ".gitattributes"
+    } == before | new
 
 
 def test_a_file_that_changed(hub: LoopbackHub, tmp_path: Path) -> None:
