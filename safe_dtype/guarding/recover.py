@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 
 import torch
 from torch import nn
 
 from ..devices import remember_failure
-from ..errors import DeviceLostError, NoDtypeLeft, SafeDtypeWarning, StrictModeError
+from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
+from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype
 from .failure import Attempt, Event, Failure, FailureKind
 from .incident import Incident
@@ -124,7 +124,7 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> No
     if remedy.changes_dtype and ordered is not None and "ordered" not in guard.told:
         guard.told.add("ordered")
         text = f"{ordered} was asked for, and {_said(failure)}. Going on in {after}. Next: load with dtype='{after}'"
-        warnings.warn(text, SafeDtypeWarning, stacklevel=7)
+        warn(text)
 
 
 def _refuse(incident: Incident, before: Dtype) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
 
-from ..errors import SafeDtypeWarning
+from ..errors.warn import warn
 from ..planning import Plan, Policy
 from .load import load
 from .plan_request import check_agreement, plan_request
@@ -54,7 +53,7 @@ class SafeAuto:
         else:
             check_agreement(plan, request, policy)
         for text in plan.warnings:
-            warnings.warn(text, SafeDtypeWarning, stacklevel=2)
+            warn(text)
         return load(cls._target(request), request, plan, *model_args)
 
     @classmethod

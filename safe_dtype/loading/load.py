@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tempfile
-import warnings
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import RescaleError, SafeDtypeWarning
+from ..errors import RescaleError
+from ..errors.warn import warn
 from ..facts import FLOAT16, FLOAT32, Dtype
 from ..guarding import guard
 from ..models.load_lock import one_at_a_time
@@ -103,10 +103,10 @@ def _halved(model: nn.Module, plan: Plan) -> Plan | None:
     except RescaleError as exc:
         if plan.stored:
             text = f"{plan.source}: {FILE} does not hold for this model: {exc.problem}. It is left aside"
-            warnings.warn(text, SafeDtypeWarning, stacklevel=5)
+            warn(text)
             return None
         text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
-        warnings.warn(text, SafeDtypeWarning, stacklevel=5)
+        warn(text)
         recast(model, {torch.bfloat16, torch.float16}, torch.float32)  # wherever it stopped
         full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=str(exc))
         return replace(full, ladder=(FLOAT32,))
@@ -119,7 +119,7 @@ def _plan_without_stored(plan: Plan, request: Request) -> Plan:
     other = plan_request(request, plan.policy, drifts="ignored", stored=False)
     for text in other.warnings:
         if text not in plan.warnings:
-            warnings.warn(text, SafeDtypeWarning, stacklevel=5)
+            warn(text)
     return other
 
 
@@ -130,5 +130,5 @@ def _verify(model: nn.Module, plan: Plan) -> None:
     found = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
     if found and plan.storage.name not in found:
         text = f"{plan.source} was to be loaded in {plan.storage} and came out in {', '.join(sorted(found))}: "
-        warnings.warn(text + f"{type(model).__name__} sets its own dtype", SafeDtypeWarning, stacklevel=4)
+        warn(text + f"{type(model).__name__} sets its own dtype")
     logger.debug("%s: parameters in %s", plan.source, sorted(found))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..devices.memory import bytes_of
-from ..errors import SafeDtypeError, SafeDtypeWarning, StrictModeError
+from ..errors import SafeDtypeError, StrictModeError
+from ..errors.warn import warn
 from ..loading import Request, load, plan_request
 from ..loading.planned_once import take_turn
 from ..models.load_lock import one_at_a_time
@@ -18,7 +17,6 @@ from ..planning import Plan, Policy
 logger = logging.getLogger(__name__)
 
 _SOURCE = "pretrained_model_name_or_path"
-_NOT_THE_CALLER = ("transformers", "safe_dtype")
 
 
 class _Plainly:
@@ -53,7 +51,7 @@ def from_pretrained_planned(
         logger.warning("%s: loaded as it is, without a plan and unguarded: %s", source, obstacle)
         return found
     for text in plan.warnings:
-        warnings.warn(text, SafeDtypeWarning, stacklevel=_level_of_caller())
+        warn(text)
     return load(_Plainly(original), request, plan, *model_args)
 
 
@@ -82,11 +80,3 @@ def _sizes_can_be_read(max_memory: Any) -> bool:
 
 def _size(size: Any) -> bool:
     return bytes_of(size) >= 0
-
-
-def _level_of_caller() -> int:
-    """Return the `stacklevel` for the caller's own line, beyond transformers and us."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_CALLER:
-        frame, level = frame.f_back, level + 1
-    return level

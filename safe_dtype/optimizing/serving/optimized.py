@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from ...devices.accelerators import accelerators
-from ...errors import NoSuchDeviceError, NotOptimizedError, SafeDtypeWarning
+from ...errors import NoSuchDeviceError, NotOptimizedError
+from ...errors.warn import warn
 from ...facts import Dtype
 from ...guarding import guard, unguard
 from ..attempts.load_model import apply_remedies, load_subject
@@ -280,7 +279,7 @@ class Optimized:
         logger.info("%s. %s", reason, instead, extra={"form": str(self.form), "dtype": self.dtype.name, "kind": kind})
         if new:
             text = f"{reason}. {instead}. Next: {advice} (`safe-dtype optimize`). This is said once."
-            warnings.warn(text, SafeDtypeWarning, stacklevel=_outside())
+            warn(text)
 
 
 def _chosen(folder: Path, record: Optimization, number: int | None) -> FormAttempt:
@@ -341,11 +340,3 @@ def _twin(model: torch.nn.Module) -> torch.nn.Module:
 
 def _words(exc: Exception) -> str:
     return f"{type(exc).__name__}: {reason_of(exc)}"
-
-
-def _outside() -> int:
-    """Return the `stacklevel` at which a warning that the caller raises points at the code that called this module."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_code.co_filename == __file__ and frame.f_back is not None:
-        level, frame = level + 1, frame.f_back
-    return level

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ...errors import RescaleError, SafeDtypeWarning
+from ...errors import RescaleError
+from ...errors.warn import warn
 from ...facts import Part, Rescale, Rows
 from ...models.shift_hooks import shift_on
 
@@ -166,7 +166,7 @@ class Fold:
             self.follow()
         except RescaleError as exc:
             text = f"{type(self._model).__name__} is no longer rescaled: {exc.problem}. In float16 it may overflow"
-            warnings.warn(text, SafeDtypeWarning, stacklevel=2)
+            warn(text)
 
     def _undo_what_is_left(self) -> None:
         self._seats = {}

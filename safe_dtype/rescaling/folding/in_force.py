@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import nn
 
-from ...errors import RescaleError, SafeDtypeWarning
+from ...errors import RescaleError
+from ...errors.warn import warn
 from ...facts import Rescale
 from .fold import Fold
 from .prove import Effect, hidden_states, innermost_models
@@ -106,7 +106,7 @@ class _Unproven:
             return
         self._rescaled.fold.undo()
         text = f"{self._name} runs, and the rescaling was proved for text alone: it is undone. float16 may overflow"
-        warnings.warn(f"{text}. Next: load in float32 for such inputs", SafeDtypeWarning, stacklevel=2)
+        warn(f"{text}. Next: load in float32 for such inputs")
 
 
 def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect) -> Rescaled:
