@@ -32,7 +32,6 @@ from results_file import write_results
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from safe_dtype.errors import RescaleError
 from safe_dtype.facts import Gauge, Move, summary
 from safe_dtype.rescaling.discovery.discover import Discovery, discover, fitted
 from safe_dtype.rescaling.discovery.proof import Prover
@@ -128,13 +127,11 @@ def spoilt(twin: Twin, found: Discovery) -> dict[str, Any]:
     counts = Counter({"caught": 0, "harmless": 0, "missed": 0})
     for gauge, place in chance.sample(candidates, min(MUTATIONS, len(candidates))):
         mutant = mutated(gauge, place, chance)
-        try:
-            if not prover.is_bitwise(mutant):
-                counts["caught"] += 1
-            else:
-                counts["missed" if prover.float64_error(mutant) > SEEN_BY_FLOAT32 else "harmless"] += 1
-        except RescaleError:
+        proof = prover.prove(mutant)
+        if not proof.bitwise_float32:
             counts["caught"] += 1
+        else:
+            counts["missed" if proof.max_rel_error > SEEN_BY_FLOAT32 else "harmless"] += 1
     return {f"mutations_{name}": count for name, count in counts.items()}
 
 

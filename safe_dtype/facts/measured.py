@@ -99,12 +99,6 @@ class DeviceFacts:
                 return verdict
         return Verdict(dtype, op, VerdictKind.UNKNOWN, "not measured")
 
-    def slowdown(self, dtype: Dtype, op: str = "matmul") -> float | None:
-        """How many times longer `dtype` takes than float32 at 512 rows; None where not both were measured."""
-        mine = self.verdict(dtype, op).prefill_flops_per_s
-        base = self.verdict(FLOAT32, op).prefill_flops_per_s
-        return base / mine if mine and base else None
-
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
@@ -255,13 +249,6 @@ class CheckpointFacts:
     def parameters(self) -> int:
         """Number of elements in all tensors."""
         return sum(tensor.numel for tensor in self.tensors)
-
-    def parameters_by_dtype(self) -> dict[str, int]:
-        """Number of elements by torch dtype name, most first."""
-        counts: dict[str, int] = {}
-        for tensor in self.tensors:
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel
-        return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def drift(self, storage: Dtype, compute: Dtype) -> MeasuredDrift | None:
         """Return what was measured of this pair; None where nobody looked."""

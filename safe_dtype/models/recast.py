@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..numerics import to_scaled_half
+from ..numerics import as_half
 from . import offloaded
 from .shift_hooks import norms_in_float32, shifted_modules
 
@@ -153,7 +153,7 @@ def _buffers(model: nn.Module, former: Collection[torch.dtype]) -> Iterator[tupl
 def _in(wanted: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
     # torch converts bfloat16 to float16 number by number.
     quicker = wanted == torch.float16 and tensor.dtype == torch.bfloat16 and type(tensor) is torch.Tensor
-    return to_scaled_half(tensor, 0) if quicker and tensor.device.type == "cpu" else tensor.to(wanted)
+    return as_half(tensor) if quicker and tensor.device.type == "cpu" else tensor.to(wanted)
 
 
 def _replace(one: torch.Tensor, tensor: torch.Tensor) -> None:

@@ -3,16 +3,14 @@
 from .block_product import Blocks, can_lay_out, product
 from .compute_in import FAMILIES, compute_in
 from .pages import give_back
-from .to_half import Rounding, scaled_half, to_scaled_half
+from .to_half import as_half
 
 __all__ = [
     "FAMILIES",
     "Blocks",
-    "Rounding",
+    "as_half",
     "can_lay_out",
     "compute_in",
     "give_back",
     "product",
-    "scaled_half",
-    "to_scaled_half",
 ]

@@ -111,10 +111,3 @@ def test_claims_stand_beside_verdicts() -> None:
     facts = facts_of("cpu", widths=((1024, 1024),), ops=("matmul",))
     assert facts.claims
     assert not [claim for claim in facts.claims if "bf16" in claim.question and claim.disagreement]
-
-
-def test_slowdown() -> None:
-    """The facts answer how much longer a dtype takes than float32."""
-    slowdown = facts_of("cpu", **LITTLE).slowdown(BFLOAT16)  # type: ignore[arg-type]
-    assert slowdown is not None
-    assert slowdown > 0

@@ -78,10 +78,6 @@ class Census:
                 return exponent - self.floor
         return None
 
-    def below_floor(self, shift: int) -> int:
-        """Return how many numbers lie below 2**floor after a multiplication by 2**-shift, zeros aside."""
-        return sum(count for exponent, count in self.exponents if exponent < self.floor + shift)
-
     def quantile(self, share: float) -> float | None:
         """Return log2 of the absolute value that `share` of the numbers stay under, zeros aside; None if all are zero.
 

@@ -86,22 +86,6 @@ class Prover:
         covered = min(one for _, one in in_float32)
         return Proof(exact, bitwise, in_bfloat16 == 0.0, covered, len(blocks), error, problem)
 
-    def is_bitwise(self, gauge: Gauge, bits: int = BITS[0]) -> bool:
-        """Return whether float32 outputs are the same bits for weights of every size; ends at the first that are not.
-
-        Raises:
-            RescaleError: If the gauge cannot be folded into the twin.
-        """
-        return all(self._compared(gauge, (torch.float32, gain), bits, ())[0] == 0.0 for gain in GAINS)
-
-    def float64_error(self, gauge: Gauge, bits: int = BITS[0]) -> float:
-        """Return the largest difference of outputs in float64, of the largest output, over weights of every size.
-
-        Raises:
-            RescaleError: If the gauge cannot be folded into the twin.
-        """
-        return max(self._compared(gauge, (torch.float64, gain), bits, ())[0] for gain in GAINS)
-
     def _in_bfloat16(self, gauge: Gauge, bits: int) -> float:
         try:
             return self._compared(gauge, (torch.bfloat16, GAINS[0]), bits, ())[0]

@@ -13,7 +13,6 @@ from huggingface_hub.errors import StrictDataclassError
 from rescaling.architectures import config_of, found_in, gauge_of, twin_of, without
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from safe_dtype.errors import RescaleError
 from safe_dtype.facts import Gauge, Move, Part
 from safe_dtype.rescaling.discovery.discover import discover
 from safe_dtype.rescaling.discovery.proof import Prover, prove
@@ -37,22 +36,20 @@ def mutants(gauge: Gauge) -> Iterator[Gauge]:
 
 def is_caught(prover: Prover, mutant: Gauge) -> bool | None:
     """Return whether float32 tells a mutant from the model as it is; None where nothing of it could be seen."""
-    try:
-        if not prover.is_bitwise(mutant):
-            return True
-        return False if prover.float64_error(mutant) > SEEN_BY_FLOAT32 else None
-    except RescaleError:
+    proof = prover.prove(mutant)
+    if not proof.bitwise_float32:
         return True
+    return False if proof.max_rel_error > SEEN_BY_FLOAT32 else None
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "olmo2", "gpt_oss", "opt", "olmo"])
 def test_mutants(name: str) -> None:
-    """Each of 40 spoilt gauges of an architecture is caught."""
+    """Each of 24 spoilt gauges of an architecture is caught."""
     prover = Prover(twin_of(name))
     every = [mutant for one in found_in(name).proved for mutant in mutants(one.gauge)]
-    caught = [is_caught(prover, mutant) for mutant in random.Random(0).sample(every, 40)]
+    caught = [is_caught(prover, mutant) for mutant in random.Random(0).sample(every, 24)]
     assert False not in caught
-    assert caught.count(True) >= 35  # the others move what changes nothing: the bias of keys
+    assert caught.count(True) >= 20  # the others move what changes nothing: the bias of keys
 
 
 @pytest.mark.slow
