@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dtype.devices.accuracy import relative_error, tolerance
 from safe_dtype.devices.ops import Op, OpCase, Shape
 from safe_dtype.devices.probe import measure_here
 from safe_dtype.devices.probe_request import ProbeRequest
 from safe_dtype.devices.timing import seconds_per_call
 from safe_dtype.devices.workspace import Workspace
-from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype, Verdict, VerdictKind
+from safe_dtype.facts import BFLOAT16, Dtype, Verdict, VerdictKind
 
 LOST = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
 
@@ -181,41 +180,3 @@ def test_repeats_take_turns() -> None:
 
     seconds_per_call(lambda _: None, clock, allowance=60.0, known=1e-4)
     assert numbers == sorted(set(numbers))
-
-
-def test_relative_error() -> None:
-    """The largest difference counts, over the largest exact value."""
-    result = torch.tensor([1.0, -4.0])
-    assert relative_error(result, result, torch.tensor([1.0, -5.0], dtype=torch.float64)) == pytest.approx(0.2)
-    assert relative_error(torch.tensor([math.nan, 1.0]), result, result.double()) == math.inf
-
-
-@pytest.mark.parametrize(
-    ("dtype", "allowed"),
-    [
-        pytest.param(BFLOAT16, 4 * 2**-7, id="bf16"),
-        pytest.param(FLOAT16, 2e-2, id="fp16-accumulating-in-fp16"),
-        pytest.param(FLOAT8_E4M3, 4 * 2**-3, id="fp8"),
-    ],
-)
-def test_tolerance(dtype: Dtype, allowed: float) -> None:
-    """Four roundings of the format, and at least what others allow 16-bit kernels."""
-    assert tolerance(getattr(torch, dtype.name), dtype, multiplies=True) == allowed
-
-
-@pytest.mark.parametrize(
-    ("precision", "multiplies", "allowed"),
-    [
-        pytest.param("highest", True, 4 * 2**-10, id="tf32-may-be-forced-from-outside"),
-        pytest.param("medium", True, 4 * 2**-7, id="bf16-inside"),
-        pytest.param("medium", False, 1e-4, id="norms-have-no-products"),
-    ],
-)
-def test_tolerance_of_float32(precision: str, multiplies: bool, allowed: float) -> None:
-    """float32 products may use a narrower format inside, other operations may not."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        assert tolerance(torch.float32, FLOAT32, multiplies=multiplies) == allowed
-    finally:
-        torch.set_float32_matmul_precision(before)

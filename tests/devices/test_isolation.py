@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from safe_dtype.devices import measure
 from safe_dtype.devices.isolation import Patience, measure_in_children
-from safe_dtype.devices.probe_request import ProbeRequest, verdict_from_dict, verdict_to_dict
+from safe_dtype.devices.probe_request import ProbeRequest
 from safe_dtype.errors import ProbeError
-from safe_dtype.facts import BFLOAT16, FLOAT32, Timing, Verdict, VerdictKind
+from safe_dtype.facts import BFLOAT16, FLOAT32, Verdict, VerdictKind
 
 HERE = Path(__file__).resolve().parent
+
+
 DEADLY = ("segfault", "abort", "hang", "exit", "lost")
 
 
@@ -80,39 +80,3 @@ def test_unknown_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFE_DTYPE_PROBE", "yes")
     with pytest.raises(ProbeError, match="child or inprocess"):
         measure("cpu", ops=("softmax",))
-
-
-def test_child_rejects_what_is_no_request() -> None:
-    """The child ends with an error on anything but a request."""
-    command = [sys.executable, "-m", "safe_dtype.devices.probe_child"]
-    done = subprocess.run(command, input="{}", capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert not done.stdout
-
-
-@pytest.mark.parametrize(
-    "verdict",
-    [
-        Verdict(
-            BFLOAT16,
-            "matmul",
-            VerdictKind.SLOW,
-            "why",
-            1e9,
-            2e9,
-            3e-3,
-            (Timing(1, (2, 3), 0.5), Timing(512, (2, 3), 1.0)),
-        ),
-        Verdict(BFLOAT16, "fft", VerdictKind.UNSUPPORTED, "Unsupported dtype BFloat16"),
-    ],
-    ids=lambda verdict: verdict.op,
-)
-def test_verdicts_survive_the_journey(verdict: Verdict) -> None:
-    """What is sent is what arrives."""
-    assert verdict_from_dict(verdict_to_dict(verdict)) == verdict
-
-
-def test_requests_survive_the_journey() -> None:
-    """What is asked is what arrives."""
-    asked = request_for("softmax", "fft")
-    assert ProbeRequest.from_dict(asked.to_dict()) == asked

@@ -15,21 +15,29 @@ import torch
 from safe_dtype.devices import measure
 from safe_dtype.devices.ops import OPS
 from safe_dtype.devices.probe_request import verdict_from_dict
-from safe_dtype.devices.workspace import Workspace
 from safe_dtype.errors import NoSuchDeviceError, ProbeError
 from safe_dtype.facts import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, Verdict, VerdictKind
 
 Table = Mapping[tuple[Dtype, str], Verdict]
 
+
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+
+
 SSE41 = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}
+
+
 WIDTHS = ((1536, 512), (512, 1536))
+
+
 SCRIPT = """
 import json
 from safe_dtype.devices import measure
 from safe_dtype.devices.probe_request import verdict_to_dict
 print(json.dumps([verdict_to_dict(one) for one in measure("cpu", widths=((1536, 512),), ops=("matmul", "attention"))]))
 """
+
+
 BUSY = """
 import atexit, os, subprocess, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # what is started from here shares this core
@@ -205,24 +213,6 @@ def test_the_caller_notices_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.get_num_threads() == before[1]
     assert torch.is_grad_enabled()
-
-
-def test_large_heads_are_cut() -> None:
-    """Of an output head, as many rows are taken as leave several copies beyond the cache; in_features stay."""
-    space = Workspace(torch.device("cpu"))
-    rows, width = space.widest(FLOAT32, (151_936, 1024))
-    assert width == 1024
-    assert rows < 151_936
-    assert len(space.weights(FLOAT32, (rows, width))) >= 4
-
-
-def test_no_weight_repeats_another() -> None:
-    """Copies of a weight, its rows and the inputs are all different numbers."""
-    space = Workspace(torch.device("cpu"))
-    first, second, *_ = space.weights(BFLOAT16, (256, 1024))
-    assert not torch.equal(first, second)
-    assert len(torch.unique(first.float(), dim=0)) == 256
-    assert not torch.equal(first[:1] * 8, space.inputs(BFLOAT16, 1, 1024))
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux says who waited for a core")
