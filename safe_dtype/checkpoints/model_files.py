@@ -15,6 +15,13 @@ from ..hub.repository import HubRepository
 class Files(Protocol):
     """What reading a checkpoint asks of the place where it lies."""
 
+    @property
+    def commit(self) -> str | None:
+        """The commit of a repository; None of a folder."""
+
+    def on_disk(self, name: str) -> Path | None:
+        """Return the path of `name`, without a download; None where it is not on this machine."""
+
     def has(self, name: str) -> bool:
         """Whether there is a file called `name`."""
 
@@ -30,6 +37,12 @@ class LocalFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    commit = None
+
+    def on_disk(self, name: str) -> Path | None:
+        """Return the path of `name`; None where there is no such file."""
+        return self.local(name) if self.has(name) else None
 
     def has(self, name: str) -> bool:
         """Whether there is a file called `name`."""
@@ -51,6 +64,15 @@ class HubFiles:
         self._where = where
         self._repository = HubRepository(where)
 
+    @property
+    def commit(self) -> str | None:
+        """The commit that the revision means now; None offline where nothing is cached."""
+        return self._repository.commit
+
+    def on_disk(self, name: str) -> Path | None:
+        """Return the path of `name` in the cache; None where it is not there."""
+        return self._repository.cached(self._full(name))
+
     @cached_property
     def _names(self) -> frozenset[str]:
         return self._repository.names()
@@ -60,15 +82,15 @@ class HubFiles:
 
     def has(self, name: str) -> bool:
         """Whether the cache, else the repository, has a file called `name`."""
-        return self._repository.cached(self._full(name)) is not None or self._full(name) in self._names
+        return self.on_disk(name) is not None or self._full(name) in self._names
 
     def local(self, name: str) -> Path:
         """Return the path of `name` in the cache, downloaded where need be."""
-        return self._repository.cached(self._full(name)) or self._repository.download(self._full(name))
+        return self.on_disk(name) or self._repository.download(self._full(name))
 
     def header(self, name: str) -> tuple[TensorFacts, ...]:
         """Return the tensors of the safetensors file `name`: a range request, unless it is in the cache."""
-        cached = self._repository.cached(self._full(name))
+        cached = self.on_disk(name)
         return read_local_header(cached) if cached else self._repository.header(self._full(name))
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from ..errors import CheckpointNotFoundError, CorruptCheckpointError
 from ..facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, CheckpointFacts, Dtype, TensorFacts, Where
 from ..hub.headers import read_local_header
 from .config import as_dict, claimed_dtype, first, read_config, text_part
+from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
 from .keep_in_fp32 import kept_in_float32
 from .model_files import Files, LocalFiles, files_of
@@ -27,7 +31,7 @@ _SAVED = {
 
 
 def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None) -> CheckpointFacts:
-    """Return the facts of a folder, a file, or a repository on the Hub. Reads headers, never weights.
+    """Return the facts of a folder, a file, or a repository on the Hub. Reads headers, and samples of files that are here.
 
     Args:
         where: What to read, and where transformers would look for it.
@@ -49,14 +53,16 @@ def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None
     if where.gguf_file:
         if not files.has(where.gguf_file):
             raise CheckpointNotFoundError(where.name, f"has no file {where.gguf_file}", "check `gguf_file`")
-        return _read_gguf(where, files.local(where.gguf_file), given)
+        facts = _read_gguf(where, files.local(where.gguf_file), given)
+        return replace(facts, identity=facts.identity and replace(facts.identity, commit=files.commit))
     if files.has("adapter_config.json") and not files.has("config.json"):
         return _read_base(where, files, given)
     found = read_config(where, files) if given is None else given
     name, is_index = weight_names(where, files, found.get("transformers_weights"))
     tensors = read_tensors(where, files, name, is_index=is_index)
     file_format = "safetensors" if ".safetensors" in name else "pytorch"
-    return describe(where.name, tensors, found, file_format=file_format, revision=where.revision)
+    facts = describe(where.name, tensors, found, file_format=file_format, revision=where.revision)
+    return replace(facts, identity=identity_of(tensors, map(files.on_disk, facts.files), files.commit))
 
 
 def read_state_dict(state_dict: Mapping[str, Any], config: Any = None) -> CheckpointFacts:
@@ -103,8 +109,19 @@ def describe(
         keep_in_fp32_strict=always,
         quantization=str(as_dict(quantization).get("quant_method", "unknown")) if quantization else None,
         revision=revision,
+        versions=_versions(),
         warnings=() if quantization else _lies(saved, claimed, config),
     )
+
+
+@cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """Return the versions of safe_dtype and transformers, as far as they are installed; neither is imported."""
+    versions = []
+    for name in ("safe_dtype", "transformers"):
+        with suppress(PackageNotFoundError):
+            versions.append((name, version(name)))
+    return tuple(versions)
 
 
 def _saved(source: str, tensors: tuple[TensorFacts, ...]) -> Dtype:
@@ -147,13 +164,14 @@ def _read_file(where: Where, path: Path, given: Mapping[str, Any] | None) -> Che
         raise CheckpointNotFoundError(
             where.name, "is no .safetensors, .bin, .pt, .pth or .gguf file", "pass the folder"
         )
-    return describe(where.name, tensors, config, file_format=file_format)
+    facts = describe(where.name, tensors, config, file_format=file_format)
+    return replace(facts, identity=identity_of(tensors, map(beside.local, facts.files)))
 
 
 def _read_gguf(where: Where, path: Path, given: Mapping[str, Any] | None) -> CheckpointFacts:
     tensors, quantization = read_gguf(path)
     facts = describe(where.name, tensors, gguf_config(path) if given is None else given, file_format="gguf")
-    return replace(facts, quantization=quantization or "gguf")
+    return replace(facts, quantization=quantization or "gguf", identity=identity_of(tensors, [path]))
 
 
 def _read_base(where: Where, files: Files, given: Mapping[str, Any] | None) -> CheckpointFacts:

@@ -16,6 +16,7 @@
     │   ├── NoSafeDtypeError                    every candidate was rejected
     │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
     │   ├── ConflictError                       the caller and the plan contradict each other
+    │   │   └── StalePlanError                  the plan was made for another checkpoint, device or software
     │   └── NoPlanError                         the model was not loaded by safe_dtype
     ├── GuardError               (RuntimeError)
     │   ├── NotGuardedError                     the model has no guard
@@ -61,7 +62,15 @@ from .optimizing import (
     OptimizeError,
     UntrustedFolderError,
 )
-from .planning import ConflictError, NoPlanError, NoSafeDtypeError, PlanError, PolicyError, StrictModeError
+from .planning import (
+    ConflictError,
+    NoPlanError,
+    NoSafeDtypeError,
+    PlanError,
+    PolicyError,
+    StalePlanError,
+    StrictModeError,
+)
 from .publishing import NotPublishableError, PublishError
 from .verifying import (
     DegenerateReferenceError,
@@ -104,6 +113,7 @@ __all__ = [
     "RescaleError",
     "SafeDtypeError",
     "SafeDtypeWarning",
+    "StalePlanError",
     "StrictModeError",
     "UnknownDtypeError",
     "UnsafeCheckpointError",

@@ -78,6 +78,17 @@ class ConflictError(PlanError):
         )
 
 
+class StalePlanError(ConflictError):
+    """A plan is passed for another checkpoint, device or software than it was made for."""
+
+    def __str__(self) -> str:
+        return (
+            f"The plan was made for another {self.what}: it is for {self.plan}, and this call is for {self.caller}. "
+            "Next: make the plan again, or load without plan=; to follow it all the same, pass "
+            "plan=dataclasses.replace(plan, made_for=None)."
+        )
+
+
 class NoPlanError(PlanError):
     """The model was not loaded by safe_dtype, so there is no plan."""
 

@@ -90,6 +90,7 @@ class DeviceFacts:
     claims: tuple[Claim, ...] = ()
     family: str = ""  # the row of the prior table that matched
     prior_order: tuple[Dtype, ...] = ()  # the prior table's order of trying, best first
+    products: tuple[str, ...] = ()  # the names of several devices that are taken as one; empty: `name` is the only one
     measured: bool = True  # False: the verdicts come from the prior table, nobody measured here
 
     def verdict(self, dtype: Dtype, op: str = "matmul") -> Verdict:
@@ -219,6 +220,15 @@ class HalfRange:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointIdentity:
+    """What tells a checkpoint from others, wherever a copy of it lies. None: unknown."""
+
+    tensors: str  # a digest of names, dtypes and shapes
+    contents: str | None = None  # a digest of sizes and samples of the files; None where they are not on this machine
+    commit: str | None = None  # of a repository on the Hub
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """What the files of a checkpoint really hold. `config_dtype` is only what config.json claims."""
 
@@ -240,7 +250,9 @@ class CheckpointFacts:
     keep_in_fp32_strict: tuple[str, ...] = ()  # ... under float16 and bfloat16
     quantization: str | None = None  # quantization_config's quant_method
     adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
-    revision: str | None = None
+    revision: str | None = None  # as asked for
+    identity: CheckpointIdentity | None = None  # of the files; None for weights in memory
+    versions: tuple[tuple[str, str], ...] = ()  # of the libraries that read it: their lists are among these facts
     half: HalfRange | None = None  # None: nobody looked
     drifts: tuple[MeasuredDrift, ...] = ()  # against float32, on the device that is planned for
     warnings: tuple[str, ...] = ()

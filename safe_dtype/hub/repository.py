@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, GatedCheckpointError
 from ..facts import TensorFacts, Where
 from .headers import TORCH_NAMES
+
+logger = logging.getLogger(__name__)
 
 # One of these is in the cache of every model that was ever used.
 _TELLTALES = ("config.json", "adapter_config.json", "model.safetensors", "model.safetensors.index.json")
@@ -22,6 +26,69 @@ class HubRepository:
     def __init__(self, where: Where) -> None:
         self._where = where
 
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit that the revision means now: one request, as transformers makes; offline that of the cache.
+
+        Where the Hub does not answer, and the cache knows the revision, it is that of the cache as well: so transformers
+        loads it. None offline where nothing is cached.
+
+        Raises:
+            CheckpointNotFoundError: If there is no such repository or revision.
+            GatedCheckpointError: If the Hub wants a login or access to be granted.
+            CheckpointError: If the Hub cannot be reached.
+        """
+        from huggingface_hub.file_download import REGEX_COMMIT_HASH
+
+        if REGEX_COMMIT_HASH.fullmatch(self._revision):
+            return self._revision
+        cached = self._cached_commit()
+        if self._is_offline:
+            return cached
+        try:
+            return self._asked_commit()
+        except CheckpointError as exc:
+            if cached is None:
+                raise
+            logger.info("%s: %s; going on with commit %.7s of the cache", self._where.name, exc.problem, cached)
+            return cached
+
+    @property
+    def _revision(self) -> str:
+        from huggingface_hub import constants
+
+        return self._where.revision or constants.DEFAULT_REVISION
+
+    @property
+    def _is_offline(self) -> bool:
+        from huggingface_hub import constants
+
+        return self._where.local_files_only or constants.is_offline_mode()
+
+    def _asked_commit(self) -> str | None:
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.errors import EntryNotFoundError
+
+        with self._translated("its commit"):
+            try:
+                url = hf_hub_url(self._where.name, _TELLTALES[0], revision=self._where.revision)
+                return get_hf_file_metadata(url, token=self._where.token).commit_hash
+            except EntryNotFoundError as exc:  # the revision exists, and says which commit it is
+                headers = getattr(getattr(exc, "response", None), "headers", {})
+                commit: str | None = headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT)
+                return commit
+
+    def _cached_commit(self) -> str | None:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = repo_folder_name(repo_id=self._where.name, repo_type="model")
+        try:
+            ref = (self._cache_dir or Path(constants.HF_HUB_CACHE)) / folder / "refs" / self._revision
+            return ref.read_text(encoding="utf-8").strip() or None
+        except OSError:
+            return None
+
     def names(self) -> frozenset[str]:
         """Return the names of all files; none offline, where what is not in the cache does not exist.
 
@@ -29,9 +96,9 @@ class HubRepository:
             CheckpointNotFoundError: If there is no such repository or revision; offline, if nothing of it is cached.
             GatedCheckpointError: If the Hub wants a login or access to be granted.
         """
-        from huggingface_hub import HfApi, constants
+        from huggingface_hub import HfApi
 
-        if self._where.local_files_only or constants.is_offline_mode():
+        if self._is_offline:
             return self._nothing_more()
         with self._translated("a list of files"):
             return frozenset(HfApi().list_repo_files(self._where.name, **self._at()))
@@ -45,13 +112,13 @@ class HubRepository:
         return frozenset()
 
     def cached(self, name: str) -> Path | None:
-        """Return the path of `name` in the cache; None where it is not there."""
+        """Return the path of `name` in the cache, as of the commit; None where it is not there."""
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
         try:
             found = try_to_load_from_cache(
-                self._where.name, name, cache_dir=self._cache_dir, revision=self._where.revision
+                self._where.name, name, cache_dir=self._cache_dir, revision=self.commit or self._where.revision
             )
         except HFValidationError as exc:
             raise CheckpointNotFoundError(
@@ -64,7 +131,13 @@ class HubRepository:
         from huggingface_hub import hf_hub_download
 
         with self._translated(name):
-            return Path(hf_hub_download(self._where.name, name, cache_dir=self._cache_dir, **self._at()))
+            # By the revision as it was asked for: the client then notes in the cache which commit that is.
+            where = self._where
+            return Path(
+                hf_hub_download(
+                    where.name, name, cache_dir=self._cache_dir, revision=where.revision, token=where.token
+                )
+            )
 
     def snapshot(self, *, only: list[str] | None = None, without: list[str] | None = None) -> Path:
         """Download the files of one revision into the cache, and return their folder, which is named by the commit.
@@ -113,7 +186,7 @@ class HubRepository:
         return None if self._where.cache_dir is None else Path(self._where.cache_dir)
 
     def _at(self) -> dict[str, Any]:
-        return {"revision": self._where.revision, "token": self._where.token}
+        return {"revision": self.commit or self._where.revision, "token": self._where.token}
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

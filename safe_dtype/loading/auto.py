@@ -13,7 +13,8 @@ import transformers
 from ..errors.warn import warn
 from ..planning import Plan, Policy
 from .load import load
-from .plan_request import check_agreement, plan_request
+from .plan_agreement import check_agreement
+from .plan_request import plan_request
 from .published_variants import with_variant
 from .request import Request
 
@@ -34,7 +35,7 @@ class SafeAuto:
             pretrained_model_name_or_path: A folder, a repository on the Hub, or None with `state_dict` and `config`.
             model_args: Handed on untouched.
             policy: How to choose: a `Policy`, or its short text such as "auto,prefer=memory".
-            plan: A plan made before; loading then decides nothing.
+            plan: A plan made before, for this checkpoint and a device like this one; loading then decides nothing.
             kwargs: Handed on untouched, but for the dtype where it is left to us (absent, None or "auto").
 
         Returns:

@@ -17,7 +17,7 @@ from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import read_config
 from ..checkpoints.model_files import LocalFiles, files_of
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of
-from ..errors import CheckpointError, ConflictError, SafeDtypeError
+from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
 from .request import Request
@@ -71,22 +71,6 @@ def plan_request(
         plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")
     logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
     return plan
-
-
-def check_agreement(plan: Plan, request: Request, policy: Policy | str | None) -> None:
-    """Raise where the caller passes a plan and, beside it, something that contradicts it.
-
-    Raises:
-        ConflictError: If `dtype`, `attn_implementation` or `policy` says something else than the plan.
-    """
-    if policy is not None and (Policy.parse(policy) if isinstance(policy, str) else policy) != plan.policy:
-        raise ConflictError("policy", str(policy), str(plan.policy))
-    ordered = request.ordered
-    if ordered is not None and ordered != plan.storage and not plan.quantization:
-        raise ConflictError("dtype", str(ordered), str(plan.storage))
-    attention = request.arguments.get("attn_implementation")
-    if plan.attention and attention not in (None, plan.attention):
-        raise ConflictError("attn_implementation", str(attention), plan.attention)
 
 
 def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:

@@ -2,6 +2,7 @@
 
 from .combine_devices import combine
 from .judge import candidates, judge
+from .made_for import MadeFor
 from .make_plan import make_plan
 from .matmul_routes import Routes
 from .plan import Candidate, Cost, Decision, Ground, Plan
@@ -13,6 +14,7 @@ __all__ = [
     "Cost",
     "Decision",
     "Ground",
+    "MadeFor",
     "Plan",
     "Policy",
     "Routes",

@@ -35,6 +35,7 @@ def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
         first,
         device=",".join(one.device for one in devices),
         name=" + ".join(_counted(one.name for one in devices)),
+        products=tuple(dict.fromkeys(one.name for one in devices)),
         memory=MemoryFacts(
             total_bytes=sum(one.memory.total_bytes for one in devices),
             free_bytes=sum(one.memory.free_bytes for one in devices),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from .judge import candidates, judge
+from .made_for import MadeFor
 from .matmul_routes import product_verdict
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
@@ -130,6 +131,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         islands=rescue.islands if rescue else (),
         stored=rescue is not None and rescue.stored,
         warnings=(*warnings, *checkpoint.warnings),
+        made_for=MadeFor.of(checkpoint).on(device),
     )
 
 

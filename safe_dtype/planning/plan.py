@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from ..facts import Dtype, Rescale
+from .made_for import MadeFor
 from .matmul_routes import Routes
 from .policy import Policy
 
@@ -110,6 +111,7 @@ class Plan:
     islands: tuple[str, ...] = ()  # modules in float32 inside a model in float16
     stored: bool = False  # rescale and islands were read from beside the weights
     warnings: tuple[str, ...] = ()
+    made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
 
     @property
     def chosen(self) -> Decision | None:

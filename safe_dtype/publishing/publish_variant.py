@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.model_files import files_of
 from ..errors import NotPublishableError
+from ..facts import Where
 from ..hub.client import Hub
 from ..hub.errors import HubError
 from ..store import cache_folder
@@ -114,6 +116,9 @@ def _card_there(api: Hub, target: Target) -> str | None:
 def _place(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any]) -> Path:
     """Return a folder of its own for every source, state of it, target and wish."""
     path = Path(source)
+    if not path.is_dir():  # a branch that moved is another source
+        commit = files_of(Where(source, revision=options.get("source_revision"))).commit
+        options = {**options, "source_revision": commit}
     listed = (
         sorted((one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in path.iterdir())
         if path.is_dir()

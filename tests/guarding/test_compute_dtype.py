@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_for(folder: Path, *, blocks: bool = False) -> Plan:
     """Return a plan that stores in bfloat16 and computes in float32 from 9 rows on."""
-    plan = make_plan(BLOCKS_CPU if blocks else PLAIN_CPU, read_checkpoint(folder))
+    device = BLOCKS_CPU if blocks else PLAIN_CPU
+    plan = replace(make_plan(device, read_checkpoint(folder)), made_for=None)  # there is no such device here
     assert (plan.storage, plan.compute) == (BFLOAT16, FLOAT32)
     assert plan.routes is not None
     assert plan.routes.cast_from == 9

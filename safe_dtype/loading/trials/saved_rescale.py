@@ -9,7 +9,7 @@ from dataclasses import replace
 from ...checkpoints.config import read_config
 from ...checkpoints.model_files import files_of
 from ...errors import CheckpointError
-from ...facts import FLOAT16, CheckpointFacts, HalfRange
+from ...facts import FLOAT16, CheckpointFacts, HalfRange, Where
 from ...planning import Policy
 from ...rescaling.folding.rescale_file import FILE, Stored, is_noted
 from ..request import Request
@@ -40,7 +40,7 @@ def with_stored(
     if checkpoint.saved != FLOAT16 and not rounds:
         return checkpoint
     try:
-        stored = _read(request)
+        stored = _read(_as_read(request.where, checkpoint))
     except _UNREADABLE as exc:  # the errors of checkpoints are OSErrors
         problem = exc.problem if isinstance(exc, CheckpointError) else f"{type(exc).__name__}: {exc}"
         text = f"{checkpoint.source}: {FILE} cannot be read and is left aside ({problem}): float16 may overflow"
@@ -66,13 +66,18 @@ def _may_be_rescued(checkpoint: CheckpointFacts, request: Request) -> bool:
     )
 
 
-def _read(request: Request) -> Stored | None:
+def _as_read(where: Where, checkpoint: CheckpointFacts) -> Where:
+    """Return where the checkpoint was read from: of a repository the very commit, which need not be asked for again."""
+    commit = checkpoint.identity.commit if checkpoint.identity else None
+    return replace(where, revision=commit) if commit else where
+
+
+def _read(where: Where) -> Stored | None:
     """Return what lies beside the weights; None where config.json names no such file.
 
     Raises:
         AttributeError, KeyError, OSError, TypeError, ValueError, RecursionError: If that is not what it should be.
     """
-    where = request.where
     try:
         files = files_of(where)
         noted = is_noted(read_config(where, files))

@@ -254,7 +254,7 @@ class _Job:
             islands=plan.islands,
             rescale=rescale_to_dict(plan, saved.folded),
             needs=needs,
-            plan=self.source.without_places(replace(plan, source=self.source.name).to_dict()),
+            plan=self.source.without_places(replace(plan, source=self.source.name, made_for=None).to_dict()),
             device=device_to_dict(planned.device),
             versions=versions(),
             command=self._command(plan.storage, needs),

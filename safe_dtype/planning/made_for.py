@@ -1,0 +1,111 @@
+"""What a plan was made for, and where that contradicts what it is used for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ..facts import CheckpointFacts, CheckpointIdentity, DeviceFacts
+
+Pairs = tuple[tuple[str, str], ...]
+
+# These change the kernels of a CPU, and nothing on an accelerator.
+_OF_THE_CPU = re.compile(r"threads|cpu_capability|mkldnn|(ONEDNN|DNNL|MKL|ATEN|OMP|GOMP|KMP|IPEX)_\w+")
+_KERNELS = ("torch", "cuda", "hip")  # the versions that bring other kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Contradiction:
+    """One thing that a plan was made for, and what there is in its place."""
+
+    what: str
+    planned: str
+    here: str
+
+
+@dataclass(frozen=True, slots=True)
+class MadeFor:
+    """A checkpoint, a device and the software: what a plan holds for. Empty or None: unknown, and contradicts nothing."""
+
+    source: str  # the checkpoint, as the user wrote it
+    checkpoint: CheckpointIdentity | None = None
+    devices: tuple[str, ...] = ()  # the products that compute, each once
+    vendor: str = ""  # "nvidia", "amd", "cpu", ...
+    family: str = ""  # the row of the table of priors
+    driver: str = ""
+    measured: bool = True  # False: planned from the table of priors for a device that was not there
+    settings: Pairs = ()  # environment, threads and switches that change kernels
+    versions: Pairs = ()  # of torch and what is beneath it, of transformers and safe_dtype
+
+    @classmethod
+    def of(cls, checkpoint: CheckpointFacts) -> MadeFor:
+        """Return what is made for this checkpoint, on a device that is not known yet."""
+        return cls(checkpoint.source, checkpoint.identity, versions=checkpoint.versions)
+
+    def on(self, device: DeviceFacts) -> MadeFor:
+        """Return the same on this device."""
+        return replace(
+            self,
+            devices=device.products or (device.name,),
+            vendor=device.vendor,
+            family=device.family,
+            driver=device.driver,
+            measured=device.measured,
+            settings=device.settings,
+            versions=(*device.versions, *self.versions),
+        )
+
+    def contradictions(self, here: MadeFor) -> Iterator[Contradiction]:
+        """Yield where `here`, what a plan is to be used for, contradicts what it was made for.
+
+        A copy of the checkpoint is the same checkpoint, another device of the same product the same device. Other
+        versions of Python, transformers and safe_dtype are no contradiction.
+        """
+        yield from self._other_checkpoint(here)
+        if devices := self._other_device(here):
+            yield devices
+            return  # what belongs to another device differs anyway
+        if self.driver and here.driver and self.driver != here.driver:
+            yield Contradiction("driver", self.driver, here.driver)
+        yield from _differences("version of", self.versions, here.versions, _KERNELS)
+        if self.settings and here.settings:
+            names = dict.fromkeys(name for name, _ in (*self.settings, *here.settings))
+            counted = [name for name in names if self.vendor == "cpu" or not _OF_THE_CPU.fullmatch(name)]
+            yield from _differences("setting", self.settings, here.settings, counted, absent="not set")
+
+    def _other_checkpoint(self, here: MadeFor) -> Iterator[Contradiction]:
+        mine, other = self.checkpoint, here.checkpoint
+        if mine is None or other is None:
+            return
+        if mine.tensors != other.tensors:
+            yield Contradiction("checkpoint", self.source, f"{here.source} (other tensors)")
+        elif mine.contents and other.contents:
+            if mine.contents != other.contents:
+                yield Contradiction("checkpoint", self.source, f"{here.source} (other values in its files)")
+        elif self.source == here.source and mine.commit and other.commit and mine.commit != other.commit:
+            yield Contradiction("commit", f"{self.source} at {mine.commit}", other.commit)
+
+    def _other_device(self, here: MadeFor) -> Contradiction | None:
+        planned, others = " + ".join(self.devices), " + ".join(here.devices)
+        if self.vendor and here.vendor and self.vendor != here.vendor:
+            return Contradiction("device", planned or self.vendor, others or here.vendor)
+        if not self.measured:  # the table of priors holds for a family of products
+            differs = bool(self.family and here.family) and self.family != here.family
+            return (
+                Contradiction("device", f"{planned} ({self.family})", f"{others} ({here.family})") if differs else None
+            )
+        if self.devices and not set(here.devices) <= set(self.devices):
+            return Contradiction("device", planned, others)
+        return None
+
+
+def _differences(
+    what: str, planned: Pairs, here: Pairs, names: tuple[str, ...] | list[str], *, absent: str = ""
+) -> Iterator[Contradiction]:
+    """Yield what differs of `names`; one that is missing on a side is `absent` there, and left out without such a word."""
+    mine, other = dict(planned), dict(here)
+    for name in names:
+        one, another = mine.get(name, absent), other.get(name, absent)
+        if one and another and one != another:
+            yield Contradiction(f"{what} {name}", one, another)
