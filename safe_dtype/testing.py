@@ -18,6 +18,8 @@ from torch import nn
 
 from .facts import BFLOAT16, Dtype
 
+__all__ = ["TEXTS", "Fault", "fault"]
+
 TEXTS = {
     # The text of Qwen3 on a V100, and that of a CPU kernel: torch fills in the dtype.
     "cublas": "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx( handle, opa, opb, m, n, k, &falpha, "
