@@ -22,18 +22,18 @@ def read_config(where: Where, files: Files) -> dict[str, Any]:
     if not files.has("config.json"):
         return {}
     try:
-        found = json.loads(files.local("config.json").read_text(encoding="utf-8"))
+        config = json.loads(files.local("config.json").read_text(encoding="utf-8"))
     except ValueError as exc:
         raise CorruptCheckpointError(where.name, f"config.json is no JSON ({exc})", "download it again") from exc
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise CorruptCheckpointError(where.name, "config.json is no table", "download it again")
-    return found
+    return config
 
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a config object of transformers, or a table, as a plain table."""
-    found: dict[str, Any] = dict(config) if isinstance(config, Mapping) else config.to_dict()
-    return found
+    table: dict[str, Any] = dict(config) if isinstance(config, Mapping) else config.to_dict()
+    return table
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ _SAMPLE_BYTES = 64 * 2**10
 def fingerprint(checkpoint: CheckpointFacts, where: Where) -> str:
     """Return the digest under which results are remembered: of names, shapes and dtypes, and of what the files hold.
 
-    Local files are told by their sizes and samples of what they hold, a repository on the Hub by its name and commit.
+    Local files are identified by their sizes and samples of their bytes, a repository on the Hub by its name and commit.
 
     Raises:
         OSError: If a local file cannot be read.

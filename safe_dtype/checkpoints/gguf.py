@@ -48,7 +48,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     try:
-        found: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+        config: dict[str, Any] = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
     except ValueError:  # "GGUF model with architecture ... is not supported yet."
         return {}
-    return found
+    return config

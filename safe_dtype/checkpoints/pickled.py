@@ -47,9 +47,9 @@ def _tensors(loaded: Any, file: str) -> list[TensorFacts]:
 
     table = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return [
-        TensorFacts(str(name), str(one.dtype).removeprefix("torch."), tuple(one.shape), file)
-        for name, one in table.items()
-        if isinstance(one, torch.Tensor)
+        TensorFacts(str(name), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), file)
+        for name, tensor in table.items()
+        if isinstance(tensor, torch.Tensor)
     ]
 
 

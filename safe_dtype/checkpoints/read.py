@@ -45,31 +45,31 @@ def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None
         UnsafeCheckpointError: If reading a pickle would run code.
     """
     where = where if isinstance(where, Where) else Where(where)
-    given = None if config is None else as_dict(config)
+    passed_config = None if config is None else as_dict(config)
     path = Path(where.source)
     if path.is_file():
-        return _read_file(where, path, given)
+        return _read_file(where, path, passed_config)
     files = files_of(where)
     if where.gguf_file:
         if not files.has(where.gguf_file):
             raise CheckpointNotFoundError(where.name, f"has no file {where.gguf_file}", "check `gguf_file`")
-        facts = _read_gguf(where, files.local(where.gguf_file), given)
+        facts = _read_gguf(where, files.local(where.gguf_file), passed_config)
         return replace(facts, identity=facts.identity and replace(facts.identity, commit=files.commit))
     if files.has("adapter_config.json") and not files.has("config.json"):
-        return _read_base(where, files, given)
-    found = read_config(where, files) if given is None else given
-    name, is_index = weight_names(where, files, found.get("transformers_weights"))
+        return _read_base(where, files, passed_config)
+    config_json = read_config(where, files) if passed_config is None else passed_config
+    name, is_index = weight_names(where, files, config_json.get("transformers_weights"))
     tensors = read_tensors(where, files, name, is_index=is_index)
     file_format = "safetensors" if ".safetensors" in name else "pytorch"
-    facts = describe(where.name, tensors, found, file_format=file_format, revision=where.revision)
+    facts = describe(where.name, tensors, config_json, file_format=file_format, revision=where.revision)
     return replace(facts, identity=identity_of(tensors, map(files.on_disk, facts.files), files.commit))
 
 
 def read_state_dict(state_dict: Mapping[str, Any], config: Any = None) -> CheckpointFacts:
     """Return the facts of weights that are in memory already."""
     tensors = tuple(
-        TensorFacts(name, str(one.dtype).removeprefix("torch."), tuple(one.shape), "state_dict")
-        for name, one in state_dict.items()
+        TensorFacts(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), "state_dict")
+        for name, tensor in state_dict.items()
     )
     return describe("state_dict", tensors, {} if config is None else as_dict(config), file_format="state_dict")
 
@@ -131,8 +131,8 @@ def _saved(source: str, tensors: tuple[TensorFacts, ...]) -> Dtype:
             dtype = _SAVED[tensor.dtype]
             filled[dtype] = filled.get(dtype, 0) + tensor.numel * dtype.itemsize
     if not filled:
-        held = sorted({tensor.dtype for tensor in tensors}) or ["nothing"]
-        raise CorruptCheckpointError(source, f"holds no floating-point weights, only {', '.join(held)}")
+        formats = sorted({tensor.dtype for tensor in tensors}) or ["nothing"]
+        raise CorruptCheckpointError(source, f"holds no floating-point weights, only {', '.join(formats)}")
     return max(filled, key=lambda dtype: filled[dtype])
 
 
@@ -148,12 +148,12 @@ def _lies(saved: Dtype, claimed: str | None, config: Mapping[str, Any]) -> tuple
     )
 
 
-def _read_file(where: Where, path: Path, given: Mapping[str, Any] | None) -> CheckpointFacts:
+def _read_file(where: Where, path: Path, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
     """Read one file; the config.json beside it describes it."""
     if path.suffix == ".gguf":
-        return _read_gguf(where, path, given)
+        return _read_gguf(where, path, passed_config)
     beside: Files = LocalFiles(path.parent)
-    config = read_config(where, beside) if given is None else given
+    config = read_config(where, beside) if passed_config is None else passed_config
     if path.name.endswith(".index.json"):
         tensors, file_format = read_tensors(where, beside, path.name, is_index=True), "safetensors"
     elif path.suffix == ".safetensors":
@@ -168,19 +168,23 @@ def _read_file(where: Where, path: Path, given: Mapping[str, Any] | None) -> Che
     return replace(facts, identity=identity_of(tensors, map(beside.local, facts.files)))
 
 
-def _read_gguf(where: Where, path: Path, given: Mapping[str, Any] | None) -> CheckpointFacts:
+def _read_gguf(where: Where, path: Path, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
     tensors, quantization = read_gguf(path)
-    facts = describe(where.name, tensors, gguf_config(path) if given is None else given, file_format="gguf")
+    facts = describe(
+        where.name, tensors, gguf_config(path) if passed_config is None else passed_config, file_format="gguf"
+    )
     return replace(facts, quantization=quantization or "gguf", identity=identity_of(tensors, [path]))
 
 
-def _read_base(where: Where, files: Files, given: Mapping[str, Any] | None) -> CheckpointFacts:
+def _read_base(where: Where, files: Files, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
     try:
         base = json.loads(files.local("adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as exc:
         raise CorruptCheckpointError(where.name, f"adapter_config.json names no base ({exc!r})") from exc
     try:
-        facts = read_checkpoint(replace(where, source=base, subfolder="", revision=None, variant=None), config=given)
+        facts = read_checkpoint(
+            replace(where, source=base, subfolder="", revision=None, variant=None), config=passed_config
+        )
     except CheckpointNotFoundError as exc:
         problem = f"is an adapter of {base}, and that is not to be found ({exc.problem})"
         raise CheckpointNotFoundError(where.name, problem, exc.advice) from exc

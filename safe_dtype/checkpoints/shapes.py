@@ -24,7 +24,7 @@ def linears_of(tensors: Iterable[TensorFacts], config: Mapping[str, Any], *, tie
     """Return the weights that multiply, gathered by shape; fused experts as many of one shape."""
     text = text_part(config)
     active = _active_share(text)
-    found: Counter[tuple[int, int, float, bool]] = Counter()
+    counts: Counter[tuple[int, int, float, bool]] = Counter()
     for tensor in tensors:
         if len(tensor.shape) not in (2, 3) or _LOOKED_UP.search(tensor.name) or min(tensor.shape) < 2:
             continue
@@ -34,16 +34,16 @@ def linears_of(tensors: Iterable[TensorFacts], config: Mapping[str, Any], *, tie
         if many and in_features <= 16:  # a 1-D convolution: (out, in, kernel)
             continue
         share = active if _EXPERT.search(tensor.name) and not _SHARED_EXPERT.search(tensor.name) else 1.0
-        found[out_features, in_features, share, not _HEAD.search(tensor.name)] += many[0] if many else 1
+        counts[out_features, in_features, share, not _HEAD.search(tensor.name)] += many[0] if many else 1
     if tied:
         vocabulary, hidden = (
             first(text, "vocab_size", default=0),
             first(text, "hidden_size", "d_model", "n_embd", default=0),
         )
-        found[vocabulary, hidden, 1.0, False] += 1 if vocabulary and hidden else 0
+        counts[vocabulary, hidden, 1.0, False] += 1 if vocabulary and hidden else 0
     return tuple(
         LinearFacts(out, inner, count, share, per_position)
-        for (out, inner, share, per_position), count in found.items()
+        for (out, inner, share, per_position), count in counts.items()
         if count
     )
 

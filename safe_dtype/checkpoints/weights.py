@@ -71,9 +71,9 @@ def read_tensors(where: Where, files: Files, name: str, *, is_index: bool) -> tu
         problem = f"{name} names {len(shards)} files, and {len(missing)} of them are not there: {listed}"
         raise MissingShardError(where.name, problem, "download them again")
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = [tensor for tensors in pool.map(_reader(files, shards[0]), shards) for tensor in tensors]
-    _compare(where, name, index, found)
-    return tuple(found)
+        all_tensors = [tensor for tensors in pool.map(_reader(files, shards[0]), shards) for tensor in tensors]
+    _compare(where, name, index, all_tensors)
+    return tuple(all_tensors)
 
 
 def _reader(files: Files, name: str) -> Callable[[str], tuple[TensorFacts, ...]]:
@@ -85,16 +85,16 @@ def _reader(files: Files, name: str) -> Callable[[str], tuple[TensorFacts, ...]]
 def _read_index(where: Where, files: Files, name: str) -> dict[str, str]:
     try:
         index: Any = json.loads(files.local(name).read_text(encoding="utf-8"))
-        found = {str(tensor): str(shard) for tensor, shard in index["weight_map"].items()}
+        shard_of = {str(tensor): str(shard) for tensor, shard in index["weight_map"].items()}
     except (ValueError, KeyError, AttributeError, TypeError) as exc:
         raise CorruptCheckpointError(where.name, f"{name} is no index ({exc!r})", "download it again") from exc
-    if not found:
+    if not shard_of:
         raise CorruptCheckpointError(where.name, f"{name} names no tensors", "download it again")
-    return found
+    return shard_of
 
 
-def _compare(where: Where, name: str, index: dict[str, str], found: list[TensorFacts]) -> None:
-    held = {tensor.name: tensor.file for tensor in found}
-    if lost := [tensor for tensor in index if tensor not in held]:
+def _compare(where: Where, name: str, index: dict[str, str], tensors: list[TensorFacts]) -> None:
+    file_of = {tensor.name: tensor.file for tensor in tensors}
+    if lost := [tensor for tensor in index if tensor not in file_of]:
         problem = f"{name} promises {len(lost)} tensors that no file holds, {lost[0]} among them"
         raise CorruptCheckpointError(where.name, problem, "download it again")

@@ -25,7 +25,7 @@ def store(key: Key, verdicts: Iterable[Verdict]) -> None:
     remember(key, {"verdicts": [verdict_to_dict(verdict) for verdict in verdicts]})
 
 
-def _believed(found: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
-    verdicts = tuple(verdict_from_dict(one) for one in found["verdicts"])
-    old = time.time() - found["measured_at"] > _BUSY_LASTS
+def _believed(entry: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
+    verdicts = tuple(verdict_from_dict(one) for one in entry["verdicts"])
+    old = time.time() - entry["measured_at"] > _BUSY_LASTS
     return None if old and any(measured_while_busy(verdict) for verdict in verdicts) else verdicts

@@ -43,7 +43,7 @@ class SafeAuto:
 
         Raises:
             CheckpointError: If the checkpoint cannot be found or read.
-            PlanError: If no dtype does here, or `plan` contradicts the other arguments.
+            PlanError: If no dtype is accepted here, or `plan` contradicts the other arguments.
         """
         request = Request(pretrained_model_name_or_path, kwargs)
         if plan is None:
@@ -94,11 +94,11 @@ _CONFIG_ARGUMENTS = (
 
 
 def _read_config(source: Any, request: Request) -> Any:
-    given = {name: request.arguments[name] for name in _CONFIG_ARGUMENTS if name in request.arguments}
+    arguments = {name: request.arguments[name] for name in _CONFIG_ARGUMENTS if name in request.arguments}
     adapter = transformers.utils.find_adapter_config_file(source)
     if adapter is not None:
         source = _base_of(source, adapter)
-    return transformers.AutoConfig.from_pretrained(source, **given)
+    return transformers.AutoConfig.from_pretrained(source, **arguments)
 
 
 def _base_of(source: Any, adapter: str) -> Any:

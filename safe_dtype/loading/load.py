@@ -26,7 +26,7 @@ from ..planning import Candidate, Plan
 from ..rescaling.folding.rescale_file import FILE
 from ..rescaling.to_float16 import computing_in_full, halve
 from .plan_request import plan_request
-from .planned_once import with_plan
+from .planned_once import already_planned
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -45,16 +45,16 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
         model_args: Handed on.
     """
     arguments = _arguments(plan, request)
-    with one_at_a_time(), with_plan():
-        found = target.from_pretrained(request.source, *model_args, **arguments)
-    model = found[0] if isinstance(found, tuple) else found
+    with one_at_a_time(), already_planned():
+        loaded = target.from_pretrained(request.source, *model_args, **arguments)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
     folder = arguments.get("offload_folder")
     if folder is not None and "offload_folder" not in request.arguments:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
     if halves(plan):
         halved = _halved(model, plan)
         if halved is None:
-            found = model = None  # the next one needs the room
+            loaded = model = None  # the next one needs the room
             gc.collect()
             return load(target, request, _plan_without_stored(plan, request), *model_args)
         plan = halved
@@ -62,10 +62,10 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
     source = None if request.source is None else os.fspath(request.source)
-    kept = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
-    keep_origin(model, Origin(plan, type(model), source, kept))
+    remembered = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
+    keep_origin(model, Origin(plan, type(model), source, remembered))
     guard(model)
-    return found
+    return loaded
 
 
 def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def halves(plan: Plan) -> bool:
 
 
 def _before_half(plan: Plan) -> Dtype:
-    """Return the dtype to load in what is brought into float16 then: its own, and one that holds its activations."""
+    """Return the dtype to load a model in that is brought into float16 afterwards: one that holds its activations."""
     return FLOAT32 if plan.saved == FLOAT16 else plan.saved
 
 
@@ -114,7 +114,7 @@ def _halved(model: nn.Module, plan: Plan) -> Plan | None:
 
 
 def _plan_without_stored(plan: Plan, request: Request) -> Plan:
-    """Return the plan that there would be without what lies beside the weights, and tell what it warns of."""
+    """Return the plan that there would be without the rescale beside the weights, and warn of what it warns of."""
     # Nothing is rounded that the first plan did not round; an order for float16 is measured all the same.
     other = plan_request(request, plan.policy, drifts="ignored", stored=False)
     for text in other.warnings:
@@ -127,8 +127,8 @@ def _verify(model: nn.Module, plan: Plan) -> None:
     """Warn where no weight came out in the plan's dtype: a class that sets its own, say."""
     if plan.quantization:
         return
-    found = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
-    if found and plan.storage.name not in found:
-        text = f"{plan.source} was to be loaded in {plan.storage} and came out in {', '.join(sorted(found))}: "
+    dtypes = {str(one.dtype).removeprefix("torch.") for one in model.parameters() if one.is_floating_point()}
+    if dtypes and plan.storage.name not in dtypes:
+        text = f"{plan.source} was to be loaded in {plan.storage} and came out in {', '.join(sorted(dtypes))}: "
         warn(text + f"{type(model).__name__} sets its own dtype")
-    logger.debug("%s: parameters in %s", plan.source, sorted(found))
+    logger.debug("%s: parameters in %s", plan.source, sorted(dtypes))

@@ -46,7 +46,7 @@ def _check_made_for(planned: MadeFor, plan: Plan, request: Request) -> None:
 
 
 def _here(plan: Plan, request: Request) -> MadeFor:
-    """Return what the call is for. What cannot be told is left empty: the load itself says what is wrong with it."""
+    """Return what the call is for. What is not known is left empty: the load itself raises what is wrong with it."""
     here = MadeFor(str(request.source))
     try:
         here = MadeFor.of(checkpoint_for(request))

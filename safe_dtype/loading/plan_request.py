@@ -53,7 +53,7 @@ def plan_request(
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read.
-        PlanError: If no dtype does.
+        PlanError: If no dtype is accepted.
         PolicyError: If `policy` is a text that cannot be read.
     """
     ordered = request.ordered
@@ -64,7 +64,7 @@ def plan_request(
     if stored and not is_one_of_many(request):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
     plan = make_plan(device, checkpoint, parsed, ordered=ordered)
-    # An order for float16 is one for results as well: those of a model that overflows are no use to anybody.
+    # Who orders float16 wants results as well, and a model that overflows has none.
     if rounds:
         plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=drifts != "remembered")
     if drifts != "ignored":
@@ -78,16 +78,16 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     ops = (*DEFAULT_OPS, "conv2d") if checkpoint.has_conv2d else DEFAULT_OPS
     widths = _widths_to_probe(checkpoint)
     max_memory = request.arguments.get("max_memory")
-    found = combine(
+    device = combine(
         [
-            facts_of(one, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, one), max_memory=max_memory)
-            for one in request.devices
+            facts_of(name, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, name), max_memory=max_memory)
+            for name in request.devices
         ]
     )
     if is_one_of_many(request):
         # What falls to this rank is not known here, and device_map is not for models that ranks share.
-        return replace(found, memory=MemoryFacts(0, 0, "ranks"))
-    return _with_main_memory(found) if request.spreads and found.device != "cpu" else found
+        return replace(device, memory=MemoryFacts(0, 0, "ranks"))
+    return _with_main_memory(device) if request.spreads and device.device != "cpu" else device
 
 
 def _routes_to_probe(checkpoint: CheckpointFacts, device: str) -> tuple[tuple[Dtype, str], ...]:

@@ -1,4 +1,4 @@
-"""Whose turn it is to plan: a call of `from_pretrained` that has its plan is not planned again where it is patched."""
+"""Each call of `from_pretrained` is planned once: one that has its plan is not planned again where it is patched."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _here = _Here()
 
 
 @contextmanager
-def with_plan() -> Iterator[None]:
-    """Say that the model loaded next in this thread has its plan."""
+def already_planned() -> Iterator[None]:
+    """Mark the model that is loaded next in this thread as planned already."""
     before, _here.planned = _here.planned, True
     try:
         yield
@@ -24,7 +24,7 @@ def with_plan() -> Iterator[None]:
         _here.planned = before
 
 
-def take_turn() -> bool:
-    """Return whether the model loaded now has its plan. The one after it has none."""
+def take_planned() -> bool:
+    """Return whether the model that is loaded now is planned already, and take the mark off for the next one."""
     planned, _here.planned = _here.planned, False
     return planned

@@ -1,4 +1,4 @@
-"""A variant of a checkpoint that somebody published in the dtype of the plan: found on the Hub, and said or loaded."""
+"""A variant of a checkpoint that somebody published in the dtype of the plan: found on the Hub, and named in the log or loaded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Variant:
     """A repository that says of itself which checkpoint it holds, in which dtype, and how far that drifts."""
 
     repo: str
-    revision: str  # the commit that said so
+    revision: str  # the commit whose files say so
     dtype: Dtype
     base_revision: str | None  # the commit of the base that it was made of, where known
     drift: Drift  # from the base in float32, as safe_dtype loads it
@@ -59,7 +59,7 @@ def with_variant(request: Request, plan: Plan, replan: Callable[[Request], Plan]
     """Look for a published variant of what is loaded, in the dtype of the plan; return the request and plan to load.
 
     Nothing is asked unless the plan changes the dtype of a checkpoint on the Hub, and then two requests at the most.
-    By the policy, what is found is only said (the default), or its plan made with `replan` and returned with its
+    By the policy, the variant is only named in the log (the default), or its plan made with `replan` and returned with its
     request. Whatever goes wrong on the way, the checkpoint itself is loaded as planned.
     """
     variant = _published_variant(request, plan)

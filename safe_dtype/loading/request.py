@@ -27,9 +27,9 @@ class Request:
     def where(self) -> Where:
         """Where the checkpoint's files are looked for, as transformers would look."""
         names = ("subfolder", "revision", "variant", "token", "cache_dir", "use_safetensors", "gguf_file")
-        given = {name: self.arguments[name] for name in names if self.arguments.get(name) is not None}
+        places = {name: self.arguments[name] for name in names if self.arguments.get(name) is not None}
         local_only = bool(self.arguments.get("local_files_only", False))
-        return Where(os.fspath(self.source or ""), local_files_only=local_only, **given)
+        return Where(os.fspath(self.source or ""), local_files_only=local_only, **places)
 
     @property
     def ordered(self) -> Dtype | None:
@@ -38,12 +38,12 @@ class Request:
         Raises:
             UnknownDtypeError: If it is no dtype that safe_dtype knows.
         """
-        given = self.arguments.get("dtype")
-        given = self.arguments.get("torch_dtype") if given is None else given
-        if isinstance(given, Mapping):
+        dtype = self.arguments.get("dtype")
+        dtype = self.arguments.get("torch_dtype") if dtype is None else dtype
+        if isinstance(dtype, Mapping):
             # transformers 5 reads only the "" key of a dict, and loads everything in float32 where it is missing.
-            given = given.get("", FLOAT32.name)
-        return None if given is None or given == "auto" else dtype_named(str(given))
+            dtype = dtype.get("", FLOAT32.name)
+        return None if dtype is None or dtype == "auto" else dtype_named(str(dtype))
 
     @property
     def quantizer(self) -> str | None:

@@ -38,8 +38,8 @@ def keep_origin(model: Any, origin: Origin) -> None:
 
 def known_origin(model: Any) -> Origin | None:
     """Return how `model` was loaded; None where safe_dtype did not load it."""
-    found = getattr(model, _ATTRIBUTE, None)
-    return found if isinstance(found, Origin) else None
+    origin = getattr(model, _ATTRIBUTE, None)
+    return origin if isinstance(origin, Origin) else None
 
 
 def origin_of(model: Any) -> Origin:

@@ -10,7 +10,7 @@ from ..devices.memory import bytes_of
 from ..errors import SafeDtypeError, StrictModeError
 from ..errors.warn import warn
 from ..loading import Request, load, plan_request
-from ..loading.planned_once import take_turn
+from ..loading.planned_once import take_planned
 from ..models.load_lock import one_at_a_time
 from ..planning import Plan, Policy
 
@@ -26,7 +26,7 @@ class _Plainly:
         self._original = original
 
     def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        take_turn()  # it is for this very call; what is loaded inside it is planned on its own
+        take_planned()  # it is for this very call; what is loaded inside it is planned on its own
         return self._original(*args, **kwargs)
 
 
@@ -39,7 +39,7 @@ def from_pretrained_planned(
         StrictModeError: If `policy` is strict, and the dtype ordered (else the saved one) does not do here.
     """
     named = _SOURCE in kwargs
-    if take_turn() or bool(args) == named:  # neither or both are a mistake, which the original knows how to tell
+    if take_planned() or bool(args) == named:  # neither or both are a mistake, which the original knows how to tell
         return original(*args, **kwargs)
     source, *model_args = (kwargs[_SOURCE],) if named else args
     request = Request(source, {name: value for name, value in kwargs.items() if name != _SOURCE})

@@ -21,7 +21,7 @@ _WORST_FIRST = (
 def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
     """Return the facts of `devices` as of one: memory adds up, every verdict is the weakest device's.
 
-    Layers run one after another and pass one dtype on, so a dtype does only where it does on every device.
+    Layers run one after another and pass one dtype on, so a dtype is accepted only where every device accepts it.
 
     Raises:
         ValueError: If `devices` is empty.
@@ -47,8 +47,10 @@ def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
 
 
 def _weakest(verdict: Verdict, others: Sequence[DeviceFacts]) -> Verdict:
-    found = [(verdict, "")] + [(one.verdict(verdict.dtype, verdict.op), f" ({one.device})") for one in others]
-    worst, where = min(found, key=lambda pair: (_WORST_FIRST.index(pair[0].kind), pair[0].prefill_flops_per_s or 0.0))
+    verdicts = [(verdict, "")] + [(one.verdict(verdict.dtype, verdict.op), f" ({one.device})") for one in others]
+    worst, where = min(
+        verdicts, key=lambda pair: (_WORST_FIRST.index(pair[0].kind), pair[0].prefill_flops_per_s or 0.0)
+    )
     return replace(worst, reason=worst.reason + where)
 
 

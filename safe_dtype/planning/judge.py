@@ -39,12 +39,12 @@ def candidates(device: DeviceFacts, checkpoint: CheckpointFacts) -> tuple[Candid
     Where that was measured, weights in 16 bit whose products are computed in float32 are among them, and for a
     checkpoint in float32 the other way round: weights in float32 that are multiplied in bfloat16.
     """
-    found = [Candidate(dtype, dtype) for dtype in COMPUTE]
-    found += [Candidate(one, FLOAT32) for one in (BFLOAT16, FLOAT16) if _is_measured(one, "matmul_cast", device)]
+    pairs = [Candidate(dtype, dtype) for dtype in COMPUTE]
+    pairs += [Candidate(one, FLOAT32) for one in (BFLOAT16, FLOAT16) if _is_measured(one, "matmul_cast", device)]
     # Not float16: activations are rounded to it as well, and it may end below them.
     if checkpoint.saved == FLOAT32 and _is_measured(FLOAT32, "matmul_narrow", device):
-        found.append(Candidate(FLOAT32, BFLOAT16))
-    return tuple(found)
+        pairs.append(Candidate(FLOAT32, BFLOAT16))
+    return tuple(pairs)
 
 
 def _is_measured(dtype: Dtype, op: str, device: DeviceFacts) -> bool:
@@ -52,7 +52,7 @@ def _is_measured(dtype: Dtype, op: str, device: DeviceFacts) -> bool:
 
 
 def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Decision:
-    """Accept or reject one candidate. No other function does."""
+    """Accept or reject one candidate. No other function decides that."""
     storage, compute = candidate.storage, candidate.compute
     routes = routes_for(
         storage,
@@ -65,14 +65,14 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
         routes = replace(routes, cast_from=1)  # whatever its products gain by that
     cost = predict(candidate, routes, device, checkpoint, policy.workload)
     product = product_verdict(storage, compute, device, routes)
-    found = (
+    rejection = (
         _outside_ladder(candidate, policy)
         or _bad_kernel(candidate, product, device, checkpoint)
         or _bad_range(candidate, checkpoint, policy)
         or _bad_rounding(candidate, checkpoint, policy)
         or _bad_memory(cost, device)
     )
-    ground, reason = found or (None, _praise(candidate, routes, checkpoint, product))
+    ground, reason = rejection or (None, _praise(candidate, routes, checkpoint, product))
     return Decision(
         candidate,
         ground,

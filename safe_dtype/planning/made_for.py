@@ -106,6 +106,6 @@ def _differences(
     """Yield what differs of `names`; one that is missing on a side is `absent` there, and left out without such a word."""
     mine, other = dict(planned), dict(here)
     for name in names:
-        one, another = mine.get(name, absent), other.get(name, absent)
-        if one and another and one != another:
-            yield Contradiction(f"{what} {name}", one, another)
+        planned_value, value_here = mine.get(name, absent), other.get(name, absent)
+        if planned_value and value_here and planned_value != value_here:
+            yield Contradiction(f"{what} {name}", planned_value, value_here)

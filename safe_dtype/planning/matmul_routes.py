@@ -59,8 +59,8 @@ def routes_for(
 def product_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None) -> Verdict:
     """Return the verdict on the products of a candidate, as `routes` compute them where they are known."""
     if routes is not None and routes.layout == "blocks":
-        held = compute if storage == FLOAT32 else storage
-        return device.verdict(held, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")
+        stored = compute if storage == FLOAT32 else storage
+        return device.verdict(stored, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")
     return device.verdict(storage, _other_kernel(storage, compute) or "matmul")
 
 
@@ -74,31 +74,31 @@ def _other_kernel(storage: Dtype, compute: Dtype) -> str | None:
 def _plain_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
     other = _other_kernel(storage, compute)
     verdicts = [device.verdict(storage, op) for op in ("matmul", other) if op is not None]
-    found = [_fastest(verdicts, rows) for rows in _MEASURED_ROWS]
-    one, some, many = found
-    if one is None or some is None or many is None:
+    fastest = [_fastest(verdicts, rows) for rows in _MEASURED_ROWS]
+    at_one, at_some, at_many = fastest
+    if at_one is None or at_some is None or at_many is None:
         return None
-    kernels = [kernel for _, kernel in (one, some, many)]
+    kernels = [kernel for _, kernel in (at_one, at_some, at_many)]
     cast_from = _FROM_ROWS[kernels.index(other)] if other in kernels else None
-    return Routes("plain", cast_from, (one[0], some[0], many[0]))
+    return Routes("plain", cast_from, (at_one[0], at_some[0], at_many[0]))
 
 
 def _block_routes(
     storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, plain: Routes | None
 ) -> Routes | None:
-    held = compute if storage == FLOAT32 else storage  # what the blocks are in
-    if held == FLOAT32:
+    stored = compute if storage == FLOAT32 else storage  # what the blocks are in
+    if stored == FLOAT32:
         return None
-    ways = {FLOAT32: device.verdict(held, "matmul_blocks_cast"), held: device.verdict(held, "matmul_blocks")}
+    ways = {FLOAT32: device.verdict(stored, "matmul_blocks_cast"), stored: device.verdict(stored, "matmul_blocks")}
     if storage != FLOAT32:
         ways = {compute: ways[compute]}
-    found = []
+    candidates = []
     for wide, verdict in ways.items():
-        one, some, many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
-        if verdict.runs and one is not None and some is not None and many is not None:
+        at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
+        if verdict.runs and at_one is not None and at_some is not None and at_many is not None:
             cast_from = plain.cast_from if plain and storage != FLOAT32 else None
-            found.append(Routes("blocks", cast_from, (one, some, many), wide))
-    return min(found, key=lambda routes: _total(routes, calls), default=None)
+            candidates.append(Routes("blocks", cast_from, (at_one, at_some, at_many), wide))
+    return min(candidates, key=lambda routes: _total(routes, calls), default=None)
 
 
 def _total(routes: Routes, calls: Calls) -> float:
@@ -106,8 +106,12 @@ def _total(routes: Routes, calls: Calls) -> float:
 
 
 def _fastest(verdicts: Iterable[Verdict], rows: int) -> tuple[float, str] | None:
-    found = [(seconds, one.op) for one in verdicts if one.runs and (seconds := _seconds(one, rows)) is not None]
-    return min(found, default=None)
+    timed = [
+        (seconds, verdict.op)
+        for verdict in verdicts
+        if verdict.runs and (seconds := _seconds(verdict, rows)) is not None
+    ]
+    return min(timed, default=None)
 
 
 def _seconds(verdict: Verdict, rows: int) -> float | None:
@@ -115,11 +119,11 @@ def _seconds(verdict: Verdict, rows: int) -> float | None:
     read, work = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
     if not read or not work:
         return None
-    one, many = verdict.dtype.itemsize / read, 2 * rows / work
+    reading, multiplying = verdict.dtype.itemsize / read, 2 * rows / work
     if rows == 1:
-        return one
+        return reading
     timed = [timing for timing in verdict.timings if timing.rows == rows]
     elements = sum(timing.shape[0] * timing.shape[1] for timing in timed)
     if rows == _MEASURED_ROWS[-1] or not elements:
-        return max(one, many)
+        return max(reading, multiplying)
     return sum(timing.seconds for timing in timed) / elements

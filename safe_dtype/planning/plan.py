@@ -134,11 +134,11 @@ class Plan:
         """Return the plan as plain values: dtypes by name, costs with their sums, the schema's version first."""
         decisions = [
             {
-                **_plain(one),
-                "accepted": one.accepted,
-                "cost": {**_plain(one.cost), "seconds": one.cost.seconds, "bytes": one.cost.bytes},
+                **_plain(decision),
+                "accepted": decision.accepted,
+                "cost": {**_plain(decision.cost), "seconds": decision.cost.seconds, "bytes": decision.cost.bytes},
             }
-            for one in self.decisions
+            for decision in self.decisions
         ]
         rescale = self.rescale.to_dict() if self.rescale else None
         return {

@@ -28,14 +28,14 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How to choose among the dtypes that do.
+    """How to choose among the dtypes that work.
 
     `mode="auto"` may leave the saved dtype; `"strict"` never changes it, nor a dtype that was ordered, and raises
     instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
     With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
     `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.
     `variants` is for a checkpoint on the Hub that is to be loaded in another dtype than it was saved in: whether one
-    that was published in that dtype is looked for and said, loaded in its place, or ignored.
+    that was published in that dtype is named in the log, loaded in its place, or not looked for.
     """
 
     prefer: Prefer = "speed"

@@ -103,11 +103,11 @@ def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
 def _itemsize(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> int:
     if integer := re.fullmatch(r"u?int(\d+)|bool", tensor.dtype):
         return max(1, int(integer[1] or 8) // 8)
-    kept = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage == FLOAT16 else ())
+    patterns = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage == FLOAT16 else ())
     # Unanchored, as transformers matches them.
     islands = checkpoint.half.islands if checkpoint.half and storage == FLOAT16 else ()
-    if any(re.search(pattern, tensor.name) for pattern in kept) or tensor.name.startswith(
-        tuple(f"{one}." for one in islands)
+    if any(re.search(pattern, tensor.name) for pattern in patterns) or tensor.name.startswith(
+        tuple(f"{island}." for island in islands)
     ):
         return FLOAT32.itemsize
     return storage.itemsize

@@ -48,7 +48,7 @@ def merit(picked: Decision, case: PlanningCase) -> str:
     """Say why `picked` came before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
     if not others:
-        return f"the only one that does here; {picked.reason}"
+        return f"the only one that works here; {picked.reason}"
     if case.policy.ladder:
         return "first on the policy's ladder"
     if case.policy.prefer == "memory":
@@ -58,17 +58,17 @@ def merit(picked: Decision, case: PlanningCase) -> str:
     return _merit_in_speed(picked, others, case.device)
 
 
-def _speed(one: Decision, case: PlanningCase) -> tuple[float, ...]:
-    if one.cost.seconds is not None:
-        return 0.0, one.cost.seconds
+def _speed(decision: Decision, case: PlanningCase) -> tuple[float, ...]:
+    if decision.cost.seconds is not None:
+        return 0.0, decision.cost.seconds
     # No rates: native before slow, then the prior table's order, then the smaller.
-    storage, order = one.candidate.storage, case.device.prior_order
+    storage, order = decision.candidate.storage, case.device.prior_order
     slow = case.device.verdict(storage).kind is not VerdictKind.NATIVE
     return 1.0, float(slow), order.index(storage) if storage in order else len(order), storage.itemsize
 
 
-def _infidelity(one: Decision, case: PlanningCase) -> tuple[bool, float, float]:
-    storage, compute = one.candidate.storage, one.candidate.compute
+def _infidelity(decision: Decision, case: PlanningCase) -> tuple[bool, float, float]:
+    storage, compute = decision.candidate.storage, decision.candidate.compute
     # What passes from product to product is rounded to the storage dtype.
     multiplied = compute if storage == FLOAT32 else storage
     return loses(multiplied, case.checkpoint), max(storage.epsilon, multiplied.epsilon), compute.epsilon

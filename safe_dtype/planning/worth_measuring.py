@@ -19,11 +19,11 @@ def worth_measuring(plan: Plan) -> Candidate | None:
     if plan.policy.mode == "strict" or plan.policy.prefer != "speed" or plan.policy.ladder:
         return None
     faster = [
-        (one.cost.seconds, one.candidate)
-        for one in plan.decisions
-        if one.ground is Ground.ROUNDING
-        and one.cost.seconds is not None
-        and one.cost.seconds * _WORTH <= plan.cost.seconds
+        (decision.cost.seconds, decision.candidate)
+        for decision in plan.decisions
+        if decision.ground is Ground.ROUNDING
+        and decision.cost.seconds is not None
+        and decision.cost.seconds * _WORTH <= plan.cost.seconds
     ]
     return min(faster, key=lambda pair: pair[0])[1] if faster else None
 
@@ -43,9 +43,9 @@ def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
     return plan.cost is not None and any(_is_much_better(one.cost, plan.cost, plan) for one in unknown)
 
 
-def _is_much_better(one: Cost, now: Cost, plan: Plan) -> bool:
+def _is_much_better(other: Cost, now: Cost, plan: Plan) -> bool:
     if plan.policy.prefer == "memory":
-        return one.bytes * _WORTH <= now.bytes
-    if plan.policy.prefer != "speed" or one.seconds is None or now.seconds is None:
+        return other.bytes * _WORTH <= now.bytes
+    if plan.policy.prefer != "speed" or other.seconds is None or now.seconds is None:
         return False
-    return one.seconds * _WORTH <= now.seconds
+    return other.seconds * _WORTH <= now.seconds

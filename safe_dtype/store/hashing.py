@@ -51,7 +51,7 @@ def blocks_of(file: Path, tell: Tell | None = None) -> Iterator[bytes]:
 
 def sha256_of(file: Path, tell: Tell | None = None) -> str:
     """Return the SHA-256 of `file` in hexadecimal."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for block in blocks_of(file, tell):
-        found.update(block)
-    return found.hexdigest()
+        digest.update(block)
+    return digest.hexdigest()

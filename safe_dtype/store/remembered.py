@@ -37,10 +37,10 @@ def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
     """Return what `read` makes of the values remembered under `key`; None where there are none that can be read."""
     file = _file(key)
     try:
-        found = json.loads(file.read_text("utf-8"))
-        if found["schema"] != _SCHEMA or found["key"] != json.loads(json.dumps(key)):
+        entry = json.loads(file.read_text("utf-8"))
+        if entry["schema"] != _SCHEMA or entry["key"] != json.loads(json.dumps(key)):
             raise ValueError("it belongs to something else")
-        return read(found)
+        return read(entry)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError) as exc:

@@ -73,16 +73,16 @@ class Audit:
     @property
     def overflowing(self) -> tuple[TensorAudit, ...]:
         """The tensors that hold a weight too large for float16, the largest first."""
-        found = (one for one in self.tensors if not one.census.fits)
-        return tuple(sorted(found, key=lambda one: -one.census.largest))
+        too_large = (one for one in self.tensors if not one.census.fits)
+        return tuple(sorted(too_large, key=lambda one: -one.census.largest))
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The tensors by their place in their layers, in the order of the files."""
-        found: dict[str, list[TensorAudit]] = {}
-        for one in self.tensors:
-            found.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", one.tensor.name), []).append(one)
-        return tuple(Group(pattern, tuple(tensors)) for pattern, tensors in found.items())
+        members: dict[str, list[TensorAudit]] = {}
+        for audited in self.tensors:
+            members.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", audited.tensor.name), []).append(audited)
+        return tuple(Group(pattern, tuple(tensors)) for pattern, tensors in members.items())
 
     @property
     def verdict(self) -> str:
@@ -135,7 +135,7 @@ def audit(
 
     Args:
         where: A folder, a file or a repository on the Hub.
-        progress: Is told, in the calling thread, how many bytes are read, and of how many.
+        progress: Called in the calling thread with the bytes read so far, and the bytes in all.
         threads: How many read at a time; None: one for each of this process's processors, up to 8.
         piece_bytes: What a thread reads before it takes the next piece.
 
@@ -151,14 +151,14 @@ def audit(
     where = where if isinstance(where, Where) else Where(where)
     spans = [span for path in _paths(where) for span in spans_of(path)]
     judged = [span for span in spans if span.tensor.dtype in LAYOUTS]
-    found = [Census(LAYOUTS[span.tensor.dtype].floor) for span in judged]
+    censuses = [Census(LAYOUTS[span.tensor.dtype].floor) for span in judged]
     done, total = 0, sum(span.size for span in judged)
     with ThreadPoolExecutor(threads or _default_threads()) as pool:
         pieces = {pool.submit(count_piece, where.name, piece): piece for piece in pieces_of(judged, piece_bytes)}
         try:
             for finished in as_completed(pieces):
                 for (place, span), census in zip(pieces[finished], finished.result(), strict=True):
-                    found[place] += census
+                    censuses[place] += census
                     done += span.size
                 if progress:
                     progress(done, total)
@@ -167,7 +167,7 @@ def audit(
             raise
     return Audit(
         where.name,
-        tuple(TensorAudit(span.tensor, census) for span, census in zip(judged, found, strict=True)),
+        tuple(TensorAudit(span.tensor, census) for span, census in zip(judged, censuses, strict=True)),
         tuple(span.tensor for span in spans if span.tensor.dtype not in LAYOUTS),
     )
 
@@ -191,8 +191,8 @@ def _paths(where: Where) -> list[Path]:
 def _explicit(where: Where, files: Files) -> str | None:
     if files.has("adapter_config.json") and not files.has("config.json"):
         return "adapter_model.safetensors"
-    found: str | None = read_config(where, files).get("transformers_weights")
-    return found
+    name: str | None = read_config(where, files).get("transformers_weights")
+    return name
 
 
 def _default_threads() -> int:
@@ -203,8 +203,8 @@ def _default_threads() -> int:
 
 def _total(tensors: Iterable[TensorAudit]) -> Census:
     total: Census | None = None
-    for one in tensors:
-        total = total + one.census if total else one.census
+    for audited in tensors:
+        total = total + audited.census if total else audited.census
     return total or Census(SMALLEST_NORMAL)
 
 

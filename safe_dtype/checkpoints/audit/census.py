@@ -86,12 +86,12 @@ class Census:
         wanted, below = share * sum(count for _, count in self.exponents), 0
         for exponent, count in self.exponents:
             if below + count >= wanted:
-                found = exponent + max(0.0, wanted - below) / count
-                return min(max(found, math.log2(self.smallest)), math.log2(self.largest))
+                power = exponent + max(0.0, wanted - below) / count
+                return min(max(power, math.log2(self.smallest)), math.log2(self.largest))
             below += count
         return None
 
     def to_dict(self) -> dict[str, object]:
         """Return the counts, the range and the histogram as plain values."""
-        found = {one.name: getattr(self, one.name) for one in fields(self)}
-        return found | {"exponents": {str(exponent): count for exponent, count in self.exponents}}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"exponents": {str(exponent): count for exponent, count in self.exponents}}

@@ -1,7 +1,7 @@
 """Count what float16 would make of the numbers in a file, at about a quarter of the speed that memory is read with.
 
 The numbers are looked at as integers: without the sign bit, a larger integer is a larger number, so that every limit
-is one comparison. Three passes over a chunk that stays in the processor's cache do for almost all numbers: take off
+is one comparison. Three passes over a chunk that stays in the processor's cache are enough for almost all numbers: take off
 the sign, find the largest, mark the few below a threshold. Only those few are looked at one by one. The threshold
 follows each tensor, to have about `_FEW` of its numbers below it: then the histogram is exact where it matters, on the
 side of underflow. Of the others a sample tells how they spread.

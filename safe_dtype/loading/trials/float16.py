@@ -81,7 +81,7 @@ def half_of(
     With a `text` of the user's own it is measured anew on that, and remembered in place of what was.
     """
     key = {**_key(device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
-    half = recall(key, lambda found: half_from_dict(found["half"])) if text is None else None
+    half = recall(key, lambda entry: half_from_dict(entry["half"])) if text is None else None
     if half is not None or not measure:
         return half
     logger.warning(
@@ -159,14 +159,14 @@ class _Trial:
 
     def _fitted(self) -> tuple[HalfRange, tuple[str, ...]]:
         model = load_apart(self.source, BFLOAT16)  # of float32 as well: what a norm computes in float32 shows there
-        found = gauges_for(model)
+        discovery = gauges_for(model)
         keep_as_in_half(model)
         with computing_on(self.device, BFLOAT16):
             half, doubtful = fit_to_half(
-                model, self.batches, found.gauges, blocks=block_names(model), problem=found.problem
+                model, self.batches, discovery.gauges, blocks=block_names(model), problem=discovery.problem
             )
-        rescale = replace(half.rescale, unproven=found.not_run) if half.rescale else None
-        return replace(half, rescale=rescale, unseen=found.not_run), doubtful
+        rescale = replace(half.rescale, unproven=discovery.not_run) if half.rescale else None
+        return replace(half, rescale=rescale, unseen=discovery.not_run), doubtful
 
     def _recorded(self, reference: Dtype, folder: str) -> Recording:
         model = load_apart(self.source, reference)
@@ -186,13 +186,13 @@ class _Trial:
         sure = tuple(name for name in half.islands if name not in doubtful)
         drifts: dict[tuple[str, ...], Drift] = {doubtful: half.drift}
 
-        def does(kept: tuple[str, ...]) -> bool:
-            if kept not in drifts:
-                drifts[kept] = self._drift(replace(half, islands=(*sure, *kept)), recording)
-            return exceeds(drifts[kept], self.max_drift) is None
+        def holds(islands: tuple[str, ...]) -> bool:
+            if islands not in drifts:
+                drifts[islands] = self._drift(replace(half, islands=(*sure, *islands)), recording)
+            return exceeds(drifts[islands], self.max_drift) is None
 
-        kept = fewest(doubtful, does)
-        return replace(half, islands=(*sure, *kept), drift=drifts[kept])
+        islands = fewest(doubtful, holds)
+        return replace(half, islands=(*sure, *islands), drift=drifts[islands])
 
     def _float32_fits(self) -> bool:
         free = self.device.memory.free_bytes
@@ -203,7 +203,10 @@ def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) 
     """Return what to run the model on, and whether that is noise."""
     try:
         return source.batches(text, tokens=_TOKENS), False
-    except (CheckpointError, NothingToCompareError):  # without a tokenizer's files transformers makes one of no words
+    except (
+        CheckpointError,
+        NothingToCompareError,
+    ):  # without a tokenizer's files, transformers makes a tokenizer with an empty vocabulary
         if text is not None:
             raise
         return source.random_batches(checkpoint.vocab_size), True

@@ -1,4 +1,4 @@
-"""The fewest of several things that still do, found by halving."""
+"""The fewest of several things that are still enough, found by halving."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 Names = tuple[str, ...]
 
 
-def fewest(names: Sequence[str], does: Callable[[Names], bool]) -> Names:
-    """Return a part of `names`, in their order, that `does`, and from which none of the halves tried can be left out.
+def fewest(names: Sequence[str], enough: Callable[[Names], bool]) -> Names:
+    """Return a part of `names`, in their order, that is `enough`, and from which no part that was tried can be left out.
 
-    All of `names` together are taken to do. Asks about 2 log2(n) times where few are needed, 2 n times at most.
+    All of `names` together are taken to be enough. Asks about 2 log2(n) times where few are needed, 2 n times at most.
     """
-    kept = tuple(names)
-    size = len(kept)
+    needed = tuple(names)
+    size = len(needed)
     while size:
         start = 0
-        while start < len(kept):
-            fewer = kept[:start] + kept[start + size :]
-            if does(fewer):
-                kept = fewer
+        while start < len(needed):
+            fewer = needed[:start] + needed[start + size :]
+            if enough(fewer):
+                needed = fewer
             else:
                 start += size
         size //= 2
-    return kept
+    return needed

@@ -44,15 +44,15 @@ def plan_with_drifts(
         return plan
     while candidate := worth_measuring(plan):
         key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
-        found = _remembered(candidate, key)
-        if found is None:
+        measured = _remembered(candidate, key)
+        if measured is None:
             if not measure:
                 return plan
-            found = _measured(candidate, plan, request, device)
-            remember(key, {"drift": _to_dict(found)})
-        checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, found))
+            measured = _measured(candidate, plan, request, device)
+            remember(key, {"drift": _to_dict(measured)})
+        checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, measured))
         plan = make_plan(device, checkpoint, policy)
-        if found.drift is None:
+        if measured.drift is None:
             break  # what cannot be asked of one way to run it cannot be asked of another
     return plan
 
@@ -97,7 +97,7 @@ def _routes(candidate: Candidate, plan: Plan) -> Routes | None:
 
 
 def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift | None:
-    return recall(key, lambda found: _from_dict(candidate, found["drift"]))
+    return recall(key, lambda entry: _from_dict(candidate, entry["drift"]))
 
 
 def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> Mapping[str, Any]:
@@ -112,8 +112,8 @@ def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> 
     }
 
 
-def _to_dict(found: MeasuredDrift) -> dict[str, Any]:
-    return {"problem": found.problem, "figures": asdict(found.drift) if found.drift else None}
+def _to_dict(measured: MeasuredDrift) -> dict[str, Any]:
+    return {"problem": measured.problem, "figures": asdict(measured.drift) if measured.drift else None}
 
 
 def _from_dict(candidate: Candidate, values: Mapping[str, Any]) -> MeasuredDrift:

@@ -23,7 +23,7 @@ _UNREADABLE = (OSError, LookupError, ArithmeticError, AttributeError, RecursionE
 def with_stored(
     checkpoint: CheckpointFacts, request: Request, policy: Policy | None, *, rounds: bool
 ) -> CheckpointFacts:
-    """Return the facts with the rescue that lies beside the weights; as they are where none does that can be used.
+    """Return the facts with the rescue that was saved beside the weights; unchanged where there is none to use.
 
     It is used where its drift was within what the policy allows. What cannot be read is left aside with a warning. The
     Hub is asked for the file only where config.json says that there is one.
@@ -56,18 +56,18 @@ def with_stored(
 
 
 def _may_be_rescued(checkpoint: CheckpointFacts, request: Request) -> bool:
-    given = request.arguments
+    arguments = request.arguments
     return (
         request.source is not None
-        and given.get("state_dict") is None
-        and given.get("gguf_file") is None
+        and arguments.get("state_dict") is None
+        and arguments.get("gguf_file") is None
         and not checkpoint.quantization
         and checkpoint.adapter is None
     )
 
 
 def _as_read(where: Where, checkpoint: CheckpointFacts) -> Where:
-    """Return where the checkpoint was read from: of a repository the very commit, which need not be asked for again."""
+    """Return where the checkpoint was read from: for a repository its commit, so that the Hub is not asked for it again."""
     commit = checkpoint.identity.commit if checkpoint.identity else None
     return replace(where, revision=commit) if commit else where
 
@@ -82,7 +82,7 @@ def _read(where: Where) -> Stored | None:
         files = files_of(where)
         noted = is_noted(read_config(where, files))
     except CheckpointError:
-        return None  # a file by itself, which has no name beside it; all else was told by who read the checkpoint
+        return None  # a single file, with no config.json of its own; other faults were raised when the checkpoint was read
     if not noted:
         return None
     if not files.has(FILE):

@@ -12,7 +12,7 @@ from ...facts import CheckpointFacts, DeviceFacts, Dtype
 from ...models.load_lock import one_at_a_time
 from ...planning import Plan
 from ...verifying import Checkpoint
-from ..planned_once import with_plan
+from ..planned_once import already_planned
 from ..request import Request
 
 # What decides which kernels run, and what may overflow between them.
@@ -23,13 +23,16 @@ _WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "tr
 
 def can_be_loaded_apart(request: Request, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
     """Whether the checkpoint can be loaded a second time by its name alone."""
-    given = request.arguments
+    arguments = request.arguments
     return (
         request.source is not None
         # An Auto class hands one on in a patched program, where nothing is rounded unless it is ordered.
-        and (given.get("config") is None or (request.ordered is not None and _is_its_own(given["config"], request)))
-        and given.get("state_dict") is None
-        and given.get("gguf_file") is None
+        and (
+            arguments.get("config") is None
+            or (request.ordered is not None and _is_its_own(arguments["config"], request))
+        )
+        and arguments.get("state_dict") is None
+        and arguments.get("gguf_file") is None
         and checkpoint.adapter is None
         and device.memory.limited_by != "ranks"  # each would ask for itself, and they might not agree
     )
@@ -51,13 +54,13 @@ def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
     """Return the arguments of the call that choose kernels, the plan's attention where the call names none."""
     # An Auto class writes them into the config that it hands on.
     written = {name: getattr(request.arguments.get("config"), f"_{name}_internal", None) for name in _HOW}
-    found = {name: one for name in _HOW if (one := request.arguments.get(name) or written[name]) is not None}
-    return {"attn_implementation": plan.attention, **found} if plan.attention else found
+    chosen = {name: one for name in _HOW if (one := request.arguments.get(name) or written[name]) is not None}
+    return {"attn_implementation": plan.attention, **chosen} if plan.attention else chosen
 
 
 def load_apart(checkpoint: Checkpoint, dtype: Dtype) -> Any:
     """Load as plain transformers does, where it is patched, too."""
-    with one_at_a_time(), with_plan():
+    with one_at_a_time(), already_planned():
         return checkpoint.load(dtype)
 
 
@@ -79,4 +82,4 @@ def _is_its_own(config: Any, request: Request) -> bool:
 def _without_dtypes(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    return {name: _without_dtypes(one) for name, one in value.items() if name not in ("dtype", "torch_dtype")}
+    return {name: _without_dtypes(part) for name, part in value.items() if name not in ("dtype", "torch_dtype")}

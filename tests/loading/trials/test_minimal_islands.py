@@ -1,4 +1,4 @@
-"""The fewest of several things that still do."""
+"""The fewest of several things that are still enough."""
 
 from __future__ import annotations
 
