@@ -35,20 +35,25 @@ def fingerprint(checkpoint: CheckpointFacts, where: Where) -> str:
 
 
 def identity_of(
-    tensors: Iterable[TensorFacts], files: Iterable[Path | None], commit: str | None = None
+    tensors: Iterable[TensorFacts],
+    files: Iterable[Path | None],
+    *,
+    blobs: Iterable[str | None] = (),
+    commit: str | None = None,
 ) -> CheckpointIdentity:
     """Return what tells this checkpoint from others, wherever a copy of it lies.
 
     Args:
         tensors: What the files hold.
         files: The files, in order; None for one that is not on this machine.
+        blobs: The Hub's digests of them, in order; None for one that has none.
         commit: The commit of a repository on the Hub.
 
     Raises:
         OSError: If a file cannot be read.
     """
     listed = sorted((one.name, one.dtype, one.shape) for one in tensors)
-    paths = list(files)
+    paths, digests = list(files), list(blobs)
     contents = hashlib.sha256()
     for path in paths:
         if path is not None:
@@ -56,6 +61,7 @@ def identity_of(
     return CheckpointIdentity(
         tensors=hashlib.sha256(json.dumps(listed).encode()).hexdigest(),
         contents=contents.hexdigest() if paths and None not in paths else None,
+        blobs=hashlib.sha256(json.dumps(digests).encode()).hexdigest() if digests and None not in digests else None,
         commit=commit,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,9 @@ class Files(Protocol):
     def on_disk(self, name: str) -> Path | None:
         """Return the path of `name`, without a download; None where it is not on this machine."""
 
+    def blob(self, name: str) -> str | None:
+        """Return the Hub's digest of the content of `name`; None of a local file."""
+
     def has(self, name: str) -> bool:
         """Whether there is a file called `name`."""
 
@@ -39,6 +43,10 @@ class LocalFiles:
         self._folder = folder
 
     commit = None
+
+    def blob(self, name: str) -> str | None:  # noqa: ARG002  (the Hub's files have one)
+        """Return None: the Hub's digest of a local file would take reading it whole."""
+        return None
 
     def on_disk(self, name: str) -> Path | None:
         """Return the path of `name`; None where there is no such file."""
@@ -74,15 +82,23 @@ class HubFiles:
         return self._repository.cached(self._full(name))
 
     @cached_property
-    def _names(self) -> frozenset[str]:
-        return self._repository.names()
+    def _blobs(self) -> Mapping[str, str]:
+        return self._repository.blobs()
+
+    def blob(self, name: str) -> str | None:
+        """Return the Hub's digest of `name`: of a cached file the name of its blob, else as the Hub lists it."""
+        cached = self.on_disk(name)
+        if cached is None:
+            return self._blobs.get(self._full(name))
+        blob = cached.resolve()
+        return blob.name if blob.parent.name == "blobs" else None  # a system without links keeps no blobs
 
     def _full(self, name: str) -> str:
         return f"{self._where.subfolder}/{name}" if self._where.subfolder else name
 
     def has(self, name: str) -> bool:
         """Whether the cache, else the repository, has a file called `name`."""
-        return self.on_disk(name) is not None or self._full(name) in self._names
+        return self.on_disk(name) is not None or self._full(name) in self._blobs
 
     def local(self, name: str) -> Path:
         """Return the path of `name` in the cache, downloaded where need be."""

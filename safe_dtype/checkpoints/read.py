@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError
-from ..facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, CheckpointFacts, Dtype, TensorFacts, Where
+from ..facts import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT16,
+    FLOAT32,
+    CheckpointFacts,
+    CheckpointIdentity,
+    Dtype,
+    TensorFacts,
+    Where,
+)
 from ..hub.headers import read_local_header
 from .config import as_dict, claimed_dtype, first, read_config, text_part
 from .fingerprint import identity_of
@@ -62,7 +72,7 @@ def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None
     tensors = read_tensors(where, files, name, is_index=is_index)
     file_format = "safetensors" if ".safetensors" in name else "pytorch"
     facts = describe(where.name, tensors, config_json, file_format=file_format, revision=where.revision)
-    return replace(facts, identity=identity_of(tensors, map(files.on_disk, facts.files), files.commit))
+    return replace(facts, identity=_identity(tensors, files, facts.files))
 
 
 def read_state_dict(state_dict: Mapping[str, Any], config: Any = None) -> CheckpointFacts:
@@ -112,6 +122,11 @@ def describe(
         versions=_versions(),
         warnings=() if quantization else _lies(saved, claimed, config),
     )
+
+
+def _identity(tensors: tuple[TensorFacts, ...], files: Files, names: tuple[str, ...]) -> CheckpointIdentity:
+    on_disk, blobs = map(files.on_disk, names), map(files.blob, names)
+    return identity_of(tensors, on_disk, blobs=blobs, commit=files.commit)
 
 
 @cache

@@ -225,6 +225,7 @@ class CheckpointIdentity:
 
     tensors: str  # a digest of names, dtypes and shapes
     contents: str | None = None  # a digest of sizes and samples of the files; None where they are not on this machine
+    blobs: str | None = None  # a digest of the Hub's digests of the files; None of local files
     commit: str | None = None  # of a repository on the Hub
 
 

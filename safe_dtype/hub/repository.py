@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -89,27 +89,32 @@ class HubRepository:
         except OSError:
             return None
 
-    def names(self) -> frozenset[str]:
-        """Return the names of all files; none offline, where what is not in the cache does not exist.
+    def blobs(self) -> Mapping[str, str]:
+        """Return the names of all files, each with the digest of its content; offline none: nothing is listed there.
+
+        The digest is the file's name among the blobs of the cache: SHA-256 of a large file, git's of a small one.
 
         Raises:
             CheckpointNotFoundError: If there is no such repository or revision; offline, if nothing of it is cached.
             GatedCheckpointError: If the Hub wants a login or access to be granted.
         """
         from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
 
         if self._is_offline:
-            return self._nothing_more()
+            self._require_cached()
+            return {}
         with self._translated("a list of files"):
-            return frozenset(HfApi().list_repo_files(self._where.name, **self._at()))
+            entries = HfApi().list_repo_tree(self._where.name, recursive=True, **self._at())
+            files = [entry for entry in entries if isinstance(entry, RepoFile)]
+        return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
 
-    def _nothing_more(self) -> frozenset[str]:
+    def _require_cached(self) -> None:
         prefix = f"{self._where.subfolder}/" if self._where.subfolder else ""
         if not any(self.cached(prefix + name) for name in _TELLTALES):
             problem = "is no folder here, and not in the cache of the Hub; offline, nothing was asked"
             advice = "check the path, or go online once to download it"
             raise CheckpointNotFoundError(self._where.name, problem, advice)
-        return frozenset()
 
     def cached(self, name: str) -> Path | None:
         """Return the path of `name` in the cache, as of the commit; None where it is not there."""
@@ -131,13 +136,7 @@ class HubRepository:
         from huggingface_hub import hf_hub_download
 
         with self._translated(name):
-            # By the revision as it was asked for: the client then notes in the cache which commit that is.
-            where = self._where
-            return Path(
-                hf_hub_download(
-                    where.name, name, cache_dir=self._cache_dir, revision=where.revision, token=where.token
-                )
-            )
+            return Path(hf_hub_download(self._where.name, name, cache_dir=self._cache_dir, **self._as_asked()))
 
     def snapshot(self, *, only: list[str] | None = None, without: list[str] | None = None) -> Path:
         """Download the files of one revision into the cache, and return their folder, which is named by the commit.
@@ -155,7 +154,7 @@ class HubRepository:
         with self._translated("its files"):
             try:
                 folder = snapshot_download(
-                    self._where.name, **self._at(), cache_dir=self._cache_dir,
+                    self._where.name, **self._as_asked(), cache_dir=self._cache_dir,
                     local_files_only=self._where.local_files_only, allow_patterns=only, ignore_patterns=without,
                 )  # fmt: skip
                 return Path(folder)
@@ -185,7 +184,12 @@ class HubRepository:
     def _cache_dir(self) -> Path | None:
         return None if self._where.cache_dir is None else Path(self._where.cache_dir)
 
+    def _as_asked(self) -> dict[str, Any]:
+        """Return the arguments of a download: it notes in the cache which commit the revision is, as transformers does."""
+        return {"revision": self._where.revision, "token": self._where.token}
+
     def _at(self) -> dict[str, Any]:
+        """Return the arguments of a question about the commit."""
         return {"revision": self.commit or self._where.revision, "token": self._where.token}
 
     @contextmanager

@@ -74,17 +74,26 @@ class MadeFor:
             counted = [name for name in names if self.vendor == "cpu" or not _OF_THE_CPU.fullmatch(name)]
             yield from _differences("setting", self.settings, here.settings, counted, absent="not set")
 
+    @property
+    def _name(self) -> str:
+        """The checkpoint, as an error names it."""
+        commit = self.checkpoint.commit if self.checkpoint else None
+        return f"{self.source} at {commit}" if commit else self.source
+
     def _other_checkpoint(self, here: MadeFor) -> Iterator[Contradiction]:
         mine, other = self.checkpoint, here.checkpoint
         if mine is None or other is None:
             return
         if mine.tensors != other.tensors:
-            yield Contradiction("checkpoint", self.source, f"{here.source} (other tensors)")
-        elif mine.contents and other.contents:
-            if mine.contents != other.contents:
-                yield Contradiction("checkpoint", self.source, f"{here.source} (other values in its files)")
-        elif self.source == here.source and mine.commit and other.commit and mine.commit != other.commit:
-            yield Contradiction("commit", f"{self.source} at {mine.commit}", other.commit)
+            yield Contradiction("checkpoint", self._name, f"{here._name} (other tensors)")
+            return
+        for digest, digest_here in ((mine.contents, other.contents), (mine.blobs, other.blobs)):
+            if digest and digest_here:
+                if digest != digest_here:
+                    yield Contradiction("checkpoint", self._name, f"{here._name} (other values in its files)")
+                return  # the same files, whatever else was committed beside them
+        if self.source == here.source and mine.commit and other.commit and mine.commit != other.commit:
+            yield Contradiction("checkpoint", self._name, here._name)
 
     def _other_device(self, here: MadeFor) -> Contradiction | None:
         planned, others = " + ".join(self.devices), " + ".join(here.devices)

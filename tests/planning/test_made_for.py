@@ -53,9 +53,17 @@ def whats(device: DeviceFacts, checkpoint: CheckpointFacts, *, planned: DeviceFa
         pytest.param(identity(tensors="others"), CHECKPOINT, ["checkpoint"], id="other-tensors"),
         pytest.param(identity(contents="others"), CHECKPOINT, ["checkpoint"], id="trained-on"),
         pytest.param(
-            identity(contents=None, commit="a" * 40), identity(contents=None, commit="b" * 40), ["commit"], id="moved-main"
+            identity(contents=None, commit="a" * 40), identity(contents=None, commit="b" * 40), ["checkpoint"], id="moved-main"
         ),
         pytest.param(identity(commit="a" * 40), identity(commit="b" * 40), [], id="a-commit-that-changes-no-weights"),
+        pytest.param(
+            identity(contents=None, blobs="1", commit="a" * 40), identity(blobs="1", commit="b" * 40), [],
+            id="the-same-blobs",
+        ),
+        pytest.param(
+            identity(contents=None, blobs="1", commit="a" * 40), identity(blobs="2", commit="b" * 40), ["checkpoint"],
+            id="other-blobs",
+        ),
         pytest.param(
             replace(identity(contents=None, commit="a" * 40), source="org/copy"),
             identity(contents=None, commit="b" * 40), [], id="another-repository",
