@@ -4,52 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from io import StringIO
-from xml.sax.saxutils import escape
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from ..checkpoints.audit.audit_weights import ROOM_SHARE, Audit, Group
 from ..checkpoints.audit.census import LARGEST, Census
+from ..rendering.svg import BLUE, BROWN, LINE, Anchor, LogScale, bar, document, group, horizontal, text, vertical
+from ..rendering.tables import Column, Table, page, table
 
 _MOST_ROWS = 20
 _MOST_NAMES = 10
 
+_COLUMNS = (
+    Column("tensors", wraps=True),
+    *(
+        Column(title, number=True)
+        for title in ("count", "weights", "overflow", "inexact", "vanish", "largest", "room")
+    ),
+)
+
 _ROW, _LEFT, _WIDTH, _TOP = 20, 330, 560, 64  # of the picture, in its units
 _LOWEST, _HIGHEST = -34, 18  # powers of two at its edges: a number beyond is drawn at the edge
-_FITS, _OVERFLOWS, _LINE = "#1f6f8b", "#b3552d", "#777"
+_SCALE = LogScale(2, _LOWEST, _HIGHEST, _LEFT, _LEFT + _WIDTH)
 
 
 def audit_text(audit: Audit, *, width: int) -> str:
     """Return the audit: the verdict, the room to scale, and the groups of tensors that matter most, worst first."""
-    text = StringIO()
-    out = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
-    dtypes = ", ".join(sorted({one.tensor.dtype for one in audit.tensors})) or "no floats"
-    out.print(f"{audit.source} ({dtypes}): {audit.verdict}.")
+    return page(_parts(audit), width=width)
+
+
+def _parts(audit: Audit) -> Iterator[str | Table]:
+    dtypes = ", ".join(sorted({checked.tensor.dtype for checked in audit.tensors})) or "no floats"
+    yield f"{audit.source} ({dtypes}): {audit.verdict}."
     if audit.tensors:
-        out.print(
+        yield (
             f"Room to scale all of them: {_room(audit.total)}. Up, until one overflows; down, until more than "
             f"{ROOM_SHARE:.1%} are below 2^{audit.total.floor}, where float16 drops bits."
         )
         groups = sorted(audit.groups, key=_worst_first)
-        out.print(_table(groups[:_MOST_ROWS]))
+        yield table(_COLUMNS, (_row(tensors) for tensors in groups[:_MOST_ROWS]), tight=True)
         if rest := groups[_MOST_ROWS:]:
-            out.print(f"... and {len(rest)} rows more, with an inexact share of at most {_share(_worst(rest))}")
-    for line in _remarks(audit):
-        out.print(line)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
+            yield f"... and {len(rest)} rows more, with an inexact share of at most {_share(_worst(rest))}"
+    yield from _remarks(audit)
 
 
 def _remarks(audit: Audit) -> Iterator[str]:
-    for one in audit.overflowing[:_MOST_NAMES]:
-        yield f"overflows: {one.tensor.name}, {one.census.overflowing:,} weights, up to {one.census.largest:.6g}"
+    for checked in audit.overflowing[:_MOST_NAMES]:
+        census = checked.census
+        yield f"overflows: {checked.tensor.name}, {census.overflowing:,} weights, up to {census.largest:.6g}"
     if (more := len(audit.overflowing) - _MOST_NAMES) > 0:
         yield f"... and {more} tensors more that overflow"
-    broken = [one for one in audit.tensors if one.census.infinite or one.census.nan]
-    for one in broken[:_MOST_NAMES]:
-        yield f"not finite as saved: {one.tensor.name}, {one.census.infinite:,} infinite, {one.census.nan:,} NaN"
+    broken = [checked for checked in audit.tensors if checked.census.infinite or checked.census.nan]
+    for checked in broken[:_MOST_NAMES]:
+        census = checked.census
+        yield f"not finite as saved: {checked.tensor.name}, {census.infinite:,} infinite, {census.nan:,} NaN"
     if (more := len(broken) - _MOST_NAMES) > 0:
         yield f"... and {more} tensors more that are not finite"
     if audit.left_alone:
@@ -74,24 +80,18 @@ def _worst_first(group: Group) -> tuple[float, ...]:
     return (-census.overflowing, -census.inexact_share, -census.vanishing, -census.largest)
 
 
-def _table(groups: list[Group]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("tensors", overflow="fold")
-    for title in ("count", "weights", "overflow", "inexact", "vanish", "largest", "room"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for group in groups:
-        census = group.census
-        table.add_row(
-            group.pattern,
-            str(len(group.tensors)),
-            f"{census.elements:,}",
-            f"{census.overflowing:,}" if census.overflowing else "-",
-            _share(census.inexact_share),
-            f"{census.vanishing:,}" if census.vanishing else "-",
-            f"{census.largest:.4g}",
-            _room(census),
-        )
-    return table
+def _row(tensors: Group) -> tuple[str, ...]:
+    census = tensors.census
+    return (
+        tensors.pattern,
+        str(len(tensors.tensors)),
+        f"{census.elements:,}",
+        f"{census.overflowing:,}" if census.overflowing else "-",
+        _share(census.inexact_share),
+        f"{census.vanishing:,}" if census.vanishing else "-",
+        f"{census.largest:.4g}",
+        _room(census),
+    )
 
 
 def _label(group: Group) -> str:
@@ -111,55 +111,42 @@ def audit_svg(audit: Audit) -> str:
     A thin line goes from the smallest weight that is not zero to the largest, a bar over all but 1 % at either end.
     The axis is logarithmic.
     """
-    groups = audit.groups
-    bottom = _TOP + _ROW * len(groups)
-    parts = [f'<text x="6" y="18" font-weight="bold">{escape(audit.source)}: weights against float16</text>']
-    parts += _limits(bottom)
-    for place, group in enumerate(groups):
-        parts += _picture_row(group, _TOP + _ROW * place)
-    for exponent in range(-30, _HIGHEST + 1, 6):
-        parts.append(
-            f'<text x="{_x(exponent):.1f}" y="{bottom + 18}" text-anchor="middle" font-size="10">2^{exponent}</text>'
-        )
+    bottom = _TOP + _ROW * len(audit.groups)
+    elements = [*_limits(bottom)]
+    for place, tensors in enumerate(audit.groups):
+        elements.append(_picture_row(tensors, _TOP + _ROW * place))
+    elements += (text(x, bottom + 18, label, anchor="middle") for x, label in _SCALE.ticks(6, first=-30))
     caption = "|weight|: all of them (line), all but 1 % at either end (bar)"
-    parts.append(f'<text x="{_LEFT + _WIDTH / 2}" y="{bottom + 36}" text-anchor="middle">{caption}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 30} {bottom + 48}" '
-        f'font-family="sans-serif" font-size="12">\n{chr(10).join(parts)}\n</svg>\n'
-    )
-
-
-def _x(exponent: float) -> float:
-    within = min(max(exponent, _LOWEST), _HIGHEST)
-    return _LEFT + (within - _LOWEST) / (_HIGHEST - _LOWEST) * _WIDTH
+    elements.append(text(_LEFT + _WIDTH / 2, bottom + 36, caption, anchor="middle"))
+    title = f"{audit.source}: weights against float16"
+    return document(_LEFT + _WIDTH + 30, bottom + 48, elements, title=title)
 
 
 def _limits(bottom: int) -> Iterator[str]:
-    limits = (
+    limits: tuple[tuple[float, str, int, Anchor], ...] = (
         (-24.0, "2^-24: smallest", 36, "middle"),
         (-17.0, "2^-17: bfloat16 is exact", 50, "end"),
         (-14.0, "2^-14: 11 bits", 36, "middle"),
         (math.log2(LARGEST), f"{LARGEST:.0f}: largest", 36, "middle"),
     )
-    for exponent, name, y, anchor in limits:
-        x = _x(exponent)
-        yield f'<path d="M{x:.1f} {y + 4}V{bottom}" stroke="{_LINE}" stroke-dasharray="3 3"/>'
-        yield f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-size="10">{name}</text>'
+    for power, name, y, anchor in limits:
+        x = _SCALE.place_of_power(power)
+        yield vertical(x, y + 4, bottom, LINE, style="dashed")
+        yield text(x, y, name, anchor=anchor)
 
 
-def _picture_row(group: Group, top: int) -> Iterator[str]:
-    census = group.census
-    colour = _FITS if census.fits else _OVERFLOWS
-    told = (
-        f"{_label(group)}: {census.smallest:.3g} to {census.largest:.4g}, {census.overflowing:,} overflow, "
+def _picture_row(tensors: Group, top: int) -> str:
+    census = tensors.census
+    colour = BLUE if census.fits else BROWN
+    title = (
+        f"{_label(tensors)}: {census.smallest:.3g} to {census.largest:.4g}, {census.overflowing:,} overflow, "
         f"{census.inexact:,} of {census.elements:,} inexact, {census.vanishing:,} vanish"
     )
-    yield f'<g class="group"><title>{escape(told)}</title>'
-    yield f'<text x="{_LEFT - 8}" y="{top + 14}" text-anchor="end" font-size="11">{escape(_label(group))}</text>'
+    elements = [text(_LEFT - 8, top + 14, _label(tensors), anchor="end")]
     low, high = census.quantile(0.01), census.quantile(0.99)
     if low is not None and high is not None:
-        first, last = _x(math.log2(census.smallest)), _x(math.log2(census.largest))
-        yield f'<path d="M{first:.1f} {top + 10}H{max(last, first + 1):.1f}" stroke="{colour}"/>'
-        bar = f'x="{_x(low):.1f}" y="{top + 4}" width="{max(_x(high) - _x(low), 2):.1f}" height="12"'
-        yield f'<rect {bar} fill="{colour}" fill-opacity="0.6"/>'
-    yield "</g>"
+        first, last = _SCALE.place(census.smallest), _SCALE.place(census.largest)
+        elements.append(horizontal(top + 10, first, max(last, first + 1), colour))
+        left, right = _SCALE.place_of_power(low), _SCALE.place_of_power(high)
+        elements.append(bar(left, right, top + 4, 12, colour, opacity=0.6))
+    return group("group", title, elements)

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from io import StringIO
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from ..facts import DeviceFacts, Verdict, bytes_text
+from ..rendering.tables import Column, page, table
+
+_COLUMNS = (
+    *(Column(title) for title in ("dtype", "operation", "verdict")),
+    *(Column(title, number=True) for title in ("1 row", "512 rows", "max error")),
+    Column("reason", wraps=True),
+)
 
 
 def device_text(facts: DeviceFacts, *, width: int) -> str:
     """Return what `facts` says: the device in a few lines, one row a verdict, one line a claim of torch."""
-    text = StringIO()
-    out = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
-    out.print(_headline(facts))
-    out.print(_table(facts))
-    for claim in facts.claims:
-        found = f"  <- disagrees: {claim.disagreement}" if claim.disagreement else ""
-        out.print(f"{claim.question} says {claim.answer}{found}")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
+    verdicts = table(_COLUMNS, (_row(verdict) for verdict in facts.verdicts))
+    claims = (
+        f"{claim.question} says {claim.answer}"
+        + (f"  <- disagrees: {claim.disagreement}" if claim.disagreement else "")
+        for claim in facts.claims
+    )
+    return page([_headline(facts), verdicts, *claims], width=width)
 
 
 def device_to_dict(facts: DeviceFacts) -> dict[str, Any]:
     """Return `facts` as plain values, dtypes by name."""
-    found = asdict(facts)
-    found["verdicts"] = [{**asdict(one), "dtype": one.dtype.name, "kind": str(one.kind)} for one in facts.verdicts]
-    found["prior_order"] = [dtype.name for dtype in facts.prior_order]
-    found["versions"], found["settings"] = dict(facts.versions), dict(facts.settings)
-    return found
+    verdicts = [
+        {**asdict(verdict), "dtype": verdict.dtype.name, "kind": str(verdict.kind)} for verdict in facts.verdicts
+    ]
+    return asdict(facts) | {
+        "verdicts": verdicts, "prior_order": [dtype.name for dtype in facts.prior_order],
+        "versions": dict(facts.versions), "settings": dict(facts.settings),
+    }  # fmt: skip
 
 
 def _headline(facts: DeviceFacts) -> str:
@@ -46,18 +49,6 @@ def _headline(facts: DeviceFacts) -> str:
     family = f"; prior table: {facts.family}" if facts.family else ""
     settings = "".join(f"\n{name}={value}" for name, value in facts.settings)
     return ", ".join(filter(None, words)) + f"\n{basis}{family}{settings}"
-
-
-def _table(facts: DeviceFacts) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("dtype", "operation", "verdict"):
-        table.add_column(title, no_wrap=True)
-    for title in ("1 row", "512 rows", "max error"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("reason")
-    for verdict in facts.verdicts:
-        table.add_row(*_row(verdict))
-    return table
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
-from xml.sax.saxutils import escape
 
 from ..errors import CheckpointError
 from ..facts import FLOAT16, Dtype, HalfRange, exceeds, summary
 from ..loading import Request, checkpoint_for, device_for, half_of
 from ..planning import Policy, make_plan
-
-_LEFT, _ROW, _WIDTH, _TOP = 300, 16, 520, 46  # of the picture, in its units
-_LOWEST, _HIGHEST = -4, 24  # powers of two at its edges
-_PLAIN, _RESCALED, _END = "#b3552d", "#1f6f8b", "#777"
+from ..rendering.json_numbers import json_number, json_numbers
+from ..rendering.range_bars import RangeKey, RangeRow, range_bars
+from ..rendering.svg import BLUE, BROWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,39 +41,28 @@ class Rescue:
         return "\n".join([*lines, f"NOT in float16: {self.beyond}" if self.beyond else "float16 does."])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the same as plain values. JSON has no infinity: it is the text "inf"."""
+        """Return the same as plain values of JSON."""
         half = self.half
         return {
             "model": self.model, "saved": self.saved.name, "device": self.device, "does": self.beyond is None,
-            "beyond": self.beyond, "peak": _number(half.peak), "left": _number(half.left),
-            "certified": half.certified, "blocks": [asdict(one) for one in half.block_peaks],
+            "beyond": self.beyond, "peak": json_number(half.peak), "left": json_number(half.left),
+            "certified": json_number(half.certified), "blocks": json_numbers([asdict(block) for block in half.block_peaks]),
             "rescale": half.rescale.to_dict() if half.rescale else None, "islands": list(half.islands),
-            "drift": {name: _number(one) for name, one in asdict(half.drift).items()} if half.drift else None,
+            "drift": json_numbers(asdict(half.drift)) if half.drift else None,
             "reference": half.reference.name,
         }  # fmt: skip
 
     def as_svg(self) -> str:
         """Return a picture: the largest |number| of every block as it is and rescaled, and where float16 ends."""
-        rows = []
-        for place, one in enumerate(self.half.block_peaks):
-            y = _TOP + place * _ROW
-            rows.append(f'<text x="{_LEFT - 8}" y="{y + 10}" text-anchor="end">{escape(one.block)}</text>')
-            for value, colour, top in ((one.plain, _PLAIN, y + 1), (one.rescaled, _RESCALED, y + 7)):
-                rows.append(
-                    f'<rect x="{_LEFT}" y="{top}" width="{_x(value) - _LEFT:.1f}" height="5" fill="{colour}"/>'
-                )
-        bottom = _TOP + len(self.half.block_peaks) * _ROW + 6
-        end = _x(FLOAT16.largest)
-        rows.append(f'<path d="M{end:.1f} {_TOP - 6}V{bottom}" stroke="{_END}" stroke-dasharray="3 3"/>')
-        rows.append(f'<text x="{end:.1f}" y="{_TOP - 10}" text-anchor="middle">65504</text>')
-        title = f"{self.model}: largest |hidden state| of every block"
-        keys = (("as saved", _PLAIN, _LEFT), ("rescaled", _RESCALED, _LEFT + 90))
-        rows += [f'<text x="{x}" y="32" fill="{colour}">{name}</text>' for name, colour, x in keys]
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 20} {bottom + 10}" '
-            f'font-family="sans-serif" font-size="11"><text x="6" y="16" font-weight="bold">{escape(title)}</text>'
-            f"{''.join(rows)}</svg>\n"
-        )
+        rows = [
+            RangeRow(
+                block.block, block.plain, block.rescaled,
+                f"{block.block}: {block.plain:.4g} as saved, {block.rescaled:.4g} rescaled",
+            )
+            for block in self.half.block_peaks
+        ]  # fmt: skip
+        keys = (RangeKey("as saved", BROWN), RangeKey("rescaled", BLUE))
+        return range_bars(f"{self.model}: largest |hidden state| of every block", rows, keys, end=FLOAT16.largest)
 
 
 def rescue(
@@ -106,12 +92,3 @@ def rescue(
         raise CheckpointError(model, "nothing was measured", "report this")
     why = half.problem or (exceeds(half.drift, max_drift) if half.drift else "its drift was not measured")
     return Rescue(model, checkpoint.saved, facts.name, half, why or None)
-
-
-def _x(value: float) -> float:
-    power = math.log2(value) if value > 0 else _LOWEST
-    return _LEFT + (min(max(power, _LOWEST), _HIGHEST) - _LOWEST) / (_HIGHEST - _LOWEST) * _WIDTH
-
-
-def _number(value: Any) -> Any:
-    return "inf" if isinstance(value, float) and math.isinf(value) else value

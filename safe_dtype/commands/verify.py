@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from ..errors import UnknownDtypeError
 from ..facts import COMPUTE, Drift, Dtype, dtype_named, exceeds
 from ..loading import Request, SafeAutoModel, plan_request
 from ..planning import Plan
+from ..rendering.json_numbers import json_numbers
 from ..verifying import Checkpoint, drift_from, record_outputs
 
 _FEW_BATCHES = 8  # of 8 tokens
@@ -66,14 +66,10 @@ class Verification:
         return "\n".join([*lines, verdict])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as plain values. JSON has no infinity: it is the text "inf"."""
-        drift = {
-            name: "inf" if isinstance(value, float) and math.isinf(value) else value
-            for name, value in asdict(self.drift).items()
-        }
+        """Return the answer as plain values of JSON."""
         return {
             "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
-            "drift": drift, "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
+            "drift": json_numbers(asdict(self.drift)), "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
         }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, dtype_named, exceeds
 from ..hub.errors import HubError
 from ..hub.lookup import described, is_offline, json_file
 from ..planning import Plan
+from ..rendering.json_numbers import number_from_json
 from .plan_request import is_one_of_many
 from .request import Request
 
@@ -159,4 +160,4 @@ def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
 
 
 def _number(value: Any) -> Any:
-    return None if value is None else float(value)
+    return None if value is None else float(number_from_json(value))

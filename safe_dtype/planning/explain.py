@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from io import StringIO
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from ..facts import bytes_text, seconds_text
+from ..rendering.tables import Column, page, table
 from .plan import Decision, Plan
 
 
 def plan_text(plan: Plan, *, width: int) -> str:
     """Return the plan: what is loaded and why in one line, then one row a candidate."""
-    text = StringIO()
-    out = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
-    out.print(_headline(plan))
-    out.print(_table(plan))
-    for warning in plan.warnings:
-        out.print(f"warning: {warning}")
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
+    workload = plan.policy.workload
+    columns = (
+        Column("", wraps=True),
+        Column("stored"),
+        Column("computed"),
+        Column(f"{workload.prompt_tokens} in", number=True),
+        Column(f"{workload.new_tokens} out", number=True),
+        Column("memory", number=True),
+        Column("verdict"),
+        Column("reason", wraps=True),
+    )
+    decisions = sorted(plan.decisions, key=lambda decision: (decision is not plan.chosen, not decision.accepted))
+    rows = [_row(decision, chosen=decision is plan.chosen) for decision in decisions]
+    warnings = (f"warning: {warning}" for warning in plan.warnings)
+    return page([_headline(plan), table(columns, rows), *warnings], width=width)
 
 
 def _headline(plan: Plan) -> str:
@@ -38,22 +41,6 @@ def _headline(plan: Plan) -> str:
     )  # fmt: skip
     chosen = plan.chosen.candidate if plan.chosen else plan.storage
     return f"{plan.source} (saved in {plan.saved}) on {where}: {chosen}{extras}\nbecause: {plan.reason}.{basis}"
-
-
-def _table(plan: Plan) -> Table:
-    workload = plan.policy.workload
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    table.add_column("stored", no_wrap=True)
-    table.add_column("computed", no_wrap=True)
-    table.add_column(f"{workload.prompt_tokens} in", justify="right", no_wrap=True)
-    table.add_column(f"{workload.new_tokens} out", justify="right", no_wrap=True)
-    table.add_column("memory", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("reason")
-    for decision in sorted(plan.decisions, key=lambda one: (one is not plan.chosen, not one.accepted)):
-        table.add_row(*_row(decision, chosen=decision is plan.chosen))
-    return table
 
 
 def _row(decision: Decision, *, chosen: bool) -> tuple[str, ...]:

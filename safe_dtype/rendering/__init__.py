@@ -1,1 +1,1 @@
-"""Values as pages and pictures: the one place that writes SVG, tables and JSON with infinities. Imports no torch."""
+"""How things look outside: pictures as SVG, tables for a terminal and in Markdown, numbers in JSON. Imports no torch."""

@@ -72,7 +72,8 @@ def test_plot(gemma: Path, tmp_path: Path) -> None:
     """The picture has two bars for every block."""
     assert run(gemma, "--plot", tmp_path / "range.svg").exit_code == 0
     picture = ElementTree.parse(tmp_path / "range.svg").getroot()
-    assert len([one for one in picture if one.tag.endswith("rect")]) == 2 * 4
+    rows = [group for group in picture.iter("{http://www.w3.org/2000/svg}g") if group.get("class") == "row"]
+    assert [len(row.findall("{http://www.w3.org/2000/svg}rect")) for row in rows] == [2] * 4
 
 
 def test_made_in_float16(tmp_path: Path) -> None:

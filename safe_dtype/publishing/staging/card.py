@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from ...rendering.json_numbers import number_from_json
 from .evidence import Evidence, not_publishable, read_evidence, write_evidence
 from .front_matter import dumped, merged, parted, read_front_matter
 from .plots import DRIFT, RANGES
@@ -118,12 +119,12 @@ def _rendered(evidence: Evidence) -> str:
 def _figure(value: Any) -> str:
     if value is None:
         return "-"
-    number = math.inf if value == "inf" else float(value)
-    return "not finite" if math.isinf(number) else f"{number:.3g}"
+    number = float(number_from_json(value))
+    return f"{number:.3g}" if math.isfinite(number) else "not finite"
 
 
 def _ratio(value: Any) -> str:
-    return _figure(value) if value in (None, "inf") else f"{value:.5f}"
+    return f"{value:.5f}" if isinstance(value, float) else _figure(value)
 
 
 def _share(value: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +11,7 @@ from typing import Any
 
 from ...errors import NotPublishableError
 from ...facts import Drift
+from ...rendering.json_numbers import json_numbers, number_from_json
 from ..release import State
 
 SCHEMA = "safe_dtype.variant/1"
@@ -131,57 +131,59 @@ class Evidence:
     @property
     def bytes(self) -> int:
         """Of the weights."""
-        return sum(one.size for path, one in self.files.items() if path.endswith(".safetensors"))
+        return sum(file.size for path, file in self.files.items() if path.endswith(".safetensors"))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values. JSON has no infinity: it is the text "inf"."""
-        found = asdict(self)
-        drift = {name: found.pop(name) for name in ("safe_dtype", "plain")}
-        return {"schema": SCHEMA, **_plain({**found, "drift": {name: _flat(one) for name, one in drift.items()}})}
+        """Return plain values of JSON."""
+        record = asdict(self)
+        drift = {name: _flat(record.pop(name)) for name in ("safe_dtype", "plain")}
+        return {"schema": SCHEMA, **json_numbers({**record, "drift": drift})}
 
     @staticmethod
-    def from_dict(found: Mapping[str, Any]) -> Evidence:
+    def from_dict(record: Mapping[str, Any]) -> Evidence:
         """Return what `to_dict` wrote.
 
         Raises:
             KeyError, TypeError, ValueError: If it is something else.
         """
-        if found["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {found['schema']!r}, not {SCHEMA}")
-        values = {one.name: found[one.name] for one in fields(Evidence) if one.name not in ("safe_dtype", "plain")}
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {record['schema']!r}, not {SCHEMA}")
+        names = {field.name for field in fields(Evidence)} - {"safe_dtype", "plain"}
         return Evidence(
-            **values
+            **{name: record[name] for name in names}
             | {
-                "base": Base(**found["base"]),
-                "tensors": {name: DtypeCount(**one) for name, one in found["tensors"].items()},
-                "safe_dtype": _fidelity(found["drift"]["safe_dtype"]),
-                "plain": _fidelity(found["drift"]["plain"]),
-                "measured_on": MeasuredOn(**found["measured_on"]),
-                "ranges": tuple(LayerRange(**_numbers(one)) for one in found["ranges"]),
-                "islands": tuple(found["islands"]),
-                "files": {path: StagedFile(**one) for path, one in found["files"].items()},
-                "forms": _forms(found["forms"]),
+                "base": Base(**record["base"]),
+                "tensors": {name: DtypeCount(**count) for name, count in record["tensors"].items()},
+                "safe_dtype": _fidelity(record["drift"]["safe_dtype"]),
+                "plain": _fidelity(record["drift"]["plain"]),
+                "measured_on": MeasuredOn(**record["measured_on"]),
+                "ranges": tuple(LayerRange(**_numbers(layer)) for layer in record["ranges"]),
+                "islands": tuple(record["islands"]),
+                "files": {path: StagedFile(**file) for path, file in record["files"].items()},
+                "forms": _forms(record["forms"]),
             }
         )
 
     def problems(self) -> list[str]:
         """Return what keeps a variant with this evidence from being published, a sentence each."""
-        found = []
+        problems = []
         if self.base.repo is None:
-            found.append("its base is a folder: name the repository that it came from (base='org/model')")
+            problems.append("its base is a folder: name the repository that it came from (base='org/model')")
         elif not _REPO.fullmatch(self.base.repo):
-            found.append(f"base {self.base.repo!r} is no repository of the Hub ('org/model')")
+            problems.append(f"base {self.base.repo!r} is no repository of the Hub ('org/model')")
         if self.base.revision is not None and not _SHA.fullmatch(self.base.revision):
-            found.append(f"base revision {self.base.revision!r} is no commit of 40 hexadecimal digits")
+            problems.append(f"base revision {self.base.revision!r} is no commit of 40 hexadecimal digits")
         if not self.base.license:
-            found.append("its license is not known: the base's card names none (license='...', as the base has it)")
+            problems.append("its license is not known: the base's card names none (license='...', as the base has it)")
         if self.needs not in NEEDS:
-            found.append(f"needs {self.needs!r}, which is neither null nor 'safe_dtype'")
+            problems.append(f"needs {self.needs!r}, which is neither null nor 'safe_dtype'")
         if self.plain.beyond and self.needs is None:
-            found.append(f"plain transformers computes something else ({self.plain.beyond}), and `needs` is not set")
+            problems.append(
+                f"plain transformers computes something else ({self.plain.beyond}), and `needs` is not set"
+            )
         if self.safe_dtype.beyond:
-            found.append(f"safe_dtype computes something else ({self.safe_dtype.beyond})")
-        return found
+            problems.append(f"safe_dtype computes something else ({self.safe_dtype.beyond})")
+        return problems
 
 
 def read_evidence(folder: Path) -> Evidence:
@@ -209,35 +211,25 @@ def not_publishable(
     return NotPublishableError(str(State.NOT_STARTED), folder.name, happened, "nothing: nothing was sent", advice)
 
 
-def _forms(found: Mapping[str, Any] | None) -> Forms | None:
-    if found is None:
+def _forms(record: Mapping[str, Any] | None) -> Forms | None:
+    if record is None:
         return None
-    return Forms(tuple(TriedForm(**one) for one in found["verified"]), found["others"], found["device"])
+    return Forms(tuple(TriedForm(**form) for form in record["verified"]), record["others"], record["device"])
 
 
 def _flat(fidelity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of the drift beside the rest, so that readers find `kl_mean` where they look for it."""
-    return {**{name: one for name, one in fidelity.items() if name != "drift"}, **fidelity["drift"]}
+    return {**{name: value for name, value in fidelity.items() if name != "drift"}, **fidelity["drift"]}
 
 
-def _fidelity(found: Mapping[str, Any]) -> Fidelity:
-    values = _numbers(found)
-    names = {one.name for one in fields(Drift)}
-    drift = Drift(**{name: one for name, one in values.items() if name in names})
-    rest = {name: one for name, one in values.items() if name not in names}
-    kl = tuple(math.inf if one == "inf" else float(one) for one in rest.pop("kl"))
+def _fidelity(record: Mapping[str, Any]) -> Fidelity:
+    values = _numbers(record)
+    of_drift = {field.name for field in fields(Drift)}
+    drift = Drift(**{name: value for name, value in values.items() if name in of_drift})
+    rest = {name: value for name, value in values.items() if name not in of_drift}
+    kl = tuple(float(number_from_json(value)) for value in rest.pop("kl"))
     return Fidelity(**rest, drift=drift, kl=kl)
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: math.inf if one == "inf" else one for name, one in found.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "inf"
-    return value
+def _numbers(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: number_from_json(value) for name, value in record.items()}

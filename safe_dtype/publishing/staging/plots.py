@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
 
+from ...rendering.range_bars import RangeKey, RangeRow, range_bars
+from ...rendering.svg import BLUE, BROWN, FAINT, LINE, LogScale, curve, document, horizontal, legend, text, vertical
 from .evidence import HALF_ENDS, Evidence, LayerRange
 
 FOLDER = "plots"
@@ -14,10 +15,7 @@ DRIFT = f"{FOLDER}/drift.svg"
 RANGES = f"{FOLDER}/activations.svg"
 
 _LEFT, _WIDTH, _TOP, _HEIGHT = 70, 640, 48, 200  # of the drift's picture, in its units
-_NAMES, _ROW = 250, 16  # of the other one: room for a layer's name, and a layer
-_LOWEST, _HIGHEST = -4, 24  # powers of two at its edges
-_LEAST_KL = 1e-9  # nats: what is less is drawn there
-_PLAIN, _OURS, _LINE = "#b3552d", "#1f6f8b", "#777"
+_LEAST_KL = -9  # power of ten, in nats: what is less is drawn there
 
 
 def write_plots(evidence: Evidence, folder: Path) -> None:
@@ -31,80 +29,53 @@ def write_plots(evidence: Evidence, folder: Path) -> None:
 
 def drift_svg(evidence: Evidence) -> str:
     """Return KL from float32 at every position, for both loaders, on a logarithmic axis; empty where there is none."""
-    curves = ((evidence.plain.kl, _PLAIN, "transformers"), (evidence.safe_dtype.kl, _OURS, "safe_dtype"))
+    curves = ((evidence.plain.kl, BROWN, "transformers"), (evidence.safe_dtype.kl, BLUE, "safe_dtype"))
     if not any(kl for kl, _, _ in curves):
         return ""
-    finite = [one for kl, _, _ in curves for one in kl if math.isfinite(one)]
-    top = math.ceil(math.log10(max([evidence.max_drift, _LEAST_KL * 10, *finite])))
-    low = round(math.log10(_LEAST_KL))
-    parts = []
-    for power in range(low, top + 1):
-        y = _y(10.0**power, low, top)
-        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_LEFT + _WIDTH}" stroke="#ddd"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>')
-    limit = _y(evidence.max_drift, low, top)
-    parts.append(f'<path d="M{_LEFT} {limit:.1f}H{_LEFT + _WIDTH}" stroke="{_LINE}" stroke-dasharray="3 3"/>')
-    parts.append(
-        f'<text x="{_LEFT + _WIDTH}" y="{limit - 4:.1f}" text-anchor="end">limit of the mean: {evidence.max_drift:g}</text>'
-    )
-    for place, (kl, colour, name) in enumerate(curves):
-        parts.append(f'<text x="{_LEFT + 110 * place}" y="36" fill="{colour}">{name}</text>')
-        parts += _curve(kl, colour, low, top)
-    parts.append(f'<text x="{_LEFT + _WIDTH / 2:g}" y="{_TOP + _HEIGHT + 18}" text-anchor="middle">position</text>')
+    finite = [value for kl, _, _ in curves for value in kl if math.isfinite(value)]
+    highest = math.ceil(math.log10(max([evidence.max_drift, 10.0 ** (_LEAST_KL + 1), *finite])))
+    scale = LogScale(10, _LEAST_KL, highest, _TOP + _HEIGHT, _TOP)
+    right, bottom = _LEFT + _WIDTH, _TOP + _HEIGHT
+    elements: list[str] = []
+    for y, label in scale.ticks(1):
+        elements += (horizontal(y, _LEFT, right, FAINT), text(_LEFT - 6, y + 4, label, anchor="end"))
+    limit = scale.place(evidence.max_drift)
+    elements.append(horizontal(limit, _LEFT, right, LINE, style="dashed"))
+    elements.append(text(right, limit - 4, f"limit of the mean: {evidence.max_drift:g}", anchor="end"))
+    elements += legend(36, ((_LEFT + 110 * place, name, colour) for place, (_, colour, name) in enumerate(curves)))
+    for kl, colour, _ in curves:
+        elements += _curve(kl, colour, scale)
+    elements.append(text(_LEFT + _WIDTH / 2, bottom + 18, "position", anchor="middle"))
     title = f"{evidence.dtype}: KL from float32 at every position, in nats"
-    return _svg(title, _LEFT + _WIDTH + 20, _TOP + _HEIGHT + 28, parts)
+    return document(right + 20, bottom + 28, elements, title=title)
 
 
 def ranges_svg(ranges: Sequence[LayerRange], dtype: str) -> str:
     """Return the largest |number| that each layer hands on, and where float16 ends; empty where there are no layers."""
     if not ranges:
         return ""
-    parts = []
-    for place, one in enumerate(ranges):
-        y = _TOP + place * _ROW
-        told = f"{one.layer}: {one.base:.4g} in float32, {one.variant:.4g} in this variant"
-        parts.append(f'<g class="layer"><title>{escape(told)}</title>')
-        parts.append(f'<text x="{_NAMES - 8}" y="{y + 10}" text-anchor="end">{escape(one.layer)}</text>')
-        for value, colour, top in ((one.base, _OURS, y + 1), (one.variant, _PLAIN, y + 7)):
-            width = _x(value) - _NAMES
-            parts.append(f'<rect x="{_NAMES}" y="{top}" width="{width:.1f}" height="5" fill="{colour}"/>')
-        parts.append("</g>")
-    bottom, end = _TOP + len(ranges) * _ROW + 6, _x(HALF_ENDS)
-    parts.append(f'<path class="limit" d="M{end:.1f} {_TOP - 6}V{bottom}" stroke="{_LINE}" stroke-dasharray="3 3"/>')
-    parts.append(f'<text x="{end:.1f}" y="{_TOP - 8}" text-anchor="middle">65504: float16 ends</text>')
-    keys = (("base in float32", _OURS, 6), (f"this variant in {dtype}", _PLAIN, 110))
-    parts += [f'<text x="{x}" y="36" fill="{colour}">{name}</text>' for name, colour, x in keys]
-    return _svg("Largest |number| that each layer hands on (plain transformers)", _NAMES + _WIDTH, bottom + 10, parts)
+    rows = [
+        RangeRow(
+            layer.layer,
+            layer.base,
+            layer.variant,
+            f"{layer.layer}: {layer.base:.4g} in float32, {layer.variant:.4g} in this variant",
+        )
+        for layer in ranges
+    ]
+    keys = (RangeKey("base in float32", BLUE), RangeKey(f"this variant in {dtype}", BROWN))
+    return range_bars("Largest |number| that each layer hands on (plain transformers)", rows, keys, end=HALF_ENDS)
 
 
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> str:
-    lines = "\n".join([f'<text x="6" y="16" font-weight="bold">{escape(title)}</text>', *parts])
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" '
-        f'font-size="11">\n<rect width="100%" height="100%" fill="white"/>\n{lines}\n</svg>\n'
-    )
-
-
-def _curve(kl: Sequence[float], colour: str, low: int, top: int) -> list[str]:
-    """Return a line through the finite values, and a mark at the edge for each of the others."""
+def _curve(kl: Sequence[float], colour: str, scale: LogScale) -> Iterator[str]:
+    """Yield a line through the finite values, and a mark at the edge for each of the others."""
     step = _WIDTH / max(1, len(kl) - 1)
-    parts, points = [], []
-    for place, one in enumerate(kl):
-        x = _LEFT + place * step
-        if math.isfinite(one):
-            points.append(f"{x:.1f},{_y(one, low, top):.1f}")
+    points = []
+    for position, value in enumerate(kl):
+        x = _LEFT + position * step
+        if math.isfinite(value):
+            points.append((x, scale.place(value)))
         else:
-            parts.append(f'<path class="nonfinite" d="M{x:.1f} {_TOP}v-6" stroke="{colour}"/>')
+            yield vertical(x, _TOP, _TOP - 6, colour, kind="nonfinite")
     if points:
-        parts.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" stroke-width="0.8"/>')
-    return parts
-
-
-def _y(kl: float, low: int, top: int) -> float:
-    power = math.log10(max(kl, _LEAST_KL))
-    return _TOP + (top - power) / (top - low) * _HEIGHT
-
-
-def _x(value: float) -> float:
-    power = math.log2(value) if value > 0 else _LOWEST
-    return _NAMES + (min(max(power, _LOWEST), _HIGHEST) - _LOWEST) / (_HIGHEST - _LOWEST) * (_WIDTH - 30)
+        yield curve(points, colour, width=0.8)
