@@ -21,7 +21,7 @@ from .planning import Decision, Plan, Policy, Workload, make_plan
 if TYPE_CHECKING:
     from .checkpoints import read_checkpoint
     from .devices import detect, facts_of, measure, prior_facts
-    from .guarding import guard, register_remedy, report, unguard
+    from .guarding import guard, on_event, register_remedy, report, unguard
     from .loading import SafeAutoModel
     from .numerics import compute_in
     from .optimizing import Dynamic, Optimized, load_optimized, optimize
@@ -59,6 +59,7 @@ __all__ = [
     "make_plan",
     "measure",
     "measure_drift",
+    "on_event",
     "optimize",
     "patch",
     "patched",
@@ -78,6 +79,7 @@ _LOADED_ON_USE = {
     "compute_in": "numerics",
     "SafeAutoModel": "loading",
     "guard": "guarding",
+    "on_event": "guarding",
     "register_remedy": "guarding",
     "report": "guarding",
     "unguard": "guarding",

@@ -1,6 +1,7 @@
 """Watch every step of a model; where the dtype fails under it, go on from the very step in another."""
 
 from .classify import classify
+from .events import on_event
 from .failure import Attempt, Event, Failure, FailureKind, Report
 from .guard import guard, report, unguard
 from .incident import Incident
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "classify",
     "guard",
+    "on_event",
     "register_remedy",
     "report",
     "unguard",

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from .classify import classify
+from .events import changing
 from .incident import Incident
 from .recover import TriedRemedies, cure
 from .state import Guard
@@ -40,7 +41,7 @@ def guarded_batch(
             if model is None:
                 return done
             steps = max(len(done[one].generated_tokens) for one in failed)
-            with guard.turns.change():
+            with changing(guard):
                 incident = Incident(guard, model, replace(failure, step=steps), time.perf_counter(), error=error)
                 if not cure(incident, tried):
                     return done

@@ -12,6 +12,7 @@ from ..devices import remember_failure
 from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype
+from .events import record
 from .failure import Attempt, Event, Failure, FailureKind
 from .incident import Incident
 from .remedies import NotPossible, Remedy, remedies_for
@@ -94,7 +95,7 @@ def pass_over(guard: Guard, failure: Failure) -> None:
     guard.told.add("nonfinite")
     event = Event(failure.kind, before, None, failure.module, failure.step or 0, "none", failure.message,
                   largest_input=failure.largest_input)  # fmt: skip
-    guard.events.append(event)
+    record(guard, event)
     logger.warning(
         "%s in %s, where no wider dtype is left: look at the weights and the inputs", _said(failure), before
     )
@@ -113,7 +114,7 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> No
         failure.kind, before, after, failure.module, failure.step or 0, str(remedy), failure.message,
         (time.perf_counter() - incident.since) * 1e3, grown, failure.largest_input, incident.restarts,
     )  # fmt: skip
-    guard.events.append(event)
+    record(guard, event)
     logger.warning(
         "%s at step %d in %s: going on with %s (%.0f ms, %+d bytes): %s",
         failure.kind, event.step, failure.module or type(incident.model).__name__, remedy, event.milliseconds, grown,

@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from ..errors import CannotResumeError, SafeDtypeError
 from .blame import module_raising, name_of
 from .classify import classify
+from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
 from .recover import TriedRemedies, cure
@@ -97,7 +98,7 @@ def _cure(guard: Guard, tried: TriedRemedies, failure: Failure, error: Exception
         return False
     blamed = module_raising(model, error.__traceback__)
     failure = replace(failure, module=name_of(model, blamed), step=here.step)
-    with guard.turns.change():
+    with changing(guard):
         return cure(Incident(guard, model, failure, since, blamed, given, error, restarts=True), tried)
 
 

@@ -20,6 +20,7 @@ from ..models.recast import main_dtype
 from .blame import Blame, module_raising, module_spoiling, name_of
 from .classify import classify
 from .compute_dtype import as_planned
+from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
 from .output_checks import is_sound, saturated, saturation_watch
@@ -116,7 +117,7 @@ def guarded_step(
             return output
         tried = tried or TriedRemedies()
         call = Call(guard, module, args, kwargs, mark)
-        with guard.turns.change():
+        with changing(guard):
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.mark.roll_back():
                 continue

@@ -184,3 +184,19 @@ class Tape:
     def end(self) -> None:
         """Take the end."""
         self.ends += 1
+
+
+class Unknown(tf.DynamicCache):
+    """A cache of a class that nobody knows."""
+
+
+def with_unknown_cache(model: Any) -> Any:
+    """Have `generate` make a cache of that class."""
+    prepare = model._prepare_cache_for_generation
+
+    def prepare_unknown(config: Any, kwargs: dict[str, Any], *rest: Any) -> None:
+        prepare(config, kwargs, *rest)
+        kwargs["past_key_values"] = Unknown(config=model.config)
+
+    model._prepare_cache_for_generation = prepare_unknown
+    return model

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import transformers
-from guarding.generators import DOWN, IDS, ONE_ROW, Tape, generate, generator
+from guarding.generators import DOWN, IDS, ONE_ROW, Tape, generate, generator, with_unknown_cache
 
 from safe_dtype import guard, report
 from safe_dtype.errors import CannotResumeError
@@ -15,22 +13,6 @@ from safe_dtype.models.recast import recast
 from safe_dtype.testing import fault
 
 BF16, FP32 = torch.bfloat16, torch.float32
-
-
-class Unknown(transformers.DynamicCache):
-    """A cache of a class that nobody knows."""
-
-
-def with_unknown_cache(model: Any) -> Any:
-    """Have `generate` make a cache of that class."""
-    prepare = model._prepare_cache_for_generation
-
-    def prepare_unknown(config: Any, kwargs: dict[str, Any], *rest: Any) -> None:
-        prepare(config, kwargs, *rest)
-        kwargs["past_key_values"] = Unknown(config=model.config)
-
-    model._prepare_cache_for_generation = prepare_unknown
-    return model
 
 
 def test_an_unknown_cache_begins_anew() -> None:

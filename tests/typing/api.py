@@ -19,18 +19,20 @@ from safe_dtype import (
     load_optimized,
     make_plan,
     measure_drift,
+    on_event,
     optimize,
     patch,
     patched,
     plan_of,
     publish,
     read_checkpoint,
+    register_remedy,
     report,
     unguard,
     unpatch,
 )
 from safe_dtype.devices import facts_of, prior_facts
-from safe_dtype.guarding import Failure, FailureKind, classify
+from safe_dtype.guarding import Event, Failure, FailureKind, Incident, NotPossible, Remedy, classify
 from safe_dtype.optimizing import Dynamic, Form, Status, read_record
 from safe_dtype.publishing import State
 from safe_dtype.testing import fault
@@ -53,6 +55,35 @@ for event in report(net).events:
     after: Dtype | None = event.after
 unguard(net)
 failure: Failure | None = classify(RuntimeError("no"))
+
+
+def count(owner: nn.Module, event: Event) -> None:
+    """Count an event."""
+
+
+class Reset:
+    """A remedy of the user's own."""
+
+    changes_dtype = False
+
+    def apply(self, incident: Incident) -> int:
+        """Change the model."""
+        if incident.blamed is None:
+            raise NotPossible("no module is known")
+        return 0
+
+    def undo(self, incident: Incident) -> None:
+        """Take the change back."""
+
+
+def propose(incident: Incident) -> list[Remedy]:
+    """Propose it for every failure."""
+    return [Reset()]
+
+
+registration = on_event(count)
+with on_event(count), register_remedy(propose, before="attention"):
+    registration.remove()
 
 with compute_in("float32", ops=["linear"], when=lambda family, rows: rows > 8):
     drift: Drift = measure_drift(net, net, [{"input": torch.ones(1, 2)}])
