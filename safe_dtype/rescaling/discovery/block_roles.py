@@ -10,7 +10,7 @@ from torch import nn
 
 from ...facts import Part
 
-_SAID = ("training", "gradient_checkpointing")  # what modules say about themselves that changes nothing
+_NO_SETTINGS = ("training", "gradient_checkpointing")  # attributes of modules that change nothing that is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class BlockKind:
 
     name: str  # of the class
     structure: frozenset[tuple[str, str]]  # roles of modules with their class, of parameters with their dimensions
-    said: frozenset[tuple[str, str]]  # what the modules say about themselves: `layer_type`, `is_sliding`
+    settings: frozenset[tuple[str, str]]  # truth values and texts that the modules keep: `layer_type`, `is_sliding`
 
 
 class Roles:
@@ -38,26 +38,26 @@ class Roles:
     @cached_property
     def members(self) -> Mapping[tuple[Part, str], tuple[str, ...]]:
         """The names that play each role."""
-        found: dict[tuple[Part, str], list[str]] = {}
+        by_role: dict[tuple[Part, str], list[str]] = {}
         for part, name in self._everything():
-            found.setdefault((part, self.role_of(name)), []).append(name)
-        return {key: tuple(names) for key, names in found.items()}
+            by_role.setdefault((part, self.role_of(name)), []).append(name)
+        return {key: tuple(names) for key, names in by_role.items()}
 
     @cached_property
     def kind(self) -> BlockKind:
         """The kind of block that this module is."""
         structure: set[tuple[str, str]] = set()
-        said: set[tuple[str, str]] = set()
+        settings: set[tuple[str, str]] = set()
         for path, module in self._modules():
             role = self.role_of(path)
             structure.add((role, type(module).__name__))
             structure |= {(f"{role}.{name}", str(one.dim())) for name, one in module.named_parameters(recurse=False)}
-            said |= {
+            settings |= {
                 (f"{role}.{name}", str(value))
                 for name, value in vars(module).items()
-                if isinstance(value, (bool, str)) and not name.startswith("_") and name not in _SAID
+                if isinstance(value, (bool, str)) and not name.startswith("_") and name not in _NO_SETTINGS
             }
-        return BlockKind(type(self._module).__qualname__, frozenset(structure), frozenset(said))
+        return BlockKind(type(self._module).__qualname__, frozenset(structure), frozenset(settings))
 
     def role_of(self, name: str) -> str:
         """Return the role of a module, a parameter or an attribute."""

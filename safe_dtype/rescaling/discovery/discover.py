@@ -85,12 +85,12 @@ def gauges_for(model: PreTrainedModel) -> Found:
     key = _key(model)
     if key is None:
         return Found((), f"{type(model).__name__} is not written in a file")
-    if (found := recall(key, _from_dict)) is not None:
-        return found
-    found = _find(model)
-    gauges = [gauge_to_dict(one) for one in found.gauges]
-    remember(key, {"gauges": gauges, "problem": found.problem, "not_run": found.not_run})
-    return found
+    if (discovery := recall(key, _from_dict)) is not None:
+        return discovery
+    discovery = _find(model)
+    gauges = [gauge_to_dict(one) for one in discovery.gauges]
+    remember(key, {"gauges": gauges, "problem": discovery.problem, "not_run": discovery.not_run})
+    return discovery
 
 
 def discover(twin: Twin) -> Discovery:
@@ -112,11 +112,13 @@ def _discover(twin: Twin) -> Discovery:
     prover = Prover(twin, [block for stack in traced.stacks for block in stack.blocks])
     proved: list[Proved] = []
     problems: list[str] = []
-    for one in _residuals(twin.model, traced, system, prover):
-        if isinstance(one, Proved) and one.is_good:
-            proved.append(one)
+    for outcome in _residuals(twin.model, traced, system, prover):
+        if isinstance(outcome, Proved) and outcome.is_good:
+            proved.append(outcome)
         else:
-            problems.append(one if isinstance(one, str) else f"{one.gauge.name}: {_not_good(one.proof)}")
+            problems.append(
+                outcome if isinstance(outcome, str) else f"{outcome.gauge.name}: {_not_good(outcome.proof)}"
+            )
     for gauge in interior_gauges(twin, system, traced):
         whole = completed(gauge, traced.stacks, idle, twin.model)
         inside = Proved(whole, prover.prove(whole))
@@ -161,13 +163,13 @@ def _with_encoder_states(twin: Twin, unused: str) -> Twin | None:
     random = torch.Generator().manual_seed(1)
     shape = (2, 8, weight.shape[1]) if name == "encoder_hidden_states" else (1, 2, 8, weight.shape[1])
     states = [torch.randn(shape, generator=random, dtype=torch.float64) for _ in twin.batches[:-1]]
-    given = [{**batch, name: one} for batch, one in zip(twin.batches, states, strict=False)]
+    with_states = [{**batch, name: one} for batch, one in zip(twin.batches, states, strict=False)]
     try:
         with torch.no_grad(), unchanged(twin.model):
-            run_twin(twin.model, given[0])
+            run_twin(twin.model, with_states[0])
     except _FAILURES:
         return None
-    return Twin(twin.model, (*given, twin.batches[-1]))
+    return Twin(twin.model, (*with_states, twin.batches[-1]))
 
 
 def _no_gauge(system: System, stack: Stack, model: nn.Module) -> str:
@@ -195,26 +197,26 @@ def _find(model: PreTrainedModel) -> Found:
         # Whatever the caller is in the midst of: loading onto another device, inference, a mixed-precision block.
         with _on_cpu(), torch.inference_mode(mode=False), torch.autocast("cpu", enabled=False):
             twin = make_twin(type(model), model.config)
-            found = discover(twin)
+            discovery = discover(twin)
     except TwinError as exc:
         return Found((), str(exc))
     except _FAILURES as exc:
         return Found((), f"the twin of {type(model).__name__} cannot be analysed: {type(exc).__name__}: {exc}")
     gauges: list[Gauge] = []
-    problems = list(found.problems)
-    for one in found.proved:
-        real = fitted(one, found.traced, twin.model, model)
+    problems = list(discovery.problems)
+    for proved in discovery.proved:
+        real = fitted(proved, discovery.traced, twin.model, model)
         if isinstance(real, Gauge):
             gauges.append(real)
-        elif one.stack is not None:
+        elif proved.stack is not None:
             problems.append(real)
         else:
             logger.info("%s: %s", type(model).__name__, real)
-    if found.trivial:
+    if discovery.trivial:
         problems.append("every block ends in a norm, so that its hidden states do not grow")
-    if found.not_run:
-        problems.append(f"nothing is proved with inputs for {', '.join(found.not_run)}")
-    return Found(tuple(gauges), "; ".join(problems), found.not_run)
+    if discovery.not_run:
+        problems.append(f"nothing is proved with inputs for {', '.join(discovery.not_run)}")
+    return Found(tuple(gauges), "; ".join(problems), discovery.not_run)
 
 
 def _on_cpu() -> AbstractContextManager[object]:
@@ -222,15 +224,15 @@ def _on_cpu() -> AbstractContextManager[object]:
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
-def fitted(one: Proved, traced: Trace, twin: PreTrainedModel, model: PreTrainedModel) -> Gauge | str:
+def fitted(proved: Proved, traced: Trace, twin: PreTrainedModel, model: PreTrainedModel) -> Gauge | str:
     """Return the gauge of the real model, or why it has none like it."""
-    in_rows = any(move.rows is not None and twin.get_parameter(move.target).dim() <= 2 for move in one.gauge.moves)
+    in_rows = any(move.rows is not None and twin.get_parameter(move.target).dim() <= 2 for move in proved.gauge.moves)
     if in_rows and _one_head_for_several(twin.config, model.config):
-        return f"{one.gauge.name}: nobody knows how the rows of several heads lie"
+        return f"{proved.gauge.name}: nobody knows how the rows of several heads lie"
     try:
-        return transfer(one.gauge, traced.stacks, twin, model, whole=one.stack is not None)
+        return transfer(proved.gauge, traced.stacks, twin, model, whole=proved.stack is not None)
     except TransferError as exc:
-        return f"{one.gauge.name}: {exc.reason}"
+        return f"{proved.gauge.name}: {exc.reason}"
 
 
 def _one_head_for_several(tiny: PretrainedConfig, real: PretrainedConfig) -> bool:

@@ -36,10 +36,10 @@ class _Block:
 
     def matrices(self) -> list[Knob]:
         """Return the weights of two or more dimensions, in the order in which they are used."""
-        found = [
+        weights = [
             knob for knob in self.knobs if knob.part is Part.WEIGHT and _dims(self, knob) > 1 and not _is_bias(knob)
         ]
-        return sorted(found, key=lambda knob: (self.when(knob), _place_in_module(self, knob)))
+        return sorted(weights, key=lambda knob: (self.when(knob), _place_in_module(self, knob)))
 
 
 def interior_gauges(twin: Twin, system: System, traced: Trace) -> Iterator[Gauge]:
@@ -50,7 +50,7 @@ def interior_gauges(twin: Twin, system: System, traced: Trace) -> Iterator[Gauge
         system: Of the twin, in all of its knobs.
         traced: Of the twin.
     """
-    found: dict[Pattern, list[Move]] = {}
+    by_pattern: dict[Pattern, list[Move]] = {}
     parts: dict[BlockKind, list[Pattern]] = {}
     for block in _blocks(twin, system, traced):
         roles = Roles(block.module)
@@ -63,10 +63,10 @@ def interior_gauges(twin: Twin, system: System, traced: Trace) -> Iterator[Gauge
         smaller = {move.target for moves in own for move in moves if move.power < 0}
         own += [moves for moves in whole if moves[0].target not in smaller]
         for moves in own:
-            known = found.setdefault(_pattern(moves, block, roles), [])
+            known = by_pattern.setdefault(_pattern(moves, block, roles), [])
             known += [move for move in moves if move not in known]
     names: dict[str, int] = {}
-    for pattern, moves in found.items():
+    for pattern, moves in by_pattern.items():
         name = _name(pattern)
         names[name] = names.get(name, 0) + 1
         yield Gauge(name if names[name] == 1 else f"{name} ({names[name]})", tuple(moves))
@@ -94,14 +94,14 @@ def _whole(system: System, block: _Block) -> Iterator[list[Move]]:
         if not len(matrix) or float(matrix[:, own[root]].norm()) < _FITS:
             continue
         partners = _partners(block, root)
-        found = solve(matrix, {own[root]: -1}, [own[knob] for knob in partners])
-        if found is None or not 1 < len(found) <= _MOST_MOVES:
+        powers = solve(matrix, {own[root]: -1}, [own[knob] for knob in partners])
+        if powers is None or not 1 < len(powers) <= _MOST_MOVES:
             continue
         for knob in partners:
             # A bias that changes nothing, as softmax forgets that of the keys, is still part of what becomes smaller.
             if _is_bias_of(knob, root) and float(matrix[:, own[knob]].norm()) < _FITS:
-                found[own[knob]] = -1
-        moves = [Move(block.knobs[at].part, block.knobs[at].target, power) for at, power in found.items()]
+                powers[own[knob]] = -1
+        moves = [Move(block.knobs[at].part, block.knobs[at].target, power) for at, power in powers.items()]
         if any(move.power > 0 or _is_eps(move) for move in moves):
             yield moves
 
@@ -145,9 +145,9 @@ def _by_rows(twin: Twin, block: _Block, moved: Collection[str]) -> Iterator[list
         return
     every = [*dict.fromkeys(groups), *partners]
     system = system_of(twin, every, block.traced.stacks, about=every[: -len(partners)], together=together)
-    for one in candidates:
-        ways = ([*_parts(system, groups, one.partners)] for groups in one.groups)
-        yield from next((found for found in ways if found), ())
+    for candidate in candidates:
+        ways = ([*_parts(system, groups, candidate.partners)] for groups in candidate.groups)
+        yield from next((moves for moves in ways if moves), ())
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class _Cuts:
     reached: dict[Cut, Tensor] = field(default_factory=dict)
     leaves: dict[Cut, Tensor] = field(default_factory=dict)
     gone_on: dict[int, Cut] = field(default_factory=dict)  # by the id of the tensor that went on
-    kept: list[Tensor] = field(default_factory=list)
+    alive: list[Tensor] = field(default_factory=list)  # so that no id is used twice
 
     def cut(self, tensor: Tensor, block: str, side: str) -> Tensor:
         """Return what goes on instead of `tensor`; a tensor that was cut already goes on itself."""
@@ -75,7 +75,7 @@ class _Cuts:
         leaf = tensor.detach().requires_grad_()
         on = leaf.clone()  # modelling code may add to it in place
         self.reached[cut], self.leaves[cut], self.gone_on[id(on)] = tensor, leaf, cut
-        self.kept.append(on)
+        self.alive.append(on)
         return on
 
 
@@ -97,22 +97,22 @@ def system_of(
         together: Of how many unknowns at once the system will be asked; None for all that an equation has.
     """
     blocks = tuple(block for stack in stacks for block in stack.blocks)
-    found = [
+    equations = [
         _equations(
             twin.model, twin.batches[number % len(twin.batches)], Unknowns(tuple(knobs), together), blocks, gain, about
         )
         for number, gain in enumerate(GAINS)
     ]
-    cuts = tuple(dict.fromkeys(cut for _, own, _ in found for cut in own))
+    cuts = tuple(dict.fromkeys(cut for _, own, _ in equations for cut in own))
     columns: tuple[Column, ...] = (*knobs, *cuts)
     place: dict[Column, int] = {column: at for at, column in enumerate(columns)}
     matrices = []
-    for rows, own, _ in found:
+    for rows, own, _ in equations:
         wide = torch.zeros(len(rows), len(columns), dtype=torch.float64)
-        given: tuple[Column, ...] = (*knobs, *own)
-        wide[:, [place[column] for column in given]] = rows
+        unknowns: tuple[Column, ...] = (*knobs, *own)
+        wide[:, [place[column] for column in unknowns]] = rows
         matrices.append(wide)
-    return System(columns, torch.cat(matrices), tuple(end for _, _, ends in found for end in ends))
+    return System(columns, torch.cat(matrices), tuple(end for _, _, ends in equations for end in ends))
 
 
 @dataclass
@@ -138,19 +138,19 @@ class Unknowns:
 
     def spread(self, gradients: Sequence[Tensor], reached: Sequence[int]) -> Tensor:
         """Return the derivatives (n, unknowns) by logarithms, from gradients (n, *shape) of the leaves `reached`."""
-        found = torch.zeros(len(gradients[0]), self.count, dtype=torch.float64)
+        derivatives = torch.zeros(len(gradients[0]), self.count, dtype=torch.float64)
         for number, gradient in zip(reached, gradients, strict=True):
             leaf = self.leaves[number].detach()
             product = gradient * leaf
             for place in self.owners[number]:
                 rows = self.knobs[place].rows if place < len(self.knobs) else None
                 if rows is None:
-                    found[:, place] = product.reshape(len(found), -1).sum(1)
+                    derivatives[:, place] = product.reshape(len(derivatives), -1).sum(1)
                 else:
                     index = [slice(None)] * product.dim()
                     index[rows.dim] = rows.of(leaf.shape[rows.dim])
-                    found[:, place] = product[tuple(index)].reshape(len(found), -1).sum(1)
-        return found
+                    derivatives[:, place] = product[tuple(index)].reshape(len(derivatives), -1).sum(1)
+        return derivatives
 
     def leaves_of(self, knobs: Collection[Knob]) -> set[int]:
         """Return the numbers of the leaves that any of `knobs` belongs to."""

@@ -52,8 +52,8 @@ def is_eps_name(name: str) -> bool:
 
 def knobs_of(model: PreTrainedModel, traced: Trace, batch: Mapping[str, Tensor]) -> tuple[Knob, ...]:
     """Return everything in `model` that can be multiplied, in the order in which it is to be considered."""
-    found = [*_weights(model, traced), *_numbers(model, traced, batch), *_borders(model, traced)]
-    return tuple(sorted(found, key=lambda knob: knob.rank))
+    knobs = [*_weights(model, traced), *_numbers(model, traced, batch), *_borders(model, traced)]
+    return tuple(sorted(knobs, key=lambda knob: knob.rank))
 
 
 def _weights(model: nn.Module, traced: Trace) -> Iterator[Knob]:
@@ -161,9 +161,14 @@ def turned(model: PreTrainedModel, knobs: Iterable[Knob], gain: float) -> Iterat
 def multiply_matrices(model: nn.Module, gain: float) -> None:
     """Multiply every matrix by `gain`, embeddings aside; each parameter gets a tensor of its own for that."""
     for module in model.modules():
-        for one in module.parameters(recurse=False):
-            if one.dim() > 1 and one.is_floating_point() and not isinstance(module, nn.Embedding) and gain != 1.0:
-                one.data = one.data * gain
+        for parameter in module.parameters(recurse=False):
+            if (
+                parameter.dim() > 1
+                and parameter.is_floating_point()
+                and not isinstance(module, nn.Embedding)
+                and gain != 1.0
+            ):
+                parameter.data = parameter.data * gain
 
 
 def _multiply_at(module: nn.Module, part: Part, factor: Tensor) -> torch.utils.hooks.RemovableHandle:

@@ -18,9 +18,9 @@ class DifferentiableNorms(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _NORMS and any(isinstance(one, Tensor) for one in (*args[-2:], kwargs.get("eps"))):
             ours, names = _NORMS[func]
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            if isinstance(given.get("eps"), Tensor):
-                return ours(**{key: value for key, value in given.items() if key != "cudnn_enable"})
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            if isinstance(arguments.get("eps"), Tensor):
+                return ours(**{key: value for key, value in arguments.items() if key != "cudnn_enable"})
         return func(*args, **kwargs)
 
 

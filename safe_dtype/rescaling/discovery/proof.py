@@ -113,8 +113,8 @@ class Prover:
             self._models[dtype] = model = copy.deepcopy(self._twin.model).to(dtype)
             self._weights[dtype] = [one.data for one in model.parameters()]
         model = self._models[dtype]
-        for one, data in zip(model.parameters(), self._weights[dtype], strict=True):
-            one.data = data
+        for parameter, data in zip(model.parameters(), self._weights[dtype], strict=True):
+            parameter.data = data
         multiply_matrices(model, gain)
         return model
 
@@ -141,8 +141,8 @@ def prove(twin: Twin, gauge: Gauge, *, blocks: Sequence[str] = (), bits: Sequenc
 
 def _outputs_of(output: Mapping[str, Any]) -> Tensor:
     named = (output.get(name) for name in ("logits", "last_hidden_state"))
-    found: Tensor = next(one for one in (*named, *output.values()) if isinstance(one, Tensor))
-    return found
+    output_tensor: Tensor = next(one for one in (*named, *output.values()) if isinstance(one, Tensor))
+    return output_tensor
 
 
 def _error(before: Tensor, after: Tensor) -> float:
@@ -163,9 +163,9 @@ def _kept(model: nn.Module, names: Iterable[str], returned: dict[str, list[Tenso
     for name in names:
 
         def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            found = first_returned(output)
-            if found is not None:
-                returned.setdefault(name, []).append(found.detach().clone())
+            tensor = first_returned(output)
+            if tensor is not None:
+                returned.setdefault(name, []).append(tensor.detach().clone())
 
         handles.append(model.get_submodule(name).register_forward_hook(keep))
     try:

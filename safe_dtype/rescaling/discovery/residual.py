@@ -17,37 +17,37 @@ def residual_gauge(system: System, stack: Stack, name: str) -> Gauge | None:
     It begins with the input of the first block, not with the embedding: every token comes by there, be it an id, an
     image or a soft prompt, and an embedding that is tied to the head stays as it is.
     """
-    given, free = _unknowns(system, stack)
-    found = solve(system.matrix, given, free)
-    return None if found is None else Gauge(name, tuple(_moves(system, found)))
+    fixed, free = _unknowns(system, stack)
+    powers = solve(system.matrix, fixed, free)
+    return None if powers is None else Gauge(name, tuple(_moves(system, powers)))
 
 
 def obstacles(system: System, stack: Stack) -> tuple[str, ...]:
     """Return the names of the blocks of `stack` that allow no such gauge, each looked at by itself."""
-    given, free = _unknowns(system, stack)
-    found = []
+    fixed, free = _unknowns(system, stack)
+    names = []
     for end in dict.fromkeys(system.ends):
         if end is not None and end.block in stack.blocks:
             rows = [number for number, other in enumerate(system.ends) if other == end]
-            if solve(system.matrix[rows], given, free) is None:
-                found.append(end.block)
-    return tuple(dict.fromkeys(found))
+            if solve(system.matrix[rows], fixed, free) is None:
+                names.append(end.block)
+    return tuple(dict.fromkeys(names))
 
 
 def _unknowns(system: System, stack: Stack) -> tuple[dict[int, int], list[int]]:
-    """Return the unknowns that are given, with their values, and those that are free."""
-    given: dict[int, int] = {}
+    """Return the unknowns whose values are fixed, with these values, and those that are free."""
+    fixed: dict[int, int] = {}
     free: list[int] = []
     for place, column in enumerate(system.columns):
         if isinstance(column, Cut):
-            given[place] = -1 if column.block in stack.blocks else 0
+            fixed[place] = -1 if column.block in stack.blocks else 0
         else:
             free.append(place)
-    return given, free
+    return fixed, free
 
 
-def _moves(system: System, found: Mapping[int, int]) -> Iterator[Move]:
-    for place, power in found.items():
+def _moves(system: System, powers: Mapping[int, int]) -> Iterator[Move]:
+    for place, power in powers.items():
         column = system.columns[place]
         if isinstance(column, Knob):
             yield Move(column.part, column.target, power)

@@ -75,8 +75,8 @@ def _shrink(config: PretrainedConfig, widths: Widths, changed: dict[str, Any], s
     """Shrink one config, in place; `changed` is what has been chosen already."""
     values = dict(vars(config))
     spec = values.get(_SPEC)
-    kept = keep_layers(values, spec.per_layer_overrides if spec else {}, of_a_kind=sizing.of_a_kind)
-    values |= kept.values(values)
+    kept_layers = keep_layers(values, spec.per_layer_overrides if spec else {}, of_a_kind=sizing.of_a_kind)
+    values |= kept_layers.values(values)
     dims = _rotated(values, changed, widths)
     for key, value in values.items():
         if key in changed:
@@ -89,7 +89,7 @@ def _shrink(config: PretrainedConfig, widths: Widths, changed: dict[str, Any], s
             changed[key] = tiny
     changed |= _depending(values, changed)
     if spec:
-        changed[_SPEC] = _tiny_spec(spec, kept, values, changed)
+        changed[_SPEC] = _tiny_spec(spec, kept_layers, values, changed)
     if sizing.complete:
         changed |= _missing(values | changed, decoder=sizing.decoder)
     # Past __setattr__, which validates one key at a time: a config that is half tiny is not valid.
@@ -152,48 +152,50 @@ def _split(total: int, shares: list[int]) -> list[int]:
 
 def _depending(values: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
     """Return what follows from other tiny values, as it does in the real config."""
-    found: dict[str, Any] = {}
+    derived: dict[str, Any] = {}
     if any((values.get(key) or 0) > 1 for key in EXPERT_GROUPS):
         # Twice as many as else, so that there is a choice within a group as well.
-        found |= {key: min(values[key], 2 * AT_MOST[key]) for key in EXPERTS if is_count(values.get(key))}
+        derived |= {key: min(values[key], 2 * AT_MOST[key]) for key in EXPERTS if is_count(values.get(key))}
     if is_count(values.get("image_size")):
         patch = values.get("patch_size")
-        found["image_size"] = min(values["image_size"], 2 * patch if is_count(patch) and patch > 8 else 32)
+        derived["image_size"] = min(values["image_size"], 2 * patch if is_count(patch) and patch > 8 else 32)
     nope, rope, value = ((values.get(key), changed.get(key)) for key in LATENT[:3])
     for key in ("qk_head_dim", "head_dim"):
         real = values.get(key)
         if rope[0] and rope[1] and is_count(real):
             sums = {(nope[0] or 0) + rope[0]: (nope[1] or 0) + rope[1], value[0]: value[1], rope[0]: rope[1]}
-            found[key] = sums.get(real) or real * rope[1] // rope[0]
-    return found
+            derived[key] = sums.get(real) or real * rope[1] // rope[0]
+    return derived
 
 
-def _tiny_spec(spec: Any, kept: KeptLayers, values: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
+def _tiny_spec(spec: Any, kept_layers: KeptLayers, values: Mapping[str, Any], changed: Mapping[str, Any]) -> Any:
     """Shrink what is said of single layers as much as what is said of all."""
 
     def tiny(key: str, value: Any) -> Any:
         real, less = values.get(key), changed.get(key)
         return max(1, value * less // real) if is_count(value) and is_count(real) and is_count(less) else value
 
-    said = {new: spec.per_layer_overrides.get(old) for new, old in enumerate(kept.indices)}
-    fewer = {new: {key: tiny(key, value) for key, value in one.items()} for new, one in said.items() if one}
+    overrides = {new: spec.per_layer_overrides.get(old) for new, old in enumerate(kept_layers.indices)}
+    fewer = {new: {key: tiny(key, value) for key, value in one.items()} for new, one in overrides.items() if one}
     return replace(spec, per_layer_overrides=fewer)
 
 
 def _missing(values: Mapping[str, Any], *, decoder: bool) -> dict[str, Any]:
     """Return values for what a config leaves open."""
-    found: dict[str, Any] = {key: one for key, one in WHEN_MISSING.items() if key in values and values[key] is None}
+    defaults: dict[str, Any] = {key: one for key, one in WHEN_MISSING.items() if key in values and values[key] is None}
     query = next((values[key] for key in values if HEADS.fullmatch(key) and is_count(values[key])), 1)
-    found |= {key: query for key in values if values[key] is None and KV_HEADS.fullmatch(key)}
-    found |= {key: hidden_size(values) // query for key in values if values[key] is None and HEAD_DIM.fullmatch(key)}
+    defaults |= {key: query for key in values if values[key] is None and KV_HEADS.fullmatch(key)}
+    defaults |= {
+        key: hidden_size(values) // query for key in values if values[key] is None and HEAD_DIM.fullmatch(key)
+    }
     if "pad_token_id" in values and values["pad_token_id"] is None:
-        found["pad_token_id"] = 0
+        defaults["pad_token_id"] = 0
     if values.get("rope_parameters") == {}:
-        found["rope_parameters"] = {kind: dict(_ROPE) for kind in values.get("layer_types") or ()} or dict(_ROPE)
+        defaults["rope_parameters"] = {kind: dict(_ROPE) for kind in values.get("layer_types") or ()} or dict(_ROPE)
     if values.get("rope_theta") is None:
-        found["rope_theta"] = _ROPE["rope_theta"]
+        defaults["rope_theta"] = _ROPE["rope_theta"]
     if values.get("languages") and values.get("default_language") is None:
-        found["default_language"] = values["languages"][0]
+        defaults["default_language"] = values["languages"][0]
     if decoder and "is_decoder" in values:
-        found["is_decoder"] = True
-    return found
+        defaults["is_decoder"] = True
+    return defaults

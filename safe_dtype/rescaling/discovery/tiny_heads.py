@@ -101,11 +101,11 @@ def _tied_size(hidden: int, hiddens: Mapping[int, int]) -> int:
 
 def _keys(values: Mapping[str, Any], meaning: re.Pattern[str], prefix: str) -> list[str]:
     """Return the keys of this meaning with this prefix, else those without any."""
-    found: dict[str, list[str]] = {}
+    by_prefix: dict[str, list[str]] = {}
     for key, value in values.items():
         if is_count(value) and (match := meaning.fullmatch(key)):
-            found.setdefault(match[1] or "", []).append(key)
-    return found.get(prefix) or found.get("", [])
+            by_prefix.setdefault(match[1] or "", []).append(key)
+    return by_prefix.get(prefix) or by_prefix.get("", [])
 
 
 def _fewer(query: int, kv: int, most: int) -> tuple[int, int]:

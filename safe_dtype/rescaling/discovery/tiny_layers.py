@@ -93,17 +93,17 @@ def _count(values: Mapping[str, Any]) -> int:
 
 
 def _kind(values: Mapping[str, Any], overrides: Mapping[int, Any], index: int, count: int) -> Hashable:
-    said: list[Any] = [repr(overrides.get(index))]
+    traits: list[Any] = [repr(overrides.get(index))]
     for key, value in values.items():
         if _names_layers(key, value, count):
-            said.append(index in value)
+            traits.append(index in value)
         elif _per_layer(value, count):
-            said.append(repr(value[index]))
+            traits.append(repr(value[index]))
         elif is_count(value):
-            said += [index < value] if _FIRST.fullmatch(key) else []
-            said += [index >= count - value] if _LAST.fullmatch(key) else []
-            said += [index > value] if _LAST_INDEX.fullmatch(key) else []
-    return tuple(said)
+            traits += [index < value] if _FIRST.fullmatch(key) else []
+            traits += [index >= count - value] if _LAST.fullmatch(key) else []
+            traits += [index > value] if _LAST_INDEX.fullmatch(key) else []
+    return tuple(traits)
 
 
 def _repeats(kinds: Sequence[Hashable], period: int) -> bool:

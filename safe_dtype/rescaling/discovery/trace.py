@@ -46,7 +46,7 @@ class _Call:
 
     name: str
     module: nn.Module
-    given: Tensor | None
+    first_input: Tensor | None
     returned: Tensor | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -154,14 +154,14 @@ def _recorded(model: nn.Module, calls: list[_Call]) -> Iterator[None]:
 
 def _is_norm(call: _Call) -> bool:
     """Whether a leaf without matrices returns nearly the same of an input four times as large."""
-    given, returned = call.given, call.returned
-    if given is None or returned is None or given.shape != returned.shape or not is_small_leaf(call.module):
+    first, returned = call.first_input, call.returned
+    if first is None or returned is None or first.shape != returned.shape or not is_small_leaf(call.module):
         return False
     try:
         as_given, larger = (_called(call, factor) for factor in (1.0, 4.0))
     except (RuntimeError, TypeError, ValueError):  # it changes its input in place, or counts its calls
         return False
-    if not (is_number(as_given) and is_number(larger)) or torch.equal(as_given, given):
+    if not (is_number(as_given) and is_number(larger)) or torch.equal(as_given, first):
         return False
     return bool((larger - as_given).norm() < _FORGOTTEN * as_given.norm())
 
@@ -184,7 +184,7 @@ def _stacks(model: nn.Module, calls: list[_Call], from_norms: set[int]) -> Itera
         if call.name not in holder:
             continue
         held_in = holder[call.name]
-        chain = from_block.get(id(call.given)) or next((one for one in chains if held_in in one.lists), None)
+        chain = from_block.get(id(call.first_input)) or next((one for one in chains if held_in in one.lists), None)
         if chain is None:
             chain = _Chain()
             chains.append(chain)
@@ -195,7 +195,7 @@ def _stacks(model: nn.Module, calls: list[_Call], from_norms: set[int]) -> Itera
         blocks = tuple(dict.fromkeys(call.name for call in chain.calls))
         handed_on = {id(call.returned) for call in chain.calls}
         normalised = all(id(call.returned) in from_norms for call in chain.calls) or all(
-            id(call.given) in from_norms - handed_on for call in chain.calls[1:]
+            id(call.first_input) in from_norms - handed_on for call in chain.calls[1:]
         )
         yield Stack(tuple(chain.lists), blocks, normalised)
 
@@ -205,18 +205,20 @@ def _list_of_each_block(model: nn.Module, calls: list[_Call]) -> dict[str, str]:
     ran: dict[str, list[_Call]] = {}
     for call in calls:
         ran.setdefault(call.name, []).append(call)
-    found: dict[str, str] = {}
+    list_of: dict[str, str] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)) or any(path.startswith(f"{one}.") for one in found):
+        if not isinstance(module, (nn.ModuleList, nn.ModuleDict)) or any(
+            path.startswith(f"{one}.") for one in list_of
+        ):
             continue
         names = [f"{path}.{name}" for name, _ in module.named_children()]
         blocks = [name for name in names if name in ran and all(_keeps_shape(call) for call in ran[name])]
         if len(blocks) > 1:
-            found.update(dict.fromkeys(blocks, path))
-    return found
+            list_of.update(dict.fromkeys(blocks, path))
+    return list_of
 
 
 def _keeps_shape(call: _Call) -> bool:
-    given, returned, module = call.given, call.returned, call.module
+    first, returned, module = call.first_input, call.returned, call.module
     is_block = any(one.dim() > 1 for one in module.parameters()) and any(True for _ in module.children())
-    return is_block and given is not None and returned is not None and given.shape == returned.shape
+    return is_block and first is not None and returned is not None and first.shape == returned.shape

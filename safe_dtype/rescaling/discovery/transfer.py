@@ -58,7 +58,8 @@ def transfer(gauge: Gauge, stacks: Sequence[Stack], twin: nn.Module, model: nn.M
     ]
     on_block = [move for move in outside if move.target in _all_blocks(stacks)]  # the first of its stack, by its name
     roles, real_roles = (
-        Roles(one, frozenset(name for stack in stacks for name in _block_names(stack, one))) for one in (twin, model)
+        Roles(root, frozenset(name for stack in stacks for name in _block_names(stack, root)))
+        for root in (twin, model)
     )
     elsewhere = _by_role([move for move in outside if move not in on_block], roles)
     moves += [*on_block, *_placed(elsewhere, real_roles, roles, "")]
@@ -83,11 +84,11 @@ def _blocks(gauge: Gauge, stack: Stack, twin: nn.Module) -> Iterator[_Block]:
 
 def _by_role(moves: Sequence[Move], roles: Roles) -> list[Move]:
     """Return one move for all that play the same role, where all that play it are moved in the same way."""
-    found: dict[Role, list[Move]] = {}
+    by_role: dict[Role, list[Move]] = {}
     for move in moves:
-        found.setdefault((move.part, roles.role_of(move.target)), []).append(move)
+        by_role.setdefault((move.part, roles.role_of(move.target)), []).append(move)
     result: list[Move] = []
-    for (part, role), ones in found.items():
+    for (part, role), ones in by_role.items():
         shared = {replace(one, target=role) for one in ones}
         members = roles.members.get((part, role), ())
         alike = all(
@@ -101,7 +102,7 @@ def _moves_of(known: Sequence[_Block], name: str, place: str, model: nn.Module, 
     roles = Roles(model.get_submodule(name))
     kind = roles.kind
     fitting = [one for one in known if one.kind == kind] or [
-        one for one in known if (one.kind.name, one.kind.structure) == (kind.name, kind.structure)
+        block for block in known if (block.kind.name, block.kind.structure) == (kind.name, kind.structure)
     ]
     if len({one.moves for one in fitting}) > 1:
         fitting = [one for one in fitting if one.place == place]
@@ -120,7 +121,7 @@ def _moves_of(known: Sequence[_Block], name: str, place: str, model: nn.Module, 
 
 def _placed(moves: Iterable[Move], roles: Roles, in_twin: Roles, start: str) -> list[Move]:
     """Return the moves of every member of each role, with names that begin with `start`."""
-    found = []
+    placed = []
     for move in sorted(moves, key=str):
         members = roles.members.get((move.part, move.target), ())
         if not members:  # one of those that play a role: it is the same one where there are as many
@@ -130,8 +131,8 @@ def _placed(moves: Iterable[Move], roles: Roles, in_twin: Roles, start: str) -> 
             if roles.members[key] != in_twin.members.get(key):
                 raise TransferError(f"of the modules like {start}{move.target} some are moved, and others are not")
             members = (move.target,)
-        found += [replace(move, target=f"{start}{name}") for name in members]
-    return found
+        placed += [replace(move, target=f"{start}{name}") for name in members]
+    return placed
 
 
 def _places(count: int) -> Iterator[str]:

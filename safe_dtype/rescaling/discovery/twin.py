@@ -94,8 +94,8 @@ def run_twin(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     with exact():
         output = model(**batch)
     for name in ("logits", "last_hidden_state"):
-        if isinstance(found := getattr(output, name, None), Tensor):
-            return found
+        if isinstance(tensor := getattr(output, name, None), Tensor):
+            return tensor
     return next(value for value in output.values() if isinstance(value, Tensor))
 
 
@@ -135,10 +135,10 @@ def _attempt(model_class: type[PreTrainedModel], config: PretrainedConfig, gain:
 
 
 def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, gain: float, seed: int) -> Twin | str:
-    for one in _configs(config):
-        one.use_cache = False
-        one.__dict__.pop("quantization_config", None)
-        one._experts_implementation = "eager"
+    for part in _configs(config):
+        part.use_cache = False
+        part.__dict__.pop("quantization_config", None)
+        part._experts_implementation = "eager"
     with exact(), torch.device("cpu"), at_most(MOST_PARAMETERS):
         model = model_class._from_config(config, dtype=torch.float64, attn_implementation="eager").double().eval()
     model.requires_grad_(requires_grad=False)

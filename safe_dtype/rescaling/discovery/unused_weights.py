@@ -31,22 +31,22 @@ def never_run(stack: Stack, idle: frozenset[str], traced: Trace, model: nn.Modul
 
     Nobody knows what they would write into the hidden state.
     """
-    found: list[str] = []
+    unused: list[str] = []
     for block in stack.blocks:
         for (part, _), names in Roles(model.get_submodule(block)).members.items():
             targets = [f"{block}.{name}" for name in names]
             if part is Part.WEIGHT and all(target in idle for target in targets):
-                found += [owner for owner in map(_owner, targets) if owner not in traced.order]
-    return tuple(dict.fromkeys(found))
+                unused += [owner for owner in map(_owner, targets) if owner not in traced.order]
+    return tuple(dict.fromkeys(unused))
 
 
 def idle_parts(traced: Trace, idle: frozenset[str], model: nn.Module) -> tuple[str, ...]:
     """Return the outermost modules, blocks aside, none of whose matrices the twin used: an image encoder, say."""
     blocks = tuple(f"{block}." for stack in traced.stacks for block in stack.blocks)
-    found: list[str] = []
+    unused: list[str] = []
     for path, module in model.named_modules():
         inside = f"{path}."
-        if inside.startswith((*blocks, *(f"{other}." for other in found))):
+        if inside.startswith((*blocks, *(f"{other}." for other in unused))):
             continue
         matrices = [name for name, one in module.named_parameters() if one.dim() > 1]
         # What ran all the same holds constants, such as positions.
@@ -55,8 +55,8 @@ def idle_parts(traced: Trace, idle: frozenset[str], model: nn.Module) -> tuple[s
             and path not in traced.order
             and all(f"{inside if path else ''}{name}" in idle for name in matrices)
         ):
-            found.append(path)
-    return tuple(found)
+            unused.append(path)
+    return tuple(unused)
 
 
 def completed(gauge: Gauge, stacks: Sequence[Stack], idle: frozenset[str], model: nn.Module) -> Gauge:
