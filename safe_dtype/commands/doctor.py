@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..facts import DeviceFacts, Verdict, bytes_text
+from ..facts import DeviceFacts, Verdict
 from ..rendering.tables import Column, page, table
+from ..rendering.units import bytes_text
 
 _COLUMNS = (
     *(Column(title) for title in ("dtype", "operation", "verdict")),

@@ -21,7 +21,6 @@ from .measured import (
     VerdictKind,
 )
 from .rescale import Gauge, Move, Part, Rescale, Rows, gauge_from_dict, gauge_to_dict, summary
-from .units import bytes_text, seconds_text
 
 __all__ = [
     "ALL",
@@ -53,11 +52,9 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "Where",
-    "bytes_text",
     "dtype_named",
     "exceeds",
     "gauge_from_dict",
     "gauge_to_dict",
-    "seconds_text",
     "summary",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..facts import bytes_text, seconds_text
 from ..rendering.tables import Column, page, table
+from ..rendering.units import bytes_text, seconds_text
 from .plan import Decision, Plan
 
 

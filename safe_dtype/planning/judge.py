@@ -15,9 +15,9 @@ from ..facts import (
     Dtype,
     Verdict,
     VerdictKind,
-    bytes_text,
     exceeds,
 )
+from ..rendering.units import bytes_text
 from .matmul_routes import Routes, product_verdict, routes_for
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind, bytes_text
+from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
+from ..rendering.units import bytes_text
 from .judge import loses
 from .plan import Decision
 from .policy import Policy

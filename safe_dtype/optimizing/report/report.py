@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...rendering.markdown import code, inline, one_line, table
 from ..nouns.record import BreakSite, Distance, DtypeVerdict, FormAttempt, Optimization, Outcome, Status
 from .choose import gain_of
-from .markdown import code, inline, one_line, table
 
 PICTURE = "report.svg"
 

@@ -34,4 +34,4 @@ def one_line(text: str) -> str:
 
 def _row(cells: Sequence[str]) -> str:
     # Also in code: GitHub splits a row into cells before it looks at anything else.
-    return "| " + " | ".join(one.replace("|", "\\|") for one in cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

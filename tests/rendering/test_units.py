@@ -1,0 +1,25 @@
+"""Bytes and seconds as people read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from safe_dtype.rendering.units import bytes_text, seconds_text
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2.4e9, "2.4 GB"), (123_456_789, "123 MB"), (5.5e12, "5.5 TB")],
+)
+def test_bytes(count: float, words: str) -> None:
+    """Decimal units, three digits."""
+    assert bytes_text(count) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0042, "4.2 ms"), (4.2e-6, "4.2 us"), (0.001, "1 ms"), (1, "1 s"), (12.345, "12.3 s"), (12_345, "12,345 s")],
+)
+def test_seconds(seconds: float, words: str) -> None:
+    """The unit that keeps three digits."""
+    assert seconds_text(seconds) == words
