@@ -50,15 +50,13 @@ def test_one_commit(hub: LoopbackHub, tmp_path: Path) -> None:
     api.upload(REPO, "main", additions, lambda *step: arrived.append(step))
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert arrived == [("upload", size, size)]
-    assert "notes.txt" not in hub.remote_files(REPO)  # nobody sees it before the commit
+    assert "notes.txt" not in hub.files(REPO)  # nobody sees it before the commit
     operations = {"delete": ("LICENSE",), "copy": ("config.json",), "copy_from": first, "additions": additions}
     oid = api.commit(commit_to(hub, **operations))
     assert hub.commits(REPO)[0] == (oid, TITLE)
     before = {path: content for path, content in whole().items() if path != "LICENSE"}
     new = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert {
-        path: content for path, content in hub.remote_files(REPO).items() if path != ".gitattributes"
-    } == before | new
+    assert {path: content for path, content in hub.files(REPO).items() if path != ".gitattributes"} == before | new
 
 
 def test_a_file_that_changed(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -136,7 +134,7 @@ def test_a_commit_on_an_old_head(hub: LoopbackHub) -> None:
     with pytest.raises(HubError) as error:
         hurried(hub).commit(commit)
     assert error.value.status == 412
-    assert "LICENSE" in hub.remote_files(REPO)
+    assert "LICENSE" in hub.files(REPO)
 
 
 @pytest.mark.parametrize(

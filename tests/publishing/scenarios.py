@@ -113,7 +113,7 @@ def seen(hub: LoopbackHub, target: Target) -> dict[str, bytes] | None:
     """Return what others would load at the target, None where there is nothing."""
     if target.repo not in hub.repositories or target.revision not in hub.branches(target.repo):
         return None
-    found = hub.remote_files(target.repo, target.revision)
+    found = hub.files(target.repo, target.revision)
     return None if set(found) == {".gitattributes"} else found
 
 

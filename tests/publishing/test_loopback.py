@@ -74,7 +74,7 @@ def named(hub: LoopbackHub) -> list[tuple[str, str]]:
 def test_a_commit_holds_what_was_sent(hub: LoopbackHub, api: HfApi) -> None:
     """`create_commit` puts every file there with its bytes, small and large, in one commit."""
     oid = published(api)
-    assert hub.remote_files(REPO, oid) == {**FILES, ".gitattributes": hub.files(REPO)[".gitattributes"]}
+    assert hub.files(REPO, oid) == {**FILES, ".gitattributes": hub.files(REPO)[".gitattributes"]}
     assert [title for _, title in hub.commits(REPO)] == ["publish", "initial commit"]
 
 
@@ -124,7 +124,7 @@ def test_xet_keeps_what_was_committed(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(content)
     with LoopbackHub(xet=tmp_path / "xet") as hub:
         in_child(hub, _PUBLISH, folder, xet=True)
-        assert hub.remote_files(REPO)["model.safetensors"] == content
+        assert hub.files(REPO)["model.safetensors"] == content
         assert ("GET", "/api/models/org/model/xet-write-token/main") in hub.requests
         assert not [path for _, path in hub.requests if "lfs" in path]
 
@@ -146,21 +146,21 @@ def test_a_commit_on_another_parent_is_refused(hub: LoopbackHub, api: HfApi) -> 
         api.create_commit(REPO, adds({"config.json": b"{}"}), commit_message="late", parent_commit=oid)
     assert refused.value.response.status_code == 412
     assert hub.commits(REPO)[0] == (newer, "somebody else's commit")
-    assert hub.remote_files(REPO)["config.json"] == FILES["config.json"]
+    assert hub.files(REPO)["config.json"] == FILES["config.json"]
 
 
 def test_one_commit_adds_copies_and_deletes(hub: LoopbackHub, api: HfApi) -> None:
     """Deletes and copies from an earlier commit, of small and large files, ride with what is added."""
     oid = published(api)
     api.create_commit(REPO, [CommitOperationDelete(path) for path in FILES], commit_message="empty")
-    assert set(hub.remote_files(REPO)) == {".gitattributes"}
+    assert set(hub.files(REPO)) == {".gitattributes"}
     copies = [CommitOperationCopy(path, f"old/{path}", src_revision=oid) for path in FILES]
     api.create_commit(REPO, [*copies, *adds({"a.txt": b"a"})], commit_message="back")
-    assert {path: content for path, content in hub.remote_files(REPO).items() if path.startswith("old/")} == {
+    assert {path: content for path, content in hub.files(REPO).items() if path.startswith("old/")} == {
         f"old/{path}": content for path, content in FILES.items()
     }
     api.create_commit(REPO, [CommitOperationDelete("old/", is_folder=True)], commit_message="without")
-    assert set(hub.remote_files(REPO)) == {".gitattributes", "a.txt"}
+    assert set(hub.files(REPO)) == {".gitattributes", "a.txt"}
 
 
 def test_the_tree_names_files_by_their_hashes(hub: LoopbackHub, api: HfApi) -> None:
@@ -259,7 +259,7 @@ def test_a_remote_gitignore_drops_files_silently(hub: LoopbackHub, api: HfApi) -
     """The client leaves out what the `.gitignore` of the repository names, and says nothing."""
     hub.push(REPO, {".gitignore": b"*.json\n"})
     api.create_commit(REPO, adds(FILES), commit_message="publish")
-    assert set(hub.remote_files(REPO)) == {".gitattributes", ".gitignore", "model.safetensors"}
+    assert set(hub.files(REPO)) == {".gitattributes", ".gitignore", "model.safetensors"}
     operations = adds(FILES)
     api.preupload_lfs_files(REPO, operations, gitignore_content="# nothing")
     assert [one._should_ignore for one in operations] == [False, False]
@@ -308,7 +308,7 @@ class TestFaults:
             published(api)
         hub.clear_faults()
         api.create_commit(REPO, adds(FILES), commit_message="publish")
-        assert hub.remote_files(REPO)["model.safetensors"] == FILES["model.safetensors"]
+        assert hub.files(REPO)["model.safetensors"] == FILES["model.safetensors"]
 
     def test_drop(self, hub: LoopbackHub, api: HfApi) -> None:
         """The connection closes, and nothing was done."""

@@ -38,7 +38,7 @@ def test_verbs(hub: LoopbackHub, folder: Path) -> None:
     assert pushed.exit_code == 0, pushed.output
     receipt = json.loads(pushed.stdout)
     assert (receipt["state"], receipt["oid"]) == ("published", hub.branches(REPO)["main"])
-    assert REPO in hub.remote_files(REPO)["README.md"].decode()
+    assert REPO in hub.files(REPO)["README.md"].decode()
     assert invoke("push", folder, "--repo", REPO, "--public").exit_code == 0
     assert len(hub.commits(REPO)) == 2  # the Hub's own first one, and ours
 

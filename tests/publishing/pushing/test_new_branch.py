@@ -36,7 +36,7 @@ def test_a_new_branch(hub: LoopbackHub, stage: Path) -> None:
     receipt = push(stage, TARGET, api=hurried(hub))
     assert named == [False, False, True]
     assert hub.branches(REPO) == {"main": main, "fp16": receipt.oid}
-    assert set(hub.remote_files(REPO, "fp16")) == {*sharded(), "LICENSE", ".gitattributes"}
+    assert set(hub.files(REPO, "fp16")) == {*sharded(), "LICENSE", ".gitattributes"}
     assert receipt.deleted == ("model.safetensors",)
 
 
@@ -54,7 +54,7 @@ def test_in_a_new_repository(hub: LoopbackHub, stage: Path) -> None:
     receipt = push(stage, TARGET, api=hurried(hub))
     assert (receipt.state, receipt.oid) == (State.PUBLISHED, hub.branches(REPO)["fp16"])
     assert not hub.is_private(REPO)
-    assert set(hub.remote_files(REPO)) == {".gitattributes"}
+    assert set(hub.files(REPO)) == {".gitattributes"}
 
 
 def test_somebody_else_makes_the_branch(hub: LoopbackHub, stage: Path) -> None:
@@ -93,5 +93,5 @@ def test_a_temporary_branch_on_an_older_main(hub: LoopbackHub, stage: Path) -> N
     hub.clear_faults()
     hub.push(REPO, {"notes.txt": b"theirs"})
     push(stage, TARGET, api=hurried(hub))
-    assert hub.remote_files(REPO, "fp16")["notes.txt"] == b"theirs"
+    assert hub.files(REPO, "fp16")["notes.txt"] == b"theirs"
     assert set(hub.branches(REPO)) == {"main", "fp16"}

@@ -30,7 +30,7 @@ def stage(tmp_path: Path) -> Path:
 def test_a_new_repository(hub: LoopbackHub, stage: Path) -> None:
     """Everything is there after one commit, in the right order: private, bytes, commit, read back, public."""
     receipt = push(stage, PUBLIC, api=hurried(hub))
-    published = hub.remote_files(REPO)
+    published = hub.files(REPO)
     assert {path: published[path] for path in sharded()} == sharded()
     assert (receipt.state, receipt.oid) == (State.PUBLISHED, hub.branches(REPO)["main"])
     assert not hub.is_private(REPO)
@@ -57,7 +57,7 @@ def test_an_existing_repository(hub: LoopbackHub, stage: Path) -> None:
     hub.push(REPO, whole())
     receipt = push(stage, PUBLIC, api=hurried(hub))
     assert receipt.deleted == ("model.safetensors",)
-    assert set(hub.remote_files(REPO)) == {*sharded(), "LICENSE", ".gitattributes"}
+    assert set(hub.files(REPO)) == {*sharded(), "LICENSE", ".gitattributes"}
     assert len(hub.commits(REPO)) == 3
 
 
@@ -81,7 +81,7 @@ def test_a_new_state_replaces_the_old(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.push(REPO, {"notes.txt": b"theirs"})
     receipt = push(written(tmp_path / "new", sharded(fill=1)), PUBLIC, api=hurried(hub))
     assert receipt.deleted == ("plots/range.svg",)
-    assert hub.remote_files(REPO)["notes.txt"] == b"theirs"
+    assert hub.files(REPO)["notes.txt"] == b"theirs"
     assert len(ours(hub)) == 2
 
 
@@ -139,7 +139,7 @@ def test_rebase(hub: LoopbackHub, stage: Path, path: str, state: State) -> None:
     except PublishError as exc:
         found = State(exc.state)
     assert found is state
-    assert hub.remote_files(REPO)[path] == b"theirs"
+    assert hub.files(REPO)[path] == b"theirs"
     assert len(ours(hub)) == (1 if state is State.PUBLISHED else 0)
 
 
@@ -156,7 +156,7 @@ def test_a_gitignore_of_the_repository_keeps_nothing_out(hub: LoopbackHub, stage
     """The client drops without a word what the repository's .gitignore names; what was staged is published."""
     hub.push(REPO, {".gitignore": b"*.json\n*.safetensors\n"})
     push(stage, PUBLIC, api=hurried(hub))
-    assert sharded().items() <= hub.remote_files(REPO).items()
+    assert sharded().items() <= hub.files(REPO).items()
 
 
 def test_a_gitignore_that_the_server_insists_on(

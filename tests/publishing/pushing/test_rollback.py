@@ -29,7 +29,7 @@ def is_back(hub: LoopbackHub, before: str) -> bool:
     """Whether main holds what it held, by one more commit."""
     titles = [title for _, title in hub.commits(REPO)]
     return (
-        hub.remote_files(REPO) == hub.files(REPO, before)
+        hub.files(REPO) == hub.files(REPO, before)
         and titles[0].startswith("safe-dtype: roll back")
         and len(titles) == 4
     )
@@ -78,7 +78,7 @@ def test_somebody_else_comes_first(hub: LoopbackHub, before: str) -> None:
     with pytest.raises(PublishError) as error:
         rollback(TARGET, before, api=hurried(hub))
     assert error.value.state == "conflict"
-    assert hub.remote_files(REPO)["notes.txt"] == b"theirs"
+    assert hub.files(REPO)["notes.txt"] == b"theirs"
 
 
 @pytest.mark.parametrize(
