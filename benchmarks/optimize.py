@@ -21,7 +21,7 @@ import torch
 import transformers as tf
 from results_file import RESULTS, write_results
 
-from safe_dtype.optimizing import Dynamic, Form, Optimization, optimize
+from safe_dtype.optimizing import Dynamic, Optimization, optimize
 from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
 from safe_dtype.optimizing.report.choose import gain_of
 
@@ -133,11 +133,11 @@ def best_by_dtype(found: Optimization) -> list[dict[str, Any]]:
                 "top1": verdict.distance.top1_agreement if verdict.distance else None,
                 "miou": verdict.distance.miou if verdict.distance else None,
                 "eager_over_float32": verdict.speedup,
-                "form": str(best.form) if best else None,
+                "form": best.form if best else None,
                 "form_error": max((stage.distance.relative for stage in best.stages), default=0.0) if best else None,
-                "over_eager": best.speedup if best and best.form is not Form.EAGER else 1.0,
+                "over_eager": best.speedup if best and best.form != "eager" else 1.0,
                 "over_float32": gain_of(best, verdicts) if best else None,
-                "forms": {str(one.form): _row(one) for one in own},
+                "forms": {one.form: _row(one) for one in own},
             }
         )
     return rows
@@ -185,7 +185,7 @@ def main(models: str, seconds: float) -> None:
         results[name] = {
             "command": " ".join(["python", "benchmarks/optimize.py", *sys.argv[1:]]),
             "parameters": found.parameters, "status": int(found.status), "why": found.why,
-            "form": str(chosen.form) if chosen else None, "dtype": chosen.dtype.name if chosen else None,
+            "form": chosen.form if chosen else None, "dtype": chosen.dtype.name if chosen else None,
             "inputs": {key: one["shape"] for key, one in found.batches[0].tensors.items()},
             "dtypes": best_by_dtype(found),
         }  # fmt: skip

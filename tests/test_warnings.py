@@ -29,7 +29,6 @@ from tiny_models import TINY
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, load_optimized, patched
 from safe_dtype.facts import Gauge, Move, Part, Rescale
 from safe_dtype.loading.auto import SafeAuto
-from safe_dtype.optimizing.nouns.record import Form
 from safe_dtype.rescaling import fold_in, keep_rescaled
 from safe_dtype.rescaling.folding.rescale_file import FILE, Stored, write_stored
 from safe_dtype.testing import fault
@@ -230,7 +229,7 @@ def test_input_that_nobody_proved() -> None:
 
 def test_optimized(tmp_path: Path) -> None:
     """A call beyond the range of the form, in a thread as well, and a form that cannot be loaded."""
-    optimized(Mlp(), tmp_path / "out", Form.EXPORT)
+    optimized(Mlp(), tmp_path / "out", "export")
     loaded = load_optimized(tmp_path / "out")
     with assert_here("not 1..8"):
         loaded(x=torch.randn(9, 16))  # here

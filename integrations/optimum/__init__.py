@@ -3,13 +3,14 @@
 Importing this package imports no torch.
 """
 
-from .attempting import attempt_via
+from .attempting import FORM, attempt_via
 from .exporting import Order, export
 from .older import as_before_5, copied_for_4
 from .tasks import TASKS, task_of
 from .virtual_environment import VIAS, environment, pins_of
 
 __all__ = [
+    "FORM",
     "TASKS",
     "VIAS",
     "Order",

@@ -11,13 +11,16 @@ from pathlib import Path
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.optimizing.attempts.runner import LOG as ATTEMPT_LOG
 from safe_dtype.optimizing.attempts.runner import run_attempt
+from safe_dtype.optimizing.environment import environment as facts
+from safe_dtype.optimizing.nouns.form import FormTarget
 from safe_dtype.optimizing.nouns.job import Job
-from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Outcome
+from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
 
 from .exporting import LOG, Order, export
 from .tasks import task_of
 from .virtual_environment import environment
 
+FORM = "onnx"
 EXPORTED = "exported"  # folder in the job's own, gone at the end
 
 
@@ -46,12 +49,14 @@ def attempt_via(
         EnvironmentNotFitError: If the environment cannot be made.
     """
     # Loads torch, which a parent of attempts does without until here.
-    from safe_dtype.optimizing.forms import maker_of
+    from safe_dtype.optimizing.forms.onnx import FORM as ONNX
     from safe_dtype.optimizing.forms.onnx import GIVEN
 
     remedies = (f"via={via}", *((f"task={task}",) if task else ()))
-    told = FormAttempt(Form.ONNX, job.dtype, Outcome.SKIPPED, remedies=remedies)
-    if reason := maker_of(Form.ONNX).available(job.dtype, job.device) or _not_for_optimum(job):
+    told = FormAttempt(FORM, job.dtype, Outcome.SKIPPED, remedies=remedies)
+    if missing := ONNX.missing_to_load(FormTarget(facts(), job.device, job.dtype)):
+        return replace(told, reason=f"it needs {missing}")
+    if reason := _not_for_optimum(job):
         return replace(told, reason=reason)
     environment(via, progress=progress)
     begun = time.monotonic()
@@ -65,7 +70,7 @@ def attempt_via(
         outcome = Outcome.TIMED_OUT if late else Outcome.FAILED
         return replace(told, outcome=outcome, reason=exc.problem, log=_log(job, exported, root))
     spent = time.monotonic() - begun
-    plain = replace(job, form=Form.ONNX, remedies=())  # these are no settings of the model
+    plain = replace(job, form=FORM, remedies=())  # these are no settings of the model
     found = run_attempt(plain, root=root, seconds=seconds - spent, settings={GIVEN: str(file.parent)})
     built = replace(found.seconds, build=spent + (found.seconds.build or 0.0))
     return replace(found, remedies=told.remedies, seconds=built, log=_log(job, exported, root))

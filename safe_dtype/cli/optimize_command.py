@@ -13,14 +13,16 @@ import click
 from ..errors import UnknownDtypeError
 from ..facts import dtype_named
 from ..optimizing.exporters import exporter_names
+from ..optimizing.forms import form_names
 from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
-from ..optimizing.nouns.record import Form, Status
+from ..optimizing.nouns.record import Status
 from .options import DEVICE, FORMAT
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
 
-_FORMS = ["auto", *(str(one) for one in Form if one is not Form.TORCHSCRIPT)]
+_ONNX = "onnx"  # the form that --via makes
+_FORMS = ["auto", *(name for name in form_names() if name != "torchscript")]  # that one has an option of its own
 
 # Which dimensions --size and --length mean, of transformers' inputs. Masks and types follow.
 _SIZE, _LENGTH = ("pixel_values", (2, 3)), ("input_ids", (1,))
@@ -119,11 +121,11 @@ def _goal(options: Mapping[str, Any]) -> Goal:
     for ends, (name, places) in ((options["size"], _SIZE), (options["length"], _LENGTH)):
         if ends:
             dims[name] = dict.fromkeys(places, ends)
-    if options["via"] and options["wanted"] not in ("auto", str(Form.ONNX)):
+    if options["via"] and options["wanted"] not in ("auto", _ONNX):
         raise click.UsageError(f"--via makes an ONNX file: it does not go with --form {options['wanted']}.")
-    form = None if options["wanted"] == "auto" else Form(options["wanted"])
+    form = None if options["wanted"] == "auto" else options["wanted"]
     return Goal(
-        form=Form.ONNX if options["via"] else form,
+        form=_ONNX if options["via"] else form,
         dtype=dtype,
         dynamic=Dynamic(options["batch"], dims),
         torchscript=options["allow_torchscript"],

@@ -6,8 +6,9 @@ Importing this package imports no torch: the command reads its nouns before it k
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .nouns.form import Form
 from .nouns.job import Dynamic
-from .nouns.record import Form, Optimization, Status
+from .nouns.record import Optimization, Status
 from .nouns.record_file import read_record
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,21 +10,13 @@ from ..checkpoints import read_checkpoint
 from ..devices import default_device, detect_one
 from ..facts import FLOAT32, Dtype, Where
 from .attempts.dtype_axis import judged_dtypes
-from .environment import environment, missing_for
+from .environment import environment
+from .nouns.form import Form, FormTarget, GraphNeed
 from .nouns.goal import Goal
-from .nouns.record import Form
-from .order import IN_PIECES, WHOLE, forms_to_try
+from .order import forms_to_try
 
-_ABOUT = {
-    Form.EAGER: "as it is: what all others are held against",
-    Form.EXPORT: "a program of torch.export, for this version of torch",
-    Form.AOTI: "native code for this machine, from the exported program",
-    Form.ONNX: "for onnxruntime, on any machine",
-    Form.COMPILE: "torch.compile, as one graph; compiled again by whoever loads it",
-    Form.REGIONAL: "torch.compile of the parts that capture, where the whole does not",
-    Form.PARTIAL: "torch.compile, graph by graph, where the whole does not capture",
-    Form.TORCHSCRIPT: "a trace: deprecated, and blind to branches; verified on other inputs",
-}
+_WHOLE = (GraphNeed.EXPORTED, GraphNeed.WHOLE)  # those that need the model to capture as one graph
+_IN_PIECES = (GraphNeed.REGIONS, GraphNeed.PIECES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +26,9 @@ class DryRun:
     model: str
     device: str
     dtypes: tuple[Dtype, ...]  # float32 first: what the others are held against
-    rungs: tuple[tuple[Form, str], ...]  # each form with what it misses here; "" where it would be tried
+    rungs: tuple[
+        tuple[Form, Mapping[Dtype, str]], ...
+    ]  # each form, with what it lacks in the dtypes that it lacks it in
     saved: Dtype
     parameters: int
 
@@ -43,12 +38,11 @@ class DryRun:
             f"{self.model} (saved in {self.saved}, {self.parameters:,} parameters) on {self.device}, each form in {', '.join(str(one) for one in self.dtypes)}:"
         ]
         for number, (form, missing) in enumerate(self.rungs):
-            about = f"not tried: it needs {missing}" if missing else _ABOUT[form]
-            lines.append(f"  {number}  {form!s:<12}{about}")
+            lines.append(f"  {number}  {form!s:<12}{_what_happens(form, missing)}")
         lines.append(
             "A form is tried in float32 first, and in 16 bit where it is right there and eager passes. "
-            f"{', '.join(map(str, WHOLE[1:]))} need a model that captures as one graph, which is attempted before; "
-            f"{' and '.join(map(str, IN_PIECES))} are for those that do not. Nothing was run or written."
+            f"{', '.join(self._named(*_WHOLE))} need a model that captures as one graph, which is attempted before; "
+            f"{' and '.join(self._named(*_IN_PIECES))} are for those that do not. Nothing was run or written."
         )
         return "\n".join(lines)
 
@@ -56,9 +50,12 @@ class DryRun:
         """Return the same as plain values."""
         return {
             "schema": 1, "model": self.model, "device": self.device, "dtypes": [one.name for one in self.dtypes],
-            "rungs": [{"form": str(form), "missing": missing} for form, missing in self.rungs],
+            "rungs": [{"form": form.name, "missing": missing.get(FLOAT32, "")} for form, missing in self.rungs],
             "saved": self.saved.name, "parameters": self.parameters,
         }  # fmt: skip
+
+    def _named(self, *needs: GraphNeed) -> list[str]:
+        return [form.name for form, _ in self.rungs if form.graph in needs]
 
 
 def dry_run(model: str, goal: Goal) -> DryRun:
@@ -70,11 +67,21 @@ def dry_run(model: str, goal: Goal) -> DryRun:
     """
     device = detect_one(goal.device).device if goal.device else default_device()
     checkpoint = read_checkpoint(Where(model, revision=goal.revision))
-    facts = environment()
-    wanted = judged_dtypes(goal, device)
+    target = FormTarget(environment(), device)
+    dtypes = tuple(dict.fromkeys((FLOAT32, *judged_dtypes(goal, device))))
     forms = forms_to_try(goal.form, torchscript=goal.torchscript)
     return DryRun(
-        model, device, tuple(dict.fromkeys((FLOAT32, *wanted))),
-        tuple((form, missing_for(form, facts, on_cpu=device == "cpu")) for form in forms),
+        model, device, dtypes,
+        tuple((form, _missing(form, target, dtypes)) for form in forms),
         checkpoint.saved, checkpoint.parameters,
     )  # fmt: skip
+
+
+def _missing(form: Form, target: FormTarget, dtypes: tuple[Dtype, ...]) -> Mapping[Dtype, str]:
+    return {dtype: missing for dtype in dtypes if (missing := form.missing_to_build(target.of(dtype)))}
+
+
+def _what_happens(form: Form, missing: Mapping[Dtype, str]) -> str:
+    if FLOAT32 in missing:  # every form is tried in it first
+        return f"not tried: it needs {missing[FLOAT32]}"
+    return form.about + "".join(f"; not in {dtype}: it needs {reason}" for dtype, reason in missing.items())

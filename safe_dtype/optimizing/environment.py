@@ -17,9 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EnvironmentNotFitError, MissingShardError
+from ..errors import MissingShardError
 from ..store.hashing import Progress, read_all, sha256_of
-from .nouns.record import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +34,6 @@ _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
     "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows"),
 }
-_NEEDED_FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
-_NATIVE = (Form.AOTI, Form.COMPILE, Form.REGIONAL, Form.PARTIAL)
 
 # About a hundred roundings of a float32 near 1: what is smaller is what is left of larger numbers that cancelled, or
 # underflow. The matching scores of a LightGlue with random weights end at 4e-7, and every form of it would pass.
@@ -75,33 +72,6 @@ def environment() -> dict[str, Any]:
         "gpus": _gpus(),
         "load_average": [round(one, 2) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     }
-
-
-def missing_for(form: Form, environment: Mapping[str, Any], *, on_cpu: bool) -> str:
-    """Return what `form` needs and `environment` has not, "" where nothing is missing."""
-    if form in _NATIVE and environment["compiler"] is None:
-        return "a C++ compiler"  # inductor builds its launchers with it on a GPU, too
-    if form in _NATIVE and not on_cpu and environment["packages"]["triton"] is None:
-        return "the package triton"
-    if form is Form.ONNX:
-        absent = [name for name in _NEEDED_FOR_ONNX if environment["packages"][name] is None]
-        return f"the package{'s' * (len(absent) > 1)} {', '.join(absent)}" if absent else ""
-    if form is Form.TORCHSCRIPT and tuple(int(one) for one in re.findall(r"\d+", environment["python"])[:2]) >= (
-        3,
-        14,
-    ):
-        return "a Python older than 3.14, where torch.jit is supported"
-    return ""
-
-
-def require(form: Form, environment: Mapping[str, Any], *, on_cpu: bool) -> None:
-    """Do nothing where `form` can be tried here.
-
-    Raises:
-        EnvironmentNotFitError: If something that it needs is missing.
-    """
-    if missing := missing_for(form, environment, on_cpu=on_cpu):
-        raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {form}")
 
 
 def files_in(source: Path) -> dict[str, Path]:

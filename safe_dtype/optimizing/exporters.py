@@ -15,6 +15,8 @@ from .nouns.record import FormAttempt
 class Exporter(Protocol):
     """What the module of an integration offers. `via` is the name under which it is registered."""
 
+    FORM: str  # the form whose files the tool makes
+
     def environment(self, via: str, *, progress: Callable[[str], None]) -> Path:
         """Return where the tool is installed, made ready where it is not there yet.
 

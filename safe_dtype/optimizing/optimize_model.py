@@ -18,13 +18,15 @@ from ..devices import default_device, detect_one, facts_of, memory_of
 from ..errors import BackupError, EnvironmentNotFitError
 from ..facts import FLOAT32, Dtype, dtype_named
 from .backup import FOLDER, RECORD, back_up
-from .environment import environment, missing_for
+from .environment import environment
 from .exporters import exporter_named
+from .forms import form_named
 from .inputs.batch_files import write_batches
 from .model_source import ModelSource, source_of
+from .nouns.form import FormTarget
 from .nouns.goal import Goal
 from .nouns.job import Dynamic
-from .nouns.record import Form, Optimization
+from .nouns.record import Optimization
 from .nouns.record_file import FILE
 from .search import ATTEMPTS, PICTURE, REPORT, Climb, Tell
 
@@ -46,7 +48,7 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
     inputs: Inputs | None = None,
     *,
     out: str | PathLike[str],
-    form: Form | str = "auto",
+    form: str = "auto",
     dtype: Dtype | str = "auto",
     dynamic: Dynamic = Dynamic(),  # noqa: B008  # frozen
     held_out: Sequence[Inputs] = (),
@@ -62,7 +64,8 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
         model: A folder, a repository on the Hub, or a model in memory, which stays as it is.
         inputs: Keyword tensors of its forward, at least two rows; None makes them from the model's config.
         out: The output folder. An earlier optimization of the same model in it is replaced.
-        form: "aoti", "export", "onnx", "compile", "regional", "partial", "eager", or "auto" for the fastest.
+        form: "aoti", "export", "onnx", "compile", "regional", "partial", "torchscript", "eager", one that another package
+            brings, or "auto" for the fastest.
         dtype: A dtype, or "auto" for the fastest that passes.
         dynamic: Which dimensions of the inputs may vary, and how far: `Dynamic(batch=(1, 32))`.
         held_out: Further inputs to verify on, beside those that are made.
@@ -74,10 +77,10 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
         NotOptimizableError: If nothing can be judged: no inputs, or a class that no other process can load.
         EnvironmentNotFitError: If what was asked for cannot be made on this machine, or memory does not do.
         BackupError: If the original cannot be kept.
-        ValueError: If there is no such form.
+        ValueError: If no such form is installed.
     """
     goal = Goal(
-        form=None if form == "auto" else Form(form),
+        form=None if form == "auto" else form_named(form).name,
         dtype=(None if dtype == "auto" else dtype_named(dtype)) if isinstance(dtype, str) else dtype,
         dynamic=dynamic,
         **options,
@@ -99,8 +102,7 @@ def reach(  # noqa: PLR0913
     folder = out.resolve()
     device = detect_one(goal.device).device if goal.device else default_device()
     facts = environment()
-    on_cpu = device == "cpu"
-    if goal.form and not goal.via and (missing := missing_for(goal.form, facts, on_cpu=on_cpu)):
+    if goal.form and not goal.via and (missing := form_named(goal.form).missing_to_build(FormTarget(facts, device))):
         raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
     if goal.via:
         exporter_named(goal.via).environment(goal.via, progress=tell)  # first: nothing is done where it cannot be made
@@ -124,7 +126,7 @@ def reach(  # noqa: PLR0913
         source=source.name,
         model_class=source.model_class,
         device=device,
-        asked_form=str(goal.form or "auto"),
+        asked_form=goal.form or "auto",
         asked_dtype=str(goal.dtype or "auto"),
         saved_dtype=source.saved.name,
         parameters=source.parameters,

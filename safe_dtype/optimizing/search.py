@@ -16,9 +16,10 @@ from .attempts.runner import run_attempt
 from .environment import hashes
 from .exporters import exporter_named
 from .model_source import ModelSource
+from .nouns.form import FormTarget
 from .nouns.goal import Goal
 from .nouns.job import Job
-from .nouns.record import Batch, DtypeVerdict, Form, FormAttempt, Optimization, Outcome
+from .nouns.record import EAGER, Batch, DtypeVerdict, FormAttempt, Optimization, Outcome
 from .nouns.record_file import read_record, write_record
 from .order import Known, Rung, forms_to_try, rungs_of
 from .report.choose import choose
@@ -49,7 +50,7 @@ class Climb:
     def all_the_way(self, found: Optimization) -> Optimization:
         """Diagnose, judge the dtypes, try the forms, choose, and write it all down."""
         self.tell("running the reference, and trying to capture it")
-        diagnosis = diagnose(self._job(Form.EAGER, FLOAT32, found.batches), seconds=self.goal.seconds)
+        diagnosis = diagnose(self._job(EAGER, FLOAT32, found.batches), seconds=self.goal.seconds)
         usable = tuple(one for one in found.batches if Path(one.file).name not in diagnosis.unusable)
         found = replace(
             found,
@@ -71,7 +72,7 @@ class Climb:
         dtypes = tuple(dict.fromkeys((FLOAT32, *judged_dtypes(self.goal, self.device))))
         attempts: list[FormAttempt] = []
         verdicts: list[DtypeVerdict] = []
-        jobs = {dtype: self._job(Form.EAGER, dtype, found.batches) for dtype in dtypes}
+        jobs = {dtype: self._job(EAGER, dtype, found.batches) for dtype in dtypes}
         both = self.source.parameters * 6 <= memory_of(self.device).free_bytes  # float32 beside 16 bit
         jobs = {dtype: replace(job, beside_float32=both and dtype != FLOAT32) for dtype, job in jobs.items()}
         self.tell(f"running eager in {', '.join(str(one) for one in dtypes)}")
@@ -87,17 +88,17 @@ class Climb:
         if any(one.dtype == FLOAT32 and one.problem for one in found.dtypes) or _reached(tried, self.goal):
             return  # nothing to hold a form against; or eager was asked for
         dtypes = self._ladder_dtypes(found)
-        by_others = frozenset({Form.ONNX}) if self.goal.via else frozenset()
-        known = Known(diagnosis, found.environment, on_cpu=self.device == "cpu", by_others=by_others)
+        by_others = frozenset({exporter_named(self.goal.via).FORM}) if self.goal.via else frozenset()
+        known = Known(diagnosis, FormTarget(found.environment, self.device), by_others)
         for form in forms_to_try(self.goal.form, torchscript=self.goal.torchscript):
-            if form is Form.EAGER:
+            if form.name == EAGER:
                 continue  # done, with the dtypes
             for dtype in dtypes:
                 for rung in rungs_of(form, dtype, known, tried):
                     attempt = self._tried(rung, found.batches)
                     tried.append(attempt)
                     yield attempt
-            if self.goal.form is form and _reached(tried, self.goal):
+            if self.goal.form == form.name and _reached(tried, self.goal):
                 return
 
     def _ladder_dtypes(self, found: Optimization) -> tuple[Dtype, ...]:
@@ -122,13 +123,14 @@ class Climb:
         return attempt
 
     def _run(self, job: Job) -> FormAttempt:
-        if job.form is not Form.ONNX or not self.goal.via:
+        exporter = exporter_named(self.goal.via) if self.goal.via else None
+        if exporter is None or job.form != exporter.FORM:
             return run_attempt(job, root=self.out, seconds=self.goal.seconds)
-        return exporter_named(self.goal.via).attempt_via(
+        return exporter.attempt_via(
             job, via=self.goal.via, task=self.goal.task, root=self.out, seconds=self.goal.seconds, progress=self.tell
         )
 
-    def _job(self, form: Form, dtype: Dtype, batches: tuple[Batch, ...], **more: Any) -> Job:
+    def _job(self, form: str, dtype: Dtype, batches: tuple[Batch, ...], **more: Any) -> Job:
         files = {role: tuple(self.out / one.file for one in batches if one.role == role) for role in _roles(batches)}
         name = f"{self.number:02d}-{form}-{dtype}"
         self.number += 1
@@ -154,7 +156,7 @@ class Climb:
         for number, one in enumerate(found.attempts):
             stays = number == found.chosen or (self.goal.keep and one.outcome is Outcome.VERIFIED)
             files = self.out / one.artifact if one.artifact else None
-            if files is not None and stays and one.form.leaves_a_file:
+            if files is not None and stays:
                 kept.append(replace(one, artifact_files=hashes(files)))
                 continue
             if files is not None:
@@ -176,7 +178,7 @@ def _roles(batches: tuple[Batch, ...]) -> tuple[str, ...]:
 
 def _reached(tried: list[FormAttempt], goal: Goal) -> bool:
     return any(
-        one.form is goal.form and one.outcome is Outcome.VERIFIED and goal.dtype in (None, one.dtype) for one in tried
+        one.form == goal.form and one.outcome is Outcome.VERIFIED and goal.dtype in (None, one.dtype) for one in tried
     )
 
 

@@ -26,7 +26,7 @@ from safe_dtype.errors import EnvironmentNotFitError
 from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.optimizing import Status, load_optimized, optimize
 from safe_dtype.optimizing.nouns.job import Dynamic, Job
-from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Outcome
+from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
 
 VIA = "optimum-onnx"
 
@@ -46,7 +46,7 @@ def attempt(
         files.append(root / f"{number}.safetensors")
         save_file(batch, files[-1])
     job = Job(
-        source, model_class, dtype, Form.ONNX, root / "attempt", files[0], tuple(files[1:]),
+        source, model_class, dtype, "onnx", root / "attempt", files[0], tuple(files[1:]),
         dynamic=Dynamic(batch=(1, 8)), time=False,
     )  # fmt: skip
     return attempt_via(job, via=VIA, task=task, root=root, seconds=240)

@@ -8,8 +8,6 @@ import pytest
 from optimizing.form_models import Mlp
 from optimizing.made import optimized
 
-from safe_dtype.optimizing.nouns.record import Form
-
 
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,5 +18,5 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def mlp(own_cache: None, tmp_path: Path) -> Path:
     """The folder of an exported Mlp, batch 1 to 8."""
-    optimized(Mlp(), tmp_path / "mlp", Form.EXPORT)
+    optimized(Mlp(), tmp_path / "mlp", "export")
     return tmp_path / "mlp"

@@ -15,10 +15,12 @@ import transformers as tf
 
 from safe_dtype.facts import FLOAT32, Dtype
 from safe_dtype.optimizing.attempts.load_model import save_module
-from safe_dtype.optimizing.environment import hashes
-from safe_dtype.optimizing.forms import maker_of, outputs_of
+from safe_dtype.optimizing.environment import environment, hashes
+from safe_dtype.optimizing.forms import form_named
+from safe_dtype.optimizing.graphs.flat import outputs_of
+from safe_dtype.optimizing.nouns.form import BuildRequest, FormTarget
 from safe_dtype.optimizing.nouns.job import Dynamic
-from safe_dtype.optimizing.nouns.record import Batch, Form, FormAttempt, Optimization, Outcome, Status
+from safe_dtype.optimizing.nouns.record import Batch, FormAttempt, Optimization, Outcome, Status
 from safe_dtype.optimizing.nouns.record_file import write_record
 from safe_dtype.optimizing.serving.trust import remember_made
 
@@ -88,7 +90,7 @@ def record_of(
 def optimized(
     model: torch.nn.Module,
     out: Path,
-    form: Form,
+    form: str,
     *,
     dtype: Dtype = FLOAT32,
     inputs: Mapping[str, torch.Tensor] = INPUTS,
@@ -102,12 +104,11 @@ def optimized(
     files: dict[str, str] = {}
     artifact = out / "attempts/00/artifact"
     artifact.mkdir(parents=True)
-    if form.leaves_a_file:
+    if form_named(form).leaves_a_file:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of what torch deprecates; the children log it
-            maker_of(form).build(
-                copy.deepcopy(model).to(getattr(torch, dtype.name)), dict(inputs), artifact, dynamic=Dynamic(batch)
-            )
+            twin = copy.deepcopy(model).to(getattr(torch, dtype.name))
+            form_named(form).build(BuildRequest(twin, dict(inputs), artifact, Dynamic(batch)))
         files = hashes(artifact)
     attempt = FormAttempt(
         form, dtype, Outcome.VERIFIED, artifact="attempts/00/artifact" if files else "", artifact_files=files, **more
@@ -116,6 +117,11 @@ def optimized(
     write_record(found, out)
     remember_made(out, found)
     return found
+
+
+def missing_here(form: str, dtype: Dtype = FLOAT32) -> str:
+    """Return what a form needs to be made on this CPU, and has not."""
+    return form_named(form).missing_to_build(FormTarget(environment(), "cpu", dtype))
 
 
 def expected(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

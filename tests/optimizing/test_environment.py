@@ -12,19 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from optimizing.zoo import ZOO
 from torch import Tensor
 
-from safe_dtype.errors import EnvironmentNotFitError, MissingShardError
-from safe_dtype.optimizing.environment import environment, files_in, hashes, missing_for, reference_sanity, require
-from safe_dtype.optimizing.nouns.record import Form
-
-HERE = {"python": "3.12.1", "compiler": {"name": "g++", "version": "12.2.0"}}
-ALL = dict.fromkeys(("onnx", "onnxscript", "onnxruntime", "triton"), "1.0")
+from safe_dtype.errors import MissingShardError
+from safe_dtype.optimizing.environment import environment, files_in, hashes, reference_sanity
 
 
 def test_environment_is_plain() -> None:
@@ -72,41 +67,6 @@ def test_compiler_is_the_one_of_inductor(tmp_path: Path, monkeypatch: pytest.Mon
     assert environment()["compiler"] is None
     monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
     assert environment()["compiler"] is None
-
-
-@pytest.mark.parametrize(
-    ("form", "change", "on_cpu", "missing"),
-    [
-        pytest.param(Form.AOTI, {}, True, "", id="aoti-fits"),
-        pytest.param(Form.AOTI, {"compiler": None}, True, "compiler", id="aoti-needs-a-compiler"),
-        pytest.param(Form.REGIONAL, {"compiler": None}, True, "compiler", id="so-does-compile"),
-        pytest.param(Form.COMPILE, {"packages": {**ALL, "triton": None}}, False, "triton", id="on-a-gpu-triton"),
-        pytest.param(Form.COMPILE, {"packages": {**ALL, "triton": None}}, True, "", id="on-a-cpu-no-triton"),
-        pytest.param(Form.EXPORT, {"compiler": None}, True, "", id="export-needs-none"),
-        pytest.param(Form.ONNX, {}, True, "", id="onnx-fits"),
-        pytest.param(
-            Form.ONNX,
-            {"packages": {**ALL, "onnx": None, "onnxruntime": None}},
-            True,
-            "packages onnx, onnxruntime",
-            id="onnx-needs-three",
-        ),
-        pytest.param(Form.TORCHSCRIPT, {}, True, "", id="torchscript-fits"),
-        pytest.param(Form.TORCHSCRIPT, {"python": "3.14.0rc1"}, True, "older than 3.14", id="torchscript-ends"),
-        pytest.param(Form.EAGER, {"compiler": None, "packages": dict.fromkeys(ALL)}, True, "", id="eager-always"),
-    ],
-)
-def test_missing(form: Form, change: dict[str, Any], on_cpu: bool, missing: str) -> None:
-    """Every form names what it needs and has not, and `require` raises exactly then."""
-    facts = {**HERE, "packages": ALL, **change}
-    found = missing_for(form, facts, on_cpu=on_cpu)
-    assert missing in found
-    assert bool(missing) == bool(found)
-    if missing:
-        with pytest.raises(EnvironmentNotFitError, match="another form than"):
-            require(form, facts, on_cpu=on_cpu)
-    else:
-        require(form, facts, on_cpu=on_cpu)
 
 
 def test_hashes(tmp_path: Path) -> None:

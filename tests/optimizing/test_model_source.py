@@ -17,7 +17,6 @@ from safe_dtype.facts import BFLOAT16, FLOAT32
 from safe_dtype.optimizing.attempts.load_model import load_subject
 from safe_dtype.optimizing.model_source import source_of
 from safe_dtype.optimizing.nouns.job import Job
-from safe_dtype.optimizing.nouns.record import Form
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen3"
 
@@ -46,7 +45,7 @@ def test_a_model_in_memory(tmp_path: Path) -> None:
     source = source_of(model, tmp_path)
     assert (source.name, source.saved) == ("MixtralForCausalLM", FLOAT32)
     assert "experts_implementation=eager" in source.loaded_with
-    job = Job(source.path, source.model_class, FLOAT32, Form.EAGER, tmp_path, tmp_path, loaded_with=source.loaded_with)
+    job = Job(source.path, source.model_class, FLOAT32, "eager", tmp_path, tmp_path, loaded_with=source.loaded_with)
     again = load_subject(job)
     assert again.config._experts_implementation == "eager"
     inputs = ZOO["mixtral_eager"].inputs()

@@ -33,7 +33,7 @@ from safe_dtype import (
 )
 from safe_dtype.devices import facts_of, prior_facts
 from safe_dtype.guarding import Event, Failure, FailureKind, Incident, NotPossible, Remedy, classify
-from safe_dtype.optimizing import Dynamic, Form, Status, read_record
+from safe_dtype.optimizing import Dynamic, Status, read_record
 from safe_dtype.publishing import State
 from safe_dtype.testing import fault
 
@@ -96,7 +96,7 @@ with patched("auto,prefer=memory"):
 
 found = optimize(net, {"input": torch.ones(2, 2)}, out="out", form="aoti", dynamic=Dynamic(batch=(1, 32)), keep=True)
 status: Status = found.status
-form: Form | None = found.winner.form if found.winner else None
+form: str | None = found.winner.form if found.winner else None
 outputs: dict[str, torch.Tensor] = load_optimized("out", trust=True)(input=torch.ones(1, 2))
 again: bool = read_record(Path("out")) == found
 state: State = publish("out", "org/name-fp16", revision="fp16", public=True, needs="safe_dtype").state

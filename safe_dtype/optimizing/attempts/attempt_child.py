@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...facts import FLOAT32
-from ..forms import Run, maker_of, outputs_of
+from ..forms import form_named
+from ..graphs.flat import outputs_of
 from ..graphs.graph_breaks import reason_of, sites_of
+from ..nouns.form import BuildRequest, Run
 from ..nouns.job import AttemptResult, Job
-from ..nouns.record import Form, Outcome, Seconds, Stage
+from ..nouns.record import EAGER, Outcome, Seconds, Stage
 from .limits import NO_DISTANCE, distance_between, form_problem
 from .load_model import apply_remedies, load_subject
 from .stopwatch import in_turns, timed
@@ -52,10 +54,7 @@ def main(path: Path) -> None:
 
 def _made(job: Job) -> Iterator[AttemptResult]:
     """Make the form, and hold it against eager on every batch."""
-    maker = maker_of(job.form, job.regions)
-    if reason := maker.available(job.dtype, job.device):
-        yield AttemptResult("looking for what it needs", Outcome.SKIPPED, reason)
-        return
+    form = form_named(job.form)
     yield (now := AttemptResult("loading the model"))
     model = load_subject(job)
     batches = [_batch(path, job) for path in job.batches]
@@ -70,9 +69,8 @@ def _made(job: Job) -> Iterator[AttemptResult]:
     shutil.rmtree(job.artifact_folder, ignore_errors=True)  # of an earlier attempt in the same folder
     job.artifact_folder.mkdir()
     built: list[Run] = []
-    seconds = timed(
-        lambda: built.append(maker.build(model, batches[0], job.artifact_folder, dynamic=job.dynamic)), job.device
-    )
+    request = BuildRequest(model, batches[0], job.artifact_folder, job.dynamic, job.regions)
+    seconds = timed(lambda: built.append(form.build(request)), job.device)
     run = built[0]
     size = sum(one.stat().st_size for one in job.artifact_folder.rglob("*") if one.is_file())
     yield (now := replace(now, at="running the first call", seconds=Seconds(build=seconds), bytes=size))
@@ -94,7 +92,7 @@ def _made(job: Job) -> Iterator[AttemptResult]:
 
 def _reloaded(job: Job) -> Iterator[AttemptResult]:
     """Load what another process made, and hold it against what eager answered there."""
-    load = maker_of(job.form).load
+    load = form_named(job.form).load
     if load is None:
         raise ValueError(f"{job.form} leaves no file that could be loaded again")
     yield (now := AttemptResult("loading the artifact"))
@@ -141,15 +139,15 @@ def _with_times(seconds: Seconds, run: Run, model: torch.nn.Module, batch: Outpu
 
 def _base(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], object]:
     """Return what the form is timed against: eager in the same dtype; of eager itself, float32."""
-    if job.form is Form.EAGER and job.beside_float32:
+    if job.form == EAGER and job.beside_float32:
         reference = replace(job, dtype=FLOAT32)
         other, same_batch = load_subject(reference), _batch(job.inputs, reference)
         return lambda: outputs_of(other(**same_batch))
 
     def eager() -> object:
-        # Regions are compiled in place: the model is eager only where torch.compile stands aside.
+        # What is compiled in place is eager only where torch.compile stands aside.
         aside: AbstractContextManager[object] = (
-            torch.compiler.set_stance("force_eager") if job.form is Form.REGIONAL else nullcontext()
+            torch.compiler.set_stance("force_eager") if form_named(job.form).in_place else nullcontext()
         )
         with aside:
             return outputs_of(model(**batch))

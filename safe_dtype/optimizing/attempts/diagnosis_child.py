@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from ..environment import reference_sanity
-from ..forms import outputs_of
 from ..graphs.capture import counts, whole_graph
+from ..graphs.flat import outputs_of
 from ..graphs.graph_breaks import reason_of
 from ..graphs.regions import coverage, survey
 from ..nouns.job import Job

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ...processes.child import how_it_ended, last_words, status_of
+from ..forms import form_named
 from ..nouns.job import AttemptResult, Job
 from ..nouns.record import FormAttempt, Outcome
 
@@ -31,8 +32,9 @@ def run_attempt(
     log = job.out / LOG
     log.unlink(missing_ok=True)
     end = time.monotonic() + seconds
+    leaves_a_file = form_named(job.form).leaves_a_file
     found = _in_a_child(job, log, end, seconds, settings)
-    if found.outcome is Outcome.VERIFIED and job.form.leaves_a_file:
+    if found.outcome is Outcome.VERIFIED and leaves_a_file:
         again = _in_a_child(job.reload(), log, end, seconds, settings)
         reason = "" if again.outcome is Outcome.VERIFIED else f"in a fresh process: {again.reason}"
         found = replace(found, outcome=again.outcome, reason=reason, stages=(*found.stages, *again.stages))
@@ -46,14 +48,14 @@ def run_attempt(
         sites=found.sites,
         stages=found.stages,
         seconds=found.seconds,
-        artifact=_relative(job.artifact_folder, root) if found.bytes else "",
+        artifact=_relative(job.artifact_folder, root) if found.bytes and leaves_a_file else "",
         bytes=found.bytes,
         regions=job.regions,
         log=_relative(log, root),
     )
     logger.info(
         "%s in %s: %s%s", attempt.form, attempt.dtype, attempt.outcome, f" ({attempt.reason})" * bool(attempt.reason),
-        extra={"form": str(attempt.form), "dtype": attempt.dtype.name, "outcome": str(attempt.outcome)},
+        extra={"form": attempt.form, "dtype": attempt.dtype.name, "outcome": str(attempt.outcome)},
     )  # fmt: skip
     return attempt
 

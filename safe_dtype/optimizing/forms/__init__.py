@@ -1,27 +1,75 @@
-"""The forms that a model can take, each made by a module of its own."""
+"""The forms that a model can take. A module of this folder is one form: its constant `FORM`, named as the module is.
+
+Another package adds a form by an entry point of the group `safe_dtype.forms`, which has the form's name and leads to its
+`Form`. Child processes find it there as well.
+"""
 
 from __future__ import annotations
 
-from ..nouns.record import Form
-from . import aoti, compiled, eager, exported, onnx, torchscript
-from .flat import outputs_of
-from .maker import Maker, Run
+import logging
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
 
-__all__ = ["Maker", "Run", "maker_of", "outputs_of"]
+from ..nouns.form import Form
 
-_MAKERS = {
-    Form.AOTI: Maker(aoti.available, aoti.build, aoti.load),
-    Form.EXPORT: Maker(exported.available, exported.build, exported.load),
-    Form.ONNX: Maker(onnx.available, onnx.build, onnx.load),
-    Form.COMPILE: Maker(compiled.available, compiled.build_whole),
-    Form.PARTIAL: Maker(compiled.available, compiled.build_partial),
-    Form.TORCHSCRIPT: Maker(torchscript.available, torchscript.build, torchscript.load),
-    Form.EAGER: Maker(eager.available, eager.build),
-}
+logger = logging.getLogger(__name__)
+
+GROUP = "safe_dtype.forms"
 
 
-def maker_of(form: Form, regions: tuple[str, ...] = ()) -> Maker:
-    """Return how `form` is made; `regions` are the submodules that Form.REGIONAL compiles."""
-    if form is Form.REGIONAL:
-        return Maker(compiled.available, compiled.regional(regions))
-    return _MAKERS[form]
+def form_names() -> tuple[str, ...]:
+    """Return the name of every form that is installed, our own first. Imports none of them."""
+    own = _own()
+    return (*own, *(name for name in _others() if name not in own))
+
+
+def forms() -> tuple[Form, ...]:
+    """Return every form that is installed, in the order in which they are tried.
+
+    One of another package that cannot be imported is left out, and the log says why.
+    """
+    found = (find_form(name) for name in form_names())
+    return tuple(sorted((form for form in found if form is not None), key=lambda form: form.rank))
+
+
+def form_named(name: str) -> Form:
+    """Return a form.
+
+    Raises:
+        ValueError: If none of that name is installed, or it cannot be imported.
+    """
+    form = find_form(name)
+    if form is None:
+        raise ValueError(f"There is no form {name!r}; installed are {', '.join(form_names())}.")
+    return form
+
+
+def find_form(name: str) -> Form | None:
+    """Return a form; None where none of that name is installed, or it cannot be imported."""
+    if name in _own():
+        own: Form = import_module(f".{name}", __name__).FORM
+        return own
+    return _loaded(other) if (other := _others().get(name)) else None
+
+
+def _own() -> tuple[str, ...]:
+    return tuple(module.name for module in iter_modules(__path__))
+
+
+def _others() -> dict[str, EntryPoint]:
+    return {one.name: one for one in entry_points(group=GROUP)}
+
+
+def _loaded(other: EntryPoint) -> Form | None:
+    try:
+        form = other.load()
+    except (ImportError, AttributeError) as exc:
+        logger.warning(
+            "the form %s of %s cannot be imported: %s: %s", other.name, other.value, type(exc).__name__, exc
+        )
+        return None
+    if not isinstance(form, Form) or form.name != other.name:
+        logger.warning("the entry point %s = %s is no Form of that name", other.name, other.value)
+        return None
+    return form

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...facts import Dtype
-from ..nouns.job import Dynamic
-from .compiler import missing_compiler
-from .exported import program_of
-from .maker import Run
+from ..graphs.compiled import missing_for_inductor
+from ..graphs.program import program_of
+from ..nouns.form import BuildRequest, FileKind, Form, GraphNeed, Run
 
 FILE = "model.aoti.pt2"
 
 
-def available(dtype: Dtype, device: str) -> str:  # noqa: ARG001  # inductor takes every dtype that eager takes
-    """Inductor needs a compiler."""
-    return missing_compiler(device)
-
-
-def build(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], folder: Path, *, dynamic: Dynamic) -> Run:
+def build(request: BuildRequest) -> Run:
     """Export, compile and package, and return the package loaded."""
-    program = program_of(model, inputs, dynamic)
+    program = program_of(request.model, request.inputs, request.dynamic)
     # With its lower bound checked as well, a package that was traced with two rows or more refuses one.
     with torch.no_grad(), torch._inductor.config.patch({"aot_inductor.check_lowerbound": False}):
-        torch._inductor.aoti_compile_and_package(program, package_path=str(folder / FILE))
-    return load(folder)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(request.folder / FILE))
+    return load(request.folder)
 
 
 def load(folder: Path) -> Run:
@@ -38,4 +30,18 @@ def load(folder: Path) -> Run:
     # torch 2.13. Read when a package is first run, so it is set for this process.
     os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
     package: Any = torch._inductor.aoti_load_package(str(folder / FILE))
-    return lambda **given: dict(package(**given))
+    return lambda **inputs: dict(package(**inputs))
+
+
+FORM = Form(
+    name="aoti",
+    rank=20,
+    about="native code for this machine, from the exported program",
+    build=build,
+    load=load,
+    files=(FileKind(".aoti.pt2", "an AOTInductor package, which is native code", mark=r"data/aotinductor/.+"),),
+    graph=GraphNeed.EXPORTED,
+    missing_to_build=missing_for_inductor,  # a package that is made needs none of it
+    of_one_torch=True,
+    of_one_machine=True,
+)

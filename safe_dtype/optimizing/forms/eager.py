@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-import torch
-
-from ...facts import Dtype
-from ..nouns.job import Dynamic
-from .flat import outputs_of
-from .maker import Run
+from ..graphs.flat import outputs_of
+from ..nouns.form import BuildRequest, Form, Run
 
 
-def available(dtype: Dtype, device: str) -> str:  # noqa: ARG001  # whether eager can run is the device verdict's matter
-    """Eager is always there."""
-    return ""
-
-
-def build(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], folder: Path, *, dynamic: Dynamic) -> Run:  # noqa: ARG001
+def build(request: BuildRequest) -> Run:
     """Return the model itself; nothing is written."""
-    return lambda **given: outputs_of(model(**given))
+    return lambda **inputs: outputs_of(request.model(**inputs))
+
+
+FORM = Form(name="eager", rank=0, about="as it is: what all others are held against", build=build)

@@ -8,17 +8,16 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...facts import BFLOAT16, Dtype
+from ...facts import BFLOAT16
+from ..graphs.flat import flat_outputs, outputs_of
+from ..graphs.program import dynamic_shapes, is_of_transformers, program_of
+from ..nouns.form import BuildRequest, FileKind, Form, FormTarget, GraphNeed, Run
 from ..nouns.job import Dynamic
-from .exported import dynamic_shapes, is_of_transformers, program_of
-from .flat import flat_outputs, outputs_of
-from .maker import Run
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 FILE = "model.onnx"
 NAMES = "model.onnx.json"
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # In the environment of a process: the folder of a `model.onnx` that another tool made of the same model, which is to
 # be held against it like one of our own, instead of making one.
 GIVEN = "SAFE_DTYPE_GIVEN_ONNX"
@@ -45,30 +43,15 @@ _DEFAULTS: Mapping[str, _Default] = {
 }
 
 
-def available(dtype: Dtype, device: str) -> str:
-    """It needs three packages, and a provider of onnxruntime that has the dtype."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        return f"{', '.join(missing)} not installed: pip install 'safe-dtype[onnx]'"
-    kind = device.partition(":")[0]
-    if kind not in _PROVIDERS:
-        return f"onnxruntime has no provider for {kind} that is known here"
-    # Measured with onnxruntime 1.32: such a model exports, and then InferenceSession refuses Conv, Mul or Pad in it.
-    # On a GPU its session would have them, but numpy, through which tensors go in and out, has no such dtype.
-    if dtype == BFLOAT16:
-        return "onnxruntime has no bfloat16 kernels on the CPU, and takes no bfloat16 from numpy"
-    if _PROVIDERS[kind] not in _onnxruntime().get_available_providers():
-        return f"this onnxruntime has no {_PROVIDERS[kind]}"
-    return ""
-
-
-def build(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], folder: Path, *, dynamic: Dynamic) -> Run:
+def build(request: BuildRequest) -> Run:
     """Export by transformers' exporter where it can, else by torch's, and return the file in onnxruntime."""
+    model, inputs, folder, dynamic = request.model, request.inputs, request.folder, request.dynamic
     with torch.no_grad():
         outputs = list(outputs_of(model(**inputs)))
     device = str(next(iter(inputs.values())).device)
     defaults: list[str] = []
-    if given := os.environ.get(GIVEN):
-        defaults = _adopt(Path(given), folder, inputs, outputs)
+    if adopted := os.environ.get(GIVEN):
+        defaults = _adopt(Path(adopted), folder, inputs, outputs)
     elif not (is_of_transformers(model) and _by_transformers(model, inputs, folder, dynamic)):
         _by_torch(program_of(model, inputs, dynamic), inputs, folder)
     about = {"outputs": outputs, "device": device, "defaults": defaults}
@@ -85,12 +68,12 @@ def load(folder: Path) -> Run:
     # Files of other tools name their outputs; ours hold them in the model's order, and rename those that collide.
     asked = outputs if {one.name for one in session.get_outputs()} >= set(outputs) else None
 
-    def run(**given: torch.Tensor) -> dict[str, torch.Tensor]:
-        complete = {name: _default(name, given) for name in defaults if name not in given} | given
+    def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        complete = {name: _default(name, inputs) for name in defaults if name not in inputs} | inputs
         # transformers' exporter puts a prefix before a name that an output has, too.
         names = {name: name.removeprefix("input.") for name in wanted}
         if missing := [name for name in names.values() if name not in complete]:
-            raise ValueError(f"{FILE} needs {', '.join(missing)}; given were {', '.join(given)}")
+            raise ValueError(f"{FILE} needs {', '.join(missing)}; given were {', '.join(inputs)}")
         feed = {name: complete[ours].detach().cpu().numpy() for name, ours in names.items()}
         answers = session.run(asked, feed)
         return {name: torch.from_numpy(one).to(device) for name, one in zip(outputs, answers, strict=True)}
@@ -166,3 +149,39 @@ def _adopt(source: Path, folder: Path, inputs: Mapping[str, torch.Tensor], outpu
 def _default(name: str, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
     source, values = _DEFAULTS[name]
     return values(given[source])
+
+
+def _missing_to_load(target: FormTarget) -> str:
+    """Return what running needs: onnxruntime, with a provider for the device, and a dtype that it takes."""
+    if absent := target.without("onnxruntime"):
+        return absent
+    kind = target.device.partition(":")[0]
+    if kind not in _PROVIDERS:
+        return f"another device than {kind}: no provider of onnxruntime for it is known"
+    # Measured with onnxruntime 1.32: such a model exports, and then InferenceSession refuses Conv, Mul or Pad in it.
+    # On a GPU its session would have them, but numpy, through which tensors go in and out, has no such dtype.
+    if target.dtype == BFLOAT16:
+        return "another dtype than bfloat16: onnxruntime has no kernels for it on the CPU, and takes none from numpy"
+    # Every onnxruntime has the CPU's provider: only another one is worth the import.
+    if not target.on_cpu and _PROVIDERS[kind] not in _onnxruntime().get_available_providers():
+        return f"an onnxruntime with {_PROVIDERS[kind]}"
+    return ""
+
+
+def _missing_to_build(target: FormTarget) -> str:
+    return target.without("onnx", "onnxscript", "onnxruntime") or _missing_to_load(target)
+
+
+_ENDINGS = (".onnx", ".onnx.data", ".onnx_data")  # the graph, and weights beside it as torch and others name them
+
+FORM = Form(
+    name="onnx",
+    rank=30,
+    about="for onnxruntime, on any machine",
+    build=build,
+    load=load,
+    files=tuple(FileKind(ending, "an ONNX file, which holds no code", runs_code=False) for ending in _ENDINGS),
+    graph=GraphNeed.EXPORTED,
+    missing_to_build=_missing_to_build,
+    missing_to_load=_missing_to_load,
+)

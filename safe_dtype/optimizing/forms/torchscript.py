@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...facts import Dtype
-from ..nouns.job import Dynamic
-from .flat import outputs_of
-from .maker import Run
+from ..graphs.flat import outputs_of
+from ..nouns.form import BuildRequest, FileKind, Form, FormTarget, Run
 
 _jit: Any = torch.jit  # its functions carry no types
 
@@ -26,20 +24,16 @@ FILE = "model.ts"
 NAMES = "model.ts.json"  # a trace knows its tensors by position only
 
 
-def available(dtype: Dtype, device: str) -> str:  # noqa: ARG001
-    """Torch ends TorchScript with Python 3.14."""
-    return "torch does not support TorchScript on Python 3.14 and later" if sys.version_info >= (3, 14) else ""
-
-
-def build(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], folder: Path, *, dynamic: Dynamic) -> Run:  # noqa: ARG001
+def build(request: BuildRequest) -> Run:
     """Trace, save, and return the trace. Shapes vary as far as the model's own code let them: a trace has no guards."""
     with torch.no_grad():
-        outputs = list(outputs_of(model(**inputs)))
-    names = list(inputs)
+        outputs = list(outputs_of(request.model(**request.inputs)))
+    names = list(request.inputs)
     with _deprecation_in_the_log(), torch.no_grad():
-        traced = _jit.trace(_Positional(model, names).eval(), tuple(inputs.values()), check_trace=False)
-        _jit.save(traced, str(folder / FILE))
-    (folder / NAMES).write_text(json.dumps({"inputs": names, "outputs": outputs}), encoding="utf-8")
+        model = _Positional(request.model, names).eval()
+        traced = _jit.trace(model, tuple(request.inputs.values()), check_trace=False)
+        _jit.save(traced, str(request.folder / FILE))
+    (request.folder / NAMES).write_text(json.dumps({"inputs": names, "outputs": outputs}), encoding="utf-8")
     return _runs(traced, names, outputs)
 
 
@@ -63,8 +57,8 @@ class _Positional(torch.nn.Module):
 
 
 def _runs(traced: Any, names: list[str], outputs: list[str]) -> Run:
-    def run(**given: torch.Tensor) -> dict[str, torch.Tensor]:
-        return dict(zip(outputs, traced(*(given[name] for name in names)), strict=True))
+    def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(outputs, traced(*(inputs[name] for name in names)), strict=True))
 
     return run
 
@@ -76,3 +70,21 @@ def _deprecation_in_the_log() -> Iterator[None]:
         yield
     for text in dict.fromkeys(str(one.message) for one in caught):  # each once, TracerWarnings too
         logger.warning("%s", text)
+
+
+def _missing(target: FormTarget) -> str:
+    version = tuple(int(number) for number in re.findall(r"\d+", target.environment["python"])[:2])
+    return "a Python older than 3.14, where torch.jit is supported" if version >= (3, 14) else ""
+
+
+FORM = Form(
+    name="torchscript",
+    rank=70,
+    about="a trace: deprecated, and blind to branches; verified on other inputs",
+    build=build,
+    load=load,
+    files=(FileKind(".ts", "a TorchScript program, which is unpickled", mark=r"code/.+\.py"),),
+    missing_to_build=_missing,
+    missing_to_load=_missing,
+    only_asked=True,
+)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 
 from ...facts import Dtype
 from .job import Dynamic
-from .record import Form
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What the user wants of an optimization."""
 
-    form: Form | None = None  # None: the fastest that is verified
+    form: str | None = None  # None: the fastest that is verified
     dtype: Dtype | None = None  # None: the fastest that passes
     dynamic: Dynamic = field(default_factory=Dynamic)
     torchscript: bool = False  # whether a trace may be tried: deprecated, and blind to branches

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...facts import Dtype, dtype_named
 from ...store import write_whole
-from .record import BreakSite, Distance, Form, Outcome, Seconds, Stage
+from .record import BreakSite, Distance, Outcome, Seconds, Stage
 
 Range = tuple[int, int]
 
@@ -37,7 +37,7 @@ class Job:
     model: Path  # a folder for `from_pretrained`, or a file of `save_module`
     model_class: str  # transformers' name of the class, empty for a file
     dtype: Dtype
-    form: Form
+    form: str
     out: Path  # the attempt's own folder: artifact, references and result go there
     inputs: Path  # safetensors: the batch that is traced
     held_out: tuple[Path, ...] = ()  # safetensors: batches that are not
@@ -45,10 +45,10 @@ class Job:
     dynamic: Dynamic = Dynamic()
     loaded_with: tuple[str, ...] = ()  # what a model that came from memory had set, in the words of remedies
     remedies: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()  # names of submodules, for Form.REGIONAL
+    regions: tuple[str, ...] = ()  # names of submodules, for a form that compiles regions
     stages: tuple[str, ...] = ("traced", "held out", "user")  # or ("reloaded",)
     time: bool = True
-    beside_float32: bool = False  # for Form.EAGER: take the time in turns with float32, both models in memory
+    beside_float32: bool = False  # for eager: take the time in turns with float32, both models in memory
     device: str = "cpu"
     threads: int | None = None  # of torch; None leaves its own choice
 
@@ -83,7 +83,7 @@ class Job:
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         found = {
-            **asdict(self), "dtype": self.dtype.name, "form": str(self.form), "model": str(self.model),
+            **asdict(self), "dtype": self.dtype.name, "model": str(self.model),
             "out": str(self.out), "inputs": str(self.inputs), "held_out": [str(one) for one in self.held_out],
             "user": [str(one) for one in self.user],
         }  # fmt: skip
@@ -100,7 +100,7 @@ class Job:
         )
         return Job(
             **found
-            | {"dtype": dtype_named(found["dtype"]), "form": Form(found["form"])}
+            | {"dtype": dtype_named(found["dtype"])}
             | {name: Path(found[name]) for name in ("model", "out", "inputs")}
             | {name: tuple(Path(one) for one in found[name]) for name in ("held_out", "user")}
             | {name: tuple(found[name]) for name in ("loaded_with", "remedies", "regions", "stages")}

@@ -10,27 +10,7 @@ from typing import Any
 from ...facts import Dtype
 
 SCHEMA = "safe_dtype.optimize/1"
-
-
-class Form(str, Enum):
-    """A form in which a model can be run, in the order in which they are tried."""
-
-    AOTI = "aoti"  # an AOTInductor package: native code for this machine
-    EXPORT = "export"  # a program of torch.export: for this version of torch
-    ONNX = "onnx"  # for onnxruntime
-    COMPILE = "compile"  # torch.compile, the whole graph at once
-    REGIONAL = "regional"  # torch.compile of the largest submodules that capture whole
-    PARTIAL = "partial"  # torch.compile, graph by graph
-    TORCHSCRIPT = "torchscript"  # a trace; asked for explicitly, deprecated, blind to other branches
-    EAGER = "eager"  # as it is
-
-    def __str__(self) -> str:
-        return self.value
-
-    @property
-    def leaves_a_file(self) -> bool:
-        """Whether the form is a file; the others are made anew by those who load."""
-        return self in (Form.AOTI, Form.EXPORT, Form.ONNX, Form.TORCHSCRIPT)
+EAGER = "eager"  # the form that a model has before anything is made of it: all others are held against it
 
 
 class Status(IntEnum):
@@ -120,7 +100,7 @@ class Seconds:
 class FormAttempt:
     """One form in one dtype."""
 
-    form: Form
+    form: str  # the name of a form, which may be one that is not installed where the record is read
     dtype: Dtype
     outcome: Outcome
     reason: str = ""

@@ -18,7 +18,6 @@ from .record import (
     BreakSite,
     Distance,
     DtypeVerdict,
-    Form,
     FormAttempt,
     Optimization,
     Outcome,
@@ -103,7 +102,6 @@ def _attempt(found: dict[str, Any]) -> FormAttempt:
     return FormAttempt(
         **found
         | {
-            "form": Form(found["form"]),
             "dtype": dtype_named(found["dtype"]),
             "outcome": Outcome(found["outcome"]),
             "remedies": tuple(found["remedies"]),

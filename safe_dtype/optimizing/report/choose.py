@@ -1,4 +1,4 @@
-"""Which verified attempt is the one to use, and whether that is what was asked for. Pure. Imports no torch."""
+"""Which verified attempt is the one to use, and whether that is what was asked for. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...facts import Dtype
-from ..nouns.record import DtypeVerdict, Form, FormAttempt, Outcome, Status
-from ..order import WHOLE
+from ..forms import find_form
+from ..nouns.record import EAGER, DtypeVerdict, FormAttempt, Outcome, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ def choose(
     attempts: tuple[FormAttempt, ...],
     dtypes: tuple[DtypeVerdict, ...],
     *,
-    form: Form | None = None,
+    form: str | None = None,
     dtype: Dtype | None = None,
 ) -> Choice:
     """Choose by time among the verified attempts, in the dtypes that passed.
@@ -52,7 +52,7 @@ def choose(
     asked = [
         number
         for number in verified
-        if (form is None or attempts[number].form is form) and (dtype is None or attempts[number].dtype == dtype)
+        if (form is None or attempts[number].form == form) and (dtype is None or attempts[number].dtype == dtype)
     ]
     if asked and form is None:
         best = _fastest(asked, attempts, gains)
@@ -72,12 +72,12 @@ def gain_of(attempt: FormAttempt, dtypes: Mapping[Dtype, DtypeVerdict]) -> float
     """Return how many times faster an attempt is than eager in float32."""
     own = dtypes.get(attempt.dtype)
     between = (own.speedup if own else None) or 1.0
-    return between if attempt.form is Form.EAGER else (attempt.speedup or 1.0) * between
+    return between if attempt.form == EAGER else (attempt.speedup or 1.0) * between
 
 
 def _fastest(numbers: list[int], attempts: tuple[FormAttempt, ...], gains: Mapping[int, float]) -> int:
     best = max(numbers, key=gains.__getitem__)
-    eager = [number for number in numbers if attempts[number].form is Form.EAGER]
+    eager = [number for number in numbers if attempts[number].form == EAGER]
     if not eager:
         return best
     simplest = max(eager, key=gains.__getitem__)
@@ -88,9 +88,9 @@ def _fastest(numbers: list[int], attempts: tuple[FormAttempt, ...], gains: Mappi
 def _of_any_form(best: int, attempts: tuple[FormAttempt, ...], gains: Mapping[int, float]) -> Choice:
     """With no form asked for, one graph is what was hoped for: a fall back to less is said to be one."""
     chosen = attempts[best]
-    whole = [one for one in attempts if one.form in WHOLE]
-    if chosen.form in WHOLE or any(one.outcome is Outcome.VERIFIED for one in whole):
-        how = "the fastest of the verified" if chosen.form is not Form.EAGER else "no form is clearly faster"
+    whole = [one for one in attempts if _is_one_graph(one)]
+    if _is_one_graph(chosen) or any(one.outcome is Outcome.VERIFIED for one in whole):
+        how = "the fastest of the verified" if chosen.form != EAGER else "no form is clearly faster"
         return Choice(best, Status.REACHED, f"{_named(chosen)}, {_times(gains[best])}: {how}")
     failed = [one for one in whole if one.reason]
     tried = [one for one in failed if one.outcome is not Outcome.SKIPPED]  # what was tried says more
@@ -99,17 +99,22 @@ def _of_any_form(best: int, attempts: tuple[FormAttempt, ...], gains: Mapping[in
 
 
 def _why_not(
-    attempts: tuple[FormAttempt, ...], dtypes: tuple[DtypeVerdict, ...], form: Form | None, dtype: Dtype | None
+    attempts: tuple[FormAttempt, ...], dtypes: tuple[DtypeVerdict, ...], form: str | None, dtype: Dtype | None
 ) -> str:
     """Return why what was asked for is not there."""
     for verdict in dtypes:
         if verdict.dtype == dtype and verdict.problem:
             return f"{dtype}: {verdict.problem}"
     for one in attempts:
-        if one.outcome is Outcome.VERIFIED or (form and one.form is not form) or (dtype and one.dtype != dtype):
+        if one.outcome is Outcome.VERIFIED or (form and one.form != form) or (dtype and one.dtype != dtype):
             continue
         return _failure_of(one)
     return f"{form or 'no form'} in {dtype or 'any dtype'} was not tried"
+
+
+def _is_one_graph(attempt: FormAttempt) -> bool:
+    form = find_form(attempt.form)
+    return form is not None and form.graph.one_graph
 
 
 def _failure_of(attempt: FormAttempt) -> str:

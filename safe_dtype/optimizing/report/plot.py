@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...facts import Dtype
 from ...rendering.svg import BLUE, BROWN, FAINT, GREEN, GREY, LogScale, bar, document, legend, text, vertical
-from ..nouns.record import DtypeVerdict, Form, FormAttempt, Optimization, Outcome
+from ..nouns.record import EAGER, DtypeVerdict, FormAttempt, Optimization, Outcome
 from .choose import gain_of
 
 _ROW, _TOP, _LEFT = 30, 76, 260  # in the picture's units
@@ -61,8 +61,8 @@ def _rows(found: Optimization) -> Iterator[_Row]:
             f"{number} {one.form} {one.dtype}{with_what}{wrong}",
             number == found.chosen,
             _by_dtype(verdicts.get(one.dtype)),
-            None if one.form is Form.EAGER else by_form,
-            None if one.form is Form.EAGER else _limit(one.dtype),
+            None if one.form == EAGER else by_form,
+            None if one.form == EAGER else _limit(one.dtype),
             _time(one, verdicts),
         )
 

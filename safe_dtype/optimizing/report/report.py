@@ -1,4 +1,4 @@
-"""An optimization as a page for people, in Markdown as GitHub renders it, and as a few lines. Imports no torch."""
+"""An optimization as a page for people, in Markdown as GitHub renders it, and as a few lines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...rendering.markdown import code, inline, one_line, table
+from ..forms import find_form
 from ..nouns.record import BreakSite, Distance, DtypeVerdict, FormAttempt, Optimization, Outcome, Status
 from .choose import gain_of
 
@@ -63,7 +64,7 @@ def _headline(found: Optimization) -> Iterator[str]:
     yield f"- Model: {what}, {found.parameters:,} parameters, saved in {found.saved_dtype}"
     yield f"- Asked for: form {found.asked_form}, dtype {found.asked_dtype}, on {found.device}"
     if found.winner is not None and found.chosen is not None:
-        yield f"- Chosen: attempt {found.chosen}, {inline(_named(found.winner))}{_coverage(found.winner)}"
+        yield f"- Chosen: attempt {found.chosen}, {inline(_named(found.winner))}{_coverage(found.winner)}{_about(found.winner)}"
     yield ""
     yield f"![Drift and time of every form]({PICTURE})"
 
@@ -298,6 +299,11 @@ def _against(far: Distance | None) -> str:
 
 def _named(one: FormAttempt) -> str:
     return f"{one.form} in {one.dtype}" + (f" with {', '.join(one.remedies)}" if one.remedies else "")
+
+
+def _about(one: FormAttempt) -> str:
+    form = find_form(one.form)
+    return f": {form.about}" if form else ""
 
 
 def _coverage(one: FormAttempt) -> str:

@@ -15,23 +15,27 @@ from typing import Any
 import torch
 
 from ...devices.processor import cpu_capability
-from ..forms import maker_of
+from ..environment import environment
+from ..forms import find_form
+from ..nouns.form import Form, FormTarget
 from ..nouns.job import Dynamic
-from ..nouns.record import Form, FormAttempt, Optimization
-
-_OF_ONE_TORCH = (Form.EXPORT, Form.AOTI)  # another version refuses the file, or loads it and crashes
+from ..nouns.record import EAGER, FormAttempt, Optimization
 
 
 def misfit(record: Optimization, attempt: FormAttempt, device: str) -> str:
     """Return why the form of `attempt` cannot be used on `device` of this machine; empty where it can."""
-    if attempt.form is Form.EAGER:
+    if attempt.form == EAGER:
         return ""
-    if attempt.form.leaves_a_file and torch.device(device).type != torch.device(record.device).type:
+    form = find_form(attempt.form)
+    if form is None:
+        return "no package that is installed here brings this form"
+    if form.leaves_a_file and torch.device(device).type != torch.device(record.device).type:
         return f"it was made for {record.device}, and is to run on {device}"
-    differences = _differences(record.environment, attempt.form, device)
+    differences = _differences(record.environment, form, device)
     if found := next((f"it was made with {name} {made}, here is {here}" for name, made, here in differences), ""):
         return found
-    return maker_of(attempt.form, attempt.regions).available(attempt.dtype, device)
+    missing = form.missing(FormTarget(environment(), device, attempt.dtype))
+    return f"it needs {missing}" if missing else ""
 
 
 def unlike(given: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], dynamic: Dynamic) -> str:
@@ -96,8 +100,8 @@ def _torn_batch(given: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]
 
 def _differences(made_in: Mapping[str, Any], form: Form, device: str) -> Iterator[tuple[str, str, str]]:
     """Yield (what, as it was, as it is) of all that a file of `form` depends on. What is not recorded is not asked."""
-    facts = list(_torch_of(made_in)) if form in _OF_ONE_TORCH else []
-    facts += _machine_of(made_in, device) if form is Form.AOTI else []
+    facts = list(_torch_of(made_in)) if form.of_one_torch else []
+    facts += _machine_of(made_in, device) if form.of_one_machine else []
     yield from ((name, str(made), here) for name, made, here in facts if made is not None and str(made) != here)
 
 

@@ -21,10 +21,12 @@ from ...facts import Dtype
 from ...guarding import guard, unguard
 from ..attempts.load_model import apply_remedies, load_subject
 from ..environment import files_in
-from ..forms import Run, maker_of, outputs_of
+from ..forms import find_form, form_named
+from ..graphs.flat import outputs_of
 from ..graphs.graph_breaks import reason_of
+from ..nouns.form import BuildRequest, Run
 from ..nouns.job import Job
-from ..nouns.record import Form, FormAttempt, Optimization, Outcome
+from ..nouns.record import EAGER, FormAttempt, Optimization, Outcome
 from ..nouns.record_file import read_record
 from .compatibility import dynamic_of, misfit, traced_inputs, unlike
 from .trust import original_sha256, require_paths, require_trust
@@ -65,7 +67,7 @@ def load_optimized(
     record = read_record(folder)
     require_paths(folder, record)
     chosen = _chosen(folder, record, attempt)
-    if chosen.form.leaves_a_file:
+    if _leaves_a_file(chosen):
         _require_listed(folder, chosen)
         require_trust(folder / chosen.artifact, chosen.artifact_files, trust=trust)
     if not record.model_class:
@@ -100,7 +102,7 @@ class Optimized:
         self._folder = folder
         self._dynamic = dynamic_of(record)
         # What is built here sees for itself whether it has to be built anew for other inputs.
-        self._traced = traced_inputs(record) if attempt.form.leaves_a_file else {}
+        self._traced = traced_inputs(record) if _leaves_a_file(attempt) else {}
         self._run: Run | None = None
         self._model: torch.nn.Module | None = None
         self._failures = 0
@@ -109,12 +111,12 @@ class Optimized:
         self._lock = RLock()
         if reason := misfit(record, attempt, device):
             self._give_up("misfit", f"{self._named} cannot be used here: {reason}")
-        elif attempt.form.leaves_a_file:
+        elif _leaves_a_file(attempt):
             self._load()
 
     @property
-    def form(self) -> Form:
-        """The form that was loaded, also where it was given up since."""
+    def form(self) -> str:
+        """The name of the form that was loaded, also where it was given up since."""
         return self.attempt.form
 
     @property
@@ -130,7 +132,7 @@ class Optimized:
         """Return the float outputs by name, dotted where they are nested; without gradients."""
         given = self._placed(inputs)
         with torch.no_grad():
-            if self.form is Form.EAGER or self.given_up:
+            if self.form == EAGER or self.given_up:
                 return self._eagerly(given)
             if reason := unlike(given, self._traced, self._dynamic):
                 outputs = self._eagerly(given)
@@ -198,10 +200,11 @@ class Optimized:
         """Make a form that has no file, on a model of its own: eager is to stay what it is."""
         model = _twin(self.eager())
         apply_remedies(model, self.attempt.remedies)
-        return maker_of(self.form, self.attempt.regions).build(model, given, self._folder, dynamic=self._dynamic)
+        request = BuildRequest(model, given, self._folder, self._dynamic, self.attempt.regions)
+        return form_named(self.form).build(request)
 
     def _load(self) -> None:
-        load = maker_of(self.form).load
+        load = form_named(self.form).load
         assert load is not None  # the form is a file
         try:
             self._run = load(self._folder / self.attempt.artifact)
@@ -276,7 +279,7 @@ class Optimized:
             self.fell_back = reason
             new = kind not in self._told
             self._told.add(kind)
-        logger.info("%s. %s", reason, instead, extra={"form": str(self.form), "dtype": self.dtype.name, "kind": kind})
+        logger.info("%s. %s", reason, instead, extra={"form": self.form, "dtype": self.dtype.name, "kind": kind})
         if new:
             text = f"{reason}. {instead}. Next: {advice} (`safe-dtype optimize`). This is said once."
             warn(text)
@@ -291,9 +294,14 @@ def _chosen(folder: Path, record: Optimization, number: int | None) -> FormAttem
     found = record.attempts[number]
     if found.outcome is not Outcome.VERIFIED:
         raise NotOptimizedError(str(folder), f"attempt {number} ({found.form} in {found.dtype}) is {found.outcome}")
-    if found.form.leaves_a_file and not (found.artifact and (folder / found.artifact).is_dir()):
+    if _leaves_a_file(found) and not (found.artifact and (folder / found.artifact).is_dir()):
         raise NotOptimizedError(str(folder), f"the files of attempt {number} were not kept")
     return found
+
+
+def _leaves_a_file(attempt: FormAttempt) -> bool:
+    form = find_form(attempt.form)
+    return form is not None and form.leaves_a_file
 
 
 def _require_listed(folder: Path, attempt: FormAttempt) -> None:

@@ -1,7 +1,8 @@
-"""Which files of an output folder run code when they are loaded, and whether that code was made here. Imports no torch.
+"""Which files of an output folder run code when they are loaded, and whether that code was made here.
 
 `torch.export.load`, `torch.jit.load` and a pickled module unpickle, and an AOTInductor package is native code: whoever
-wrote such a file decides what the process that loads it does. safetensors, ONNX and recipes hold numbers and names.
+wrote such a file decides what the process that loads it does. safetensors, ONNX and recipes hold numbers and names. Each form says so of its own
+files.
 """
 
 from __future__ import annotations
@@ -15,24 +16,21 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from ...errors import NotOptimizedError, UntrustedFolderError
 from ...store import recall, remember
 from ...store.hashing import sha256_of
+from ..forms import forms
+from ..nouns.form import FileKind
 from ..nouns.record import Optimization
 
 logger = logging.getLogger(__name__)
 
-PROGRAM = "a program of torch.export, which is unpickled"
-NATIVE = "an AOTInductor package, which is native code"
-TRACE = "a TorchScript program, which is unpickled"
 PICKLE = "a pickled module"
 UNKNOWN = "a file of unknown content"
 
-_NO_CODE = (".safetensors", ".json", ".onnx", ".onnx.data", ".onnx_data")
-_EXPECTED = {".aoti.pt2": NATIVE, ".pt2": PROGRAM, ".ts": TRACE, ".pt": PICKLE}  # the first that a name ends with
-# By what is in the archive, below its one top folder. A file that carries the marks of two kinds is of neither.
-_MARKS = {
-    NATIVE: re.compile(r"data/aotinductor/.+"),
-    PROGRAM: re.compile(r"models/[^/]+\.json"),
-    TRACE: re.compile(r"code/.+\.py"),
-}
+# Of what is no form's own: numbers and names, and the original where it is a module of the caller's.
+_BESIDE = (
+    FileKind(".safetensors", "weights", runs_code=False),
+    FileKind(".json", "names", runs_code=False),
+    FileKind(".pt", PICKLE),
+)
 _REMEDY = re.compile(r"[\w.]+=[\w.-]*")
 
 
@@ -117,15 +115,18 @@ def content_of(file: Path) -> str:
             members = [name.partition("/")[2] for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile):
         return PICKLE if file.suffix == ".pt" else UNKNOWN  # torch wrote no archives once, and reads both
-    kinds = [kind for kind, mark in _MARKS.items() if any(mark.fullmatch(name) for name in members)]
+    # By what is in the archive, below its one top folder. A file that carries the marks of two kinds is of neither.
+    marks = {kind.content: re.compile(kind.mark) for kind in _kinds() if kind.mark}
+    kinds = [content for content, mark in marks.items() if any(mark.fullmatch(name) for name in members)]
     if len(kinds) == 1:
         return kinds[0]
     return PICKLE if not kinds and "data.pkl" in members else UNKNOWN
 
 
 def runs_code(name: str) -> bool:
-    """Whether a file of this name runs code when it is loaded: all do that are not known not to."""
-    return not name.endswith(_NO_CODE)
+    """Whether a file of this name runs code when it is loaded: all do that no form says otherwise of."""
+    kind = _kind_of(name)
+    return kind is None or kind.runs_code
 
 
 def _require_whole(folder: Path, name: str, sha256: str) -> None:
@@ -136,9 +137,19 @@ def _require_whole(folder: Path, name: str, sha256: str) -> None:
         raise NotOptimizedError(str(folder), f"{name} cannot be read ({type(exc).__name__})") from None
     if found != sha256:
         raise NotOptimizedError(str(folder), f"{name} was changed since: its SHA-256 is not the recorded one")
-    expected = next((kind for ending, kind in _EXPECTED.items() if name.endswith(ending)), None)
-    if expected is not None and (content := content_of(file)) != expected:
-        raise NotOptimizedError(str(folder), f"{name} should be {expected}, and is {content}")
+    kind = _kind_of(name)
+    if kind is not None and (kind.mark or kind.content == PICKLE) and (content := content_of(file)) != kind.content:
+        raise NotOptimizedError(str(folder), f"{name} should be {kind.content}, and is {content}")
+
+
+def _kinds() -> tuple[FileKind, ...]:
+    return (*_BESIDE, *(kind for form in forms() for kind in form.files))
+
+
+def _kind_of(name: str) -> FileKind | None:
+    """Return the kind with the longest ending of `name`; where two forms claim one ending, that which runs code."""
+    kinds = (kind for kind in _kinds() if name.endswith(kind.ending))
+    return max(kinds, key=lambda kind: (len(kind.ending), kind.runs_code), default=None)
 
 
 def _runs(name: str, sha256: str) -> bool:

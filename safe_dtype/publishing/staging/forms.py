@@ -6,17 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...optimizing.nouns.record import Form, Optimization, Outcome
+from ...optimizing.nouns.record import Optimization, Outcome
 from .evidence import Forms, TriedForm
 
 FOLDER = "onnx"  # where the Hub's users look for one
+_ONNX = "onnx"  # the form
 
 
 def forms_of(record: Optimization) -> Forms:
     """Return the verified forms, the chosen one marked, and how many others were tried."""
     tried = [
         TriedForm(
-            str(one.form),
+            one.form,
             one.dtype.name,
             max((stage.distance.relative for stage in one.stages), default=0.0),
             one.speedup,
@@ -36,7 +37,7 @@ def copy_onnx(out: Path, record: Optimization, folder: Path) -> None:
     Of the forms that are files it is the one that holds no code, and that other machines read.
     """
     winner = record.winner
-    if winner is None or winner.form is not Form.ONNX or not winner.artifact:
+    if winner is None or winner.form != _ONNX or not winner.artifact:
         return
     (folder / FOLDER).mkdir()
     for name in winner.artifact_files:

@@ -16,10 +16,10 @@ from safe_dtype.facts import BFLOAT16, FLOAT32
 from safe_dtype.optimizing.attempts.load_model import save_module
 from safe_dtype.optimizing.attempts.runner import run_attempt
 from safe_dtype.optimizing.nouns.job import AttemptResult, Dynamic, Job
-from safe_dtype.optimizing.nouns.record import BreakSite, Distance, Form, Outcome, Seconds, Stage
+from safe_dtype.optimizing.nouns.record import BreakSite, Distance, Outcome, Seconds, Stage
 
 
-def job_of(model: torch.nn.Module, folder: Path, form: Form = Form.EAGER) -> Job:
+def job_of(model: torch.nn.Module, folder: Path, form: str = "eager") -> Job:
     """Return an untimed job on `model` and one batch `x` of shape (2, 16)."""
     save_module(model, folder / "model.pt")
     save_file({"x": torch.ones(2, 16)}, folder / "x.safetensors")
@@ -76,7 +76,7 @@ def test_broken_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return in_a_child(job, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "_in_a_child", breaks_it_first)
-    found = run_attempt(job_of(Mlp(), tmp_path, Form.TORCHSCRIPT), root=tmp_path, seconds=60)
+    found = run_attempt(job_of(Mlp(), tmp_path, "torchscript"), root=tmp_path, seconds=60)
     assert found.outcome is Outcome.FAILED
     assert found.reason.startswith("in a fresh process: while loading the artifact: ")
     assert [stage.name for stage in found.stages] == ["traced"]
@@ -92,7 +92,7 @@ def test_class_of_the_script(tmp_path: Path) -> None:
 def test_job_is_json(tmp_path: Path) -> None:
     """A job survives the way to the child."""
     job = Job(
-        Path("/m"), "ViTModel", BFLOAT16, Form.REGIONAL, tmp_path, Path("/a"), (Path("/b"),), (Path("/c"),),
+        Path("/m"), "ViTModel", BFLOAT16, "regional", tmp_path, Path("/a"), (Path("/b"),), (Path("/c"),),
         Dynamic((1, 32), {"x": {2: (64, 256)}}), ("attn_implementation=sdpa",), ("attn_implementation=eager",), ("layers.0",), ("traced",), False,
         True,
         "cpu", 1,

@@ -8,15 +8,16 @@ import pytest
 import torch
 import transformers as tf
 from optimizing.form_models import Branch, Eigenvalues, Mlp
+from optimizing.made import missing_here
 from safetensors.torch import save_file
 
 from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.optimizing.attempts.load_model import save_module
 from safe_dtype.optimizing.attempts.runner import run_attempt
-from safe_dtype.optimizing.forms import maker_of, outputs_of
-from safe_dtype.optimizing.forms.flat import flat_outputs
+from safe_dtype.optimizing.forms import form_named
+from safe_dtype.optimizing.graphs.flat import flat_outputs, outputs_of
 from safe_dtype.optimizing.nouns.job import Dynamic, Job
-from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Outcome
+from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
 
 _TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 
@@ -26,11 +27,11 @@ def attempt(
     batches: list[dict[str, torch.Tensor]],
     folder: Path,
     *,
-    form: Form,
+    form: str,
     dtype: Dtype = FLOAT32,
     dynamic: Dynamic = Dynamic(batch=(1, 8)),  # noqa: B008  # frozen
 ) -> FormAttempt:
-    """Try one form; the first batch is traced. Form.REGIONAL compiles the submodule `first`."""
+    """Try one form; the first batch is traced. "regional" compiles the submodule `first`."""
     files = []
     for number, batch in enumerate(batches):
         files.append(folder / f"{number}.safetensors")
@@ -48,40 +49,38 @@ def attempt(
     return run_attempt(job, root=folder, seconds=300)
 
 
-def skip_where_unavailable(form: Form, dtype: Dtype = FLOAT32) -> None:
+def skip_where_unavailable(form: str, dtype: Dtype = FLOAT32) -> None:
     """Skip the test with the form's own reason."""
-    if form is Form.ONNX:
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(name)
-    if reason := maker_of(form).available(dtype, "cpu"):
+    if reason := missing_here(form, dtype):
         pytest.skip(reason)
 
 
 @pytest.mark.parametrize(
     "form",
     [
-        Form.EAGER,
-        Form.EXPORT,
-        Form.TORCHSCRIPT,
-        pytest.param(Form.COMPILE, marks=pytest.mark.slow),
-        Form.ONNX,
-        pytest.param(Form.PARTIAL, marks=pytest.mark.slow),
-        pytest.param(Form.REGIONAL, marks=pytest.mark.slow),
-        pytest.param(Form.AOTI, marks=pytest.mark.slow),
+        "eager",
+        "export",
+        "torchscript",
+        pytest.param("compile", marks=pytest.mark.slow),
+        "onnx",
+        pytest.param("partial", marks=pytest.mark.slow),
+        pytest.param("regional", marks=pytest.mark.slow),
+        pytest.param("aoti", marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_form(form: Form, tmp_path: Path) -> None:
+def test_form(form: str, tmp_path: Path) -> None:
     """A form that is available verifies a plain module, also at another batch size; files are loaded again."""
     skip_where_unavailable(form)
     batches = [{"x": torch.randn(2, 16)}, {"x": torch.randn(5, 16)}]
     found = attempt(Mlp(), batches, tmp_path, form=form)
     assert found.outcome is Outcome.VERIFIED, found.reason
-    stages = ["traced", "held out"] + ["reloaded"] * form.leaves_a_file
+    leaves_a_file = form_named(form).leaves_a_file
+    stages = ["traced", "held out"] + ["reloaded"] * leaves_a_file
     assert [stage.name for stage in found.stages] == stages
     assert all(stage.distance.relative < 1e-5 for stage in found.stages)
-    assert (found.bytes > 0) is form.leaves_a_file
-    assert bool(found.artifact) is form.leaves_a_file
+    assert (found.bytes > 0) is leaves_a_file
+    assert bool(found.artifact) is leaves_a_file
     assert found.speedup is not None
     assert found.seconds.build is not None
 
@@ -92,15 +91,15 @@ def test_vit(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = tf.ViTForImageClassification(tf.ViTConfig(**_TINY, image_size=32, patch_size=8, num_labels=5))
     batches = [{"pixel_values": torch.randn(size, 3, 32, 32)} for size in (2, 3)]
-    found = attempt(model, batches, tmp_path, form=Form.EXPORT, dtype=BFLOAT16)
+    found = attempt(model, batches, tmp_path, form="export", dtype=BFLOAT16)
     assert found.outcome is Outcome.VERIFIED, found.reason
     assert found.stages[-1].name == "reloaded"
     assert "transformers' exporter worked" in (tmp_path / found.log).read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", [Form.EXPORT, Form.COMPILE, Form.AOTI, Form.ONNX], ids=str)
-def test_qwen3(form: Form, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["export", "compile", "aoti", "onnx"], ids=str)
+def test_qwen3(form: str, tmp_path: Path) -> None:
     """A language model takes other batches and other lengths within the ranges that were asked for."""
     skip_where_unavailable(form)
     torch.manual_seed(0)
@@ -119,7 +118,7 @@ def test_qwen3(form: Form, tmp_path: Path) -> None:
 def test_fixed_shapes(tmp_path: Path) -> None:
     """A form made for one batch size says so when it is given another."""
     batches = [{"x": torch.randn(2, 16)}, {"x": torch.randn(5, 16)}]
-    found = attempt(Mlp(), batches, tmp_path, form=Form.EXPORT, dynamic=Dynamic())
+    found = attempt(Mlp(), batches, tmp_path, form="export", dynamic=Dynamic())
     assert found.outcome is Outcome.FAILED
     assert found.reason.startswith("while comparing on the held out inputs: ")
     assert [stage.name for stage in found.stages] == ["traced"]
@@ -127,9 +126,9 @@ def test_fixed_shapes(tmp_path: Path) -> None:
 
 def test_trace_is_blind(tmp_path: Path) -> None:
     """A trace of a branch is right on the traced batch and wrong on a batch that goes the other way, and is refused."""
-    skip_where_unavailable(Form.TORCHSCRIPT)
+    skip_where_unavailable("torchscript")
     batches = [{"x": torch.ones(2, 16)}, {"x": -torch.ones(2, 16)}]
-    found = attempt(Branch(), batches, tmp_path, form=Form.TORCHSCRIPT)
+    found = attempt(Branch(), batches, tmp_path, form="torchscript")
     assert found.outcome is Outcome.WRONG
     traced, held_out = found.stages
     assert (traced.distance.max_abs, traced.problem) == (0.0, "")
@@ -140,7 +139,7 @@ def test_trace_is_blind(tmp_path: Path) -> None:
 
 def test_branch_is_named(tmp_path: Path) -> None:
     """An export that a branch prevents names the line of the branch."""
-    found = attempt(Branch(), [{"x": torch.ones(2, 16)}], tmp_path, form=Form.EXPORT)
+    found = attempt(Branch(), [{"x": torch.ones(2, 16)}], tmp_path, form="export")
     assert found.outcome is Outcome.FAILED
     assert any("if x.sum() > 0" in site.code for site in found.sites), found
 
@@ -148,8 +147,8 @@ def test_branch_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_deprecation_is_logged(tmp_path: Path) -> None:
     """What torch says of TorchScript is in the log, and is no error."""
-    skip_where_unavailable(Form.TORCHSCRIPT)
-    found = attempt(Mlp(), [{"x": torch.randn(2, 16)}], tmp_path, form=Form.TORCHSCRIPT)
+    skip_where_unavailable("torchscript")
+    found = attempt(Mlp(), [{"x": torch.randn(2, 16)}], tmp_path, form="torchscript")
     assert found.outcome is Outcome.VERIFIED, found.reason
     assert "deprecated" in (tmp_path / found.log).read_text()
 
@@ -157,23 +156,10 @@ def test_deprecation_is_logged(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_operator_is_named(tmp_path: Path) -> None:
     """An operator that ONNX has not is named in the reason."""
-    skip_where_unavailable(Form.ONNX)
-    found = attempt(Eigenvalues(), [{"x": torch.randn(2, 16)}], tmp_path, form=Form.ONNX)
+    skip_where_unavailable("onnx")
+    found = attempt(Eigenvalues(), [{"x": torch.randn(2, 16)}], tmp_path, form="onnx")
     assert found.outcome is Outcome.FAILED
     assert "aten._linalg_eigh" in found.reason
-
-
-def test_no_bf16_in_onnx() -> None:
-    """ONNX on the CPU says why it does not take bfloat16, or which package is missing."""
-    reason = maker_of(Form.ONNX).available(BFLOAT16, "cpu")
-    assert "bfloat16" in reason or "not installed" in reason
-
-
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a C++ compiler the compiled forms say so."""
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    for form in (Form.AOTI, Form.COMPILE, Form.REGIONAL, Form.PARTIAL):
-        assert "no C++ compiler (looked for no-such-compiler)" in maker_of(form).available(FLOAT32, "cpu")
 
 
 def test_outputs_by_name() -> None:

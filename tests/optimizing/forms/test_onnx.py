@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from safe_dtype.facts import FLOAT16, FLOAT32
 from safe_dtype.optimizing.forms import onnx as form
+from safe_dtype.optimizing.nouns.form import BuildRequest
 from safe_dtype.optimizing.nouns.job import Dynamic
 
 onnx = pytest.importorskip("onnx")
@@ -49,7 +49,7 @@ def adopted(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> form
     """Let the form be what is in `source`, for a batch of ids alone."""
     monkeypatch.setenv(form.GIVEN, str(source))
     folder.mkdir()
-    return form.build(Places(), {"input_ids": torch.ones(2, 3, dtype=torch.long)}, folder, dynamic=Dynamic())
+    return form.build(BuildRequest(Places(), {"input_ids": torch.ones(2, 3, dtype=torch.long)}, folder, Dynamic()))
 
 
 def test_given_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +107,3 @@ def test_threads(tmp_path: Path) -> None:
             assert form._session(folder / form.FILE, "cpu").get_session_options().intra_op_num_threads == threads
     finally:
         torch.set_num_threads(before)
-
-
-def test_available() -> None:
-    """Two dtypes are there on the CPU, and a device without a provider is named."""
-    pytest.importorskip("onnxscript")
-    assert form.available(FLOAT32, "cpu") == form.available(FLOAT16, "cpu") == ""
-    assert "no provider for mps" in form.available(FLOAT32, "mps")

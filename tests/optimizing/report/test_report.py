@@ -20,7 +20,6 @@ from safe_dtype.optimizing.nouns.record import (
     BreakSite,
     Distance,
     DtypeVerdict,
-    Form,
     FormAttempt,
     Optimization,
     Outcome,
@@ -34,11 +33,11 @@ from safe_dtype.optimizing.report.report import report_text, summary_text
 
 SITE = BreakSite("models/m.py", 12, "if a | b or `c`:", "Data-dependent | branching", "data_dependent", 3)
 EAGER = FormAttempt(
-    Form.EAGER, FLOAT32, Outcome.VERIFIED, stages=(Stage("traced", Distance(0.0, 0.0, 1.0)),),
+    "eager", FLOAT32, Outcome.VERIFIED, stages=(Stage("traced", Distance(0.0, 0.0, 1.0)),),
     seconds=Seconds(build=0.0, run=0.020, eager=0.020), log="attempts/00-eager-float32/attempt.log",
 )  # fmt: skip
 FAST = FormAttempt(
-    Form.REGIONAL, BFLOAT16, Outcome.VERIFIED, remedies=("attn_implementation=sdpa",),
+    "regional", BFLOAT16, Outcome.VERIFIED, remedies=("attn_implementation=sdpa",),
     stages=(
         Stage("traced", Distance(0.01, 1e-3, 0.9999, 1.0, miou=0.999)),
         Stage("held out", Distance(0.02, 1e-2, 0.999, 0.99999, kl=0.001, miou=0.98)),
@@ -47,12 +46,12 @@ FAST = FormAttempt(
     coverage=0.87, log="attempts/01-regional-bfloat16/attempt.log",
 )  # fmt: skip
 WRONG = FormAttempt(
-    Form.TORCHSCRIPT, FLOAT32, Outcome.WRONG, "held out: it differs | by *0.5* of\nthe largest",
+    "torchscript", FLOAT32, Outcome.WRONG, "held out: it differs | by *0.5* of\nthe largest",
     stages=(Stage("traced", Distance(0.0, 0.0, 1.0)), Stage("held out", Distance(1.0, 0.5, 0.3), "too far")),
     log="attempts/02-torchscript-float32/attempt.log",
 )  # fmt: skip
-FAILED = FormAttempt(Form.EXPORT, FLOAT32, Outcome.FAILED, "Data-dependent branching", sites=(SITE,), log="attempts/03/attempt.log")  # fmt: skip
-SKIPPED = FormAttempt(Form.ONNX, FLOAT16, Outcome.SKIPPED, "onnx not installed")
+FAILED = FormAttempt("export", FLOAT32, Outcome.FAILED, "Data-dependent branching", sites=(SITE,), log="attempts/03/attempt.log")  # fmt: skip
+SKIPPED = FormAttempt("onnx", FLOAT16, Outcome.SKIPPED, "onnx not installed")
 FOUND = Optimization(
     "tiny<b>", "DbrxForCausalLM", "cpu", "export", "auto", "bfloat16", parameters=1234567,
     environment={"python": "3.11", "packages": {"torch": "2.13", "onnx": None}, "cpu": {"name": "a | b", "cores": 2}},

@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from optimizing.form_models import Branch, Mlp
-from optimizing.made import INPUTS, Logarithm, Positives, Shifted, expected, inductor, optimized
+from optimizing.made import INPUTS, Logarithm, Positives, Shifted, expected, inductor, missing_here, optimized
 
 from safe_dtype.errors import SafeDtypeWarning
-from safe_dtype.facts import FLOAT32
 from safe_dtype.optimizing.environment import hashes
-from safe_dtype.optimizing.forms import maker_of
-from safe_dtype.optimizing.nouns.record import Form
 from safe_dtype.optimizing.nouns.record_file import read_record, write_record
 from safe_dtype.optimizing.serving.optimized import GIVEN_UP_AFTER, load_optimized
 
@@ -25,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def test_given_up(tmp_path: Path) -> None:
     """A form that raises where eager does not is stood in for; after three such calls it is given up for good."""
-    optimized(Positives(), tmp_path / "out", Form.TORCHSCRIPT)
+    optimized(Positives(), tmp_path / "out", "torchscript")
     loaded = load_optimized(tmp_path / "out")
     other = {"x": INPUTS["x"].abs()}
     with warnings.catch_warnings(record=True) as warned:
@@ -43,7 +40,7 @@ def test_given_up(tmp_path: Path) -> None:
 
 def test_not_finite(tmp_path: Path) -> None:
     """A form that answers NaN where eager does not is stood in for, and given up for good after three calls."""
-    optimized(Shifted(), tmp_path / "out", Form.TORCHSCRIPT)
+    optimized(Shifted(), tmp_path / "out", "torchscript")
     loaded = load_optimized(tmp_path / "out")
     assert loaded(**INPUTS)["output"].isfinite().all()
     with pytest.warns(SafeDtypeWarning, match="answered NaN or infinity in output where eager does not"):
@@ -53,7 +50,7 @@ def test_not_finite(tmp_path: Path) -> None:
 
 def test_infinite_in_eager_too(tmp_path: Path) -> None:
     """NaN and infinity that eager answers as well are the model's own; eager is asked about -inf once."""
-    optimized(Logarithm(), tmp_path / "out", Form.TORCHSCRIPT)
+    optimized(Logarithm(), tmp_path / "out", "torchscript")
     loaded = load_optimized(tmp_path / "out")
     inputs = {"x": torch.zeros(2, 16)}
     assert loaded(**inputs)["output"].isneginf().all()
@@ -91,9 +88,9 @@ def test_unloadable(mlp: Path) -> None:
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A form that cannot be built on this machine is eager, and says what is missing."""
-    optimized(Mlp(), tmp_path / "out", Form.COMPILE)
+    optimized(Mlp(), tmp_path / "out", "compile")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(SafeDtypeWarning, match="no C\\+\\+ compiler"):
+    with pytest.warns(SafeDtypeWarning, match=r"compile in float32 cannot be used here: it needs a C\+\+ compiler"):
         loaded = load_optimized(tmp_path / "out")
     torch.testing.assert_close(loaded(**INPUTS), expected(Mlp(), INPUTS))
 
@@ -101,9 +98,9 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @inductor
 def test_unbuildable(tmp_path: Path) -> None:
     """A form that does not build on inputs that eager takes is given up at once."""
-    if reason := maker_of(Form.COMPILE).available(FLOAT32, "cpu"):
+    if reason := missing_here("compile"):
         pytest.skip(reason)
-    optimized(Branch(), tmp_path / "out", Form.COMPILE)
+    optimized(Branch(), tmp_path / "out", "compile")
     loaded = load_optimized(tmp_path / "out")
     with pytest.warns(SafeDtypeWarning, match=r"compile in float32 could not be built \(Unsupported: "):
         answer = loaded(**INPUTS)

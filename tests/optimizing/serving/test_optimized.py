@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as tf
 from optimizing.form_models import Mlp
-from optimizing.made import INPUTS, Sum, expected, inductor, keep_original, optimized, record_of
+from optimizing.made import INPUTS, Sum, expected, inductor, keep_original, missing_here, optimized, record_of
 from safetensors.torch import save_file
 
 from safe_dtype import guard, report
@@ -28,9 +28,8 @@ from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
 from safe_dtype.optimizing.attempts.load_model import apply_remedies
 from safe_dtype.optimizing.attempts.runner import run_attempt
 from safe_dtype.optimizing.environment import hashes
-from safe_dtype.optimizing.forms import maker_of
 from safe_dtype.optimizing.nouns.job import Dynamic, Job
-from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Outcome, Status
+from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome, Status
 from safe_dtype.optimizing.nouns.record_file import write_record
 from safe_dtype.optimizing.serving.compatibility import unlike
 from safe_dtype.optimizing.serving.optimized import GIVEN_UP_AFTER, _twin, load_optimized
@@ -46,7 +45,7 @@ def test_made_by_children(tmp_path: Path) -> None:
     keep_original(Mlp(), out)
     save_file(INPUTS, out / "traced.safetensors")
     job = Job(
-        out / "original/model.pt", "", FLOAT32, Form.EXPORT, out / "attempts/00", out / "traced.safetensors",
+        out / "original/model.pt", "", FLOAT32, "export", out / "attempts/00", out / "traced.safetensors",
         dynamic=Dynamic((1, 8)), time=False,
     )  # fmt: skip
     attempt = run_attempt(job, root=out, seconds=120)
@@ -64,7 +63,7 @@ def test_export(mlp: Path) -> None:
     for size in (1, 5, 8):
         inputs = {"x": torch.randn(size, 16)}
         torch.testing.assert_close(loaded(**inputs), expected(Mlp(), inputs))
-    assert (loaded.form, loaded.dtype, loaded.fell_back) == (Form.EXPORT, FLOAT32, "")
+    assert (loaded.form, loaded.dtype, loaded.fell_back) == ("export", FLOAT32, "")
     assert repr(loaded) == "<Optimized tiny as export in float32 on cpu>"
 
 
@@ -72,21 +71,21 @@ def test_export(mlp: Path) -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        Form.EAGER,
-        Form.TORCHSCRIPT,
-        pytest.param(Form.ONNX, marks=pytest.mark.slow),
-        Form.COMPILE,
-        pytest.param(Form.PARTIAL, marks=pytest.mark.slow),
-        pytest.param(Form.REGIONAL, marks=pytest.mark.slow),
-        pytest.param(Form.AOTI, marks=pytest.mark.slow),
+        "eager",
+        "torchscript",
+        pytest.param("onnx", marks=pytest.mark.slow),
+        "compile",
+        pytest.param("partial", marks=pytest.mark.slow),
+        pytest.param("regional", marks=pytest.mark.slow),
+        pytest.param("aoti", marks=pytest.mark.slow),
     ],
     ids=str,
 )
-def test_one_callable(form: Form, tmp_path: Path) -> None:
+def test_one_callable(form: str, tmp_path: Path) -> None:
     """Whatever the form, it is called in the same way, with other batch sizes and with inputs in other strides."""
-    if reason := maker_of(form, ("first",)).available(FLOAT32, "cpu"):
+    if reason := missing_here(form):
         pytest.skip(reason)
-    optimized(Mlp(), tmp_path / "out", form, regions=("first",) if form is Form.REGIONAL else ())
+    optimized(Mlp(), tmp_path / "out", form, regions=("first",) if form == "regional" else ())
     loaded = load_optimized(tmp_path / "out")
     for inputs in (INPUTS, {"x": torch.randn(5, 16)}, {"x": torch.randn(16, 5).T}):
         answer = loaded(**inputs)
@@ -97,7 +96,7 @@ def test_one_callable(form: Form, tmp_path: Path) -> None:
 
 def test_cast(tmp_path: Path) -> None:
     """Float inputs are cast to the dtype of the form."""
-    optimized(Mlp(), tmp_path / "out", Form.TORCHSCRIPT, dtype=BFLOAT16, inputs={"x": INPUTS["x"].bfloat16()})
+    optimized(Mlp(), tmp_path / "out", "torchscript", dtype=BFLOAT16, inputs={"x": INPUTS["x"].bfloat16()})
     loaded = load_optimized(tmp_path / "out")
     answer = loaded(x=INPUTS["x"].double())
     assert {one.dtype for one in answer.values()} == {torch.bfloat16}
@@ -130,12 +129,12 @@ def test_beyond_the_range(mlp: Path) -> None:
     ],
 )
 @inductor
-@pytest.mark.parametrize("form", [Form.EXPORT, Form.PARTIAL], ids=str)
-def test_mistake_of_the_caller(form: Form, inputs: dict[str, Any], mlp: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["export", "partial"], ids=str)
+def test_mistake_of_the_caller(form: str, inputs: dict[str, Any], mlp: Path, tmp_path: Path) -> None:
     """What eager refuses, too, raises eager's error, without a warning, as often as it is tried."""
-    if form is Form.PARTIAL:
+    if form == "partial":
         optimized(Mlp(), tmp_path / "out", form)
-    loaded = load_optimized(mlp if form is Form.EXPORT else tmp_path / "out")
+    loaded = load_optimized(mlp if form == "export" else tmp_path / "out")
     with pytest.raises((TypeError, RuntimeError)) as of_eager:
         Mlp()(**inputs)
     for _ in range(GIVEN_UP_AFTER):
@@ -188,7 +187,7 @@ def test_transformers(tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     model = tf.ViTForImageClassification(tf.ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=5))
     inputs = {"pixel_values": torch.randn(2, 3, 16, 16)}
-    optimized(model, tmp_path / "out", Form.EAGER, dtype=BFLOAT16, inputs=inputs)
+    optimized(model, tmp_path / "out", "eager", dtype=BFLOAT16, inputs=inputs)
     loaded = load_optimized(tmp_path / "out", trust=False)
     assert loaded(**inputs)["logits"].dtype == torch.bfloat16
     assert isinstance(loaded.eager(), tf.ViTForImageClassification)
@@ -199,7 +198,7 @@ def test_transformers(tmp_path: Path) -> None:
 @inductor
 def test_threads(tmp_path: Path) -> None:
     """Threads that come first at the same time build the form once, and all are answered."""
-    optimized(Mlp(), tmp_path / "out", Form.PARTIAL)
+    optimized(Mlp(), tmp_path / "out", "partial")
     loaded = load_optimized(tmp_path / "out")
     built = []
     build = loaded._built
@@ -218,14 +217,14 @@ def test_threads(tmp_path: Path) -> None:
 
 def test_other_attempt(tmp_path: Path) -> None:
     """Another attempt is loaded by its number, where it was verified and its files were kept."""
-    found = optimized(Mlp(), tmp_path / "out", Form.TORCHSCRIPT)
-    wrong = FormAttempt(Form.ONNX, FLOAT16, Outcome.WRONG)
-    gone = FormAttempt(Form.EXPORT, FLOAT32, Outcome.VERIFIED)
-    eager = FormAttempt(Form.EAGER, FLOAT16, Outcome.VERIFIED)
+    found = optimized(Mlp(), tmp_path / "out", "torchscript")
+    wrong = FormAttempt("onnx", FLOAT16, Outcome.WRONG)
+    gone = FormAttempt("export", FLOAT32, Outcome.VERIFIED)
+    eager = FormAttempt("eager", FLOAT16, Outcome.VERIFIED)
     write_record(replace(found, attempts=(*found.attempts, wrong, gone, eager)), tmp_path / "out")
-    assert load_optimized(tmp_path / "out").form is Form.TORCHSCRIPT
+    assert load_optimized(tmp_path / "out").form == "torchscript"
     loaded = load_optimized(tmp_path / "out", attempt=3)
-    assert (loaded.form, loaded.dtype) == (Form.EAGER, FLOAT16)
+    assert (loaded.form, loaded.dtype) == ("eager", FLOAT16)
     for number, problem in (
         (1, "onnx in float16"),
         (2, "were not kept"),
@@ -238,7 +237,7 @@ def test_other_attempt(tmp_path: Path) -> None:
 
 def test_nothing_chosen(tmp_path: Path) -> None:
     """Where nothing passed there is nothing to load, and the error says why."""
-    found = optimized(Mlp(), tmp_path / "out", Form.EAGER)
+    found = optimized(Mlp(), tmp_path / "out", "eager")
     write_record(replace(found, chosen=None, status=Status.NO_DTYPE, why="bfloat16: too far"), tmp_path / "out")
     with pytest.raises(NotOptimizedError, match="no form was chosen: bfloat16: too far"):
         load_optimized(tmp_path / "out")
@@ -288,10 +287,10 @@ def test_foreign_folder(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_native_code_is_not_asked(tmp_path: Path) -> None:
     """A package of native code never sees a torn batch or another integer dtype, which it would answer nonsense to."""
-    if reason := maker_of(Form.AOTI).available(FLOAT32, "cpu"):
+    if reason := missing_here("aoti"):
         pytest.skip(reason)
     inputs = {"x": torch.randn(2, 16), "i": torch.ones(2, 16, dtype=torch.long)}
-    optimized(Sum(), tmp_path / "out", Form.AOTI, inputs=inputs)
+    optimized(Sum(), tmp_path / "out", "aoti", inputs=inputs)
     loaded = load_optimized(tmp_path / "out")
     with pytest.raises(RuntimeError, match="must match"):
         loaded(x=torch.randn(5, 16), i=torch.ones(3, 16, dtype=torch.long))

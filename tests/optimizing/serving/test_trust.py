@@ -14,12 +14,15 @@ from optimizing.form_models import Mlp
 from safe_dtype.errors import NotOptimizedError, UntrustedFolderError
 from safe_dtype.facts import FLOAT32
 from safe_dtype.optimizing.attempts.load_model import save_module
-from safe_dtype.optimizing.forms import exported
+from safe_dtype.optimizing.forms import aoti, export, torchscript
+from safe_dtype.optimizing.nouns.form import BuildRequest
 from safe_dtype.optimizing.nouns.job import Dynamic
-from safe_dtype.optimizing.nouns.record import Batch, Form, FormAttempt, Optimization, Outcome
+from safe_dtype.optimizing.nouns.record import Batch, FormAttempt, Optimization, Outcome
 from safe_dtype.optimizing.serving import trust
 from safe_dtype.optimizing.serving.trust import content_of, remember_made, require_paths, require_trust
 from safe_dtype.store.hashing import sha256_of
+
+NATIVE, PROGRAM, TRACE = (form.FORM.files[0].content for form in (aoti, export, torchscript))
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +48,14 @@ def record_with(*attempts: FormAttempt, model_class: str = "ViTModel", original:
 
 def attempt_with(files: dict[str, str], **more: object) -> FormAttempt:
     """Return a verified attempt with these files."""
-    made = FormAttempt(Form.EXPORT, FLOAT32, Outcome.VERIFIED, artifact="attempts/00/artifact", artifact_files=files)
+    made = FormAttempt("export", FLOAT32, Outcome.VERIFIED, artifact="attempts/00/artifact", artifact_files=files)
     return replace(made, **more)  # type: ignore[arg-type]
 
 
 def test_program_says_what_it_is(tmp_path: Path) -> None:
     """A program of torch.export is known by its members, and a pickled module by its own."""
-    exported.build(Mlp().eval(), {"x": torch.ones(2, 16)}, tmp_path, dynamic=Dynamic())
-    assert content_of(tmp_path / "model.pt2") == trust.PROGRAM
+    export.build(BuildRequest(Mlp().eval(), {"x": torch.ones(2, 16)}, tmp_path, Dynamic()))
+    assert content_of(tmp_path / "model.pt2") == PROGRAM
     save_module(Mlp(), tmp_path / "model.pt")
     assert content_of(tmp_path / "model.pt") == trust.PICKLE
 
@@ -60,9 +63,9 @@ def test_program_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "content"),
     [
-        pytest.param(("data/aotinductor/model/c.wrapper.so", "archive_format"), trust.NATIVE, id="aoti"),
-        pytest.param(("models/model.json", "data/sample_inputs/model.pt"), trust.PROGRAM, id="export"),
-        pytest.param(("code/__torch__/m.py", "data.pkl", "constants.pkl"), trust.TRACE, id="torchscript"),
+        pytest.param(("data/aotinductor/model/c.wrapper.so", "archive_format"), NATIVE, id="aoti"),
+        pytest.param(("models/model.json", "data/sample_inputs/model.pt"), PROGRAM, id="export"),
+        pytest.param(("code/__torch__/m.py", "data.pkl", "constants.pkl"), TRACE, id="torchscript"),
         pytest.param(("data.pkl", "data/0"), trust.PICKLE, id="pickle"),
         pytest.param(("models/model.json", "data/aotinductor/model/c.so"), trust.UNKNOWN, id="two-at-once"),
         pytest.param(("readme.txt",), trust.UNKNOWN, id="neither"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from safe_dtype import SafeAutoModel, plan_of, report
 from safe_dtype.errors import NotPublishableError, RescaleError, UnknownDtypeError
 from safe_dtype.facts import BFLOAT16, Rescale
-from safe_dtype.optimizing.nouns.record import Form, FormAttempt, Optimization, Outcome, Seconds
+from safe_dtype.optimizing.nouns.record import FormAttempt, Optimization, Outcome, Seconds
 from safe_dtype.optimizing.nouns.record_file import write_record
 from safe_dtype.publishing.staging.check import check
 from safe_dtype.publishing.staging.evidence import HALF_ENDS, Forms, TriedForm
@@ -228,10 +228,10 @@ def test_what_optimize_made(tiny_qwen3: Path, tmp_path: Path) -> None:
     (tmp_path / "made" / "artifact").mkdir()
     (tmp_path / "made" / "artifact" / "model.onnx").write_bytes(b"a graph")
     attempt = FormAttempt(
-        Form.ONNX, BFLOAT16, Outcome.VERIFIED, seconds=Seconds(run=0.5, eager=1.0), artifact="artifact",
+        "onnx", BFLOAT16, Outcome.VERIFIED, seconds=Seconds(run=0.5, eager=1.0), artifact="artifact",
         artifact_files={"model.onnx": "0"},
     )  # fmt: skip
-    failed = FormAttempt(Form.AOTI, BFLOAT16, Outcome.FAILED, "no compiler")
+    failed = FormAttempt("aoti", BFLOAT16, Outcome.FAILED, "no compiler")
     write_record(
         Optimization(
             "tiny-qwen3", "Qwen3ForCausalLM", "cpu", "auto", "auto", "bfloat16", attempts=(failed, attempt), chosen=1

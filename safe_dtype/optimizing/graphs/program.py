@@ -1,4 +1,4 @@
-"""A program of torch.export, in `model.pt2`. Only the version of torch that wrote it reads it, and reading runs code."""
+"""A model as a program of torch.export, by the first way that works."""
 
 from __future__ import annotations
 
@@ -8,39 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...facts import Dtype
 from ..nouns.job import Dynamic
 from .flat import flat_outputs
-from .maker import Run
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 logger = logging.getLogger(__name__)
-
-FILE = "model.pt2"
-
-
-def available(dtype: Dtype, device: str) -> str:  # noqa: ARG001  # it runs the operators that eager runs
-    """torch.export is part of torch."""
-    return ""
-
-
-def build(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], folder: Path, *, dynamic: Dynamic) -> Run:
-    """Export, save, and return the program that was saved."""
-    program = program_of(model, inputs, dynamic)
-    torch.export.save(program, str(folder / FILE))
-    return _runs(program)
-
-
-def load(folder: Path) -> Run:
-    """Load `model.pt2`. Trust the folder first: torch.export.load unpickles."""
-    return _runs(torch.export.load(str(folder / FILE)))
 
 
 def program_of(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], dynamic: Dynamic) -> ExportedProgram:
@@ -142,8 +120,3 @@ def _explicit_signature(model: torch.nn.Module, names: list[str]) -> Iterator[No
             del forward.__signature__
         else:
             forward.__signature__ = before
-
-
-def _runs(program: ExportedProgram) -> Run:
-    module = program.module()
-    return lambda **given: dict(module(**given))

@@ -1,0 +1,115 @@
+"""What a form of a model is: one value answers all that the optimizer asks of it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...facts import FLOAT32, Dtype
+from .job import Dynamic
+
+if TYPE_CHECKING:
+    import torch
+
+Run = Callable[..., "dict[str, torch.Tensor]"]  # takes the model's keyword inputs; outputs by name, as `outputs_of`
+
+
+class GraphNeed(Enum):
+    """What a form needs to capture of a model, which decides when it is tried."""
+
+    NONE = "none"  # the model's own Python code runs: always tried
+    OWN = "own"  # one graph, captured in a way of the form's own: always tried
+    EXPORTED = "exported"  # one graph, of torch.export: tried where dynamo captures one, or "export" is verified
+    WHOLE = "whole"  # one graph, of dynamo: tried where it captures one
+    REGIONS = "regions"  # submodules that dynamo captures: tried where it does not capture the whole
+    PIECES = "pieces"  # graph by graph: tried where dynamo does not capture the whole
+
+    @property
+    def one_graph(self) -> bool:
+        """Whether the form is the model as one graph."""
+        return self in (GraphNeed.OWN, GraphNeed.EXPORTED, GraphNeed.WHOLE)
+
+
+@dataclass(frozen=True, slots=True)
+class FormTarget:
+    """Where a form is to be made or loaded, and in which dtype."""
+
+    environment: Mapping[str, Any]  # of `environment.environment`
+    device: str = "cpu"
+    dtype: Dtype = FLOAT32
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the device is the CPU."""
+        return self.device == "cpu"
+
+    def of(self, dtype: Dtype) -> FormTarget:
+        """Return the same in another dtype."""
+        return replace(self, dtype=dtype)
+
+    def without(self, *packages: str) -> str:
+        """Return "the package a", or "the packages a, b", of those that are not installed; empty where all are."""
+        absent = [name for name in packages if self.environment["packages"][name] is None]
+        return f"the package{'s' * (len(absent) > 1)} {', '.join(absent)}" if absent else ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """Of what a form is to be made, and where its files go."""
+
+    model: torch.nn.Module  # for inference, in the form's dtype, on its device; the form may change it
+    inputs: Mapping[str, torch.Tensor]  # the traced batch
+    folder: Path  # exists, and is the form's own
+    dynamic: Dynamic
+    regions: tuple[str, ...] = ()  # names of the submodules to compile, for a form that captures regions
+
+
+@dataclass(frozen=True, slots=True)
+class FileKind:
+    """One kind of file that a form leaves."""
+
+    ending: str  # of the file's name: ".pt2"; where two kinds fit, the longer ending decides
+    content: str  # in words: "a program of torch.export, which is unpickled"
+    runs_code: bool = True  # whether loading it runs code that the file holds
+    mark: str = ""  # regular expression of a member that only such an archive has; empty: it is not looked into
+
+
+def _nothing(_: FormTarget) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A form in which a model can be run: its place on the ladder, what it needs, and how it is made and loaded.
+
+    What is missing is a noun phrase that completes "it needs ...": "a C++ compiler"; empty where nothing is.
+    """
+
+    name: str  # in records, on the command line, and of the module or entry point that brings it
+    rank: int  # forms are tried from the lowest to the highest; eager is 0
+    about: str  # a few words for people: "a program of torch.export, for this version of torch"
+    build: Callable[[BuildRequest], Run]  # makes the form's files, if it has any, and returns what runs it
+    load: Callable[[Path], Run] | None = None  # from the folder, in any process; None: it leaves no file
+    files: tuple[FileKind, ...] = ()  # a file of another kind counts as one that runs code
+    graph: GraphNeed = GraphNeed.NONE
+    missing_to_build: Callable[[FormTarget], str] = _nothing
+    missing_to_load: Callable[[FormTarget], str] = _nothing  # asked where it leaves a file
+    only_asked: bool = False  # tried only where the user asks for it or allows it
+    in_place: bool = False  # building it changes how the model itself runs
+    of_one_torch: bool = False  # its files are for the version of torch that wrote them
+    of_one_machine: bool = False  # its files are for the system and the processor that they were made on
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def leaves_a_file(self) -> bool:
+        """Whether the form is a file; the others are made anew by those who load."""
+        return self.load is not None
+
+    def missing(self, target: FormTarget) -> str:
+        """Return what must be there to use the form after it was made elsewhere, and is not."""
+        return self.missing_to_load(target) if self.leaves_a_file else self.missing_to_build(target)

@@ -1,0 +1,96 @@
+"""A form that another package brings: one module, and an entry point."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from optimizing.zoo import ZOO
+
+from safe_dtype.errors import SafeDtypeWarning, UntrustedFolderError
+from safe_dtype.facts import FLOAT32
+from safe_dtype.optimizing import Status, load_optimized, optimize, read_record
+from safe_dtype.optimizing.dry_run import dry_run
+from safe_dtype.optimizing.forms import GROUP, find_form, form_named, form_names, forms
+from safe_dtype.optimizing.nouns.goal import Goal
+
+LOAD = "import sys; from safe_dtype import load_optimized; print(repr(load_optimized(sys.argv[1], trust=len(sys.argv) > 2)))"
+
+
+def install(site: Path, *entry_points: str) -> None:
+    """Write what an installer leaves of a package with these entry points."""
+    about = site / "other_forms-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-forms\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("\n".join((f"[{GROUP}]", *entry_points)))
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the form `snapshot` is installed."""
+    install(tmp_path / "site", "snapshot = optimizing.snapshot_form:FORM")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return tmp_path / "site"
+
+
+def loaded_elsewhere(out: Path, *arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Load a folder in a process of its own, whose user has made nothing if `cache` is new."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "SAFE_DTYPE_CACHE": str(cache)}
+    command = [sys.executable, "-c", LOAD, str(out), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_to_the_end(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made, verified and loaded again by child processes, reported, trusted like any file, and missed when gone."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
+    ZOO["vit"].model().save_pretrained(tmp_path / "vit")
+    out = tmp_path / "out"
+    found = optimize(tmp_path / "vit", out=out, form="snapshot", dtype="float32", device="cpu", seconds=240)
+    assert (found.status, found.winner.form, found.winner.dtype) == (Status.REACHED, "snapshot", FLOAT32), found.why
+    assert [stage.name for stage in found.winner.stages] == ["traced", "held out", "reloaded"]
+    assert list(found.winner.artifact_files) == ["model.snapshot"]
+    assert "snapshot in float32: the module itself, in inference mode" in (out / "report.md").read_text()
+    assert load_optimized(out).fell_back == ""
+
+    assert "snapshot in float32" in loaded_elsewhere(out, cache=tmp_path / "cache").stdout
+    stranger = loaded_elsewhere(out, cache=tmp_path / "other-cache")
+    assert UntrustedFolderError.__name__ in stranger.stderr
+    assert "a pickled module (model.snapshot)" in stranger.stderr
+    assert "now eager" not in loaded_elsewhere(out, "trust", cache=tmp_path / "other-cache").stdout
+
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(snapshot)])
+    assert read_record(out) == found
+    with pytest.warns(SafeDtypeWarning, match="no package that is installed here brings this form"):
+        assert load_optimized(out).given_up
+
+
+def test_listed(snapshot: Path) -> None:
+    """It stands on the ladder at its rank, in the dry run and among the choices of the command."""
+    assert form_names()[-1] == "snapshot"
+    assert [form.name for form in forms()][:3] == ["eager", "snapshot", "export"]
+    model = Path(__file__).resolve().parents[3] / "examples" / "tiny-qwen3"
+    assert "  1  snapshot    the module itself, in inference mode" in dry_run(str(model), Goal(device="cpu")).as_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "safe_dtype", "optimize", "--help"], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert "snapshot" in done.stdout
+
+
+def test_not_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """An entry point that cannot be imported, or leads to something else, costs only itself; ours keep their names."""
+    install(
+        tmp_path / "site", "gone = no_such_module:FORM", "odd = json:dumps", "renamed = optimizing.snapshot_form:FORM",
+        "eager = optimizing.snapshot_form:FORM",
+    )  # fmt: skip
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert {"gone", "odd", "renamed"} < set(form_names())
+    assert not {form.name for form in forms()} & {"gone", "odd", "renamed", "snapshot"}
+    for text in ("gone of no_such_module:FORM cannot be imported", "odd = json:dumps is no Form", "renamed = "):
+        assert text in caplog.text
+    assert find_form("gone") is None
+    assert form_named("eager").about.startswith("as it is")
+    assert form_names().count("eager") == 1
