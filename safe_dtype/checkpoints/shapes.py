@@ -55,7 +55,7 @@ def _active_share(text: Mapping[str, Any]) -> float:
 
 
 def is_tied(tensors: Iterable[TensorFacts], config: Mapping[str, Any], architecture: str | None) -> bool:
-    """Whether the output head shares the embedding's weight: it is meant to have one, and the files hold none."""
+    """Whether the output head shares the embedding's weight: the architecture has a head, and the files hold none."""
     has_head = re.search(r"LMHead|For(CausalLM|ConditionalGeneration|SeqToSeq|MaskedLM)", architecture or "")
     wants = (
         first(config, "tie_word_embeddings") is not False

@@ -69,7 +69,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
 
 
 def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
-    """Return the caller's arguments with the plan's filled in. What the caller set stays."""
+    """Return the caller's arguments, with those of the plan where the caller set none."""
     arguments = dict(request.arguments)
     if not plan.quantization:
         arguments.pop("torch_dtype", None)
@@ -84,7 +84,7 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
 
 
 def halves(plan: Plan) -> bool:
-    """Whether the model is loaded as it was saved, and brought into float16 with what that takes."""
+    """Whether the model is loaded as it was saved, and then rescaled or given islands in float16."""
     return plan.storage == FLOAT16 and bool(plan.rescale or plan.islands)
 
 
@@ -94,9 +94,9 @@ def _before_half(plan: Plan) -> Dtype:
 
 
 def _halved(model: nn.Module, plan: Plan) -> Plan | None:
-    """Bring `model` into float16 as planned; return the plan, or where its rescale does not hold that of float32.
+    """Bring `model` into float16 as planned; return the plan, or one in float32 where its rescale cannot be proven.
 
-    None: what was stored beside the weights does not hold, and `model` is of no use.
+    None: the rescale that was saved beside the weights cannot be proven, and `model` has to be loaded again.
     """
     try:
         halve(model, plan.rescale, plan.islands, computing=computing_in_full(plan))

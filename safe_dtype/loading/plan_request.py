@@ -1,4 +1,4 @@
-"""From a request to its plan: ask the devices, read the checkpoint, hand both to the pure planner."""
+"""From a request to its plan: measure the devices, read the checkpoint, and hand both to the pure planner."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def plan_request(
 
 
 def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
-    """Measure, or remember, every device that will compute, at the checkpoint's own widths."""
+    """Return the facts of the devices that will compute, at the checkpoint's own widths: measured now or remembered."""
     ops = (*DEFAULT_OPS, "conv2d") if checkpoint.has_conv2d else DEFAULT_OPS
     widths = _widths_to_probe(checkpoint)
     max_memory = request.arguments.get("max_memory")
@@ -140,7 +140,7 @@ def checkpoint_for(request: Request) -> CheckpointFacts:
 
 
 def _config(request: Request) -> Any:
-    """Return the `config` argument; of a path to one, what is in it."""
+    """Return the `config` argument; where it is a path, the content of that file."""
     config = request.arguments.get("config")
     if not isinstance(config, str | os.PathLike):
         return config
@@ -150,7 +150,7 @@ def _config(request: Request) -> Any:
 
 
 def _check_numbers(facts: CheckpointFacts) -> None:
-    """Raise TypeError where a config has something else than a number for what is counted."""
+    """Raise TypeError where a config holds no number where a count belongs."""
     for count in (facts.vocab_size, facts.hidden_size, *astuple(facts.cache)):
         if not isinstance(count, int | float):
             raise TypeError(f"{count!r} is no number")
@@ -158,7 +158,7 @@ def _check_numbers(facts: CheckpointFacts) -> None:
 
 @contextmanager
 def _readable(request: Request) -> Iterator[None]:
-    """Turn what goes wrong over a config that can hold anything, or an argument that is no such thing, into ours."""
+    """Turn what a config or an argument of unexpected content raises into our error."""
     try:
         yield
     except SafeDtypeError:

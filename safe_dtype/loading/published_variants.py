@@ -57,7 +57,7 @@ class Variant:
 
 
 def with_variant(request: Request, plan: Plan, replan: Callable[[Request], Plan]) -> tuple[Request, Plan]:
-    """Look for a published variant of what is loaded, in the dtype of the plan; return the request and plan to load.
+    """Look for a published variant of the checkpoint in the dtype of the plan; return the request and plan to load.
 
     Nothing is asked unless the plan changes the dtype of a checkpoint on the Hub, and then two requests at the most.
     By the policy, the variant is only named in the log (the default), or its plan made with `replan` and returned with its
@@ -84,7 +84,7 @@ def with_variant(request: Request, plan: Plan, replan: Callable[[Request], Plan]
 
 
 def _published_variant(request: Request, plan: Plan) -> Variant | None:
-    """Return the variant that counts, or None. Raises nothing."""
+    """Return the published variant that may stand for the checkpoint, or None. Raises nothing."""
     if not _worth_asking(request, plan):
         return None
     try:
@@ -137,7 +137,7 @@ def _listed(card: Any, dtype: Dtype) -> str | None:
 
 
 def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
-    """Read a variant's `safe_dtype.json`; None where it is no variant of `base`, or one that needs more than us."""
+    """Read a variant's `safe_dtype.json`; None where it is no variant of `base`, or one that needs more than safe_dtype."""
     if (
         evidence["schema"] != _SCHEMA
         or evidence["base"]["repo"] != base

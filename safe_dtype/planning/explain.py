@@ -1,4 +1,4 @@
-"""A plan as a table that a person likes to read."""
+"""A plan as a table for people."""
 
 from __future__ import annotations
 

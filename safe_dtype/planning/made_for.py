@@ -112,7 +112,7 @@ class MadeFor:
 def _differences(
     what: str, planned: Pairs, here: Pairs, names: tuple[str, ...] | list[str], *, absent: str = ""
 ) -> Iterator[Contradiction]:
-    """Yield what differs of `names`; one that is missing on a side is `absent` there, and left out without such a word."""
+    """Yield the values that differ. One that is missing on a side counts as `absent`, and is skipped where that is empty."""
     mine, other = dict(planned), dict(here)
     for name in names:
         planned_value, value_here = mine.get(name, absent), other.get(name, absent)

@@ -57,7 +57,7 @@ def _why(picked: Decision, case: PlanningCase) -> str:
 
 
 def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
-    """Plan for a dtype that is an order. Only one that is known to fail is left, in auto mode, with a warning."""
+    """Return the plan for an ordered dtype. In auto mode one that is known to fail is replaced, with a warning."""
     strict = case.policy.mode == "strict"
     decision = _ordered_decision(wanted, case)
     if decision is None:  # float8, int8: formats to store in

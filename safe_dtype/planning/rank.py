@@ -46,7 +46,7 @@ def ranked(case: PlanningCase) -> list[Decision]:
 
 
 def merit(picked: Decision, case: PlanningCase) -> str:
-    """Say why `picked` came before the other accepted candidates."""
+    """Return the reason why `picked` comes before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
     if not others:
         return f"the only one that works here; {picked.reason}"

@@ -1,4 +1,4 @@
-"""What is worth measuring: what stands between the plan and a much better one."""
+"""Which measurement could lead to a much better plan."""
 
 from __future__ import annotations
 

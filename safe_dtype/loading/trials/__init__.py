@@ -1,1 +1,1 @@
-"""What a checkpoint is measured to do before a plan may round or rescale it."""
+"""The checkpoint itself is run and measured before a plan may round or rescale it."""

@@ -39,7 +39,7 @@ from ...store.keys import results_key
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
 from ..request import Request
 from .minimal_islands import fewest
-from .second_copy import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
+from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, second_copy_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def plan_with_half(
 def half_of(
     plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, *, measure: bool, text: str | None = None
 ) -> HalfRange | None:  # fmt: skip
-    """Return what is remembered of the checkpoint in float16; else measure and remember it, where `measure` says so.
+    """Return what it takes to run the checkpoint in float16: remembered, else measured now where `measure` is set.
 
     With a `text` of the user's own it is measured anew on that, and remembered in place of what was.
     """
@@ -87,7 +87,7 @@ def half_of(
     logger.warning(
         "%s: measuring whether float16 holds its activations, once; loading takes longer this time", plan.source
     )
-    source = apart(request, device, plan)
+    source = second_copy_of(request, device, plan)
     try:
         half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
     except torch.OutOfMemoryError as exc:

@@ -1,4 +1,4 @@
-"""The drift gate: what rounding does to a checkpoint is measured on the checkpoint itself, once, before it is done."""
+"""The drift gate: before a checkpoint is rounded, the drift that rounding causes is measured on the checkpoint, once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...store import recall, remember
 from ...store.keys import results_key
 from ...verifying import Checkpoint, drift_from, record_outputs
 from ..request import Request
-from .second_copy import apart, can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure
+from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, second_copy_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _measured(candidate: Candidate, plan: Plan, request: Request, device: Device
         "%s: measuring what %s does to its results, once; loading takes longer this time", plan.source, candidate
     )
     try:
-        drift, problem = _drift(candidate, plan, apart(request, device, plan)), ""
+        drift, problem = _drift(candidate, plan, second_copy_of(request, device, plan)), ""
     except (CheckpointError, VerifyError) as exc:
         drift, problem = None, str(exc).partition("\n")[0]
     logger.info("%s: %s drifts by %s", plan.source, candidate, drift or problem)
@@ -93,7 +93,7 @@ def _as_planned(model: Any, candidate: Candidate, routes: Routes | None) -> Abst
 
 
 def _routes(candidate: Candidate, plan: Plan) -> Routes | None:
-    return next(one.routes for one in plan.decisions if one.candidate == candidate)
+    return next(decision.routes for decision in plan.decisions if decision.candidate == candidate)
 
 
 def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift | None:

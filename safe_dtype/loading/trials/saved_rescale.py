@@ -1,4 +1,4 @@
-"""A rescue that was saved beside the weights: taken for what it says it is, and proven on the model like any other."""
+"""A rescue that was saved beside the weights: used without a new measurement, and proven on the model like any other."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def rates_are_sure(device: DeviceFacts) -> bool:
     return not any(measured_while_busy(one) for one in device.verdicts)
 
 
-def apart(request: Request, device: DeviceFacts, plan: Plan) -> Checkpoint:
+def second_copy_of(request: Request, device: DeviceFacts, plan: Plan) -> Checkpoint:
     """Return the request's checkpoint, on the device that is planned for."""
     return Checkpoint(
         str(request.source), device.device.partition(",")[0], _where(request), how_it_runs(request, plan)
@@ -59,7 +59,7 @@ def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
 
 
 def load_apart(checkpoint: Checkpoint, dtype: Dtype) -> Any:
-    """Load as plain transformers does, where it is patched, too."""
+    """Load as plain transformers does, also in a program where transformers is patched."""
     with one_at_a_time(), already_planned():
         return checkpoint.load(dtype)
 
@@ -69,7 +69,7 @@ def _where(request: Request) -> dict[str, Any]:
 
 
 def _is_its_own(config: Any, request: Request) -> bool:
-    """Whether a config is the one that lies with the checkpoint, as an Auto class hands it on: its dtype may differ."""
+    """Whether a config equals the checkpoint's own, dtypes apart: an Auto class hands that on."""
     if not isinstance(config, transformers.PreTrainedConfig):
         return False
     try:
