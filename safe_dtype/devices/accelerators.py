@@ -34,13 +34,13 @@ class Hardware:
 @cache
 def accelerators() -> tuple[Hardware, ...]:
     """Return every accelerator, in torch's order."""
-    found = [hardware for available, describe in _KNOWN if available() for hardware in _each(describe)]
-    return tuple(found) or tuple(_plugged_in())
+    several = [hardware for available, describe in _KNOWN if available() for hardware in _each(describe)]
+    return tuple(several) or tuple(_plugged_in())
 
 
 def _each(describe: tuple[Callable[[], int], Callable[[int], Hardware]]) -> Iterator[Hardware]:
-    count, one = describe
-    yield from (one(index) for index in range(count()))
+    count, describe_one = describe
+    yield from (describe_one(index) for index in range(count()))
 
 
 def _cuda(index: int) -> Hardware:

@@ -97,10 +97,10 @@ class _Child:
         if self._next_line(self._patience.start) is None:
             raise ProbeError(self._request.device, f"the probing process was {self.cause_of_death()} before it began")
         for _ in self._request.cells:
-            found = self._next_line(self._patience.cell + 2 * self._request.cell_seconds)
-            if found is None:
+            values = self._next_line(self._patience.cell + 2 * self._request.cell_seconds)
+            if values is None:
                 return
-            yield verdict_from_dict(found)
+            yield verdict_from_dict(values)
 
     def cause_of_death(self) -> str:
         """Say how the child ended: a signal, a status, or our patience."""
@@ -121,11 +121,11 @@ class _Child:
             if not line:
                 return None
             try:
-                found = json.loads(line)
+                message = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if isinstance(found, dict):
-                return found
+            if isinstance(message, dict):
+                return message
 
     def _read(self) -> None:
         assert self._process.stdout is not None  # Popen was given a pipe

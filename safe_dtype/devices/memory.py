@@ -32,8 +32,8 @@ def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> Memor
     that it does not name keeps what it has.
     """
     where = torch.device(device)
-    found = _main_memory() if where.type == "cpu" else _accelerator_memory(where)
-    return limited(found, allowance(where, max_memory or {}))
+    memory = _main_memory() if where.type == "cpu" else _accelerator_memory(where)
+    return limited(memory, allowance(where, max_memory or {}))
 
 
 def limited(memory: MemoryFacts, allowed: int | None) -> MemoryFacts:
@@ -60,10 +60,10 @@ def bytes_of(size: float | str) -> int:
     """
     if not isinstance(size, str):
         return int(size)
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT])(I?)B\s*", size, re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT])(I?)B\s*", size, re.IGNORECASE)
+    if not match:
         raise ValueError(f"max_memory: {size!r} is no size. Next: write bytes as a number, or a unit, as in '10GiB'.")
-    number, unit, binary = found.groups()
+    number, unit, binary = match.groups()
     count = int(float(number) * (1024 if binary else 1000) ** ("KMGT".index(unit.upper()) + 1))
     return count // 8 if size.rstrip().endswith("b") and not binary else count
 
@@ -73,7 +73,7 @@ def cgroup_limit(root: Path) -> CgroupLimit | None:
 
     `root` is where `proc` and `sys` are: "/", or a folder that looks like it.
     """
-    limits = [found for files in _limit_files(root) if (found := files.read())]
+    limits = [limit for files in _limit_files(root) if (limit := files.read())]
     if not limits:
         return None
     return CgroupLimit(min(one.total_bytes for one in limits), min(one.free_bytes for one in limits))
@@ -140,10 +140,10 @@ def _number(file: Path) -> int | None:
 
 def _statistic(file: Path, key: str) -> int:
     try:
-        found = re.search(rf"^{key} (\d+)$", file.read_text(), re.MULTILINE)
+        match = re.search(rf"^{key} (\d+)$", file.read_text(), re.MULTILINE)
     except OSError:
         return 0
-    return int(found[1]) if found else 0
+    return int(match[1]) if match else 0
 
 
 def _main_memory() -> MemoryFacts:
@@ -171,5 +171,5 @@ def _accelerator_memory(device: torch.device) -> MemoryFacts:
     backend, index = getattr(torch, device.type), device.index or 0
     free, total = backend.mem_get_info(index)
     # Blocks that torch's allocator keeps for itself are free to this process.
-    kept = backend.memory_reserved(index) - backend.memory_allocated(index)
-    return MemoryFacts(int(total), int(free + max(0, kept)), "device")
+    cached = backend.memory_reserved(index) - backend.memory_allocated(index)
+    return MemoryFacts(int(total), int(free + max(0, cached)), "device")

@@ -126,8 +126,8 @@ def _int8_product(x: Tensor, weight: Tensor) -> Tensor:
 def _float8_product(x: Tensor, weight: Tensor) -> Tensor:
     if not hasattr(torch, "_scaled_mm"):
         return x @ weight.t()
-    one = torch.ones((), dtype=torch.float32, device=x.device)
-    return torch._scaled_mm(x, weight.t(), one, one, out_dtype=torch.bfloat16)
+    unit_scale = torch.ones((), dtype=torch.float32, device=x.device)
+    return torch._scaled_mm(x, weight.t(), unit_scale, unit_scale, out_dtype=torch.bfloat16)
 
 
 _PRODUCTS: dict[Dtype, Callable[[Tensor, Tensor], Tensor]] = {INT8: _int8_product, FLOAT8_E4M3: _float8_product}

@@ -55,8 +55,8 @@ class Prior:
         # As a word of its own: "is_bf16_supported() says True" tells nothing about bf16.
         mention = re.compile(rf"\b{_SHORT[dtype]}\b") if dtype in _SHORT and kind is not VerdictKind.WRONG else None
         trap = next((trap for trap in self.traps if mention and mention.search(trap)), "")
-        told = f"{words}; {trap}" if trap else words
-        return kind, f"prior table, not measured: {told} ({', '.join(self.sources[:_CITED])})"
+        explanation = f"{words}; {trap}" if trap else words
+        return kind, f"prior table, not measured: {explanation} ({', '.join(self.sources[:_CITED])})"
 
     def _kind(self, dtype: Dtype) -> tuple[VerdictKind, str]:
         if dtype.name in self.wrong:
@@ -182,8 +182,8 @@ def _product(name: str) -> Mapping[str, Any] | None:
     plain = re.sub(r"\((r|tm)\)", "", name.lower()).replace("-", " ")
     for row in _table()["names"]:
         if re.search(row["re"], plain) or re.search(row["re"], name.lower()):
-            found: Mapping[str, Any] = row
-            return found
+            entry: Mapping[str, Any] = row
+            return entry
     return None
 
 
@@ -196,5 +196,5 @@ def _near(name: str) -> tuple[str, ...]:
 
 
 def _gigabytes_in(name: str) -> int:
-    found = re.search(r"(\d+) ?gb\b", name.lower())
-    return int(found[1]) * 10**9 if found else 0
+    match = re.search(r"(\d+) ?gb\b", name.lower())
+    return int(match[1]) * 10**9 if match else 0

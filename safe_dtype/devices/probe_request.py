@@ -45,7 +45,8 @@ def verdict_from_dict(values: Mapping[str, Any]) -> Verdict:
         KeyError, TypeError, ValueError: If it was something else.
     """
     timings = tuple(
-        Timing(one["rows"], (one["shape"][0], one["shape"][1]), one["seconds"]) for one in values["timings"]
+        Timing(timing["rows"], (timing["shape"][0], timing["shape"][1]), timing["seconds"])
+        for timing in values["timings"]
     )
     return Verdict(
         **{**values, "dtype": dtype_named(values["dtype"]), "kind": VerdictKind(values["kind"]), "timings": timings}

@@ -49,10 +49,10 @@ def float32_precision() -> str:
 
 def versions() -> tuple[tuple[str, str], ...]:
     """Return the versions that a report needs, "" left out."""
-    found = {
+    known = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",
         "hip": torch.version.hip or "",
     }
-    return tuple((name, str(version)) for name, version in found.items() if version)
+    return tuple((name, str(version)) for name, version in known.items() if version)

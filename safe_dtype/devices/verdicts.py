@@ -37,7 +37,8 @@ def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdi
         decode_bytes_per_s=min(read * threads, max(read, bandwidth)) if read else None,
         prefill_flops_per_s=flops * threads if flops else None,
         timings=tuple(
-            replace(one, seconds=one.seconds / threads) if one.rows > ONE_ROW else one for one in verdict.timings
+            replace(timing, seconds=timing.seconds / threads) if timing.rows > ONE_ROW else timing
+            for timing in verdict.timings
         ),
     )
 
@@ -50,10 +51,10 @@ def measured_while_busy(verdict: Verdict) -> bool:
 def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
     if verdict.kind is not VerdictKind.NATIVE or verdict.dtype == FLOAT32 or base is None or not base.runs:
         return verdict
-    many, one = _ratio(verdict, base, PREFILL_ROWS), _ratio(verdict, base, ONE_ROW)
+    many, one_row = _ratio(verdict, base, PREFILL_ROWS), _ratio(verdict, base, ONE_ROW)
     if many is None:
         return verdict
-    words = [f"{many:.2g}x float32's time at {PREFILL_ROWS} rows", f"{one:.2g}x at 1 row" if one else ""]
+    words = [f"{many:.2g}x float32's time at {PREFILL_ROWS} rows", f"{one_row:.2g}x at 1 row" if one_row else ""]
     kind = VerdictKind.SLOW if many > _SLOW else VerdictKind.NATIVE
     return replace(
         verdict, kind=kind, reason="; ".join(filter(None, (", ".join(filter(None, words)), verdict.reason)))
@@ -67,8 +68,8 @@ def _ratio(verdict: Verdict, base: Verdict, rows: int) -> float | None:
     if rows == ONE_ROW and verdict.decode_bytes_per_s and base.decode_bytes_per_s:
         bytes_each = verdict.dtype.itemsize / base.dtype.itemsize
         return bytes_each * base.decode_bytes_per_s / verdict.decode_bytes_per_s
-    mine, theirs = _seconds(verdict, rows), _seconds(base, rows)
-    return mine / theirs if mine and theirs else None
+    mine, base_seconds = _seconds(verdict, rows), _seconds(base, rows)
+    return mine / base_seconds if mine and base_seconds else None
 
 
 def _seconds(verdict: Verdict, rows: int) -> float:

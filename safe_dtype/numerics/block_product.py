@@ -97,14 +97,14 @@ def _by_bags(x: Tensor, rows: int, blocks: Blocks) -> Tensor:
     indices, bounds = _bags(count, in_features, rows)
     scales = (x if x.dtype is tensor.dtype else x.to(tensor.dtype)).reshape(-1).repeat(count)
     table = tensor.view(-1, width)
-    found = torch.embedding_bag(table, indices, bounds, False, 0, False, scales, True)[0]  # noqa: FBT003  (torch's order)
+    result = torch.embedding_bag(table, indices, bounds, False, 0, False, scales, True)[0]  # noqa: FBT003  (torch's order)
     if x.dtype is not tensor.dtype:
-        found = found.to(x.dtype)
+        result = result.to(x.dtype)
     if rows > 1:
-        found = found.view(count, rows, width).transpose(0, 1).reshape(rows, count * width)
+        result = result.view(count, rows, width).transpose(0, 1).reshape(rows, count * width)
     if count * width == blocks.out_features:
-        return found.view(rows, -1)
-    return found.view(rows, count * width)[:, : blocks.out_features].contiguous()
+        return result.view(rows, -1)
+    return result.view(rows, count * width)[:, : blocks.out_features].contiguous()
 
 
 @lru_cache(maxsize=64)
@@ -127,10 +127,10 @@ def _by_casting(x: Tensor, blocks: Blocks, bias: Tensor | None, wide: torch.dtyp
         piece = blocks.tensor[start : start + _BLOCKS_CAST]
         if piece.dtype != wide:
             piece = room[: len(piece)].copy_(piece)
-        found = torch.matmul(wide_x, piece)  # (blocks, rows, width)
+        partial = torch.matmul(wide_x, piece)  # (blocks, rows, width)
         if padded is not None:
-            found += padded[start : start + len(piece)]
-        out[:, start : start + len(piece)] = found.transpose(0, 1)
+            partial += padded[start : start + len(piece)]
+        out[:, start : start + len(piece)] = partial.transpose(0, 1)
     return out.view(rows, count * width)[:, : blocks.out_features].contiguous()
 
 

@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _EXPERT_PRODUCTS = tuple(
-    found
+    function
     for owner, name in ((torch, "_grouped_mm"), (F, "grouped_mm"))
-    if (found := getattr(owner, name, None)) is not None
+    if (function := getattr(owner, name, None)) is not None
 )
 
 # Every function through which torch is asked for a heavy operation, by family.
@@ -106,12 +106,12 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
         when: Callable[[str, int], bool] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        found = dtype_named(str(dtype))
-        if found not in COMPUTE:
+        named = dtype_named(str(dtype))
+        if named not in COMPUTE:
             raise UnknownDtypeError(str(dtype), tuple(one.name for one in COMPUTE))
         if unknown := [one for one in ops if one not in FAMILIES]:
             raise ValueError(f"no op family is called {unknown[0]!r}; there are {', '.join(FAMILIES)}")
-        self.dtype: torch.dtype = getattr(torch, found.name)
+        self.dtype: torch.dtype = getattr(torch, named.name)
         self._families = frozenset(ops)
         self._when = when
         self._autocasts_around: list[int] = []
@@ -223,8 +223,8 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
 
 
 def _arguments(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    found = dict(zip(names, args, strict=False)) | dict(kwargs)
-    return [found.get(name) for name in names]
+    by_name = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return [by_name.get(name) for name in names]
 
 
 def _first_operand(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

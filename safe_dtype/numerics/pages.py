@@ -51,8 +51,8 @@ def file_mappings() -> tuple[Mapping, ...]:
         text = Path("/proc/self/maps").read_text()
     except OSError:
         return ()
-    found = (line.groups() for line in _LINE.finditer(text))
-    return tuple(Mapping(int(a, 16), int(b, 16)) for a, b, _, kind, inode in found if kind == "p" and inode != "0")
+    lines = (line.groups() for line in _LINE.finditer(text))
+    return tuple(Mapping(int(a, 16), int(b, 16)) for a, b, _, kind, inode in lines if kind == "p" and inode != "0")
 
 
 def in_files(tensors: Iterable[Tensor], mappings: Iterable[Mapping]) -> Iterator[Tensor]:
@@ -73,8 +73,8 @@ def is_written(tensor: Tensor) -> bool:
         return True
     if len(flags) != 8 * (last - first):
         return True
-    found = torch.frombuffer(bytearray(flags), dtype=torch.int64) >> _HIGHEST & 7
-    return bool(((found & (_PRESENT | _SWAPPED) != 0) & (found & _OF_FILE == 0)).any())
+    states = torch.frombuffer(bytearray(flags), dtype=torch.int64) >> _HIGHEST & 7
+    return bool(((states & (_PRESENT | _SWAPPED) != 0) & (states & _OF_FILE == 0)).any())
 
 
 def is_written_midway(tensor: Tensor) -> bool:

@@ -28,9 +28,9 @@ def scratch(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> T
     if device.type != "cpu":  # its allocator keeps what is freed
         return torch.empty(shape, dtype=dtype, device=device)
     length = math.prod(shape)
-    held = _kept.numbers.get(dtype)
-    if held is None or held.numel() < length:
+    room = _kept.numbers.get(dtype)
+    if room is None or room.numel() < length:
         # Not an inference tensor, which could not be written to outside of inference mode.
         with torch.inference_mode(mode=False):
-            held = _kept.numbers[dtype] = torch.empty(length, dtype=dtype, device=device)
-    return held[:length].view(*shape)
+            room = _kept.numbers[dtype] = torch.empty(length, dtype=dtype, device=device)
+    return room[:length].view(*shape)

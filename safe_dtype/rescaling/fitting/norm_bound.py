@@ -54,9 +54,9 @@ def certified_bound(model: nn.Module, gauge: Gauge, batch: Mapping[str, Any]) ->
         bound = _largest_rows(embedding)
         for name, module in modules.items():
             bound = bound + seen.calls[name] * _largest_returned(module, seen.widths[name], bound)
-    found = float(bound.max())
-    logger.info("%s: no hidden state beyond %.3g, whatever the input", gauge.name, found)
-    return found
+    largest = float(bound.max())
+    logger.info("%s: no hidden state beyond %.3g, whatever the input", gauge.name, largest)
+    return largest
 
 
 class _Seen:
@@ -103,29 +103,29 @@ def _watched(model: nn.Module, start: str, modules: Mapping[str, nn.Module]) -> 
 
 
 def _embedding(model: Any) -> Any:
-    found = model.get_input_embeddings()
-    return found if isinstance(found, nn.Embedding) else None
+    embedding = model.get_input_embeddings()
+    return embedding if isinstance(embedding, nn.Embedding) else None
 
 
 def _largest_rows(embedding: Any) -> Tensor:
     """Return the largest |number| of each channel over the whole vocabulary, as the module returns it."""
     device = embedding.weight.device
-    found = torch.zeros(embedding.embedding_dim, device=device)
+    largest = torch.zeros(embedding.embedding_dim, device=device)
     for first in range(0, embedding.num_embeddings, _CHUNK):
         ids = torch.arange(first, min(first + _CHUNK, embedding.num_embeddings), device=device)
-        found = torch.maximum(found, embedding(ids).float().abs().amax(0))
-    return found
+        largest = torch.maximum(largest, embedding(ids).float().abs().amax(0))
+    return largest
 
 
 def _largest_returned(norm: nn.Module, width: int, like: Tensor) -> Tensor:
     """Return the largest |number| of each channel that a norm can return: where the input is in that channel alone."""
     dtype = next((one.dtype for one in norm.parameters()), torch.float32)
-    found = torch.zeros(width, device=like.device)
+    largest_seen = torch.zeros(width, device=like.device)
     for first in range(0, width, _CHUNK):
         rows = torch.arange(first, min(first + _CHUNK, width), device=like.device)
-        given = torch.zeros(len(rows), width, dtype=dtype, device=like.device)
-        given[torch.arange(len(rows)), rows] = _FAR
+        inputs = torch.zeros(len(rows), width, dtype=dtype, device=like.device)
+        inputs[torch.arange(len(rows)), rows] = _FAR
         for sign in (1.0, -1.0):
-            largest = norm(given * sign).float().abs().amax(0)
-            found = torch.maximum(found, largest)
-    return found
+            largest = norm(inputs * sign).float().abs().amax(0)
+            largest_seen = torch.maximum(largest_seen, largest)
+    return largest_seen

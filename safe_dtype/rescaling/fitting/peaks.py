@@ -48,8 +48,8 @@ class Peaks:
 
     def beyond(self, limit: float) -> list[Peak]:
         """Return the operations that exceed `limit`, largest first."""
-        found = [Peak(*key, value) for key, value in self.operations.items() if value > limit]
-        return sorted(found, key=lambda one: -one.largest)
+        exceeding = [Peak(*key, value) for key, value in self.operations.items() if value > limit]
+        return sorted(exceeding, key=lambda one: -one.largest)
 
     def scaled(self, peaks: Iterable[Peak], factor: float) -> Peaks:
         """Return the same with some operations' peaks so many times as large."""
@@ -62,10 +62,10 @@ def together(several: Iterable[Peaks]) -> Peaks:
     operations: dict[tuple[str, str], float] = {}
     blocks: dict[str, float] = {}
     nonfinite = False
-    for one in several:
-        operations.update({key: max(value, operations.get(key, 0.0)) for key, value in one.operations.items()})
-        blocks.update({name: max(value, blocks.get(name, 0.0)) for name, value in one.blocks.items()})
-        nonfinite |= one.nonfinite
+    for peaks in several:
+        operations.update({key: max(value, operations.get(key, 0.0)) for key, value in peaks.operations.items()})
+        blocks.update({name: max(value, blocks.get(name, 0.0)) for name, value in peaks.blocks.items()})
+        nonfinite |= peaks.nonfinite
     return Peaks(operations, blocks, nonfinite)
 
 
@@ -112,9 +112,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._looks or self.path[-1] in self._wide:
             return result
         if not _is_view(func, args, result):
-            for one in result if isinstance(result, (tuple, list)) else (result,):
-                if isinstance(one, torch.Tensor) and one.dtype == self.dtype and one.numel():
-                    self._look(str(func), one)
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, torch.Tensor) and tensor.dtype == self.dtype and tensor.numel():
+                    self._look(str(func), tensor)
         return result
 
     def left(self, output: Any) -> None:
