@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -306,12 +304,3 @@ def test_odd_exceptions(exc: BaseException) -> None:
 def test_every_kind_is_seen() -> None:
     """No kind is only a name."""
     assert {kind for _, kind, _ in OURS} == set(FailureKind)
-
-
-def test_texts_are_in_one_place() -> None:
-    """No other module of the package looks at a foreign text."""
-    import safe_dtype.guarding
-
-    for module in Path(str(safe_dtype.guarding.__file__)).parent.glob("*.py"):
-        if module.name != "classify.py":
-            assert "not implemented" not in module.read_text(encoding="utf-8")
