@@ -1,0 +1,260 @@
+"""What the README and the documents say, happens; and everything that is public is in them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+from urllib.parse import unquote
+
+import click
+import pytest
+import transformers
+from doc_blocks import PAGES, README, ROOT, Block, blocks_of, run_bash, run_python
+from publishing.client import connect, environment
+from publishing.loopback import LoopbackHub
+from pytest_examples import CodeExample, EvalExample, find_examples
+
+import safe_dtype
+from safe_dtype import errors, testing
+from safe_dtype.cli import cli
+from safe_dtype.planning import policy
+
+DOCS = PAGES[1:]
+INSTALLS = 2  # the first blocks of the README install: `.ci/run` runs them, in new virtual environments
+# Pages whose blocks optimize or publish a model, which takes half a minute each.
+SLOW = {"optimize.md", "publish.md"}
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+BASH = [block for block in BLOCKS if block.language == "bash"]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+
+
+def marks_of(page: Path, text: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a block: the quick ones run by default."""
+    return [pytest.mark.slow] if page.name in SLOW and "--dry-run" not in text else []
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each page a folder in which its blocks run, one after another, with the examples of the project in it."""
+    made = {}
+    for page in PAGES:
+        made[page.name] = tmp_path_factory.mktemp(page.stem)
+        (made[page.name] / "examples").symlink_to(ROOT / "examples")
+    return made
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A Hub with `org/tiny-qwen3`; what is yielded points another process at it."""
+    with LoopbackHub() as hub:
+        model = (ROOT / "examples" / "tiny-qwen3").iterdir()
+        hub.push("org/tiny-qwen3", {file.name: file.read_bytes() for file in model if file.is_file()})
+        connect(monkeypatch, hub, tmp_path / "client")
+        yield environment(hub, tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(
+            example, marks=marks_of(example.path, example.source), id=f"{example.path.name}:{example.start_line}"
+        )
+        for page in PAGES
+        for example in find_examples(page)
+        if example.prefix == "python"
+    ],
+)
+def test_python_runs(
+    example: CodeExample,
+    eval_example: EvalExample,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Every Python block runs, and prints what it says it prints."""
+    if example.path.name == "publish.md":
+        request.getfixturevalue("hub")
+    monkeypatch.chdir(folders[example.path.name])
+    run_python(example, eval_example)
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(block, marks=marks_of(block.page, block.text), id=str(block)) for block in BASH[INSTALLS:]]
+)
+def test_commands_run(block: Block, folders: dict[str, Path], request: pytest.FixtureRequest) -> None:
+    """Every shell block after the two that install succeeds."""
+    online = request.getfixturevalue("hub") if block.page.name == "publish.md" else {}
+    run_bash(block, folders[block.page.name], online)
+
+
+def test_two_commands_come_first() -> None:
+    """The first two shell blocks install with the pins; one generates, one runs the tests."""
+    first, second = (block.text for block in blocks_of(README)[:INSTALLS])
+    assert "-c constraints.txt" in first
+    assert "safe-dtype generate examples/tiny-qwen3" in first
+    assert "-c constraints.txt" in second
+    assert "pytest" in second
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_escapes(page: Path) -> None:
+    """A block is run as Python or as bash, or cog writes it; no block is fenced otherwise."""
+    escaped = [
+        str(block) for block in blocks_of(page) if block.language not in ("python", "bash") and not block.in_cog
+    ]
+    assert not escaped
+    assert [example.source for example in find_examples(page) if example.prefix == "python"] == [
+        block.text for block in blocks_of(page) if block.language == "python"
+    ]
+
+
+def test_written_by_cog() -> None:
+    """What cog writes into the documents is fresh; `python -m cogapp -r docs/*.md` writes it anew."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cogapp", "--check", "--diff", *DOCS],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"COLUMNS": "80"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_readme_is_short() -> None:
+    """The README has at most 10,000 bytes."""
+    assert len(README.read_bytes()) <= 10_000
+
+
+LINKING = (*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "examples").rglob("*.md")))
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    """Every relative link and picture is a file of the project, and its anchor a heading of that file."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors_of(target), link
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the command line, by the words that call it."""
+
+    words: tuple[str, ...]
+    command: click.Command
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+
+def commands_below(command: click.Command, *words: str) -> Iterator[Command]:
+    """Yield `command` and every command below it."""
+    yield Command(words, command)
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from commands_below(below, *words, name)
+
+
+COMMANDS = list(commands_below(cli, "safe-dtype"))
+
+
+@pytest.mark.parametrize("one", COMMANDS, ids=str)
+def test_commands_are_documented(one: Command) -> None:
+    """The reference shows the help of every command, with every option of it."""
+    shown = {block.text.splitlines()[0]: block.text for block in blocks_of(ROOT / "docs" / "command.md")}
+    text = shown[f"$ {one} --help"]
+    assert f"Usage: {one} " in text
+    for parameter in one.command.params:
+        for name in parameter.opts if isinstance(parameter, click.Option) else []:
+            assert re.search(rf"{re.escape(name)}\b", text), name
+
+
+def words_of_a_policy() -> set[str]:
+    """Return every word that a policy can have, with every value of those that have a few."""
+    with pytest.raises(errors.PolicyError) as unknown:
+        policy.Policy.parse("nonsense")
+    words = set(re.findall(r"[a-z_]+=?", str(unknown.value).partition("none of")[2].partition(". ")[0]))
+    assert words >= {"auto", "strict", "islands", "prompt="}
+    values = {"prefer=": get_args(policy.Prefer), "variants=": get_args(policy.Variants)}
+    return {f"{word}{value}" for word in words for value in values.get(word, ("",))}
+
+
+@pytest.mark.parametrize("word", sorted(words_of_a_policy()))
+def test_policy_words_are_documented(word: str) -> None:
+    """The table of policies has every word, and every value of `prefer` and `variants`."""
+    table = [line for line in (ROOT / "docs" / "plan.md").read_text().splitlines() if line.startswith("| `")]
+    assert any(f"`{word}" in line.split("|")[1] for line in table)
+
+
+def functions_of(module: object) -> list[str]:
+    """Return the public functions and classes that a module defines."""
+    return [name for name, value in vars(module).items() if is_defined_in(value, module) and not name.startswith("_")]
+
+
+def is_defined_in(value: object, module: object) -> bool:
+    """Whether `value` is a function or a class of `module`, not one that it imports."""
+    return getattr(value, "__module__", "") == getattr(module, "__name__", "-") and not inspect.ismodule(value)
+
+
+@pytest.mark.parametrize("name", sorted({*safe_dtype.__all__, *functions_of(testing)}))
+def test_names_are_documented(name: str) -> None:
+    """Every public name is in the list of them."""
+    assert f"`{name}`" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_errors_are_documented(name: str) -> None:
+    """Every error and warning is in the documents."""
+    assert re.search(rf"\b{name}\b", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+
+
+PUBLIC_MODULES = {"safe_dtype", "safe_dtype.errors", "safe_dtype.testing", "safe_dtype.integrations"}
+
+
+def is_public(module: str, name: str) -> bool:
+    """Whether users may import `name` from `module`."""
+    if module == "safe_dtype":
+        is_auto = name.startswith("SafeAutoModelFor") and hasattr(transformers, name.removeprefix("Safe"))
+        return name in safe_dtype.__all__ or is_auto or f"{module}.{name}" in PUBLIC_MODULES
+    return module in PUBLIC_MODULES or module.startswith("safe_dtype.integrations.")
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_blocks_are_public(block: Block) -> None:
+    """Python blocks import public names alone, and ask the package for public names alone."""
+    used: set[tuple[str, str]] = set()
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.ImportFrom):
+            used |= {(str(node.module), alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            used |= {(alias.name, "") for alias in node.names if alias.name != "safe_dtype"}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "safe_dtype":
+            used.add(("safe_dtype", node.attr))
+    ours = {(module, name) for module, name in used if module.partition(".")[0] == "safe_dtype"}
+    assert {one for one in ours if not is_public(*one)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_is_public(page: Path) -> None:
+    """Where a page speaks of `safe_dtype.something`, that is public, or a file or a module that is run."""
+    spoken = set(re.findall(r"\bsafe_dtype\.([A-Za-z_]+)", page.read_text(encoding="utf-8")))
+    assert {name for name in spoken - {"json", "run", "cli"} if not is_public("safe_dtype", name)} == set()
