@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,9 @@ from pathlib import Path
 import pytest
 from pytest_examples import CodeExample, EvalExample
 
-from safe_dtype import SafeDtypeWarning
-
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
-
-# Whether a dtype that was asked for is slow here is a fact of the machine that runs the block, not of the block.
-SLOW_HERE = ".* was asked for, and on .* it is slow"
 
 _FENCE = re.compile(r"^ *(`{3,}|~{3,})(.*)$")
 
@@ -68,9 +62,7 @@ def run_python(example: CodeExample, eval_example: EvalExample) -> None:
     eval_example.set_config(line_length=119)
     report = ""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", SLOW_HERE, SafeDtypeWarning)
-            eval_example.run_print_check(example)
+        eval_example.run_print_check(example)
     except Exception as error:  # noqa: BLE001  (anything at all: it is shown, and fails the test)
         report = "\n".join(_lines_about(error, example))
     if report:

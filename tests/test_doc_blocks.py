@@ -74,17 +74,6 @@ def test_run_goes_on(tmp_path: Path) -> None:
     assert "INTERNALERROR" not in done.stdout + done.stderr
 
 
-def test_slow_here_is_allowed(tmp_path: Path, eval_example: EvalExample) -> None:
-    """That a dtype is slow on this machine fails no block; every other warning of ours does."""
-    warn = "import warnings\nfrom safe_dtype import SafeDtypeWarning\nwarnings.warn({!r}, SafeDtypeWarning)"
-    slow = "float16 was asked for, and on Xeon it is slow: 12x float32's time at 512 rows"
-    (example,) = find_examples(page_with(tmp_path, warn.format(slow)))
-    run_python(example, eval_example)
-    (example,) = find_examples(page_with(tmp_path, warn.format(slow.replace("slow", "wrong"))))
-    with pytest.raises(pytest.fail.Exception, match="it is wrong"):
-        run_python(example, eval_example)
-
-
 def test_failing_command(tmp_path: Path) -> None:
     """A command that fails is reported with its block, its status and what it wrote to stderr."""
     (block,) = blocks_of(page_with(tmp_path, "echo no such thing >&2; exit 3", "bash"))
