@@ -203,4 +203,5 @@ def _read_base(where: Where, files: Files, passed_config: Mapping[str, Any] | No
     except CheckpointNotFoundError as exc:
         problem = f"is an adapter of {base}, and that is not to be found ({exc.problem})"
         raise CheckpointNotFoundError(where.name, problem, exc.advice) from exc
-    return replace(facts, source=where.name, adapter=where.name)
+    identity = facts.identity and replace(facts.identity, commit=None)  # it is no commit of the adapter's
+    return replace(facts, source=where.name, adapter=where.name, identity=identity)

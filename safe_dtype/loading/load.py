@@ -61,11 +61,18 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     _verify(model, plan)
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
-    source = None if request.source is None else os.fspath(request.source)
-    remembered = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
-    keep_origin(model, Origin(plan, type(model), source, remembered))
+    keep_origin(model, _origin(model, plan, request))
     guard(model)
     return loaded
+
+
+def _origin(model: Any, plan: Plan, request: Request) -> Origin:
+    source = None if request.source is None else os.fspath(request.source)
+    arguments = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
+    made_for = plan.made_for
+    if made_for and made_for.source == source and made_for.checkpoint and made_for.checkpoint.commit:
+        arguments["revision"] = made_for.checkpoint.commit  # main may move before the weights are read again
+    return Origin(plan, type(model), source, arguments)
 
 
 def _arguments(plan: Plan, request: Request) -> dict[str, Any]:

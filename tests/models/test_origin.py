@@ -1,0 +1,36 @@
+"""How a model was loaded is kept with it, well enough to read the same weights again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from publishing.client import connect
+from publishing.loopback import LoopbackHub
+from tiny_models import TINY
+
+from safe_dtype import SafeAutoModel
+from safe_dtype.guarding.state import guard_of
+from safe_dtype.models.origin import origin_of
+
+
+def test_main_moves_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The weights of a repository are read again from the commit that was loaded."""
+    folder = TINY["qwen3"].save(tmp_path / "model", torch.bfloat16)
+    other = TINY["qwen3"].make()
+    with torch.no_grad():
+        other.model.embed_tokens.weight.mul_(2.0)
+    other.to(torch.bfloat16).save_pretrained(tmp_path / "other")
+    with LoopbackHub() as hub:
+        connect(monkeypatch, hub, tmp_path / "home")
+        commit = hub.push("org/model", {one.name: one.read_bytes() for one in folder.iterdir()})
+        model = SafeAutoModel.from_pretrained("org/model", policy="prefer=memory")
+        before = {name: tensor.float() for name, tensor in model.state_dict().items()}
+        hub.push("org/model", {"model.safetensors": (tmp_path / "other" / "model.safetensors").read_bytes()})
+        assert origin_of(model).arguments["revision"] == commit
+        guard = guard_of(model)
+        assert guard is not None
+        assert guard.reread is not None
+        again = guard.reread(torch.float32).state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in again.items())
