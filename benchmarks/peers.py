@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from safe_dtype import SafeAutoModel, plan_of
 from safe_dtype.errors import RescaleError
-from safe_dtype.facts import Rescale
+from safe_dtype.facts import FLOAT16, Rescale
 from safe_dtype.models.blocks import block_names
 from safe_dtype.rescaling import fit_to_half, fold_in
 from safe_dtype.rescaling.fitting.peaks import record_peaks
@@ -34,7 +34,7 @@ import engineered  # type: ignore[import-not-found]  # models that overflow, mad
 
 FAMILIES: tuple[str, ...] = engineered.FAMILIES
 SIZES: tuple[str, ...] = tuple(engineered.SHAPES)
-LARGEST = 65504.0  # that float16 holds
+LARGEST = FLOAT16.largest
 _CLAMPED_TO = LARGEST - 1000
 
 Batches = Sequence[Mapping[str, Tensor]]

@@ -156,7 +156,7 @@ def _lies(saved: Dtype, claimed: str | None, config: Mapping[str, Any]) -> tuple
         return ("there is no config.json: what the architecture needs is not known",)
     if claimed is None or claimed == saved.name:
         return ()
-    harm = ", and what is above 65504 would become infinite" if claimed == "float16" else ""
+    harm = f", and what is above {FLOAT16.largest:.0f} would become infinite" if claimed == FLOAT16.name else ""
     return (
         f"config.json claims {claimed}, and the files hold {saved}: plain transformers would cast them{harm}; "
         "the files are believed",

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 
 from ..checkpoints.audit.audit_weights import ROOM_SHARE, Audit, Group
-from ..checkpoints.audit.census import LARGEST, Census
+from ..checkpoints.audit.census import Census
+from ..facts import FLOAT16
 from ..rendering.svg import BLUE, BROWN, LINE, Anchor, LogScale, bar, document, group, horizontal, text, vertical
 from ..rendering.tables import Column, Table, page, table
 
@@ -127,7 +128,7 @@ def _limits(bottom: int) -> Iterator[str]:
         (-24.0, "2^-24: smallest", 36, "middle"),
         (-17.0, "2^-17: bfloat16 is exact", 50, "end"),
         (-14.0, "2^-14: 11 bits", 36, "middle"),
-        (math.log2(LARGEST), f"{LARGEST:.0f}: largest", 36, "middle"),
+        (math.log2(FLOAT16.largest), f"{FLOAT16.largest:.0f}: largest", 36, "middle"),
     )
     for power, name, y, anchor in limits:
         x = _SCALE.place_of_power(power)

@@ -20,7 +20,18 @@ from .measured import (
     Verdict,
     VerdictKind,
 )
-from .rescale import Gauge, Move, Part, Rescale, Rows, gauge_from_dict, gauge_to_dict, summary
+from .rescale import (
+    LEAST_SPARE_BITS,
+    MOST_BITS,
+    Gauge,
+    Move,
+    Part,
+    Rescale,
+    Rows,
+    gauge_from_dict,
+    gauge_to_dict,
+    summary,
+)
 
 __all__ = [
     "ALL",
@@ -30,6 +41,8 @@ __all__ = [
     "FLOAT16",
     "FLOAT32",
     "INT8",
+    "LEAST_SPARE_BITS",
+    "MOST_BITS",
     "BlockPeak",
     "CacheShape",
     "CheckpointFacts",

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import RescaleError
 from ..errors.warn import warn
-from ..facts import FLOAT16, FLOAT32, Dtype
+from ..facts import FLOAT16, FLOAT32
 from ..guarding import guard
 from ..models.load_lock import one_at_a_time
 from ..models.origin import Origin, keep_origin
@@ -24,7 +24,7 @@ from ..models.planned_layout import lay_out_as_planned
 from ..models.recast import recast
 from ..planning import Candidate, Plan
 from ..rescaling.folding.rescale_file import FILE
-from ..rescaling.to_float16 import computing_in_full, halve
+from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from .plan_request import plan_request
 from .planned_once import already_planned
 from .request import Request
@@ -80,7 +80,7 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
     arguments = dict(request.arguments)
     if not plan.quantization:
         arguments.pop("torch_dtype", None)
-        arguments["dtype"] = getattr(torch, (_before_half(plan) if halves(plan) else plan.storage).name)
+        arguments["dtype"] = getattr(torch, (before_half(plan.saved) if halves(plan) else plan.storage).name)
     if plan.attention:
         arguments.setdefault("attn_implementation", plan.attention)
     if plan.device_map and arguments.get("device_map") is None:
@@ -93,11 +93,6 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
 def halves(plan: Plan) -> bool:
     """Whether the model is loaded as it was saved, and then rescaled or given islands in float16."""
     return plan.storage == FLOAT16 and bool(plan.rescale or plan.islands)
-
-
-def _before_half(plan: Plan) -> Dtype:
-    """Return the dtype to load a model in that is brought into float16 afterwards: one that holds its activations."""
-    return FLOAT32 if plan.saved == FLOAT16 else plan.saved
 
 
 def _halved(model: nn.Module, plan: Plan) -> Plan | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import SafeDtypeError, UnknownDtypeError
 from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, dtype_named, exceeds
+from ..facts.variant import NEEDS, VARIANT_FILE, VARIANT_SCHEMA
 from ..hub.errors import HubError
 from ..hub.lookup import described, is_offline, json_file
 from ..planning import Plan
@@ -20,7 +21,6 @@ from .request import Request
 
 logger = logging.getLogger(__name__)
 
-_EVIDENCE, _SCHEMA = "safe_dtype.json", "safe_dtype.variant/1"
 _SUFFIXES = {FLOAT16: "fp16", BFLOAT16: "bf16", INT8: "int8"}
 
 # No answer; and what an answer of any shape can lead to on the way through JSON and YAML.
@@ -119,7 +119,7 @@ def _find(request: Request, plan: Plan) -> Variant | None:
     revision = request.arguments.get("revision")
     base_now = described(base, revision=revision, token=token)
     repo = _listed(base_now.card, plan.storage) or f"{base}-{_SUFFIXES[plan.storage]}"
-    evidence = json_file(repo, _EVIDENCE, token=token)
+    evidence = json_file(repo, VARIANT_FILE, token=token)
     variant = _read(evidence.content, base, repo, evidence.commit)
     if variant is None or variant.dtype != plan.storage:
         return None
@@ -138,11 +138,7 @@ def _listed(card: Any, dtype: Dtype) -> str | None:
 
 def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
     """Read a variant's `safe_dtype.json`; None where it is no variant of `base`, or one that needs more than safe_dtype."""
-    if (
-        evidence["schema"] != _SCHEMA
-        or evidence["base"]["repo"] != base
-        or evidence["needs"] not in (None, "safe_dtype")
-    ):
+    if evidence["schema"] != VARIANT_SCHEMA or evidence["base"]["repo"] != base or evidence["needs"] not in NEEDS:
         return None
     if not re.fullmatch("[0-9a-f]{40}", revision):
         return None

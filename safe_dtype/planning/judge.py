@@ -9,6 +9,7 @@ from ..facts import (
     COMPUTE,
     FLOAT16,
     FLOAT32,
+    LEAST_SPARE_BITS,
     CheckpointFacts,
     DeviceFacts,
     Drift,
@@ -23,8 +24,6 @@ from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
 from .predict import predict
 
-# Activations may grow beyond what was seen: two bits of room below float16's end, whatever was aimed at.
-_RANGE_MARGIN = 4.0
 _GROUNDS = {
     VerdictKind.WRONG: Ground.WRONG,
     VerdictKind.UNSUPPORTED: Ground.UNSUPPORTED,
@@ -149,7 +148,7 @@ def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy
         )
     if half.problem:
         return Ground.RANGE, half.problem
-    if half.left * _RANGE_MARGIN > storage.largest:
+    if half.left * 2**LEAST_SPARE_BITS > storage.largest:
         return Ground.RANGE, f"{half}, and {storage} ends at {storage.largest:.0f}"
     if half.drift is None:
         return None if half.rescale is None and not half.islands else (Ground.RANGE, f"{half}, which was not verified")

@@ -13,6 +13,7 @@ from typing import Any
 from ..checkpoints.model_files import files_of
 from ..errors import NotPublishableError
 from ..facts import Where
+from ..facts.variant import VARIANT_FILE
 from ..hub.client import Hub
 from ..hub.errors import HubError
 from ..store import cache_folder
@@ -21,7 +22,6 @@ from .pushing.push import push
 from .release import Receipt, State, Target
 from .staging.card import write_card
 from .staging.check import check
-from .staging.evidence import FILE as EVIDENCE
 from .staging.stage import stage
 from .staging.staged_files import CARD
 
@@ -74,10 +74,10 @@ def staged_folder(
     tell: Tell | None = None,
 ) -> Path:
     """Return `source` itself where it is staged already, else where it is staged now, or was by an earlier run."""
-    if (Path(source) / EVIDENCE).is_file():
+    if (Path(source) / VARIANT_FILE).is_file():
         return Path(source)
     place = Path(folder) if folder is not None else _place(source, target, options)
-    if (place / EVIDENCE).is_file():
+    if (place / VARIANT_FILE).is_file():
         return place
     asked = dict(options)
     revision = asked.pop("source_revision", None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import RescaleError
-from ..facts import FLOAT16, FLOAT32, DeviceFacts, Dtype, Rescale, VerdictKind
+from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts, Dtype, Rescale, VerdictKind
 from ..models.islands import Island, can_be_island
 from ..models.offloaded import is_offloaded
 from ..models.recast import kept_in_float32, left_over, recast
@@ -20,6 +20,14 @@ from .folding.save import save_models_as_they_were
 
 _NO_KERNELS = (Ground.UNSUPPORTED, Ground.CRASHES, Ground.WRONG, Ground.UNKNOWN)
 _FORMER = (torch.bfloat16, torch.float32)
+
+
+def before_half(saved: Dtype) -> Dtype:
+    """Return the dtype to load a checkpoint in that is then brought into float16.
+
+    That is its own, unless no model computes in it (float8), or its activations may not fit into it (float16).
+    """
+    return saved if saved in (BFLOAT16, FLOAT32) else FLOAT32
 
 
 def halve(

@@ -13,12 +13,12 @@ from rescaling.gauges_by_hand import residual
 from torch import Tensor, nn
 
 from safe_dtype.errors import RescaleError
-from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Gauge, Rescale
+from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, Gauge, Rescale
 from safe_dtype.models.islands import islands_in
 from safe_dtype.numerics import compute_in
 from safe_dtype.planning import make_plan
 from safe_dtype.rescaling import rescaled_of
-from safe_dtype.rescaling.to_float16 import computing_in_full, computing_on, halve
+from safe_dtype.rescaling.to_float16 import before_half, computing_in_full, computing_on, halve
 
 
 def run(model: Any, family: str = "llama") -> Tensor:
@@ -51,6 +51,16 @@ def test_halved(saved: torch.dtype) -> None:
     assert {one.dtype for one in model.parameters()} == {torch.float16}
     assert model.config.dtype == torch.float16
     torch.testing.assert_close(run(model), truth, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("saved", "first"),
+    [(BFLOAT16, BFLOAT16), (FLOAT32, FLOAT32), (FLOAT16, FLOAT32), (FLOAT8_E4M3, FLOAT32), (INT8, FLOAT32)],
+    ids=str,
+)
+def test_what_it_is_loaded_in_first(saved: Dtype, first: Dtype) -> None:
+    """Its own dtype, if a model computes in that and its activations cannot leave it."""
+    assert before_half(saved) == first
 
 
 @pytest.mark.parametrize("prefix", ["model.", ""], ids=["as-with-a-head", "as-without"])

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError
-from ...facts import TensorFacts, Where
+from ...facts import FLOAT16, TensorFacts, Where
 from ..config import read_config
 from ..model_files import Files, LocalFiles, files_of
 from ..weights import read_tensors, weight_names
-from .census import LARGEST, SMALLEST_NORMAL, Census
+from .census import SMALLEST_NORMAL, Census
 from .pieces import PIECE_BYTES, count_piece, pieces_of, spans_of
 
 ROOM_SHARE = 0.001  # of a tensor's elements: how many may lose bits where the audit says how far it can be scaled down
@@ -102,7 +102,7 @@ class Audit:
             return f"every weight fits float16; {changed}{already}"
         return (
             f"{total.overflowing:,} weights in {len(self.overflowing)} of {len(self.tensors)} tensors overflow float16: "
-            f"they reach {total.largest:.6g}, and it ends at {LARGEST:.0f}; {changed}{already}"
+            f"they reach {total.largest:.6g}, and it ends at {FLOAT16.largest:.0f}; {changed}{already}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What float16 would make of many numbers, and how far they are from its limits. Imports nothing of ours."""
+"""What float16 would make of many numbers, and how far they are from its limits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass, fields
 
-LARGEST = 65504.0  # of float16
-OVERFLOWS_AT = 65520.0  # half a step above: from here on rounding to nearest gives infinity, below it LARGEST
+from ...facts import FLOAT16
+
+# Half a step above the largest: from here on rounding to nearest gives infinity, below it the largest.
+OVERFLOWS_AT = FLOAT16.largest + 16.0
 SMALLEST_NORMAL = -14  # as powers of two: from here on float16 has its full 11 significant bits
 SMALLEST = -24  # ... and this is the smallest number that it has at all
 

@@ -33,7 +33,7 @@ from ...planning import Plan, Policy, make_plan, range_worth_measuring
 from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
-from ...rescaling.to_float16 import computing_on, halve, keep_as_in_half
+from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
 from ...store import recall, remember
 from ...store.keys import results_key
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
@@ -155,7 +155,7 @@ class _Trial:
 
     @property
     def _saved(self) -> Dtype:
-        return self.checkpoint.saved if self.checkpoint.saved in (BFLOAT16, FLOAT32) else FLOAT32
+        return before_half(self.checkpoint.saved)
 
     def _fitted(self) -> tuple[HalfRange, tuple[str, ...]]:
         model = load_apart(self.source, BFLOAT16)  # of float32 as well: what a norm computes in float32 shows there

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import NotPublishableError
+from ...facts.variant import VARIANT_FILE
 from ...hub.client import Hub
 from ...hub.errors import HubError
 from ...hub.remote_files import Manifest, Progress, Tree
 from ..publish_error import publish_error
 from ..release import Changes, Receipt, State, Target, publish_id
-from ..staging.evidence import FILE as EVIDENCE
 from ..staging.manifest import manifest_of
 from .journal import receipt_for
 
@@ -83,7 +83,7 @@ def refuse_own_base(folder: Path, target: Target) -> None:
     Raises:
         NotPublishableError: In that case.
     """
-    base = evidence_of((folder / EVIDENCE).read_bytes() if (folder / EVIDENCE).is_file() else b"").get("base")
+    base = evidence_of((folder / VARIANT_FILE).read_bytes() if (folder / VARIANT_FILE).is_file() else b"").get("base")
     if isinstance(base, dict) and base.get("repo") == target.repo and target.revision == "main":
         advice = "name another repository, or a branch with --revision"
         raise _refused(target, "it is the model that this variant was made of, and would be overwritten", advice)
@@ -151,8 +151,8 @@ def _stale(
     weights = shadowing(tree, manifest)
     # A file that somebody changed since is theirs.
     ours = {path for path in others if previous and path in previous.files and tree[path].holds(previous.files[path])}
-    if others - weights - ours and EVIDENCE in tree:
-        listed = evidence_of(api.fetch(target.repo, EVIDENCE, oid)).get("files")
+    if others - weights - ours and VARIANT_FILE in tree:
+        listed = evidence_of(api.fetch(target.repo, VARIANT_FILE, oid)).get("files")
         ours |= others & {str(path) for path in listed} if isinstance(listed, dict) else set()
     return tuple(sorted(weights | ours))
 

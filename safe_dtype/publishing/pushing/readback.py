@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ...facts.variant import VARIANT_FILE
 from ...hub.client import Hub
 from ...hub.errors import HubError
 from ...hub.remote_files import Manifest, Progress, Tree
 from ...store.hashing import sha256_of
 from ..publish_error import publish_error
 from ..release import State, Target
-from ..staging.evidence import FILE as EVIDENCE
 from ..staging.manifest import manifest_of
 from .changes import evidence_of, shadowing
 
@@ -65,7 +65,7 @@ def verify(
             held = "the staged folder"
         else:
             names, problems = _of_itself(api, target.repo, oid, tree)
-            held = EVIDENCE
+            held = VARIANT_FILE
         if full:
             problems += _downloaded(api, target.repo, oid, tree, names, tell)
     except HubError as error:
@@ -112,9 +112,9 @@ def read_back(api: Hub, repo: str, oid: str, expected: Expected, progress: Progr
 
 
 def _of_itself(api: Hub, repo: str, oid: str, tree: Tree) -> tuple[dict[str, str], list[str]]:
-    listed = evidence_of(api.fetch(repo, EVIDENCE, oid)).get("files") if EVIDENCE in tree else None
+    listed = evidence_of(api.fetch(repo, VARIANT_FILE, oid)).get("files") if VARIANT_FILE in tree else None
     if not isinstance(listed, dict) or not listed:
-        return {}, [f"it has no {EVIDENCE} that lists its files: nothing says what they should be"]
+        return {}, [f"it has no {VARIANT_FILE} that lists its files: nothing says what they should be"]
     names = {str(path): str(one.get("sha256", "")) for path, one in listed.items() if isinstance(one, dict)}
     problems = [*(f"{path} is missing" for path in names if path not in tree), *_shadows(tree, names)]
     for path in (path for path in names if path in tree):

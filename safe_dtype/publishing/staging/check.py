@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, NotPublishableError
+from ...facts.variant import VARIANT_FILE
 from .card import card_problems
-from .evidence import FILE, Evidence, read_evidence
+from .evidence import Evidence, read_evidence
 from .forms import FOLDER as ONNX
 from .staged_files import CARD, counts_of, digests_of, paths_of
 
@@ -86,10 +87,10 @@ def _dtype_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
         yield str(exc)
         return
     if counts != dict(evidence.tensors):
-        yield f"the headers of the weights hold {_said(counts)}, and {FILE} says {_said(evidence.tensors)}"
+        yield f"the headers of the weights hold {_said(counts)}, and {VARIANT_FILE} says {_said(evidence.tensors)}"
     most = next(iter(counts), None)
     if most != evidence.dtype:
-        yield f"most of the weights are in {most}, and {FILE} says {evidence.dtype}"
+        yield f"most of the weights are in {most}, and {VARIANT_FILE} says {evidence.dtype}"
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         claimed, note = config.get("dtype"), config.get("safe_dtype") or {}
@@ -97,9 +98,9 @@ def _dtype_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
         yield f"config.json cannot be read ({type(exc).__name__}: {exc})"
         return
     if claimed != evidence.dtype:
-        yield f"config.json says dtype {claimed!r}, and {FILE} {evidence.dtype!r}: transformers casts to what it says"
+        yield f"config.json says dtype {claimed!r}, and {VARIANT_FILE} {evidence.dtype!r}: transformers casts to what it says"
     if note.get("needs") != evidence.needs:
-        yield f"config.json says that it needs {note.get('needs')!r}, and {FILE} {evidence.needs!r}"
+        yield f"config.json says that it needs {note.get('needs')!r}, and {VARIANT_FILE} {evidence.needs!r}"
 
 
 def _said(counts: Any) -> str:
@@ -110,8 +111,8 @@ def _file_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
     now = digests_of(folder)
     for path in sorted(now.keys() | evidence.files.keys()):
         if path not in now:
-            yield f"{path} is in {FILE}, and is not there"
+            yield f"{path} is in {VARIANT_FILE}, and is not there"
         elif path not in evidence.files:
-            yield f"{path} is there, and not in {FILE}"
+            yield f"{path} is there, and not in {VARIANT_FILE}"
         elif now[path] != evidence.files[path]:
             yield f"{path} was changed since it was staged: its SHA-256 is another"

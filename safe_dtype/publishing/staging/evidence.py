@@ -11,13 +11,9 @@ from typing import Any
 
 from ...errors import NotPublishableError
 from ...facts import Drift
+from ...facts.variant import NEEDS, VARIANT_FILE, VARIANT_SCHEMA
 from ...rendering.json_numbers import json_numbers, number_from_json
 from ..release import State
-
-SCHEMA = "safe_dtype.variant/1"
-FILE = "safe_dtype.json"
-NEEDS = (None, "safe_dtype")
-HALF_ENDS = 65504.0  # float16's largest number
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -137,7 +133,7 @@ class Evidence:
         """Return plain values of JSON."""
         record = asdict(self)
         drift = {name: _flat(record.pop(name)) for name in ("safe_dtype", "plain")}
-        return {"schema": SCHEMA, **json_numbers({**record, "drift": drift})}
+        return {"schema": VARIANT_SCHEMA, **json_numbers({**record, "drift": drift})}
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> Evidence:
@@ -146,8 +142,8 @@ class Evidence:
         Raises:
             KeyError, TypeError, ValueError: If it is something else.
         """
-        if record["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {record['schema']!r}, not {SCHEMA}")
+        if record["schema"] != VARIANT_SCHEMA:
+            raise ValueError(f"its schema is {record['schema']!r}, not {VARIANT_SCHEMA}")
         names = {field.name for field in fields(Evidence)} - {"safe_dtype", "plain"}
         return Evidence(
             **{name: record[name] for name in names}
@@ -193,15 +189,15 @@ def read_evidence(folder: Path) -> Evidence:
         NotPublishableError: If there is none, or it is not one that this version reads.
     """
     try:
-        return Evidence.from_dict(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return Evidence.from_dict(json.loads((folder / VARIANT_FILE).read_text(encoding="utf-8")))
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as exc:
-        raise not_publishable(folder, f"{FILE} cannot be read ({type(exc).__name__}: {exc})") from exc
+        raise not_publishable(folder, f"{VARIANT_FILE} cannot be read ({type(exc).__name__}: {exc})") from exc
 
 
 def write_evidence(evidence: Evidence, folder: Path) -> None:
     """Write `folder`/safe_dtype.json."""
     text = json.dumps(evidence.to_dict(), indent=1, allow_nan=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8", newline="\n")
+    (folder / VARIANT_FILE).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def not_publishable(

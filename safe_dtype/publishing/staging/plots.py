@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ...facts import FLOAT16
 from ...rendering.range_bars import RangeKey, RangeRow, range_bars
 from ...rendering.svg import BLUE, BROWN, FAINT, LINE, LogScale, curve, document, horizontal, legend, text, vertical
-from .evidence import HALF_ENDS, Evidence, LayerRange
+from .evidence import Evidence, LayerRange
 
 FOLDER = "plots"
 DRIFT = f"{FOLDER}/drift.svg"
@@ -64,7 +65,9 @@ def ranges_svg(ranges: Sequence[LayerRange], dtype: str) -> str:
         for layer in ranges
     ]
     keys = (RangeKey("base in float32", BLUE), RangeKey(f"this variant in {dtype}", BROWN))
-    return range_bars("Largest |number| that each layer hands on (plain transformers)", rows, keys, end=HALF_ENDS)
+    return range_bars(
+        "Largest |number| that each layer hands on (plain transformers)", rows, keys, end=FLOAT16.largest
+    )
 
 
 def _curve(kl: Sequence[float], colour: str, scale: LogScale) -> Iterator[str]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RescaleError, UnknownDtypeError
-from ...facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
+from ...facts import COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
 from ...loading import Request, checkpoint_for, device_for, plan_request
 from ...loading.trials.second_copy import load_apart
 from ...planning import Plan, Policy
 from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling.for_plain import Folded, fold_for_plain
-from ...rescaling.to_float16 import computing_on, halve
+from ...rescaling.to_float16 import before_half, computing_on, halve
 from ...verifying import Checkpoint
 from .card import write_card
 from .config_note import bytes_of, device_to_dict, note_in_config, rescale_to_dict, store_rescue, versions
@@ -193,7 +193,7 @@ class _Job:
         return self._measured(self._save(self._as_it_is(planned), planned, None), None, planned, reference)
 
     def _folded(self, planned: _Planned, rescale: Rescale, reference: Reference) -> _Saved | None:
-        start = _before_half(planned.plan)
+        start = before_half(planned.plan.saved)
         model = load_apart(planned.checkpoint, start)
         try:
             folded = fold_for_plain(model, rescale, computing=computing_on(planned.device, start))
@@ -206,7 +206,7 @@ class _Job:
     def _as_it_is(self, planned: _Planned) -> Any:
         if planned.plan.storage != FLOAT16 or not planned.plan.islands:
             return load_apart(planned.checkpoint, planned.plan.storage)
-        model = load_apart(planned.checkpoint, _before_half(planned.plan))
+        model = load_apart(planned.checkpoint, before_half(planned.plan.saved))
         halve(model, None, planned.plan.islands)
         return model
 
@@ -274,8 +274,3 @@ class _Job:
         words += [f"--max-drift {wishes.max_drift}"] if wishes.max_drift != DEFAULT_MAX_DRIFT else []
         words += ["--text FILE"] if wishes.text is not None else []
         return " ".join([*words, "--out FOLDER"])
-
-
-def _before_half(plan: Plan) -> Dtype:
-    """Return the dtype that a model is loaded in before it is brought into float16."""
-    return plan.saved if plan.saved in COMPUTE and plan.saved != FLOAT16 else FLOAT32

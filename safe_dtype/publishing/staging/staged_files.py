@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...facts.variant import VARIANT_FILE
 from ...hub.headers import read_local_header
 from ...store.hashing import read_all, sha256_of
-from .evidence import FILE, DtypeCount, StagedFile
+from .evidence import DtypeCount, StagedFile
 
 CARD = "README.md"
 
@@ -19,7 +20,7 @@ def paths_of(folder: Path) -> Iterator[str]:
 
 def digests_of(folder: Path) -> dict[str, StagedFile]:
     """Return size and SHA-256 of every file but the card and the evidence, which are made from them."""
-    files = {path: folder / path for path in paths_of(folder) if path not in (CARD, FILE)}
+    files = {path: folder / path for path in paths_of(folder) if path not in (CARD, VARIANT_FILE)}
     found = read_all(files, sha256_of)
     return {path: StagedFile(file.stat().st_size, found[path]) for path, file in files.items()}
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ...errors import RescaleError
-from ...facts import FLOAT16, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
+from ...facts import FLOAT16, LEAST_SPARE_BITS, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
+from ...models.recast import main_dtype
 from ..folding.fold import Fold
 from .norm_bound import certified_bound
 from .peaks import Peak, Peaks, record_peaks, together
@@ -22,13 +23,11 @@ logger = logging.getLogger(__name__)
 # Bits of room above the largest number seen: a text of the user's own may reach further than ours, and on real models
 # the peak of one module varies up to 13-fold from text to text.
 _SPARE_BITS = 5
-# What has to be free at least. Between the two, nothing slower than a gauge is worth it.
-_LEAST_SPARE_BITS = 2
 # With more, small weights and activations get lost below float16's range: the error grows from 12 bits on (measured).
 _MOST_BITS = 10
 
 AIM = FLOAT16.largest / 2**_SPARE_BITS
-LIMIT = FLOAT16.largest / 2**_LEAST_SPARE_BITS
+LIMIT = FLOAT16.largest / 2**LEAST_SPARE_BITS
 
 _ROUNDING = 2.0  # what sums of rounded numbers may add to a bound, generously
 _BATCHES_TRIED = 2
@@ -97,7 +96,7 @@ class _Search:
     def __init__(self, model: nn.Module, batches: Batches, blocks: tuple[str, ...]) -> None:
         self.model = model
         self.batches = batches
-        self.dtype = _main_dtype(model)
+        self.dtype = main_dtype(model) or torch.float32
         self.fold = Fold(model)
         self._by_batch = [record_peaks(model, [one], self.dtype, blocks=blocks) for one in batches]
         self._tried_on = tuple(range(len(batches)))
@@ -205,15 +204,6 @@ def _around(move: Move) -> str:
     """Return the name of the module around the one that a move is about."""
     module = move.target if move.part in (Part.INPUT, Part.OUTPUT) else move.target.rpartition(".")[0]
     return module.rpartition(".")[0]
-
-
-def _main_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of most numbers: some weights of a 16-bit model may be kept in float32."""
-    counts: Counter[torch.dtype] = Counter()
-    for one in model.parameters():
-        if one.is_floating_point():
-            counts[one.dtype] += one.numel()
-    return counts.most_common(1)[0][0]
 
 
 def _ancestors(name: str) -> list[str]:

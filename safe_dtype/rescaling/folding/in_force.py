@@ -8,14 +8,11 @@ from torch import nn
 
 from ...errors import RescaleError
 from ...errors.warn import warn
-from ...facts import Rescale
+from ...facts import MOST_BITS, Rescale
 from .fold import Fold
 from .prove import Effect, hidden_states, innermost_models
 
 _ATTRIBUTE = "_safe_dtype_rescaled"  # in the __dict__ of the model
-
-# float16 holds 40 binary places in all, and a stream of activations needs 20 of them (measured on real models).
-_MOST_BITS = 14
 
 
 class Rescaled:
@@ -38,8 +35,8 @@ class Rescaled:
             RescaleError: If that leaves too little of float16's range for small numbers. Nothing has changed then.
         """
         wanted = {gauge.name: bits + more for gauge, bits in self.rescale.shifts}
-        if max(wanted.values(), default=0) > _MOST_BITS:
-            raise RescaleError(f"{self.rescale} is in force, and beyond {_MOST_BITS} bits small numbers are lost")
+        if max(wanted.values(), default=0) > MOST_BITS:
+            raise RescaleError(f"{self.rescale} is in force, and beyond {MOST_BITS} bits small numbers are lost")
         self.fold.move_to(self.rescale.with_bits(wanted))
         self.raised += more
 

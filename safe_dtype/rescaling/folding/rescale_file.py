@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...facts import Rescale, Rows
+from ...facts import MOST_BITS, Rescale, Rows
 
 FILE = "safe_dtype_rescale.json"
 KEY, NOTE = "safe_dtype", "rescale"  # in config.json: {"safe_dtype": {"rescale": "safe_dtype_rescale.json"}}
 
 _SCHEMA = "safe_dtype.rescale/1"
-_MOST_BITS = 14  # where the guard stops to raise them: beyond, float16 loses small numbers
 _MOST_EXPONENT = 126  # float32's
 
 
@@ -71,8 +70,8 @@ def _checked(rescale: Rescale) -> Rescale:
     """Return `rescale`, if folding it in can go wrong in no other way than by a `RescaleError`."""
     if not all(_names_something(move.target, move.rows) for gauge, _ in rescale.shifts for move in gauge.moves):
         raise TypeError("one of its moves names no target, or no rows")
-    if any(abs(bits) > _MOST_BITS for _, bits in rescale.shifts):
-        raise ValueError(f"it moves by more than {_MOST_BITS} bits, beyond which float16 loses small numbers")
+    if any(abs(bits) > MOST_BITS for _, bits in rescale.shifts):
+        raise ValueError(f"it moves by more than {MOST_BITS} bits, beyond which float16 loses small numbers")
     if any(abs(exponent) > _MOST_EXPONENT for exponent in rescale.exponents().values()):
         raise ValueError(f"it multiplies by more than 2^{_MOST_EXPONENT}")
     return rescale

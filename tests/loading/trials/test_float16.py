@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pytest
 import torch
 import transformers as tf
 from engineered import engineered, prompts, saved
+from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, patched, plan_of, report
-from safe_dtype.loading import safe_auto_class
+from safe_dtype.facts import FLOAT8_E4M3
+from safe_dtype.loading import Request, safe_auto_class
+from safe_dtype.loading import load as load_as_planned
 from safe_dtype.loading.trials.float16 import half_from_dict, half_to_dict
 from safe_dtype.planning import Ground
 from safe_dtype.rescaling import rescaled_of
@@ -82,6 +86,16 @@ def test_order_is_obeyed(folder: Path, truth: Tensor) -> None:
     plain = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
     assert not torch.isfinite(logits(plain)).all()
     assert_rescued(load(folder), truth)
+
+
+def test_float8_files(folder: Path, tmp_path: Path) -> None:
+    """Nothing computes in float8: such files are read as float32, and the rescale is folded into that."""
+    files = shutil.copytree(folder, tmp_path / "float8")
+    weights = load_file(files / "model.safetensors")
+    save_file({name: one.to(torch.float8_e4m3fn) for name, one in weights.items()}, files / "model.safetensors")
+    rounded = tf.AutoModelForCausalLM.from_pretrained(files, dtype=torch.float32)
+    plan = replace(plan_of(load(folder)), saved=FLOAT8_E4M3)
+    assert_rescued(load_as_planned(tf.AutoModelForCausalLM, Request(files, {}), plan), logits(rounded))
 
 
 def test_plan_says_so(folder: Path) -> None:

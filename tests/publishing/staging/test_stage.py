@@ -17,11 +17,11 @@ from torch import Tensor
 
 from safe_dtype import SafeAutoModel, plan_of, report
 from safe_dtype.errors import NotPublishableError, RescaleError, UnknownDtypeError
-from safe_dtype.facts import BFLOAT16, Rescale
+from safe_dtype.facts import BFLOAT16, FLOAT16, Rescale
 from safe_dtype.optimizing.nouns.record import FormAttempt, Optimization, Outcome, Seconds
 from safe_dtype.optimizing.nouns.record_file import write_record
 from safe_dtype.publishing.staging.check import check
-from safe_dtype.publishing.staging.evidence import HALF_ENDS, Forms, TriedForm
+from safe_dtype.publishing.staging.evidence import Forms, TriedForm
 from safe_dtype.publishing.staging.source import source_of
 from safe_dtype.publishing.staging.stage import Staged, stage
 from safe_dtype.rescaling import gauges_for
@@ -72,7 +72,9 @@ def test_as_measured(staged: Staged) -> None:
         assert 0 < one.drift.kl_mean < 1e-4
         assert len(one.kl) == evidence.measured_on.positions == one.drift.positions == 512
         assert sum(one.kl) / len(one.kl) == pytest.approx(one.drift.kl_mean, rel=1e-5)
-    assert max(one.base for one in evidence.ranges) > HALF_ENDS > 10 * max(one.variant for one in evidence.ranges)
+    assert (
+        max(one.base for one in evidence.ranges) > FLOAT16.largest > 10 * max(one.variant for one in evidence.ranges)
+    )
 
 
 def test_the_weights_are_the_rescaled_ones(staged: Staged) -> None:
@@ -200,7 +202,7 @@ def test_folded_is_exact(family: str, tmp_path: Path) -> None:
         lambda _, __, returned: inside.append(returned[0] if isinstance(returned, tuple) else returned)
     )
     logits(loaded, family)
-    assert inside[0].abs().max() < HALF_ENDS / 8
+    assert inside[0].abs().max() < FLOAT16.largest / 8
 
 
 def test_needs_a_hook() -> None:
