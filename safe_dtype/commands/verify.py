@@ -1,4 +1,4 @@
-"""A checkpoint in one dtype against itself in another: what `safe-dtype verify` does."""
+"""The drift of a checkpoint in one dtype from itself in another: `safe-dtype verify`."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _FEW_BATCHES = 8  # of 8 tokens
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is to be verified, as asked on the command line."""
+    """What to verify, as asked on the command line."""
 
     model: str
-    dtype: str | None  # None: whatever way of running it the plan for `device` chooses
+    dtype: str | None  # None: the candidate that the plan for `device` chooses
     against: str
     device: str | None  # None: the first accelerator, else the CPU
     revision: str | None
     text: str | None  # None: the built-in one
     tokens: int  # of the text, at most; above 128 rounded up to batches of 128
-    max_drift: float  # in the unit that `safe_dtype.exceeds` gives to each kind
+    max_drift: float  # in the unit of `safe_dtype.exceeds`
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The answer: a drift, and the verdict on it."""
+    """A measured drift, and the verdict on it."""
 
     model: str
     candidate: str  # a dtype, or the plan's way to store and compute
@@ -74,19 +74,20 @@ class Verification:
 
 
 def verify(question: Question, progress: Callable[[int, int], None] | None = None) -> Verification:
-    """Load the reference, record what it says of a text, let go of it; load the candidate and compare.
+    """Return the drift of a checkpoint in one dtype from itself in another, measured on a text, with the verdict.
 
-    The reference, and a candidate that is named by its dtype, are loaded as plain transformers does, so that the drift
-    is that of the dtype and of nothing of ours. Without a dtype the plan is verified, as it would be loaded.
+    Only one of the two models is in memory at a time. The reference, and a candidate that is named by its dtype, are
+    loaded by transformers alone, so that the drift is that of the dtype only. Without a dtype, the candidate is the
+    model as its plan loads it.
 
     Args:
         question: What to verify.
-        progress: Is told after every batch how many are done, and of how many: each counts twice.
+        progress: Called after every batch with the number that is done and the number of all; each counts twice.
 
     Raises:
         CheckpointError: If the checkpoint, or its tokenizer, cannot be found or read.
         NoSuchDeviceError: If the device is not here.
-        UnknownDtypeError: If a dtype is none that models compute in.
+        UnknownDtypeError: If models cannot compute in a dtype that is named.
         VerifyError: If the outputs cannot be compared.
     """
     device = question.device or default_device()

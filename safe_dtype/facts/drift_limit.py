@@ -6,25 +6,26 @@ import math
 
 from .measured import Drift
 
-# Nonsense at one position in a hundred must not hide in the mean of the others.
+# A few ruined positions must not hide in the mean of the others.
 _P99_OVER_MEAN = 20.0
 
 
 def exceeds(drift: Drift, max_drift: float) -> str | None:
-    """Return why `drift` is larger than `max_drift` allows, or None where it is within. No other function judges.
+    """Return why `drift` is larger than `max_drift` allows, or None where it is within. No other function judges this.
 
-    `max_drift` is one number, which means by the kind of the drift:
+    `max_drift` is one number. Its unit follows the kind of the drift:
 
-    * "tokens" and "classes": nats of mean KL; and 99 % of the positions may not exceed 20 times as many.
-    * "pixels": 1 - mIoU against the reference's own predictions.
-    * "values": RMS of the differences over the RMS of the reference, as there is no distribution to measure nats of.
+    * "tokens" and "classes": nats of mean KL. In addition, 99 % of the positions must stay within 20 times as many.
+    * "pixels": 1 - mIoU, the reference's own predictions taken as the truth.
+    * "values": RMS of the differences over the RMS of the reference, because there is no distribution to measure in nats.
 
-    Whatever the limit, an output that is not finite is beyond it.
+    Outputs with NaN or infinity exceed every limit, and a limit of NaN is exceeded by every drift.
     """
-    if math.isinf(drift.kl_mean):
+    if not math.isfinite(drift.kl_mean):
         return f"some of its {drift.positions} outputs hold NaN or infinity"
     if drift.kind == "pixels" and drift.miou is not None:
-        return _over("1 - mIoU", 1 - drift.miou, max_drift)
+        within = drift.miou + max_drift >= 1  # in float64 1 - 0.98 is larger than 0.02, and their sum is 1
+        return None if within else _reason("1 - mIoU", 1 - drift.miou, max_drift)
     if drift.kind == "values":
         return _over("relative RMS difference", drift.rel_rms, max_drift)
     return _over("mean KL", drift.kl_mean, max_drift, " nats") or _over(
@@ -33,5 +34,13 @@ def exceeds(drift: Drift, max_drift: float) -> str | None:
 
 
 def _over(name: str, value: float, limit: float, unit: str = "") -> str | None:
-    # A limit of NaN is no limit that anything is within.
-    return None if value <= limit else f"{name} is {value:.3g}{unit}, the limit is {limit:.3g}"
+    return None if value <= limit else _reason(name, value, limit, unit)
+
+
+def _reason(name: str, value: float, limit: float, unit: str = "") -> str:
+    # As many digits as show that the two differ.
+    value_text, limit_text = next(
+        (texts for digits in (3, 6) if len(set(texts := (f"{value:.{digits}g}", f"{limit:.{digits}g}"))) == 2),
+        (f"{value:.17g}", f"{limit:.17g}"),
+    )
+    return f"{name} is {value_text}{unit}, the limit is {limit_text}"

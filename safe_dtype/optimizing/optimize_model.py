@@ -128,6 +128,7 @@ def reach(  # noqa: PLR0913
         device=device,
         asked_form=goal.form or "auto",
         asked_dtype=str(goal.dtype or "auto"),
+        max_drift=goal.max_drift,
         saved_dtype=source.saved.name,
         parameters=source.parameters,
         loaded_with=source.loaded_with,

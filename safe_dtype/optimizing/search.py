@@ -18,7 +18,7 @@ from .exporters import exporter_named
 from .model_source import ModelSource
 from .nouns.form import FormTarget
 from .nouns.goal import Goal
-from .nouns.job import Job
+from .nouns.job import DriftLimit, Job
 from .nouns.record import EAGER, Batch, DtypeVerdict, FormAttempt, Optimization, Outcome
 from .nouns.record_file import read_record, write_record
 from .order import Known, Rung, forms_to_try, rungs_of
@@ -46,6 +46,7 @@ class Climb:
     device: str
     tell: Tell
     number: int = 0  # of the attempts so far
+    drift_limit: DriftLimit | None = None  # of every form, once eager has run in float32; None: the user sets none
 
     def all_the_way(self, found: Optimization) -> Optimization:
         """Diagnose, judge the dtypes, try the forms, choose, and write it all down."""
@@ -73,6 +74,8 @@ class Climb:
         attempts: list[FormAttempt] = []
         verdicts: list[DtypeVerdict] = []
         jobs = {dtype: self._job(EAGER, dtype, found.batches) for dtype in dtypes}
+        if self.goal.max_drift is not None:
+            self.drift_limit = DriftLimit(self.goal.max_drift, jobs[FLOAT32].out)
         both = self.source.parameters * 6 <= memory_of(self.device).free_bytes  # float32 beside 16 bit
         jobs = {dtype: replace(job, beside_float32=both and dtype != FLOAT32) for dtype, job in jobs.items()}
         self.tell(f"running eager in {', '.join(str(one) for one in dtypes)}")
@@ -116,7 +119,9 @@ class Climb:
                 coverage=rung.coverage,
             )  # fmt: skip
         self.tell(f"trying {rung}")
-        job = self._job(rung.form, rung.dtype, batches, remedies=rung.remedies, regions=rung.regions)
+        job = self._job(
+            rung.form, rung.dtype, batches, remedies=rung.remedies, regions=rung.regions, drift_limit=self.drift_limit
+        )
         attempt = replace(self._run(job), coverage=rung.coverage)
         times = f", {attempt.speedup:.2f}x eager" if attempt.speedup else ""
         self.tell(f"{rung}: {attempt.outcome}{times}{': ' * bool(attempt.reason)}{attempt.reason}")

@@ -1,4 +1,4 @@
-"""How far a candidate's outputs lie from those of its reference: measured, and judged in one place."""
+"""How far a candidate's outputs lie from those of its reference. Whether that is too far, `facts.exceeds` judges."""
 
 from .checkpoint import Checkpoint
 from .drift import drift_from, measure_drift, record_outputs

@@ -32,7 +32,7 @@ class Checkpoint:
         """Return the model that the checkpoint names, whole, in `dtype`.
 
         Raises:
-            CheckpointError: If transformers cannot load it, or it reads something else than text.
+            CheckpointError: If transformers cannot load it, or its main input is not text.
         """
         with self._readable("weights"):
             config = transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
@@ -43,16 +43,16 @@ class Checkpoint:
             )
         if model.main_input_name != "input_ids":
             problem = f"{type(model).__name__} reads {model.main_input_name}, not text"
-            raise CheckpointError(self.source, problem, "call safe_dtype.measure_drift with inputs of its own")
+            raise CheckpointError(self.source, problem, "call safe_dtype.measure_drift with batches of its inputs")
         return model.to(self.device).eval()
 
     def batches(self, text: str | None = None, *, tokens: int = 512, few: int = 0) -> list[dict[str, Any]]:
         """Return a text in batches of up to 128 tokens, with what the architecture needs beside it.
 
         Args:
-            text: By default a short one of ours.
-            tokens: How many of it, at most.
-            few: How many batches of 8 tokens more, from its beginning.
+            text: The text; by default the built-in one, see `text_batches`.
+            tokens: How many tokens of the text to use, at most.
+            few: How many batches of 8 tokens to add, from the beginning of the text.
 
         Raises:
             CheckpointError: If there is no tokenizer that transformers can load.
@@ -62,10 +62,10 @@ class Checkpoint:
         with self._readable("tokenizer"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.arguments)
         length = min(_TOKENS_PER_BATCH, _longest(config), tokens)
-        found = text_batches(tokenizer, text, tokens_per_batch=length, batches=math.ceil(tokens / length))
+        batches = text_batches(tokenizer, text, tokens_per_batch=length, batches=math.ceil(tokens / length))
         if few:
-            found += text_batches(tokenizer, text, tokens_per_batch=_FEW_TOKENS, batches=few)
-        return [_completed(one, config) for one in found]
+            batches += text_batches(tokenizer, text, tokens_per_batch=_FEW_TOKENS, batches=few)
+        return [_completed(batch, config) for batch in batches]
 
     def random_batches(self, vocab_size: int, *, tokens: int = 512) -> list[dict[str, Any]]:
         """Return random tokens in batches of up to 128, each with the model's first token before them, where it has one.
@@ -80,12 +80,12 @@ class Checkpoint:
         if vocab_size < 1:
             raise NothingToCompareError(f"{self.source} has no vocabulary", "pass inputs of its own")
         length = min(_TOKENS_PER_BATCH, _longest(config), tokens)
-        found = random_batches(vocab_size, tokens_per_batch=length, batches=math.ceil(tokens / length))
+        batches = random_batches(vocab_size, tokens_per_batch=length, batches=math.ceil(tokens / length))
         first = getattr(config.get_text_config(), "bos_token_id", None)
-        for one in found:
-            if isinstance(first, int) and 0 <= first < vocab_size:
-                one["input_ids"][:, 0] = first
-        return [_completed(one, config) for one in found]
+        if isinstance(first, int) and 0 <= first < vocab_size:
+            for batch in batches:
+                batch["input_ids"][:, 0] = first
+        return [_completed(batch, config) for batch in batches]
 
     def _config(self) -> Any:
         with self._readable("config"):
@@ -93,12 +93,12 @@ class Checkpoint:
 
     @contextmanager
     def _readable(self, what: str) -> Iterator[None]:
-        """Turn what transformers raises over a checkpoint that it cannot read into ours."""
+        """Raise CheckpointError in place of what transformers raises where it cannot read the checkpoint."""
         try:
             yield
         except (OSError, ValueError) as exc:
             problem = f"transformers cannot load its {what} ({exc})"
-            raise CheckpointError(self.source, problem, "pass one that it can") from exc
+            raise CheckpointError(self.source, problem, "pass a checkpoint that transformers can load") from exc
 
 
 def _longest(config: Any) -> int:
@@ -106,6 +106,6 @@ def _longest(config: Any) -> int:
 
 
 def _completed(batch: dict[str, Any], config: Any) -> dict[str, Any]:
-    # An encoder-decoder is asked to say the text again: its decoder needs something to go on.
+    # The decoder of an encoder-decoder needs a text as well: it gets the same one.
     more = {"labels": batch["input_ids"]} if config.is_encoder_decoder else {}
     return {**batch, **more, "output_hidden_states": True}

@@ -16,7 +16,7 @@ MASKED = -1e30  # a logit below it is a mask (-inf, or the smallest float32), no
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a few rows gave. Tensors have one element a row."""
+    """The figures of a few rows. Tensors have one element a row."""
 
     kl: Tensor  # KL(reference || candidate) in nats, +inf where the candidate is not finite
     reference_best: Tensor  # index of the largest element
@@ -48,13 +48,15 @@ def compare_logits(reference: Tensor, candidate: Tensor, target: Tensor | None) 
     if target is None:
         return compared
     right = target.clamp_min(0)[:, None]
-    mine, theirs = log_q.gather(1, right)[:, 0], log_p.gather(1, right)[:, 0]
-    mine = mine.masked_fill(broken, -math.inf)
-    told = (target != NO_TARGET) & (theirs > MASKED)  # what the reference rules out says nothing of the candidate
+    candidate_log, reference_log = log_q.gather(1, right)[:, 0], log_p.gather(1, right)[:, 0]
+    candidate_log = candidate_log.masked_fill(broken, -math.inf)
+    # A target that the reference itself rules out tells nothing about the candidate.
+    judged = (target != NO_TARGET) & (reference_log > MASKED)
     return Compared(
         compared.kl, compared.reference_best, compared.candidate_best,
         compared.max_abs, compared.squared_difference, compared.squared_reference,
-        reference_nll=-float(theirs[told].sum()), candidate_nll=-float(mine[told].sum()), targets=int(told.sum()),
+        reference_nll=-float(reference_log[judged].sum()), candidate_nll=-float(candidate_log[judged].sum()),
+        targets=int(judged.sum()),
     )  # fmt: skip
 
 
@@ -67,9 +69,8 @@ def compare_values(reference: Tensor, candidate: Tensor) -> Compared:
 
 def cosines(reference: Tensor, candidate: Tensor) -> Tensor:
     """Return the cosine of each pair of rows: exactly 1 for equal rows, 0 where one is zero or not finite."""
-    found = (_unit(reference) * _unit(candidate)).sum(1).clamp(-1, 1)
-    found = found.nan_to_num(nan=0.0)
-    return torch.where((reference == candidate).all(1), 1.0, found)
+    products = (_unit(reference) * _unit(candidate)).sum(1).clamp(-1, 1).nan_to_num(nan=0.0)
+    return torch.where((reference == candidate).all(1), 1.0, products)
 
 
 def _unit(rows: Tensor) -> Tensor:

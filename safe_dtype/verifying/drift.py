@@ -14,17 +14,17 @@ from .recording import Recording, write_outputs
 from .reference import checked_outputs, digest
 from .tally import Tally
 
-Progress = Callable[[int], None]  # is told how many batches are done
+Progress = Callable[[int], None]  # gets the number of batches that are done
 
 
 def measure_drift(
     candidate: Model, reference: Model, batches: Iterable[Batch], *, progress: Progress | None = None
 ) -> Drift:
-    """Run both models on the same batches and compare what they say.
+    """Return how far `candidate` drifts from `reference` on the same batches.
 
     Both are called as `model(**batch)`, in inference mode, modules in eval mode and with the batch on their own device
     and floating inputs in their own dtype. Outputs of earlier batches are not kept. Positions that
-    `attention_mask` hides do not count. The same outputs give the same `Drift`, bit for bit; equal outputs give KL 0,
+    `attention_mask` hides do not count. `exceeds` tells whether the drift is too large. The same outputs give the same `Drift`, bit for bit; equal outputs give KL 0,
     agreement 1 and rel_rms 0; NaN or +Inf from the candidate is infinitely far off and agrees with nothing.
 
     The kind of the drift follows the outputs. "tokens": logits (batch, positions, vocabulary), with the perplexity
@@ -36,21 +36,21 @@ def measure_drift(
 
     Args:
         candidate: A module or a function.
-        reference: What is taken for the truth.
+        reference: The model that is taken for the truth.
         batches: Named inputs; tensors or anything else that the models take. May be a generator: they are read once.
         progress: Is called after every batch with the number of batches done.
 
     Raises:
-        UnsteadyReferenceError: If the reference answers the first batch twice in two ways.
-        DegenerateReferenceError: If it is not finite, flat, or the same whatever the input.
-        IncomparableOutputsError: If the two answer in different shapes, or with nothing that can be compared.
-        NothingToCompareError: If no batch, or no position in them, is left to compare.
+        UnsteadyReferenceError: If the reference gives two different outputs for the first batch.
+        DegenerateReferenceError: If its outputs are not finite, flat, or the same whatever the input.
+        IncomparableOutputsError: If the outputs differ in shape, or hold nothing that can be compared.
+        NothingToCompareError: If there is no batch, or no position that counts.
     """
     alignment = alignment_of(reference, candidate)
     tally = Tally(alignment)
     with evaluating(candidate, reference):
-        for done, (batch, theirs) in enumerate(checked_outputs(reference, batches, alignment), 1):
-            tally.add(theirs, outputs_of(candidate, batch), batch)
+        for done, (batch, expected) in enumerate(checked_outputs(reference, batches, alignment), 1):
+            tally.add(expected, outputs_of(candidate, batch), batch)
             if progress:
                 progress(done)
     return tally.drift()
@@ -59,11 +59,11 @@ def measure_drift(
 def record_outputs(
     model: Model, batches: Iterable[Batch], folder: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> Recording:
-    """Write what the reference `model` says of `batches` into `folder`, one file a batch, for `drift_from`.
+    """Write the outputs of the reference `model` on `batches` into `folder`, one file a batch, for `drift_from`.
 
     Raises:
-        UnsteadyReferenceError: As `measure_drift`; so the next two.
-        DegenerateReferenceError: The files stay, and are of no use.
+        UnsteadyReferenceError: As in `measure_drift`.
+        DegenerateReferenceError: As in `measure_drift`. The files stay in `folder` and are of no use.
         NothingToCompareError: If there are no batches.
     """
     kinds, inputs = [], []
@@ -82,7 +82,7 @@ def record_outputs(
 def drift_from(
     recording: Recording, candidate: Model, batches: Iterable[Batch], *, progress: Progress | None = None
 ) -> Drift:
-    """Run `candidate` on the batches of `recording`: the same `Drift` as `measure_drift` of both, bit for bit.
+    """Return how far `candidate` drifts from the recorded reference: bit for bit the `Drift` of `measure_drift`.
 
     Raises:
         IncomparableOutputsError: If the batches are not those of the recording, or the outputs differ in shape.
@@ -92,8 +92,8 @@ def drift_from(
     done = 0
     with evaluating(candidate):
         for number, batch in enumerate(batches):
-            theirs = recording.outputs(number, batch)
-            tally.add(theirs, outputs_of(candidate, batch), batch)
+            expected = recording.outputs(number, batch)
+            tally.add(expected, outputs_of(candidate, batch), batch)
             done = number + 1
             if progress:
                 progress(done)

@@ -20,7 +20,7 @@ _KIND_BY_DIMENSIONS = {2: "classes", 3: "tokens", 4: "pixels"}
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a model said of one batch, on the CPU and in the model's own dtype.
+    """What a model returned for one batch, on the CPU and in the model's own dtype.
 
     `main` is, by `kind`: "tokens": logits (batch, positions, vocabulary); "classes": logits (batch, classes);
     "pixels": logits (batch, classes, height, width); "values": any other tensor. `hidden` is the last hidden state.
@@ -34,8 +34,7 @@ class Outputs:
 def outputs_of(model: Model, batch: Batch) -> Outputs:
     """Call `model(**batch)` in inference mode, and read what it returns.
 
-    A module gets the batch on its own device, floating inputs in its own dtype. Logits with one class only are
-    "values": a softmax over one class is always 1, and would hide every difference.
+    A module gets the batch on its own device, floating inputs in its own dtype.
 
     Raises:
         IncomparableOutputsError: If it returns neither logits, nor a last hidden state, nor a tensor.
@@ -45,14 +44,13 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
     hidden = _last_hidden(returned)
     logits = _named(returned, "logits")
     if logits is not None:
-        kind = _KIND_BY_DIMENSIONS.get(logits.ndim)
+        kind = kind_of_logits(logits)
         if kind is None:
             raise IncomparableOutputsError(
-                f"logits of shape {tuple(logits.shape)} are of no kind that is known here",
+                f"logits of shape {tuple(logits.shape)} are of no kind that can be compared",
                 "wrap the model in a function that returns logits with 2, 3 or 4 dimensions, or one tensor",
             )
-        classes = logits.shape[1 if kind == "pixels" else -1]
-        return Outputs(kind if classes > 1 else "values", logits.cpu(), hidden)
+        return Outputs(kind, logits.cpu(), hidden)
     values = returned if isinstance(returned, Tensor) else hidden
     if values is None:
         names = ", ".join(returned) if isinstance(returned, Mapping) else type(returned).__name__
@@ -63,10 +61,21 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
     return Outputs("values", values.cpu(), hidden)
 
 
+def kind_of_logits(logits: Tensor) -> str | None:
+    """Return the kind of drift that is measured on logits of this shape; None where they have not 2 to 4 dimensions.
+
+    Logits with one class only are "values": a softmax over one class is always 1, and would hide every difference.
+    """
+    kind = _KIND_BY_DIMENSIONS.get(logits.ndim)
+    if kind is None:
+        return None
+    return kind if logits.shape[1 if kind == "pixels" else -1] > 1 else "values"
+
+
 @contextmanager
 def evaluating(*models: Model) -> Iterator[None]:
     """Bring every module among `models` into eval mode, and those parts that were training back afterwards."""
-    modules = [part for one in models if isinstance(one, nn.Module) for part in one.modules()]
+    modules = [part for model in models if isinstance(model, nn.Module) for part in model.modules()]
     training = [part for part in modules if part.training]
     try:
         for part in training:
@@ -78,12 +87,12 @@ def evaluating(*models: Model) -> Iterator[None]:
 
 
 def _fitted(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    held = [one for one in model.parameters() if one.device.type != "meta" and one.is_floating_point()]
-    if not held:
+    parameters = [one for one in model.parameters() if one.device.type != "meta" and one.is_floating_point()]
+    if not parameters:
         return dict(batch)
-    device = held[0].device
+    device = parameters[0].device
     # float8 and the like are storage formats, which no input comes in.
-    dtype = next((one.dtype for one in held if one.dtype.itemsize > 1), torch.float32)
+    dtype = next((one.dtype for one in parameters if one.dtype.itemsize > 1), torch.float32)
     return {
         name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for name, value in batch.items()

@@ -1,4 +1,4 @@
-"""Which positions of an output count, and which token each one should have foretold."""
+"""Which positions of an output count, and which token each of them should predict."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CHUNK_ELEMENTS = 2**20  # 8 MB a tensor in float64: a few rows of a 152k vocabu
 class Alignment(str, Enum):
     """What the logits at a position are about."""
 
-    NEXT_TOKEN = "next_token"  # the token after it: decoders, and functions that tell nothing of themselves
+    NEXT_TOKEN = "next_token"  # the token after it: decoders, and functions, which have no config
     DECODER = "decoder"  # the label at it, or the next of decoder_input_ids: encoder-decoder models
     OWN_LABEL = "own_label"  # the label at it: masked language models, token classification
 
 
 def alignment_of(*models: Model) -> Alignment:
-    """Return what the first of `models` that tells says, by transformers' own `config` and `can_generate`."""
+    """Return the alignment of the first of `models` that has transformers' `config` or `can_generate`."""
     for model in models:
         config, can_generate = getattr(model, "config", None), getattr(model, "can_generate", None)
         if getattr(config, "is_encoder_decoder", False) is True:
@@ -50,21 +50,23 @@ def counted(output: Tensor, batch: Batch, alignment: Alignment) -> Tensor | None
 
 
 def targets(logits: Tensor, batch: Batch, alignment: Alignment) -> Tensor | None:
-    """Return the token that each position should foretell, (batch, positions), NO_TARGET where there is none.
+    """Return the token that each position should predict, (batch, positions), NO_TARGET where there is none.
 
     None where the batch names no tokens, or names some that `logits` (batch, positions, vocabulary) do not have.
     """
     labels = _fitting(batch.get("labels"), logits)
     if alignment is Alignment.OWN_LABEL:
-        found = labels
+        tokens = labels
     elif alignment is Alignment.DECODER or "decoder_input_ids" in batch:
         shown = counted(logits, batch, alignment)
-        found = labels if labels is not None else _shifted(batch.get("decoder_input_ids"), shown, logits)
+        tokens = labels if labels is not None else _shifted(batch.get("decoder_input_ids"), shown, logits)
     elif labels is not None:
-        found = _shifted(labels, None, logits)
+        tokens = _shifted(labels, None, logits)
     else:
-        found = _shifted(batch.get("input_ids"), counted(logits, batch, alignment), logits)
-    return None if found is None or int(found.max()) >= logits.shape[2] else found
+        tokens = _shifted(batch.get("input_ids"), counted(logits, batch, alignment), logits)
+    if tokens is None or int(tokens.max()) >= logits.shape[2]:
+        return None
+    return tokens.long()  # ids may come in int32, which torch does not take as an index
 
 
 def tables(output: Tensor) -> Iterator[Tensor]:
@@ -97,9 +99,10 @@ def as_float64(table: Tensor, rows: Tensor) -> Tensor:
     return table[rows].float().double()
 
 
-def _fitting(given: Any, output: Tensor) -> Tensor | None:
-    fits = isinstance(given, Tensor) and output.ndim == 3 and given.shape == output.shape[:2]
-    return given.cpu() if fits else None
+def _fitting(values: Any, output: Tensor) -> Tensor | None:
+    """Return `values` on the CPU where it is a tensor with one value for each position of `output`, else None."""
+    fits = isinstance(values, Tensor) and output.ndim == 3 and values.shape == output.shape[:2]
+    return values.cpu() if fits else None
 
 
 def _shifted(ids: Any, mask: Tensor | None, logits: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from .reference import digest
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What a reference said of some batches: one safetensors file a batch in `folder`, float32.
+    """A reference's outputs on some batches: one safetensors file a batch in `folder`, float32.
 
     A position takes 4 bytes times the vocabulary (and the hidden size): 0.6 MB with 152k tokens.
     """
@@ -26,25 +26,25 @@ class Recording:
     inputs: tuple[str, ...]  # a digest of each batch
 
     def outputs(self, number: int, batch: Batch) -> Outputs:
-        """Return what the reference said of batch `number`, which must be `batch`.
+        """Return the reference's outputs on batch `number`, which must be `batch`.
 
         Raises:
-            IncomparableOutputsError: If there is no such batch, or it held other inputs.
+            IncomparableOutputsError: If there is no such batch, or it had other inputs.
         """
         if number >= len(self.inputs) or digest(batch.items()) != self.inputs[number]:
             raise IncomparableOutputsError(
                 f"batch {number} is none of the {len(self.inputs)} that the reference was recorded on, or not in its place",
                 "pass the same batches in the same order",
             )
-        held = load_file(file_of(self.folder, number))
-        return Outputs(self.kinds[number], held["main"], held.get("hidden"))
+        tensors = load_file(file_of(self.folder, number))
+        return Outputs(self.kinds[number], tensors["main"], tensors.get("hidden"))
 
 
 def write_outputs(outputs: Outputs, folder: Path, number: int) -> None:
-    """Write what a reference said of batch `number` into `folder`, in float32."""
+    """Write a reference's outputs on batch `number` into `folder`, in float32."""
     tensors = {"main": outputs.main} | ({} if outputs.hidden is None else {"hidden": outputs.hidden})
     # A copy of its own for each: safetensors refuses tensors that share memory, and a model's output may be its state.
-    save_file({name: one.float().clone().contiguous() for name, one in tensors.items()}, file_of(folder, number))
+    save_file({name: tensor.float().clone().contiguous() for name, tensor in tensors.items()}, file_of(folder, number))
 
 
 def file_of(folder: Path, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Outputs of a reference that is checked on the way: it repeats itself, is finite, and says something."""
+"""Outputs of a reference, checked on the way: they repeat, are finite, and depend on the input."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ _SAME = 1e-6
 
 
 def checked_outputs(model: Model, batches: Iterable[Batch], alignment: Alignment) -> Iterator[tuple[Batch, Outputs]]:
-    """Yield every batch with what the reference says of it.
+    """Yield every batch with the reference's outputs on it.
 
-    The first batch is run twice, and both answers must be equal bit for bit. Every answer must be finite at the
-    positions that count. Whether it says something can be known only at the end, when the iterator raises instead of
-    ending: a reference is degenerate where each of its outputs is flat (all elements equal), or where all its rows
-    are equal though the inputs were not.
+    The first batch is run twice, and both outputs must be equal bit for bit. All outputs must be finite at the
+    positions that count. Whether the reference is degenerate is known only at the end, when the iterator raises instead
+    of ending: if each output is flat (all elements equal), or if all rows are equal although the inputs were not.
 
     Raises:
-        UnsteadyReferenceError: If the two answers differ.
-        DegenerateReferenceError: If it is not finite, or says nothing.
+        UnsteadyReferenceError: If the two outputs differ.
+        DegenerateReferenceError: If it is not finite, or degenerate.
         NothingToCompareError: If there are no batches.
     """
     watch = _Watch(alignment)
@@ -49,19 +48,19 @@ def checked_outputs(model: Model, batches: Iterable[Batch], alignment: Alignment
 
 def digest(values: Iterable[tuple[str, Any]]) -> str:
     """Return a SHA-256 over names and values: tensors by dtype, shape and bits, anything else by its text."""
-    found = sha256()
+    sha = sha256()
     for name, value in sorted(values, key=lambda pair: pair[0]):
-        found.update(name.encode())
+        sha.update(name.encode())
         if isinstance(value, Tensor):
-            found.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
-            found.update(str(value).encode())
-    return found.hexdigest()
+            sha.update(str(value).encode())
+    return sha.hexdigest()
 
 
 class _Watch:
-    """Sees the reference's rows go by, and keeps the first one."""
+    """Checks the reference's rows, and keeps the first one to compare the others with."""
 
     def __init__(self, alignment: Alignment) -> None:
         self._alignment = alignment
@@ -125,7 +124,7 @@ def _distinct_inputs(outputs: Outputs, batch: Batch) -> set[str]:
         and not any(word in name for word in ("mask", "labels", "position"))
     }
     if outputs.main.ndim > 2:
-        # Elements: a decoder says the same of equal tokens, so there must be two different ones in some input.
+        # Elements: a decoder gives equal tokens equal rows, so some input must have two different ones.
         ends = {name: (value.min().item(), value.max().item()) for name, value in named.items()}
         return {f"{name} {end}" for name, pair in ends.items() if pair[0] != pair[1] for end in pair}
     items = range(len(outputs.main))

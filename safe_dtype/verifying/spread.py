@@ -12,19 +12,19 @@ class EverySample:
     """Keeps every sample, 8 bytes each: the percentile is exact."""
 
     def __init__(self) -> None:
-        self._kept: list[Tensor] = []
+        self._samples: list[Tensor] = []
 
     def add(self, samples: Tensor) -> None:
         """Take samples from 0 to +inf, float64."""
-        self._kept.append(samples)
+        self._samples.append(samples)
 
     def mean(self) -> float:
         """Return the mean, +inf where a sample is."""
-        return float(torch.cat(self._kept).mean())
+        return float(torch.cat(self._samples).mean())
 
     def p99(self) -> float:
         """Return the smallest sample that at least 99 % of the samples do not exceed."""
-        ordered = torch.cat(self._kept).sort().values
+        ordered = torch.cat(self._samples).sort().values
         return float(ordered[_rank99(len(ordered)) - 1])
 
 

@@ -1,4 +1,4 @@
-"""Adds up the drift over batches, keeping no outputs: the one place where a `Drift` is made."""
+"""Adds up the drift over batches without keeping outputs: the one place where a `Drift` is made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Tally:
         self._alignment = alignment
         self._kind = ""
         self._kl: EverySample | BinnedSamples = EverySample()
-        self._positions = self._agreeing = self._targets = self._hidden_rows = 0
+        self.positions = 0  # that were compared so far
+        self._agreeing = self._targets = self._hidden_rows = 0
         self._max_abs = self._squared_difference = self._squared_reference = 0.0
         self._reference_nll = self._candidate_nll = self._cosine = 0.0
         self._confusion: Tensor | None = None  # (classes, classes + 1), the reference's class first
@@ -40,9 +41,9 @@ class Tally:
         self._check(reference, candidate)
         target = targets(reference.main, batch, self._alignment) if reference.kind == "tokens" else None
         mask = counted(reference.main, batch, self._alignment)
-        for theirs, mine in zip(tables(reference.main), tables(candidate.main), strict=True):
-            for rows in chunks(rows_that_count(theirs, mask), theirs.shape[1]):
-                a, b = as_float64(theirs, rows), as_float64(mine, rows)
+        for expected, output in zip(tables(reference.main), tables(candidate.main), strict=True):
+            for rows in chunks(rows_that_count(expected, mask), expected.shape[1]):
+                a, b = as_float64(expected, rows), as_float64(output, rows)
                 if self._kind == "values":
                     compared = compare_values(a, b)
                 else:
@@ -55,18 +56,18 @@ class Tally:
         """Return the drift over everything that was added.
 
         Raises:
-            NothingToCompareError: If no position was.
+            NothingToCompareError: If no position was added.
         """
-        if not self._positions:
+        if not self.positions:
             raise NothingToCompareError(
                 "no batch came, or every position is hidden", "pass batches with positions that attention_mask shows"
             )
         return Drift(
             kind=self._kind,
-            positions=self._positions,
+            positions=self.positions,
             kl_mean=self._kl.mean(),
             kl_p99=self._kl.p99(),
-            top1_agreement=self._agreeing / self._positions,
+            top1_agreement=self._agreeing / self.positions,
             max_abs=self._max_abs,
             rel_rms=_rel_rms(self._squared_difference, self._squared_reference),
             perplexity_ratio=self._perplexity_ratio(),
@@ -86,15 +87,15 @@ class Tally:
         pairs = [("outputs", reference.main, candidate.main)]
         if reference.hidden is not None and candidate.hidden is not None:
             pairs.append(("hidden states", reference.hidden, candidate.hidden))
-        for name, theirs, mine in pairs:
-            if theirs.shape != mine.shape:
+        for name, expected, output in pairs:
+            if expected.shape != output.shape:
                 raise IncomparableOutputsError(
-                    f"the reference's {name} have the shape {tuple(theirs.shape)}, the candidate's {tuple(mine.shape)}",
+                    f"the reference's {name} have the shape {tuple(expected.shape)}, the candidate's {tuple(output.shape)}",
                     "compare models of the same architecture and vocabulary",
                 )
 
     def _take(self, compared: Compared, width: int) -> None:
-        self._positions += len(compared.kl)
+        self.positions += len(compared.kl)
         self._kl.add(compared.kl)
         self._agreeing += int((compared.reference_best == compared.candidate_best).sum())
         self._max_abs = max(self._max_abs, compared.max_abs)
@@ -104,14 +105,14 @@ class Tally:
         self._candidate_nll += compared.candidate_nll
         self._targets += compared.targets
         if self._kind == "pixels":
-            seen = _confusion(compared, width)
-            self._confusion = seen if self._confusion is None else self._confusion + seen
+            confusion = _confusion(compared, width)
+            self._confusion = confusion if self._confusion is None else self._confusion + confusion
 
     def _add_hidden(self, reference: Tensor, candidate: Tensor, batch: Batch) -> None:
         mask = counted(reference, batch, self._alignment)
-        for theirs, mine in zip(tables(reference), tables(candidate), strict=True):
-            for rows in chunks(rows_that_count(theirs, mask), theirs.shape[1]):
-                self._cosine += float(cosines(as_float64(theirs, rows), as_float64(mine, rows)).sum())
+        for expected, output in zip(tables(reference), tables(candidate), strict=True):
+            for rows in chunks(rows_that_count(expected, mask), expected.shape[1]):
+                self._cosine += float(cosines(as_float64(expected, rows), as_float64(output, rows)).sum())
                 self._hidden_rows += len(rows)
 
     def _perplexity_ratio(self) -> float | None:
@@ -129,8 +130,8 @@ def _rel_rms(squared_difference: float, squared_reference: float) -> float:
 
 def _confusion(compared: Compared, classes: int) -> Tensor:
     """Count the pairs of classes; the last column is for pixels where the candidate is not finite."""
-    mine = torch.where(compared.candidate_best == NOT_FINITE, classes, compared.candidate_best)
-    pairs = compared.reference_best * (classes + 1) + mine
+    candidate_best = torch.where(compared.candidate_best == NOT_FINITE, classes, compared.candidate_best)
+    pairs = compared.reference_best * (classes + 1) + candidate_best
     return torch.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 

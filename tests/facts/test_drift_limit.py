@@ -10,8 +10,10 @@ import pytest
 from safe_dtype import Drift, Policy, exceeds
 
 TOKENS = Drift("tokens", 500, kl_mean=0.01, kl_p99=0.1, top1_agreement=0.9, max_abs=1.0, rel_rms=0.5)
+CLASSES = replace(TOKENS, kind="classes")
 PIXELS = replace(TOKENS, kind="pixels", kl_mean=3.0, miou=0.99)
 VALUES = replace(TOKENS, kind="values", kl_mean=0.0, kl_p99=0.0, rel_rms=0.01)
+SAME = replace(TOKENS, kl_mean=0.0, kl_p99=0.0, top1_agreement=1.0, max_abs=0.0, rel_rms=0.0)
 
 
 @pytest.mark.parametrize(
@@ -21,25 +23,62 @@ VALUES = replace(TOKENS, kind="values", kl_mean=0.0, kl_p99=0.0, rel_rms=0.01)
         pytest.param(replace(TOKENS, kl_mean=0.02, kl_p99=0.4), None, id="at-the-limit"),
         pytest.param(replace(TOKENS, kl_mean=0.03), "mean KL is 0.03 nats, the limit is 0.02", id="mean"),
         pytest.param(
+            replace(TOKENS, kl_mean=0.0200004),
+            "mean KL is 0.0200004 nats, the limit is 0.02",
+            id="just-over-the-limit",
+        ),
+        pytest.param(
             replace(TOKENS, kl_p99=0.5), "worst 1 % of 500 positions is 0.5 nats, the limit is 0.4", id="p99"
         ),
-        pytest.param(replace(TOKENS, kind="classes", kl_mean=0.03), "mean KL is 0.03", id="classes"),
+        pytest.param(replace(TOKENS, rel_rms=9.0, max_abs=99.0), None, id="tokens-are-not-held-to-their-size"),
+        pytest.param(CLASSES, None, id="classes"),
+        pytest.param(replace(CLASSES, kl_mean=0.03), "mean KL is 0.03", id="classes-mean"),
+        pytest.param(replace(CLASSES, kl_p99=0.5), "is 0.5 nats, the limit is 0.4", id="classes-p99"),
         pytest.param(PIXELS, None, id="pixels"),
+        pytest.param(replace(PIXELS, miou=0.98), None, id="miou-at-the-limit"),
         pytest.param(replace(PIXELS, miou=0.9), "1 - mIoU is 0.1, the limit is 0.02", id="miou"),
+        pytest.param(replace(PIXELS, kl_p99=99.0), None, id="pixels-are-not-held-to-their-kl"),
         pytest.param(VALUES, None, id="values"),
-        pytest.param(replace(VALUES, rel_rms=0.1), "relative RMS difference is 0.1", id="rel-rms"),
-        pytest.param(replace(VALUES, kl_mean=math.inf), "NaN or infinity", id="values-not-finite"),
-        pytest.param(replace(PIXELS, kl_mean=math.inf), "NaN or infinity", id="pixels-not-finite"),
+        pytest.param(replace(VALUES, rel_rms=0.1), "relative RMS difference is 0.1, the limit is 0.02", id="rel-rms"),
+        pytest.param(replace(VALUES, top1_agreement=0.0), None, id="values-are-not-held-to-their-largest-element"),
+        pytest.param(replace(VALUES, rel_rms=math.inf), "relative RMS difference is inf", id="reference-of-zeros"),
     ],
 )
 def test_default_limit(drift: Drift, reason: str | None) -> None:
     """Each kind of drift is held to its own figure, and the reason names it with its limit."""
-    found = exceeds(drift, Policy().max_drift)
-    assert found is None if reason is None else reason in str(found)
+    answer = exceeds(drift, Policy().max_drift)
+    assert answer is None if reason is None else reason in str(answer)
 
 
-def test_no_drift_allowed() -> None:
-    """A limit of zero lets equal outputs through, and nothing else; one of NaN not even those."""
-    assert exceeds(replace(TOKENS, kl_mean=0.0, kl_p99=0.0), 0.0) is None
-    assert exceeds(replace(TOKENS, kl_mean=1e-9, kl_p99=0.0), 0.0)
-    assert exceeds(replace(TOKENS, kl_mean=0.0, kl_p99=0.0), math.nan)
+@pytest.mark.parametrize("limit", [0.0, 0.02, 1e9, math.inf, math.nan])
+@pytest.mark.parametrize("kl", [math.inf, math.nan])
+@pytest.mark.parametrize("drift", [TOKENS, CLASSES, PIXELS, VALUES], ids=lambda drift: drift.kind)
+def test_not_finite(drift: Drift, kl: float, limit: float) -> None:
+    """Outputs with NaN or infinity exceed every limit, whatever their kind."""
+    assert "some of its 500 outputs hold NaN or infinity" in str(exceeds(replace(drift, kl_mean=kl), limit))
+
+
+@pytest.mark.parametrize(
+    ("same", "other"),
+    [
+        pytest.param(SAME, replace(SAME, kl_mean=1e-9), id="tokens"),
+        pytest.param(SAME, replace(SAME, kl_p99=1e-9), id="p99"),
+        pytest.param(replace(SAME, kind="classes"), replace(SAME, kind="classes", kl_mean=1e-9), id="classes"),
+        pytest.param(replace(SAME, kind="pixels", miou=1.0), replace(SAME, kind="pixels", miou=1 - 1e-9), id="pixels"),
+        pytest.param(replace(SAME, kind="values"), replace(SAME, kind="values", rel_rms=1e-9), id="values"),
+    ],
+)
+def test_extreme_limits(same: Drift, other: Drift) -> None:
+    """A limit of zero lets equal outputs through, and nothing else; one of NaN not even those; infinity all finite."""
+    assert exceeds(same, 0.0) is None
+    assert exceeds(other, 0.0)
+    assert exceeds(same, math.nan)
+    assert exceeds(other, math.inf) is None
+
+
+def test_a_share_at_its_limit() -> None:
+    """A mean IoU of exactly the limit is within it, for every limit of two decimals: nothing is lost to rounding."""
+    for hundredths in range(101):
+        drift = replace(PIXELS, miou=(100 - hundredths) / 100)
+        assert exceeds(drift, hundredths / 100) is None
+        assert hundredths == 0 or exceeds(drift, (hundredths - 1) / 100)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,9 @@ from ..nouns.record import EAGER, Outcome, Seconds, Stage
 from .limits import NO_DISTANCE, distance_between, form_problem
 from .load_model import apply_remedies, load_subject
 from .stopwatch import in_turns, timed
+
+if TYPE_CHECKING:
+    from .max_drift import DriftFromFloat32
 
 Outputs = dict[str, torch.Tensor]
 BUILDING = "building"
@@ -81,7 +85,7 @@ def _made(job: Job) -> Iterator[AttemptResult]:
         if name in job.stages:
             numbers = [number for number, stage in enumerate(job.stages_of_batches) if stage == name]
             yield (now := replace(now, at=f"comparing on the {name} inputs"))
-            stage = _compared(name, run, [batches[i] for i in numbers], [references[i] for i in numbers], job)
+            stage = _compared(name, run, {number: (batches[number], references[number]) for number in numbers}, job)
             now = replace(now, stages=(*now.stages, stage))
     now = _judged(now)
     if now.outcome is Outcome.VERIFIED and job.time:
@@ -97,10 +101,9 @@ def _reloaded(job: Job) -> Iterator[AttemptResult]:
         raise ValueError(f"{job.form} leaves no file that could be loaded again")
     yield (now := AttemptResult("loading the artifact"))
     run = load(job.artifact_folder)
-    batches = [_batch(path, job) for path in job.batches]
-    references: list[Outputs] = [load_file(job.reference(number)) for number in range(len(batches))]
+    pairs = {number: (_batch(path, job), load_file(job.reference(number))) for number, path in enumerate(job.batches)}
     yield (now := replace(now, at="running what was loaded"))
-    yield _judged(replace(now, at="leaving", stages=(_compared("reloaded", run, batches, references, job),)))
+    yield _judged(replace(now, at="leaving", stages=(_compared("reloaded", run, pairs, job),)))
 
 
 def _batch(path: Path, job: Job) -> Outputs:
@@ -115,11 +118,25 @@ def _copied(outputs: Mapping[str, torch.Tensor]) -> Outputs:
     }  # safetensors refuses tensors that share memory
 
 
-def _compared(name: str, run: Run, batches: list[Outputs], references: list[Outputs], job: Job) -> Stage:
+def _compared(name: str, run: Run, pairs: Mapping[int, tuple[Outputs, Outputs]], job: Job) -> Stage:
+    """Run the form on batches by number, each with what eager answers in the same dtype, and judge what it answers."""
     worst = NO_DISTANCE
-    for batch, reference in zip(batches, references, strict=True):
-        worst = worst.worse(distance_between(run(**batch), reference))
-    return Stage(name, worst, form_problem(worst, job.dtype))
+    drift = _drift_from_float32(job)
+    for number, (batch, reference) in pairs.items():
+        outputs = run(**batch)
+        worst = worst.worse(distance_between(outputs, reference))
+        if job.drift_limit is not None and drift is not None:
+            drift.add(batch, load_file(job.drift_limit.reference(number)), outputs)
+    return Stage(name, worst, form_problem(worst, job.dtype) or (drift.problem() if drift else ""))
+
+
+def _drift_from_float32(job: Job) -> DriftFromFloat32 | None:
+    if job.drift_limit is None:
+        return None
+    # Here, as it loads transformers: a child that runs a plain module starts sooner without.
+    from .max_drift import DriftFromFloat32
+
+    return DriftFromFloat32(job.drift_limit.max_drift)
 
 
 def _judged(now: AttemptResult) -> AttemptResult:

@@ -1,4 +1,8 @@
-"""Every dtype in eager form against float32: the error of the dtype alone, apart from that of any form."""
+"""Every dtype in eager form against float32: the error of the dtype alone, apart from that of any form.
+
+Where the user sets `max_drift`, that is the limit, as `verify` would judge it. Otherwise a dtype must stay within what
+rounding explains.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from ...facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, VerdictKind
 from ..nouns.goal import Goal
 from ..nouns.job import Job
 from ..nouns.record import Distance, DtypeVerdict, FormAttempt, Outcome
-from .limits import NO_DISTANCE, data_problem, distance_between, drift_problem, dtype_problem
+from .limits import NO_DISTANCE, data_problem, distance_between, dtype_problem
+from .max_drift import DriftFromFloat32
 from .runner import run_attempt
 
 # With these oneDNN takes other kernels. Some of those for AMX give wrong numbers: a convolution in bfloat16 and float16
@@ -25,42 +30,44 @@ JobFor = Callable[[Dtype], Job]
 
 
 def judged_dtypes(goal: Goal, device: str) -> tuple[Dtype, ...]:
-    """Return the dtypes beside float32 that are worth a look: not those that the device was measured not to have."""
+    """Return the dtypes to judge beside float32: the user's, else the 16-bit ones that the device was measured to have."""
     if goal.dtype:
         return (goal.dtype,)
     facts = facts_of(device)
     return tuple(
-        one
-        for one in (BFLOAT16, FLOAT16)
-        if facts.verdict(one).kind not in (VerdictKind.UNSUPPORTED, VerdictKind.CRASHES)
+        dtype
+        for dtype in (BFLOAT16, FLOAT16)
+        if facts.verdict(dtype).kind not in (VerdictKind.UNSUPPORTED, VerdictKind.CRASHES)
     )
 
 
 def judge_dtypes(
     dtypes: tuple[Dtype, ...], job_for: JobFor, *, root: Path, goal: Goal
 ) -> Iterator[tuple[FormAttempt, DtypeVerdict]]:
-    """Run eager in each dtype, each in a process of its own, and hold it against float32.
+    """Run eager in each dtype, each in a process of its own, and compare it with eager in float32.
 
     A dtype that is wrong on a CPU is run again with other kernels of oneDNN, to tell a wrong kernel from rounding.
 
     Args:
         dtypes: With float32 as the first.
-        job_for: The job of an eager attempt in a dtype; its references are what is compared.
+        job_for: Returns the job of an eager attempt in a dtype; the outputs that it writes are compared.
         root: The output folder.
-        goal: Its time limit for each, and its limit of drift.
+        goal: What the user wants: `seconds` for each attempt, and `max_drift`.
     """
     reference, seconds = job_for(FLOAT32), goal.seconds
-    base: float | None = None
+    seconds_float32: float | None = None
     for dtype in dtypes:
         job = job_for(dtype)
         attempt = run_attempt(job, root=root, seconds=seconds)
         verdict = _judged(attempt, job, reference, goal.max_drift)
         if dtype == FLOAT32:
-            base, verdict = verdict.seconds, replace(verdict, speedup=1.0)
-        elif not job.beside_float32 and base and verdict.seconds:
-            verdict = replace(verdict, speedup=base / verdict.seconds)
+            seconds_float32, verdict = verdict.seconds, replace(verdict, speedup=1.0)
+        elif not job.beside_float32 and seconds_float32 and verdict.seconds:
+            verdict = replace(verdict, speedup=seconds_float32 / verdict.seconds)
         if verdict.distance is not None and verdict.problem and dtype != FLOAT32 and job.device == "cpu":
-            verdict = replace(verdict, problem=verdict.problem + _blame(job, reference, root=root, goal=goal))
+            verdict = replace(
+                verdict, problem=verdict.problem + _kernel_to_blame(job, reference, root=root, goal=goal)
+            )
         if verdict.problem and attempt.outcome is Outcome.VERIFIED:
             # Eager agrees with itself; that is no verification where the dtype is wrong.
             attempt = replace(attempt, outcome=Outcome.WRONG, reason=verdict.problem)
@@ -70,35 +77,45 @@ def judge_dtypes(
 def _judged(attempt: FormAttempt, job: Job, reference: Job, max_drift: float | None) -> DtypeVerdict:
     if attempt.outcome is not Outcome.VERIFIED:
         return DtypeVerdict(job.dtype, None, attempt.reason or str(attempt.outcome))
-    by_stage = {name: _distance(job, reference, name) for name in dict.fromkeys(job.stages_of_batches)}
+    by_stage = {stage: _distance(job, reference, stage) for stage in dict.fromkeys(job.stages_of_batches)}
     worst = NO_DISTANCE
     for distance in by_stage.values():
         worst = worst.worse(distance)
-    problems = [
-        f"{name}: {problem}"
-        for name, distance in by_stage.items()
-        if (problem := _problem(distance, job.dtype, name, max_drift))
-    ]
-    return DtypeVerdict(job.dtype, worst, "; ".join(problems), attempt.seconds.run, attempt.speedup)
+    problems = (
+        {stage: _rounding_problem(distance, job.dtype, stage) for stage, distance in by_stage.items()}
+        if max_drift is None
+        else {stage: _drift_problem(job, reference, stage, max_drift) for stage in by_stage}
+    )
+    text = "; ".join(f"{stage}: {problem}" for stage, problem in problems.items() if problem)
+    return DtypeVerdict(job.dtype, worst, text, attempt.seconds.run, attempt.speedup)
 
 
-def _problem(distance: Distance, dtype: Dtype, stage: str, max_drift: float | None) -> str:
-    if max_drift is not None:
-        return drift_problem(distance, max_drift)
+def _rounding_problem(distance: Distance, dtype: Dtype, stage: str) -> str:
     return data_problem(distance, dtype) if stage == "user" else dtype_problem(distance, dtype)
+
+
+def _drift_problem(job: Job, reference: Job, stage: str, max_drift: float) -> str:
+    drift = DriftFromFloat32(max_drift)
+    for number in _batches_of(stage, job):
+        files = (job.batches[number], reference.reference(number), job.reference(number))
+        drift.add(*(load_file(file) for file in files))
+    return drift.problem()
 
 
 def _distance(job: Job, reference: Job, stage: str) -> Distance:
     worst = NO_DISTANCE
-    for number, name in enumerate(job.stages_of_batches):
-        if name == stage:
-            found, expected = (load_file(one.reference(number)) for one in (job, reference))
-            worst = worst.worse(distance_between(found, expected))
+    for number in _batches_of(stage, job):
+        outputs, expected = load_file(job.reference(number)), load_file(reference.reference(number))
+        worst = worst.worse(distance_between(outputs, expected))
     return worst
 
 
-def _blame(job: Job, reference: Job, *, root: Path, goal: Goal) -> str:
-    """Return whose fault it is, where other kernels of oneDNN are right; empty where they are not."""
+def _batches_of(stage: str, job: Job) -> list[int]:
+    return [number for number, stage_of_batch in enumerate(job.stages_of_batches) if stage_of_batch == stage]
+
+
+def _kernel_to_blame(job: Job, reference: Job, *, root: Path, goal: Goal) -> str:
+    """Return the settings under which this dtype is right, as a sentence; empty where there are none."""
     for settings in _OTHER_KERNELS:
         again = replace(job, out=job.out / "other-kernels", time=False)
         attempt = run_attempt(again, root=root, seconds=goal.seconds, settings=MappingProxyType(settings))

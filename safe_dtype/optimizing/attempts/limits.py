@@ -1,4 +1,8 @@
-"""How far one run's outputs lie from another's, and whether that is too far for a form of a model."""
+"""How far one run's outputs lie from another's, and whether that is more than rounding can explain.
+
+Two questions are answered here, with limits that were measured: is a form exact, as far as its dtype allows, and does a
+dtype only round? The limit that a user sets with `max_drift` is another question: see `max_drift`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ LARGEST_RELATIVE = {FLOAT32: 1e-4, FLOAT16: 1e-2, BFLOAT16: 5e-2}
 
 @dataclass(frozen=True, slots=True)
 class ChoiceLimits:
-    """How far choices may differ. What a distance does not have is not judged."""
+    """How far choices may differ. A figure that a distance lacks is not judged."""
 
     top1_agreement: float  # at least
     miou: float  # at least
@@ -51,9 +55,9 @@ FEW = ChoiceLimits(top1_agreement=0.0, miou=0.85, kl=1e-2)  # of 20 queries, 5 c
 
 
 def distance_between(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Distance:
-    """Return the worst distance over the outputs, each held against the reference's output of the same name.
+    """Return the worst distance over the outputs, each compared with the reference's output of the same name, in float64.
 
-    Other names or other shapes are infinitely far apart. Both sides are compared in float64.
+    Outputs with other names or other shapes are infinitely far apart.
 
     Outputs whose name ends in "logits" stand for choices. `top1_agreement` is the share of equal ones: over dimension 1
     of 4-dimensional logits (batch, classes, height, width), over the last of all others. `kl` is the mean over the
@@ -65,70 +69,56 @@ def distance_between(outputs: Mapping[str, torch.Tensor], reference: Mapping[str
         return INFINITELY_FAR
     worst = NO_DISTANCE
     for name, expected in reference.items():
-        worst = worst.worse(_of_one(name, outputs[name], expected))
+        worst = worst.worse(_distance_of_one(name, outputs[name], expected))
     return worst
 
 
 def form_problem(distance: Distance, dtype: Dtype) -> str:
-    """Return why a form is too far from eager in the same dtype; empty where it is not.
+    """Return why a form differs from eager in the same dtype by more than rounding; empty where it does not.
 
-    In float32 nothing else than rounding may differ. In 16 bit a few positions may be anywhere, where the whole is as it
-    was: a form that is right in float32 rounds otherwise there, and tokens go to other experts. So a form is to be
-    judged in float32 first.
+    In float32 only rounding may differ. In 16 bit a few positions may differ by any amount as long as the whole agrees:
+    a form that is right in float32 rounds in another way there, and tokens go to other experts. That is why a form must
+    be judged in float32 first.
     """
-    return _problem(distance, dtype, "eager")
+    return _rounding_problem(distance, dtype, "eager")
 
 
 def dtype_problem(distance: Distance, dtype: Dtype) -> str:
-    """Return why eager in `dtype` is too far from eager in float32; empty where it is not. The rule is that of forms."""
-    return _problem(distance, dtype, "float32")
+    """Return why eager in `dtype` differs from eager in float32 by more than rounding; empty where it does not.
+
+    The rule is that of `form_problem`. It applies where the user sets no `max_drift`.
+    """
+    return _rounding_problem(distance, dtype, "float32")
 
 
-def _problem(distance: Distance, dtype: Dtype, reference: str) -> str:
+def _rounding_problem(distance: Distance, dtype: Dtype, reference: str) -> str:
     if problem := _broken(distance, reference):
         return problem
-    far = _far(distance, dtype, reference)
-    if not far or dtype not in (FLOAT16, BFLOAT16):
-        return far
+    too_far = _size_problem(distance, dtype, reference)
+    if not too_far or dtype not in (FLOAT16, BFLOAT16):
+        return too_far
     if distance.cosine < FEW_COSINE:
-        return f"{far}, and more where only a few positions differ: the cosine is {distance.cosine:.3f}"
+        return f"{too_far}, and more where only a few positions differ: the cosine is {distance.cosine:.3f}"
     choices = _choice_problem(distance, FEW)
-    return f"{far}, and more where only a few positions differ: {choices}" if choices else ""
+    return f"{too_far}, and more where only a few positions differ: {choices}" if choices else ""
 
 
 def data_problem(distance: Distance, dtype: Dtype) -> str:
-    """Return why a form or a dtype is too far off on the user's own data; empty where it is not.
+    """Return why a dtype differs from float32 by more than rounding on the user's own data; empty where it does not.
 
-    The choices are judged where the outputs stand for some: a logit may be off by much that is no candidate. Other
-    outputs are judged by their size, as in `dtype_problem`.
+    Where the outputs stand for choices, the choices are judged: a logit that is never chosen may be far off. Other
+    outputs are judged by their size, as in `dtype_problem`. It applies where the user sets no `max_drift`.
     """
     if problem := _broken(distance, "the reference"):
         return problem
     if distance.top1_agreement is None and distance.miou is None and distance.kl is None:
         return dtype_problem(distance, dtype)
     problem = _choice_problem(distance, DATA_LIMITS.get(dtype, DATA_LIMITS[FLOAT32]))
-    return f"on the user's data {problem} in {dtype}" if problem else ""
-
-
-def drift_problem(distance: Distance, max_drift: float) -> str:
-    """Return why eager in a dtype drifts further from float32 than the user allows; empty where it does not.
-
-    The unit is that of `Policy.max_drift`: nats of mean KL of logits, 1 - mIoU of pixels, else the share of the largest
-    output. It stands in place of the limits above, on every batch.
-    """
-    if problem := _broken(distance, "float32"):
-        return problem
-    if distance.kl is not None:
-        drift, what = distance.kl, "nats of mean KL"
-    elif distance.miou is not None:
-        drift, what = 1 - distance.miou, "of 1 - mIoU"
-    else:
-        drift, what = distance.relative, "of the largest output"
-    return "" if drift <= max_drift else f"it drifts by {drift:.2g} {what}; {max_drift:g} is allowed"
+    return f"on the user's data it differs from float32 by more than rounding: {problem} in {dtype}" if problem else ""
 
 
 def _broken(distance: Distance, reference: str) -> str:
-    """Return why this is no matter of precision; empty where it is."""
+    """Return why no precision explains this distance; empty where one may."""
     if distance.nonfinite:
         return f"{distance.nonfinite:,} values are NaN or infinite where {reference}'s are finite"
     if math.isinf(distance.max_abs):
@@ -136,12 +126,12 @@ def _broken(distance: Distance, reference: str) -> str:
     return ""
 
 
-def _far(distance: Distance, dtype: Dtype, reference: str) -> str:
+def _size_problem(distance: Distance, dtype: Dtype, reference: str) -> str:
     limit = LARGEST_RELATIVE.get(dtype, LARGEST_RELATIVE[FLOAT32])
     if distance.relative <= limit:
         return ""
     difference = f"{distance.relative:.2g} of the largest output; {limit:g} is allowed in {dtype}"
-    return f"it differs from {reference} by {difference}"
+    return f"it differs from {reference} by more than rounding: by {difference}"
 
 
 def _choice_problem(distance: Distance, limits: ChoiceLimits) -> str:
@@ -154,12 +144,12 @@ def _choice_problem(distance: Distance, limits: ChoiceLimits) -> str:
     return ""
 
 
-def _of_one(name: str, found: torch.Tensor, expected: torch.Tensor) -> Distance:
-    if found.shape != expected.shape:
+def _distance_of_one(name: str, output: torch.Tensor, expected: torch.Tensor) -> Distance:
+    if output.shape != expected.shape:
         return INFINITELY_FAR
     if not expected.numel():
         return NO_DISTANCE
-    a, b = found.detach().cpu().double(), expected.detach().cpu().double()
+    a, b = output.detach().cpu().double(), expected.detach().cpu().double()
     choices = _choices(name, a, b)
     same = (a == b) | (a.isnan() & b.isnan())  # also where both are infinite: masked logits often are
     nonfinite = int((~a.isfinite() & ~same).sum())
@@ -193,12 +183,12 @@ def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, float | N
     if b.shape[classes] < 2:
         return {}  # a number, and nothing to choose
     chosen, expected = a.argmax(classes), b.argmax(classes)
-    found: dict[str, float | None] = {"top1_agreement": float((chosen == expected).double().mean())}
+    figures: dict[str, float | None] = {"top1_agreement": float((chosen == expected).double().mean())}
     if b.dim() in (2, 3):
-        found["kl"] = _kl(a.flatten(0, -2), b.flatten(0, -2))
+        figures["kl"] = _kl(a.flatten(0, -2), b.flatten(0, -2))
     if b.dim() == 4:
-        found["miou"] = _miou(chosen, expected)
-    return found
+        figures["miou"] = _miou(chosen, expected)
+    return figures
 
 
 def _kl(a: torch.Tensor, b: torch.Tensor) -> float | None:
@@ -208,18 +198,18 @@ def _kl(a: torch.Tensor, b: torch.Tensor) -> float | None:
     from ...verifying.positions import chunks
 
     rows = (~b.isnan().any(1) & (b < math.inf).all(1) & (b > -math.inf).any(1)).nonzero().flatten()
-    total = sum(float(compare_logits(b[some], a[some], None).kl.sum()) for some in chunks(rows, b.shape[1]))
+    total = sum(float(compare_logits(b[part], a[part], None).kl.sum()) for part in chunks(rows, b.shape[1]))
     return total / len(rows) if len(rows) else None
 
 
-def _miou(found: torch.Tensor, expected: torch.Tensor, ignored: int | None = None) -> float | None:
-    """Return the intersection over the union of each class that either has, their mean; None where there is none."""
-    classes = 1 + int(torch.maximum(found.max(), expected.max()))
-    both, mine, theirs = (
-        one.flatten().bincount(minlength=classes) for one in (found[found == expected], found, expected)
+def _miou(chosen: torch.Tensor, expected: torch.Tensor, ignored: int | None = None) -> float | None:
+    """Return the mean IoU over the classes that either side chooses, without `ignored`; None where there are none."""
+    classes = 1 + int(torch.maximum(chosen.max(), expected.max()))
+    shared, in_chosen, in_expected = (
+        part.flatten().bincount(minlength=classes) for part in (chosen[chosen == expected], chosen, expected)
     )
-    union = mine + theirs - both
+    union = in_chosen + in_expected - shared
     if ignored is not None:
         union[ignored] = 0
-    there = union > 0
-    return float((both[there] / union[there].double()).mean()) if bool(there.any()) else None
+    occurs = union > 0
+    return float((shared[occurs] / union[occurs].double()).mean()) if bool(occurs.any()) else None

@@ -31,6 +31,18 @@ class Dynamic:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftLimit:
+    """How far the user lets a candidate drift from eager in float32."""
+
+    max_drift: float  # in the unit of `safe_dtype.exceeds`
+    out: Path  # the folder of the attempt that wrote what eager answers in float32
+
+    def reference(self, number: int) -> Path:
+        """Return the file of eager's outputs in float32 for batch `number`."""
+        return _reference(self.out, number)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One attempt: a form of a model in a dtype."""
 
@@ -51,6 +63,7 @@ class Job:
     beside_float32: bool = False  # for eager: take the time in turns with float32, both models in memory
     device: str = "cpu"
     threads: int | None = None  # of torch; None leaves its own choice
+    drift_limit: DriftLimit | None = None  # of the form; None: it is compared with eager in its own dtype alone
 
     @property
     def artifact_folder(self) -> Path:
@@ -74,7 +87,7 @@ class Job:
 
     def reference(self, number: int) -> Path:
         """Return the file of eager's outputs for batch `number`."""
-        return self.out / "eager" / f"{number}.safetensors"
+        return _reference(self.out, number)
 
     def reload(self) -> Job:
         """Return the job that loads this one's artifact in a fresh process, and compares."""
@@ -86,6 +99,7 @@ class Job:
             **asdict(self), "dtype": self.dtype.name, "model": str(self.model),
             "out": str(self.out), "inputs": str(self.inputs), "held_out": [str(one) for one in self.held_out],
             "user": [str(one) for one in self.user],
+            "drift_limit": {**asdict(self.drift_limit), "out": str(self.drift_limit.out)} if self.drift_limit else None,
         }  # fmt: skip
         path.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
@@ -104,6 +118,7 @@ class Job:
             | {name: Path(found[name]) for name in ("model", "out", "inputs")}
             | {name: tuple(Path(one) for one in found[name]) for name in ("held_out", "user")}
             | {name: tuple(found[name]) for name in ("loaded_with", "remedies", "regions", "stages")}
+            | {"drift_limit": _drift_limit(found["drift_limit"])}
         )
 
 
@@ -134,6 +149,14 @@ class AttemptResult:
         found["stages"] = tuple(Stage(**one | {"distance": Distance(**one["distance"])}) for one in found["stages"])
         found["seconds"] = Seconds(**found["seconds"])
         return AttemptResult(**found)
+
+
+def _reference(out: Path, number: int) -> Path:
+    return out / "eager" / f"{number}.safetensors"
+
+
+def _drift_limit(found: dict[str, Any] | None) -> DriftLimit | None:
+    return DriftLimit(found["max_drift"], Path(found["out"])) if found else None
 
 
 def _range(ends: list[int]) -> Range:

@@ -167,6 +167,7 @@ class Optimization:
     chosen: int | None = None  # the place of the attempt in `attempts`
     status: Status = Status.NO_DTYPE
     why: str = ""
+    max_drift: float | None = None  # that the user allows from float32; None: what rounding explains, by dtype
 
     @property
     def winner(self) -> FormAttempt | None:

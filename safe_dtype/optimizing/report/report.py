@@ -76,8 +76,22 @@ def _dtypes(found: Optimization) -> Iterator[str]:
     yield ""
     yield "Eager in each dtype against eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output."  # fmt: skip
     yield ""
+    yield _limit(found)
+    yield ""
     titles = ("dtype", "relative", "largest difference", "cosine", "top-1", "mIoU", "KL (nats)", "NaN or infinite", "run ms", "x float32", "verdict")  # fmt: skip
     yield from table(titles, (_dtype_row(one) for one in found.dtypes))
+
+
+def _limit(found: Optimization) -> str:
+    if found.max_drift is None:
+        return (
+            "A dtype passes where rounding explains the difference: the limits are those of `optimize` for each dtype."
+        )
+    return (
+        f"You allow a drift of {found.max_drift:g} from float32 (`max_drift`, in the unit of `safe-dtype verify`). It is "
+        "judged on every batch in place of the limits of each dtype, and for a form in addition to the comparison with "
+        "eager in the same dtype."
+    )
 
 
 def _dtype_row(one: DtypeVerdict) -> tuple[str, ...]:
@@ -245,6 +259,7 @@ def _command(found: Optimization) -> str:
     words = [f"safe-dtype optimize {found.source} --out DIR"]
     words += [f"--form {found.asked_form}"] * (found.asked_form != "auto")
     words += [f"--dtype {found.asked_dtype}"] * (found.asked_dtype != "auto")
+    words += [f"--max-drift {found.max_drift}"] * (found.max_drift is not None)
     if batch := found.dynamic.get("batch"):
         words.append(f"--batch {batch[0]}..{batch[1]}")
     return " ".join((*words, f"--device {found.device}"))

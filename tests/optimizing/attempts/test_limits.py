@@ -12,7 +12,6 @@ from safe_dtype.optimizing.attempts.limits import (
     INFINITELY_FAR,
     data_problem,
     distance_between,
-    drift_problem,
     dtype_problem,
     form_problem,
 )
@@ -209,21 +208,6 @@ def test_sound_dtypes(name: str) -> None:
 def test_unsound_dtypes(name: str) -> None:
     """What was measured with one broken layer does not pass, nor does anything that is not finite."""
     assert dtype_problem(_BROKEN[name], BFLOAT16)
-
-
-@pytest.mark.parametrize(
-    ("distance", "unit"),
-    [
-        pytest.param(Distance(1.0, 0.5, 0.9, 0.5, kl=0.02), "0.02 nats of mean KL", id="tokens"),
-        pytest.param(Distance(1.0, 0.5, 0.9, 0.5, miou=0.98), "0.02 of 1 - mIoU", id="pixels"),
-        pytest.param(Distance(1.0, 0.02, 0.9), "0.02 of the largest output", id="hidden-states"),
-        pytest.param(Distance(1.0, 0.0, 1.0, nonfinite=1), "NaN or infinite", id="not-finite"),
-    ],
-)
-def test_drift_that_the_user_allows(distance: Distance, unit: str) -> None:
-    """A limit of the user's own is in nats, in mIoU or in shares of the largest output, by what there is."""
-    assert unit in drift_problem(distance, 0.01)
-    assert bool(drift_problem(distance, 0.03)) is bool(distance.nonfinite)
 
 
 def test_float32_has_no_exceptions() -> None:

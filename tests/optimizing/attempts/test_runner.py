@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from safe_dtype.facts import BFLOAT16, FLOAT32
 from safe_dtype.optimizing.attempts.load_model import save_module
 from safe_dtype.optimizing.attempts.runner import run_attempt
-from safe_dtype.optimizing.nouns.job import AttemptResult, Dynamic, Job
+from safe_dtype.optimizing.nouns.job import AttemptResult, DriftLimit, Dynamic, Job
 from safe_dtype.optimizing.nouns.record import BreakSite, Distance, Outcome, Seconds, Stage
 
 
@@ -95,7 +95,7 @@ def test_job_is_json(tmp_path: Path) -> None:
         Path("/m"), "ViTModel", BFLOAT16, "regional", tmp_path, Path("/a"), (Path("/b"),), (Path("/c"),),
         Dynamic((1, 32), {"x": {2: (64, 256)}}), ("attn_implementation=sdpa",), ("attn_implementation=eager",), ("layers.0",), ("traced",), False,
         True,
-        "cpu", 1,
+        "cpu", 1, DriftLimit(0.1, tmp_path / "eager"),
     )  # fmt: skip
     job.write(tmp_path / "job.json")
     assert Job.read(tmp_path / "job.json") == job

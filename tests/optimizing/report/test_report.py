@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -176,6 +177,16 @@ def test_dtypes() -> None:
     assert (rows[2]["relative"], rows[2]["verdict"]) == ("-", "ended by SIGSEGV")
 
 
+def test_whose_limit() -> None:
+    """The page says whether dtypes were judged by the user's limit or by what rounding explains, and how to repeat it."""
+    assert "A dtype passes where rounding explains the difference" in rendered(FOUND).text
+    assert "--max-drift" not in rendered(FOUND).text
+    limited = rendered(replace(FOUND, max_drift=0.125)).text
+    assert "You allow a drift of 0.125 from float32" in limited
+    assert "where rounding explains" not in limited
+    assert "--form export --max-drift 0.125 --batch 1..32" in limited
+
+
 def test_how_to_go_on() -> None:
     """The page says how to load, to restore and to repeat, in commands that name what was asked for."""
     text = rendered(FOUND).text
@@ -222,6 +233,16 @@ def test_from_the_file(tmp_path: Path) -> None:
     again = read_record(tmp_path)
     assert report_text(again) == report_text(FOUND)
     assert report_svg(again) == report_svg(FOUND)
+
+
+def test_file_of_an_earlier_version(tmp_path: Path) -> None:
+    """A record without a limit of drift was written before there was one in it: it reads as one that has none."""
+    path = write_record(replace(FOUND, max_drift=0.125), tmp_path)
+    assert read_record(tmp_path).max_drift == 0.125
+    values = json.loads(path.read_text())
+    del values["max_drift"]
+    path.write_text(json.dumps(values))
+    assert read_record(tmp_path).max_drift is None
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])

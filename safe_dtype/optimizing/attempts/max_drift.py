@@ -1,0 +1,107 @@
+"""Does a candidate stay within the drift from float32 that the user allows? Measured by `verifying`, judged by `exceeds`.
+
+Only a user's `max_drift` is judged here. Whether a form is exact, and whether a dtype only rounds, are other questions
+with limits of their own: see `limits`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from ...facts import exceeds
+from ...verifying.outputs import Outputs, kind_of_logits
+from ...verifying.positions import Alignment
+from ...verifying.tally import Tally
+
+Tensors = Mapping[str, Tensor]
+
+
+class DriftFromFloat32:
+    """Takes the answers to one batch after the other and keeps none; tells at the end whether they drift too far.
+
+    Every output is judged, in the unit of its kind (see `exceeds`): outputs whose name ends in "logits" by what they
+    decide, all others as values. Each batch must be within the limit, and so must all of them together: what
+    `measure_drift` finds on the same batches is never refused there and accepted here.
+
+    Masks of queries, like `masks_queries_logits` (batch, queries, height, width), are pixels with two classes each:
+    inside of the mask and outside. Positions that `attention_mask` hides do not count.
+    """
+
+    def __init__(self, max_drift: float) -> None:
+        self._max_drift = max_drift
+        self._batches = 0
+        self._not_comparable = ""
+        self._together: dict[tuple[str, str], Tally] = {}  # by output and kind: that of one position may be another
+        self._reasons: dict[str, str] = {}  # of the first batch that is too far off, by output
+
+    def add(self, inputs: Tensors, float32: Tensors, candidate: Tensors) -> None:
+        """Compare what both answer to one batch of `inputs`; all by name."""
+        self._not_comparable = self._not_comparable or _difference_in_form(float32, candidate)
+        if self._not_comparable:
+            return
+        alignment = _alignment(float32)
+        for name, expected, output in _compared_outputs(float32, candidate):
+            alone = Tally(alignment)
+            for tally in (alone, self._together.setdefault((name, expected.kind), Tally(alignment))):
+                tally.add(expected, output, inputs)
+            if reason := self._reason(alone):
+                self._reasons.setdefault(name, f"{reason}, in batch {self._batches}")
+        self._batches += 1
+
+    def problem(self) -> str:
+        """Return why the candidate drifts further than `max_drift` allows; empty where it does not."""
+        if self._not_comparable:
+            return f"it cannot be held to max_drift: {self._not_comparable}"
+        if not any(tally.positions for tally in self._together.values()):
+            return "it cannot be held to max_drift: no output was compared"
+        # Where all batches together are too far off as well, theirs is the figure to know: `verify` gives the same.
+        together = {name: reason for (name, _), tally in self._together.items() if (reason := self._reason(tally))}
+        reasons = {**self._reasons, **together}
+        if not reasons:
+            return ""
+        return f"it drifts from float32 by more than max_drift allows: {'; '.join(map(': '.join, reasons.items()))}"
+
+    def _reason(self, tally: Tally) -> str | None:
+        return exceeds(tally.drift(), self._max_drift) if tally.positions else None
+
+
+def _difference_in_form(float32: Tensors, candidate: Tensors) -> str:
+    """Return how the outputs differ in names or shapes; empty where they do not."""
+    if candidate.keys() != float32.keys():
+        names, names_float32 = (", ".join(outputs) or "none" for outputs in (candidate, float32))
+        return f"its outputs are {names}, those of float32 {names_float32}"
+    for name, expected in float32.items():
+        if (shape := candidate[name].shape) != expected.shape:
+            return f"{name} has the shape {tuple(shape)}, in float32 {tuple(expected.shape)}"
+    return ""
+
+
+def _alignment(float32: Tensors) -> Alignment:
+    # Every encoder-decoder model of transformers returns what its encoder said.
+    return Alignment.DECODER if "encoder_last_hidden_state" in float32 else Alignment.NEXT_TOKEN
+
+
+def _compared_outputs(float32: Tensors, candidate: Tensors) -> Iterator[tuple[str, Outputs, Outputs]]:
+    for name, expected in float32.items():
+        if expected.numel():
+            yield name, *_of_its_kind(name, expected.detach().cpu(), candidate[name].detach().cpu())
+
+
+def _of_its_kind(name: str, expected: Tensor, output: Tensor) -> tuple[Outputs, Outputs]:
+    kind = kind_of_logits(expected) if name.endswith("logits") else None
+    if kind == "pixels" and "mask" in name:
+        return Outputs(kind, _two_classes(expected)), Outputs(kind, _two_classes(output))
+    if kind in ("tokens", "classes", "pixels"):
+        return Outputs(kind, expected), Outputs(kind, output)
+    # The same infinity in both is no difference, and has no size that differences could be compared with.
+    same = expected.isinf() & (expected == output)
+    return Outputs("values", expected.masked_fill(same, 0.0)), Outputs("values", output.masked_fill(same, 0.0))
+
+
+def _two_classes(masks: Tensor) -> Tensor:
+    """Return masks (batch, queries, height, width) as logits (batch * queries, 2, height, width)."""
+    inside = masks.flatten(0, 1)[:, None]
+    return torch.cat([torch.zeros_like(inside), inside], dim=1)
