@@ -61,7 +61,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 )  # fmt: skip
 @click.option(
     "--max-drift", type=click.FloatRange(min=0),
-    help="Of a dtype from float32, in the unit of `verify`.  [default: limits of each dtype's own]",
+    help="Of every dtype and form from float32, in the unit of `verify`.  [default: rounding alone]",
 )  # fmt: skip
 @click.option("--allow-torchscript", is_flag=True, help="Try a trace, too: deprecated, and blind to branches.")
 @click.option("--via", type=click.Choice(exporter_names()), help="Let another exporter make the ONNX file.")
