@@ -45,17 +45,17 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
     wishes = Policy.parse(policy) if isinstance(policy, str) else policy
     found = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
     model.__dict__[ATTRIBUTE] = found
-    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, model)
+    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, found)
     for inner in model.modules():
         if isinstance(inner, PreTrainedModel):
             inner.__dict__[ATTRIBUTE] = found
-            wrap_method(PreTrainedModel, "__call__", _guard_call, model)
-            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, model)
+            wrap_method(PreTrainedModel, "__call__", _guard_call, found)
+            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, found)
         if inner is model or isinstance(inner, PreTrainedModel):
             for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
                 owner = owner_of(type(inner), name)
                 if owner is not None:
-                    wrap_method(owner, name, wrap, model)
+                    wrap_method(owner, name, wrap, found)
     return model
 
 
@@ -69,7 +69,7 @@ def unguard(model: nn.Module) -> None:
         if guard_of(module) is found:
             del module.__dict__[ATTRIBUTE]
             module.__dict__.pop("_compiled_call", None)  # compiled from the guarded call
-    unwrap_methods(root)
+    unwrap_methods(found)
 
 
 def report(model: nn.Module) -> Report:
@@ -85,11 +85,7 @@ def report(model: nn.Module) -> Report:
 
 
 def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
-        # First, for a compiler follows this line and nothing else of ours.
-        if torch.compiler.is_compiling():
-            return original(self, *args, **kwargs)
         own = self.__dict__
         found = own.get(ATTRIBUTE)
         if found is None or here.depth or self.training or found.batches:
@@ -106,7 +102,6 @@ def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         compiled = original(self, *args, **kwargs)
         found = guard_of(self)
@@ -131,7 +126,6 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = guard_of(self)
         if found is None or self.training or id(found) in here.nets:
@@ -142,7 +136,6 @@ def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
         found = guard_of(self)
         if found is None or self.training:

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import UnknownDtypeError
 from ..facts import FLOAT16, FLOAT32, Dtype, dtype_named
 from ..models.islands import islands_in
+from ..models.needed import share
 from ..models.recast import main_dtype
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
@@ -78,6 +79,7 @@ class Guard:
             fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), turns=Turns())
             fresh.__dict__.update(left=set(self.left), told=set(self.told), reread=None, weights={})
             fresh._blocks = fresh._places = None
+            share(self, fresh)
             memo[id(self)] = fresh
         return memo[id(self)]  # type: ignore[no-any-return]
 

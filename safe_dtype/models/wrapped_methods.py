@@ -1,54 +1,138 @@
-"""Where the guard sits: methods of classes, wrapped while any instance of the class is guarded.
+"""Methods of classes of transformers and torch, wrapped for as long as somebody needs them to be.
 
-Every decoding strategy of transformers calls the model as `self(...)`, and no model class overrides `__call__`. An
-instance's own `forward` would break `copy.deepcopy`, and a forward hook cannot swallow an exception.
+A class has one attribute for a method, and other libraries wrap it too, before us and after us. So a wrapper is taken out
+only where the class still holds that very wrapper. Where somebody wrapped ours in turn, theirs stays, and ours passes
+every call straight on to what was there before it; it goes when it comes to the top again.
 """
 
 from __future__ import annotations
 
-import threading
+import functools
+import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 from weakref import WeakSet
 
-from torch import nn
+import torch
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+from .needed import Needed, changing, let_go
+
+Method = Callable[..., Any]  # called with the instance, or for a class method the class, and then the arguments
+Wrap = Callable[[Method], Method]
 
 _MISSING = object()
-_lock = threading.RLock()
-_before: dict[tuple[type, str], Any] = {}  # what the class itself held under the name
-_guarded: dict[tuple[type, str], WeakSet[nn.Module]] = {}
 
 
-def wrap_method(owner: type, name: str, wrap: Wrap, model: nn.Module) -> None:
-    """Wrap `owner.name` for as long as `model`, or another one it was wrapped for, needs it."""
-    with _lock:
-        key = (owner, name)
-        if key not in _before:
-            own = owner.__dict__.get(name, _MISSING)
-            _before[key] = own
-            _guarded[key] = WeakSet()
-            setattr(owner, name, wrap(getattr(owner, name) if own is _MISSING else own))
-        _guarded[key].add(model)
+class _Wrapper:
+    """The wrapper in the place of one attribute of a class, and what was there before."""
+
+    def __init__(self, owner: type, name: str, wrap: Wrap) -> None:
+        self._owner, self._name = owner, name
+        self._before = owner.__dict__.get(name, _MISSING)
+        self.is_active = True
+        self.needed = Needed(self._retire)
+        self._ours = self._attribute(wrap)
+        setattr(owner, name, self._ours)
+
+    @property
+    def is_on_top(self) -> bool:
+        """Whether the class holds this wrapper, and nothing around it."""
+        return self._owner.__dict__.get(self._name) is self._ours
+
+    def remove(self) -> None:
+        """Have the class hold what it held before; the wrapper is on top."""
+        if self._before is _MISSING:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, self._before)
+
+    def _retire(self) -> None:
+        self.is_active = False
+        _passing_on.add(self)
+        _remove_retired()
+
+    def _attribute(self, wrap: Wrap) -> Any:
+        static = inspect.getattr_static(self._owner, self._name)
+        original = self._original()
+        wrapped = wrap(original)
+
+        @functools.wraps(getattr(static, "__func__", static))
+        def wrapper(self_or_class: Any, /, *args: Any, **kwargs: Any) -> Any:
+            # First, for a compiler follows this line and nothing else of ours.
+            if torch.compiler.is_compiling():
+                return original(self_or_class, *args, **kwargs)
+            if self.is_active:
+                return wrapped(self_or_class, *args, **kwargs)
+            if self.is_on_top:  # what was wrapped around it is gone
+                with changing():
+                    _remove_retired()
+            return original(self_or_class, *args, **kwargs)
+
+        return classmethod(wrapper) if isinstance(static, classmethod) else wrapper
+
+    def _original(self) -> Method:
+        owner, name, before = self._owner, self._name, self._before
+        if isinstance(before, FunctionType):
+            return before
+        if before is _MISSING:
+            # Looked up at every call: somebody may wrap the method of a base class in the meantime.
+            return lambda self, /, *args, **kwargs: getattr(super(owner, self), name)(*args, **kwargs)
+        if isinstance(before, classmethod):
+            return lambda cls, /, *args, **kwargs: before.__get__(None, cls)(*args, **kwargs)
+        # Some other object of another library's, found as Python finds it.
+        get = getattr(type(before), "__get__", None)
+        if get is None:
+            return lambda _, /, *args, **kwargs: before(*args, **kwargs)
+        return lambda self, /, *args, **kwargs: get(before, self, type(self))(*args, **kwargs)
 
 
-def unwrap_methods(model: nn.Module) -> None:
-    """Let go of everything wrapped for `model`; what nobody else needs is as it was, object by object."""
-    with _lock:
-        for key, members in list(_guarded.items()):
-            members.discard(model)
-            if members:
-                continue
-            owner, name = key
-            own = _before.pop(key)
-            del _guarded[key]
-            if own is _MISSING:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
+_wrappers: dict[tuple[type, str, Wrap], _Wrapper] = {}
+_passing_on: WeakSet[_Wrapper] = WeakSet()  # of no use any more, with a wrapper of somebody else's around them
+
+
+def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
+    """Wrap `owner.name` for as long as `user` lives, or another object that it was wrapped for.
+
+    Args:
+        owner: The class. It has the method, or inherits it.
+        name: The name of a method or class method.
+        wrap: A function of a module: it is given what to call with the instance (or class) and the arguments, and
+            returns what to call instead. Given again, it wraps nothing twice.
+        user: Who needs it, referenced weakly. See `unwrap_methods`.
+    """
+    key = (owner, name, wrap)
+    with changing():
+        _remove_retired()
+        wrapper = _wrappers.get(key)
+        if wrapper is not None and wrapper.is_on_top:
+            wrapper.needed.add(user)
+            return
+        # Somebody has wrapped ours, or has put something else there, which may not call ours: it goes around that.
+        users = wrapper.needed.users() if wrapper is not None else []
+        _wrappers[key] = fresh = _Wrapper(owner, name, wrap)
+        for one in (*users, user):
+            fresh.needed.add(one)
+        if wrapper is not None:
+            wrapper.needed.take_out()
+
+
+def unwrap_methods(user: object) -> None:
+    """Let go of everything that was wrapped for `user`. What nobody else needs is as it was, object by object."""
+    let_go(user)
 
 
 def owner_of(model_class: type, name: str) -> type | None:
     """Return the class in the line of `model_class` that defines `name`."""
-    return next((one for one in model_class.__mro__ if name in one.__dict__), None)
+    return next((base for base in model_class.__mro__ if name in base.__dict__), None)
+
+
+def _remove_retired() -> None:
+    for key, wrapper in list(_wrappers.items()):
+        if not wrapper.is_active:
+            _wrappers.pop(key, None)
+    # Beneath one of ours may be another.
+    while on_top := [wrapper for wrapper in list(_passing_on) if wrapper.is_on_top]:
+        for wrapper in on_top:
+            wrapper.remove()
+            _passing_on.discard(wrapper)

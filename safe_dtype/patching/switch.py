@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from ..planning import Policy
 from .import_hook import STARTUP, ImportHook, remove_marked
-from .wrapped_load import Seam
 
 logger = logging.getLogger(__name__)
 
 _MODULE = "transformers.modeling_utils"
+_NAME = "from_pretrained"
 
 _lock = threading.RLock()
 _of_process: list[Policy] = []  # one, after patch()
 _of_blocks: list[list[Policy]] = []  # one in each, for every open `with patched()`, the innermost last
-_seams: list[Seam] = []
+_unwrap: list[Callable[[], None]] = []  # takes the wrapper out, once one was put in
 
 
 def patch(policy: Policy | str | None = None) -> None:
@@ -101,22 +103,37 @@ def _settle() -> None:
 
 
 def _attach(module: Any) -> None:
-    owner = getattr(module, "PreTrainedModel", None)
-    if owner is None:
-        logger.warning("%s has no PreTrainedModel: nothing is patched", _MODULE)
+    owner: Any = getattr(module, "PreTrainedModel", None)
+    if not isinstance(inspect.getattr_static(owner, _NAME, None), classmethod):
+        logger.warning("%s has no PreTrainedModel with a class method %s: nothing is patched", _MODULE, _NAME)
         return
+    from ..models.wrapped_methods import unwrap_methods, wrap_method  # imports torch, which is here by now
+
     with _lock:
-        if policy_now() is None or any(one.owner is owner and one.in_place for one in _seams):
-            return
-        _seams[:] = [one for one in _seams if one.owner is not owner]  # someone took ours out
-        _seams.append(Seam(owner, policy_now))
+        if policy_now() is not None:
+            wrap_method(owner, _NAME, _planned, _hook)
+            _unwrap[:] = [functools.partial(unwrap_methods, _hook)]
 
 
 def _detach() -> None:
     if _hook in sys.meta_path:
         sys.meta_path.remove(_hook)
-    while _seams:
-        _seams.pop().remove()
+    while _unwrap:
+        _unwrap.pop()()
+
+
+def _planned(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the class method where every way of loading a model passes exactly once."""
+
+    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+        policy = policy_now()
+        if policy is None:
+            return original(cls, *args, **kwargs)
+        from .planned import from_pretrained_planned  # imports the whole of transformers, which is here by now
+
+        return from_pretrained_planned(functools.partial(original, cls), policy, args, kwargs)
+
+    return from_pretrained
 
 
 _hook = ImportHook(_MODULE, _attach)

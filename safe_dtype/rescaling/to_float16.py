@@ -16,7 +16,7 @@ from ..models.recast import kept_in_float32, left_over, recast
 from ..numerics import compute_in
 from ..planning import Candidate, Ground, Plan
 from . import Rescaled, fold_in, keep_rescaled
-from .folding.save import save_models_as_they_were
+from .folding.save import save_as_it_was
 
 _NO_KERNELS = (Ground.UNSUPPORTED, Ground.CRASHES, Ground.WRONG, Ground.UNKNOWN)
 _FORMER = (torch.bfloat16, torch.float32)
@@ -60,7 +60,8 @@ def halve(
             _module(model, name)
         fold, effect = fold_in(model, rescale, computing=computing)
         rescaled = keep_rescaled(model, fold, effect)
-    save_models_as_they_were()
+    if rescaled is not None or modules:
+        save_as_it_was(model)
     former = {one.dtype for one in model.parameters()}.intersection(_FORMER)
     for module in modules:
         recast(module, {torch.bfloat16}, torch.float32)

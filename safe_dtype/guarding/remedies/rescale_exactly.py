@@ -15,7 +15,7 @@ from ...models.offloaded import is_offloaded
 from ...models.recast import main_dtype
 from ...models.shift_hooks import settle_norms
 from ...rescaling import fold_in, gauges_for, keep_rescaled, rescaled_of
-from ...rescaling.folding.save import save_models_as_they_were
+from ...rescaling.folding.save import save_as_it_was
 from ..failure import FailureKind
 from ..incident import Incident
 from .remedy import NotPossible
@@ -53,7 +53,7 @@ class RescaleExactly:
             fold.undo()
             raise NotPossible("what earlier steps cached would not fit to it")
         keep_rescaled(model, fold, effect)
-        save_models_as_they_were()
+        save_as_it_was(model)
         settle_norms(model, torch.float16)
         incident.guard.look_anew()
         return 0

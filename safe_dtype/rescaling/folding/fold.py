@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from ...errors import RescaleError
 from ...errors.warn import warn
 from ...facts import Part, Rescale, Rows
+from ...models.needed import Needed, changing
 from ...models.shift_hooks import shift_on
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,8 @@ class Fold:
             parent, _, name = path.rpartition(".")
             _watched.setdefault(self._model.get_submodule(parent), {})[name] = weakref.ref(self)
         self.is_watching = True
-        _begin_to_watch()
+        if self._seats:
+            _watch_for(self)
 
     def is_stale(self) -> bool:
         """Whether modules with moved weights were wrapped or unwrapped since."""
@@ -222,16 +223,19 @@ class Fold:
 
 # By the module around them, the names of the modules with moved weights.
 _watched: WeakKeyDictionary[nn.Module, dict[str, weakref.ref[Fold]]] = WeakKeyDictionary()
-_lock = threading.Lock()
-_watching = False
+_hook: Needed | None = None
 
 
-def _begin_to_watch() -> None:
-    global _watching
-    with _lock:
-        if not _watching:
-            register_module_module_registration_hook(_on_registration)
-            _watching = True
+def _watch_for(fold: Fold) -> None:
+    """Have torch call `_on_registration` for as long as `fold` lives.
+
+    It is not taken out before that: while torch calls one hook after another, nobody may change which there are.
+    """
+    global _hook
+    with changing():
+        if _hook is None or _hook.is_out:
+            _hook = Needed(register_module_module_registration_hook(_on_registration).remove)
+        _hook.add(fold)
 
 
 def _on_registration(parent: nn.Module, name: str, module: nn.Module) -> None:

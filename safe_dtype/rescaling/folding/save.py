@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import RescaleError
 from ...facts import BFLOAT16, Rescale
 from ...models.islands import islands_in
 from ...models.origin import known_origin
+from ...models.wrapped_methods import wrap_method
 from .. import Fold, rescaled_of
 from .rescale_file import Stored, write_stored
 
@@ -25,21 +24,26 @@ logger = logging.getLogger(__name__)
 
 _PLACES = ("device_map", "max_memory", "offload_folder", "offload_state_dict")  # the weights are read on the CPU
 
-_lock = threading.Lock()
-_wrapped = False
+_ATTRIBUTE = "_safe_dtype_saved_as_it_was"  # in the __dict__ of the model
 
 
-def save_models_as_they_were() -> None:
-    """Have `save_pretrained` write every rescued model of this process with its own weights, from now on."""
-    global _wrapped
-    with _lock:
-        if not _wrapped:
-            PreTrainedModel.save_pretrained = _saving_as_it_was(PreTrainedModel.save_pretrained)
-            _wrapped = True
+class _SavedAsItWas:
+    """Kept with a rescued model, its copies, and what is read from its pickle: `save_pretrained` is wrapped meanwhile."""
+
+    def __init__(self) -> None:
+        wrap_method(PreTrainedModel, "save_pretrained", _saving_as_it_was, self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _SavedAsItWas, ()
+
+
+def save_as_it_was(model: nn.Module) -> None:
+    """Have `save_pretrained` write `model`, which was rescued, with its own weights."""
+    if _ATTRIBUTE not in model.__dict__:
+        model.__dict__[_ATTRIBUTE] = _SavedAsItWas()
 
 
 def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         stored = _in_force(self)
         if stored is None or getattr(self, "_hf_peft_config_loaded", False):

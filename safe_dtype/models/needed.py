@@ -1,0 +1,92 @@
+"""What is put into the process for the sake of some objects, and taken out with the last of them."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# The garbage collector may run a finalizer in the middle of a change, and with it another change in the same thread. The
+# lock lets it: every step below leaves a state that another change can start from, and can be made twice.
+_lock = threading.RLock()
+_in_use: set[Needed] = set()
+_somebody_died = False
+
+
+class Needed:
+    """Something that is in the process now. It is taken out when nobody needs it any more.
+
+    Who needs it is referenced weakly: an object that is garbage collected needs nothing.
+    """
+
+    def __init__(self, take_out: Callable[[], object]) -> None:
+        self._take_out = take_out
+        self._users: dict[int, weakref.ref[object]] = {}  # by the id of the reference
+        self.is_out = False
+
+    def add(self, user: object) -> None:
+        """Keep it in the process for as long as `user` lives and does not `let_go`. Call it inside `changing()`."""
+        if not any(needing is user for needing in self.users()):
+            reference = weakref.ref(user, _user_died)
+            self._users[id(reference)] = reference
+        _in_use.add(self)
+
+    def users(self) -> list[object]:
+        """Return who needs it."""
+        return [user for reference in list(self._users.values()) if (user := reference()) is not None]
+
+    def discard(self, user: object) -> None:
+        """Leave out `user`, and who is dead."""
+        for number, reference in list(self._users.items()):
+            if (needing := reference()) is None or needing is user:
+                self._users.pop(number, None)
+
+    def take_out(self) -> None:
+        """Take it out of the process, whoever needs it."""
+        _in_use.discard(self)
+        if not self.is_out:
+            self.is_out = True
+            self._take_out()
+
+
+@contextmanager
+def changing() -> Iterator[None]:
+    """Let no other thread change what is in the process meanwhile."""
+    with _lock:
+        yield
+    if _somebody_died:  # while this thread had the lock
+        _user_died()
+
+
+def let_go(user: object) -> None:
+    """Take out everything that `user` alone needs."""
+    with changing():
+        _take_out_unneeded(user)
+
+
+def share(user: object, other: object) -> None:
+    """Have everything that `user` needs kept for `other` as well."""
+    with changing():
+        for needed in list(_in_use):
+            if any(needing is user for needing in needed.users()):
+                needed.add(other)
+
+
+def _take_out_unneeded(user: object = None) -> None:
+    for needed in list(_in_use):
+        needed.discard(user)
+        if not needed.users():
+            needed.take_out()
+
+
+def _user_died(_: object = None) -> None:
+    global _somebody_died
+    _somebody_died = True
+    # The garbage collector runs anywhere, and must not wait for a lock there. Who has it looks again afterwards.
+    if _lock.acquire(blocking=False):
+        try:
+            _somebody_died = False
+            _take_out_unneeded()
+        finally:
+            _lock.release()
