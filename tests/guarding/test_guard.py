@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import io
 import logging
 import pickle
@@ -86,7 +87,6 @@ def test_without_a_trace() -> None:
         pass
 
     gc.collect()  # models of other tests may lie about in cycles, still guarded
-    unguard(guard(nn.Linear(1, 1)))  # lets go of what the dead ones have left
     before = {owner: dict(vars(owner)) for owner in (PreTrainedModel, transformers.GenerationMixin, nn.Module, Own)}
     model, net = tiny(), Own(2, 2)
     attributes = set(vars(model))
@@ -102,6 +102,60 @@ def test_without_a_trace() -> None:
         assert all(now[name] is names[name] for name in names)
         assert not {"__call__", "generate", "generate_batch", "get_compiled_call"} & (now.keys() - names.keys())
     assert set(vars(model)) == attributes
+
+
+def test_collected_without_a_trace() -> None:
+    """A model that is garbage collected takes its guard with it, and so does a copy."""
+    gc.collect()
+    before = {owner: dict(vars(owner)) for owner in (PreTrainedModel, transformers.GenerationMixin)}
+    model = guard(tiny())
+    copied = copy.deepcopy(model)
+    del model
+    gc.collect()
+    with fault(copied, DOWN, "nan"):
+        copied.generate(IDS, max_new_tokens=2)
+    assert len(report(copied).events) == 1, "the copy is guarded without the original"
+    del copied
+    gc.collect()
+    assert {owner: dict(vars(owner)) for owner in before} == before
+
+
+def test_wrapped_by_another_library() -> None:
+    """A wrapper that was put around ours stays and works; ours is out of its way, and comes back with the next guard."""
+    model, calls = guard(tiny()), []
+    ours = PreTrainedModel.__call__
+
+    def theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        return ours(self, *args, **kwargs)
+
+    PreTrainedModel.__call__ = theirs
+    try:
+        unguard(model)
+        assert PreTrainedModel.__dict__["__call__"] is theirs
+        with fault(model, DOWN, "cublas"), pytest.raises(RuntimeError, match="CUBLAS"):
+            model(input_ids=IDS)
+        guard(model)
+        with fault(model, DOWN, "cublas"):
+            model(input_ids=IDS)
+        assert [event.kind for event in report(model).events] == [FailureKind.OP_UNSUPPORTED]
+        unguard(model)
+        assert PreTrainedModel.__dict__["__call__"] is theirs
+        assert model in calls
+    finally:
+        PreTrainedModel.__call__ = ours  # as a library does that puts back what it found
+    model(input_ids=IDS)
+    assert "__call__" not in PreTrainedModel.__dict__
+
+
+@pytest.mark.parametrize("name", ["__call__", "generate", "forward"])
+def test_signatures(name: str) -> None:
+    """A guarded model shows the signatures and the documentation of transformers."""
+    plain = tiny()
+    signature, doc = inspect.signature(getattr(plain, name)), getattr(plain, name).__doc__
+    model = guard(tiny())
+    assert inspect.signature(getattr(model, name)) == signature
+    assert getattr(model, name).__doc__ == doc
 
 
 def test_guards_of_several_models() -> None:

@@ -151,6 +151,39 @@ def test_wrapped_by_somebody_else(saved: Saved) -> None:
         PreTrainedModel.from_pretrained = BEFORE
 
 
+def test_wrapped_inside_a_block(saved: Saved) -> None:
+    """A library that wraps under `patch()` and `patched()` keeps its wrapper through both; every load is planned once."""
+    safe_dtype.patch("prefer=memory")
+    with safe_dtype.patched("prefer=fidelity"):
+        ours = PreTrainedModel.__dict__["from_pretrained"]
+        wrapper = classmethod(lambda cls, *args, **kwargs: ours.__get__(None, cls)(*args, **kwargs))
+        PreTrainedModel.from_pretrained = wrapper
+        try:
+            with safe_dtype.patched():
+                assert plan_of(load(saved())).policy == Policy()
+            assert plan_of(load(saved())).policy == Policy(prefer="fidelity")
+            safe_dtype.unpatch()
+            assert plan_of(load(saved())).policy == Policy(prefer="fidelity")
+        finally:
+            safe_dtype.unpatch()
+    assert PreTrainedModel.__dict__["from_pretrained"] is wrapper
+    PreTrainedModel.from_pretrained = ours  # as a library does that puts back what it found
+    with pytest.raises(NoPlanError):
+        plan_of(load(saved()))
+    assert not is_patched()
+
+
+def test_no_class_method(caplog: pytest.LogCaptureFixture) -> None:
+    """Where somebody put something that is no class method nothing is patched, and that is said."""
+    PreTrainedModel.from_pretrained = theirs = lambda *_, **__: None
+    try:
+        with safe_dtype.patched():
+            assert PreTrainedModel.__dict__["from_pretrained"] is theirs
+        assert "nothing is patched" in caplog.text
+    finally:
+        PreTrainedModel.from_pretrained = BEFORE
+
+
 def test_threads(saved: Saved) -> None:
     """Threads that patch, unpatch and load at the same time end with everything as it was, and every load works."""
     folder, start = saved(), threading.Barrier(4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from engineered import engineered, prompts
 from rescaling.gauges_by_hand import product, residual, scores
 from torch import Tensor
+from torch.nn.modules import module
 
 from safe_dtype.errors import RescaleError, SafeDtypeWarning
 from safe_dtype.facts import Gauge, Move, Part, Rescale, Rows
@@ -204,3 +206,24 @@ def test_weight_of_the_adapters_own(tmp_path: Path) -> None:
         adapted = peft.PeftModel.from_pretrained(model, tmp_path).eval()
     assert fold.rescale == Rescale(())
     assert torch.equal(logits(adapted, "llama"), expected)
+
+
+def test_registration_hook() -> None:
+    """Torch's hook on the registration of modules is there as long as a fold in force is, and then it is not."""
+    gc.collect()
+    before = dict(module._global_module_registration_hooks)
+    model = engineered("llama")
+    fold = Fold(model)
+    assert module._global_module_registration_hooks == before
+    fold.move_to(Rescale(((residual(model), 6),)))
+    assert len(module._global_module_registration_hooks) == len(before) + 1
+    other = engineered("llama")
+    second = Fold(other)
+    second.move_to(Rescale(((residual(other), 6),)))
+    del fold, model
+    gc.collect()
+    assert len(module._global_module_registration_hooks) == len(before) + 1
+    assert second.moved()
+    del second, other
+    gc.collect()
+    assert module._global_module_registration_hooks == before

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import inspect
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,16 @@ import pytest
 import torch
 import transformers
 from engineered import KINDS, prompts, saved
+from rescaling.gauges_by_hand import residual
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from safe_dtype import SafeAutoModel, report
-from safe_dtype.facts import Part
+from safe_dtype.facts import Part, Rescale
+from safe_dtype.rescaling import Fold, keep_rescaled
+from safe_dtype.rescaling.folding.prove import Effect
 from safe_dtype.rescaling.folding.rescale_file import FILE, Stored
+from safe_dtype.rescaling.folding.save import save_as_it_was
 
 
 @pytest.fixture(params=["qwen3", "gemma3", "gpt_oss", "t5"])
@@ -101,3 +110,47 @@ def test_sharded_and_with_a_state_dict(tmp_path: Path) -> None:
     assert all(
         torch.equal(one, loaded.state_dict()[name]) for name, one in plain("llama", folder).state_dict().items()
     )
+
+
+def test_without_a_trace(tmp_path: Path) -> None:
+    """With the last rescued model `save_pretrained` is what it was; until then a copy of one needs it."""
+    gc.collect()
+    before = PreTrainedModel.__dict__["save_pretrained"]
+    signature = inspect.signature(PreTrainedModel.save_pretrained)
+    folder = saved("qwen3", tmp_path / "before")
+    model = rescued("qwen3", folder)
+    assert inspect.signature(PreTrainedModel.save_pretrained) == signature
+    copied = copy.deepcopy(model)
+    del model
+    gc.collect()
+    assert_saved_as(folder, copied, tmp_path / "copied")
+    del copied
+    gc.collect()
+    assert PreTrainedModel.__dict__["save_pretrained"] is before
+
+
+def test_read_from_a_pickle(tmp_path: Path) -> None:
+    """A rescaled model that is read from a pickle is saved as it was, though nothing was rescued in that process."""
+    gc.collect()
+    before = PreTrainedModel.__dict__["save_pretrained"]
+    folder = saved("qwen3", tmp_path / "before")
+    model = plain("qwen3", folder)
+    fold = Fold(model)
+    fold.move_to(Rescale(((residual(model), 6),)))
+    keep_rescaled(model, fold, Effect(bitwise=True))
+    save_as_it_was(model)
+    pickled = pickle.dumps(model)
+    del model, fold
+    gc.collect()
+    assert PreTrainedModel.__dict__["save_pretrained"] is before
+    assert_saved_as(folder, pickle.loads(pickled), tmp_path / "pickled")
+    gc.collect()
+    assert PreTrainedModel.__dict__["save_pretrained"] is before
+
+
+def assert_saved_as(folder: Path, model: Any, again: Path) -> None:
+    """Assert that `model` is saved with the weights of `folder`, to what float16 holds of them."""
+    model.save_pretrained(again)
+    first, second = plain("qwen3", folder).state_dict(), plain("qwen3", again).state_dict()
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name].float(), weight.float(), rtol=1e-3, atol=1e-6)
