@@ -28,6 +28,7 @@ from safe_dtype.cli import cli
 from safe_dtype.planning import policy
 
 DOCS = PAGES[1:]
+RUN = (*PAGES, ROOT / "examples" / "tiny-qwen3" / "README.md")
 INSTALLS = 2  # the first blocks of the README install: `.ci/run` runs them, in new virtual environments
 # Pages whose blocks optimize or publish a model, which takes half a minute each.
 SLOW = {"optimize.md", "publish.md"}
@@ -45,12 +46,12 @@ def marks_of(page: Path, text: str) -> list[pytest.MarkDecorator]:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     """For each page a folder in which its blocks run, one after another, with the examples of the project in it."""
     made = {}
-    for page in PAGES:
-        made[page.name] = tmp_path_factory.mktemp(page.stem)
-        (made[page.name] / "examples").symlink_to(ROOT / "examples")
+    for page in RUN:
+        made[page] = tmp_path_factory.mktemp(page.stem)
+        (made[page] / "examples").symlink_to(ROOT / "examples")
     return made
 
 
@@ -74,9 +75,11 @@ def hub(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     "example",
     [
         pytest.param(
-            example, marks=marks_of(example.path, example.source), id=f"{example.path.name}:{example.start_line}"
+            example,
+            marks=marks_of(example.path, example.source),
+            id=f"{example.path.relative_to(ROOT)}:{example.start_line}",
         )
-        for page in PAGES
+        for page in RUN
         for example in find_examples(page)
         if example.prefix == "python"
     ],
@@ -84,24 +87,24 @@ def hub(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_python_runs(
     example: CodeExample,
     eval_example: EvalExample,
-    folders: dict[str, Path],
+    folders: dict[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
     """Every Python block runs, and prints what it says it prints."""
     if example.path.name == "publish.md":
         request.getfixturevalue("hub")
-    monkeypatch.chdir(folders[example.path.name])
+    monkeypatch.chdir(folders[example.path])
     run_python(example, eval_example)
 
 
 @pytest.mark.parametrize(
     "block", [pytest.param(block, marks=marks_of(block.page, block.text), id=str(block)) for block in BASH[INSTALLS:]]
 )
-def test_commands_run(block: Block, folders: dict[str, Path], request: pytest.FixtureRequest) -> None:
+def test_commands_run(block: Block, folders: dict[Path, Path], request: pytest.FixtureRequest) -> None:
     """Every shell block after the two that install succeeds."""
     online = request.getfixturevalue("hub") if block.page.name == "publish.md" else {}
-    run_bash(block, folders[block.page.name], online)
+    run_bash(block, folders[block.page], online)
 
 
 def test_two_commands_come_first() -> None:
