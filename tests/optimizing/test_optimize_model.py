@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optimizing.form_models import Mlp
 from optimizing.zoo import ZOO
 from safetensors.torch import load_file
 
@@ -13,6 +14,7 @@ from safe_dtype.errors import BackupError, EnvironmentNotFitError, NotOptimizabl
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
 from safe_dtype.optimizing import Dynamic, Optimization, Status, load_optimized, optimize, read_record
 from safe_dtype.optimizing.environment import hashes
+from safe_dtype.optimizing.nouns.job import Job
 from safe_dtype.optimizing.nouns.record import Outcome
 
 SECONDS = 240.0
@@ -105,6 +107,19 @@ def test_remedy(tmp_path: Path) -> None:
     assert not found.graphs["whole"]
     assert found.graphs["sites"][0]["code"] == "for expert_idx in expert_hit:"
     agrees(out, found)
+
+
+def test_users_limit(tmp_path: Path) -> None:
+    """The user's limit is judged for every form, against eager in float32, and stays in the record."""
+    inputs = {"x": torch.randn(4, 16, generator=torch.Generator().manual_seed(0))}
+    out = tmp_path / "out"
+    found = optimize(Mlp(), inputs, out=out, form="export", dtype="float32", max_drift=1e-3, seconds=SECONDS)
+    assert (found.status, found.winner.form, found.max_drift) == (Status.REACHED, "export", 1e-3)
+    jobs = [Job.read(file) for file in (out / "attempts").glob("*export*/*.job.json")]
+    assert {job.stages[0] for job in jobs} == {"traced", "reloaded"}
+    for job in jobs:
+        assert job.drift_limit is not None
+        assert (job.drift_limit.max_drift, job.drift_limit.out.name[2:]) == (1e-3, "-eager-float32")
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from safe_dtype import (
     Policy,
     SafeAutoModel,
     compute_in,
+    drift_from,
+    exceeds,
     guard,
     load_optimized,
     make_plan,
@@ -26,8 +28,10 @@ from safe_dtype import (
     plan_of,
     publish,
     read_checkpoint,
+    record_outputs,
     register_remedy,
     report,
+    text_batches,
     unguard,
     unpatch,
 )
@@ -88,6 +92,9 @@ with on_event(count), register_remedy(propose, before="attention"):
 with compute_in("float32", ops=["linear"], when=lambda family, rows: rows > 8):
     drift: Drift = measure_drift(net, net, [{"input": torch.ones(1, 2)}])
 cosine: float | None = drift.hidden_cosine
+too_far: str | None = exceeds(drift, max_drift=0.02)
+batches = text_batches(tokenizer=None, text="some text", tokens_per_batch=64)
+same_drift: Drift = drift_from(record_outputs(net, batches, "folder"), net, batches)
 
 patch()
 patch(Policy(prefer="memory"))
