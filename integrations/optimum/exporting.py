@@ -11,12 +11,11 @@ from pathlib import Path
 
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.facts import Dtype
-from safe_dtype.processes.child import how_it_ended
+from safe_dtype.processes.child import how_it_ended, last_error
 
 from .older import copied_for_4
-from .process import last_error, run_python
 from .tasks import class_of, config_of
-from .virtual_environment import environment, python_of
+from .virtual_environment import environment, python_of, run_python
 
 FILE = "model.onnx"
 LOG = "optimum.log"

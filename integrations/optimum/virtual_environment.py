@@ -17,10 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from safe_dtype.errors import EnvironmentNotFitError
-from safe_dtype.processes.child import how_it_ended
+from safe_dtype.processes.child import how_it_ended, last_error, run
 from safe_dtype.store import cache_folder
-
-from .process import last_error, run_python
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +36,8 @@ _AS_HERE: Mapping[str, tuple[str, ...]] = {  # by package, the distributions tha
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
 VIAS = tuple(_FIXED)
+# Of this process' Python: another one would take its packages from here instead of from its own folder.
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
 def environment(via: str, *, progress: Callable[[str], None] = logger.info) -> Path:
@@ -90,6 +90,15 @@ def folder_of(via: str) -> Path:
 def python_of(folder: Path) -> Path:
     """Return the interpreter of an environment."""
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def run_python(python: Path, *arguments: str, log: Path, end: float) -> int | None:
+    """Run `python` isolated from this process' packages, and return as `processes.child.run` does.
+
+    The rest of the environment is the user's: so pip asks where the user's pip asks.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in _OURS}
+    return run([str(python), "-I", *arguments], log=log, end=end, environment=environment)
 
 
 def _version_here(name: str, carriers: tuple[str, ...]) -> str:

@@ -1,28 +1,29 @@
-"""Measure in child processes, which kernels may kill or hang without harm to this one."""
+"""Measure in child processes, which kernels may kill or hang without harm to this one.
+
+A child answers cell by cell through a pipe, so that one that hangs is noticed by its silence, and the cells before it are
+not lost: `processes.child.run` waits for an end and reads no pipe.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ProbeError
 from ..facts import Verdict, VerdictKind
+from ..processes.child import stop, with_our_packages
 from .probe_request import ProbeRequest, verdict_from_dict
 
 logger = logging.getLogger(__name__)
-
-_PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,9 @@ class _Child:
                 stdin=question,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=_environment(),
+                env=with_our_packages(),
                 text=True,
+                start_new_session=True,
             )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # "" at the end
         self._silent_for: float | None = None
@@ -88,8 +90,7 @@ class _Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        stop(self._process)
         self._errors.close()
 
     def verdicts(self) -> Iterator[Verdict]:
@@ -139,9 +140,3 @@ class _Child:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _environment() -> Mapping[str, str]:
-    """Return our environment, in which the child finds the same safe_dtype."""
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(_PACKAGE_PARENT), path)))}

@@ -1,4 +1,4 @@
-"""A process of our own for work that may crash, hang or eat the memory. Imports no torch."""
+"""Child processes for work that may crash, hang or take all memory. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 LAST_WORDS = 300  # characters of a dead child's log that go into the reason
+LAST_ERROR = 600
 
 
 def status_of(
@@ -22,16 +24,21 @@ def status_of(
 
     `settings` are added to its environment.
     """
-    paths = os.pathsep.join(str(Path(one).resolve()) for one in sys.path)
-    environment = os.environ | {"PYTHONPATH": paths, **settings}
+    environment = with_our_packages() | dict(settings)
     return run([sys.executable, "-m", module, str(order)], log=log, end=end, environment=environment)
 
 
-def run(command: Sequence[str], *, log: Path, end: float, environment: Mapping[str, str]) -> int | None:
+def with_our_packages() -> dict[str, str]:
+    """Return this process' environment, in which a Python imports the same packages, safe_dtype first of all."""
+    paths = [*(str(Path(entry).resolve()) for entry in sys.path), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def run(command: Sequence[str], *, log: Path, end: float | None, environment: Mapping[str, str]) -> int | None:
     """Run a command, all its output appended to `log`, and return its exit status.
 
     None where it was stopped at `end`, a moment of `time.monotonic`; below zero the signal that ended it. Whatever it
-    started itself is gone as well when this returns.
+    started itself is gone as well when this returns. With None for `end` it may take as long as it needs.
     """
     with log.open("ab") as writes:
         child = subprocess.Popen(
@@ -43,11 +50,11 @@ def run(command: Sequence[str], *, log: Path, end: float, environment: Mapping[s
             start_new_session=True,  # a group of its own, with the compilers that it starts
         )
         try:
-            return child.wait(max(0.0, end - time.monotonic()))
+            return child.wait(None if end is None else max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _stop(child)
+            stop(child)
 
 
 def how_it_ended(status: int | None, seconds: float) -> str:
@@ -66,8 +73,20 @@ def last_words(log: Path) -> str:
     return text[-LAST_WORDS:].replace("\n", " | ")
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End the child and all that it started, also where it is itself gone: a compiler may outlive a crash."""
+def last_error(log: Path) -> str:
+    """Return the last line of a log that names an error, as Python and pip write them; else its last line."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [
+        line for line in lines if line.startswith("ERROR: ") or line.partition(":")[0].endswith(("Error", "Exit"))
+    ]
+    return (errors or lines or ["it wrote nothing"])[-1].removeprefix("ERROR: ")[:LAST_ERROR]
+
+
+def stop(child: subprocess.Popen[Any]) -> None:
+    """End a child that leads a session of its own, and all that it started, also where it is itself gone.
+
+    A compiler may outlive the crash of the process that started it.
+    """
     if sys.platform == "win32":
         child.kill()
     else:

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safe_dtype.integrations.optimum import TASKS, as_before_5, copied_for_4, environment, pins_of, task_of
 from safe_dtype.integrations.optimum.inside import with_outputs
-from safe_dtype.integrations.optimum.process import last_error, run_python
-from safe_dtype.integrations.optimum.virtual_environment import MARKER, folder_of, python_of
+from safe_dtype.integrations.optimum.virtual_environment import MARKER, folder_of, python_of, run_python
 from safetensors.torch import save_file
 from transformers import (
     LlamaConfig,
@@ -224,22 +223,6 @@ def test_other_python_is_stopped(tmp_path: Path) -> None:
     end = time.monotonic() + 2
     assert run_python(Path(sys.executable), "-c", code, log=tmp_path / "log", end=end) is None
     assert (tmp_path / "log").read_text() == "begun\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("Traceback\n  File x\nValueError: no such model\n\n", "ValueError: no such model"),
-        ("ERROR: Could not find a version\nERROR: No matching distribution\nWARNING: old", "No matching distribution"),
-        ("a.b.CustomError: why: because\nat the end", "a.b.CustomError: why: because"),
-        ("Killed\n", "Killed"),
-        ("", "it said nothing"),
-    ],
-)
-def test_last_error(text: str, said: str, tmp_path: Path) -> None:
-    """Of a log that Python or pip wrote, the last line that names an error is quoted."""
-    (tmp_path / "log").write_text(text)
-    assert last_error(tmp_path / "log") == said
 
 
 def test_all_outputs() -> None:

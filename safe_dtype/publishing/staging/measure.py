@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ from ...facts import FLOAT32, Dtype, exceeds
 from ...loading import SafeAutoModel
 from ...loading.trials.second_copy import load_apart
 from ...models.blocks import block_names
+from ...processes.child import how_it_ended, last_error, run
 from ...verifying import BUILT_IN_TEXT, Checkpoint, Recording, drift_from, record_outputs
 from ...verifying.compare import compare_logits
 from ...verifying.outputs import Batch, outputs_of
@@ -34,7 +35,6 @@ _TOKENS = 512
 _POSITIONS_KEPT = 512
 _CHILD = Path(__file__).with_name("plain_child.py")
 _WITH_DISTRIBUTIONS = ("tokens", "classes")
-_LAST_WORDS = 2000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,15 +221,14 @@ def _in_a_child(staged: Path, reference: Reference, *, device: str, scratch: Pat
         "folder": str(staged.resolve()), "architecture": reference.architecture, "device": device,
         "blocks": list(reference.peaks), "batches": [str(path.resolve()) for path in files], "more": more,
     }  # fmt: skip
-    where = scratch / "order.json"
+    where, log = scratch.resolve() / "order.json", scratch / "plain.log"
     where.write_text(json.dumps(order), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-", str(where.resolve())], input=_CHILD.read_text(encoding="utf-8"),
-        capture_output=True, text=True, encoding="utf-8", errors="replace", check=False, cwd=scratch, env=_environment(),
-    )  # fmt: skip
-    if done.returncode:
-        last = done.stderr.strip()[-_LAST_WORDS:].rpartition("\n")[2]
-        raise not_publishable(staged, f"plain transformers cannot load and run it ({last})")
+    log.unlink(missing_ok=True)
+    # A copy: beside the script's own file lie modules of ours, which Python would import in place of others.
+    script = shutil.copy(_CHILD, scratch.resolve())
+    if status := run([sys.executable, str(script), str(where)], log=log, end=None, environment=_environment()):
+        why = last_error(log) if status > 0 else how_it_ended(status, 0)
+        raise not_publishable(staged, f"plain transformers cannot load and run it ({why})")
     found: dict[str, Any] = json.loads(where.with_suffix(".found.json").read_text(encoding="utf-8"))
     if not found.pop("alone"):
         raise not_publishable(

@@ -1,7 +1,7 @@
 """Load a folder as plain transformers does, run it, and write down what it says.
 
-Read by a fresh Python from its standard input, which is handed the path of an order: nothing of safe_dtype is imported
-here, so that nothing of it can help.
+A copy of this file, in a folder without modules of ours, is run by a fresh Python with the path of an order: nothing of
+safe_dtype is imported there, so that nothing of it can help.
 """
 
 import json
