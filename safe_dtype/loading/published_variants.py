@@ -148,7 +148,9 @@ def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
         return None
     figures = evidence["drift"]["safe_dtype"]
     numbers = {
-        one.name: _number(figures.get(one.name)) for one in fields(Drift) if one.name not in ("kind", "positions")
+        field.name: _number(figures.get(field.name))
+        for field in fields(Drift)
+        if field.name not in ("kind", "positions")
     }
     drift = Drift(str(figures["kind"]), int(figures["positions"]), **numbers)
     made_of = evidence["base"].get("revision")

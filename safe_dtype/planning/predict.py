@@ -90,9 +90,9 @@ def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows:
     timed = {one.rows: one for one in device.verdict(FLOAT32, "layer_norm").timings}
     if 1 not in timed or 512 not in timed or not timed[512].shape[1]:
         return 0.0
-    one, many = timed[1].seconds, timed[512].seconds
+    one_row, many_rows = timed[1].seconds, timed[512].seconds
     widened = checkpoint.hidden_size / timed[512].shape[1]
-    return _CALLS * checkpoint.cache.layers * (one + max(0.0, many - one) * (rows - 1) / 511 * widened)
+    return _CALLS * checkpoint.cache.layers * (one_row + max(0.0, many_rows - one_row) * (rows - 1) / 511 * widened)
 
 
 def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:

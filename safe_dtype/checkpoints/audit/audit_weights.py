@@ -115,8 +115,8 @@ class Audit:
             "total": _census_to_dict(self.total),
             "tensors": [one.to_dict() for one in self.tensors],
             "left_alone": [
-                {"name": one.name, "dtype": one.dtype, "shape": list(one.shape), "file": one.file}
-                for one in self.left_alone
+                {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "file": tensor.file}
+                for tensor in self.left_alone
             ],
         }
 
