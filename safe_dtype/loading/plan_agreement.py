@@ -39,7 +39,7 @@ def check_agreement(plan: Plan, request: Request, policy: Policy | str | None) -
 def _check_made_for(planned: MadeFor, plan: Plan, request: Request) -> None:
     if contradictions := list(planned.contradictions(_here(plan, request))):
         raise StalePlanError(
-            " and ".join(one.what for one in contradictions),
+            " and ".join(dict.fromkeys(one.what for one in contradictions)),
             " and ".join(one.here for one in contradictions),
             " and ".join(one.planned for one in contradictions),
         )

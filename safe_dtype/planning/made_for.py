@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..facts import CheckpointFacts, CheckpointIdentity, DeviceFacts
@@ -68,11 +68,21 @@ class MadeFor:
             return  # what belongs to another device differs anyway
         if self.driver and here.driver and self.driver != here.driver:
             yield Contradiction("driver", self.driver, here.driver)
-        yield from _differences("version of", self.versions, here.versions, _KERNELS)
+        versions, versions_here = dict(self.versions), dict(here.versions)
+        for name in _KERNELS:
+            planned, current = versions.get(name), versions_here.get(name)
+            if planned and current and planned != current:
+                yield Contradiction("version", f"{name} {planned}", f"{name} {current}")
         if self.settings and here.settings:
-            names = dict.fromkeys(name for name, _ in (*self.settings, *here.settings))
-            counted = [name for name in names if self.vendor == "cpu" or not _OF_THE_CPU.fullmatch(name)]
-            yield from _differences("setting", self.settings, here.settings, counted, absent="not set")
+            yield from self._other_settings(here)
+
+    def _other_settings(self, here: MadeFor) -> Iterator[Contradiction]:
+        settings, settings_here = dict(self.settings), dict(here.settings)
+        for name in dict.fromkeys([*settings, *settings_here]):
+            if self.vendor != "cpu" and _OF_THE_CPU.fullmatch(name):
+                continue
+            if settings.get(name) != settings_here.get(name):
+                yield Contradiction("setting", _assigned(name, settings), _assigned(name, settings_here))
 
     @property
     def _name(self) -> str:
@@ -109,12 +119,5 @@ class MadeFor:
         return None
 
 
-def _differences(
-    what: str, planned: Pairs, here: Pairs, names: tuple[str, ...] | list[str], *, absent: str = ""
-) -> Iterator[Contradiction]:
-    """Yield the values that differ. One that is missing on a side counts as `absent`, and is skipped where that is empty."""
-    mine, other = dict(planned), dict(here)
-    for name in names:
-        planned_value, value_here = mine.get(name, absent), other.get(name, absent)
-        if planned_value and value_here and planned_value != value_here:
-            yield Contradiction(f"{what} {name}", planned_value, value_here)
+def _assigned(name: str, settings: Mapping[str, str]) -> str:
+    return f"{name}={settings[name]}" if name in settings else f"no {name}"

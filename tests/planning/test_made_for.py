@@ -87,20 +87,20 @@ def test_checkpoint(checkpoint: CheckpointFacts, of: CheckpointFacts, what: list
         pytest.param(CPU, A100, ["device"], id="cpu"),
         pytest.param(A100, f.AMPERE, [], id="facts-made-by-hand"),
         pytest.param(replace(A100, driver="570.2"), A100, ["driver"], id="driver"),
-        pytest.param(replace(A100, versions=(("torch", "2.14"),)), A100, ["version of torch"], id="torch"),
+        pytest.param(replace(A100, versions=(("torch", "2.14"),)), A100, ["version"], id="torch"),
         pytest.param(replace(A100, versions=(("python", "3.12"), ("torch", "2.13"))), A100, [], id="python"),
         pytest.param(
             replace(A100, settings=setting(float32_matmul_precision="medium")), A100,
-            ["setting float32_matmul_precision"], id="precision",
+            ["setting"], id="precision",
         ),
         pytest.param(
-            replace(A100, settings=setting(NVIDIA_TF32_OVERRIDE="0")), A100, ["setting NVIDIA_TF32_OVERRIDE"], id="new"
+            replace(A100, settings=setting(NVIDIA_TF32_OVERRIDE="0")), A100, ["setting"], id="new"
         ),
         pytest.param(
             replace(A100, settings=setting(threads="1", OMP_NUM_THREADS="1", cpu_capability="AVX2")), A100, [],
             id="threads-of-a-rank-beside-a-gpu",
         ),
-        pytest.param(replace(CPU, settings=setting(threads="1")), CPU, ["setting threads"], id="threads-of-a-cpu"),
+        pytest.param(replace(CPU, settings=setting(threads="1")), CPU, ["setting"], id="threads-of-a-cpu"),
         pytest.param(replace(A100, name="NVIDIA A100-SXM4-80GB"), PRIOR, [], id="the-device-of-a-prior"),
         pytest.param(CPU, PRIOR, ["device"], id="prior-on-a-cpu"),
         pytest.param(replace(A100, family="Turing"), PRIOR, ["device"], id="prior-of-another-family"),
