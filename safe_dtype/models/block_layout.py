@@ -36,8 +36,8 @@ class Prompts:
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """The blocks of a weight, and what tells that it is still the one they were made from."""
+class BlockedWeight:
+    """The blocks of a weight, with what shows whether the weight has changed since."""
 
     blocks: Blocks
     origin: Tensor  # what the weight was: it keeps the file mapped, so that nothing else comes to lie at its address
@@ -48,7 +48,7 @@ class Held:
     changed: bool = False
 
     @classmethod
-    def of(cls, weight: Tensor, dtype: torch.dtype, wide: torch.dtype, prompts: Prompts) -> Held:
+    def of(cls, weight: Tensor, dtype: torch.dtype, wide: torch.dtype, prompts: Prompts) -> BlockedWeight:
         """Make the blocks of a weight."""
         return cls(Blocks.of(weight, dtype), weight.data, weight._version, wide, prompts)
 
@@ -91,14 +91,14 @@ class BlockedLinear(nn.Linear):
         """Multiply; from the plain weight where a graph is recorded, or where the weight has changed."""
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
-        held = _held_by(self)
+        blocked = _blocked_weight_of(self)
         # Not `self.weight`, which takes a microsecond; every one counts, for this is called 200 times a token.
         weight, bias = self._parameters["weight"], self._parameters["bias"]
-        if held is None or weight is None or not _can_multiply(self, input, weight, bias):
+        if blocked is None or weight is None or not _can_multiply(self, input, weight, bias):
             return super().forward(input)
-        if not _still_fits(self, weight, held, input.numel() // self.in_features):
+        if not _still_fits(self, weight, blocked, input.numel() // self.in_features):
             return super().forward(input)
-        return product(input, held.blocks, bias, wide=held.wide)
+        return product(input, blocked.blocks, bias, wide=blocked.wide)
 
     def _get_name(self) -> str:
         return "Linear"
@@ -117,16 +117,16 @@ class BlockedEmbedding(nn.Embedding):
         """Look up; in the plain table where a graph is recorded, or where the table has changed."""
         if torch.compiler.is_compiling() or torch._C._is_tracing():
             return super().forward(input)
-        held = _held_by(self)
+        blocked = _blocked_weight_of(self)
         if (
-            held is None
+            blocked is None
             or input.dtype not in (torch.int64, torch.int32)
             or not _is_plain(input)
             or _needs_gradient(self.weight)
-            or not _still_fits(self, self.weight, held, input.numel())
+            or not _still_fits(self, self.weight, blocked, input.numel())
         ):
             return super().forward(input)
-        return held.blocks.rows(input)
+        return blocked.blocks.rows(input)
 
     def _get_name(self) -> str:
         return "Embedding"
@@ -135,7 +135,7 @@ class BlockedEmbedding(nn.Embedding):
         return _reduced(self, nn.Embedding)
 
 
-def _held_by(module: nn.Module) -> Held | None:
+def _blocked_weight_of(module: nn.Module) -> BlockedWeight | None:
     """Return the blocks of a module. In training they are of no use any more, and let go for their memory."""
     if module.training and torch.is_grad_enabled():
         module.__dict__.pop(_BLOCKS, None)
@@ -170,9 +170,9 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
-def _still_fits(module: nn.Module, weight: Tensor, held: Held, rows: int) -> bool:
+def _still_fits(module: nn.Module, weight: Tensor, blocked: BlockedWeight, rows: int) -> bool:
     """Whether the blocks are those of the module's weight; otherwise they are let go, for their memory."""
-    if held.still_fits(weight, rows):
+    if blocked.still_fits(weight, rows):
         return True
     module.__dict__.pop(_BLOCKS, None)
     logger.info("a weight of shape %s has changed: it is multiplied as it is", tuple(weight.shape))
@@ -197,7 +197,7 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
         wide: What many rows are computed in.
     """
     mappings = file_mappings()
-    made: dict[_Place, Held] = {}
+    made: dict[_Place, BlockedWeight] = {}
     prompts = Prompts()
     count = given_back = 0
     # The largest first, for which both copies lie in memory at the same time.
@@ -207,10 +207,10 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
             dtype = rounded if weight.dtype == torch.float32 else weight.dtype
             if dtype is None or not list(in_files([weight.data], mappings)):
                 continue
-            held = Held.of(weight, dtype, wide, prompts)
-            if not held.fits(weight):  # written to meanwhile
+            blocked = BlockedWeight.of(weight, dtype, wide, prompts)
+            if not blocked.fits(weight):  # written to meanwhile
                 continue
-            made[place] = held
+            made[place] = blocked
             given_back += give_back(weight.data, mappings)
         module.__dict__[_BLOCKS] = made[place]
         module.__class__ = BlockedLinear
@@ -220,26 +220,26 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
         if shared and shared.blocks.tensor.dtype == embedding.weight.dtype:  # a lookup keeps its bits
             embedding.__dict__[_BLOCKS] = shared
             embedding.__class__ = BlockedEmbedding
-    done = Layout(count, sum(held.blocks.tensor.nbytes for held in made.values()), given_back)
+    done = Layout(count, sum(blocked.blocks.tensor.nbytes for blocked in made.values()), given_back)
     logger.debug("%s: %s", type(model).__name__, done)
     return done
 
 
 def take_back(model: nn.Module) -> int:
-    """Undo `lay_out`; return how many modules are plain again."""
-    found = [module for module in model.modules() if type(module) in _PLAIN]
-    for module in found:
+    """Undo `lay_out`; return how many modules were changed back."""
+    plain = [module for module in model.modules() if type(module) in _PLAIN]
+    for module in plain:
         module.__dict__.pop(_BLOCKS, None)
         module.__class__ = _PLAIN[type(module)]
-    return len(found)
+    return len(plain)
 
 
 def blocks_of(module: nn.Module) -> Blocks | None:
     """Return the blocks that `module` multiplies from; None where it is plain, or its weight has changed."""
-    held = module.__dict__.get(_BLOCKS)
-    if not isinstance(held, Held) or not isinstance(module, nn.Linear) or not held.fits(module.weight):
+    blocked = module.__dict__.get(_BLOCKS)
+    if not isinstance(blocked, BlockedWeight) or not isinstance(module, nn.Linear) or not blocked.fits(module.weight):
         return None
-    return held.blocks
+    return blocked.blocks
 
 
 def _reduced(module: nn.Module, plain: type[nn.Module]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Cast, and look at, what a step is given: its tensors, and the caches it continues from."""
+"""Cast and check the inputs of a step: its tensors, and the caches that it continues from."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def cast_cache(cache: Any, former: Collection[torch.dtype], new: torch.dtype) ->
         cast_cache(cache.cross_attention_cache, former, new)
         return
     for layer in cache.layers:
-        for name, held in list(layer.__dict__.items()):
-            if isinstance(held, torch.dtype):  # a layer's `dtype`, in which it dequantizes or will be allocated
-                changed: Any = new if held in former else held
+        for name, state in list(layer.__dict__.items()):
+            if isinstance(state, torch.dtype):  # a layer's `dtype`, in which it dequantizes or will be allocated
+                changed: Any = new if state in former else state
             else:
-                changed = _cast_held(held, former, new)
-            if changed is not held:
+                changed = _cast_state(state, former, new)
+            if changed is not state:
                 layer.__dict__[name] = changed
 
 
@@ -51,7 +51,7 @@ def dtypes_of(value: Any) -> set[torch.dtype]:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether every floating tensor in `value` is finite, those of caches too; a mask's -Inf is let pass."""
+    """Whether every floating tensor in `value` is finite, those of caches too; -Inf is allowed, for masks hold it."""
     if isinstance(value, torch.Tensor):
         if not value.is_floating_point() or value.numel() == 0 or value.device.type == "meta":
             return True
@@ -68,22 +68,22 @@ def is_finite(value: Any) -> bool:
     return True
 
 
-def _cast_held(held: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
-    """Cast what a cache layer holds; a container is rebuilt only where something in it changed."""
-    if isinstance(held, torch.Tensor):
-        if held.dtype not in former:
-            return held
-        changed = _cast_tensor(held, new)
-        if getattr(held, "_dynamo_static_input_type", None) is not None:  # a compiled decode relies on its address
+def _cast_state(state: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
+    """Cast one attribute of a cache layer; a container is rebuilt only where something in it changed."""
+    if isinstance(state, torch.Tensor):
+        if state.dtype not in former:
+            return state
+        changed = _cast_tensor(state, new)
+        if getattr(state, "_dynamo_static_input_type", None) is not None:  # a compiled decode relies on its address
             torch._dynamo.mark_static_address(changed)
         return changed
-    if isinstance(held, (tuple, list)):
-        parts = [_cast_held(one, former, new) for one in held]
-        return held if all(a is b for a, b in zip(parts, held, strict=True)) else type(held)(parts)
-    if isinstance(held, dict):
-        for name, one in held.items():
-            held[name] = _cast_held(one, former, new)
-    return held
+    if isinstance(state, (tuple, list)):
+        parts = [_cast_state(one, former, new) for one in state]
+        return state if all(a is b for a, b in zip(parts, state, strict=True)) else type(state)(parts)
+    if isinstance(state, dict):
+        for name, value in state.items():
+            state[name] = _cast_state(value, former, new)
+    return state
 
 
 def _cast_tensor(tensor: torch.Tensor, new: torch.dtype) -> torch.Tensor:

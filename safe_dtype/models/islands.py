@@ -14,7 +14,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class CastInputs:
-    """A forward pre-hook: cast what a module is given to the dtype of its weights."""
+    """A forward pre-hook that casts the inputs of a module to the dtype of its weights."""
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Cast."""
@@ -24,13 +24,13 @@ class CastInputs:
 
 
 class Island:
-    """A module in float32 whose surroundings stay in `outside`."""
+    """Hooks of a module that computes in float32 inside a model in the dtype `outside`."""
 
     def __init__(self, outside: torch.dtype) -> None:
         self.outside = outside
 
     def attach(self, module: nn.Module) -> None:
-        """Cast what goes into `module` to float32, and what comes out to the dtype of its surroundings."""
+        """Cast the inputs of `module` to float32, and its output to the dtype of the model around it."""
         module.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
         module.register_forward_hook(self)
 

@@ -11,7 +11,7 @@ _lock = threading.RLock()  # a model may load another while it is built
 
 
 def one_at_a_time() -> AbstractContextManager[object]:
-    """Return what the other threads wait at while a model is loaded in its block.
+    """Return a context that one thread at a time may be in: a model is loaded in it.
 
     While transformers builds a model it replaces `PreTrainedModel.tie_weights`, functions of `torch.nn.init` and the
     default dtype. Two threads put back each other's replacements: after that (5.23) no model of the process is tied or

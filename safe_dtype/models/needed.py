@@ -1,4 +1,4 @@
-"""What is put into the process for the sake of some objects, and taken out with the last of them."""
+"""Changes of the whole process (a wrapper, a hook) that last as long as some object needs them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _somebody_died = False
 
 
 class Needed:
-    """Something that is in the process now. It is taken out when nobody needs it any more.
+    """A change of the process that is in force. It is undone when no object needs it any more.
 
-    Who needs it is referenced weakly: an object that is garbage collected needs nothing.
+    Those objects are referenced weakly: one that is garbage collected needs nothing.
     """
 
     def __init__(self, take_out: Callable[[], object]) -> None:
@@ -26,24 +26,24 @@ class Needed:
         self.is_out = False
 
     def add(self, user: object) -> None:
-        """Keep it in the process for as long as `user` lives and does not `let_go`. Call it inside `changing()`."""
+        """Keep it in force until `user` dies or calls `let_go`. To be called inside `changing()`."""
         if not any(needing is user for needing in self.users()):
             reference = weakref.ref(user, _user_died)
             self._users[id(reference)] = reference
         _in_use.add(self)
 
     def users(self) -> list[object]:
-        """Return who needs it."""
+        """Return the objects that need it."""
         return [user for reference in list(self._users.values()) if (user := reference()) is not None]
 
     def discard(self, user: object) -> None:
-        """Leave out `user`, and who is dead."""
+        """Remove `user` and dead objects from those that need it."""
         for number, reference in list(self._users.items()):
             if (needing := reference()) is None or needing is user:
                 self._users.pop(number, None)
 
     def take_out(self) -> None:
-        """Take it out of the process, whoever needs it."""
+        """Undo it, even if objects still need it."""
         _in_use.discard(self)
         if not self.is_out:
             self.is_out = True
@@ -52,7 +52,7 @@ class Needed:
 
 @contextmanager
 def changing() -> Iterator[None]:
-    """Let no other thread change what is in the process meanwhile."""
+    """Keep other threads from making or undoing such changes while the block runs."""
     with _lock:
         yield
     if _somebody_died:  # while this thread had the lock
@@ -60,13 +60,13 @@ def changing() -> Iterator[None]:
 
 
 def let_go(user: object) -> None:
-    """Take out everything that `user` alone needs."""
+    """Undo every change that only `user` needs."""
     with changing():
         _take_out_unneeded(user)
 
 
 def share(user: object, other: object) -> None:
-    """Have everything that `user` needs kept for `other` as well."""
+    """Keep every change that `user` needs in force for `other` too."""
     with changing():
         for needed in list(_in_use):
             if any(needing is user for needing in needed.users()):
@@ -83,7 +83,7 @@ def _take_out_unneeded(user: object = None) -> None:
 def _user_died(_: object = None) -> None:
     global _somebody_died
     _somebody_died = True
-    # The garbage collector runs anywhere, and must not wait for a lock there. Who has it looks again afterwards.
+    # The garbage collector runs this anywhere, so it must not wait for the lock: the thread that has it looks again.
     if _lock.acquire(blocking=False):
         try:
             _somebody_died = False

@@ -13,14 +13,14 @@ def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield every weight kept in main memory, tied ones once."""
     seen: set[int] = set()
     for store in _stores(model):
-        for tensor in _held(store).values():
+        for tensor in _tensors_of(store).values():
             if tensor.data_ptr() not in seen:
                 seen.add(tensor.data_ptr())
                 yield tensor
 
 
 def recast(
-    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, kept: Callable[[str], bool]
+    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, in_float32: Callable[[str], bool]
 ) -> tuple[int, int]:
     """Cast what is kept in main memory, and have what lies on disk read in `new`.
 
@@ -29,20 +29,20 @@ def recast(
     count = grown = 0
     replaced: dict[int, torch.Tensor] = {}
     for store in _stores(model):
-        held = _held(store)
-        for name, tensor in list(held.items()):
+        tensors = _tensors_of(store)
+        for name, tensor in list(tensors.items()):
             if tensor.dtype not in former:
                 continue
             if tensor.data_ptr() not in replaced:
-                replaced[tensor.data_ptr()] = tensor.to(torch.float32 if kept(name) else new)
+                replaced[tensor.data_ptr()] = tensor.to(torch.float32 if in_float32(name) else new)
                 grown += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
-            held[name] = replaced[tensor.data_ptr()]
+            tensors[name] = replaced[tensor.data_ptr()]
             count += 1
         for name, entry in getattr(store, "index", {}).items():
             # A safetensors file is cast to this dtype when read; beside it only raw files have one, and theirs is
             # how they were written.
             if "safetensors_file" in entry and _torch_dtype(entry.get("dtype")) in former:
-                entry["dtype"] = str(torch.float32 if kept(name) else new).removeprefix("torch.")
+                entry["dtype"] = str(torch.float32 if in_float32(name) else new).removeprefix("torch.")
                 count += 1
     _forget_copies(model, replaced)
     return count, grown
@@ -71,15 +71,15 @@ def _stores(model: nn.Module) -> Iterator[Any]:
             yield store
 
 
-def _held(store: Any) -> MutableMapping[str, torch.Tensor]:
-    held = getattr(store, "state_dict", store)
-    return held if isinstance(held, MutableMapping) else {}
+def _tensors_of(store: Any) -> MutableMapping[str, torch.Tensor]:
+    tensors = getattr(store, "state_dict", store)
+    return tensors if isinstance(tensors, MutableMapping) else {}
 
 
 def _forget_copies(model: nn.Module, replaced: dict[int, torch.Tensor]) -> None:
     """Tied weights are found by address, and their copies on a device are handed out as they are."""
     for shared in {
-        id(found): found for hook in _hooks(model) if (found := getattr(hook, "tied_params_map", None))
+        id(pointers): pointers for hook in _hooks(model) if (pointers := getattr(hook, "tied_params_map", None))
     }.values():
         for address in list(shared):
             shared[address].clear()

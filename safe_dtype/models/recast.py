@@ -35,10 +35,14 @@ def main_dtype(model: nn.Module) -> torch.dtype | None:
     """Return the dtype of most of the model's floating numbers; None where it has none."""
     numbers: Counter[torch.dtype] = Counter()
     quantized = _is_quantized(model)
-    for one in model.parameters():
+    for parameter in model.parameters():
         # The dtype that a quantizer's own class shows is that of its scales.
-        if one.is_floating_point() and one.dtype.itemsize > 1 and (type(one) is nn.Parameter or not quantized):
-            numbers[one.dtype] += one.numel()
+        if (
+            parameter.is_floating_point()
+            and parameter.dtype.itemsize > 1
+            and (type(parameter) is nn.Parameter or not quantized)
+        ):
+            numbers[parameter.dtype] += parameter.numel()
     return numbers.most_common(1)[0][0] if numbers else None
 
 
@@ -70,8 +74,8 @@ def growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) 
 def bytes_of_copy(model: nn.Module, dtype: torch.dtype) -> dict[torch.device, int]:
     """Return how many bytes a second copy of the parameters would take on each device, in `dtype`."""
     needed: Counter[torch.device] = Counter()
-    for one in model.parameters():
-        needed[one.device] += one.numel() * dtype.itemsize
+    for parameter in model.parameters():
+        needed[parameter.device] += parameter.numel() * dtype.itemsize
     return dict(needed)
 
 
@@ -93,21 +97,21 @@ def recast(
             lost bits when they were loaded.
         without: The id() of parameters that stay as they are.
     """
-    kept = kept_in_float32(model, new)
+    in_float32 = kept_in_float32(model, new)
     fresh = dict(source.named_parameters()) if source is not None else {}
     count = grown = 0
     with torch.inference_mode(mode=False), torch.no_grad():
-        for name, one in (*_parameters(model, former, new), *_buffers(model, former)):
-            if id(one) in without:
+        for name, parameter in (*_parameters(model, former, new), *_buffers(model, former)):
+            if id(parameter) in without:
                 continue
-            wanted = torch.float32 if kept(name) else new
-            before = one.numel() * one.dtype.itemsize
-            _replace(one, _in(wanted, fresh[name].data if name in fresh else one.data))
+            wanted = torch.float32 if in_float32(name) else new
+            before = parameter.numel() * parameter.dtype.itemsize
+            _replace(parameter, _in(wanted, fresh[name].data if name in fresh else parameter.data))
             fresh.pop(name, None)
             count += 1
-            grown += one.numel() * one.dtype.itemsize - before if one.device.type != "meta" else 0
+            grown += parameter.numel() * parameter.dtype.itemsize - before if parameter.device.type != "meta" else 0
         count += _recast_attributes(model, former, new)
-        moved, bytes_more = offloaded.recast(model, former, new, kept)
+        moved, bytes_more = offloaded.recast(model, former, new, in_float32)
     for _, _, shift in shifted_modules(model):
         shift.outside_is_now(new)
     _tell_configs(model, former, new)
@@ -119,10 +123,10 @@ def left_over(
     model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, *, without: Collection[int] = ()
 ) -> int:
     """Return how many parameters should be in `new` and are not; those whose id() is in `without` do not count."""
-    kept = kept_in_float32(model, new)
+    in_float32 = kept_in_float32(model, new)
     return sum(
-        one.dtype != (torch.float32 if kept(name) else new) and id(one) not in without
-        for name, one in _parameters(model, former, new)
+        parameter.dtype != (torch.float32 if in_float32(name) else new) and id(parameter) not in without
+        for name, parameter in _parameters(model, former, new)
     )
 
 
@@ -134,10 +138,10 @@ def _parameters(
     model: nn.Module, former: Collection[torch.dtype], new: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     quantized = _is_quantized(model)
-    for name, one in model.named_parameters():
+    for name, parameter in model.named_parameters():
         # Beside codes only plain parameters change: a quantizer's own classes carry what their kernels expect.
-        if one.dtype in former and one.dtype != new and (type(one) is nn.Parameter or not quantized):
-            yield name, one
+        if parameter.dtype in former and parameter.dtype != new and (type(parameter) is nn.Parameter or not quantized):
+            yield name, parameter
 
 
 def _buffers(model: nn.Module, former: Collection[torch.dtype]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -145,9 +149,9 @@ def _buffers(model: nn.Module, former: Collection[torch.dtype]) -> Iterator[tupl
     # itself is left, those that are not saved stay: transformers computes them anew, in float32.
     for prefix, module in model.named_modules():
         unsaved = module._non_persistent_buffers_set if torch.float32 in former else ()
-        for name, one in module._buffers.items():
-            if one is not None and one.dtype in former and name not in unsaved:
-                yield f"{prefix}.{name}".lstrip("."), one
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.dtype in former and name not in unsaved:
+                yield f"{prefix}.{name}".lstrip("."), buffer
 
 
 def _in(wanted: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
@@ -156,15 +160,15 @@ def _in(wanted: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:
     return as_half(tensor) if quicker and tensor.device.type == "cpu" else tensor.to(wanted)
 
 
-def _replace(one: torch.Tensor, tensor: torch.Tensor) -> None:
-    if type(one.data) is not torch.Tensor:
+def _replace(parameter: torch.Tensor, tensor: torch.Tensor) -> None:
+    if type(parameter.data) is not torch.Tensor:
         # `p.data =` on a DTensor reports the new dtype, and its local part keeps the old one.
-        torch.utils.swap_tensors(one, nn.Parameter(tensor, one.requires_grad))  # type: ignore[no-untyped-call]
+        torch.utils.swap_tensors(parameter, nn.Parameter(tensor, parameter.requires_grad))  # type: ignore[no-untyped-call]
         return
-    gradient, one.grad = one.grad, None
-    one.data = tensor
+    gradient, parameter.grad = parameter.grad, None
+    parameter.data = tensor
     if gradient is not None:
-        one.grad = gradient.to(tensor.dtype)
+        parameter.grad = gradient.to(tensor.dtype)
 
 
 def _recast_attributes(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> int:
@@ -207,5 +211,5 @@ def kept_in_float32(model: nn.Module, new: torch.dtype) -> Any:
     if not patterns:
         return shifted.__contains__
     # Searched without anchors, as transformers 5 does on loading.
-    pattern = re.compile("|".join(one.replace("*", ".*") for one in sorted(patterns)))
+    pattern = re.compile("|".join(pattern.replace("*", ".*") for pattern in sorted(patterns)))
     return lambda name: name in shifted or pattern.search(name) is not None

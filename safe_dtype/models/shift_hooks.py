@@ -1,4 +1,4 @@
-"""A power of two at the border of one module: on what it is given, or on what it returns."""
+"""Hooks that multiply the input or the output of one module by a power of two."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 
 class Shift:
-    """Hooks on a module: multiply its first tensor by 2 ** given, and the tensor it returns by 2 ** returned.
+    """Hooks on a module: multiply its first input by 2 ** input_exponent, and its output by 2 ** output_exponent.
 
     A norm between them computes in float32 inside a model in 16 bit: what it is given may leave float16's range once it
     is multiplied, and so may what it returns before it is.
     """
 
     def __init__(self) -> None:
-        self.given = self.returned = 0
+        self.input_exponent = self.output_exponent = 0
         self.is_on_norm = False
         self.outside: torch.dtype | None = None  # of the model around, where the module itself is in float32
-        self._raised = False  # what it was given last came in `outside`
+        self._raised = False  # its last input was in `outside`
 
     def attach(self, module: nn.Module) -> None:
         """Put the hooks on `module`, outermost."""
@@ -38,7 +38,7 @@ class Shift:
     @property
     def is_idle(self) -> bool:
         """Whether it multiplies nothing."""
-        return not self.given and not self.returned
+        return not self.input_exponent and not self.output_exponent
 
     def enter(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Multiply the first floating tensor."""
@@ -57,7 +57,7 @@ class Shift:
                 return output
             parts = [self(_module, _args, output[0]), *output[1:]]
             return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
-        scaled = output * 2.0**self.returned if self.returned else output
+        scaled = output * 2.0**self.output_exponent if self.output_exponent else output
         return scaled.to(self.outside) if self._raised and self.outside is not None else scaled
 
     def outside_is_now(self, dtype: torch.dtype) -> None:
@@ -65,11 +65,11 @@ class Shift:
         self.outside = dtype if self.is_on_norm and dtype != torch.float32 else None
 
     def _multiplied(self, value: torch.Tensor) -> torch.Tensor:
-        # Inside an island what comes is in float32 already, and what goes stays so.
+        # Inside an island the input is in float32 already, and the output stays in it.
         self._raised = value.dtype == self.outside
         if self._raised:
             value = value.float()
-        return value * 2.0**self.given if self.given else value
+        return value * 2.0**self.input_exponent if self.input_exponent else value
 
 
 def shift_of(module: nn.Module) -> Shift | None:
@@ -79,18 +79,18 @@ def shift_of(module: nn.Module) -> Shift | None:
 
 def shift_on(module: nn.Module) -> Shift:
     """Return the shift on `module`, a new and idle one where there was none."""
-    found = shift_of(module)
-    if found is None:
-        found = Shift()
-        found.attach(module)
-    return found
+    shift = shift_of(module)
+    if shift is None:
+        shift = Shift()
+        shift.attach(module)
+    return shift
 
 
 def shifted_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Shift]]:
     """Yield every module of `model` with a shift on it, and its name."""
     for name, module in model.named_modules():
-        if (found := shift_of(module)) is not None:
-            yield name, module, found
+        if (shift := shift_of(module)) is not None:
+            yield name, module, shift
 
 
 def norms_in_float32(model: nn.Module) -> Iterator[str]:
@@ -113,6 +113,6 @@ def settle_norms(model: nn.Module, outside: torch.dtype) -> None:
     """Bring the norms with a shift into float32, inside a model that is in `outside`."""
     for _, module, shift in shifted_modules(model):
         if shift.is_on_norm:
-            for one in module.parameters(recurse=False):
-                one.data = one.data.float()
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
         shift.outside_is_now(outside)

@@ -88,7 +88,7 @@ class _Wrapper:
 
 
 _wrappers: dict[tuple[type, str, Wrap], _Wrapper] = {}
-_passing_on: WeakSet[_Wrapper] = WeakSet()  # of no use any more, with a wrapper of somebody else's around them
+_passing_on: WeakSet[_Wrapper] = WeakSet()  # retired, but another library's wrapper is around them
 
 
 def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
@@ -97,9 +97,9 @@ def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
     Args:
         owner: The class. It has the method, or inherits it.
         name: The name of a method or class method.
-        wrap: A function of a module: it is given what to call with the instance (or class) and the arguments, and
-            returns what to call instead. Given again, it wraps nothing twice.
-        user: Who needs it, referenced weakly. See `unwrap_methods`.
+        wrap: Takes the method as a function of the instance (or class) and the arguments, and returns the function to
+            call instead. The same `wrap` wraps a method only once.
+        user: The object that needs it, referenced weakly. See `unwrap_methods`.
     """
     key = (owner, name, wrap)
     with changing():
@@ -108,17 +108,17 @@ def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
         if wrapper is not None and wrapper.is_on_top:
             wrapper.needed.add(user)
             return
-        # Somebody has wrapped ours, or has put something else there, which may not call ours: it goes around that.
+        # Somebody has wrapped or replaced our wrapper. A new one goes around theirs, which need not call ours.
         users = wrapper.needed.users() if wrapper is not None else []
         _wrappers[key] = fresh = _Wrapper(owner, name, wrap)
-        for one in (*users, user):
-            fresh.needed.add(one)
+        for needing in (*users, user):
+            fresh.needed.add(needing)
         if wrapper is not None:
             wrapper.needed.take_out()
 
 
 def unwrap_methods(user: object) -> None:
-    """Let go of everything that was wrapped for `user`. What nobody else needs is as it was, object by object."""
+    """Undo what was wrapped for `user` alone: each class has the very attributes that it had before."""
     let_go(user)
 
 
@@ -131,7 +131,7 @@ def _remove_retired() -> None:
     for key, wrapper in list(_wrappers.items()):
         if not wrapper.is_active:
             _wrappers.pop(key, None)
-    # Beneath one of ours may be another.
+    # Removing one may bring another to the top.
     while on_top := [wrapper for wrapper in list(_passing_on) if wrapper.is_on_top]:
         for wrapper in on_top:
             wrapper.remove()

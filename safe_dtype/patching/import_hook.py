@@ -17,7 +17,7 @@ STARTUP = "safe_dtype startup"  # marks the hook that a process begins with unde
 
 
 class ImportHook:
-    """A finder that finds one module as all the others would, and has `then` called with it once it is imported."""
+    """A finder that leaves one module to the other finders, and calls `then` with it once it is imported."""
 
     def __init__(self, module: str, then: Callable[[Any], object], mark: str = "") -> None:
         self.module, self.then, self.mark = module, then, mark
@@ -29,8 +29,8 @@ class ImportHook:
             return None
         self._asking.add(get_ident())
         try:
-            found = (one.find_spec(name, path, target) for one in sys.meta_path if hasattr(one, "find_spec"))
-            spec = next((one for one in found if one is not None), None)
+            specs = (one.find_spec(name, path, target) for one in sys.meta_path if hasattr(one, "find_spec"))
+            spec = next((one for one in specs if one is not None), None)
         finally:
             self._asking.discard(get_ident())
         if spec is not None and spec.loader is not None:

@@ -26,7 +26,7 @@ class _Plainly:
         self._original = original
 
     def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        take_planned()  # it is for this very call; what is loaded inside it is planned on its own
+        take_planned()  # for this call alone: models loaded inside it get plans of their own
         return self._original(*args, **kwargs)
 
 
@@ -36,27 +36,27 @@ def from_pretrained_planned(
     """Call `original` with the plan's dtype, and guard the model. What cannot be planned is the caller's plain call.
 
     Raises:
-        StrictModeError: If `policy` is strict, and the dtype ordered (else the saved one) does not do here.
+        StrictModeError: If `policy` is strict, and the dtype ordered (else the saved one) is rejected here.
     """
     named = _SOURCE in kwargs
-    if take_planned() or bool(args) == named:  # neither or both are a mistake, which the original knows how to tell
+    if take_planned() or bool(args) == named:  # neither or both: the original raises its own error
         return original(*args, **kwargs)
     source, *model_args = (kwargs[_SOURCE],) if named else args
     request = Request(source, {name: value for name, value in kwargs.items() if name != _SOURCE})
     plan, obstacle = _plan(request, policy)
     if plan is None:
         with one_at_a_time():
-            found = original(*args, **kwargs)
+            result = original(*args, **kwargs)
         # Where that raises, its own error says enough.
         logger.warning("%s: loaded as it is, without a plan and unguarded: %s", source, obstacle)
-        return found
+        return result
     for text in plan.warnings:
         warn(text)
     return load(_Plainly(original), request, plan, *model_args)
 
 
 def _plan(request: Request, policy: Policy) -> tuple[Plan | None, str]:
-    """Return the plan, or None and what is in the way of it."""
+    """Return the plan; or None, and the reason why there is none."""
     if not _sizes_can_be_read(request.arguments.get("max_memory")):
         return None, "max_memory cannot be read"
     try:

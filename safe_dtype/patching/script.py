@@ -18,7 +18,7 @@ _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 def become_python(arguments: Sequence[str], policy: Policy) -> NoReturn:
     """Replace this process by `python ARGUMENTS`, patched from the start.
 
-    A Python of its own, for then arguments, paths, tracebacks and exit codes are those of plain Python by nature.
+    It is a Python of its own, so that arguments, paths, tracebacks and exit codes are those of plain Python.
     """
     command = [sys.executable, *interpreter_options(), *arguments]
     environment = environment_for_children(policy, os.environ)
@@ -38,7 +38,7 @@ def environment_for_children(policy: Policy, environment: Mapping[str, str]) -> 
 
 
 def interpreter_options() -> list[str]:
-    """Return the options in `python OPTIONS -m safe_dtype.run ...`; of an installed command they are its own affair."""
+    """Return the options in `python OPTIONS -m safe_dtype.run ...`; none for an installed command."""
     *options, flag, module = ["", "", *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
     if not flag.startswith("-") or not flag.endswith("m") or module.partition(".")[0] != "safe_dtype":
         return []

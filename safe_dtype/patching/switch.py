@@ -1,4 +1,4 @@
-"""`patch`, `unpatch` and `patched`: the switch, and who holds it on."""
+"""`patch`, `unpatch` and `patched`: whether `from_pretrained` is planned, and with which policy."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _parsed(policy: Policy | str | None) -> Policy:
 
 
 def _settle() -> None:
-    """Bring transformers into the state that is wanted now."""
+    """Patch or unpatch transformers, by the policies that are in force now."""
     remove_marked(STARTUP)  # from here on the program decides, not how it was started
     with _lock:
         if policy_now() is None:

@@ -15,7 +15,7 @@ import torch
 from numerics.laid_out import load, save
 from torch import Tensor, nn
 
-from safe_dtype.models.block_layout import Held, blocks_of, lay_out
+from safe_dtype.models.block_layout import BlockedWeight, blocks_of, lay_out
 
 pytestmark = pytest.mark.needs("pagemap")
 BF16 = torch.bfloat16
@@ -102,7 +102,7 @@ def test_a_change_of_a_part_is_noticed_by_the_next_prompt(
     assert len(changed) == 1
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight is changed[0]:
-            assert not any(isinstance(one, Held) for one in module.__dict__.values())
+            assert not any(isinstance(one, BlockedWeight) for one in module.__dict__.values())
 
 
 def test_blocks_of_a_changed_weight_are_let_go(folder: Path) -> None:

@@ -69,7 +69,7 @@ def inputs() -> Tensor:
 def test_positional_input() -> None:
     """Of what a module is given in order, the first floating tensor is multiplied, and nothing else."""
     shift, seen = Shift(), []
-    shift.given = -3
+    shift.input_exponent = -3
     module = nn.Bilinear(4, 4, 2)
     shift.attach(module)
     module.register_forward_pre_hook(lambda _, args: seen.extend(args))
@@ -83,7 +83,7 @@ def test_positional_input() -> None:
 def test_keyword_input() -> None:
     """Integers before it and other names beside it stay as they are."""
     module = Named()
-    shift_on(module).given = 2
+    shift_on(module).input_exponent = 2
     positions, bias = torch.arange(3), torch.ones(3)
     hidden, *rest = module(positions, hidden=torch.ones(3), bias=bias)
     assert torch.equal(hidden, torch.full((3,), 4.0))
@@ -94,7 +94,7 @@ def test_nothing_to_multiply() -> None:
     """A call without floating tensors goes through."""
     module = nn.Embedding(4, 2)
     shift = shift_on(module)
-    shift.given, shift.returned = 5, -1
+    shift.input_exponent, shift.output_exponent = 5, -1
     ids = torch.arange(4)
     assert torch.equal(module(ids), module.weight[ids] / 2)
 
@@ -102,7 +102,7 @@ def test_nothing_to_multiply() -> None:
 def test_tuple_output() -> None:
     """Of a returned tuple the first is multiplied; an empty one, None and a dict are handed on."""
     shift = Shift()
-    shift.returned = 1
+    shift.output_exponent = 1
     other = torch.ones(1)
     found, same = shift(nn.Identity(), (), (torch.ones(1), other))
     assert (found.item(), same) == (2.0, other)
@@ -118,7 +118,7 @@ def test_norm_in_a_float16_model(kind: str, given: int, returned: int) -> None:
     """A norm computes in float32 what would leave float16, both before and after it, and gives float16 back."""
     model = block(kind, gain=2.0**-returned)  # with 16 bits its weights alone are beyond float16
     shift = shift_on(model.norm)
-    shift.given, shift.returned = given, returned
+    shift.input_exponent, shift.output_exponent = given, returned
     truth = model(inputs())
     recast(model, {torch.float32}, torch.float16)
     assert {one.dtype for one in model.norm.parameters()} <= {torch.float32}
@@ -132,7 +132,7 @@ def test_input_beyond_float16() -> None:
     """What a norm is given may leave float16's range by the shift alone: 300 times 2**10 does."""
     model = block("llama")
     expected = model.norm(torch.full((1, WIDTH), 300.0))
-    shift_on(model.norm).given = 10
+    shift_on(model.norm).input_exponent = 10
     settle_norms(model, torch.float16)
     found = model.norm(torch.full((1, WIDTH), 300.0, dtype=torch.float16))
     torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=0)
@@ -141,8 +141,8 @@ def test_input_beyond_float16() -> None:
 def test_settled() -> None:
     """In a model that came in 16 bit only norms with a shift go to float32, and their names are told."""
     model = nn.ModuleDict({"one": block("gemma"), "two": block("gemma")}).half()
-    shift_on(model["two"].norm).returned = -4
-    shift_on(model["one"].linear).returned = -4
+    shift_on(model["two"].norm).output_exponent = -4
+    shift_on(model["one"].linear).output_exponent = -4
     settle_norms(model, torch.float16)
     assert list(norms_in_float32(model)) == ["two.norm.weight"]
     assert {name for name, one in model.named_parameters() if one.dtype == torch.float32} == {"two.norm.weight"}
@@ -152,7 +152,7 @@ def test_settled() -> None:
 def test_linear_layer_stays_in_float16() -> None:
     """A shift on a matrix is a product in the model's own dtype: nothing is raised."""
     model = block("llama").half()
-    shift_on(model.linear).given = -2
+    shift_on(model.linear).input_exponent = -2
     settle_norms(model, torch.float16)
     assert model.linear(inputs().half()).dtype == torch.float16
     assert model.linear.weight.dtype == torch.float16
@@ -162,7 +162,7 @@ def test_linear_layer_stays_in_float16() -> None:
 def test_inside_an_island(kind: str) -> None:
     """Within a module that is in float32 as a whole, a norm takes float32 and gives float32."""
     model = block(kind)
-    shift_on(model.norm).given = 3
+    shift_on(model.norm).input_exponent = 3
     settle_norms(model, torch.float16)
     seen: list[torch.dtype] = []
     model.norm.register_forward_hook(lambda _, args, output: seen.extend((args[0].dtype, output.dtype)))
@@ -175,7 +175,7 @@ def test_norm_that_is_an_island() -> None:
     """An island around the norm alone casts outside of the shift, whichever came first."""
     model = block("llama").half()
     model.norm.float()
-    shift_on(model.norm).returned = -4
+    shift_on(model.norm).output_exponent = -4
     settle_norms(model, torch.float16)
     expected = model(inputs().half())
     Island(torch.float16).attach(model.norm)
@@ -185,7 +185,7 @@ def test_norm_that_is_an_island() -> None:
 def test_another_dtype() -> None:
     """A model that goes on in bfloat16, then in float32, gets each back from its norms."""
     model = block("llama")
-    shift_on(model.norm).given = 2
+    shift_on(model.norm).input_exponent = 2
     settle_norms(model, torch.float16)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         recast(model, {torch.float16, torch.bfloat16, torch.float32} - {dtype}, dtype)
@@ -198,7 +198,7 @@ def test_detached() -> None:
     module = nn.LayerNorm(WIDTH)
     mine = module.register_forward_pre_hook(lambda _module, _args, _kwargs: None, with_kwargs=True)
     shift = shift_on(module)
-    shift.given = 1
+    shift.input_exponent = 1
     assert shift_on(module) is shift_of(module) is shift
     shift.detach(module)
     assert shift_of(module) is None
@@ -212,7 +212,7 @@ def test_idle() -> None:
     """A new shift multiplies nothing; one that makes up for itself within a norm is not idle."""
     shift = Shift()
     assert shift.is_idle
-    shift.given, shift.returned = 2, -2
+    shift.input_exponent, shift.output_exponent = 2, -2
     assert not shift.is_idle
 
 
@@ -221,25 +221,25 @@ def test_compiled(kind: str) -> None:
     """torch.compile traces a shift whole, and computes the same; bits that are raised later count."""
     model = block(kind)
     shift = shift_on(model.norm)
-    shift.given, shift.returned = 2, -3
+    shift.input_exponent, shift.output_exponent = 2, -3
     recast(model, {torch.float32}, torch.float16)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for _ in range(2):
         expected = model(inputs().half())
         found = compiled(inputs().half())
         assert torch.equal(found, expected)
-        shift.returned -= 3
+        shift.output_exponent -= 3
 
 
 def test_copied() -> None:
     """A deep copy has a shift of its own, at its input as well as at its output."""
     model = block("gemma")
     shift = shift_on(model.norm)
-    shift.given, shift.returned = 1, -1
+    shift.input_exponent, shift.output_exponent = 1, -1
     settle_norms(model, torch.float16)
     copied = copy.deepcopy(model)
     expected = copied.norm(inputs())
-    shift.given = shift.returned = 5
+    shift.input_exponent = shift.output_exponent = 5
     assert shift_of(copied.norm) is not shift
     assert torch.equal(copied.norm(inputs()), expected)
 
@@ -247,7 +247,7 @@ def test_copied() -> None:
 def test_pickled() -> None:
     """A model with shifts is read from a file with them in force."""
     model = block("gemma").half()
-    shift_on(model.norm).returned = -2
+    shift_on(model.norm).output_exponent = -2
     settle_norms(model, torch.float16)
     buffer = io.BytesIO()
     torch.save(model, buffer)
@@ -282,7 +282,7 @@ class Returns(nn.Module):
 def test_form_of_the_output(form: Callable[[Tensor], Any]) -> None:
     """A named tuple stays one, and a list a list; the first of either is multiplied."""
     module = Returns(form)
-    shift_on(module).returned = -2
+    shift_on(module).output_exponent = -2
     x = torch.randn(3)
     found = module(x)
     assert type(found) is type(form(x))

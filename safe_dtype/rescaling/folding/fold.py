@@ -1,4 +1,4 @@
-"""Put a rescale into a model: weights multiplied, eps and scaling numbers with them, shifts where neither can be."""
+"""Fold a rescale into a model: multiply weights, eps and scaling numbers; hook a shift where that is impossible."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LINEAR = ("Linear", "Conv1D")  # what a wrapped module has to be: moving its in
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a target lies: `name` in `owner`, which is what is left of the module at `path` without its wrappers."""
+    """Where a target is: attribute `name` of `owner`, the module at `path` without its wrappers."""
 
     path: str
     owner: nn.Module
@@ -72,7 +72,7 @@ class Fold:
         self.is_watching = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what is read from a pickle, watches the modules of its own model: none so far."""
+        """Leave out that modules are watched: a copy has to watch those of its own model."""
         return {**self.__dict__, "is_watching": False}
 
     def move_to(self, rescale: Rescale) -> None:
@@ -114,12 +114,12 @@ class Fold:
 
         Parameters of wrapped modules are not among them: they have their own values.
         """
-        found: dict[str, dict[Rows | None, int]] = {}
+        moved: dict[str, dict[Rows | None, int]] = {}
         for (part, target, rows), exponent in self._done.items():
             path, _, name = target.rpartition(".")
             if part is Part.WEIGHT and not self._moves_input(path, name):
-                found.setdefault(target, {})[rows] = exponent
-        return found
+                moved.setdefault(target, {})[rows] = exponent
+        return moved
 
     def watch_seats(self) -> None:
         """Have `follow` called as soon as a module with moved weights is wrapped or unwrapped.
@@ -145,15 +145,15 @@ class Fold:
         """
         before, rescale = dict(self._seats), self.rescale
         changed = [path for path, seat in before.items() if seat.is_stale]
-        # First as if nothing was moved, by what is there and what was; then anew, by what is there now.
+        # First undo the moves of changed modules, as they were done; then move anew, with the modules of now.
         with torch.inference_mode(mode=False), torch.no_grad():
             for (part, target, rows), exponent in self._done.items():
                 path, _, name = target.rpartition(".")
                 if part is Part.WEIGHT and path in changed:
                     self._move_back(target, rows, exponent, before[path], name)
-        kept = {key: exponent for key, exponent in self._done.items()
+        unchanged = {key: exponent for key, exponent in self._done.items()
                 if not (key[0] is Part.WEIGHT and key[1].rpartition(".")[0] in changed)}  # fmt: skip
-        self._done, self._seats = kept, {}
+        self._done, self._seats = unchanged, {}
         try:
             self.move_to(rescale)
         except RescaleError:
@@ -162,7 +162,7 @@ class Fold:
         logger.info("%s follows %d modules that were wrapped or unwrapped", rescale, len(changed))
 
     def follow_or_tell(self) -> None:
-        """Follow; where that is not possible warn that nothing is rescaled any more."""
+        """Call `follow`; warn where it fails, for nothing is rescaled any more then."""
         try:
             self.follow()
         except RescaleError as exc:
@@ -229,7 +229,7 @@ _hook: Needed | None = None
 def _watch_for(fold: Fold) -> None:
     """Have torch call `_on_registration` for as long as `fold` lives.
 
-    It is not taken out before that: while torch calls one hook after another, nobody may change which there are.
+    Not only until it is undone: that may happen inside `_on_registration`, while torch iterates over its hooks.
     """
     global _hook
     with changing():
@@ -239,10 +239,10 @@ def _watch_for(fold: Fold) -> None:
 
 
 def _on_registration(parent: nn.Module, name: str, module: nn.Module) -> None:
-    """Called by torch, for every module of the process, before it is put into another one."""
+    """Follow a change of a watched module. Torch calls this before any module is registered in another one."""
     names = _watched.get(parent)
-    found = names.get(name) if names else None
-    fold = found() if found else None
+    reference = names.get(name) if names else None
+    fold = reference() if reference else None
     if fold is None or parent._modules.get(name) is module:
         return
     parent._modules[name] = module
@@ -252,9 +252,9 @@ def _on_registration(parent: nn.Module, name: str, module: nn.Module) -> None:
 def _shift(module: nn.Module, part: Part, exponent: int) -> None:
     shift = shift_on(module)
     if part is Part.INPUT:
-        shift.given += exponent
+        shift.input_exponent += exponent
     else:
-        shift.returned += exponent
+        shift.output_exponent += exponent
     if shift.is_idle:
         shift.detach(module)
 
@@ -309,8 +309,8 @@ def _multiplied(weight: torch.Tensor, rows: Rows | None, exponent: int) -> torch
     # A new tensor, for the old one may be a view of the mapped file, whose pages would be kept twice.
     if rows is None:
         return weight * math.ldexp(1.0, exponent)
-    found = weight.clone()
+    product = weight.clone()
     index: list[slice] = [slice(None)] * weight.dim()
     index[rows.dim] = rows.of(weight.shape[rows.dim])
-    found[tuple(index)] *= math.ldexp(1.0, exponent)
-    return found
+    product[tuple(index)] *= math.ldexp(1.0, exponent)
+    return product

@@ -1,4 +1,4 @@
-"""What is kept with a rescaled model."""
+"""The rescale in force in a model, and the hooks that keep its outputs as they were."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Rescaled:
 
 
 class _Unscale:
-    """Hooks on an inner model: give hidden states back in their own size, in float32, which holds it."""
+    """Hooks on an inner model that return hidden states at their original scale, in float32, whose range holds them."""
 
     def __init__(self, rescaled: Rescaled, name: str) -> None:
         self._rescaled, self._name = rescaled, name
@@ -59,7 +59,7 @@ class _Unscale:
         module.register_forward_hook(self)
 
     def enter(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Ask for names: in a tuple nobody knows what is a hidden state."""
+        """Ask for named outputs: in a tuple hidden states cannot be told from others."""
         wanted = kwargs.get("return_dict")
         self._as_tuple = (getattr(module.config, "return_dict", True) if wanted is None else wanted) is False
         return args, {**kwargs, "return_dict": True} if self._as_tuple else kwargs
@@ -69,13 +69,13 @@ class _Unscale:
         for field, place, value in list(hidden_states(returned)):
             exponent = self._rescaled.exponent(self._name, field, place)
             if exponent:
-                own, held = value.float() * 2.0**-exponent, returned[field]
-                returned[field] = own if place < 0 else (*held[:place], own, *held[place + 1 :])
+                own, states = value.float() * 2.0**-exponent, returned[field]
+                returned[field] = own if place < 0 else (*states[:place], own, *states[place + 1 :])
         return returned.to_tuple() if self._as_tuple and hasattr(returned, "to_tuple") else returned
 
 
 class _Follow:
-    """A forward pre-hook on an inner model: a copy of a model notices here what became of its modules."""
+    """A forward pre-hook on an inner model: a copied model follows here what was wrapped since it was copied."""
 
     def __init__(self, rescaled: Rescaled) -> None:
         self._rescaled = rescaled
@@ -90,9 +90,9 @@ class _Follow:
 
 
 class _Unproven:
-    """A forward pre-hook on what a text does not reach: where it runs nobody knows what a rescaled stream does with it.
+    """A forward pre-hook on a module that text does not reach: when it runs, the rescale, proved on text, is undone.
 
-    An image tower may add its features between two blocks. It runs before them: they compute as they were made then.
+    An image tower may add its features between two blocks. It runs before them, so they compute without the rescale.
     """
 
     def __init__(self, rescaled: Rescaled, name: str) -> None:
@@ -107,19 +107,19 @@ class _Unproven:
 
 
 def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect) -> Rescaled:
-    """Keep with `model` what was folded into it, and have it return hidden states in their own size."""
-    found = Rescaled(fold, effect)
-    model.__dict__[_ATTRIBUTE] = found
+    """Attach a folded rescale to `model`, with the hooks that return hidden states at their original scale."""
+    rescaled = Rescaled(fold, effect)
+    model.__dict__[_ATTRIBUTE] = rescaled
     for name in fold.rescale.unproven:
-        model.get_submodule(name).register_forward_pre_hook(_Unproven(found, name), prepend=True)
+        model.get_submodule(name).register_forward_pre_hook(_Unproven(rescaled, name), prepend=True)
     for name, inner in innermost_models(model):
-        inner.register_forward_pre_hook(_Follow(found), prepend=True)
+        inner.register_forward_pre_hook(_Follow(rescaled), prepend=True)
         if any(name == key[0] for key in effect.hidden):
-            _Unscale(found, name).attach(inner)
-    return found
+            _Unscale(rescaled, name).attach(inner)
+    return rescaled
 
 
 def rescaled_of(model: nn.Module) -> Rescaled | None:
-    """Return what is kept with `model`; None where nothing was folded into it."""
-    found = model.__dict__.get(_ATTRIBUTE)
-    return found if isinstance(found, Rescaled) else None
+    """Return the rescale in force in `model`; None where nothing was folded into it."""
+    rescaled = model.__dict__.get(_ATTRIBUTE)
+    return rescaled if isinstance(rescaled, Rescaled) else None

@@ -71,8 +71,8 @@ def fold_in(
             effect = _compare(before, after)
         except BaseException:  # an interrupt as well
             fold.undo()
-            for one, data in originals:
-                one.data = data
+            for parameter, data in originals:
+                parameter.data = data
             raise
     return fold, effect
 
@@ -88,10 +88,10 @@ def _few_tokens(model: Any) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(0)
     device = next(one.device for one in model.parameters() if not one.is_meta)
     ids = torch.randint(vocabulary, (1, _TOKENS), generator=random).to(device)
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if config.is_encoder_decoder:
-        found["decoder_input_ids"] = torch.randint(vocabulary, (1, _TOKENS), generator=random).to(device)
-    return found
+        inputs["decoder_input_ids"] = torch.randint(vocabulary, (1, _TOKENS), generator=random).to(device)
+    return inputs
 
 
 def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
@@ -120,9 +120,11 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
 
 def _asked(model: Any) -> dict[str, bool]:
     """Return what the run asks for beside hidden states, whatever the model's config says."""
-    found = {"return_dict": True} if getattr(model.config, "return_dict", True) is False else {}
+    arguments = {"return_dict": True} if getattr(model.config, "return_dict", True) is False else {}
     # A config that was left by training often says no, and generation asks for it all the same.
-    return {**found, "use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else found
+    return (
+        {**arguments, "use_cache": True} if "use_cache" in inspect.signature(model.forward).parameters else arguments
+    )
 
 
 def innermost_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -136,12 +138,12 @@ def innermost_models(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 class _Keep:
     """A forward hook that keeps the hidden states that a model returns."""
 
-    def __init__(self, name: str, kept: dict[HiddenKey, Tensor]) -> None:
-        self._name, self._kept = name, kept
+    def __init__(self, name: str, states: dict[HiddenKey, Tensor]) -> None:
+        self._name, self._states = name, states
 
     def __call__(self, _module: nn.Module, _args: Any, returned: Any) -> None:
-        for field_name, place, one in hidden_states(returned):
-            self._kept[self._name, field_name, place] = one.clone()
+        for field_name, place, state in hidden_states(returned):
+            self._states[self._name, field_name, place] = state.clone()
 
 
 def hidden_states(returned: Any) -> Iterator[tuple[str, int, Tensor]]:

@@ -1,4 +1,4 @@
-"""What a model takes in float16, kept beside its weights: who loads them need not find it out again."""
+"""The rescue of a model for float16 (rescale and islands) in a file beside its weights: it is measured only once."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Stored:
         }
 
     @staticmethod
-    def from_dict(found: Mapping[str, Any]) -> Stored:
+    def from_dict(values: Mapping[str, Any]) -> Stored:
         """Return what `to_dict` wrote. Whether a model has what it names, that model has to tell.
 
         Raises:
             AttributeError, KeyError, TypeError, ValueError: If it is something else.
         """
-        if found["schema"] != _SCHEMA:
-            raise ValueError(f"its schema is {found['schema']!r}, not {_SCHEMA}")
-        islands, limit = found["islands"], found["max_drift"]
+        if values["schema"] != _SCHEMA:
+            raise ValueError(f"its schema is {values['schema']!r}, not {_SCHEMA}")
+        islands, limit = values["islands"], values["max_drift"]
         if not isinstance(islands, list) or not all(isinstance(one, str) for one in islands):
             raise TypeError("its islands are no list of names")
-        rescale = None if found["rescale"] is None else _checked(Rescale.from_dict(found["rescale"]))
+        rescale = None if values["rescale"] is None else _checked(Rescale.from_dict(values["rescale"]))
         return Stored(rescale, tuple(islands), None if limit is None else float(limit))
 
 

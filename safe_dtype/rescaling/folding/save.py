@@ -1,4 +1,4 @@
-"""Save a rescued model as the one that it was made of: plain transformers knows no rescaling, and one eps for all."""
+"""Save a rescued model with its original weights, for plain transformers knows neither rescales nor islands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ATTRIBUTE = "_safe_dtype_saved_as_it_was"  # in the __dict__ of the model
 
 
 class _SavedAsItWas:
-    """Kept with a rescued model, its copies, and what is read from its pickle: `save_pretrained` is wrapped meanwhile."""
+    """An attribute of a rescued model, copied and pickled with it. While one exists `save_pretrained` is wrapped."""
 
     def __init__(self) -> None:
         wrap_method(PreTrainedModel, "save_pretrained", _saving_as_it_was, self)
@@ -38,7 +38,7 @@ class _SavedAsItWas:
 
 
 def save_as_it_was(model: nn.Module) -> None:
-    """Have `save_pretrained` write `model`, which was rescued, with its own weights."""
+    """Have `save_pretrained` write the original weights of `model`, which was rescued."""
     if _ATTRIBUTE not in model.__dict__:
         model.__dict__[_ATTRIBUTE] = _SavedAsItWas()
 
@@ -48,8 +48,8 @@ def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
         stored = _in_force(self)
         if stored is None or getattr(self, "_hf_peft_config_loaded", False):
             return original(self, save_directory, *args, **kwargs)
-        given = kwargs.pop("state_dict", None)
-        weights = own_weights(self, self.state_dict() if given is None else given)
+        state = kwargs.pop("state_dict", None)
+        weights = own_weights(self, self.state_dict() if state is None else state)
         with _config_as_it_was(self, stored):
             return original(self, save_directory, *args, state_dict=weights, **kwargs)
 
@@ -82,14 +82,14 @@ def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     source = _as_saved(model)
     rescaled = rescaled_of(model)
     moved = rescaled.fold.moved() if rescaled is not None else {}
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, tensor in state.items():
         was, is_moved = source.get(name), name in moved
         if was is not None and torch.equal(was[1].to(tensor.dtype), tensor.cpu()):
-            found[name] = was[0]
+            weights[name] = was[0]
         else:
-            found[name] = _multiplied_back(tensor, moved[name]) if is_moved else tensor
-    return found
+            weights[name] = _multiplied_back(tensor, moved[name]) if is_moved else tensor
+    return weights
 
 
 def _as_saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
@@ -102,8 +102,8 @@ def _as_saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     }
     model_class: Any = origin.model_class
     try:
-        found = model_class.from_pretrained(origin.source, **arguments, dtype=getattr(torch, origin.plan.saved.name))
-        source = found[0] if isinstance(found, tuple) else found
+        loaded = model_class.from_pretrained(origin.source, **arguments, dtype=getattr(torch, origin.plan.saved.name))
+        source = loaded[0] if isinstance(loaded, tuple) else loaded
         own = dict(source.state_dict())
         fold = Fold(source)
         fold.move_to(_rescale_of(model) or Rescale(()))
@@ -127,7 +127,7 @@ def _multiplied_back(tensor: Tensor, exponents: Mapping[Any, int]) -> Tensor:
 
 @contextmanager
 def _config_as_it_was(model: Any, stored: Stored) -> Iterator[None]:
-    """Have the config that is saved name the dtype of the files, where every range fits, and keep the rescue beside."""
+    """Save the config with the dtype of the original files, and the rescue in a file beside it."""
     config = model.config
     now = config.dtype
     origin = known_origin(model)

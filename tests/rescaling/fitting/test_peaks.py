@@ -138,7 +138,7 @@ def test_shifted_norm() -> None:
     model = nn.ModuleDict({"norm": nn.LayerNorm(4), "other": nn.LayerNorm(4)}).to(BF16)
     torch.nn.init.constant_(model["norm"].bias, 2.0**18)
     torch.nn.init.constant_(model["other"].bias, 2.0**18)
-    shift_on(model["norm"]).returned = -10
+    shift_on(model["norm"]).output_exponent = -10
 
     class Both(nn.Module):
         def __init__(self) -> None:
