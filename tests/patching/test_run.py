@@ -44,6 +44,10 @@ def test_script(command: str, saved: Saved, tmp_path: Path) -> None:
     found = python(*COMMANDS[command], "--policy", "prefer=memory", script(tmp_path, LOAD), str(saved()))
     assert found.returncode == 0, found.stderr
     assert "PLANNED auto,prefer=memory torch.bfloat16" in found.stdout
+
+
+def test_plain_python(saved: Saved, tmp_path: Path) -> None:
+    """Without the command the same script plans nothing."""
     assert "PLAIN" in python(sys.executable, script(tmp_path, LOAD), str(saved())).stdout
 
 
