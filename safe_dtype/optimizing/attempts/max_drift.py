@@ -20,7 +20,9 @@ Tensors = Mapping[str, Tensor]
 
 
 class DriftFromFloat32:
-    """Takes the answers to one batch after the other and keeps none; tells at the end whether they drift too far.
+    """Compares a candidate's outputs with those of eager in float32, batch by batch, and tells whether they drift too far.
+
+    No outputs are kept.
 
     Every output is judged, in the unit of its kind (see `exceeds`): outputs whose name ends in "logits" by what they
     decide, all others as values. Each batch must be within the limit, and so must all of them together: what
@@ -91,11 +93,12 @@ def _compared_outputs(float32: Tensors, candidate: Tensors) -> Iterator[tuple[st
 
 
 def _of_its_kind(name: str, expected: Tensor, output: Tensor) -> tuple[Outputs, Outputs]:
-    kind = kind_of_logits(expected) if name.endswith("logits") else None
-    if kind == "pixels" and "mask" in name:
-        return Outputs(kind, _two_classes(expected)), Outputs(kind, _two_classes(output))
-    if kind in ("tokens", "classes", "pixels"):
-        return Outputs(kind, expected), Outputs(kind, output)
+    if name.endswith("logits"):
+        if "mask" in name and expected.ndim == 4:
+            expected, output = _two_classes(expected), _two_classes(output)
+        kind = kind_of_logits(expected)
+        if kind in ("tokens", "classes", "pixels"):
+            return Outputs(kind, expected), Outputs(kind, output)
     # The same infinity in both is no difference, and has no size that differences could be compared with.
     same = expected.isinf() & (expected == output)
     return Outputs("values", expected.masked_fill(same, 0.0)), Outputs("values", output.masked_fill(same, 0.0))

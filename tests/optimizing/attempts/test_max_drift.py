@@ -201,8 +201,10 @@ def test_masks_of_queries() -> None:
     """Masks are pixels with two classes, inside and outside: the queries are no classes to choose from."""
     float32 = torch.tensor([[[[1.0, 1.0, -1.0, -1.0]], [[-1.0, -1.0, -1.0, 1.0]]]])
     candidate = torch.tensor([[[[9.0, -1.0, -1.0, -9.0]], [[-1.0, -1.0, -2.0, 0.5]]]])
-    problem = problem_of(0.2, ({"masks_queries_logits": candidate}, {"masks_queries_logits": float32}))
-    assert "1 - mIoU is 0.25, the limit is 0.2" in problem  # inside 2 of 3 pixels are shared, outside 5 of 6
+    both = ({"masks_queries_logits": candidate}, {"masks_queries_logits": float32})
+    assert "1 - mIoU is 0.25, the limit is 0.2" in problem_of(0.2, both)  # inside 2 of 3 are shared, outside 5 of 6
+    first = tuple({name: masks[:, :1] for name, masks in outputs.items()} for outputs in both)
+    assert "1 - mIoU is 0.417" in problem_of(0.2, first)  # 1 of 2, 2 of 3: one query alone is judged in the same unit
 
 
 def drift_over(batches: Sequence[tuple[Tensors, Tensors]]) -> Drift:
