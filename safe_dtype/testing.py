@@ -31,7 +31,7 @@ TEXTS = {
     "sticky": "../aten/src/ATen/native/cuda/TensorCompare.cu:110: _assert_async_cuda_kernel: block: [0,0,0], thread: "
     "[0,0,0] Assertion `probability tensor contains either `inf`, `nan` or element < 0` failed. CUDA error: "
     "device-side assert triggered",
-    # None of ours: these must come through untouched.
+    # No dtype cures these: they must come through untouched.
     "out_of_memory": "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 8.00 GiB total capacity)",
     "shape": "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)",
 }
@@ -67,16 +67,16 @@ def fault(
     bad = getattr(torch, dtype.name)
     target = model.get_submodule(module)
 
-    def before(one: nn.Module, args: Any, kwargs: Any) -> None:
-        if _works_in(one, [*args, *kwargs.values()]) != bad:
+    def before(running: nn.Module, args: Any, kwargs: Any) -> None:
+        if _works_in(running, [*args, *kwargs.values()]) != bad:
             return
         put.calls += 1
         if kind in TEXTS and put.calls > call:
             put.fired += 1
             raise RuntimeError(_spelled(TEXTS[kind], dtype))
 
-    def after(one: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if kind in TEXTS or put.calls <= call or _works_in(one, [*args, *kwargs.values()]) != bad:
+    def after(running: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if kind in TEXTS or put.calls <= call or _works_in(running, [*args, *kwargs.values()]) != bad:
             return None
         put.fired += 1
         return _spoiled(output, _SPOIL[kind], row)
@@ -108,15 +108,15 @@ _SPOIL: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _works_in(module: nn.Module, given: list[Any]) -> torch.dtype | None:
-    tensors = [*module.parameters(recurse=False), *module.parameters(), *given]
-    floating = (one for one in tensors if isinstance(one, torch.Tensor) and one.is_floating_point())
-    return next((one.dtype for one in floating), None)
+def _works_in(module: nn.Module, arguments: list[Any]) -> torch.dtype | None:
+    tensors = [*module.parameters(recurse=False), *module.parameters(), *arguments]
+    floating = (tensor for tensor in tensors if isinstance(tensor, torch.Tensor) and tensor.is_floating_point())
+    return next((tensor.dtype for tensor in floating), None)
 
 
 def _spoiled(output: Any, spoil: Callable[[torch.Tensor], torch.Tensor], row: int | None) -> Any:
     if isinstance(output, tuple):
-        return tuple(_spoiled(one, spoil, row) for one in output)
+        return tuple(_spoiled(part, spoil, row) for part in output)
     if not isinstance(output, torch.Tensor) or not output.is_floating_point():
         return output
     if row is None:

@@ -15,7 +15,7 @@ from ..models.casting import is_finite
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """The module that failed, by its name in the model; both None where no single module can be named."""
+    """The module that failed, and what went into it; both None where no single module can be named."""
 
     module: nn.Module | None = None
     largest_input: float | None = None  # largest finite |input|
@@ -24,13 +24,13 @@ class Blame:
 def module_raising(model: nn.Module, traceback: TracebackType | None) -> nn.Module | None:
     """Return the innermost module of `model` that was running when an exception was raised."""
     members = set(model.modules())
-    found = None
+    innermost = None
     while traceback is not None:
         running = traceback.tb_frame.f_locals.get("self")
         if isinstance(running, nn.Module) and running in members:
-            found = running
+            innermost = running
         traceback = traceback.tb_next
-    return found
+    return innermost
 
 
 def module_spoiling(model: nn.Module, run: Callable[[], Any]) -> Blame:
@@ -39,13 +39,13 @@ def module_spoiling(model: nn.Module, run: Callable[[], Any]) -> Blame:
     Modules finish from the leaves up, so an overflow between two leaves (in an attention product, say) falls to the
     smallest module around it. Raises nothing: a step that fails otherwise this time blames nobody.
     """
-    found: list[Blame] = []
+    blames: list[Blame] = []
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if not found and not is_finite(_parts(output)) and is_finite([args, kwargs]):
-            found.append(Blame(module, largest_finite([args, kwargs])))
+        if not blames and not is_finite(_parts(output)) and is_finite([args, kwargs]):
+            blames.append(Blame(module, largest_finite([args, kwargs])))
 
-    handles = [one.register_forward_hook(look, with_kwargs=True) for one in model.modules()]
+    handles = [member.register_forward_hook(look, with_kwargs=True) for member in model.modules()]
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled form leaves the modules' hooks out
             run()
@@ -54,7 +54,7 @@ def module_spoiling(model: nn.Module, run: Callable[[], Any]) -> Blame:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else Blame()
+    return blames[0] if blames else Blame()
 
 
 def largest_finite(value: Any) -> float | None:
@@ -62,21 +62,21 @@ def largest_finite(value: Any) -> float | None:
     if isinstance(value, torch.Tensor):
         if not value.is_floating_point() or value.numel() == 0 or value.is_meta:
             return None
-        found = value.detach().float().abs()
-        found = found[found.isfinite()]
-        return float(found.amax()) if found.numel() else None
+        sizes = value.detach().float().abs()
+        finite = sizes[sizes.isfinite()]
+        return float(finite.amax()) if finite.numel() else None
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, (tuple, list)):
         return None
-    return max((part for one in value if (part := largest_finite(one)) is not None), default=None)
+    return max((largest for part in value if (largest := largest_finite(part)) is not None), default=None)
 
 
 def name_of(model: nn.Module, module: nn.Module | None) -> str | None:
     """Return the name of `module` in `model`, as in `named_modules()`; the class for the model itself."""
     if module is None:
         return None
-    name = next((name for name, one in model.named_modules() if one is module), None)
+    name = next((name for name, member in model.named_modules() if member is module), None)
     return name or type(module).__name__
 
 

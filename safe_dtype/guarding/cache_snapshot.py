@@ -18,13 +18,13 @@ _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_em
 _CACHES = (cu.Cache, cu.DynamicCache, cu.StaticCache, cu.QuantizedCache, cu.MtpCache, cu.DFlashCache)
 
 Restore = Callable[[], None]
-Mark = Callable[[Any, int | None], Restore]
+TakeSnapshot = Callable[[Any, int | None], Restore]
 
 
-class CacheMark:
+class CacheSnapshot:
     """A cache before a step.
 
-    `given` are the keyword arguments of the step: they tell how many positions it adds. `known` is False for a cache
+    `kwargs` are the keyword arguments of the step: they tell how many positions it adds. `known` is False for a cache
     whose classes are not known here: it cannot be rolled back.
     """
 
@@ -32,12 +32,12 @@ class CacheMark:
 
     known: bool
 
-    def __init__(self, cache: Any, given: Mapping[str, Any]) -> None:
+    def __init__(self, cache: Any, kwargs: Mapping[str, Any]) -> None:
         self._cache = cache
-        self._halves: tuple[CacheMark, ...] = ()
+        self._halves: tuple[CacheSnapshot, ...] = ()
         if type(cache) is cu.EncoderDecoderCache:
             halves = (cache.self_attention_cache, cache.cross_attention_cache)
-            self._halves = tuple(CacheMark(half, given) for half in halves)
+            self._halves = tuple(CacheSnapshot(half, kwargs) for half in halves)
             self._own = dict(cache.is_updated)
             self.known = all(half.known for half in self._halves)
             return
@@ -52,8 +52,8 @@ class CacheMark:
         self._counters = profile.counters() if profile.static else []
         self._restores: list[Restore] = []
         if profile.special:
-            new_tokens = _new_tokens(given)
-            self._restores = [mark(layer, new_tokens) for mark, layer in profile.special]
+            new_tokens = _new_tokens(kwargs)
+            self._restores = [take(layer, new_tokens) for take, layer in profile.special]
 
     def roll_back(self) -> bool:
         """Bring the cache back; may be done again after another attempt. False: it has changed beyond knowledge."""
@@ -78,7 +78,7 @@ class CacheMark:
 
 
 class _Profile:
-    """How the layers of one cache are marked: found out once, for it costs more than the marking."""
+    """How snapshots of the layers of one cache are taken: found out once, for it costs more than a snapshot."""
 
     __slots__ = ("count", "even", "grown", "known", "settled", "special", "static", "static_even")
 
@@ -87,7 +87,7 @@ class _Profile:
         self.count = len(layers)
         self.grown: list[Any] = []
         self.static: list[Any] = []
-        self.special: list[tuple[Mark, Any]] = []
+        self.special: list[tuple[TakeSnapshot, Any]] = []
         self.settled = self.known = True
         for layer in layers:
             kinds = _KINDS.get(type(layer))
@@ -95,10 +95,10 @@ class _Profile:
                 self.known = False
             elif not _is_initialized(layer):
                 self.settled = False
-                self.special.append((_mark_whole, layer))
-            elif kinds == (_mark_grown,):
+                self.special.append((_snapshot_whole, layer))
+            elif kinds == (_snapshot_grown,):
                 self.grown.append(layer)
-            elif kinds == (_mark_static,):
+            elif kinds == (_snapshot_static,):
                 self.static.append(layer)
             else:
                 self.special += [(kind, layer) for kind in kinds]
@@ -131,9 +131,9 @@ def _profile_of(cache: Any) -> _Profile:
     return known
 
 
-def _new_tokens(given: Mapping[str, Any]) -> int | None:
+def _new_tokens(kwargs: Mapping[str, Any]) -> int | None:
     for name in _TOKENS:
-        value = given.get(name)
+        value = kwargs.get(name)
         if isinstance(value, torch.Tensor) and value.dim() > 1:
             return value.shape[1]
     return None
@@ -160,7 +160,7 @@ def _cut(layer: Any, length: int) -> bool:
     return now >= length
 
 
-def _mark_grown(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_grown(layer: Any, _new_tokens: int | None) -> Restore:
     length = _length(layer)
 
     def restore() -> None:
@@ -169,7 +169,7 @@ def _mark_grown(layer: Any, _new_tokens: int | None) -> Restore:
     return restore
 
 
-def _mark_whole(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_whole(layer: Any, _new_tokens: int | None) -> Restore:
     """For a layer that holds nothing yet: remember all its attributes."""
     before = {name: _copied(value) for name, value in layer.__dict__.items()}
 
@@ -186,17 +186,17 @@ def _copied(value: Any) -> Any:
     return value.copy() if isinstance(value, (dict, list)) else value
 
 
-def _mark_references(*names: str) -> Mark:
+def _snapshot_references(*names: str) -> TakeSnapshot:
     """For what a step replaces by new tensors of bounded size, and never writes into."""
 
-    def mark(layer: Any, _new_tokens: int | None) -> Restore:
+    def take(layer: Any, _new_tokens: int | None) -> Restore:
         before = [(name, layer.__dict__[name]) for name in names if name in layer.__dict__]
         return lambda: layer.__dict__.update(before)
 
-    return mark
+    return take
 
 
-def _mark_indexed(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_indexed(layer: Any, _new_tokens: int | None) -> Restore:
     keys, positions = layer.indexer_keys, layer.indexer_position_ids
     length = None if keys is None else keys.shape[-2]
     reach = None if positions is None else positions.shape[-1]
@@ -211,7 +211,7 @@ def _mark_indexed(layer: Any, _new_tokens: int | None) -> Restore:
     return restore
 
 
-def _mark_float8(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_float8(layer: Any, _new_tokens: int | None) -> Restore:
     length = layer.cumulative_length
 
     def restore() -> None:
@@ -223,7 +223,7 @@ def _mark_float8(layer: Any, _new_tokens: int | None) -> Restore:
     return restore
 
 
-def _mark_static(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_static(layer: Any, _new_tokens: int | None) -> Restore:
     counter = layer.cumulative_length.clone()
     return lambda: _rewind(layer, counter)
 
@@ -235,7 +235,7 @@ def _rewind(layer: Any, counter: torch.Tensor) -> None:
         tensor[..., int(counter) :, :].zero_()
 
 
-def _mark_static_indexer(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_static_indexer(layer: Any, _new_tokens: int | None) -> Restore:
     before = {
         name: value.clone() if isinstance(value, torch.Tensor) else value
         for name, value in layer.__dict__.items()
@@ -252,7 +252,7 @@ def _mark_static_indexer(layer: Any, _new_tokens: int | None) -> Restore:
     return restore
 
 
-def _mark_static_window(layer: Any, new_tokens: int | None) -> Restore:
+def _snapshot_static_window(layer: Any, new_tokens: int | None) -> Restore:
     """A full window moves up in place: what will fall out at its beginning is saved."""
     size, filled = layer.max_cache_len, layer.cumulative_length_int
     added = size if new_tokens is None else new_tokens
@@ -265,11 +265,11 @@ def _mark_static_window(layer: Any, new_tokens: int | None) -> Restore:
     def restore() -> None:
         if layer.cumulative_length_int != filled:
             for tensor, begin in zip((layer.keys, layer.values), saved, strict=False):
-                kept = min(filled, size) - moved
-                rest = tensor[..., :kept, :].clone()
+                left = min(filled, size) - moved
+                rest = tensor[..., :left, :].clone()
                 tensor[..., :moved, :].copy_(begin)
-                tensor[..., moved : moved + kept, :].copy_(rest)
-                tensor[..., moved + kept :, :].zero_()
+                tensor[..., moved : moved + left, :].copy_(rest)
+                tensor[..., moved + left :, :].zero_()
         layer.cumulative_length_int = filled
         layer.cumulative_length.copy_(counter)
         for tensor in (layer.keys, layer.values):
@@ -278,7 +278,7 @@ def _mark_static_window(layer: Any, new_tokens: int | None) -> Restore:
     return restore
 
 
-def _mark_states(layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_states(layer: Any, _new_tokens: int | None) -> Restore:
     """Recurrent and convolution states are written over in place: cloned, and bounded in size."""
     flags = ("is_conv_states_initialized", "is_recurrent_states_initialized", "has_previous_state", "conv_kernel_size")
     before = [(name, dict(getattr(layer, name))) for name in flags]
@@ -299,30 +299,30 @@ def _mark_states(layer: Any, _new_tokens: int | None) -> Restore:
     return restore
 
 
-def _mark_nothing(_layer: Any, _new_tokens: int | None) -> Restore:
+def _snapshot_nothing(_layer: Any, _new_tokens: int | None) -> Restore:
     return lambda: None
 
 
-_mark_window = _mark_references("keys", "values", "cumulative_length")
-_mark_quantized = _mark_references(
+_snapshot_window = _snapshot_references("keys", "values", "cumulative_length")
+_snapshot_quantized = _snapshot_references(
     "keys", "values", "cumulative_length", "_quantized_keys", "_quantized_values", "_pending_beam_idx"
 )
 
 # By the very class: a subclass may keep more than its parents do.
-_KINDS: dict[type, tuple[Mark, ...]] = {
-    cu.DynamicLayer: (_mark_grown,),
-    cu.DynamicSlidingWindowLayer: (_mark_window,),
-    cu.DynamicIndexedLayer: (_mark_grown, _mark_indexed),
-    cu.StaticLayer: (_mark_static,),
-    cu.StaticSlidingWindowLayer: (_mark_static_window,),
-    cu.StaticIndexedLayer: (_mark_static, _mark_static_indexer),
-    cu.QuantoQuantizedLayer: (_mark_quantized,),
-    cu.HQQQuantizedLayer: (_mark_quantized,),
-    cu.Fp8QuantizedLayer: (_mark_float8,),
-    cu.LinearAttentionLayer: (_mark_states,),
-    cu.LinearAttentionAndFullAttentionLayer: (_mark_states, _mark_grown),
-    cu.LinearAttentionAndSlidingWindowAttentionLayer: (_mark_states, _mark_window),
-    cu.LinearAttentionAndStaticFullAttentionLayer: (_mark_states, _mark_static),
-    cu.LinearAttentionAndStaticSlidingWindowAttentionLayer: (_mark_states, _mark_static_window),
-    cu.DummyLayer: (_mark_nothing,),
+_KINDS: dict[type, tuple[TakeSnapshot, ...]] = {
+    cu.DynamicLayer: (_snapshot_grown,),
+    cu.DynamicSlidingWindowLayer: (_snapshot_window,),
+    cu.DynamicIndexedLayer: (_snapshot_grown, _snapshot_indexed),
+    cu.StaticLayer: (_snapshot_static,),
+    cu.StaticSlidingWindowLayer: (_snapshot_static_window,),
+    cu.StaticIndexedLayer: (_snapshot_static, _snapshot_static_indexer),
+    cu.QuantoQuantizedLayer: (_snapshot_quantized,),
+    cu.HQQQuantizedLayer: (_snapshot_quantized,),
+    cu.Fp8QuantizedLayer: (_snapshot_float8,),
+    cu.LinearAttentionLayer: (_snapshot_states,),
+    cu.LinearAttentionAndFullAttentionLayer: (_snapshot_states, _snapshot_grown),
+    cu.LinearAttentionAndSlidingWindowAttentionLayer: (_snapshot_states, _snapshot_window),
+    cu.LinearAttentionAndStaticFullAttentionLayer: (_snapshot_states, _snapshot_static),
+    cu.LinearAttentionAndStaticSlidingWindowAttentionLayer: (_snapshot_states, _snapshot_static_window),
+    cu.DummyLayer: (_snapshot_nothing,),
 }

@@ -11,7 +11,7 @@ import torch
 from ..numerics import compute_in
 from .state import Guard
 
-# Tensors beside what a step computes on.
+# Arguments that a step does not multiply by weights, by a part of their name.
 _BESIDE = ("mask", "position", "past", "cache", "labels")
 
 
@@ -41,8 +41,8 @@ def as_planned(
 
 def rows_of(args: Iterable[Any], kwargs: dict[str, Any]) -> int:
     """Return how many rows the products of a call will have: the positions in its largest input."""
-    given = [*args, *(value for name, value in kwargs.items() if not any(word in name for word in _BESIDE))]
-    return max((_rows(one) for one in given if isinstance(one, torch.Tensor)), default=0)
+    inputs = [*args, *(value for name, value in kwargs.items() if not any(word in name for word in _BESIDE))]
+    return max((_rows(value) for value in inputs if isinstance(value, torch.Tensor)), default=0)
 
 
 def _rows(tensor: torch.Tensor) -> int:

@@ -78,7 +78,7 @@ def changing(guard: Guard) -> Iterator[None]:
     """
     recorded: list[Event] = []
     try:
-        with guard.turns.change():
+        with guard.lock.change():
             before = len(guard.events)
             try:
                 yield

@@ -31,7 +31,7 @@ class Failure:
     """
 
     kind: FailureKind
-    message: str  # what was said, whole
+    message: str  # the whole text
     dtype: Dtype | None = None
     dtypes: tuple[Dtype, ...] = ()  # every floating dtype that the text names, in its order; both of a mismatch
     allowed: tuple[Dtype, ...] = ()
@@ -63,7 +63,7 @@ class Event:
     module: str | None  # as in `named_modules()`
     step: int  # of the generation, 0 is the prefill; outside `generate`, of all the calls
     remedy: str
-    message: str  # what was raised, or found in the numbers
+    message: str  # the text of the exception, or what is wrong with the numbers
     milliseconds: float = 0.0  # for finding out and changing the model; the step itself runs again on top
     grown_bytes: int = 0
     largest_input: float | None = None  # largest finite |input| of the module

@@ -40,7 +40,7 @@ def guarded_batch(
             error = RuntimeError(done[key].error)
             if model is None:
                 return done
-            steps = max(len(done[one].generated_tokens) for one in failed)
+            steps = max(len(done[name].generated_tokens) for name in failed)
             with changing(guard):
                 incident = Incident(guard, model, replace(failure, step=steps), time.perf_counter(), error=error)
                 if not cure(incident, tried):
@@ -54,7 +54,7 @@ def guarded_batch(
 
 def _failed(done: dict[str, Any]) -> dict[str, Any]:
     """Return the failure of every request that failed by its dtype."""
-    texts = {key: one.error for key, one in done.items() if one.error is not None}
+    texts = {key: request.error for key, request in done.items() if request.error is not None}
     return {key: failure for key, text in texts.items() if (failure := classify(RuntimeError(text))) is not None}
 
 
@@ -75,8 +75,8 @@ def _take_up(
         once.max_new_tokens = remaining
         rest.pop("max_new_tokens", None)
         prompts = [[*done[key].prompt_ids, *done[key].generated_tokens] for key in keys]
-        found = list(generate_batch(prompts, once, *args[2:], **rest).values())
-        for key, new in zip(keys, found, strict=False):
+        continued = list(generate_batch(prompts, once, *args[2:], **rest).values())
+        for key, new in zip(keys, continued, strict=False):
             old = done[key]
             old.generated_tokens = [*old.generated_tokens, *new.generated_tokens]
             old.logprobs = [*old.logprobs, *new.logprobs]

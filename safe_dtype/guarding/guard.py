@@ -43,33 +43,33 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
     origin = known_origin(model)
     plan = plan or (origin.plan if origin else None)
     wishes = Policy.parse(policy) if isinstance(policy, str) else policy
-    found = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
-    model.__dict__[ATTRIBUTE] = found
-    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, found)
+    state = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
+    model.__dict__[ATTRIBUTE] = state
+    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, state)
     for inner in model.modules():
         if isinstance(inner, PreTrainedModel):
-            inner.__dict__[ATTRIBUTE] = found
-            wrap_method(PreTrainedModel, "__call__", _guard_call, found)
-            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, found)
+            inner.__dict__[ATTRIBUTE] = state
+            wrap_method(PreTrainedModel, "__call__", _guard_call, state)
+            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, state)
         if inner is model or isinstance(inner, PreTrainedModel):
             for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
                 owner = owner_of(type(inner), name)
                 if owner is not None:
-                    wrap_method(owner, name, wrap, found)
+                    wrap_method(owner, name, wrap, state)
     return model
 
 
 def unguard(model: nn.Module) -> None:
     """Take the guard off `model`, without a trace. Does nothing where there is none."""
-    found = guard_of(model)
-    if found is None:
+    state = guard_of(model)
+    if state is None:
         return
-    root = found.model() or model
+    root = state.model() or model
     for module in root.modules():
-        if guard_of(module) is found:
+        if guard_of(module) is state:
             del module.__dict__[ATTRIBUTE]
             module.__dict__.pop("_compiled_call", None)  # compiled from the guarded call
-    unwrap_methods(found)
+    unwrap_methods(state)
 
 
 def report(model: nn.Module) -> Report:
@@ -78,23 +78,23 @@ def report(model: nn.Module) -> Report:
     Raises:
         NotGuardedError: If neither `model` nor anything in it is guarded.
     """
-    found = next((one for module in model.modules() if (one := guard_of(module)) is not None), None)
-    if found is None:
+    state = next((own for module in model.modules() if (own := guard_of(module)) is not None), None)
+    if state is None:
         raise NotGuardedError(type(model).__name__)
-    return found.report()
+    return state.report()
 
 
 def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
         own = self.__dict__
-        found = own.get(ATTRIBUTE)
-        if found is None or here.depth or self.training or found.batches:
+        state = own.get(ATTRIBUTE)
+        if state is None or here.depth or self.training or state.batches:
             return original(self, *args, **kwargs)
         if "_is_replica" in own or torch._C._is_tracing():
             return original(self, *args, **kwargs)
         here.depth = 1
         try:
-            return guarded_step(found, self, functools.partial(original, self), args, kwargs)
+            return guarded_step(state, self, functools.partial(original, self), args, kwargs)
         finally:
             here.depth = 0
 
@@ -104,21 +104,21 @@ def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
 def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         compiled = original(self, *args, **kwargs)
-        found = guard_of(self)
-        if found is None:
+        state = guard_of(self)
+        if state is None:
             return compiled
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if found.runs_eagerly or here.depth or self.training:
+            if state.runs_eagerly or here.depth or self.training:
                 return self(*args, **kwargs)
             here.depth = 1
             try:
-                return guarded_step(found, self, forward, args, kwargs)
+                return guarded_step(state, self, forward, args, kwargs)
             finally:
                 here.depth = 0
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return (self if found.runs_eagerly else compiled)(*args, **kwargs)
+            return (self if state.runs_eagerly else compiled)(*args, **kwargs)
 
         return call
 
@@ -127,20 +127,20 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = guard_of(self)
-        if found is None or self.training or id(found) in here.nets:
+        state = guard_of(self)
+        if state is None or self.training or id(state) in here.nets:
             return original(self, *args, **kwargs)
-        return guarded_generate(found, functools.partial(original, self), args, kwargs)
+        return guarded_generate(state, functools.partial(original, self), args, kwargs)
 
     return generate
 
 
 def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
     def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = guard_of(self)
-        if found is None or self.training:
+        state = guard_of(self)
+        if state is None or self.training:
             return original(self, *args, **kwargs)
-        return guarded_batch(found, functools.partial(original, self), args, kwargs)
+        return guarded_batch(state, functools.partial(original, self), args, kwargs)
 
     return generate_batch
 
@@ -148,8 +148,8 @@ def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
 def _reread(origin: Origin) -> Reread:
     def reread(dtype: torch.dtype) -> nn.Module:
         arguments = {name: value for name, value in origin.arguments.items() if name not in ("dtype", "torch_dtype")}
-        found = origin.model_class.from_pretrained(origin.source, **arguments, dtype=dtype)  # type: ignore[attr-defined]
-        model = found[0] if isinstance(found, tuple) else found
+        loaded = origin.model_class.from_pretrained(origin.source, **arguments, dtype=dtype)  # type: ignore[attr-defined]
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         unguard(model)
         return model  # type: ignore[no-any-return]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Turns:
-    """A lock with two sides: any number of steps, or one change. Who wants to change goes before new steps."""
+class ModelLock:
+    """A lock that any number of steps hold together, or one change alone. A change that waits goes before new steps."""
 
     __slots__ = ("_changing", "_condition", "_lock", "_steps", "_waiting")
 

@@ -25,19 +25,19 @@ _PINNED = 64504.0
 Peaks = list[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
 
 
-def is_sound(output: Any, given: Mapping[str, Any]) -> bool:
+def is_sound(output: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether the results in `output` are numbers: no NaN, no +Inf, and no row of nothing but -Inf.
 
     -Inf alone is legal, as in a mask over the vocabulary. Costs one reduction and one read of its result for each
-    tensor of results. `given` are the keyword arguments of the call: what its `attention_mask` hides does not count.
+    tensor of results. `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
     """
     if isinstance(output, torch.Tensor):
-        return _tensor_is_sound(output, given)
+        return _tensor_is_sound(output, kwargs)
     for name in _RESULTS:
-        found = getattr(output, name, None)
-        if isinstance(found, torch.Tensor):
-            return _tensor_is_sound(found, given)
-    return all(_tensor_is_sound(tensor, given) for tensor in _results(output))
+        tensor = getattr(output, name, None)
+        if isinstance(tensor, torch.Tensor):
+            return _tensor_is_sound(tensor, kwargs)
+    return all(_tensor_is_sound(tensor, kwargs) for tensor in _results(output))
 
 
 def _results(output: Any) -> Iterator[torch.Tensor]:
@@ -45,14 +45,14 @@ def _results(output: Any) -> Iterator[torch.Tensor]:
         yield from _tensors(value for name, value in output.items() if not str(name).startswith(_BESIDE))
     elif isinstance(output, (tuple, list)):
         yield from _tensors(output)
-        yield from (one for value in output if isinstance(value, (tuple, list)) for one in _tensors(value))
+        yield from (tensor for value in output if isinstance(value, (tuple, list)) for tensor in _tensors(value))
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     return (value for value in values if isinstance(value, torch.Tensor))
 
 
-def _tensor_is_sound(tensor: torch.Tensor, given: Mapping[str, Any]) -> bool:
+def _tensor_is_sound(tensor: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
     # A subclass (fake, functional, distributed) or a meta tensor has no numbers to look at.
     if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
         return True
@@ -66,7 +66,7 @@ def _tensor_is_sound(tensor: torch.Tensor, given: Mapping[str, Any]) -> bool:
     # The finite lie between -Inf and +Inf; a sum of finite numbers may overflow, a largest may not.
     if torch.isfinite(largest).all().item():
         return True
-    mask = given.get("attention_mask")
+    mask = kwargs.get("attention_mask")
     if isinstance(mask, torch.Tensor) and mask.shape == largest.shape:
         # Padding may be anything: a row of a mask that hides everything is NaN in some kernels.
         return bool(torch.isfinite(largest[mask.to(largest.device) != 0]).all().item())
@@ -81,7 +81,7 @@ def saturation_watch(blocks: list[nn.Module]) -> Iterator[Peaks]:
     """
     peaks: Peaks = []
 
-    def look(block: nn.Module, _given: Any, output: Any) -> None:
+    def look(block: nn.Module, _args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, (tuple, list)) and output else output
         if isinstance(hidden, torch.Tensor) and hidden.dtype == torch.float16:
             peaks.append((block, hidden.detach().abs().amax()))
@@ -119,7 +119,7 @@ def watched_blocks(model: nn.Module, was_wider: bool) -> list[nn.Module]:  # noq
 def clamping_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of `model` that clamp their hidden states in float16."""
     classes: set[Any] = {type(module) for module in model.modules()}
-    clamping = {one for one in classes if _clamps(one)}
+    clamping = {module_class for module_class in classes if _clamps(module_class)}
     return [module for module in model.modules() if type(module) in clamping]
 
 

@@ -78,13 +78,13 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         _record(incident, remedy, before, grown)
         return True
     if tried.attempts:
-        raise NoDtypeLeft(_said(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
+        raise NoDtypeLeft(_described(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
     return False
 
 
 def is_passed_over(guard: Guard) -> bool:
     """Whether non-finite results are handed on without another word: they were spoken of, and there is no remedy."""
-    return "nonfinite" in guard.told and guard.dtype() == FLOAT32
+    return "nonfinite" in guard.mentioned and guard.dtype() == FLOAT32
 
 
 def pass_over(guard: Guard, failure: Failure) -> None:
@@ -92,12 +92,12 @@ def pass_over(guard: Guard, failure: Failure) -> None:
     before = guard.dtype()
     if before is None:
         return
-    guard.told.add("nonfinite")
+    guard.mentioned.add("nonfinite")
     event = Event(failure.kind, before, None, failure.module, failure.step or 0, "none", failure.message,
                   largest_input=failure.largest_input)  # fmt: skip
     record(guard, event)
     logger.warning(
-        "%s in %s, where no wider dtype is left: look at the weights and the inputs", _said(failure), before
+        "%s in %s, where no wider dtype is left: look at the weights and the inputs", _described(failure), before
     )
 
 
@@ -122,9 +122,11 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> No
         extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
     )  # fmt: skip
     ordered = guard.plan.ordered if guard.plan else None
-    if remedy.changes_dtype and ordered is not None and "ordered" not in guard.told:
-        guard.told.add("ordered")
-        text = f"{ordered} was asked for, and {_said(failure)}. Going on in {after}. Next: load with dtype='{after}'"
+    if remedy.changes_dtype and ordered is not None and "ordered" not in guard.mentioned:
+        guard.mentioned.add("ordered")
+        text = (
+            f"{ordered} was asked for, and {_described(failure)}. Going on in {after}. Next: load with dtype='{after}'"
+        )
         warn(text)
 
 
@@ -132,21 +134,21 @@ def _refuse(incident: Incident, before: Dtype) -> bool:
     dtypes = tuple(str(remedy) for remedy in remedies_for(incident) if remedy.changes_dtype)
     if not dtypes and before == FLOAT32:
         return False
-    raise StrictModeError(str(before), _said(incident.failure), dtypes) from incident.error
+    raise StrictModeError(str(before), _described(incident.failure), dtypes) from incident.error
 
 
 def _device_lost(incident: Incident, dtype: Dtype) -> DeviceLostError:
-    devices = (one.device for one in incident.model.parameters() if not one.is_meta)
+    devices = (weight.device for weight in incident.model.parameters() if not weight.is_meta)
     device = str(next(devices, torch.device("cpu")))
-    said = first_line(incident.failure.message)
+    text = first_line(incident.failure.message)
     try:
-        remember_failure(device, dtype, f"lost the device while a model ran: {said}")
+        remember_failure(device, dtype, f"lost the device while a model ran: {text}")
     except RuntimeError as exc:  # the device may not even say its name any more
         logger.warning("that %s was lost in %s cannot be remembered: %s", device, dtype, exc)
-    return DeviceLostError(device, str(dtype), said)
+    return DeviceLostError(device, str(dtype), text)
 
 
-def _said(failure: Failure) -> str:
+def _described(failure: Failure) -> str:
     at = f" at step {failure.step}" if failure.step is not None else ""
     where = f" in {failure.module}" if failure.module else ""
     what = "" if failure.kind is FailureKind.NONFINITE else f": {first_line(failure.message)}"

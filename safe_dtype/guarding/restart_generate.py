@@ -18,7 +18,7 @@ from .incident import Incident
 from .recover import TriedRemedies, cure
 from .state import Guard, here
 from .step import RestartNeededError, up_to_date
-from .step_snapshot import StepMark
+from .step_snapshot import StepSnapshot
 
 # Objects of the caller that may have counted the tokens made so far.
 _COUNTING = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
@@ -61,7 +61,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
         kwargs = {**kwargs, "streamer": streamer}
     if guard.version:
         args, kwargs = up_to_date(guard, args, kwargs)
-    mark = StepMark([], args, kwargs)
+    snapshot = StepSnapshot([], args, kwargs)
     tried = TriedRemedies()
     around, step = here.nets, here.step
     here.nets = (*around, id(guard))
@@ -78,20 +78,20 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             except SafeDtypeError:
                 raise
             except Exception as exc:
-                found = classify(exc)
+                failed = classify(exc)
                 # Steps ran, and their logits were sound: it is a processor that spoiled them, not the dtype.
-                if found is None or (found.kind is FailureKind.NONFINITE and here.step and not found.sticky):
+                if failed is None or (failed.kind is FailureKind.NONFINITE and here.step and not failed.sticky):
                     raise
-                failure, error = found, exc
+                failure, error = failed, exc
                 if not _cure(guard, tried, failure, exc, [*args, *kwargs.values()]):
                     raise
-            _check_restart(guard, failure, error, mark, streamer, kwargs)
+            _check_restart(guard, failure, error, snapshot, streamer, kwargs)
             args, kwargs = up_to_date(guard, args, kwargs)
     finally:
         here.nets, here.step = around, step
 
 
-def _cure(guard: Guard, tried: TriedRemedies, failure: Failure, error: Exception, given: list[Any]) -> bool:
+def _cure(guard: Guard, tried: TriedRemedies, failure: Failure, error: Exception, arguments: list[Any]) -> bool:
     since = time.perf_counter()
     model = guard.model()
     if model is None:
@@ -99,11 +99,11 @@ def _cure(guard: Guard, tried: TriedRemedies, failure: Failure, error: Exception
     blamed = module_raising(model, error.__traceback__)
     failure = replace(failure, module=name_of(model, blamed), step=here.step)
     with changing(guard):
-        return cure(Incident(guard, model, failure, since, blamed, given, error, restarts=True), tried)
+        return cure(Incident(guard, model, failure, since, blamed, arguments, error, restarts=True), tried)
 
 
 def _check_restart(
-    guard: Guard, failure: Failure, error: BaseException, mark: StepMark, streamer: CountedStreamer | None,
+    guard: Guard, failure: Failure, error: BaseException, snapshot: StepSnapshot, streamer: CountedStreamer | None,
     kwargs: dict[str, Any],
 ) -> None:  # fmt: skip
     """Bring everything back to the beginning of the generation.
@@ -112,7 +112,7 @@ def _check_restart(
         CannotResumeError: Where tokens were given to somebody already, or a state cannot be brought back.
     """
     reason = None
-    if not mark.roll_back():
+    if not snapshot.roll_back():
         reason = "the cache that was passed in is of a class that safe_dtype does not know how to bring back"
     elif here.step and streamer is not None and streamer.puts > 1:
         reason = "tokens have been streamed, and the step that failed cannot be run again"

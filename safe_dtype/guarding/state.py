@@ -1,4 +1,4 @@
-"""What safe_dtype keeps with a guarded model."""
+"""The state of a guard: the policy and the plan of its model, what has happened to it, and what to look at in a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
 from ..rescaling import rescaled_of
 from .failure import Event, Report
-from .model_lock import Turns
+from .model_lock import ModelLock
 from .output_checks import watched_blocks
 from .step_snapshot import Place, state_places
 
@@ -52,7 +52,7 @@ class Guard:
         self.plan = plan
         self.reread = reread
         self.events: list[Event] = []
-        self.turns = Turns()
+        self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
         # Whether a call, by the class and the names of its arguments, draws random numbers.
         self.draws: dict[tuple[Any, ...], bool] = {}
@@ -63,7 +63,7 @@ class Guard:
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
         self.runs_eagerly = False  # the compiled form failed
-        self.told: set[str] = set()  # what was warned of already
+        self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
         self._blocks: list[nn.Module] | None = None
         self._places: list[Place] | None = None
         self.weights = fingerprint(model) if reread else {}
@@ -76,8 +76,8 @@ class Guard:
         if id(self) not in memo:
             # Its parameters are not filled in yet, so what needs them is found out on first use.
             fresh = Guard.__new__(Guard)
-            fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), turns=Turns())
-            fresh.__dict__.update(left=set(self.left), told=set(self.told), reread=None, weights={})
+            fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), lock=ModelLock())
+            fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned), reread=None, weights={})
             fresh._blocks = fresh._places = None
             share(self, fresh)
             memo[id(self)] = fresh
@@ -119,8 +119,8 @@ class Guard:
     def dtype(self) -> Dtype | None:
         """Return the dtype of most of the model's numbers now; None where it is none of ours (float64)."""
         model = self.model()
-        found = main_dtype(model) if model is not None else None
-        return dtype_of(found) if found is not None else None
+        main = main_dtype(model) if model is not None else None
+        return dtype_of(main) if main is not None else None
 
     def step(self) -> int:
         """Return which step this thread is at: of the generation, or of all the calls outside of one."""
@@ -143,7 +143,7 @@ class Guard:
     def report(self) -> Report:
         """Return what happened so far."""
         model, now = self.model(), self.dtype()
-        ladder = tuple(one for one in self.ladder() if one != now and torch_dtype(one) not in self.left)
+        ladder = tuple(dtype for dtype in self.ladder() if dtype != now and torch_dtype(dtype) not in self.left)
         rescaled = rescaled_of(model) if model is not None else None
         rescale = rescaled.rescale if rescaled is not None else None
         islands = tuple(islands_in(model)) if model is not None else ()
@@ -165,17 +165,17 @@ def _cast_from(plan: Plan | None) -> int | None:
 
 def guard_of(module: nn.Module) -> Guard | None:
     """Return the guard that `module` answers to: its own, or that of the model it is a part of."""
-    found = module.__dict__.get(ATTRIBUTE)
-    return found if isinstance(found, Guard) else None
+    guard = module.__dict__.get(ATTRIBUTE)
+    return guard if isinstance(guard, Guard) else None
 
 
 def fingerprint(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return something that changes when anybody writes into the weights of `model` or replaces them."""
     # An inference tensor has no version; nothing can write into it outside inference mode.
     return {
-        name: (one.data_ptr(), -1 if one.is_inference() else one._version)
-        for name, one in model.named_parameters()
-        if not one.is_meta
+        name: (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
+        for name, weight in model.named_parameters()
+        if not weight.is_meta
     }
 
 

@@ -26,7 +26,7 @@ from .incident import Incident
 from .output_checks import is_sound, saturated, saturation_watch
 from .recover import TriedRemedies, cure, is_passed_over, pass_over
 from .state import Guard, here
-from .step_snapshot import StepMark
+from .step_snapshot import StepSnapshot
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -43,17 +43,17 @@ class Call:
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    mark: StepMark
+    snapshot: StepSnapshot
 
     @property
-    def given(self) -> list[Any]:
+    def arguments(self) -> list[Any]:
         """All arguments."""
         return [*self.args, *self.kwargs.values()]
 
     @property
     def tensors(self) -> list[Any]:
         """Those that a step only reads: it may write into the states in caches and lists."""
-        return [one for one in self.given if isinstance(one, (torch.Tensor, ModelOutput))]
+        return [value for value in self.arguments if isinstance(value, (torch.Tensor, ModelOutput))]
 
     def run(self) -> Any:
         """Call with every module's hooks, which a compiled form leaves out."""
@@ -98,28 +98,28 @@ def guarded_step(
     tried: TriedRemedies | None = None
     plain = forward
     while True:
-        guard.turns.begin_step()
+        guard.lock.begin_step()
         try:
             version = guard.version
             if version:
                 args, kwargs = up_to_date(guard, args, kwargs)
             signature = (type(module), *kwargs)
             draws = guard.draws.get(signature)
-            mark = StepMark(guard.places, args, kwargs, random=draws is not False)
+            snapshot = StepSnapshot(guard.places, args, kwargs, random=draws is not False)
             forward = as_planned(guard, plain, args, kwargs)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
-            guard.turns.end_step()
+            guard.lock.end_step()
         if trouble is None:
             if draws is None:
-                guard.draws[signature] = mark.drew()
+                guard.draws[signature] = snapshot.drew()
             guard.count_step(output)
             return output
         tried = tried or TriedRemedies()
-        call = Call(guard, module, args, kwargs, mark)
+        call = Call(guard, module, args, kwargs, snapshot)
         with changing(guard):
             # While this thread waited, another may have cured the model.
-            if guard.version != version and call.mark.roll_back():
+            if guard.version != version and call.snapshot.roll_back():
                 continue
             result = _recover(guard, tried, trouble, call)
         if result is StepResult.CURED:
@@ -168,12 +168,12 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
         return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that was spoken of
     blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
-    back = call.mark.roll_back()
-    poisoned = poisoned or (error is None and not is_finite(call.given))
+    back = call.snapshot.roll_back()
+    poisoned = poisoned or (error is None and not is_finite(call.arguments))
     if error is None and back and not poisoned:
         if trouble.block is None:
             blame = module_spoiling(model, call.run)
-        back = call.mark.roll_back()
+        back = call.snapshot.roll_back()
     failure = replace(
         trouble.failure,
         module=name_of(model, blame.module),
@@ -182,7 +182,7 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
         dtype=trouble.failure.dtype or guard.dtype() if error is None else trouble.failure.dtype,
     )
     goes_on = back and not poisoned
-    incident = Incident(guard, model, failure, since, blame.module, call.given, error, restarts=not goes_on)
+    incident = Incident(guard, model, failure, since, blame.module, call.arguments, error, restarts=not goes_on)
     if not cure(incident, tried):
         if error is None:
             pass_over(guard, failure)
@@ -204,12 +204,12 @@ def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     if now is None:
         return args, kwargs
     former = guard.left - {now}
-    wanted = {one for one in _FLOATS if one != now} if guard.aligns_inputs else former
+    wanted = {dtype for dtype in _FLOATS if dtype != now} if guard.aligns_inputs else former
     for value in (*args, *kwargs.values()):
         if isinstance(value, Cache):
             cast_cache(value, former, now)
         elif isinstance(value, ModelOutput):
-            # In place, for the generation loop hands the same one in again at every step.
+            # In place, for the generation loop passes the same output in again at every step.
             for name in list(value):
                 value[name] = cast(value[name], wanted, now)
     return cast(args, wanted, now), cast(kwargs, wanted, now)

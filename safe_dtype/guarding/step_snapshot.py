@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from .cache_snapshot import CacheMark
+from .cache_snapshot import CacheSnapshot
 
 _STATE_LISTS = ("state", "mems", "past_buckets_states")  # rwkv, xlnet, reformer: lists written over in place
 _STATE_NAMES = ("state", "states")
@@ -18,7 +18,7 @@ _PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None), tuple, list
 Place = tuple[nn.Module, str]  # a module, and an attribute of it
 
 
-class StepMark:
+class StepSnapshot:
     """The state before one call of the model."""
 
     __slots__ = ("_attributes", "_caches", "_lists", "_random", "resumable")
@@ -26,30 +26,30 @@ class StepMark:
     def __init__(
         self, places: list[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True
     ) -> None:
-        self._caches: list[CacheMark] = []
+        self._caches: list[CacheSnapshot] = []
         self._lists: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.resumable = True
         for name, value in kwargs.items():
             if type(value) in _PLAIN:
                 if name in _STATE_LISTS and isinstance(value, (list, tuple)):
-                    self._lists += [(one, one.clone()) for one in value if isinstance(one, torch.Tensor)]
+                    self._lists += [(item, item.clone()) for item in value if isinstance(item, torch.Tensor)]
             elif isinstance(value, Cache):
-                self._add(CacheMark(value, kwargs))
+                self._add(CacheSnapshot(value, kwargs))
             elif _keeps_state(value):
                 self.resumable = False
         for value in args:
             if isinstance(value, Cache):
-                self._add(CacheMark(value, kwargs))
+                self._add(CacheSnapshot(value, kwargs))
         self._attributes = [(module, name, *_with_copy(module.__dict__.get(name))) for module, name in places]
         self._random = _random_states() if random else []
 
-    def _add(self, mark: CacheMark) -> None:
-        self._caches.append(mark)
-        self.resumable = self.resumable and mark.known
+    def _add(self, snapshot: CacheSnapshot) -> None:
+        self._caches.append(snapshot)
+        self.resumable = self.resumable and snapshot.known
 
     def roll_back(self) -> bool:
         """Bring everything back. False: something is beyond knowledge, and the step cannot be run again."""
-        done = [mark.roll_back() for mark in self._caches]  # all, whatever the first ones say
+        done = [snapshot.roll_back() for snapshot in self._caches]  # all, whatever the first ones say
         for tensor, saved in self._lists:
             tensor.copy_(saved)
         for module, name, value, copied in self._attributes:
@@ -91,4 +91,4 @@ def _random_states() -> list[tuple[torch.Generator, torch.Tensor]]:
     generators = [torch.default_generator]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         generators += torch.cuda.default_generators
-    return [(one, one.get_state()) for one in generators]
+    return [(generator, generator.get_state()) for generator in generators]

@@ -41,7 +41,7 @@ class ChangeDtype:
         guard, model = incident.guard, incident.model
         now, new = main_dtype(model), torch_dtype(self.dtype)
         former = {torch.bfloat16, torch.float16} if self.dtype == FLOAT32 else {now} - {None}
-        former = {one for one in former if one is not None and one != new}
+        former = {dtype for dtype in former if dtype is not None and dtype != new}
         if reason := refusal(model):
             raise NotPossible(reason)
         if reason := _too_wide(model, former, self.dtype):
@@ -49,17 +49,17 @@ class ChangeDtype:
         require_free(growth(model, former, new))
         if self.dtype == FLOAT32:
             _leave_flash_attention(model)
-        done = recast(model, former, new, source=_read_again(guard, model, new))
+        changed = recast(model, former, new, source=_read_again(guard, model, new))
         remaining = left_over(model, former, new)
-        if not done.tensors or remaining:
-            raise NotPossible(f"it changed {done.tensors} tensors and left {remaining} as they were")
+        if not changed.tensors or remaining:
+            raise NotPossible(f"it changed {changed.tensors} tensors and left {remaining} as they were")
         for hooks in list(_island_hooks(model)):
             hooks.outside_is_now(new)
         guard.cast_from = guard.autocast = None
         take_back(model)
         guard.left |= former
         guard.left.discard(new)
-        return done.grown_bytes
+        return changed.grown_bytes
 
     def undo(self, incident: Incident) -> None:
         """Leave it so: the way back would bring the failure back, and may lose bits."""
@@ -70,7 +70,7 @@ def propose(incident: Incident) -> Iterator[ChangeDtype]:
     model, failure = incident.model, incident.failure
     main = main_dtype(model)
     now = dtype_of(main) if main is not None else None
-    mixed = any(one.dtype in (torch.bfloat16, torch.float16) for one in model.parameters())
+    mixed = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
     for dtype in incident.guard.ladder():
         if torch_dtype(dtype) in incident.guard.left or dtype == failure.dtype:
             continue
@@ -86,8 +86,8 @@ def propose(incident: Incident) -> Iterator[ChangeDtype]:
 def _too_wide(model: nn.Module, former: set[torch.dtype], new: Dtype) -> str | None:
     if new != FLOAT16:
         return None
-    for name, one in model.named_parameters():
-        if one.dtype in former and not one.is_meta and one.abs().amax().item() > FLOAT16.largest:
+    for name, weight in model.named_parameters():
+        if weight.dtype in former and not weight.is_meta and weight.abs().amax().item() > FLOAT16.largest:
             return f"{name} holds numbers beyond {FLOAT16.largest:.0f}, where float16 ends"
     return None
 
