@@ -1,18 +1,18 @@
-"""Several threads with one guarded model, and batches that go on beside each other."""
+"""Several threads with one guarded model."""
 
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
+import pytest
 import torch
-import transformers
 from guarding.generators import DOWN, tiny
 from guarding.oracle import Switch
 
 from safe_dtype import FLOAT32, guard, report
-from safe_dtype.guarding import FailureKind
-from safe_dtype.models.recast import recast
+from safe_dtype.guarding.model_lock import ModelLock
 from safe_dtype.testing import fault
 
 IDS = torch.arange(3, 9)[None]
@@ -74,25 +74,45 @@ def test_two_threads_at_the_same_step() -> None:
     assert len(report(model).events) == 1
 
 
-def test_continuous_batching() -> None:
-    """Requests of a continuous batch go on from the tokens they had, in a new pool."""
-    prompts = [[5, 6, 7], [9, 10, 11, 12], [3, 4]]
-    config = transformers.GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    # By itself the pool takes most of the memory.
-    small = transformers.ContinuousBatchingConfig(num_blocks=64, block_size=32, max_batch_tokens=64)
-    model, plain, wide = guard(tiny()), tiny(), tiny()
-    recast(wide, {BF16}, FP32)
-    with fault(model, DOWN, "cublas", call=4) as put:
-        found = model.generate_batch(prompts, config, continuous_batching_config=small)
-    assert put.fired == 1
-    (event,) = report(model).events
-    assert (event.kind, event.after) == (FailureKind.OP_UNSUPPORTED, FLOAT32)
-    begun = plain.generate_batch(prompts, config, continuous_batching_config=small)
-    for index, prompt in enumerate(prompts):
-        one = found[f"req_{index}"]
-        assert one.error is None
-        assert one.prompt_ids == prompt
-        had = one.generated_tokens[: event.step]
-        assert had == begun[f"req_{index}"].generated_tokens[: event.step]
-        rest = wide.generate(torch.tensor([[*prompt, *had]]), max_new_tokens=8 - event.step, do_sample=False)
-        assert rest[0, len(prompt) :].tolist() == one.generated_tokens
+def test_a_change_waits_for_steps() -> None:
+    """A change begins when the last running step has ended, and steps that come later wait for its end."""
+    lock, order = ModelLock(), []
+    lock.begin_step()
+    waiting = threading.Event()
+
+    def change() -> None:
+        waiting.set()
+        with lock.change():
+            order.append("change")
+
+    def step() -> None:
+        lock.begin_step()
+        order.append("later step")
+        lock.end_step()
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    waiting.wait(10)
+    time.sleep(0.05)  # it waits inside by now
+    stepper = threading.Thread(target=step)
+    stepper.start()
+    time.sleep(0.05)
+    assert order == []
+    order.append("first step ends")
+    lock.end_step()
+    for thread in (changer, stepper):
+        thread.join(10)
+    assert order == ["first step ends", "change", "later step"]
+
+
+def test_steps_run_together() -> None:
+    """Steps do not wait for each other, and go on where a change has failed."""
+    lock = ModelLock()
+    lock.begin_step()
+    lock.begin_step()
+    lock.end_step()
+    lock.end_step()
+    with pytest.raises(ZeroDivisionError), lock.change():
+        raise ZeroDivisionError
+    lock.begin_step()
+    lock.end_step()

@@ -1,0 +1,90 @@
+"""What a failure leads to: a remedy, an error that carries every attempt, or nothing at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from guarding.generators import DOWN, tiny
+from tiny_models import TINY
+
+from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft, SafeAutoModel, SafeDtypeWarning, guard, report
+from safe_dtype.devices import facts_of
+from safe_dtype.errors import DeviceLostError, StrictModeError
+from safe_dtype.facts import VerdictKind
+from safe_dtype.guarding import FailureKind
+from safe_dtype.testing import fault
+
+IDS = torch.arange(3, 9)[None]
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def test_warns_of_an_ordered_dtype(tmp_path: Path) -> None:
+    """A dtype that was asked for and fails is warned of once, with both names."""
+    model = SafeAutoModel.from_pretrained(
+        TINY["qwen3"].save(tmp_path, BF16), dtype=BF16, policy="ladder=bf16>fp16>fp32"
+    )
+    with (
+        fault(model, DOWN, "cublas"),
+        fault(model, DOWN, "cublas", dtype=FLOAT16),
+        pytest.warns(SafeDtypeWarning, match=r"bfloat16 was asked for.*Going on in float16") as warned,
+    ):
+        model.generate(IDS, max_new_tokens=2)
+    assert len([one for one in warned if "asked for" in str(one.message)]) == 1
+    assert [event.after for event in report(model).events] == [FLOAT16, FLOAT32]
+
+
+def test_strict_changes_nothing() -> None:
+    """In strict mode the failure is an error that names what would work; the model stays as it is."""
+    model = guard(tiny(), policy="strict")
+    with fault(model, DOWN, "cublas"), pytest.raises(StrictModeError, match="Would work: float32") as caught:
+        model.generate(IDS, max_new_tokens=2)
+    assert "CUBLAS" in str(caught.value.__cause__)
+    with fault(model, DOWN, "nan"), pytest.raises(StrictModeError, match=f"nonfinite in {DOWN}"):
+        model.generate(IDS, max_new_tokens=2)
+    assert {one.dtype for one in model.parameters()} == {BF16}
+    assert report(model).events == ()
+
+
+def test_no_dtype_left() -> None:
+    """Where float32 fails as well the error carries every attempt, its cause, and the model can be used."""
+    model = guard(tiny())
+    with (
+        fault(model, DOWN, "cublas"),
+        fault(model, DOWN, "cublas", dtype=FLOAT32),
+        pytest.raises(NoDtypeLeft) as caught,
+    ):
+        model.generate(IDS, max_new_tokens=2)
+    (attempt,) = caught.value.attempts
+    assert attempt.remedy == "float32"
+    assert "applied, and then: CUDA error" in attempt.outcome
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    model.generate(IDS, max_new_tokens=2)
+
+
+def test_float32_has_nothing_below() -> None:
+    """A failure in float32 is no matter of dtypes: the exception comes through as it is, and so does a NaN."""
+    model = guard(tiny(dtype=FP32))
+    with fault(model, DOWN, "cublas", dtype=FLOAT32), pytest.raises(RuntimeError, match=r"^CUDA error: CUBLAS"):
+        model.generate(IDS, max_new_tokens=2)
+    with fault(model, DOWN, "nan", dtype=FLOAT32):
+        assert model(input_ids=IDS).logits.isnan().any()
+        assert model(input_ids=IDS).logits.isnan().any()
+    (event,) = report(model).events
+    assert (event.kind, event.after, event.module) == (FailureKind.NONFINITE, None, DOWN)
+
+
+def test_sticky_failures_are_remembered(tmp_path: Path) -> None:
+    """A lost device is a clear error, and the next plan for it rejects the dtype until it is measured anew."""
+    folder = TINY["qwen3"].save(tmp_path, BF16)
+    model = guard(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=BF16))
+    with fault(model, DOWN, "sticky"), pytest.raises(DeviceLostError, match="Next: start again"):
+        model.generate(IDS, max_new_tokens=2)
+    verdict = facts_of("cpu").verdict(BFLOAT16)
+    assert verdict.kind is VerdictKind.CRASHES
+    assert "lost the device" in verdict.reason
+    with pytest.warns(SafeDtypeWarning, match="Loading float32 instead"):
+        assert SafeAutoModel.from_pretrained(folder, dtype=BF16).dtype == FP32
+    assert facts_of("cpu", refresh=True).verdict(BFLOAT16).kind is not VerdictKind.CRASHES
