@@ -56,7 +56,7 @@ class CacheSnapshot:
             self._restores = [take(layer, new_tokens) for take, layer in profile.special]
 
     def roll_back(self) -> bool:
-        """Bring the cache back; may be done again after another attempt. False: it has changed beyond knowledge."""
+        """Bring the cache back, as often as the step is repeated. False: it cannot be brought back."""
         if self._halves:
             self._cache.is_updated.clear()
             self._cache.is_updated.update(self._own)

@@ -1,4 +1,4 @@
-"""Cure a failure: pick the next remedy, apply it, record and tell what was done."""
+"""Cure a failure: pick the next remedy, apply it, record and log what was done."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .state import Guard
 
 logger = logging.getLogger(__name__)
 
-_TOLD_AT_MOST = 300  # characters of a foreign text in our own
+_LONGEST_LINE = 300  # characters of a foreign text in our own
 
 
 class TriedRemedies:
@@ -48,7 +48,7 @@ class TriedRemedies:
 
 
 def cure(incident: Incident, tried: TriedRemedies) -> bool:
-    """Apply the next remedy to the model of `incident`. False: there is none, for dtypes have nothing to do with it.
+    """Apply the next remedy to the model of `incident`. False: there is none, the failure has nothing to do with dtypes.
 
     Raises:
         DeviceLostError: If the failure is sticky.
@@ -83,12 +83,12 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
 
 
 def is_passed_over(guard: Guard) -> bool:
-    """Whether non-finite results are handed on without another word: they were spoken of, and there is no remedy."""
+    """Whether non-finite results are returned without a further event: one was recorded, and there is no remedy."""
     return "nonfinite" in guard.mentioned and guard.dtype() == FLOAT32
 
 
 def pass_over(guard: Guard, failure: Failure) -> None:
-    """Record non-finite results that no dtype can cure: the model is in float32 already. They are handed on."""
+    """Record non-finite results that no dtype can cure, for the model is in float32 already. The caller gets them."""
     before = guard.dtype()
     if before is None:
         return
@@ -104,7 +104,7 @@ def pass_over(guard: Guard, failure: Failure) -> None:
 def first_line(message: str) -> str:
     """Return the first line of a foreign text, cut to a readable length."""
     line = message.strip().partition("\n")[0]
-    return line if len(line) <= _TOLD_AT_MOST else line[: _TOLD_AT_MOST - 1] + "…"
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
 
 
 def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> None:

@@ -40,7 +40,7 @@ here = Here()
 
 
 class Guard:
-    """The guard of one model: where it may go on, and what has happened to it.
+    """The guard of one model: the dtypes to go on in, and what has happened to the model.
 
     Lives in the `__dict__` of the model. A deep copy of the model gets a guard of its own; a pickled one gets none,
     so that the file can be read where safe_dtype is not installed.

@@ -166,7 +166,7 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     inside_generate = id(guard) in here.nets
     poisoned = error is None and not is_finite(call.tensors)
     if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
-        return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that was spoken of
+        return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that is recorded already
     blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
     back = call.snapshot.roll_back()
     poisoned = poisoned or (error is None and not is_finite(call.arguments))

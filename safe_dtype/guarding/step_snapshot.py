@@ -48,7 +48,7 @@ class StepSnapshot:
         self.resumable = self.resumable and snapshot.known
 
     def roll_back(self) -> bool:
-        """Bring everything back. False: something is beyond knowledge, and the step cannot be run again."""
+        """Bring everything back. False: something cannot be brought back, so the step cannot be run again."""
         done = [snapshot.roll_back() for snapshot in self._caches]  # all, whatever the first ones say
         for tensor, saved in self._lists:
             tensor.copy_(saved)
