@@ -13,7 +13,6 @@ from safe_dtype.errors import NotPublishableError, PublishError
 from safe_dtype.publishing.pushing.changes import changes_text, diff
 from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.release import Target
-from safe_dtype.publishing.staging.manifest import manifest_of
 
 TARGET = Target(REPO, public=True)
 
@@ -117,49 +116,3 @@ def test_a_hub_that_is_down(hub: LoopbackHub, stage: Path) -> None:
     hub.fault("GET", "", status(503), times=10**9)
     with pytest.raises(PublishError, match=r"503 .*\[not-started\]"):
         diff(stage, TARGET, api=hurried(hub))
-
-
-class TestManifest:
-    """A folder is what its files are, hidden ones included."""
-
-    def test_digests(self, tmp_path: Path) -> None:
-        """Size, SHA-256, and the name that git gives."""
-        digest = manifest_of(written(tmp_path, {"a/b.txt": b"hello\n"}))["a/b.txt"]
-        assert digest.size == 6
-        assert digest.sha256 == "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
-        assert digest.git == "ce013625030ba8dba906f756967f9e9ca394464a"
-
-    def test_nothing_is_left_out(self, tmp_path: Path) -> None:
-        """Hidden files and empty ones count, links inside of the folder too."""
-        written(tmp_path, {".hidden": b"", "a.txt": b"a"})
-        (tmp_path / "link.txt").symlink_to("a.txt")
-        assert list(manifest_of(tmp_path)) == [".hidden", "a.txt", "link.txt"]
-
-    @pytest.mark.parametrize("name", ["a\nb", "a:b", "a ", "ü.txt", ".git", "a\\b", "a*"])
-    def test_names(self, tmp_path: Path, name: str) -> None:
-        """A name that not every system can spell is refused."""
-        (tmp_path / name).write_bytes(b"")
-        with pytest.raises(NotPublishableError, match="spell"):
-            manifest_of(tmp_path)
-
-    def test_twins(self, tmp_path: Path) -> None:
-        """Two names that differ in case only are one file elsewhere."""
-        with pytest.raises(NotPublishableError, match=r"A\.txt and a\.txt"):
-            manifest_of(written(tmp_path, {"a.txt": b"", "A.txt": b""}))
-
-    @pytest.mark.parametrize(
-        ("to", "reason"), [("../out.txt", "leaves"), ("nowhere", "nowhere"), ("folder", "a folder")]
-    )
-    def test_links(self, tmp_path: Path, to: str, reason: str) -> None:
-        """Links that leave the folder, lead nowhere or to a folder are refused."""
-        written(tmp_path, {"out.txt": b"", "stage/folder/a.txt": b""})
-        (tmp_path / "stage/link").symlink_to(to)
-        with pytest.raises(NotPublishableError, match=reason):
-            manifest_of(tmp_path / "stage")
-
-    @pytest.mark.parametrize("name", ["empty", "missing"])
-    def test_no_files(self, tmp_path: Path, name: str) -> None:
-        """There is something to publish."""
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(NotPublishableError, match=r"empty|no such"):
-            manifest_of(tmp_path / name)

@@ -7,13 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from publishing.loopback import LoopbackHub, call, lose_response, status
-from publishing.repository import IgnoreRules
-from publishing.stages import REPO, held, hurried, ours, sharded, whole, written
+from publishing.loopback import LoopbackHub, lose_response, status
+from publishing.stages import REPO, hurried, ours, sharded, whole, written
 
 from safe_dtype.errors import NotPublishableError, PublishError
 from safe_dtype.hub.client import Hub
-from safe_dtype.publishing.pushing.journal import read_receipt, receipt_path
 from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.release import State, Target
 
@@ -85,90 +83,11 @@ def test_a_new_state_replaces_the_old(hub: LoopbackHub, tmp_path: Path) -> None:
     assert len(ours(hub)) == 2
 
 
-def test_the_receipt_tells_how_far_it_came(hub: LoopbackHub, stage: Path) -> None:
-    """Before others could see a thing, the receipt beside the folder says that it may be so."""
-    seen: list[State] = []
-
-    def look(_: LoopbackHub) -> None:
-        receipt = read_receipt(stage)
-        assert receipt is not None
-        seen.append(receipt.state)
-
-    for method, path in (("POST", "/preupload/"), ("POST", "/commit/"), ("GET", "/resolve/"), ("PUT", "/settings")):
-        hub.fault(method, path, call(look))
-    receipt = push(stage, PUBLIC, api=hurried(hub))
-    assert seen == [State.NOT_PUBLISHED, State.UNKNOWN, State.UNVERIFIED, State.PRIVATE]
-    assert read_receipt(stage) == receipt
-    assert receipt_path(stage).parent == stage.parent
-    assert held(stage) == sharded()
-
-
 def test_a_lost_response_is_found_again(hub: LoopbackHub, stage: Path) -> None:
     """The commit landed and its answer did not: that is a success, of one commit."""
     hub.fault("POST", "/commit/", lose_response, times=FOR_EVER)
     assert push(stage, PUBLIC, api=hurried(hub)).state is State.PUBLISHED
     assert len(ours(hub)) == 1
-
-
-def test_somebody_else_comes_first(hub: LoopbackHub, stage: Path) -> None:
-    """A commit of somebody else's in between is a conflict that names it, and nothing of ours is visible."""
-    hub.push(REPO, whole())
-    hub.fault("POST", "/commit/", call(lambda hub: hub.push(REPO, {"notes.txt": b"theirs"})))
-    with pytest.raises(PublishError, match="somebody else's commit") as conflict:
-        push(stage, PUBLIC, api=hurried(hub))
-    assert conflict.value.state == "conflict"
-    assert ours(hub) == []
-    assert push(stage, PUBLIC, api=hurried(hub)).state is State.PUBLISHED
-
-
-@pytest.mark.parametrize(
-    ("path", "state"),
-    [
-        pytest.param("notes.txt", State.PUBLISHED, id="another-file"),
-        pytest.param("README.md", State.CONFLICT, id="a-file-of-ours"),
-        pytest.param("model.safetensors", State.CONFLICT, id="a-file-that-goes"),
-    ],
-)
-def test_rebase(hub: LoopbackHub, stage: Path, path: str, state: State) -> None:
-    """Rebasing goes on where somebody else's commit touches other files, and stops where it touches ours."""
-    hub.push(REPO, whole())
-    hub.fault("POST", "/commit/", call(lambda hub: hub.push(REPO, {path: b"theirs"})))
-    found = State.PUBLISHED
-    try:
-        push(stage, PUBLIC, api=hurried(hub), rebase=True)
-    except PublishError as exc:
-        found = State(exc.state)
-    assert found is state
-    assert hub.files(REPO)[path] == b"theirs"
-    assert len(ours(hub)) == (1 if state is State.PUBLISHED else 0)
-
-
-def test_rebase_gives_up(hub: LoopbackHub, stage: Path) -> None:
-    """Where somebody else commits without end, rebasing ends in the conflict."""
-    hub.push(REPO, whole())
-    hub.fault("POST", "/commit/", call(lambda hub: hub.push(REPO, {"n": str(len(hub.requests)).encode()})), FOR_EVER)
-    with pytest.raises(PublishError) as conflict:
-        push(stage, PUBLIC, api=hurried(hub), rebase=True)
-    assert conflict.value.state == "conflict"
-
-
-def test_a_gitignore_of_the_repository_keeps_nothing_out(hub: LoopbackHub, stage: Path) -> None:
-    """The client drops without a word what the repository's .gitignore names; what was staged is published."""
-    hub.push(REPO, {".gitignore": b"*.json\n*.safetensors\n"})
-    push(stage, PUBLIC, api=hurried(hub))
-    assert sharded().items() <= hub.files(REPO).items()
-
-
-def test_a_gitignore_that_the_server_insists_on(
-    hub: LoopbackHub, stage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the server would drop files all the same, nothing is committed, and the error names them."""
-    hub.push(REPO, whole())
-    monkeypatch.setattr(type(hub.repositories[REPO]), "ignores", lambda *_: IgnoreRules("*.json"))
-    with pytest.raises(PublishError, match=r"\.gitignore .*config\.json") as error:
-        push(stage, PUBLIC, api=hurried(hub))
-    assert error.value.state == "not-published"
-    assert ours(hub) == []
 
 
 def test_a_public_repository_is_not_written_to_by_accident(hub: LoopbackHub, stage: Path) -> None:
@@ -231,28 +150,6 @@ def test_a_card_that_the_hub_refuses(hub: LoopbackHub, tmp_path: Path) -> None:
     with pytest.raises(NotPublishableError, match=r"README\.md"):
         push(stage, PUBLIC, api=hurried(hub))
     assert ours(hub) == []
-
-
-def test_a_folder_that_changes_meanwhile(hub: LoopbackHub, stage: Path) -> None:
-    """A file that is written to after it was hashed is not published."""
-
-    def write(_: LoopbackHub) -> None:
-        (stage / "config.json").write_bytes(b"{}")
-
-    hub.fault("GET", "/tree/", call(write))
-    hub.push(REPO, whole())
-    with pytest.raises(PublishError, match=r"config\.json was changed"):
-        push(stage, PUBLIC, api=hurried(hub))
-    assert ours(hub) == []
-
-
-def test_a_receipt_that_cannot_be_written(hub: LoopbackHub, stage: Path) -> None:
-    """Without a receipt nothing is sent."""
-    hub.push(REPO, whole())
-    receipt_path(stage).mkdir()
-    with pytest.raises(PublishError, match="receipt"):
-        push(stage, PUBLIC, api=hurried(hub))
-    assert not [path for method, path in hub.requests if method != "GET"]
 
 
 def test_it_waits_as_long_as_the_hub_asks(hub: LoopbackHub, stage: Path, caplog: pytest.LogCaptureFixture) -> None:

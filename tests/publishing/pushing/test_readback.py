@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from publishing.loopback import LoopbackHub, call, drop, status
+from publishing.loopback import LoopbackHub, call
 from publishing.stages import REPO, hurried, safetensors, sharded, written
 
-from safe_dtype.errors import NotPublishableError, PublishError
-from safe_dtype.publishing.pushing.journal import read_receipt
+from safe_dtype.errors import PublishError
 from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.pushing.readback import verify
-from safe_dtype.publishing.pushing.status import status as standing
-from safe_dtype.publishing.release import State, Target
+from safe_dtype.publishing.release import Target
 
 TARGET = Target(REPO, public=True)
 SHARD = "model-00001-of-00002.safetensors"
@@ -137,65 +135,3 @@ class TestVerify:
         """What cannot be read is neither right nor wrong."""
         with pytest.raises(PublishError, match="account tester"):
             verify(TARGET, api=hurried(hub))
-
-
-class TestStatus:
-    """What the receipt says is compared with the Hub."""
-
-    def test_never_pushed(self, hub: LoopbackHub, stage: Path) -> None:
-        """A folder without a receipt was never pushed, and the Hub is not asked."""
-        assert standing(stage, hurried(hub)).state is State.NOT_STARTED
-        assert hub.requests == []
-
-    def test_published(self, hub: LoopbackHub, stage: Path) -> None:
-        """All is as it was left."""
-        oid = push(stage, TARGET, api=hurried(hub)).oid
-        found = standing(stage, hurried(hub))
-        assert (found.state, found.head, found.private, found.changed_since) == (State.PUBLISHED, oid, False, False)
-
-    def test_moved_on(self, hub: LoopbackHub, stage: Path) -> None:
-        """Somebody else changed one of the files since."""
-        push(stage, TARGET, api=hurried(hub))
-        hub.push(REPO, {"config.json": b"{}"})
-        found = standing(stage, hurried(hub))
-        assert found.state is State.CONFLICT
-        assert "config.json" in found.said
-
-    def test_changed_since(self, hub: LoopbackHub, stage: Path) -> None:
-        """The folder is not what was published."""
-        push(stage, TARGET, api=hurried(hub))
-        (stage / "config.json").write_bytes(b"{}")
-        assert standing(stage, hurried(hub)).changed_since
-
-    def test_landed_and_never_read_back(self, hub: LoopbackHub, stage: Path) -> None:
-        """A run that ended after its commit is found on the Hub."""
-        hub.fault("GET", "/resolve/", status(403), times=FOR_EVER)
-        with pytest.raises(PublishError):
-            push(stage, TARGET, api=hurried(hub))
-        assert standing(stage, hurried(hub)).state is State.UNVERIFIED
-
-    def test_still_private(self, hub: LoopbackHub, stage: Path) -> None:
-        """One that could not be made public says so."""
-        hub.fault("PUT", "/settings", status(403), times=FOR_EVER)
-        with pytest.raises(PublishError):
-            push(stage, TARGET, api=hurried(hub))
-        assert standing(stage, hurried(hub)).state is State.PRIVATE
-
-    def test_gone(self, hub: LoopbackHub, stage: Path) -> None:
-        """A repository that was deleted holds nothing."""
-        push(stage, TARGET, api=hurried(hub))
-        del hub.repositories[REPO]
-        assert standing(stage, hurried(hub)).state is State.NOT_PUBLISHED
-
-    def test_unreachable(self, hub: LoopbackHub, stage: Path) -> None:
-        """Where the Hub does not answer, nothing is said but what the receipt says."""
-        push(stage, TARGET, api=hurried(hub))
-        hub.fault("GET", "", drop, times=FOR_EVER)
-        with pytest.raises(PublishError, match="connection"):
-            standing(stage, hurried(hub))
-
-    def test_no_receipt(self, hub: LoopbackHub, stage: Path) -> None:
-        """A file that is no receipt is not taken for one."""
-        (stage.parent / "stage.receipt.json").write_text("{}")
-        with pytest.raises(NotPublishableError, match="no receipt"):
-            read_receipt(stage)

@@ -174,10 +174,3 @@ def test_repo_is_noted(tmp_path: Path) -> None:
     card = write_card(folder, repo="org/model-fp16")
     assert 'from_pretrained("org/model-fp16", revision="<commit>")' in card
     assert card_text(read_evidence(folder)) == card
-
-
-def test_evidence_comes_back() -> None:
-    """What was written is read back equal, infinities included."""
-    forms = Forms((TriedForm("eager", "float16", 0.0, None),), 0, "cpu")
-    made = evidence(plain=fidelity("transformers", kl=(0.5, math.inf)), forms=forms)
-    assert Evidence.from_dict(made.to_dict()) == made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,13 @@ import pytest
 import torch
 import transformers
 from engineered import engineered, prompts, saved
-from publishing.client import in_child
-from publishing.loopback import LoopbackHub
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, plan_of, report
 from safe_dtype.errors import NotPublishableError, RescaleError, UnknownDtypeError
-from safe_dtype.facts import BFLOAT16, FLOAT16, Rescale
-from safe_dtype.optimizing.nouns.record import FormAttempt, Optimization, Outcome, Seconds
-from safe_dtype.optimizing.nouns.record_file import write_record
+from safe_dtype.facts import FLOAT16, Rescale
 from safe_dtype.publishing.staging import measure
 from safe_dtype.publishing.staging.check import check
-from safe_dtype.publishing.staging.evidence import Forms, TriedForm
-from safe_dtype.publishing.staging.source import source_of
 from safe_dtype.publishing.staging.stage import Staged, stage
 from safe_dtype.rescaling import gauges_for
 from safe_dtype.rescaling.folding.rescale_file import FILE as STORED
@@ -223,58 +216,6 @@ def test_not_in_the_config() -> None:
 
 
 # Where it comes from
-
-
-def test_what_optimize_made(tiny_qwen3: Path, tmp_path: Path) -> None:
-    """Of an optimized folder it is the original, in the dtype that was chosen, and the record goes along."""
-    shutil.copytree(tiny_qwen3, tmp_path / "made" / "original")
-    (tmp_path / "made" / "artifact").mkdir()
-    (tmp_path / "made" / "artifact" / "model.onnx").write_bytes(b"a graph")
-    attempt = FormAttempt(
-        "onnx", BFLOAT16, Outcome.VERIFIED, seconds=Seconds(run=0.5, eager=1.0), artifact="artifact",
-        artifact_files={"model.onnx": "0"},
-    )  # fmt: skip
-    failed = FormAttempt("aoti", BFLOAT16, Outcome.FAILED, "no compiler")
-    write_record(
-        Optimization(
-            "tiny-qwen3", "Qwen3ForCausalLM", "cpu", "auto", "auto", "bfloat16", attempts=(failed, attempt), chosen=1
-        ),
-        tmp_path / "made",
-    )
-    source = source_of(tmp_path / "made", revision=None, base="org/tiny", license=None)
-    assert (source.weights, source.dtype) == (tmp_path / "made" / "original", "bfloat16")
-    source.copy_beside(tmp_path)
-    assert (tmp_path / "optimization.json").read_bytes() == (tmp_path / "made" / "optimization.json").read_bytes()
-    assert (tmp_path / "tokenizer.json").read_bytes() == (tiny_qwen3 / "tokenizer.json").read_bytes()
-    assert (tmp_path / "onnx" / "model.onnx").read_bytes() == b"a graph"
-    assert source.forms() == Forms((TriedForm("onnx", "bfloat16", 0.0, 2.0, chosen=True),), 1, "cpu")
-
-
-def test_license_is_never_guessed(tiny_qwen3: Path, tmp_path: Path) -> None:
-    """A base without a license in its card has none, unless it is given; one that has is not given another."""
-    assert source_of(tiny_qwen3, revision=None, base=None, license=None).base.license is None
-    assert source_of(tiny_qwen3, revision=None, base=None, license="mit").base.license == "mit"
-    (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n")
-    with pytest.raises(NotPublishableError, match="card of the base says 'gemma'"):
-        source_of(tmp_path, revision=None, base=None, license="mit")
-
-
-@pytest.mark.slow
-def test_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
-    """A repository is staged from the commit that its branch was at, with the license of its card."""
-    source = saved("llama", tmp_path / "source")
-    (source / "README.md").write_text("---\nlicense: other\nlicense_name: own\n---\n")
-    hub.push("org/llama", {one.name: one.read_bytes() for one in source.iterdir()})
-    code = """
-import sys
-from safe_dtype.publishing.staging.stage import stage
-from safe_dtype.publishing.staging.check import check
-found = stage("org/llama", sys.argv[1], dtype="bfloat16")
-base = found.evidence.base
-print(base.repo, base.revision, base.license, base.license_name, found.evidence.plan["source"], check(found.folder))
-"""
-    printed = in_child(hub, code, tmp_path / "staged").splitlines()[-1]
-    assert printed == f"org/llama {hub.commits('org/llama')[0][0]} other own org/llama []"
 
 
 @pytest.mark.slow
