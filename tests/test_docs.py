@@ -123,6 +123,7 @@ def test_no_block_escapes(page: Path) -> None:
         str(block) for block in blocks_of(page) if block.language not in ("python", "bash") and not block.in_cog
     ]
     assert not escaped
+    assert not re.search("<(pre|code)", page.read_text(encoding="utf-8"))
     assert [example.source for example in find_examples(page) if example.prefix == "python"] == [
         block.text for block in blocks_of(page) if block.language == "python"
     ]
@@ -158,6 +159,13 @@ def test_links_resolve(page: Path) -> None:
         assert target.exists(), link
         assert target.is_relative_to(ROOT), link
         assert not anchor or anchor in anchors_of(target), link
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_are_there(page: Path) -> None:
+    """Every script, test and folder that a page names is there."""
+    named = re.findall(r"[` ]((?:benchmarks|examples|tests)/[\w./-]*\w)[` ]", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -249,11 +257,16 @@ def is_public(module: str, name: str) -> bool:
     return module in PUBLIC_MODULES or module.startswith("safe_dtype.integrations.")
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_blocks_are_public(block: Block) -> None:
-    """Python blocks import public names alone, and ask the package for public names alone."""
+SOURCES = {str(block): block.text for block in PYTHON} | {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in sorted((ROOT / "examples").glob("*.py"))
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_code_is_public(source: str) -> None:
+    """Python blocks and examples import public names alone, and ask the package for public names alone."""
     used: set[tuple[str, str]] = set()
-    for node in ast.walk(ast.parse(block.text)):
+    for node in ast.walk(ast.parse(SOURCES[source])):
         if isinstance(node, ast.ImportFrom):
             used |= {(str(node.module), alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
