@@ -136,16 +136,16 @@ class _Search:
         except RescaleError as exc:
             logger.info("%s does not apply: %s", gauge.name, exc.problem)
             return
-        found = self.measure()
-        helped = [one for one in over if found.of(one) <= one.largest * 2.0**-bits * _NOISE]
+        peaks = self.measure()
+        helped = [peak for peak in over if peaks.of(peak) <= peak.largest * 2.0**-bits * _NOISE]
         if helped:
             wanted = max(bits_for(helped[0].largest), sure)
             self.fold.move_to(Rescale((*before.shifts, (gauge, wanted))))
-            found = found.scaled(helped, 2.0 ** (bits - wanted))
-        if not helped or self._is_worse(found, gauge):
+            peaks = peaks.scaled(helped, 2.0 ** (bits - wanted))
+        if not helped or self._is_worse(peaks, gauge):
             self.fold.move_to(before)
             return
-        self.peaks = found
+        self.peaks = peaks
         if bound is not None and sure:
             self.certified = max(bound, self.certified or 0.0)
 
@@ -155,33 +155,33 @@ class _Search:
         over += [name.rpartition(".")[0] for name in wide_weights(self.model)]
         around = [_ancestors(name) for name in dict.fromkeys(over)]
         peaks = self.measure(tuple(dict.fromkeys(name for names in around for name in names))) if around else None
-        found: list[str] = []
+        islands: list[str] = []
         for names in around:
             # A list of modules returns nothing, and a model in the model no single hidden state: neither is an island.
             returned = {name: peaks.blocks.get(name, math.inf) for name in names if name} if peaks else {}
             island = next((name for name, largest in returned.items() if largest <= LIMIT), None)
             if island is None:
                 return (), self._why(names[0])
-            found.append(island)
+            islands.append(island)
             if any(one.largest > FLOAT16.largest for one in self.peaks.beyond(LIMIT) if one.module == names[0]):
                 self.overflown.add(island)
-        return tuple(name for name in dict.fromkeys(found) if not _inside(name.rpartition(".")[0], found)), ""
+        return tuple(name for name in dict.fromkeys(islands) if not _inside(name.rpartition(".")[0], islands)), ""
 
     def measure(self, blocks: tuple[str, ...] = ()) -> Peaks:
         """Return the peaks with what is folded in now."""
         batches = [self.batches[batch] for batch in self._tried_on]
         return record_peaks(self.model, batches, self.dtype, blocks=blocks)
 
-    def _is_worse(self, found: Peaks, gauge: Gauge) -> bool:
+    def _is_worse(self, peaks: Peaks, gauge: Gauge) -> bool:
         grown = {move.target for move in gauge.moves if move.part is Part.WEIGHT and move.power > 0}
-        return any(one.largest > self._before(one) * _NOISE for one in found.beyond(AIM)) or any(
+        return any(peak.largest > self._before(peak) * _NOISE for peak in peaks.beyond(AIM)) or any(
             name in grown for name in wide_weights(self.model, grown)
         )
 
-    def _before(self, one: Peak) -> float:
+    def _before(self, peak: Peak) -> float:
         """Return the peak of the same operation; of one that is new, as what a norm with a shift returns, its module's."""
-        same = [value for (module, _), value in self.peaks.operations.items() if module == one.module]
-        return self.peaks.of(one) or max(same, default=0.0)
+        same = [value for (module, _), value in self.peaks.operations.items() if module == peak.module]
+        return self.peaks.of(peak) or max(same, default=0.0)
 
     def _why(self, module: str) -> str:
         """Return what is out of range in a module that has no island around it."""
