@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from publishing.loopback import LoopbackHub
+from transformers.utils import hub as transformers_hub
 
 # The client waits 1, 2, 4, 8 and 8 s before it tries again. Here it waits as often, a thousandth of that.
 _HURRIED = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 1000))
@@ -38,6 +39,8 @@ def connect(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub, home: Path) -> No
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", hub.token)
     monkeypatch.setattr(_http, "time", _HURRIED)
+    # transformers keeps a client of its own, which would go on asking the Hub of the test before.
+    monkeypatch.setattr(transformers_hub, "_hf_api", None, raising=False)
 
 
 def environment(hub: LoopbackHub, home: Path, *, xet: bool = False) -> dict[str, str]:
