@@ -76,3 +76,18 @@ def tiny_qwen3() -> Path:
     folder = ROOT / "examples" / "tiny-qwen3"
     record_for_children(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that gives the folder of a tiny checkpoint (a name of `tiny_models.TINY`), made once."""
+    from tiny_models import TINY
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def folder(name: str = "qwen3", dtype: str = "bfloat16") -> Path:
+        if (name, dtype) not in made:
+            made[name, dtype] = TINY[name].save(tmp_path_factory.mktemp(name) / "model", getattr(torch, dtype))
+        return made[name, dtype]
+
+    return folder

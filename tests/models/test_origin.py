@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from publishing.client import connect
 from publishing.loopback import LoopbackHub
 from tiny_models import TINY
 
-from safe_dtype import SafeAutoModel
+from safe_dtype import SafeAutoModel, plan_of
+from safe_dtype.errors import NoPlanError
 from safe_dtype.guarding.state import guard_of
 from safe_dtype.models.origin import origin_of
 
@@ -34,3 +39,29 @@ def test_main_moves_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         assert guard.reread is not None
         again = guard.reread(torch.float32).state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.items())
+
+
+def test_plan_of_a_stranger() -> None:
+    """A model loaded otherwise has no plan, and the error says how to get one."""
+    with pytest.raises(NoPlanError, match="SafeAutoModel"):
+        plan_of(TINY["qwen3"].make())
+
+
+def test_plan_follows_the_model(saved: Callable[..., Path]) -> None:
+    """The plan survives deepcopy, is no part of the state dict, and stays behind in pickling."""
+    model = SafeAutoModel.from_pretrained(saved("qwen3"), token="hf_secret_token")
+    assert plan_of(copy.deepcopy(model)) == plan_of(model)
+    with pytest.raises(NoPlanError):
+        plan_of(pickle.loads(pickle.dumps(model)))
+    assert not any("safe_dtype" in key for key in model.state_dict())
+    assert "hf_secret_token" not in repr(origin_of(model))
+    assert b"hf_secret_token" not in pickle.dumps(model)
+
+
+def test_save_again(tmp_path: Path, saved: Callable[..., Path]) -> None:
+    """A model loaded by us saves and loads again as any other."""
+    model = SafeAutoModel.from_pretrained(saved("qwen3"), policy="prefer=memory")
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)

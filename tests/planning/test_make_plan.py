@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from dataclasses import replace
 
 import factories as f
@@ -312,32 +310,3 @@ def test_without_rates() -> None:
     assert plan.cost.seconds is None
     assert "prior table" in plan.reason
     assert "Nobody measured" in plan.explain()
-
-
-def test_json_is_complete() -> None:
-    """The JSON form has a schema version, every candidate, its reason and its evidence."""
-    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16))
-    read = json.loads(plan.to_json())
-    assert read["schema"] == 1
-    assert read["storage"] == "float32"
-    assert {one["candidate"]["compute"] for one in read["decisions"]} == {"float32", "bfloat16", "float16"}
-    (half,) = (one for one in read["decisions"] if one["candidate"]["compute"] == "float16")
-    assert (half["accepted"], half["ground"]) == (False, "range")
-    assert half["cost"]["bytes"] > half["cost"]["weight_bytes"]
-
-
-def test_plan_is_a_value() -> None:
-    """Equal facts give equal plans, which hash and survive pickling."""
-    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16))
-    assert pickle.loads(pickle.dumps(plan)) == plan == make_plan(f.TURING, f.checkpoint(BFLOAT16))
-    assert hash(plan) == hash(make_plan(f.TURING, f.checkpoint(BFLOAT16)))
-
-
-def test_explain_shows_every_reason() -> None:
-    """The table names the choice, why, and why not each of the others."""
-    plan = make_plan(f.TURING, f.checkpoint(BFLOAT16))
-    text = plan.explain(width=200)
-    assert plan.reason in text
-    for decision in plan.decisions:
-        assert decision.reason in text
-    assert max(map(len, plan.explain(width=80).splitlines())) <= 80
