@@ -53,27 +53,27 @@ def attempt_via(
     from safe_dtype.optimizing.forms.onnx import GIVEN
 
     remedies = (f"via={via}", *((f"task={task}",) if task else ()))
-    told = FormAttempt(FORM, job.dtype, Outcome.SKIPPED, remedies=remedies)
+    attempt = FormAttempt(FORM, job.dtype, Outcome.SKIPPED, remedies=remedies)
     if missing := ONNX.missing_to_load(FormTarget(facts(), job.device, job.dtype)):
-        return replace(told, reason=f"it needs {missing}")
+        return replace(attempt, reason=f"it needs {missing}")
     if reason := _not_for_optimum(job):
-        return replace(told, reason=reason)
+        return replace(attempt, reason=reason)
     environment(via, progress=progress)
     begun = time.monotonic()
     exported = job.out / EXPORTED
     try:
         task = task or task_of(job.model, job.model_class)
-        told = replace(told, remedies=(f"via={via}", f"task={task}"))
+        attempt = replace(attempt, remedies=(f"via={via}", f"task={task}"))
         file = export(Order(job.model, task, job.dtype, job.model_class), exported, via=via, seconds=seconds)
     except NotOptimizableError as exc:
         late = time.monotonic() - begun >= seconds
         outcome = Outcome.TIMED_OUT if late else Outcome.FAILED
-        return replace(told, outcome=outcome, reason=exc.problem, log=_log(job, exported, root))
+        return replace(attempt, outcome=outcome, reason=exc.problem, log=_log(job, exported, root))
     spent = time.monotonic() - begun
     plain = replace(job, form=FORM, remedies=())  # these are no settings of the model
-    found = run_attempt(plain, root=root, seconds=seconds - spent, settings={GIVEN: str(file.parent)})
-    built = replace(found.seconds, build=spent + (found.seconds.build or 0.0))
-    return replace(found, remedies=told.remedies, seconds=built, log=_log(job, exported, root))
+    verified = run_attempt(plain, root=root, seconds=seconds - spent, settings={GIVEN: str(file.parent)})
+    built = replace(verified.seconds, build=spent + (verified.seconds.build or 0.0))
+    return replace(verified, remedies=attempt.remedies, seconds=built, log=_log(job, exported, root))
 
 
 def _not_for_optimum(job: Job) -> str:

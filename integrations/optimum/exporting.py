@@ -67,9 +67,9 @@ def export(order: Order, out: Path, *, via: str = "optimum-onnx", seconds: float
         ticket.write_text(json.dumps(asked), encoding="utf-8")
         status = run_python(python, str(_SCRIPT), str(ticket), log=log, end=time.monotonic() + seconds)
     if status != 0:
-        said = "" if status is None else f": {last_error(log)}"
+        error = "" if status is None else f": {last_error(log)}"
         raise NotOptimizableError(
-            f"optimum's export of {model_class} as {order.task} {how_it_ended(status, seconds)}{said}",
+            f"optimum's export of {model_class} as {order.task} {how_it_ended(status, seconds)}{error}",
             f"see {log}; another --task, more time, or a form that needs no optimum",
         )
     return out / FILE

@@ -34,22 +34,22 @@ def as_before_5(config: Mapping[str, Any]) -> dict[str, Any]:
     Version 5 keeps in `rope_parameters` what version 4 keeps in `rope_theta`, `rope_scaling` and
     `partial_rotary_factor`. Version 4 would read past it, and turn every position by its default base.
     """
-    found = {
+    older = {
         name: as_before_5(value) if isinstance(value, dict) and "model_type" in value else value
         for name, value in config.items()
     }
-    rope = found.pop("rope_parameters", None)
-    return found | (_in_older_words(rope) if isinstance(rope, dict) else {})
+    rope = older.pop("rope_parameters", None)
+    return older | (_in_older_words(rope) if isinstance(rope, dict) else {})
 
 
 def _in_older_words(rope: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rope.get("full_attention"), dict):
         return _of_one(rope)
-    found = _of_one(rope["full_attention"])
-    found["global_rope_theta"] = found.get("rope_theta")  # ModernBERT's word for it
+    older = _of_one(rope["full_attention"])
+    older["global_rope_theta"] = older.get("rope_theta")  # ModernBERT's word for it
     if isinstance(local := rope.get("sliding_attention"), dict) and "rope_theta" in local:
-        found["rope_local_base_freq"] = found["local_rope_theta"] = local["rope_theta"]  # Gemma 3's word, ModernBERT's
-    return found
+        older["rope_local_base_freq"] = older["local_rope_theta"] = local["rope_theta"]  # Gemma 3's word, ModernBERT's
+    return older
 
 
 def _of_one(rope: Mapping[str, Any]) -> dict[str, Any]:

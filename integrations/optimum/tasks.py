@@ -75,13 +75,13 @@ def config_of(model: Path) -> dict[str, Any]:
         NotOptimizableError: If there is none that can be read.
     """
     try:
-        found = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         advice = "optimum exports models of transformers: folders that from_pretrained reads"
         raise NotOptimizableError(f"its config.json cannot be read ({exc})", advice) from exc
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise NotOptimizableError("its config.json is no object", "save the model again with save_pretrained")
-    return found
+    return config
 
 
 def class_of(config: Mapping[str, Any], model: Path) -> str:

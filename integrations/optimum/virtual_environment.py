@@ -111,10 +111,10 @@ def _version_here(name: str, carriers: tuple[str, ...]) -> str:
 
 def _is_complete(folder: Path, pins: tuple[str, ...]) -> bool:
     try:
-        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return found == {"pins": list(pins)} and python_of(folder).exists()  # gone where its base Python was removed
+    return marker == {"pins": list(pins)} and python_of(folder).exists()  # gone where its base Python was removed
 
 
 def _make(folder: Path, pins: tuple[str, ...], via: str) -> None:

@@ -166,19 +166,19 @@ def _version(distributions: tuple[str, ...]) -> str | None:
 def _compiler() -> dict[str, str] | None:
     """Return the C++ compiler that inductor takes: $CXX, else the usual one; None where it does not start."""
     usual = {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
-    found = shutil.which(os.environ.get("CXX", usual))
-    if found is None:
+    compiler = shutil.which(os.environ.get("CXX", usual))
+    if compiler is None:
         return None
     # cl knows no --version: it prints what it is, and complains.
-    asked = [found] if platform.system() == "Windows" else [found, "--version"]
+    asked = [compiler] if platform.system() == "Windows" else [compiler, "--version"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    said = re.search(r"\d+\.\d+(\.\d+)*", done.stdout.partition("\n")[0] or done.stderr)
-    if said is None or (done.returncode and platform.system() != "Windows"):
+    number = re.search(r"\d+\.\d+(\.\d+)*", done.stdout.partition("\n")[0] or done.stderr)
+    if number is None or (done.returncode and platform.system() != "Windows"):
         return None
-    return {"name": Path(found).name, "version": said[0]}
+    return {"name": Path(compiler).name, "version": number[0]}
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -186,8 +186,8 @@ def _gpus() -> list[dict[str, Any]]:
 
     if not torch.cuda.is_available():
         return []
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return [{"name": one.name, "capability": f"{one.major}.{one.minor}", "bytes": one.total_memory} for one in found]
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [{"name": one.name, "capability": f"{one.major}.{one.minor}", "bytes": one.total_memory} for one in gpus]
 
 
 def _walk(source: Path) -> Iterator[tuple[str, Path]]:

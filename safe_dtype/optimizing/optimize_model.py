@@ -75,7 +75,7 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
     Raises:
         CheckpointError: If there is no such model.
         NotOptimizableError: If nothing can be judged: no inputs, or a class that no other process can load.
-        EnvironmentNotFitError: If what was asked for cannot be made on this machine, or memory does not do.
+        EnvironmentNotFitError: If what was asked for cannot be made on this machine, or memory is short.
         BackupError: If the original cannot be kept.
         ValueError: If no such form is installed.
     """
@@ -98,7 +98,7 @@ def reach(  # noqa: PLR0913
     data: str | PathLike[str] | None = None,
     tell: Tell = _log,
 ) -> Optimization:
-    """Do what `optimize` does; `tell` hears in a line what is being done."""
+    """Return as `optimize` does; `tell` is called with a line at each step."""
     folder = out.resolve()
     device = detect_one(goal.device).device if goal.device else default_device()
     facts = environment()
@@ -122,7 +122,7 @@ def reach(  # noqa: PLR0913
         source, folder / INPUTS, inputs=inputs, held_out=held_out, data=data, dynamic=goal.dynamic
     )
     goal = replace(goal, dynamic=dynamic)
-    found = Optimization(
+    record = Optimization(
         source=source.name,
         model_class=source.model_class,
         device=device,
@@ -139,7 +139,7 @@ def reach(  # noqa: PLR0913
         batches=batches,
         dynamic=asdict(dynamic),
     )
-    return Climb(source, folder, goal, device, tell).all_the_way(found)
+    return Climb(source, folder, goal, device, tell).all_the_way(record)
 
 
 def _verdicts(device: str) -> tuple[Mapping[str, Any], ...]:

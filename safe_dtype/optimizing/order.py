@@ -106,9 +106,9 @@ def _regional(plain: Rung, diagnosis: Diagnosis) -> tuple[Rung, ...]:
 def _after_float32(rung: Rung, tried: tuple[FormAttempt, ...]) -> Rung:
     if rung.dtype == FLOAT32:
         return rung
-    for one in tried:
-        same = (one.form, one.dtype, one.regions) == (rung.form, FLOAT32, rung.regions)
-        if same and one.outcome is not Outcome.VERIFIED:
-            skip = f"not verified in float32: {one.outcome}{': ' * bool(one.reason)}{one.reason}"
+    for attempt in tried:
+        same = (attempt.form, attempt.dtype, attempt.regions) == (rung.form, FLOAT32, rung.regions)
+        if same and attempt.outcome is not Outcome.VERIFIED:
+            skip = f"not verified in float32: {attempt.outcome}{': ' * bool(attempt.reason)}{attempt.reason}"
             return replace(rung, skip=skip)
     return rung

@@ -48,32 +48,32 @@ class Climb:
     number: int = 0  # of the attempts so far
     drift_limit: DriftLimit | None = None  # of every form, once eager has run in float32; None: the user sets none
 
-    def all_the_way(self, found: Optimization) -> Optimization:
+    def all_the_way(self, record: Optimization) -> Optimization:
         """Diagnose, judge the dtypes, try the forms, choose, and write it all down."""
         self.tell("running the reference, and trying to capture it")
-        diagnosis = diagnose(self._job(EAGER, FLOAT32, found.batches), seconds=self.goal.seconds)
-        usable = tuple(one for one in found.batches if Path(one.file).name not in diagnosis.unusable)
-        found = replace(
-            found,
+        diagnosis = diagnose(self._job(EAGER, FLOAT32, record.batches), seconds=self.goal.seconds)
+        usable = tuple(one for one in record.batches if Path(one.file).name not in diagnosis.unusable)
+        record = replace(
+            record,
             reference=diagnosis.reference,
             graphs=_graphs(diagnosis),
             batches=usable,
             why=_no_reference(diagnosis),
         )
-        if found.why:
-            return self._written(found)
-        found = self._with_dtypes(found)
-        for attempt in self._attempts(found, diagnosis):
-            found = replace(found, attempts=(*found.attempts, attempt))
-            write_record(found, self.out)  # so that a run that is stopped leaves what it found
-        choice = choose(found.attempts, found.dtypes, form=self.goal.form, dtype=self.goal.dtype)
-        return self._written(replace(found, chosen=choice.attempt, status=choice.status, why=choice.why))
+        if record.why:
+            return self._written(record)
+        record = self._with_dtypes(record)
+        for attempt in self._attempts(record, diagnosis):
+            record = replace(record, attempts=(*record.attempts, attempt))
+            write_record(record, self.out)  # so that a run that is stopped leaves what it found
+        choice = choose(record.attempts, record.dtypes, form=self.goal.form, dtype=self.goal.dtype)
+        return self._written(replace(record, chosen=choice.attempt, status=choice.status, why=choice.why))
 
-    def _with_dtypes(self, found: Optimization) -> Optimization:
+    def _with_dtypes(self, record: Optimization) -> Optimization:
         dtypes = tuple(dict.fromkeys((FLOAT32, *judged_dtypes(self.goal, self.device))))
         attempts: list[FormAttempt] = []
         verdicts: list[DtypeVerdict] = []
-        jobs = {dtype: self._job(EAGER, dtype, found.batches) for dtype in dtypes}
+        jobs = {dtype: self._job(EAGER, dtype, record.batches) for dtype in dtypes}
         if self.goal.max_drift is not None:
             self.drift_limit = DriftLimit(self.goal.max_drift, jobs[FLOAT32].out)
         both = self.source.parameters * 6 <= memory_of(self.device).free_bytes  # float32 beside 16 bit
@@ -83,30 +83,30 @@ class Climb:
             attempts.append(attempt)
             verdicts.append(verdict)
             self.tell(f"eager in {verdict.dtype}: {verdict.problem or 'passes'}")
-        return replace(found, attempts=tuple(attempts), dtypes=tuple(verdicts))
+        return replace(record, attempts=tuple(attempts), dtypes=tuple(verdicts))
 
-    def _attempts(self, found: Optimization, diagnosis: Diagnosis) -> Iterator[FormAttempt]:
+    def _attempts(self, record: Optimization, diagnosis: Diagnosis) -> Iterator[FormAttempt]:
         """Try form by form, each in float32 first, and stop where the form that was asked for is reached."""
-        tried = list(found.attempts)
-        if any(one.dtype == FLOAT32 and one.problem for one in found.dtypes) or _reached(tried, self.goal):
+        tried = list(record.attempts)
+        if any(one.dtype == FLOAT32 and one.problem for one in record.dtypes) or _reached(tried, self.goal):
             return  # nothing to hold a form against; or eager was asked for
-        dtypes = self._ladder_dtypes(found)
+        dtypes = self._ladder_dtypes(record)
         by_others = frozenset({exporter_named(self.goal.via).FORM}) if self.goal.via else frozenset()
-        known = Known(diagnosis, FormTarget(found.environment, self.device), by_others)
+        known = Known(diagnosis, FormTarget(record.environment, self.device), by_others)
         for form in forms_to_try(self.goal.form, torchscript=self.goal.torchscript):
             if form.name == EAGER:
                 continue  # done, with the dtypes
             for dtype in dtypes:
                 for rung in rungs_of(form, dtype, known, tried):
-                    attempt = self._tried(rung, found.batches)
+                    attempt = self._tried(rung, record.batches)
                     tried.append(attempt)
                     yield attempt
             if self.goal.form == form.name and _reached(tried, self.goal):
                 return
 
-    def _ladder_dtypes(self, found: Optimization) -> tuple[Dtype, ...]:
+    def _ladder_dtypes(self, record: Optimization) -> tuple[Dtype, ...]:
         """Return float32 and the dtypes that passed: the one that was asked for, else those that may pay, fastest first."""
-        passed = [one for one in found.dtypes if not one.problem and one.dtype != FLOAT32]
+        passed = [one for one in record.dtypes if not one.problem and one.dtype != FLOAT32]
         if not self.goal.dtype:
             passed = [one for one in passed if (one.speedup or 1.0) >= _HOPELESS]
         passed.sort(key=lambda one: -(one.speedup or 1.0))
@@ -155,25 +155,25 @@ class Climb:
             **more,
         )
 
-    def _written(self, found: Optimization) -> Optimization:
+    def _written(self, record: Optimization) -> Optimization:
         """Keep the files of what was chosen, take the others away, and write the record and the page."""
-        kept = []
-        for number, one in enumerate(found.attempts):
-            stays = number == found.chosen or (self.goal.keep and one.outcome is Outcome.VERIFIED)
-            files = self.out / one.artifact if one.artifact else None
+        attempts = []
+        for number, attempt in enumerate(record.attempts):
+            stays = number == record.chosen or (self.goal.keep and attempt.outcome is Outcome.VERIFIED)
+            files = self.out / attempt.artifact if attempt.artifact else None
             if files is not None and stays:
-                kept.append(replace(one, artifact_files=hashes(files)))
+                attempts.append(replace(attempt, artifact_files=hashes(files)))
                 continue
             if files is not None:
                 shutil.rmtree(files, ignore_errors=True)
-            kept.append(replace(one, artifact=""))
+            attempts.append(replace(attempt, artifact=""))
         for eager in (self.out / ATTEMPTS).glob("*/**/eager"):
             shutil.rmtree(eager, ignore_errors=True)  # as large as the outputs of every batch
-        found = replace(found, attempts=tuple(kept))
-        write_record(found, self.out)
-        (self.out / REPORT).write_text(report_text(found), encoding="utf-8")
-        (self.out / PICTURE).write_text(report_svg(found), encoding="utf-8")
-        remember_made(self.out, found)
+        record = replace(record, attempts=tuple(attempts))
+        write_record(record, self.out)
+        (self.out / REPORT).write_text(report_text(record), encoding="utf-8")
+        (self.out / PICTURE).write_text(report_svg(record), encoding="utf-8")
+        remember_made(self.out, record)
         return read_record(self.out)  # as everybody else gets it: plain values, and what the file really says
 
 
@@ -188,12 +188,12 @@ def _reached(tried: list[FormAttempt], goal: Goal) -> bool:
 
 
 def _graphs(diagnosis: Diagnosis) -> dict[str, Any]:
-    kept = (
+    names = (
         "whole", "kind", "reason", "remedies", "tried", "regions", "varying", "coverage", "coverage_varying", "counts",
         "unusable", "problem",
     )  # fmt: skip
-    found = asdict(diagnosis)
-    return {name: found[name] for name in kept} | {"sites": found["sites"]}
+    fields = asdict(diagnosis)
+    return {name: fields[name] for name in names} | {"sites": fields["sites"]}
 
 
 def _no_reference(diagnosis: Diagnosis) -> str:

@@ -108,8 +108,8 @@ def _reloaded(job: Job) -> Iterator[AttemptResult]:
 
 def _batch(path: Path, job: Job) -> Outputs:
     dtype = getattr(torch, job.dtype.name)
-    found: Outputs = load_file(path)
-    return {name: one.to(job.device, dtype if one.is_floating_point() else one.dtype) for name, one in found.items()}
+    tensors: Outputs = load_file(path)
+    return {name: one.to(job.device, dtype if one.is_floating_point() else one.dtype) for name, one in tensors.items()}
 
 
 def _copied(outputs: Mapping[str, torch.Tensor]) -> Outputs:

@@ -1,4 +1,4 @@
-"""What a model's reference is worth, and whether it captures as one graph: found out in a child before any attempt."""
+"""Whether a model has a usable reference, and whether it captures as one graph: measured in a child before any attempt."""
 
 from __future__ import annotations
 
@@ -52,9 +52,11 @@ class Diagnosis:
         """Read it back; None where the child did not come to write one."""
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found["sites"] = tuple(BreakSite(**one) for one in found["sites"])
-        return Diagnosis(**found | {name: tuple(found[name]) for name in ("remedies", "regions", "varying", "counts")})
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields["sites"] = tuple(BreakSite(**one) for one in fields["sites"])
+        return Diagnosis(
+            **fields | {name: tuple(fields[name]) for name in ("remedies", "regions", "varying", "counts")}
+        )
 
 
 def diagnose(job: Job, *, seconds: float) -> Diagnosis:
@@ -68,9 +70,9 @@ def diagnose(job: Job, *, seconds: float) -> Diagnosis:
     log.unlink(missing_ok=True)
     job.write(order)
     status = status_of(_WORKER, order, log=log, end=time.monotonic() + seconds)
-    found = Diagnosis.read(answer) or Diagnosis("starting")
-    if found.at == "done":
-        return found
-    how = found.problem or how_it_ended(status, seconds) or "it left without a word"
-    words = "" if found.problem or status is None or status < 0 else f": {last_words(log)}"
-    return replace(found, problem=f"{how}, while {found.at}{words}")
+    diagnosis = Diagnosis.read(answer) or Diagnosis("starting")
+    if diagnosis.at == "done":
+        return diagnosis
+    how = diagnosis.problem or how_it_ended(status, seconds) or "it left without a word"
+    words = "" if diagnosis.problem or status is None or status < 0 else f": {last_words(log)}"
+    return replace(diagnosis, problem=f"{how}, while {diagnosis.at}{words}")

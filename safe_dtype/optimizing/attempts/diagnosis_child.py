@@ -79,8 +79,8 @@ def _found(job: Job) -> Iterator[Diagnosis]:
 
 def _batch(path: Path, job: Job) -> dict[str, torch.Tensor]:
     dtype = getattr(torch, job.dtype.name)
-    found: dict[str, torch.Tensor] = load_file(path)
-    return {name: one.to(job.device, dtype if one.is_floating_point() else one.dtype) for name, one in found.items()}
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return {name: one.to(job.device, dtype if one.is_floating_point() else one.dtype) for name, one in tensors.items()}
 
 
 def _unusable(model: torch.nn.Module, others: list[dict[str, torch.Tensor]], job: Job) -> dict[str, str]:

@@ -40,11 +40,11 @@ def load_subject(job: Job) -> torch.nn.Module:
     if job.model_class:
         import transformers
 
-        found = getattr(transformers, job.model_class, None)
-        if found is None:
+        model_class = getattr(transformers, job.model_class, None)
+        if model_class is None:
             raise ValueError(f"transformers has no class {job.model_class}.")
         # from_pretrained keeps in float32 what the model declares so; .to(dtype) does not, and is another model.
-        model = found.from_pretrained(job.model, dtype=dtype)
+        model = model_class.from_pretrained(job.model, dtype=dtype)
         # A form answers one call with tensors: a cache in the answer would be one more output that nobody passes on.
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False
@@ -57,21 +57,21 @@ def load_subject(job: Job) -> torch.nn.Module:
 def settings_of(model: torch.nn.Module) -> tuple[str, ...]:
     """Return how `model` calls its parts, in the words of remedies: what saving it loses."""
     config = getattr(model, "config", None)
-    found = []
+    settings = []
     for name in ("experts_implementation", "attn_implementation"):
         value = getattr(config, f"_{name}", None)
         settable = getattr(model, f"_can_set_{name}", None)  # transformers' own answer; without it nothing is tried
         if isinstance(value, str) and settable is not None and settable():
-            found.append(f"{name}={value}")
-    return tuple(found)
+            settings.append(f"{name}={value}")
+    return tuple(settings)
 
 
 def remedies_for(model: torch.nn.Module) -> tuple[str, ...]:
     """Return what may let `model` be captured whole without changing what it computes: other ways to call its parts."""
     now = settings_of(model)
     names = [one.partition("=")[0] for one in now]
-    found = [f"{name}={value}" for name, values in _IMPLEMENTATIONS.items() if name in names for value in values]
-    return tuple(one for one in found if one not in now)
+    remedies = [f"{name}={value}" for name, values in _IMPLEMENTATIONS.items() if name in names for value in values]
+    return tuple(one for one in remedies if one not in now)
 
 
 def apply_remedies(model: Any, remedies: tuple[str, ...]) -> None:

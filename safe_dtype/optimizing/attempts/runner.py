@@ -33,23 +33,23 @@ def run_attempt(
     log.unlink(missing_ok=True)
     end = time.monotonic() + seconds
     leaves_a_file = form_named(job.form).leaves_a_file
-    found = _in_a_child(job, log, end, seconds, settings)
-    if found.outcome is Outcome.VERIFIED and leaves_a_file:
+    result = _in_a_child(job, log, end, seconds, settings)
+    if result.outcome is Outcome.VERIFIED and leaves_a_file:
         again = _in_a_child(job.reload(), log, end, seconds, settings)
         reason = "" if again.outcome is Outcome.VERIFIED else f"in a fresh process: {again.reason}"
-        found = replace(found, outcome=again.outcome, reason=reason, stages=(*found.stages, *again.stages))
-    assert found.outcome is not None  # _in_a_child leaves none without
+        result = replace(result, outcome=again.outcome, reason=reason, stages=(*result.stages, *again.stages))
+    assert result.outcome is not None  # _in_a_child leaves none without
     attempt = FormAttempt(
         form=job.form,
         dtype=job.dtype,
-        outcome=found.outcome,
-        reason=found.reason,
+        outcome=result.outcome,
+        reason=result.reason,
         remedies=job.remedies,
-        sites=found.sites,
-        stages=found.stages,
-        seconds=found.seconds,
-        artifact=_relative(job.artifact_folder, root) if found.bytes and leaves_a_file else "",
-        bytes=found.bytes,
+        sites=result.sites,
+        stages=result.stages,
+        seconds=result.seconds,
+        artifact=_relative(job.artifact_folder, root) if result.bytes and leaves_a_file else "",
+        bytes=result.bytes,
         regions=job.regions,
         log=_relative(log, root),
     )
@@ -66,16 +66,16 @@ def _in_a_child(job: Job, log: Path, end: float, seconds: float, settings: Mappi
     order = job.result.with_suffix(".job.json")
     job.write(order)
     status = status_of(_WORKER, order, log=log, end=end, settings=settings)
-    found = AttemptResult.read(job.result) or AttemptResult("starting")
-    ended = f"{how_it_ended(status, seconds)}, while {found.at}"
+    result = AttemptResult.read(job.result) or AttemptResult("starting")
+    ended = f"{how_it_ended(status, seconds)}, while {result.at}"
     if status is None:
-        return replace(found, outcome=Outcome.TIMED_OUT, reason=ended)
+        return replace(result, outcome=Outcome.TIMED_OUT, reason=ended)
     if status < 0:
-        return replace(found, outcome=Outcome.CRASHED, reason=ended)
-    if status or found.outcome is None:
-        reason = f"ended with status {status}, while {found.at}: {last_words(log)}"
-        return replace(found, outcome=Outcome.CRASHED, reason=reason)
-    return found
+        return replace(result, outcome=Outcome.CRASHED, reason=ended)
+    if status or result.outcome is None:
+        reason = f"ended with status {status}, while {result.at}: {last_words(log)}"
+        return replace(result, outcome=Outcome.CRASHED, reason=reason)
+    return result
 
 
 def _relative(path: Path, root: Path) -> str:

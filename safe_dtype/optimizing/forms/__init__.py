@@ -29,8 +29,8 @@ def forms() -> tuple[Form, ...]:
 
     One of another package that cannot be imported is left out, and the log says why.
     """
-    found = (find_form(name) for name in form_names())
-    return tuple(sorted((form for form in found if form is not None), key=lambda form: form.rank))
+    installed = (find_form(name) for name in form_names())
+    return tuple(sorted((form for form in installed if form is not None), key=lambda form: form.rank))
 
 
 def form_named(name: str) -> Form:

@@ -61,8 +61,8 @@ def build(request: BuildRequest) -> Run:
 
 def load(folder: Path) -> Run:
     """Open a session with as many threads as torch has. An ONNX file holds no Python code."""
-    found = json.loads((folder / NAMES).read_text(encoding="utf-8"))
-    outputs, device, defaults = found["outputs"], found["device"], found.get("defaults", [])
+    about = json.loads((folder / NAMES).read_text(encoding="utf-8"))
+    outputs, device, defaults = about["outputs"], about["device"], about.get("defaults", [])
     session = _session(folder / FILE, device)
     wanted = [one.name for one in session.get_inputs()]
     # Files of other tools name their outputs; ours hold them in the model's order, and rename those that collide.
@@ -115,15 +115,15 @@ def _by_transformers(
 
 def _by_torch(program: ExportedProgram, inputs: Mapping[str, torch.Tensor], folder: Path) -> None:
     try:
-        found = torch.onnx.export(program, (), kwargs=dict(inputs), dynamo=True)
+        exported = torch.onnx.export(program, (), kwargs=dict(inputs), dynamo=True)
     except torch.onnx.OnnxExporterError as exc:
         # It says "Failed to convert", and which step that is; only what it came from names the operator.
         first: BaseException = exc
         while first.__cause__ is not None:
             first = first.__cause__
         raise RuntimeError(str(first)) from exc
-    assert found is not None  # only the old exporter returns None
-    found.save(str(folder / FILE), external_data=True)
+    assert exported is not None  # only the old exporter returns None
+    exported.save(str(folder / FILE), external_data=True)
 
 
 def _adopt(source: Path, folder: Path, inputs: Mapping[str, torch.Tensor], outputs: list[str]) -> list[str]:
@@ -142,13 +142,13 @@ def _adopt(source: Path, folder: Path, inputs: Mapping[str, torch.Tensor], outpu
     if missing := [name for name in unknown if name not in defaults]:
         raise ValueError(f"{FILE} asks for {', '.join(missing)}; the inputs are {', '.join(inputs)}")
     if defaults:
-        logger.info("%s asks for %s: filled as the model itself does", FILE, ", ".join(defaults))
+        logger.info("%s asks for %s: filled with the values that the model uses", FILE, ", ".join(defaults))
     return defaults
 
 
-def _default(name: str, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _default(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     source, values = _DEFAULTS[name]
-    return values(given[source])
+    return values(inputs[source])
 
 
 def _missing_to_load(target: FormTarget) -> str:

@@ -117,13 +117,13 @@ def snapshot(call: CapturedCall) -> CapturedCall:
     return CapturedCall(args, kwargs)
 
 
-def _kept(one: Any) -> Any:
-    if one is None or isinstance(one, (torch.Tensor, torch.nn.Module, bool, int, float, str, torch.dtype)):
-        return one
+def _kept(value: Any) -> Any:
+    if value is None or isinstance(value, (torch.Tensor, torch.nn.Module, bool, int, float, str, torch.dtype)):
+        return value
     try:
-        return copy.deepcopy(one)
+        return copy.deepcopy(value)
     except TypeError:  # a generator of random numbers, a lock: there is only the one
-        return one
+        return value
 
 
 def _run_eagerly(model: torch.nn.Module, call: CapturedCall) -> None:

@@ -18,10 +18,10 @@ def outputs_of(answer: Any) -> dict[str, torch.Tensor]:
     Raises:
         TypeError: If there is no float tensor in it.
     """
-    found = dict(_leaves("", answer))
-    if not found:
+    outputs = dict(_leaves("", answer))
+    if not outputs:
         raise TypeError(f"The model returned {type(answer).__name__} without a float tensor: nothing to compare.")
-    return found
+    return outputs
 
 
 @contextmanager

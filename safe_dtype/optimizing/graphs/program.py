@@ -30,10 +30,10 @@ def program_of(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], dynam
     shapes = dynamic_shapes(inputs, dynamic)
     failures: list[Exception] = []
     for name, export in _ways(model):
-        found = _tried(name, partial(export, model, inputs, shapes), model)
-        if not isinstance(found, Exception):
-            return found
-        failures.append(found)
+        program = _tried(name, partial(export, model, inputs, shapes), model)
+        if not isinstance(program, Exception):
+            return program
+        failures.append(program)
     raise failures[0]
 
 
@@ -41,7 +41,7 @@ def _tried(name: str, export: Callable[[], ExportedProgram], model: torch.nn.Mod
     try:
         with torch.no_grad(), flat_outputs(model):
             program = export()
-    except Exception as exc:  # noqa: BLE001  # whatever it was, the next way may do; raised where none does
+    except Exception as exc:  # noqa: BLE001  # the next way may work; raised where none does
         logger.warning("%s failed: %s: %s", name, type(exc).__name__, str(exc)[:2000])
         return exc
     logger.info("%s worked", name)

@@ -166,12 +166,12 @@ def _other_values(inputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield {name: tree_map_only(torch.Tensor, _repeated, one) for name, one in inputs.items()}
 
 
-def _reversed(one: torch.Tensor) -> torch.Tensor:
-    return one.flip(-1) if one.dim() else one
+def _reversed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flip(-1) if tensor.dim() else tensor
 
 
-def _repeated(one: torch.Tensor) -> torch.Tensor:
-    return one[..., :1].expand_as(one).contiguous() if one.dim() else one
+def _repeated(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[..., :1].expand_as(tensor).contiguous() if tensor.dim() else tensor
 
 
 def _signature(call: CapturedCall) -> Signature:

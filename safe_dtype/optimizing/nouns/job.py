@@ -95,30 +95,30 @@ class Job:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        found = {
+        fields = {
             **asdict(self), "dtype": self.dtype.name, "model": str(self.model),
             "out": str(self.out), "inputs": str(self.inputs), "held_out": [str(one) for one in self.held_out],
             "user": [str(one) for one in self.user],
             "drift_limit": {**asdict(self.drift_limit), "out": str(self.drift_limit.out)} if self.drift_limit else None,
         }  # fmt: skip
-        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
     @staticmethod
     def read(path: Path) -> Job:
         """Read it back."""
-        found = json.loads(path.read_text(encoding="utf-8"))
-        batch, dims = found["dynamic"]["batch"], found["dynamic"]["dims"]
-        found["dynamic"] = Dynamic(
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        batch, dims = fields["dynamic"]["batch"], fields["dynamic"]["dims"]
+        fields["dynamic"] = Dynamic(
             _range(batch) if batch else None,
             {name: {int(dim): _range(ends) for dim, ends in by_dim.items()} for name, by_dim in dims.items()},
         )
         return Job(
-            **found
-            | {"dtype": dtype_named(found["dtype"])}
-            | {name: Path(found[name]) for name in ("model", "out", "inputs")}
-            | {name: tuple(Path(one) for one in found[name]) for name in ("held_out", "user")}
-            | {name: tuple(found[name]) for name in ("loaded_with", "remedies", "regions", "stages")}
-            | {"drift_limit": _drift_limit(found["drift_limit"])}
+            **fields
+            | {"dtype": dtype_named(fields["dtype"])}
+            | {name: Path(fields[name]) for name in ("model", "out", "inputs")}
+            | {name: tuple(Path(one) for one in fields[name]) for name in ("held_out", "user")}
+            | {name: tuple(fields[name]) for name in ("loaded_with", "remedies", "regions", "stages")}
+            | {"drift_limit": _drift_limit(fields["drift_limit"])}
         )
 
 
@@ -143,20 +143,20 @@ class AttemptResult:
         """Read it back; None where the child did not come to write one."""
         if not path.exists():
             return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found["outcome"] = Outcome(found["outcome"]) if found["outcome"] else None
-        found["sites"] = tuple(BreakSite(**one) for one in found["sites"])
-        found["stages"] = tuple(Stage(**one | {"distance": Distance(**one["distance"])}) for one in found["stages"])
-        found["seconds"] = Seconds(**found["seconds"])
-        return AttemptResult(**found)
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields["outcome"] = Outcome(fields["outcome"]) if fields["outcome"] else None
+        fields["sites"] = tuple(BreakSite(**one) for one in fields["sites"])
+        fields["stages"] = tuple(Stage(**one | {"distance": Distance(**one["distance"])}) for one in fields["stages"])
+        fields["seconds"] = Seconds(**fields["seconds"])
+        return AttemptResult(**fields)
 
 
 def _reference(out: Path, number: int) -> Path:
     return out / "eager" / f"{number}.safetensors"
 
 
-def _drift_limit(found: dict[str, Any] | None) -> DriftLimit | None:
-    return DriftLimit(found["max_drift"], Path(found["out"])) if found else None
+def _drift_limit(fields: dict[str, Any] | None) -> DriftLimit | None:
+    return DriftLimit(fields["max_drift"], Path(fields["out"])) if fields else None
 
 
 def _range(ends: list[int]) -> Range:

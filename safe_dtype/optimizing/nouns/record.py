@@ -72,8 +72,8 @@ class Distance:
         )
 
 
-def _of_both(worst: Callable[..., float], one: float | None, other: float | None) -> float | None:
-    return worst((value for value in (one, other) if value is not None), default=None)
+def _of_both(worst: Callable[..., float], figure: float | None, other: float | None) -> float | None:
+    return worst((value for value in (figure, other) if value is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class DtypeVerdict:
 
     dtype: Dtype
     distance: Distance | None
-    problem: str = ""  # why it is out; empty where it does
+    problem: str = ""  # why it is rejected; empty where it is accepted
     seconds: float | None = None  # the median of a warm call
     speedup: float | None = None  # times faster than float32, both run in turns in one process; None where not timed
 

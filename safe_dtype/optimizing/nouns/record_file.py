@@ -29,15 +29,15 @@ from .record import (
 FILE = "optimization.json"
 
 
-def to_dict(found: Optimization) -> dict[str, Any]:
+def to_dict(record: Optimization) -> dict[str, Any]:
     """Return it as plain JSON values, the schema version first."""
-    return {"schema": SCHEMA, **_plain(asdict(found))}
+    return {"schema": SCHEMA, **_plain(asdict(record))}
 
 
-def write_record(found: Optimization, out: Path) -> Path:
+def write_record(record: Optimization, out: Path) -> Path:
     """Write `out`/optimization.json, whole or not at all, and return its path."""
     path = out / FILE
-    write_whole(path, json.dumps(to_dict(found), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(to_dict(record), indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -49,15 +49,15 @@ def read_record(out: Path) -> Optimization:
     """
     path = out / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise NotOptimizedError(str(out), f"there is no {FILE} in it") from None
     except ValueError as exc:
         raise NotOptimizedError(str(out), f"{FILE} is not JSON ({exc})") from None
-    if not isinstance(found, dict) or found.pop("schema", None) != SCHEMA:
+    if not isinstance(fields, dict) or fields.pop("schema", None) != SCHEMA:
         raise NotOptimizedError(str(out), f"{FILE} is not of the schema {SCHEMA}")
     try:
-        return _optimization(found)
+        return _optimization(fields)
     except (KeyError, TypeError, ValueError) as exc:
         raise NotOptimizedError(str(out), f"{FILE} is damaged: {type(exc).__name__}: {exc}") from None
 
@@ -81,42 +81,42 @@ def _is_a_dtype(value: Mapping[Any, Any]) -> bool:
     return value.keys() == set(Dtype.__dataclass_fields__)
 
 
-def _optimization(found: dict[str, Any]) -> Optimization:
+def _optimization(fields: dict[str, Any]) -> Optimization:
     return Optimization(
-        **found
+        **fields
         | {
-            "loaded_with": tuple(found["loaded_with"]),
-            "verdicts": tuple(found["verdicts"]),
-            "batches": tuple(Batch(**one) for one in found["batches"]),
+            "loaded_with": tuple(fields["loaded_with"]),
+            "verdicts": tuple(fields["verdicts"]),
+            "batches": tuple(Batch(**one) for one in fields["batches"]),
             "dtypes": tuple(
                 DtypeVerdict(**one | {"dtype": dtype_named(one["dtype"]), "distance": _distance(one["distance"])})
-                for one in found["dtypes"]
+                for one in fields["dtypes"]
             ),
-            "attempts": tuple(_attempt(one) for one in found["attempts"]),
-            "status": Status(found["status"]),
+            "attempts": tuple(_attempt(one) for one in fields["attempts"]),
+            "status": Status(fields["status"]),
         }
     )
 
 
-def _attempt(found: dict[str, Any]) -> FormAttempt:
+def _attempt(fields: dict[str, Any]) -> FormAttempt:
     return FormAttempt(
-        **found
+        **fields
         | {
-            "dtype": dtype_named(found["dtype"]),
-            "outcome": Outcome(found["outcome"]),
-            "remedies": tuple(found["remedies"]),
-            "regions": tuple(found["regions"]),
-            "sites": tuple(BreakSite(**one) for one in found["sites"]),
-            "stages": tuple(Stage(**one | {"distance": _distance(one["distance"])}) for one in found["stages"]),
-            "seconds": Seconds(**found["seconds"]),
+            "dtype": dtype_named(fields["dtype"]),
+            "outcome": Outcome(fields["outcome"]),
+            "remedies": tuple(fields["remedies"]),
+            "regions": tuple(fields["regions"]),
+            "sites": tuple(BreakSite(**one) for one in fields["sites"]),
+            "stages": tuple(Stage(**one | {"distance": _distance(one["distance"])}) for one in fields["stages"]),
+            "seconds": Seconds(**fields["seconds"]),
         }
     )
 
 
-def _distance(found: dict[str, Any] | None) -> Distance | None:
-    if found is None:
+def _distance(figures: dict[str, Any] | None) -> Distance | None:
+    if figures is None:
         return None
     # A figure that is not finite was written as none.
     beyond: dict[str, Any] = {"max_abs": float("inf"), "relative": float("inf"), "cosine": -1.0}
-    values: dict[str, Any] = {name: beyond.get(name) if one is None else one for name, one in found.items()}
+    values: dict[str, Any] = {name: beyond.get(name) if one is None else one for name, one in figures.items()}
     return Distance(**values)

@@ -105,10 +105,14 @@ def _why_not(
     for verdict in dtypes:
         if verdict.dtype == dtype and verdict.problem:
             return f"{dtype}: {verdict.problem}"
-    for one in attempts:
-        if one.outcome is Outcome.VERIFIED or (form and one.form != form) or (dtype and one.dtype != dtype):
+    for attempt in attempts:
+        if (
+            attempt.outcome is Outcome.VERIFIED
+            or (form and attempt.form != form)
+            or (dtype and attempt.dtype != dtype)
+        ):
             continue
-        return _failure_of(one)
+        return _failure_of(attempt)
     return f"{form or 'no form'} in {dtype or 'any dtype'} was not tried"
 
 

@@ -30,12 +30,12 @@ class _Row:
     time: float | None  # of a call, eager float32 being 1
 
 
-def report_svg(found: Optimization) -> str:
+def report_svg(record: Optimization) -> str:
     """Return the picture: a row for every attempt that answered, its errors on a log scale, and its time.
 
-    An attempt that was not verified has no time: it is drawn where it came to answer something wrong.
+    An attempt that was not verified has no time: it is drawn where it gave a wrong answer.
     """
-    rows = list(_rows(found))
+    rows = list(_rows(record))
     bottom = _TOP + max(1, len(rows)) * _ROW
     slowest = max([1.0, *(row.time for row in rows if row.time is not None)])
     elements = [*_frame(bottom, slowest)]
@@ -43,27 +43,29 @@ def report_svg(found: Optimization) -> str:
         elements += _drawn(row, _TOP + place * _ROW, slowest)
     if not rows:
         elements.append(text(_LEFT, _TOP + 18, "No attempt came to an answer."))
-    title = f"{found.source} on {found.device}"
+    title = f"{record.source} on {record.device}"
     return document(_TIME_LEFT + _TIME_WIDTH + _ROOM, bottom + 30, elements, title=title)
 
 
-def _rows(found: Optimization) -> Iterator[_Row]:
-    verdicts = {one.dtype: one for one in found.dtypes}
-    for number, one in enumerate(found.attempts):
-        by_form = max((stage.distance.relative for stage in one.stages), default=None)
+def _rows(record: Optimization) -> Iterator[_Row]:
+    verdicts = {attempt.dtype: attempt for attempt in record.dtypes}
+    for number, attempt in enumerate(record.attempts):
+        by_form = max((stage.distance.relative for stage in attempt.stages), default=None)
         if by_form is None:
             continue
         with_what = (
-            f" ({', '.join(remedy.partition('=')[2] or remedy for remedy in one.remedies)})" if one.remedies else ""
+            f" ({', '.join(remedy.partition('=')[2] or remedy for remedy in attempt.remedies)})"
+            if attempt.remedies
+            else ""
         )
-        wrong = "" if one.outcome is Outcome.VERIFIED else f", {one.outcome}"
+        wrong = "" if attempt.outcome is Outcome.VERIFIED else f", {attempt.outcome}"
         yield _Row(
-            f"{number} {one.form} {one.dtype}{with_what}{wrong}",
-            number == found.chosen,
-            _by_dtype(verdicts.get(one.dtype)),
-            None if one.form == EAGER else by_form,
-            None if one.form == EAGER else _limit(one.dtype),
-            _time(one, verdicts),
+            f"{number} {attempt.form} {attempt.dtype}{with_what}{wrong}",
+            number == record.chosen,
+            _by_dtype(verdicts.get(attempt.dtype)),
+            None if attempt.form == EAGER else by_form,
+            None if attempt.form == EAGER else _limit(attempt.dtype),
+            _time(attempt, verdicts),
         )
 
 
@@ -71,8 +73,8 @@ def _by_dtype(verdict: DtypeVerdict | None) -> float | None:
     return verdict.distance.relative if verdict is not None and verdict.distance is not None else None
 
 
-def _time(one: FormAttempt, verdicts: dict[Dtype, DtypeVerdict]) -> float | None:
-    return 1 / gain_of(one, verdicts) if one.seconds.run and one.outcome is Outcome.VERIFIED else None
+def _time(attempt: FormAttempt, verdicts: dict[Dtype, DtypeVerdict]) -> float | None:
+    return 1 / gain_of(attempt, verdicts) if attempt.seconds.run and attempt.outcome is Outcome.VERIFIED else None
 
 
 def _limit(dtype: Dtype) -> float:

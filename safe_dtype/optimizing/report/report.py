@@ -24,139 +24,150 @@ _HEADLINES = {
 _ENVIRONMENT = ("python", "platform", "packages", "compiler", "cpu", "onednn", "cuda", "hip", "gpus", "threads", "settings", "load_average")  # fmt: skip
 
 
-def report_text(found: Optimization) -> str:
+def report_text(record: Optimization) -> str:
     """Return the page: what was reached and why, everything that was tried, and how to use, undo and repeat it."""
     parts = (
-        _headline(found), _dtypes(found), _attempts(found), _unused(found), _graphs(found), _reference(found),
-        _inputs(found), _use(found), _environment(found),
+        _headline(record), _dtypes(record), _attempts(record), _unused(record), _graphs(record), _reference(record),
+        _inputs(record), _use(record), _environment(record),
     )  # fmt: skip
     return "\n\n".join("\n".join(lines) for part in parts if (lines := list(part))) + "\n"
 
 
-def summary_text(found: Optimization) -> str:
+def summary_text(record: Optimization) -> str:
     """Return 5 to 15 lines for a terminal: what was reached, the dtypes, and the forms that count."""
     lines = [
-        f"{found.source} ({found.model_class or 'a plain module'}, {found.parameters:,} parameters) on {found.device}",
-        f"{_HEADLINES[found.status]} (status {int(found.status)}): {found.why or 'no reason was recorded'}",
+        f"{record.source} ({record.model_class or 'a plain module'}, {record.parameters:,} parameters) on {record.device}",
+        f"{_HEADLINES[record.status]} (status {int(record.status)}): {record.why or 'no reason was recorded'}",
     ]
-    lines += [f"  eager in {one.dtype}: {one.problem or 'passes'}{_against(one.distance)}" for one in found.dtypes[:3]]
-    verified = [number for number, one in enumerate(found.attempts) if one.outcome is Outcome.VERIFIED]
-    gains = _gains(found)
-    verified.sort(key=lambda number: (number != found.chosen, -(gains[number] or 0.0)))
-    lines += [f"  {'*' if number == found.chosen else ' '} {_line(number, found, gains)}" for number in verified[:5]]
-    if others := len(found.attempts) - len(verified[:5]):
+    lines += [
+        f"  eager in {one.dtype}: {one.problem or 'passes'}{_against(one.distance)}" for one in record.dtypes[:3]
+    ]
+    verified = [number for number, one in enumerate(record.attempts) if one.outcome is Outcome.VERIFIED]
+    gains = _gains(record)
+    verified.sort(key=lambda number: (number != record.chosen, -(gains[number] or 0.0)))
+    lines += [f"  {'*' if number == record.chosen else ' '} {_line(number, record, gains)}" for number in verified[:5]]
+    if others := len(record.attempts) - len(verified[:5]):
         lines.append(f"  {others} more attempts: see report.md, with the reason of each")
-    if sites := _all_sites(found):
+    if sites := _all_sites(record):
         lines.append(f"  first break: {sites[0].file}:{sites[0].line} {one_line(sites[0].code)}")
     lines.append(
-        "Load it with safe_dtype.load_optimized(DIR)." if found.winner else "There is nothing to load: see report.md."
+        "Load it with safe_dtype.load_optimized(DIR)." if record.winner else "There is nothing to load: see report.md."
     )
     lines.append("The original is as it was, and kept in DIR/original.")
     return "\n".join(lines)
 
 
-def _headline(found: Optimization) -> Iterator[str]:
-    yield f"# {inline(found.source)}, optimized"
+def _headline(record: Optimization) -> Iterator[str]:
+    yield f"# {inline(record.source)}, optimized"
     yield ""
-    yield f"**{_HEADLINES[found.status]}** (exit status {int(found.status)}): {inline(found.why or 'no reason recorded')}"
+    yield f"**{_HEADLINES[record.status]}** (exit status {int(record.status)}): {inline(record.why or 'no reason recorded')}"
     yield ""
-    what = f"`{found.model_class}`" if found.model_class else "a plain module"
-    yield f"- Model: {what}, {found.parameters:,} parameters, saved in {found.saved_dtype}"
-    yield f"- Asked for: form {found.asked_form}, dtype {found.asked_dtype}, on {found.device}"
-    if found.winner is not None and found.chosen is not None:
-        yield f"- Chosen: attempt {found.chosen}, {inline(_named(found.winner))}{_coverage(found.winner)}{_about(found.winner)}"
+    what = f"`{record.model_class}`" if record.model_class else "a plain module"
+    yield f"- Model: {what}, {record.parameters:,} parameters, saved in {record.saved_dtype}"
+    yield f"- Asked for: form {record.asked_form}, dtype {record.asked_dtype}, on {record.device}"
+    if record.winner is not None and record.chosen is not None:
+        yield f"- Chosen: attempt {record.chosen}, {inline(_named(record.winner))}{_coverage(record.winner)}{_about(record.winner)}"
     yield ""
     yield f"![Drift and time of every form]({PICTURE})"
 
 
-def _dtypes(found: Optimization) -> Iterator[str]:
-    if not found.dtypes:
+def _dtypes(record: Optimization) -> Iterator[str]:
+    if not record.dtypes:
         return
     yield "## Dtypes"
     yield ""
     yield "Eager in each dtype against eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output."  # fmt: skip
     yield ""
-    yield _limit(found)
+    yield _limit(record)
     yield ""
     titles = ("dtype", "relative", "largest difference", "cosine", "top-1", "mIoU", "KL (nats)", "NaN or infinite", "run ms", "x float32", "verdict")  # fmt: skip
-    yield from table(titles, (_dtype_row(one) for one in found.dtypes))
+    yield from table(titles, (_dtype_row(one) for one in record.dtypes))
 
 
-def _limit(found: Optimization) -> str:
-    if found.max_drift is None:
+def _limit(record: Optimization) -> str:
+    if record.max_drift is None:
         return (
             "A dtype passes where rounding explains the difference: the limits are those of `optimize` for each dtype."
         )
     return (
-        f"You allow a drift of {found.max_drift:g} from float32 (`max_drift`, in the unit of `safe-dtype verify`). It is "
+        f"You allow a drift of {record.max_drift:g} from float32 (`max_drift`, in the unit of `safe-dtype verify`). It is "
         "judged on every batch in place of the limits of each dtype, and for a form in addition to the comparison with "
         "eager in the same dtype."
     )
 
 
-def _dtype_row(one: DtypeVerdict) -> tuple[str, ...]:
-    far = one.distance
+def _dtype_row(verdict: DtypeVerdict) -> tuple[str, ...]:
+    far = verdict.distance
     figures: Sequence[str] = (
         (_small(far.relative), _small(far.max_abs), f"{far.cosine:.6f}", _share(far.top1_agreement), _share(far.miou),
          _small(far.kl), f"{far.nonfinite:,}")
         if far is not None
         else (_NONE,) * 7
     )  # fmt: skip
-    return (str(one.dtype), *figures, _milliseconds(one.seconds), _times(one.speedup), inline(one.problem) or "passes")
+    return (
+        str(verdict.dtype),
+        *figures,
+        _milliseconds(verdict.seconds),
+        _times(verdict.speedup),
+        inline(verdict.problem) or "passes",
+    )
 
 
-def _attempts(found: Optimization) -> Iterator[str]:
-    if not found.attempts:
+def _attempts(record: Optimization) -> Iterator[str]:
+    if not record.attempts:
         return
     yield "## Attempts"
     yield ""
     yield "A form against eager in the same dtype: the error of the form alone, the worst of the stages that it came to. The times of a form and of eager are taken in turns in one process; `x eager float32` goes over the dtype table."  # fmt: skip
     yield ""
     titles = ("no.", "form", "dtype", "remedies", "outcome", "stages", "form error", "top-1", "mIoU", "KL (nats)", "build s", "run ms", "x eager", "x eager float32", "size")  # fmt: skip
-    gains = _gains(found)
-    rows = (_attempt_row(number, one, gains[number], found) for number, one in enumerate(found.attempts))
+    gains = _gains(record)
+    rows = (_attempt_row(number, one, gains[number], record) for number, one in enumerate(record.attempts))
     yield from table(titles, rows)
     yield ""
     yield "The bold one is what `load_optimized` loads. The number is what its `attempt` takes, where the files were kept."
 
 
-def _attempt_row(number: int, one: FormAttempt, gain: float | None, found: Optimization) -> tuple[str, ...]:
-    far = _worst(one)
-    mark = "**" if number == found.chosen else ""
+def _attempt_row(number: int, attempt: FormAttempt, gain: float | None, record: Optimization) -> tuple[str, ...]:
+    far = _worst(attempt)
+    mark = "**" if number == record.chosen else ""
     return (
         f"{mark}{number}{mark}",
-        f"{mark}{one.form}{mark}{_coverage(one)}",
-        str(one.dtype),
-        _listed(one.remedies) or _NONE,
-        str(one.outcome),
-        ", ".join(stage.name for stage in one.stages) or _NONE,
+        f"{mark}{attempt.form}{mark}{_coverage(attempt)}",
+        str(attempt.dtype),
+        _listed(attempt.remedies) or _NONE,
+        str(attempt.outcome),
+        ", ".join(stage.name for stage in attempt.stages) or _NONE,
         *(
             (_small(far.relative), _share(far.top1_agreement), _share(far.miou), _small(far.kl))
             if far
             else (_NONE,) * 4
         ),
-        f"{one.seconds.build:.1f}" if one.seconds.build is not None else _NONE,
-        _milliseconds(one.seconds.run) + (f" ±{one.seconds.spread / 2:.0%}" if one.seconds.spread is not None else ""),
-        _times(one.speedup),
+        f"{attempt.seconds.build:.1f}" if attempt.seconds.build is not None else _NONE,
+        _milliseconds(attempt.seconds.run)
+        + (f" ±{attempt.seconds.spread / 2:.0%}" if attempt.seconds.spread is not None else ""),
+        _times(attempt.speedup),
         _times(gain),
-        _size(one.bytes),
+        _size(attempt.bytes),
     )
 
 
-def _unused(found: Optimization) -> Iterator[str]:
+def _unused(record: Optimization) -> Iterator[str]:
     """Yield every attempt that was not verified, with its reason and its log."""
-    failed = [(number, one) for number, one in enumerate(found.attempts) if one.outcome is not Outcome.VERIFIED]
+    failed = [
+        (number, attempt) for number, attempt in enumerate(record.attempts) if attempt.outcome is not Outcome.VERIFIED
+    ]
     if not failed:
         return
     yield "## Why the others are not used"
     yield ""
-    for number, one in failed:
-        log = f" Log: [{inline(one.log)}](<{one.log}>)." if one.log else ""
-        yield f"- **{number}, {inline(_named(one))}**: {one.outcome}. {inline(one.reason) or 'No reason was recorded'}.{log}"
+    for number, attempt in failed:
+        log = f" Log: [{inline(attempt.log)}](<{attempt.log}>)." if attempt.log else ""
+        yield f"- **{number}, {inline(_named(attempt))}**: {attempt.outcome}. {inline(attempt.reason) or 'No reason was recorded'}.{log}"
 
 
-def _graphs(found: Optimization) -> Iterator[str]:
-    graphs, sites = found.graphs, _all_sites(found)
+def _graphs(record: Optimization) -> Iterator[str]:
+    graphs, sites = record.graphs, _all_sites(record)
     if not graphs and not sites:
         return
     yield "## Graphs"
@@ -189,8 +200,8 @@ def _graphs(found: Optimization) -> Iterator[str]:
         yield "A count is a diagnosis, not a verdict: whether the model captures whole was found out by capturing it."
 
 
-def _reference(found: Optimization) -> Iterator[str]:
-    facts = found.reference
+def _reference(record: Optimization) -> Iterator[str]:
+    facts = record.reference
     if not facts:
         return
     yield "## Reference"
@@ -203,31 +214,31 @@ def _reference(found: Optimization) -> Iterator[str]:
     yield from (f"- Weak: {inline(one)}" for one in facts.get("weak") or ())
 
 
-def _inputs(found: Optimization) -> Iterator[str]:
-    if not found.batches and not found.files:
+def _inputs(record: Optimization) -> Iterator[str]:
+    if not record.batches and not record.files:
         return
     yield "## Inputs"
-    if found.batches:
+    if record.batches:
         yield ""
-        rows = ((one.role, inline(one.about), _shapes(one.tensors), code(one.file)) for one in found.batches)
+        rows = ((one.role, inline(one.about), _shapes(one.tensors), code(one.file)) for one in record.batches)
         yield from table(("role", "about", "tensors", "file"), rows)
-    if ranges := list(_ranges(found)):
+    if ranges := list(_ranges(record)):
         yield ""
         yield f"May vary: {', '.join(ranges)}."
-    for name, why in dict(found.graphs.get("unusable") or {}).items():
+    for name, why in dict(record.graphs.get("unusable") or {}).items():
         yield f"- {code(name)} was left out, eager fails on it: {inline(why)}"
-    if found.files:
+    if record.files:
         yield ""
         yield f"Files of the model, by the first {_SHORT_HASH} digits of their SHA-256 (all of them are in optimization.json):"
         yield ""
-        yield from table(("file", "SHA-256"), ((code(name), code(one[:_SHORT_HASH])) for name, one in found.files.items()))  # fmt: skip
+        yield from table(("file", "SHA-256"), ((code(name), code(one[:_SHORT_HASH])) for name, one in record.files.items()))  # fmt: skip
 
 
-def _use(found: Optimization) -> Iterator[str]:
+def _use(record: Optimization) -> Iterator[str]:
     yield "## Use it"
     yield ""
-    if found.winner is not None:
-        call = ", ".join(f"{name}={name}" for name in _traced(found)) or "**inputs"
+    if record.winner is not None:
+        call = ", ".join(f"{name}={name}" for name in _traced(record)) or "**inputs"
         yield from (
             "```python", "from safe_dtype import load_optimized", "", 'model = load_optimized("DIR")  # this folder',
             f"outputs = model({call})  # float tensors by name", "```", "",
@@ -238,69 +249,69 @@ def _use(found: Optimization) -> Iterator[str]:
         yield "There is no form to load. The model is as it was."
     yield from (
         "", "The original was not touched. To bring it back where somebody changed it:", "", "```",
-        "safe-dtype optimize --restore --out DIR", "```", "", "To repeat all this:", "", "```", _command(found), "```",
+        "safe-dtype optimize --restore --out DIR", "```", "", "To repeat all this:", "", "```", _command(record), "```",
     )  # fmt: skip
 
 
-def _environment(found: Optimization) -> Iterator[str]:
-    if not found.environment and not found.verdicts:
+def _environment(record: Optimization) -> Iterator[str]:
+    if not record.environment and not record.verdicts:
         return
     yield "## Environment"
     yield ""
-    facts = ((name, inline(_flat(found.environment[name]))) for name in _ENVIRONMENT if found.environment.get(name))
+    facts = ((name, inline(_flat(record.environment[name]))) for name in _ENVIRONMENT if record.environment.get(name))
     yield from table(("what", "value"), facts)
-    if found.verdicts:
+    if record.verdicts:
         yield ""
         titles = ("dtype on the device", "operation", "verdict", "reason")
-        yield from table(titles, _rows(found.verdicts, ("dtype", "op", "kind", "reason")))
+        yield from table(titles, _rows(record.verdicts, ("dtype", "op", "kind", "reason")))
 
 
-def _command(found: Optimization) -> str:
-    words = [f"safe-dtype optimize {found.source} --out DIR"]
-    words += [f"--form {found.asked_form}"] * (found.asked_form != "auto")
-    words += [f"--dtype {found.asked_dtype}"] * (found.asked_dtype != "auto")
-    words += [f"--max-drift {found.max_drift}"] * (found.max_drift is not None)
-    if batch := found.dynamic.get("batch"):
+def _command(record: Optimization) -> str:
+    words = [f"safe-dtype optimize {record.source} --out DIR"]
+    words += [f"--form {record.asked_form}"] * (record.asked_form != "auto")
+    words += [f"--dtype {record.asked_dtype}"] * (record.asked_dtype != "auto")
+    words += [f"--max-drift {record.max_drift}"] * (record.max_drift is not None)
+    if batch := record.dynamic.get("batch"):
         words.append(f"--batch {batch[0]}..{batch[1]}")
-    return " ".join((*words, f"--device {found.device}"))
+    return " ".join((*words, f"--device {record.device}"))
 
 
-def _ranges(found: Optimization) -> Iterator[str]:
-    if batch := found.dynamic.get("batch"):
+def _ranges(record: Optimization) -> Iterator[str]:
+    if batch := record.dynamic.get("batch"):
         yield f"the batch from {batch[0]} to {batch[1]}"
-    for name, dims in dict(found.dynamic.get("dims") or {}).items():
+    for name, dims in dict(record.dynamic.get("dims") or {}).items():
         yield from (f"dimension {dim} of {code(name)} from {low} to {high}" for dim, (low, high) in dims.items())
 
 
-def _all_sites(found: Optimization) -> list[BreakSite]:
+def _all_sites(record: Optimization) -> list[BreakSite]:
     """Return every line that a graph breaks at, each once: of the diagnosis first, then of the attempts."""
     known: dict[tuple[str, int], BreakSite] = {}
-    diagnosed = (one if isinstance(one, BreakSite) else BreakSite(**one) for one in found.graphs.get("sites") or ())
-    for site in (*diagnosed, *(site for one in found.attempts for site in one.sites)):
+    diagnosed = (one if isinstance(one, BreakSite) else BreakSite(**one) for one in record.graphs.get("sites") or ())
+    for site in (*diagnosed, *(site for one in record.attempts for site in one.sites)):
         known.setdefault((site.file, site.line), site)
     return list(known.values())
 
 
-def _gains(found: Optimization) -> list[float | None]:
+def _gains(record: Optimization) -> list[float | None]:
     """Return of each attempt how many times faster than eager in float32 it is; None where it was not timed."""
-    verdicts = {one.dtype: one for one in found.dtypes}
-    return [gain_of(one, verdicts) if one.seconds.run else None for one in found.attempts]
+    verdicts = {one.dtype: one for one in record.dtypes}
+    return [gain_of(one, verdicts) if one.seconds.run else None for one in record.attempts]
 
 
-def _worst(one: FormAttempt) -> Distance | None:
+def _worst(attempt: FormAttempt) -> Distance | None:
     worst: Distance | None = None
-    for stage in one.stages:
+    for stage in attempt.stages:
         worst = stage.distance if worst is None else worst.worse(stage.distance)
     return worst
 
 
-def _traced(found: Optimization) -> Iterable[str]:
-    return next((batch.tensors for batch in found.batches if batch.role == "traced"), {})
+def _traced(record: Optimization) -> Iterable[str]:
+    return next((batch.tensors for batch in record.batches if batch.role == "traced"), {})
 
 
-def _line(number: int, found: Optimization, gains: Sequence[float | None]) -> str:
-    one = found.attempts[number]
-    return f"{_named(one)}: {_times(gains[number])} the speed of eager float32{_against(_worst(one))}"
+def _line(number: int, record: Optimization, gains: Sequence[float | None]) -> str:
+    attempt = record.attempts[number]
+    return f"{_named(attempt)}: {_times(gains[number])} the speed of eager float32{_against(_worst(attempt))}"
 
 
 def _against(far: Distance | None) -> str:
@@ -312,20 +323,20 @@ def _against(far: Distance | None) -> str:
     )
 
 
-def _named(one: FormAttempt) -> str:
-    return f"{one.form} in {one.dtype}" + (f" with {', '.join(one.remedies)}" if one.remedies else "")
+def _named(attempt: FormAttempt) -> str:
+    return f"{attempt.form} in {attempt.dtype}" + (f" with {', '.join(attempt.remedies)}" if attempt.remedies else "")
 
 
-def _about(one: FormAttempt) -> str:
-    form = find_form(one.form)
+def _about(attempt: FormAttempt) -> str:
+    form = find_form(attempt.form)
     return f": {form.about}" if form else ""
 
 
-def _coverage(one: FormAttempt) -> str:
-    if not one.regions:
+def _coverage(attempt: FormAttempt) -> str:
+    if not attempt.regions:
         return ""
-    share = f", {one.coverage:.0%} of the parameters" if one.coverage is not None else ""
-    return f" ({len(one.regions)} regions{share})"
+    share = f", {attempt.coverage:.0%} of the parameters" if attempt.coverage is not None else ""
+    return f" ({len(attempt.regions)} regions{share})"
 
 
 def _shapes(tensors: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Whether a form that was made before does here and now: on this machine, and for these inputs.
+"""Whether a form that was made before can be used now: on this machine, and for these inputs.
 
 It is asked before the form is loaded or run, for native code does not look at what it is given. A package of AOTInductor
 that is called with int32 in place of int64, with a batch of 5 and one of 3, or with other strides, answers: nonsense
@@ -32,26 +32,26 @@ def misfit(record: Optimization, attempt: FormAttempt, device: str) -> str:
     if form.leaves_a_file and torch.device(device).type != torch.device(record.device).type:
         return f"it was made for {record.device}, and is to run on {device}"
     differences = _differences(record.environment, form, device)
-    if found := next((f"it was made with {name} {made}, here is {here}" for name, made, here in differences), ""):
-        return found
+    if difference := next((f"it was made with {name} {made}, here is {here}" for name, made, here in differences), ""):
+        return difference
     missing = form.missing(FormTarget(environment(), device, attempt.dtype))
     return f"it needs {missing}" if missing else ""
 
 
-def unlike(given: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], dynamic: Dynamic) -> str:
+def unlike(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], dynamic: Dynamic) -> str:
     """Return why a call lies beyond what a form was made for; empty where it does not, or nothing is known of that.
 
     Args:
-        given: The inputs, floats in the form's dtype already.
+        inputs: Those of the call, floats in the form's dtype already.
         traced: Shape and dtype of each input that the form was traced with.
         dynamic: Which dimensions may vary, and how far.
     """
     if not traced:
         return ""
-    if given.keys() != traced.keys():
-        return f"it takes {', '.join(traced)}; given are {', '.join(given) or 'none'}"
-    reasons = (_other(name, given[name], facts, dynamic) for name, facts in traced.items())
-    return next(filter(None, reasons), "") or (_torn_batch(given, traced) if dynamic.batch else "")
+    if inputs.keys() != traced.keys():
+        return f"it takes {', '.join(traced)}; given are {', '.join(inputs) or 'none'}"
+    reasons = (_other(name, inputs[name], facts, dynamic) for name, facts in traced.items())
+    return next(filter(None, reasons), "") or (_torn_batch(inputs, traced) if dynamic.batch else "")
 
 
 def traced_inputs(record: Optimization) -> Mapping[str, Mapping[str, Any]]:
@@ -87,14 +87,14 @@ def _other(name: str, tensor: Any, facts: Mapping[str, Any], dynamic: Dynamic) -
     return ""
 
 
-def _torn_batch(given: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]]) -> str:
+def _torn_batch(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]]) -> str:
     """Return which inputs of one batch are not of one size."""
     sizes: dict[int, tuple[str, int]] = {}  # by the traced size
     for name, facts in traced.items():
         if facts["shape"]:
-            first, size = sizes.setdefault(facts["shape"][0], (name, len(given[name])))
-            if len(given[name]) != size:
-                return f"{first} is a batch of {size}, and {name} one of {len(given[name])}"
+            first, size = sizes.setdefault(facts["shape"][0], (name, len(inputs[name])))
+            if len(inputs[name]) != size:
+                return f"{first} is a batch of {size}, and {name} one of {len(inputs[name])}"
     return ""
 
 

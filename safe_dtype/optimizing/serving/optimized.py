@@ -1,4 +1,4 @@
-"""What an optimization made, as one callable whatever its form: the form where it does, the original where it fails."""
+"""What an optimization made, as one callable: the form where it works, the original where it fails."""
 
 from __future__ import annotations
 
@@ -130,21 +130,21 @@ class Optimized:
 
     def __call__(self, **inputs: Any) -> Outputs:
         """Return the float outputs by name, dotted where they are nested; without gradients."""
-        given = self._placed(inputs)
+        placed = self._placed(inputs)
         with torch.no_grad():
             if self.form == EAGER or self.given_up:
-                return self._eagerly(given)
-            if reason := unlike(given, self._traced, self._dynamic):
-                outputs = self._eagerly(given)
+                return self._eagerly(placed)
+            if reason := unlike(placed, self._traced, self._dynamic):
+                outputs = self._eagerly(placed)
                 self._fall_back("inputs", f"{self._named} was not made for such inputs: {reason}")
                 return outputs
-            outputs, failure = self._in_form(given)
+            outputs, failure = self._in_form(placed)
             if failure:
                 logger.info("%s; eager runs on the same inputs", failure)
-                outputs = self._eagerly(given)  # where it raises, too, that is the caller's mistake
+                outputs = self._eagerly(placed)  # where it raises, too, that is the caller's mistake
                 self._count("raised", failure)
             elif names := self._broken(outputs):
-                expected = self._eagerly(given)
+                expected = self._eagerly(placed)
                 if worse := [name for name in names if self._is_worse(name, outputs, expected)]:
                     failure = f"{self._named} answered NaN or infinity in {', '.join(worse)} where eager does not"
                     self._count("not finite", failure)
@@ -169,38 +169,38 @@ class Optimized:
     def _placed(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         dtype = getattr(torch, self.dtype.name)
 
-        def placed(one: Any) -> Any:
-            if not isinstance(one, torch.Tensor):
-                return one
+        def placed(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
             # Contiguous, as the traced batch was: native code keeps to the strides that it was made with.
-            return one.detach().to(self.device, dtype if one.is_floating_point() else one.dtype).contiguous()
+            return value.detach().to(self.device, dtype if value.is_floating_point() else value.dtype).contiguous()
 
         return {name: placed(one) for name, one in inputs.items()}
 
-    def _in_form(self, given: Mapping[str, Any]) -> tuple[Outputs, str]:
+    def _in_form(self, inputs: Mapping[str, Any]) -> tuple[Outputs, str]:
         """Return the form's answer, and an empty text; or why there is none."""
         doing = "be built"
         try:
-            run = self._ready(given)
+            run = self._ready(inputs)
             doing = "run"
-            return dict(run(**given)), ""
+            return dict(run(**inputs)), ""
         except Exception as exc:  # noqa: BLE001  # eager decides whether the form or the caller is to blame
             # As text: the exception holds its frames, and these the memory that eager may need.
             return {}, f"{self._named} could not {doing} ({_words(exc)})"
 
-    def _ready(self, given: Mapping[str, Any]) -> Run:
+    def _ready(self, inputs: Mapping[str, Any]) -> Run:
         with self._lock:
             if self.given_up:  # by another thread, meanwhile
                 return lambda **inputs: self._eagerly(inputs)
             if self._run is None:
-                self._run = self._built(given)
+                self._run = self._built(inputs)
             return self._run
 
-    def _built(self, given: Mapping[str, Any]) -> Run:
+    def _built(self, inputs: Mapping[str, Any]) -> Run:
         """Make a form that has no file, on a model of its own: eager is to stay what it is."""
         model = _twin(self.eager())
         apply_remedies(model, self.attempt.remedies)
-        request = BuildRequest(model, given, self._folder, self._dynamic, self.attempt.regions)
+        request = BuildRequest(model, inputs, self._folder, self._dynamic, self.attempt.regions)
         return form_named(self.form).build(request)
 
     def _load(self) -> None:
@@ -211,8 +211,8 @@ class Optimized:
         except Exception as exc:  # noqa: BLE001  # whatever the runtime raises of its file, eager is there
             self._give_up("load", f"{self._named} could not be loaded ({_words(exc)})")
 
-    def _eagerly(self, given: Mapping[str, Any]) -> Outputs:
-        return outputs_of(self.eager()(**given))
+    def _eagerly(self, inputs: Mapping[str, Any]) -> Outputs:
+        return outputs_of(self.eager()(**inputs))
 
     def _original(self) -> torch.nn.Module:
         folder, record = self._folder, self.record
@@ -241,20 +241,20 @@ class Optimized:
         # One pass over each, in which NaN wins: twelve times as fast as isfinite().all() on the CPU, measured on 65
         # million numbers in bfloat16. Brought to the host at once: one wait for the device, not one per output.
         ends = [torch.stack(torch.aminmax(outputs[name].detach())).float() for name in names]
-        found = torch.stack(ends).tolist() if ends else []
+        extremes = torch.stack(ends).tolist() if ends else []
         return [
             name
-            for name, (low, high) in zip(names, found, strict=True)
+            for name, (low, high) in zip(names, extremes, strict=True)
             if not (high < math.inf and (low > -math.inf or name in self._masked))
         ]
 
     def _is_worse(self, name: str, outputs: Outputs, expected: Outputs) -> bool:
-        found, right = outputs[name], expected.get(name)
-        if right is None or right.shape != found.shape:
+        answer, right = outputs[name], expected.get(name)
+        if right is None or right.shape != answer.shape:
             return True
         if bool(right.isneginf().any()):
             self._masked.add(name)
-        return bool((right.isfinite() & ~found.isfinite()).any())
+        return bool((right.isfinite() & ~answer.isfinite()).any())
 
     def _count(self, kind: str, failure: str) -> None:
         """Count a call that the form failed; give it up where it was not even built, or failed too often."""
@@ -291,12 +291,14 @@ def _chosen(folder: Path, record: Optimization, number: int | None) -> FormAttem
         raise NotOptimizedError(str(folder), f"no form was chosen: {record.why or 'the record does not say why'}")
     if not 0 <= number < len(record.attempts):
         raise NotOptimizedError(str(folder), f"there is no attempt {number}, they are 0 to {len(record.attempts) - 1}")
-    found = record.attempts[number]
-    if found.outcome is not Outcome.VERIFIED:
-        raise NotOptimizedError(str(folder), f"attempt {number} ({found.form} in {found.dtype}) is {found.outcome}")
-    if _leaves_a_file(found) and not (found.artifact and (folder / found.artifact).is_dir()):
+    attempt = record.attempts[number]
+    if attempt.outcome is not Outcome.VERIFIED:
+        raise NotOptimizedError(
+            str(folder), f"attempt {number} ({attempt.form} in {attempt.dtype}) is {attempt.outcome}"
+        )
+    if _leaves_a_file(attempt) and not (attempt.artifact and (folder / attempt.artifact).is_dir()):
         raise NotOptimizedError(str(folder), f"the files of attempt {number} were not kept")
-    return found
+    return attempt
 
 
 def _leaves_a_file(attempt: FormAttempt) -> bool:
@@ -322,8 +324,8 @@ def _require_model_class(folder: Path, name: str) -> None:
     """Raise where `name` is no model of transformers: a record must not name anything else that can be called."""
     import transformers
 
-    found = getattr(transformers, name, None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    model_class = getattr(transformers, name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise NotOptimizedError(str(folder), f"this transformers ({transformers.__version__}) has no model {name!r}")
 
 

@@ -1,8 +1,8 @@
 """Which files of an output folder run code when they are loaded, and whether that code was made here.
 
 `torch.export.load`, `torch.jit.load` and a pickled module unpickle, and an AOTInductor package is native code: whoever
-wrote such a file decides what the process that loads it does. safetensors, ONNX and recipes hold numbers and names. Each form says so of its own
-files.
+wrote such a file decides what the process that loads it runs. safetensors, ONNX and recipes hold numbers and names. Each form describes its
+own files.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ def runs_code(name: str) -> bool:
 def _require_whole(folder: Path, name: str, sha256: str) -> None:
     file = folder / name
     try:
-        found = sha256_of(file)
+        content_sha256 = sha256_of(file)
     except OSError as exc:
         raise NotOptimizedError(str(folder), f"{name} cannot be read ({type(exc).__name__})") from None
-    if found != sha256:
+    if content_sha256 != sha256:
         raise NotOptimizedError(str(folder), f"{name} was changed since: its SHA-256 is not the recorded one")
     kind = _kind_of(name)
     if kind is not None and (kind.mark or kind.content == PICKLE) and (content := content_of(file)) != kind.content:
