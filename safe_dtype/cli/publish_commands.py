@@ -115,7 +115,7 @@ def diff(*, folder: Path, repo: str, revision: str, public: bool, form: str) -> 
 @click.option("--rebase", is_flag=True, help="Go on where somebody else's commit touched none of these files.")
 @_stages
 @FORMAT
-def push(*, source: str, repo: str, revision: str, public: bool, out: Path | None, **given: Any) -> None:
+def push(*, source: str, repo: str, revision: str, public: bool, out: Path | None, **staging: Any) -> None:
     """Stage SOURCE where it is not staged yet, check it, write its card, push it in one commit, and read it back.
 
     A second run goes on where the first one ended. Exits with status 0 where it is published, else with what the error
@@ -127,10 +127,10 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
     from ..publishing.pushing.push import push as send
     from ..publishing.release import Target
 
-    form, rebase = given.pop("form"), given.pop("rebase")
+    form, rebase = staging.pop("form"), staging.pop("rebase")
     target = Target(repo, revision, public)
     with steps(f"staging {source}") as step:
-        folder = staged_folder(source, target, folder=out, options=_asked(given), tell=step)
+        folder = staged_folder(source, target, folder=out, options=_asked(staging), tell=step)
     hub = Hub.connect()
     prepare(folder, target, api=hub)
     with _bars(f"publishing {target}") as tell:
@@ -156,13 +156,16 @@ def verify(*, target: str, against: Path | None, full: bool, form: str) -> None:
     from ..publishing.release import State
 
     with _bars(f"verifying {target}") as tell:
-        found = held_against(_target(target), api=Hub.connect(), against=against, full=full, progress=tell)
+        verification = held_against(_target(target), api=Hub.connect(), against=against, full=full, progress=tell)
     if form == "json":
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json.dumps(verification.to_dict(), indent=2))
     else:
-        verdict = "\n".join(found.problems) or f"right: {found.files} files, held against {found.against}"
-        click.echo(f"{found.target} at {found.oid[:12]}: {verdict}")
-    if not found.right:
+        verdict = (
+            "\n".join(verification.problems)
+            or f"right: {verification.files} files, held against {verification.against}"
+        )
+        click.echo(f"{verification.target} at {verification.oid[:12]}: {verdict}")
+    if not verification.right:
         click.get_current_context().exit(State.BROKEN.exit_status)
 
 
@@ -177,13 +180,13 @@ def status(*, folder: Path, form: str) -> None:
     from ..hub.client import Hub
     from ..publishing.pushing.status import status as standing_of
 
-    found = standing_of(folder, Hub.connect())
+    standing = standing_of(folder, Hub.connect())
     if form == "json":
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json.dumps(standing.to_dict(), indent=2))
     else:
-        changed = "; the folder was changed since" if found.changed_since else ""
-        click.echo(f"{found.state}: {found.said}{changed}")
-    click.get_current_context().exit(found.state.exit_status)
+        changed = "; the folder was changed since" if standing.changed_since else ""
+        click.echo(f"{standing.state}: {standing.said}{changed}")
+    click.get_current_context().exit(standing.state.exit_status)
 
 
 @publish.command()

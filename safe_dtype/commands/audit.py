@@ -60,7 +60,7 @@ def _remarks(audit: Audit) -> Iterator[str]:
     if (more := len(broken) - _MOST_NAMES) > 0:
         yield f"... and {more} tensors more that are not finite"
     if audit.left_alone:
-        kinds = ", ".join(sorted({one.dtype for one in audit.left_alone}))
+        kinds = ", ".join(sorted({tensor.dtype for tensor in audit.left_alone}))
         yield f"left alone: {len(audit.left_alone)} tensors in {kinds}"
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint in float16, where it was made in a wider dtype: what `safe-dtype rescue` does."""
+"""A checkpoint in float16, where it was made in a wider dtype: what `safe-dtype rescue` measures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rescue:
     saved: Dtype
     device: str
     half: HalfRange
-    beyond: str | None  # why float16 does not do; None where it does
+    beyond: str | None  # why float16 is rejected; None where it is safe
 
     def as_text(self) -> str:
         """Return the verdict, then every gauge with its moves, the islands, and the drift that was measured."""
@@ -38,7 +38,7 @@ class Rescue:
                 f"  against {half.reference}: KL {drift.kl_mean:.3g} nats, {drift.top1_agreement:.2%} of the top tokens "
                 f"the same, {drift.positions} positions"
             )
-        return "\n".join([*lines, f"NOT in float16: {self.beyond}" if self.beyond else "float16 does."])
+        return "\n".join([*lines, f"NOT in float16: {self.beyond}" if self.beyond else "float16 is safe here."])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values of JSON."""

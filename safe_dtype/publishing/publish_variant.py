@@ -120,7 +120,7 @@ def _place(source: str | os.PathLike[str], target: Target, options: Mapping[str,
         commit = files_of(Where(source, revision=options.get("source_revision"))).commit
         options = {**options, "source_revision": commit}
     listed = (
-        sorted((one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in path.iterdir())
+        sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
         if path.is_dir()
         else ()
     )

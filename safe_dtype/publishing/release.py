@@ -83,8 +83,8 @@ class Changes:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
-        found = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {"schema": CHANGES_SCHEMA, **found, "empty": self.empty}
+        record = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"schema": CHANGES_SCHEMA, **record, "empty": self.empty}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +110,11 @@ class Receipt:
         return {"schema": SCHEMA, **asdict(self), "state": str(self.state), "deleted": list(self.deleted)}
 
     @staticmethod
-    def from_dict(found: Mapping[str, Any]) -> Receipt:
+    def from_dict(record: Mapping[str, Any]) -> Receipt:
         """Read it back."""
-        files = {path: FileDigest(**digest) for path, digest in found["files"].items()}
+        files = {path: FileDigest(**digest) for path, digest in record["files"].items()}
         return Receipt(
-            target=Target(**found["target"]), publish_id=found["publish_id"], state=State(found["state"]),
-            oid=found["oid"], files=files, deleted=tuple(found["deleted"]), note=found["note"],
-            created=bool(found.get("created", False)),
+            target=Target(**record["target"]), publish_id=record["publish_id"], state=State(record["state"]),
+            oid=record["oid"], files=files, deleted=tuple(record["deleted"]), note=record["note"],
+            created=bool(record.get("created", False)),
         )  # fmt: skip

@@ -27,12 +27,12 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_what_it_takes(gemma: Path) -> None:
-    """The gauge, its moves and the drift; status 0, for float16 does with that."""
+    """The gauge, its moves and the drift; status 0, for float16 is safe with that."""
     result = run(gemma)
     assert result.exit_code == 0
     assert "rescaled exactly: residual" in result.stdout
     assert "output of model.layers.*.post_feedforward_layernorm 2^-1 (4)" in result.stdout
-    assert result.stdout.rstrip().endswith("float16 does.")
+    assert result.stdout.rstrip().endswith("float16 is safe here.")
 
 
 def test_json(gemma: Path) -> None:

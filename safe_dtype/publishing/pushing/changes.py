@@ -98,10 +98,10 @@ def shadowing(there: Iterable[str], published: Iterable[str]) -> set[str]:
 def evidence_of(text: bytes) -> dict[str, object]:
     """Read a safe_dtype.json that somebody else may have written: empty where it is none."""
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _plan(api: Hub, manifest: Manifest, target: Target, previous: Receipt | None) -> Changes:
@@ -158,10 +158,10 @@ def _stale(
 
 
 def _refuse_variants(target: Target, paths: Iterable[str]) -> None:
-    if found := sorted(path for path in paths if _VARIANT.fullmatch(re.sub(r"-\d{5}-of-\d{5}", "", path))):
+    if variants := sorted(path for path in paths if _VARIANT.fullmatch(re.sub(r"-\d{5}-of-\d{5}", "", path))):
         raise _refused(
             target,
-            f"{', '.join(found)} would share one config.json with the other weights, and transformers casts all of "
+            f"{', '.join(variants)} would share one config.json with the other weights, and transformers casts all of "
             "them to the dtype in it",
             "publish every dtype in a repository or a branch of its own",
         )

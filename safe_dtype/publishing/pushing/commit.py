@@ -1,4 +1,4 @@
-"""One commit, and whether it landed: an error does not mean that it did not, and what is read can lag."""
+"""Make one commit, and find out whether it landed: after an error it may be there all the same, and reads can lag."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def land(api: Hub, commit: Commit, *, holds: Callable[[Tree], bool]) -> Landed |
         last = wait is None or error.definite or error.status == 412
         if doubt:
             logger.info("%s: %s; looking whether the commit landed", commit.repo, error.happened)
-            if found := _look(api, commit, error, holds, polls=api.patience.polls if last else ()):
-                return found
+            if landing := _look(api, commit, error, holds, polls=api.patience.polls if last else ()):
+                return landing
         if wait is None or last:
             break
         api.wait(wait, error)
@@ -65,13 +65,13 @@ def _look(
     """Look for our commit until the branch is seen to have moved; None where it has not."""
     for wait in (*polls, None):
         try:
-            found = _seen(api, commit, holds, last=wait is None)
+            landing = _seen(api, commit, holds, last=wait is None)
         except HubError as unread:
             happened = f"{error.happened}, and whether it landed cannot be read ({unread.happened})"
             unknown = replace(error, happened=happened, advice=_AGAIN)
             return Stranded(State.UNKNOWN, unknown, commit.parent)
-        if found is not None:
-            return found
+        if landing is not None:
+            return landing
         if wait is not None:
             api.wait(wait)
     return None

@@ -28,10 +28,10 @@ def read_receipt(folder: Path) -> Receipt | None:
     """
     file = receipt_path(folder)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA:
-            raise ValueError(found["schema"])
-        return Receipt.from_dict(found)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA:
+            raise ValueError(record["schema"])
+        return Receipt.from_dict(record)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
@@ -42,9 +42,9 @@ def read_receipt(folder: Path) -> Receipt | None:
 
 def receipt_for(folder: Path, target: Target) -> Receipt | None:
     """Return the receipt of a staged folder where it is about this very repository and revision."""
-    found = read_receipt(folder)
+    receipt = read_receipt(folder)
     here = (target.repo, target.revision)
-    return found if found is not None and (found.target.repo, found.target.revision) == here else None
+    return receipt if receipt is not None and (receipt.target.repo, receipt.target.revision) == here else None
 
 
 class Journal:

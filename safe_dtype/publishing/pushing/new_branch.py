@@ -1,4 +1,4 @@
-"""A branch that is not there yet. Made the usual way, it would show main's weights under its name until the commit."""
+"""Publish to a branch that does not exist yet. Made the usual way, it would show main's weights until the commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is on the Hub, held against what should be there: by the tree, by the bytes, by the headers."""
+"""Whether a published revision holds what it should: compared by the list of files, their bytes and their headers."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ def verify(
         if against is not None and expected is not None:
             problems = read_back(api, target.repo, oid, Expected(against, expected), progress)
             names: Mapping[str, str] = {path: digest.sha256 for path, digest in expected.items()}
-            held = "the staged folder"
+            source = "the staged folder"
         else:
             names, problems = _of_itself(api, target.repo, oid, tree)
-            held = VARIANT_FILE
+            source = VARIANT_FILE
         if full:
             problems += _downloaded(api, target.repo, oid, tree, names, tell)
     except HubError as error:
         raise publish_error(api, error, State.UNKNOWN, target, "what is there was not read") from error
-    return RemoteVerification(target, oid, held, len(names), full, tuple(dict.fromkeys(problems)))
+    return RemoteVerification(target, oid, source, len(names), full, tuple(dict.fromkeys(problems)))
 
 
 def tree_problems(tree: Tree, expected: Manifest, deleted: tuple[str, ...] = ()) -> list[str]:
@@ -115,12 +115,12 @@ def _of_itself(api: Hub, repo: str, oid: str, tree: Tree) -> tuple[dict[str, str
     listed = evidence_of(api.fetch(repo, VARIANT_FILE, oid)).get("files") if VARIANT_FILE in tree else None
     if not isinstance(listed, dict) or not listed:
         return {}, [f"it has no {VARIANT_FILE} that lists its files: nothing says what they should be"]
-    names = {str(path): str(one.get("sha256", "")) for path, one in listed.items() if isinstance(one, dict)}
+    names = {str(path): str(entry.get("sha256", "")) for path, entry in listed.items() if isinstance(entry, dict)}
     problems = [*(f"{path} is missing" for path in names if path not in tree), *_shadows(tree, names)]
     for path in (path for path in names if path in tree):
         large = tree[path].large
-        found = tree[path].oid if large else hashlib.sha256(api.fetch(repo, path, oid)).hexdigest()
-        if found != names[path]:
+        digest = tree[path].oid if large else hashlib.sha256(api.fetch(repo, path, oid)).hexdigest()
+        if digest != names[path]:
             problems.append(f"{path} is another file")
     return names, problems
 
@@ -148,12 +148,12 @@ def _local_header(file: Path) -> dict[str, tuple[str, tuple[int, ...], tuple[int
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         try:
-            found = json.loads(opened.read(length) if length < file.stat().st_size else b"")
+            header = json.loads(opened.read(length) if length < file.stat().st_size else b"")
         except ValueError:
             return {}
     return {
-        name: (str(one["dtype"]), tuple(one["shape"]), tuple(one["data_offsets"]))
-        for name, one in found.items()
+        name: (str(tensor["dtype"]), tuple(tensor["shape"]), tuple(tensor["data_offsets"]))
+        for name, tensor in header.items()
         if name != "__metadata__"
     }
 

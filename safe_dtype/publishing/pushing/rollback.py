@@ -63,11 +63,11 @@ def _landed_with_bytes(api: Hub, commit: Commit, target: Target, past: str, then
 
 def _same(api: Hub, target: Target, oid: str, then: Tree) -> None:
     try:
-        found = api.tree(target.repo, oid)
+        tree = api.tree(target.repo, oid)
     except HubError as error:
         visible = f"the new commit {oid[:12]}, which could not be read back"
         raise publish_error(api, error, State.UNVERIFIED, target, visible) from error
-    if found != then:
-        wrong = sorted(path for path in found.keys() | then.keys() if found.get(path) != then.get(path))
+    if tree != then:
+        wrong = sorted(path for path in tree.keys() | then.keys() if tree.get(path) != then.get(path))
         happened = f"the new commit differs from the earlier one in {', '.join(wrong)}"
         raise PublishError(str(State.BROKEN), str(target), happened, f"the new commit {oid[:12]}", "roll back again")

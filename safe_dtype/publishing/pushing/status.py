@@ -52,11 +52,11 @@ def status(folder: Path, api: Hub) -> Standing:
     except HubError as error:
         if error.missing not in ("repository", "revision"):
             raise publish_error(api, error, receipt.state, target, "not read") from error
-        said = f"the {error.missing} is not there"
-        return Standing(receipt, State.NOT_PUBLISHED, said, changed_since=changed)
+        reason = f"the {error.missing} is not there"
+        return Standing(receipt, State.NOT_PUBLISHED, reason, changed_since=changed)
     problems = tree_problems(tree, receipt.files, receipt.deleted)
-    state, said = _judged(receipt, head.oid, private=head.private, problems=problems)
-    return Standing(receipt, state, said, head.oid, head.private, changed)
+    state, reason = _judged(receipt, head.oid, private=head.private, problems=problems)
+    return Standing(receipt, state, reason, head.oid, head.private, changed)
 
 
 def _judged(receipt: Receipt, head: str, *, private: bool, problems: list[str]) -> tuple[State, str]:

@@ -1,4 +1,4 @@
-"""The bytes, invisibly, and then one commit that shows all of them at once."""
+"""Send the bytes, which nobody sees yet, and then make the one commit that shows all of them."""
 
 from __future__ import annotations
 

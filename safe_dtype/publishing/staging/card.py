@@ -67,23 +67,25 @@ def block_of(card: str) -> str | None:
 
 def card_problems(card: str, evidence: Evidence) -> list[str]:
     """Return in what a card is not the one that this evidence gives, a sentence each."""
-    found = []
+    problems = []
     try:
         rendered = card_text(evidence)
     except jinja2.UndefinedError as exc:
         return [f"no card can be made of safe_dtype.json: {exc.message}"]
     if block_of(card) != block_of(rendered):
-        found.append("README.md does not say what safe_dtype.json says: render it again (`safe-dtype publish card`)")
-    said = read_front_matter(card)
-    if not said:
-        found.append("README.md has no YAML at its top that can be read")
-    for name, value in _keys(evidence).items() if said else ():
+        problems.append(
+            "README.md does not say what safe_dtype.json says: render it again (`safe-dtype publish card`)"
+        )
+    front_matter = read_front_matter(card)
+    if not front_matter:
+        problems.append("README.md has no YAML at its top that can be read")
+    for name, value in _keys(evidence).items() if front_matter else ():
         if isinstance(value, list):
-            if lost := [one for one in value if one not in (said.get(name) or ())]:
-                found.append(f"the YAML of README.md lacks {', '.join(lost)} in {name}")
-        elif said.get(name) != value:
-            found.append(f"the YAML of README.md has {name}: {said.get(name)!r}, and should have {value!r}")
-    return found
+            if lost := [item for item in value if item not in (front_matter.get(name) or ())]:
+                problems.append(f"the YAML of README.md lacks {', '.join(lost)} in {name}")
+        elif front_matter.get(name) != value:
+            problems.append(f"the YAML of README.md has {name}: {front_matter.get(name)!r}, and should have {value!r}")
+    return problems
 
 
 def _keys(evidence: Evidence) -> dict[str, Any]:
@@ -91,12 +93,12 @@ def _keys(evidence: Evidence) -> dict[str, Any]:
     tags = ["safe-dtype", _TAGS.get(evidence.dtype, evidence.dtype)]
     tags += ["fp32-islands"] if evidence.islands else []
     tags += ["needs-safe-dtype"] if evidence.needs else []
-    found = {
+    keys = {
         "base_model": base.repo, "base_model_relation": "quantized", "library_name": "transformers",
         "license": base.license, "license_name": base.license_name, "license_link": base.license_link,
         "pipeline_tag": base.pipeline_tag, "tags": tags,
     }  # fmt: skip
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in keys.items() if value is not None}
 
 
 def _rendered(evidence: Evidence) -> str:
@@ -111,7 +113,7 @@ def _rendered(evidence: Evidence) -> str:
     environment.filters |= {"figure": _figure, "ratio": _ratio, "share": _share, "size": _size, "code": _code}
     plots = {"drift": DRIFT if DRIFT in evidence.files else "", "ranges": RANGES if RANGES in evidence.files else ""}
     values = evidence.to_dict()
-    reach = max(evidence.ranges, key=lambda one: one.variant, default=None)
+    reach = max(evidence.ranges, key=lambda layer: layer.variant, default=None)
     text = environment.get_template(_TEMPLATE).render(values, bytes=evidence.bytes, plots=plots, reach=reach)
     return re.sub(r"\n{3,}", "\n\n", text)
 

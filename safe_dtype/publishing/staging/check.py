@@ -1,4 +1,4 @@
-"""Is a staged folder fit to be published? Every problem found, from its files alone."""
+"""Check whether a staged folder is fit to be published: every problem, found in its files alone."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpa
 
 def check(folder: Path) -> list[str]:
     """Return what keeps a staged folder from being published, a sentence each; none where it is fit."""
-    found = [*_stray(folder), *_index_problems(folder)]
+    problems = [*_stray(folder), *_index_problems(folder)]
     try:
         evidence = read_evidence(folder)
     except NotPublishableError as exc:
-        return [*found, exc.happened]
-    found += evidence.problems()
-    found += _dtype_problems(folder, evidence)
-    found += _file_problems(folder, evidence)
+        return [*problems, exc.happened]
+    problems += evidence.problems()
+    problems += _dtype_problems(folder, evidence)
+    problems += _file_problems(folder, evidence)
     card = folder / CARD
-    found += card_problems(card.read_text(encoding="utf-8"), evidence) if card.is_file() else [f"{CARD} is missing"]
-    return found
+    problems += card_problems(card.read_text(encoding="utf-8"), evidence) if card.is_file() else [f"{CARD} is missing"]
+    return problems
 
 
 def _stray(folder: Path) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _dtype_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
 
 
 def _said(counts: Any) -> str:
-    return ", ".join(f"{one.tensors} tensors in {name}" for name, one in counts.items()) or "nothing"
+    return ", ".join(f"{count.tensors} tensors in {name}" for name, count in counts.items()) or "nothing"
 
 
 def _file_problems(folder: Path, evidence: Evidence) -> Iterator[str]:

@@ -57,7 +57,8 @@ def bytes_of(facts: CheckpointFacts) -> int:
 def device_to_dict(device: DeviceFacts) -> dict[str, Any]:
     """Return a device by its product's name, and what was found out about every dtype on it."""
     verdicts = [
-        {"dtype": one.dtype.name, "op": one.op, "kind": str(one.kind), "reason": one.reason} for one in device.verdicts
+        {"dtype": verdict.dtype.name, "op": verdict.op, "kind": str(verdict.kind), "reason": verdict.reason}
+        for verdict in device.verdicts
     ]
     return {
         "name": device.name, "device": device.device, "capability": device.capability, "driver": device.driver,

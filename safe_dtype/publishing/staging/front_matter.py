@@ -19,10 +19,10 @@ def read_front_matter(card: str) -> dict[str, Any]:
     if not card.startswith("---"):
         return {}
     try:
-        found = yaml.safe_load(card.split("\n---", 1)[0].removeprefix("---"))
+        values = yaml.safe_load(card.split("\n---", 1)[0].removeprefix("---"))
     except yaml.YAMLError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
 def parted(card: str) -> tuple[str, str]:
@@ -34,10 +34,10 @@ def parted(card: str) -> tuple[str, str]:
     card = card.replace("\r\n", "\n")
     if not card.startswith("---\n"):
         return "", f"\n{card}" if card else ""
-    top, found, body = card.removeprefix("---\n").partition("\n---\n")
+    top, separator, body = card.removeprefix("---\n").partition("\n---\n")
     if top.startswith("---\n"):  # there is nothing in it
-        return "", top.removeprefix("---\n") + found + body
-    if not found or (top.strip() and not read_front_matter(card)):
+        return "", top.removeprefix("---\n") + separator + body
+    if not separator or (top.strip() and not read_front_matter(card)):
         raise not_publishable(
             Path("README.md"), "the YAML of the README that is there cannot be read", "repair it on the Hub first"
         )
@@ -46,15 +46,15 @@ def parted(card: str) -> tuple[str, str]:
 
 def merged(top: str, ours: Mapping[str, Any]) -> str:
     """Return the YAML lines `top` with our keys in their places, or at the end where they are new."""
-    theirs = read_front_matter(f"---\n{top}---\n")
-    left = {name: _with_theirs(value, theirs.get(name)) for name, value in ours.items()}
+    existing = read_front_matter(f"---\n{top}---\n")
+    left = {name: _with_theirs(value, existing.get(name)) for name, value in ours.items()}
     lines: list[str] = []
     skipping = False
     for line in top.splitlines(keepends=True):
         key = _KEY.match(line)
         if key:
             # What says the same already stays as it was written.
-            own = key[1] in left and left[key[1]] != theirs.get(key[1])
+            own = key[1] in left and left[key[1]] != existing.get(key[1])
             value = left.pop(key[1], None)
             skipping = own
             if own:
@@ -66,11 +66,11 @@ def merged(top: str, ours: Mapping[str, Any]) -> str:
     return "".join(lines) + (dumped(left) if left else "")
 
 
-def _with_theirs(ours: Any, theirs: Any) -> Any:
+def _with_theirs(ours: Any, existing: Any) -> Any:
     if not isinstance(ours, list):
         return ours
-    before = theirs if isinstance(theirs, list) else [theirs] if isinstance(theirs, str) else []
-    return [*before, *(one for one in ours if one not in before)]
+    before = existing if isinstance(existing, list) else [existing] if isinstance(existing, str) else []
+    return [*before, *(item for item in ours if item not in before)]
 
 
 def dumped(values: Mapping[str, Any]) -> str:

@@ -44,9 +44,9 @@ def manifest_of(folder: Path, *, progress: Progress | None = None) -> Manifest:
 
 def _digests(folder: Path, files: dict[str, Path], progress: Progress | None) -> Manifest:
     tell = None if progress is None else partial(progress, "hash")
-    found = read_all(files, _digest, progress=tell)
-    digests = {name: digest for name, digest in found.items() if digest is not None}
-    if changing := found.keys() - digests.keys():
+    hashed = read_all(files, _digest, progress=tell)
+    digests = {name: digest for name, digest in hashed.items() if digest is not None}
+    if changing := hashed.keys() - digests.keys():
         raise _refused(folder, f"{min(changing)} changes while it is read", "wait until nothing writes to the folder")
     return digests
 

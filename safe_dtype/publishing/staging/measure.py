@@ -55,7 +55,7 @@ def inputs_for(checkpoint: Checkpoint, vocab_size: int, text: str | None) -> tup
         CheckpointError: If a `text` was given, and there is no tokenizer.
         NothingToCompareError: If it is too short.
     """
-    said = BUILT_IN_TEXT if text is None else text
+    words = BUILT_IN_TEXT if text is None else text
     try:
         batches = checkpoint.batches(text, tokens=_TOKENS)
     except (CheckpointError, NothingToCompareError):
@@ -63,7 +63,7 @@ def inputs_for(checkpoint: Checkpoint, vocab_size: int, text: str | None) -> tup
             raise
         return checkpoint.random_batches(vocab_size, tokens=_TOKENS), "random tokens", None
     kind = "built-in text" if text is None else "own text"
-    return batches, kind, sha256(said.encode()).hexdigest()
+    return batches, kind, sha256(words.encode()).hexdigest()
 
 
 def reference_of(checkpoint: Checkpoint, vocab_size: int, text: str | None, folder: Path) -> Reference:
@@ -89,11 +89,11 @@ def plainly(
     Raises:
         NotPublishableError: If it cannot load or run it.
     """
-    found = _in_a_child(staged, reference, device=device, scratch=scratch)
+    answer = _in_a_child(staged, reference, device=device, scratch=scratch)
     answers = [load_file(f"{path}.out") for path in _inputs(scratch, len(reference.batches))]
     fidelity = _fidelity("transformers", reference, _Played(answers), max_drift)
-    dtype, nonfinite = found["dtype"], int(found["nonfinite"])
-    return _with(fidelity, loaded_in=dtype, ended_in=dtype, nonfinite=nonfinite), found["peaks"]
+    dtype, nonfinite = answer["dtype"], int(answer["nonfinite"])
+    return _with(fidelity, loaded_in=dtype, ended_in=dtype, nonfinite=nonfinite), answer["peaks"]
 
 
 def by_safe_dtype(staged: Path, dtype: Dtype, reference: Reference, *, device: str, max_drift: float) -> Fidelity:
@@ -121,23 +121,23 @@ def _with(fidelity: Fidelity, *, loaded_in: str, ended_in: str, nonfinite: int) 
 
 def _fidelity(loader: str, reference: Reference, candidate: Any, max_drift: float) -> Fidelity:
     """Compare twice over what the candidate says once: the drift by the measure of all, and KL position by position."""
-    kept = _Kept(candidate)
-    drift = drift_from(reference.recording, kept, reference.batches)
+    recorded = _Kept(candidate)
+    drift = drift_from(reference.recording, recorded, reference.batches)
     kl: tuple[float, ...] = ()
     if drift.kind in _WITH_DISTRIBUTIONS:
-        kl = tuple(islice(_kl(reference, kept.answers), _POSITIONS_KEPT))
+        kl = tuple(islice(_kl(reference, recorded.answers), _POSITIONS_KEPT))
     return Fidelity(loader, "", "", drift, 0, exceeds(drift, max_drift), kl)
 
 
 def _kl(reference: Reference, answers: Sequence[Any]) -> Iterator[float]:
     for number, (batch, answer) in enumerate(zip(reference.batches, answers, strict=True)):
-        theirs = reference.recording.outputs(number, batch).main
-        mask = counted(theirs, batch, reference.recording.alignment)
-        first, second = (one.reshape(-1, one.shape[-1]) for one in (theirs, answer.main))
+        expected = reference.recording.outputs(number, batch).main
+        mask = counted(expected, batch, reference.recording.alignment)
+        first, second = (value.reshape(-1, value.shape[-1]) for value in (expected, answer.main))
         for rows in chunks(rows_that_count(first, mask), first.shape[1]):
             # Seven places are more than a plot shows, and a file of 512 numbers stays small.
             compared = compare_logits(as_float64(first, rows), as_float64(second, rows), None)
-            yield from (float(f"{one:.7g}") for one in compared.kl.tolist())
+            yield from (float(f"{value:.7g}") for value in compared.kl.tolist())
 
 
 class _Kept:
@@ -229,12 +229,12 @@ def _in_a_child(staged: Path, reference: Reference, *, device: str, scratch: Pat
     if status := run([sys.executable, str(script), str(where)], log=log, end=None, environment=_environment()):
         why = last_error(log) if status > 0 else how_it_ended(status, 0)
         raise not_publishable(staged, f"plain transformers cannot load and run it ({why})")
-    found: dict[str, Any] = json.loads(where.with_suffix(".found.json").read_text(encoding="utf-8"))
-    if not found.pop("alone"):
+    answer: dict[str, Any] = json.loads(where.with_suffix(".found.json").read_text(encoding="utf-8"))
+    if not answer.pop("alone"):
         raise not_publishable(
             staged, "safe_dtype was in the process that was to be without it", "unset SAFE_DTYPE_PATCH and PYTHONPATH"
         )
-    return found
+    return answer
 
 
 def _environment() -> dict[str, str]:

@@ -69,8 +69,8 @@ class VariantSource:
         text = json.dumps(values)
         for place in {str(self.weights), str(self.weights.resolve())}:
             text = text.replace(json.dumps(place)[1:-1], self.name)
-        found: dict[str, Any] = json.loads(text)
-        return found
+        replaced: dict[str, Any] = json.loads(text)
+        return replaced
 
 
 def source_of(
@@ -102,16 +102,16 @@ def source_of(
     )
 
 
-def _base(folder: Path, repo: str | None, revision: str | None, given: str | None) -> Base:
+def _base(folder: Path, repo: str | None, revision: str | None, passed: str | None) -> Base:
     card = folder / _CARD
-    said: Mapping[str, Any] = read_front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
-    said = {name: one for name, one in said.items() if isinstance(one, str) and one}
-    if given and said.get("license", given) != given:
-        happened = f"license={given!r} was passed, and the card of the base says {said['license']!r}"
+    of_card: Mapping[str, Any] = read_front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    of_card = {name: value for name, value in of_card.items() if isinstance(value, str) and value}
+    if passed and of_card.get("license", passed) != passed:
+        happened = f"license={passed!r} was passed, and the card of the base says {of_card['license']!r}"
         raise not_publishable(folder, happened, "leave it out: a variant has the license of its base")
     return Base(
-        repo=repo, revision=revision, license=said.get("license") or given, license_name=said.get("license_name"),
-        license_link=said.get("license_link"), pipeline_tag=said.get("pipeline_tag"),
+        repo=repo, revision=revision, license=of_card.get("license") or passed, license_name=of_card.get("license_name"),
+        license_link=of_card.get("license_link"), pipeline_tag=of_card.get("pipeline_tag"),
     )  # fmt: skip
 
 

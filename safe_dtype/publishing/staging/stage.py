@@ -105,7 +105,7 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
         NotPublishableError: If `folder` is taken, plain transformers computes something else and `needs` does not allow
             that, or safe_dtype does; if `license` is not what the base's card says.
         CheckpointError: If the source cannot be found, read or run on text.
-        PlanError: If `dtype` does not do here.
+        PlanError: If `dtype` is rejected on this machine.
         VerifyError: If its drift cannot be measured.
         UnknownDtypeError: If `dtype` is none that models run in.
     """

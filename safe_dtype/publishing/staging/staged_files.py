@@ -21,8 +21,8 @@ def paths_of(folder: Path) -> Iterator[str]:
 def digests_of(folder: Path) -> dict[str, StagedFile]:
     """Return size and SHA-256 of every file but the card and the evidence, which are made from them."""
     files = {path: folder / path for path in paths_of(folder) if path not in (CARD, VARIANT_FILE)}
-    found = read_all(files, sha256_of)
-    return {path: StagedFile(file.stat().st_size, found[path]) for path, file in files.items()}
+    hashes = read_all(files, sha256_of)
+    return {path: StagedFile(file.stat().st_size, hashes[path]) for path, file in files.items()}
 
 
 def counts_of(folder: Path) -> dict[str, DtypeCount]:
@@ -31,9 +31,9 @@ def counts_of(folder: Path) -> dict[str, DtypeCount]:
     Raises:
         CorruptCheckpointError: If a header and its file contradict each other.
     """
-    found: dict[str, DtypeCount] = {}
+    counts: dict[str, DtypeCount] = {}
     for path in sorted(folder.glob("*.safetensors")):
         for tensor in read_local_header(path):
-            now = found.get(tensor.dtype, DtypeCount(0, 0))
-            found[tensor.dtype] = DtypeCount(now.tensors + 1, now.numbers + tensor.numel)
-    return dict(sorted(found.items(), key=lambda item: -item[1].numbers))
+            now = counts.get(tensor.dtype, DtypeCount(0, 0))
+            counts[tensor.dtype] = DtypeCount(now.tensors + 1, now.numbers + tensor.numel)
+    return dict(sorted(counts.items(), key=lambda item: -item[1].numbers))
