@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +14,12 @@ from pathlib import Path
 # torch is imported, and for what tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What inductor compiles is kept for this run alone, for all of its workers: a folder that other runs share may hold
+# kernels for other CPU settings, on which the process aborts.
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="safe_dtype_inductor_")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
 import pytest
 import torch
