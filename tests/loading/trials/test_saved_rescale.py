@@ -19,7 +19,7 @@ from publishing.loopback import LoopbackHub, status
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, SafeDtypeWarning, patched, plan_of, report
-from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, Gauge, HalfRange, Move, Part, Rescale
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, HalfRange
 from safe_dtype.loading import Request
 from safe_dtype.loading.trials.saved_rescale import with_stored
 from safe_dtype.planning import Policy, make_plan
@@ -327,13 +327,3 @@ def test_a_hub_that_fails(hub: LoopbackHub) -> None:
     found = with_stored(checkpoint(FLOAT16), Request("org/rescued", {}), None, rounds=True)
     assert found.half is None
     assert f"{FILE} cannot be read and is left aside" in found.warnings[-1]
-
-
-# The noun
-
-
-def test_written_and_read() -> None:
-    """What is stored is read again as it was."""
-    gauge = Gauge("residual", (Move(Part.NUMBER, "model.norm.eps", -2),))
-    for stored in (Stored(Rescale(((gauge, 3),), ("model.vision",)), ("a.b",), 0.02), Stored(None, (), None)):
-        assert Stored.from_dict(json.loads(json.dumps(stored.to_dict()))) == stored

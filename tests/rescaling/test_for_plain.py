@@ -1,0 +1,70 @@
+"""A rescale that plain transformers computes too: in the weights and the config, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from engineered import engineered, prompts
+from torch import Tensor
+
+from safe_dtype.errors import RescaleError
+from safe_dtype.facts import FLOAT16, Rescale
+from safe_dtype.rescaling import gauges_for
+from safe_dtype.rescaling.for_plain import fold_for_plain
+
+BITS = 8  # takes a peak of 4.7e5 to 1.8e3
+
+
+def logits(model: Any, family: str) -> Tensor:
+    """Return what a model says of a prompt."""
+    with torch.inference_mode():
+        found: Tensor = model(**prompts(family, count=1, tokens=24, seed=3)[0]).logits.float()
+    return found
+
+
+def plainly(folder: Path, dtype: str | torch.dtype = "auto") -> Any:
+    """Return what plain transformers loads."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+def test_folded_is_exact(family: str, tmp_path: Path) -> None:
+    """Saved folded and loaded by plain transformers, the logits are the same but for the rounding of sums.
+
+    Qwen3 ties its head to the embedding, which moves, and has norms of queries and keys that share the eps.
+    """
+    model = engineered(family)
+    before = logits(model, family)
+    residual = next(one for one in gauges_for(model).gauges if one.name == "residual")
+    folded = fold_for_plain(model, Rescale(((residual, BITS),)))
+    model.save_pretrained(tmp_path)
+    assert folded.config == {"rms_norm_eps": 1e-6 * 4.0**-BITS} or family == "phi3"
+    assert folded.untied is (family == "qwen3")
+    loaded = plainly(tmp_path, torch.float32)
+    assert torch.allclose(logits(loaded, family), before, atol=2e-4)
+    inside: list[Tensor] = []
+    loaded.model.layers[-1].register_forward_hook(
+        lambda _, __, returned: inside.append(returned[0] if isinstance(returned, tuple) else returned)
+    )
+    logits(loaded, family)
+    assert inside[0].abs().max() < FLOAT16.largest / 8
+
+
+def test_needs_a_hook() -> None:
+    """A rescale that multiplies what a module returns is in no checkpoint, and it is said which module that is."""
+    model = engineered("gemma2")
+    residual = next(one for one in gauges_for(model).gauges if one.name == "residual")
+    with pytest.raises(RescaleError, match="layernorm would need a hook"):
+        fold_for_plain(model, Rescale(((residual, BITS),)))
+
+
+def test_not_in_the_config() -> None:
+    """A number that modelling code computes, as the scaling of scores, comes from no key."""
+    model = engineered("llama")
+    scores = next(one for one in gauges_for(model).gauges if one.name.startswith("self_attn.q_proj"))
+    with pytest.raises(RescaleError, match="scaling and 3 others come from no key of the config"):
+        fold_for_plain(model, Rescale(((scores, 1),)))
