@@ -1,8 +1,11 @@
-"""One CPU for all tests: what was measured on a Xeon with 16-bit arithmetic stands for whatever machine runs them.
+"""One CPU for all tests: the made-up figures of one with 16-bit arithmetic stand for whatever machine runs them.
+
+float32, bfloat16 and float16 have the rates of `factories.AMX_CPU`; those of the other routes, the seconds of a norm
+and the errors are estimates of the same order. They decide which plan is made, never whether a result is right.
 
 Kernels are those of the machine, and so are memory, files, and the cache of verdicts. Only which dtype is how fast, on
-which every plan depends, is recorded: else a plan, and what is warned of, would change from CPU to CPU, and on a busy
-one from run to run.
+which every plan depends, is fixed: else a plan, and what is warned of, would change from CPU to CPU, and on a busy one
+from run to run.
 """
 
 from __future__ import annotations
