@@ -13,7 +13,7 @@ from optimizing.zoo import ZOO
 from safetensors.torch import save_file
 
 from safe_dtype.errors import NotOptimizableError
-from safe_dtype.optimizing.forms import outputs_of
+from safe_dtype.optimizing.graphs.flat import outputs_of
 from safe_dtype.optimizing.inputs.synthetic import Made, batches_for, batches_of, complete, held_out_of, read_inputs
 from safe_dtype.optimizing.nouns.job import Dynamic
 
