@@ -185,7 +185,7 @@ def status(*, folder: Path, form: str) -> None:
         click.echo(json.dumps(standing.to_dict(), indent=2))
     else:
         changed = "; the folder was changed since" if standing.changed_since else ""
-        click.echo(f"{standing.state}: {standing.said}{changed}")
+        click.echo(f"{standing.state}: {standing.reason}{changed}")
     click.get_current_context().exit(standing.state.exit_status)
 
 

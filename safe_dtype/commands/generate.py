@@ -16,7 +16,7 @@ from ..planning import Plan
 
 
 @dataclass(frozen=True)
-class Said:
+class Answer:
     """One answer and its timing."""
 
     text: str
@@ -93,7 +93,7 @@ class Generator:
             raise CheckpointError(source, f"{type(model).__name__} does not generate text", "pass a language model")
         return cls(model, tokenizer)
 
-    def answer(self, prompt: str, *, max_new_tokens: int, chat: bool = False, stream: TextIO | None = None) -> Said:
+    def answer(self, prompt: str, *, max_new_tokens: int, chat: bool = False, stream: TextIO | None = None) -> Answer:
         """Continue `prompt`, writing to `stream` as the tokens come.
 
         Raises:
@@ -105,12 +105,12 @@ class Generator:
         streamer = _TimedStreamer(self.tokenizer, stream)
         started = time.perf_counter()
         with torch.inference_mode():
-            found = self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer)[0]
+            tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer)[0]
         seconds = time.perf_counter() - started
-        given = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        text = self.tokenizer.decode(found[given:], skip_special_tokens=True)
+        prompt_length = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        text = self.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
         events = tuple(str(event) for event in report(self.model).events)
-        return Said(text, len(found) - given, streamer.first_token_seconds, seconds, events)
+        return Answer(text, len(tokens) - prompt_length, streamer.first_token_seconds, seconds, events)
 
     def _chat_inputs(self, prompt: str) -> Any:
         if not self.tokenizer.chat_template:

@@ -53,7 +53,7 @@ def parse_header(header: Any, file: str) -> tuple[tuple[TensorFacts, ...], int]:
     Raises:
         CorruptCheckpointError: If an entry is no tensor's, or the tensors leave gaps or overlap.
     """
-    found = []
+    tensors = []
     spans = []
     for name, entry in header.items() if isinstance(header, dict) else _fail(file, "has a header that is no table"):
         if name == "__metadata__":
@@ -67,14 +67,14 @@ def parse_header(header: Any, file: str) -> tuple[tuple[TensorFacts, ...], int]:
             _fail(file, f"holds {name} in {kind}, a format that nobody here knows")
         if end - start != needed:
             _fail(file, f"gives {name}, {kind} of shape {list(shape)}, {end - start:,} bytes instead of {needed:,}")
-        found.append(TensorFacts(name, TORCH_NAMES[kind], shape, file))
+        tensors.append(TensorFacts(name, TORCH_NAMES[kind], shape, file))
         spans.append((start, end, name))
     filled = 0
     for start, end, name in sorted(spans):
         if start != filled:
             _fail(file, f"has {name} begin at byte {start:,}, and what comes before it ends at {filled:,}")
         filled = end
-    return tuple(found), filled
+    return tuple(tensors), filled
 
 
 def _corrupt(file: str, problem: str) -> CorruptCheckpointError:

@@ -122,14 +122,14 @@ class HubRepository:
         from huggingface_hub.errors import HFValidationError
 
         try:
-            found = try_to_load_from_cache(
+            cached = try_to_load_from_cache(
                 self._where.name, name, cache_dir=self._cache_dir, revision=self.commit or self._where.revision
             )
         except HFValidationError as exc:
             raise CheckpointNotFoundError(
                 self._where.name, f"is neither a folder nor a repository's name ({exc})"
             ) from exc
-        return Path(found) if isinstance(found, str) else None
+        return Path(cached) if isinstance(cached, str) else None
 
     def download(self, name: str) -> Path:
         """Download one file into the cache, as transformers would, and return its path."""
@@ -176,8 +176,8 @@ class HubRepository:
             except SafetensorsParsingError as exc:
                 raise CorruptCheckpointError(self._where.name, f"{name} has no readable header ({exc})") from exc
         return tuple(
-            TensorFacts(key, TORCH_NAMES.get(one.dtype, one.dtype.lower()), tuple(one.shape), name)
-            for key, one in parsed.tensors.items()
+            TensorFacts(key, TORCH_NAMES.get(tensor.dtype, tensor.dtype.lower()), tuple(tensor.shape), name)
+            for key, tensor in parsed.tensors.items()
         )
 
     @property

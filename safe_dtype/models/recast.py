@@ -1,6 +1,6 @@
 """Change the dtype of a loaded model in place: parameter by parameter, ties, hooks, buffers and lists intact.
 
-`model.to(dtype)` will not do. It casts what must stay float32 (`_keep_in_fp32_modules`, `inv_freq`) for good, and it
+`model.to(dtype)` is wrong here: it casts what must stay float32 (`_keep_in_fp32_modules`, `inv_freq`) for good, and it
 refuses models that are offloaded or quantized.
 """
 

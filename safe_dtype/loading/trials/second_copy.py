@@ -54,7 +54,11 @@ def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
     """Return the arguments of the call that choose kernels, the plan's attention where the call names none."""
     # An Auto class writes them into the config that it hands on.
     written = {name: getattr(request.arguments.get("config"), f"_{name}_internal", None) for name in _HOW}
-    chosen = {name: one for name in _HOW if (one := request.arguments.get(name) or written[name]) is not None}
+    chosen = {
+        name: implementation
+        for name in _HOW
+        if (implementation := request.arguments.get(name) or written[name]) is not None
+    }
     return {"attn_implementation": plan.attention, **chosen} if plan.attention else chosen
 
 

@@ -21,7 +21,7 @@ class Standing:
 
     receipt: Receipt | None  # as it was written
     state: State  # as it is
-    said: str  # why, in a sentence
+    reason: str  # why, in a sentence
     head: str | None = None  # of the revision
     private: bool | None = None
     changed_since: bool = False  # whether the folder is no longer what the receipt is about
@@ -29,7 +29,7 @@ class Standing:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         receipt = None if self.receipt is None else self.receipt.to_dict()
-        return {"receipt": receipt, "state": str(self.state), "said": self.said, "head": self.head,
+        return {"receipt": receipt, "state": str(self.state), "said": self.reason, "head": self.head,
                 "private": self.private, "changed_since": self.changed_since}  # fmt: skip
 
 

@@ -17,14 +17,14 @@ def forms_of(record: Optimization) -> Forms:
     """Return the verified forms, the chosen one marked, and how many others were tried."""
     tried = [
         TriedForm(
-            one.form,
-            one.dtype.name,
-            max((stage.distance.relative for stage in one.stages), default=0.0),
-            one.speedup,
+            attempt.form,
+            attempt.dtype.name,
+            max((stage.distance.relative for stage in attempt.stages), default=0.0),
+            attempt.speedup,
             chosen=number == record.chosen,
         )
-        for number, one in enumerate(record.attempts)
-        if one.outcome is Outcome.VERIFIED
+        for number, attempt in enumerate(record.attempts)
+        if attempt.outcome is Outcome.VERIFIED
     ]
     processor: Any = record.environment.get("cpu") or {}
     device = str(processor.get("name") or record.device) if record.device == "cpu" else record.device

@@ -107,7 +107,7 @@ def by_safe_dtype(staged: Path, dtype: Dtype, reference: Reference, *, device: s
         # It may leave the dtype that it is asked for: that is looked at, and written down.
         warnings.simplefilter("ignore", SafeDtypeWarning)
         model = SafeAutoModel.from_pretrained(staged, dtype=dtype.name, **where).eval()
-        loaded_in, seen = _dtype_of(model), _Seen(model)
+        loaded_in, seen = _dtype_of(model), _WatchedModel(model)
         fidelity = _fidelity("safe_dtype", reference, seen, max_drift)
     return _with(fidelity, loaded_in=loaded_in, ended_in=_dtype_of(model), nonfinite=seen.nonfinite)
 
@@ -121,7 +121,7 @@ def _with(fidelity: Fidelity, *, loaded_in: str, ended_in: str, nonfinite: int) 
 
 def _fidelity(loader: str, reference: Reference, candidate: Any, max_drift: float) -> Fidelity:
     """Compare twice over what the candidate says once: the drift by the measure of all, and KL position by position."""
-    recorded = _Kept(candidate)
+    recorded = _RecordedOutputs(candidate)
     drift = drift_from(reference.recording, recorded, reference.batches)
     kl: tuple[float, ...] = ()
     if drift.kind in _WITH_DISTRIBUTIONS:
@@ -140,7 +140,7 @@ def _kl(reference: Reference, answers: Sequence[Any]) -> Iterator[float]:
             yield from (float(f"{value:.7g}") for value in compared.kl.tolist())
 
 
-class _Kept:
+class _RecordedOutputs:
     """Runs a candidate, and keeps what it said until the KL of each position is taken from it."""
 
     def __init__(self, candidate: Any) -> None:
@@ -160,12 +160,12 @@ class _Played:
         self._left = iter(answers)
 
     def __call__(self, **_batch: Any) -> dict[str, Any]:
-        found: dict[str, Any] = dict(next(self._left))
-        hidden = found.pop("hidden", None)
-        return found if hidden is None else {**found, "hidden_states": (hidden,)}
+        outputs: dict[str, Any] = dict(next(self._left))
+        hidden = outputs.pop("hidden", None)
+        return outputs if hidden is None else {**outputs, "hidden_states": (hidden,)}
 
 
-class _Seen:
+class _WatchedModel:
     """A model that counts what is not finite in its outputs."""
 
     def __init__(self, model: Any) -> None:
@@ -173,9 +173,11 @@ class _Seen:
         self.nonfinite = 0
 
     def __call__(self, **batch: Any) -> Any:
-        held = next(self._model.parameters())
-        given = {name: one.to(held.device) if isinstance(one, torch.Tensor) else one for name, one in batch.items()}
-        returned = self._model(**given)
+        parameter = next(self._model.parameters())
+        inputs = {
+            name: one.to(parameter.device) if isinstance(one, torch.Tensor) else one for name, one in batch.items()
+        }
+        returned = self._model(**inputs)
         main = outputs_of(lambda **_: returned, batch).main
         self.nonfinite += int((~(main < math.inf)).sum())
         return returned
@@ -229,7 +231,7 @@ def _in_a_child(staged: Path, reference: Reference, *, device: str, scratch: Pat
     if status := run([sys.executable, str(script), str(where)], log=log, end=None, environment=_environment()):
         why = last_error(log) if status > 0 else how_it_ended(status, 0)
         raise not_publishable(staged, f"plain transformers cannot load and run it ({why})")
-    answer: dict[str, Any] = json.loads(where.with_suffix(".found.json").read_text(encoding="utf-8"))
+    answer: dict[str, Any] = json.loads(where.with_suffix(".answer.json").read_text(encoding="utf-8"))
     if not answer.pop("alone"):
         raise not_publishable(
             staged, "safe_dtype was in the process that was to be without it", "unset SAFE_DTYPE_PATCH and PYTHONPATH"

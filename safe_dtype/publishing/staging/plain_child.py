@@ -26,10 +26,10 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: one.to(order["device"]) for name, one in load_file(file).items()}
         with torch.inference_mode():
             returned = model(**inputs, **more)
-        found = {name: one.float().cpu().clone().contiguous() for name, one in compared(returned).items()}
+        answers = {name: one.float().cpu().clone().contiguous() for name, one in compared(returned).items()}
         # A logit of -inf is a mask.
-        nonfinite += sum(int((~(one < torch.inf)).sum()) for one in found.values())
-        save_file(found, f"{file}.out")
+        nonfinite += sum(int((~(one < torch.inf)).sum()) for one in answers.values())
+        save_file(answers, f"{file}.out")
     return {
         "dtype": str(model.dtype).removeprefix("torch."), "peaks": peaks, "nonfinite": nonfinite,
         "alone": "safe_dtype" not in sys.modules,
@@ -53,5 +53,5 @@ def compared(returned: Any) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     where = Path(sys.argv[1])
-    found = main(json.loads(where.read_text(encoding="utf-8")))
-    where.with_suffix(".found.json").write_text(json.dumps(found), encoding="utf-8")
+    answer = main(json.loads(where.read_text(encoding="utf-8")))
+    where.with_suffix(".answer.json").write_text(json.dumps(answer), encoding="utf-8")

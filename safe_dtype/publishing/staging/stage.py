@@ -117,9 +117,9 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         tell("reading the source")
-        found = source_of(source, revision=revision, base=base, license=license)
+        variant_source = source_of(source, revision=revision, base=base, license=license)
         made = aside / folder.name
-        evidence = _Job(found, aside, made, _Wishes(text, max_drift, needs, tell)).run(wanted)
+        evidence = _Job(variant_source, aside, made, _Wishes(text, max_drift, needs, tell)).run(wanted)
         if folder.exists():
             folder.rmdir()
         made.rename(folder)

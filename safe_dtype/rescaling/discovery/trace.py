@@ -208,7 +208,7 @@ def _list_of_each_block(model: nn.Module, calls: list[_Call]) -> dict[str, str]:
     list_of: dict[str, str] = {}
     for path, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.ModuleDict)) or any(
-            path.startswith(f"{one}.") for one in list_of
+            path.startswith(f"{block}.") for block in list_of
         ):
             continue
         names = [f"{path}.{name}" for name, _ in module.named_children()]

@@ -193,9 +193,14 @@ class _Search:
 def wide_weights(model: nn.Module, names: Iterable[str] | None = None) -> Iterator[str]:
     """Yield the names of the parameters, of those called `names`, that hold a number beyond float16's range."""
     wanted = None if names is None else set(names)
-    for name, one in model.named_parameters():
-        if (wanted is None or name in wanted) and one.is_floating_point() and not one.is_meta and one.numel():
-            smallest, largest = one.detach().aminmax()
+    for name, parameter in model.named_parameters():
+        if (
+            (wanted is None or name in wanted)
+            and parameter.is_floating_point()
+            and not parameter.is_meta
+            and parameter.numel()
+        ):
+            smallest, largest = parameter.detach().aminmax()
             if max(-smallest.item(), largest.item()) > FLOAT16.largest:
                 yield name
 

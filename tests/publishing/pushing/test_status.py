@@ -42,7 +42,7 @@ def test_moved_on(hub: LoopbackHub, stage: Path) -> None:
     hub.push(REPO, {"config.json": b"{}"})
     found = standing(stage, hurried(hub))
     assert found.state is State.CONFLICT
-    assert "config.json" in found.said
+    assert "config.json" in found.reason
 
 
 def test_changed_since(hub: LoopbackHub, stage: Path) -> None:
