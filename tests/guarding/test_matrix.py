@@ -22,6 +22,7 @@ from guarding.generators import (
     generator,
 )
 from guarding.oracle import Switch
+from pairwise import pairwise
 from tiny_models import TINY
 from torch import nn
 
@@ -99,24 +100,23 @@ def check(name: str, module: str, kind: str, call: int, options: dict[str, Any])
     assert {one.dtype for one in model.parameters()} == {FP32}
 
 
-@pytest.mark.parametrize("kind", ["cublas", "nan"])
-@pytest.mark.parametrize("call", MOMENTS.values(), ids=MOMENTS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_strategies(strategy: str, call: int, kind: str) -> None:
+@pytest.mark.parametrize(("strategy", "moment", "kind"), pairwise(STRATEGIES, MOMENTS, ["cublas", "nan"]))
+def test_strategies(strategy: str, moment: str, kind: str) -> None:
     """Every decoding strategy goes on from the very step, with its tokens, scores, beams and random numbers."""
+    call = MOMENTS[moment]
     if strategy == "guidance":
         call *= 2  # each of its steps calls the model twice, and the first of them once
     check("qwen3", DOWN, kind, call, STRATEGIES[strategy])
 
 
-@pytest.mark.parametrize("kind", ["cublas", "nan", "inf", "mismatch"])
-@pytest.mark.parametrize("call", MOMENTS.values(), ids=MOMENTS)
-@pytest.mark.parametrize("cache_name", CACHES)
-def test_caches(cache_name: str, call: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("cache_name", "moment", "kind"), pairwise(CACHES, MOMENTS, ["cublas", "nan", "inf", "mismatch"])
+)
+def test_caches(cache_name: str, moment: str, kind: str) -> None:
     """Every cache is rolled back to where the step began, and cast."""
     name, options = CACHES[cache_name]
     module = DOWN if name != "mamba" else "backbone.layers.1.mixer.out_proj"
-    check(name, module, kind, call, BOTH_ROWS | options)
+    check(name, module, kind, MOMENTS[moment], BOTH_ROWS | options)
 
 
 def linear_of(model: nn.Module) -> str:
@@ -125,9 +125,10 @@ def linear_of(model: nn.Module) -> str:
     return [name for name in names if ".1." in name and ("decoder" in name or "encoder" not in name)][-1]
 
 
-@pytest.mark.parametrize("kind", ["cublas", "nan"])
-@pytest.mark.parametrize("call", [0, 1, 6])
-@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"qwen3", "mistral", "gemma3"}))
+@pytest.mark.parametrize(
+    ("name", "call", "kind"),
+    pairwise(sorted(set(ARCHITECTURES) - {"qwen3", "mistral", "gemma3"}), [0, 1, 6], ["cublas", "nan"]),
+)
 def test_architectures(name: str, call: int, kind: str) -> None:
     """Attention, mixtures, states, hybrids and encoder-decoders alike go on from the very step."""
     options = BOTH_ROWS if name != "rwkv" else {"input_ids": IDS}
@@ -170,11 +171,11 @@ def test_one_row_of_the_batch(call: int) -> None:
     assert found.differs(switched("qwen3", call, BOTH_ROWS)) == []
 
 
-@pytest.mark.parametrize("kind", ["cublas", "nan"])
-@pytest.mark.parametrize("call", [0, 1, 4])
-@pytest.mark.parametrize("sampling", [False, True], ids=["greedy", "sampling"])
-@pytest.mark.parametrize("fails", ["model", "assistant", "prompt-lookup"])
-def test_speculation(fails: str, sampling: bool, call: int, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("fails", "strategy", "call", "kind"),
+    pairwise(["model", "assistant", "prompt-lookup"], ["greedy", "sampling"], [0, 1, 4], ["cublas", "nan"]),
+)
+def test_speculation(fails: str, strategy: str, call: int, kind: str) -> None:
     """Assisted decoding goes on whichever of its models fails, and so does looking up the prompt."""
 
     def prepared() -> tuple[Any, Any, dict[str, Any]]:
@@ -182,7 +183,7 @@ def test_speculation(fails: str, sampling: bool, call: int, kind: str) -> None:
         torch.manual_seed(3)
         for one in assistant.parameters():
             one.data += 0.02 * torch.randn_like(one)
-        options = ONE_ROW | {"do_sample": sampling}
+        options = ONE_ROW | {"do_sample": strategy == "sampling"}
         if fails == "prompt-lookup":
             return model, model, options | {"prompt_lookup_num_tokens": 3}
         return model, model if fails == "model" else assistant, options | {"assistant_model": assistant}

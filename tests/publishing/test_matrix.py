@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from forked import PROCESSES
 from publishing.client import in_child
 from publishing.faults import Action
 from publishing.loopback import LoopbackHub, call, drop, lose_response
@@ -35,10 +35,6 @@ from publishing.stages import push_alone, written
 
 from safe_dtype.publishing.pushing.journal import read_receipt
 from safe_dtype.publishing.release import State, Target
-
-# Each child begins as a copy of a process that has imported the client already, and has no threads.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["publishing.stages", "safe_dtype.publishing.pushing.push"])
 
 _XET = """
 import json, pathlib, sys, tempfile

@@ -18,6 +18,8 @@ from safe_dtype.optimizing.nouns.goal import Goal
 from safe_dtype.optimizing.nouns.job import DriftLimit, Job
 from safe_dtype.optimizing.nouns.record import Outcome
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 def job_in(dtype: Dtype, folder: Path) -> Job:
     """Return the untimed job of eager in `dtype`, with one batch to trace and one that is held out."""

@@ -19,6 +19,7 @@ from safe_dtype.optimizing.graphs.flat import flat_outputs, outputs_of
 from safe_dtype.optimizing.nouns.job import Dynamic, Job
 from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
 
+pytestmark = pytest.mark.usefixtures("forked_children")
 _TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 
 

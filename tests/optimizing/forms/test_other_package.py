@@ -17,7 +17,18 @@ from safe_dtype.optimizing.dry_run import dry_run
 from safe_dtype.optimizing.forms import GROUP, find_form, form_named, form_names, forms
 from safe_dtype.optimizing.nouns.goal import Goal
 
-LOAD = "import sys; from safe_dtype import load_optimized; print(repr(load_optimized(sys.argv[1], trust=len(sys.argv) > 2)))"
+pytestmark = pytest.mark.usefixtures("forked_children")
+# Loads a folder once for every cache: a new one is that of a user who has made nothing.
+LOAD = """
+import os, sys
+from safe_dtype import SafeDtypeError, load_optimized
+for cache, trust in (one.split("=") for one in sys.argv[2:]):
+    os.environ["SAFE_DTYPE_CACHE"] = cache
+    try:
+        print(repr(load_optimized(sys.argv[1], trust=trust == "trust")))
+    except SafeDtypeError as exc:
+        print(type(exc).__name__, str(exc).replace(chr(10), " "))
+"""
 
 
 def install(site: Path, *entry_points: str) -> None:
@@ -36,11 +47,11 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "site"
 
 
-def loaded_elsewhere(out: Path, *arguments: str, cache: Path) -> subprocess.CompletedProcess[str]:
-    """Load a folder in a process of its own, whose user has made nothing if `cache` is new."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "SAFE_DTYPE_CACHE": str(cache)}
-    command = [sys.executable, "-c", LOAD, str(out), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def loaded_elsewhere(out: Path, *loads: str) -> list[str]:
+    """Load a folder in a process of its own, once for every CACHE=trust or CACHE=; return what each came to."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LOAD, str(out), *loads]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def test_to_the_end(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,11 +66,13 @@ def test_to_the_end(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "snapshot in float32: the module itself, in inference mode" in (out / "report.md").read_text()
     assert load_optimized(out).fell_back == ""
 
-    assert "snapshot in float32" in loaded_elsewhere(out, cache=tmp_path / "cache").stdout
-    stranger = loaded_elsewhere(out, cache=tmp_path / "other-cache")
-    assert UntrustedFolderError.__name__ in stranger.stderr
-    assert "a pickled module (model.snapshot)" in stranger.stderr
-    assert "now eager" not in loaded_elsewhere(out, "trust", cache=tmp_path / "other-cache").stdout
+    ours, strangers = tmp_path / "cache", tmp_path / "other-cache"
+    mine, refused, trusted = loaded_elsewhere(out, f"{ours}=", f"{strangers}=", f"{strangers}=trust")
+    assert refused.startswith(UntrustedFolderError.__name__)
+    assert "a pickled module (model.snapshot)" in refused
+    for loaded in (mine, trusted):
+        assert "snapshot in float32" in loaded
+        assert "now eager" not in loaded
 
     monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(snapshot)])
     assert read_record(out) == found
