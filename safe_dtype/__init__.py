@@ -21,7 +21,19 @@ from .planning import Decision, Plan, Policy, Workload, make_plan
 if TYPE_CHECKING:
     from .checkpoints import read_checkpoint
     from .devices import detect, facts_of, measure, prior_facts
-    from .guarding import guard, on_event, register_remedy, report, unguard
+    from .guarding import (
+        Event,
+        FailureKind,
+        Incident,
+        NotPossible,
+        Remedy,
+        Report,
+        guard,
+        on_event,
+        register_remedy,
+        report,
+        unguard,
+    )
     from .loading import SafeAutoModel
     from .numerics import compute_in
     from .optimizing import Dynamic, Optimized, load_optimized, optimize
@@ -40,10 +52,16 @@ __all__ = [
     "Drift",
     "Dtype",
     "Dynamic",
+    "Event",
+    "FailureKind",
+    "Incident",
     "NoDtypeLeft",
+    "NotPossible",
     "Optimized",
     "Plan",
     "Policy",
+    "Remedy",
+    "Report",
     "SafeAutoModel",
     "SafeDtypeError",
     "SafeDtypeWarning",
@@ -78,6 +96,12 @@ __all__ = [
 _LOADED_ON_USE = {
     "compute_in": "numerics",
     "SafeAutoModel": "loading",
+    "Event": "guarding",
+    "FailureKind": "guarding",
+    "Incident": "guarding",
+    "NotPossible": "guarding",
+    "Remedy": "guarding",
+    "Report": "guarding",
     "guard": "guarding",
     "on_event": "guarding",
     "register_remedy": "guarding",

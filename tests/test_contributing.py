@@ -61,3 +61,13 @@ def test_layers() -> None:
     """The table of layers has every folder, in the order that imports keep to."""
     table = TEXT.partition("## Layers")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == LAYERS
+
+
+@pytest.mark.parametrize(
+    "name", ["safe_dtype.__all__", "safe_dtype.errors", "safe_dtype.testing", "safe_dtype.integrations"]
+)
+def test_public_surface(name: str) -> None:
+    """It is said what is public, and that everything else is private."""
+    section = TEXT.partition("## Public surface")[2].partition("\n## ")[0]
+    assert f"`{name}`" in section
+    assert "Everything else is private" in section

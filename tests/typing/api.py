@@ -11,12 +11,19 @@ from safe_dtype import (
     BFLOAT16,
     Drift,
     Dtype,
+    Dynamic,
+    Event,
+    FailureKind,
+    Incident,
+    NotPossible,
     Plan,
     Policy,
+    Remedy,
     SafeAutoModel,
     compute_in,
     drift_from,
     exceeds,
+    facts_of,
     guard,
     load_optimized,
     make_plan,
@@ -26,6 +33,7 @@ from safe_dtype import (
     patch,
     patched,
     plan_of,
+    prior_facts,
     publish,
     read_checkpoint,
     record_outputs,
@@ -35,9 +43,7 @@ from safe_dtype import (
     unguard,
     unpatch,
 )
-from safe_dtype.devices import facts_of, prior_facts
-from safe_dtype.guarding import Event, Failure, FailureKind, Incident, NotPossible, Remedy, classify
-from safe_dtype.optimizing import Dynamic, Status, read_record
+from safe_dtype.optimizing import Status, read_record
 from safe_dtype.publishing import State
 from safe_dtype.testing import fault
 
@@ -58,7 +64,6 @@ for event in report(net).events:
     kind: FailureKind = event.kind
     after: Dtype | None = event.after
 unguard(net)
-failure: Failure | None = classify(RuntimeError("no"))
 
 
 def count(owner: nn.Module, event: Event) -> None:

@@ -11,9 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from safe_dtype import BFLOAT16, FLOAT32, NoDtypeLeft, guard, register_remedy, report
+from safe_dtype import (
+    BFLOAT16,
+    FLOAT32,
+    FailureKind,
+    Incident,
+    NoDtypeLeft,
+    NotPossible,
+    guard,
+    register_remedy,
+    report,
+)
 from safe_dtype.errors import StrictModeError
-from safe_dtype.guarding import FailureKind, Incident, NotPossible
 from safe_dtype.testing import fault
 
 BF16 = torch.bfloat16
