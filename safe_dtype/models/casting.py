@@ -87,7 +87,9 @@ def _cast_state(state: Any, former: Collection[torch.dtype], new: torch.dtype) -
 
 
 def _cast_tensor(tensor: torch.Tensor, new: torch.dtype) -> torch.Tensor:
-    if torch.finfo(tensor.dtype).max > torch.finfo(new).max:
-        # A mask is filled with the end of the old range; that would be -Inf in the new one, and a row of it NaN.
-        tensor = tensor.masked_fill(tensor <= torch.finfo(tensor.dtype).min, torch.finfo(new).min)
-    return tensor.to(new)
+    if torch.finfo(tensor.dtype).max <= torch.finfo(new).max:
+        return tensor.to(new)
+    # A mask is filled with the end of the old range, or of bfloat16's where it was made in that; either would be -Inf in
+    # the new one, and a row of it NaN. It is filled after the cast: bfloat16 has no -65504.
+    end = max(torch.finfo(tensor.dtype).min, torch.finfo(torch.bfloat16).min)
+    return tensor.to(new).masked_fill(tensor <= end, torch.finfo(new).min)
