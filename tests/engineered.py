@@ -8,9 +8,11 @@ for the same direction, so that they square it (arXiv 2603.05498). A random mode
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -333,13 +335,19 @@ def _sharpen(model: Any) -> None:
             norm.bias.mul_(factor)
 
 
-@torch.no_grad()
 def engineered(family: str, *, size: Size = "tiny", seed: int = 0) -> tf.PreTrainedModel:
     """Return a float32 model, in eval mode, whose weights are bf16 values and whose activations overflow float16.
 
-    The same seed gives the same weights, and torch's own random state stays as it was. "tiny" takes milliseconds,
-    "small" a second.
+    The same seed gives the same weights, and torch's own random state stays as it was. It is a copy, which takes
+    milliseconds, of what was made once.
     """
+    return copy.deepcopy(_made(family, size, seed))
+
+
+@cache
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def _made(family: str, size: Size, seed: int) -> tf.PreTrainedModel:
     kind, generator = KINDS[family], torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # transformers draws weights too
         model = kind.auto.from_config(

@@ -15,7 +15,6 @@ from torch import Tensor
 from safe_dtype import SafeAutoModel, plan_of, report
 from safe_dtype.errors import NotPublishableError, UnknownDtypeError
 from safe_dtype.facts import FLOAT16, Rescale
-from safe_dtype.publishing.staging import measure
 from safe_dtype.publishing.staging.check import check
 from safe_dtype.publishing.staging.stage import Staged, stage
 from safe_dtype.rescaling.folding.rescale_file import FILE as STORED
@@ -186,13 +185,3 @@ def test_a_trained_model(tiny_qwen3: Path, tmp_path: Path) -> None:
     assert found.evidence.measured_on.kind == "built-in text"
     assert told[0] == "reading the source"
     assert told[-1] == "writing down what was measured"
-
-
-def test_plain_transformers_fails(tmp_path: Path) -> None:
-    """A folder that plain transformers cannot load is refused in transformers' own words."""
-    (tmp_path / "staged").mkdir()
-    (tmp_path / "staged" / "config.json").write_text('{"model_type": "no-such-model"}')
-    batches = [{"input_ids": torch.ones(1, 4, dtype=torch.long)}]
-    reference = measure.Reference(None, batches, None, {}, "Qwen3ForCausalLM")  # type: ignore[arg-type]  # not used so far
-    with pytest.raises(NotPublishableError, match=r"plain transformers cannot load and run it \(\w+Error: "):
-        measure.plainly(tmp_path / "staged", reference, device="cpu", max_drift=1.0, scratch=tmp_path / "scratch")
