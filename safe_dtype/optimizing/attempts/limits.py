@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,6 +52,9 @@ DATA_LIMITS = {
 # noise as large as its output added to one convolution or linear layer, nine models were off by more than
 # `LARGEST_RELATIVE` (or by next to nothing), and each then missed at least one of these three.
 FEW_COSINE = 0.985
+# A cosine does not see a wrong scale, and neither do first choices. A few positions hardly change the norm of the
+# whole; what is larger or smaller everywhere by more than a rounding in bfloat16 is wrong.
+FEW_SCALE = 1.05
 FEW = ChoiceLimits(top1_agreement=0.0, miou=0.85, kl=1e-2)  # of 20 queries, 5 changed their first choice: no limit
 
 
@@ -99,6 +103,8 @@ def _rounding_problem(distance: Distance, dtype: Dtype, reference: str) -> str:
         return too_far
     if distance.cosine < FEW_COSINE:
         return f"{too_far}, and more where only a few positions differ: the cosine is {distance.cosine:.3f}"
+    if distance.scale > FEW_SCALE:
+        return f"{too_far}, and more where only a few positions differ: one is {distance.scale:.3g} times as large"
     choices = _choice_problem(distance, FEW)
     return f"{too_far}, and more where only a few positions differ: {choices}" if choices else ""
 
@@ -161,7 +167,7 @@ def _distance_of_one(name: str, output: torch.Tensor, expected: torch.Tensor) ->
         return Distance(0.0, 0.0, 1.0, nonfinite=nonfinite, **choices)
     max_abs, largest = float((a - b).abs().max()), float(b.abs().max())
     relative = max_abs / largest if largest else (math.inf if max_abs else 0.0)
-    return Distance(max_abs, relative, _cosine(a, b), nonfinite=nonfinite, **choices)
+    return Distance(max_abs, relative, _cosine(a, b), nonfinite=nonfinite, scale=_scale(a, b), **choices)
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -171,7 +177,14 @@ def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(a @ b) / norms if norms else 0.0
 
 
-def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, float | None]:
+def _scale(a: torch.Tensor, b: torch.Tensor) -> float:
+    smaller, larger = sorted((float(a.norm()), float(b.norm())))
+    if smaller == larger:
+        return 1.0  # also of zeros
+    return larger / smaller if smaller else math.inf
+
+
+def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
     """Return how far the choices that logits stand for differ: `top1_agreement`, `kl`, `miou`."""
     if not name.endswith("logits") or b.dim() < 2:
         return {}
@@ -183,7 +196,7 @@ def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, float | N
     if b.shape[classes] < 2:
         return {}  # a number, and nothing to choose
     chosen, expected = a.argmax(classes), b.argmax(classes)
-    figures: dict[str, float | None] = {"top1_agreement": float((chosen == expected).double().mean())}
+    figures: dict[str, Any] = {"top1_agreement": float((chosen == expected).double().mean())}
     if b.dim() in (2, 3):
         figures["kl"] = _kl(a.flatten(0, -2), b.flatten(0, -2))
     if b.dim() == 4:

@@ -58,6 +58,7 @@ class Distance:
     nonfinite: int = 0  # NaN and infinity that the reference has not
     kl: float | None = None  # nats, the mean over positions, of logits of tokens and classes
     miou: float | None = None  # of the classes of pixels, the mean over the classes that either has
+    scale: float = 1.0  # how many times as large one side is as the other, by their norms: 1 or more
 
     def worse(self, other: Distance) -> Distance:
         """Return the worse of both, figure by figure."""
@@ -69,6 +70,7 @@ class Distance:
             self.nonfinite + other.nonfinite,
             _of_both(max, self.kl, other.kl),
             _of_both(min, self.miou, other.miou),
+            max(self.scale, other.scale),
         )
 
 

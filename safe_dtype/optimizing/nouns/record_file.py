@@ -117,6 +117,6 @@ def _distance(figures: dict[str, Any] | None) -> Distance | None:
     if figures is None:
         return None
     # A figure that is not finite was written as none.
-    beyond: dict[str, Any] = {"max_abs": float("inf"), "relative": float("inf"), "cosine": -1.0}
+    beyond: dict[str, Any] = {"max_abs": float("inf"), "relative": float("inf"), "cosine": -1.0, "scale": float("inf")}
     values: dict[str, Any] = {name: beyond.get(name) if one is None else one for name, one in figures.items()}
     return Distance(**values)

@@ -255,3 +255,27 @@ def test_amx_convolution() -> None:
     distance = distance_between({"output": found}, {"output": expected})
     assert distance.relative > 0.5
     assert form_problem(distance, BFLOAT16)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1.2, 0.8])
+@pytest.mark.parametrize("name", ["last_hidden_state", "logits"])
+def test_another_scale(name: str, factor: float, dtype: Dtype) -> None:
+    """Outputs of another size are wrong everywhere, though their direction and their first choices are the same."""
+    torch.manual_seed(0)
+    reference = {name: torch.randn(2, 8, 2 if name == "logits" else 64) * 1e-2}  # so flat that KL does not see it
+    far = distance_between({name: reference[name] * factor}, reference)
+    assert far.cosine > 0.999
+    for problem in (form_problem(far, dtype), dtype_problem(far, dtype)):
+        assert "times as large" in problem
+
+
+def test_a_few_positions_leave_the_size_alone() -> None:
+    """Tokens that go to another expert change altogether, and the size of the whole hardly."""
+    torch.manual_seed(0)
+    reference = torch.randn(4, 128, 64)
+    moved = reference.clone()
+    moved[0, :5] = torch.randn(5, 64)
+    far = distance_between({"last_hidden_state": moved}, {"last_hidden_state": reference})
+    assert far.relative > 0.4
+    assert form_problem(far, BFLOAT16) == ""
