@@ -61,11 +61,6 @@ def bar(left: float, right: float, top: float, height: float, colour: str, *, op
     return f'<rect {where} fill="{colour}"{translucent}/>'
 
 
-def dot(x: float, y: float, radius: float, colour: str) -> str:
-    """Return a filled circle."""
-    return f'<circle cx="{_number(x)}" cy="{_number(y)}" r="{_number(radius)}" fill="{colour}"/>'
-
-
 def curve(points: Sequence[tuple[float, float]], colour: str, *, width: float = 1) -> str:
     """Return a line through `points`, each (x, y)."""
     pairs = " ".join(f"{_number(x)},{_number(y)}" for x, y in points)

@@ -13,7 +13,6 @@ from safe_dtype.rendering.svg import (
     bar,
     curve,
     document,
-    dot,
     group,
     horizontal,
     legend,
@@ -32,12 +31,17 @@ def element(drawn: str) -> ElementTree.Element:
 
 def test_a_document() -> None:
     """It has the size that was asked for, white below everything, its title first, then the elements in order."""
-    root = ElementTree.fromstring(document(100, 50.25, [dot(1, 2, 3, BLUE)], title="a < b & c"))
+    root = ElementTree.fromstring(document(100, 50.25, [bar(1, 4, 2, 3, BLUE)], title="a < b & c"))
     assert root.get("viewBox") == "0 0 100 50.2"
-    background, title, circle = root
+    background, title, rectangle = root
     assert (background.tag, background.get("fill")) == (f"{SVG}rect", "white")
     assert title.text == "a < b & c"
-    assert (circle.get("cx"), circle.get("cy"), circle.get("r"), circle.get("fill")) == ("1", "2", "3", BLUE)
+    assert (rectangle.get("x"), rectangle.get("y"), rectangle.get("height"), rectangle.get("fill")) == (
+        "1",
+        "2",
+        "3",
+        BLUE,
+    )
 
 
 @pytest.mark.parametrize("words", ["plain", "a<b>&c", "</text>", "\"'", "2^-14 ▶"])
