@@ -54,9 +54,14 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
         if inner is model or isinstance(inner, PreTrainedModel):
             for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
                 owner = owner_of(type(inner), name)
-                if owner is not None:
+                if owner is not None and _is_method(owner.__dict__[name]):
                     wrap_method(owner, name, wrap, state)
     return model
+
+
+def _is_method(attribute: object) -> bool:
+    """Whether an attribute of a class is called with an instance or the class: no static method, property or value."""
+    return isinstance(attribute, classmethod) or (callable(attribute) and not isinstance(attribute, staticmethod))
 
 
 def unguard(model: nn.Module) -> None:

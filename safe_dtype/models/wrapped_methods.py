@@ -2,14 +2,14 @@
 
 A class has one attribute for a method, and other libraries wrap it too, before us and after us. So a wrapper is taken out
 only where the class still holds that very wrapper. Where somebody wrapped ours in turn, theirs stays, and ours passes
-every call straight on to what was there before it; it goes when it comes to the top again.
+every call straight on to what was there before it; it goes when it comes to the top again, or takes over where a newer one of ours went with theirs.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 from weakref import WeakSet
@@ -29,6 +29,7 @@ class _Wrapper:
 
     def __init__(self, owner: type, name: str, wrap: Wrap) -> None:
         self._owner, self._name = owner, name
+        self.key = (owner, name, wrap)
         self._before = owner.__dict__.get(name, _MISSING)
         self.is_active = True
         self.needed = Needed(self._retire)
@@ -47,6 +48,13 @@ class _Wrapper:
         else:
             setattr(self._owner, self._name, self._before)
 
+    def take_over(self, users: Iterable[object]) -> None:
+        """Be active again, for these objects: this wrapper was retired, and is on top."""
+        self.is_active = True
+        self.needed = Needed(self._retire)
+        for user in users:
+            self.needed.add(user)
+
     def _retire(self) -> None:
         self.is_active = False
         _passing_on.add(self)
@@ -62,12 +70,10 @@ class _Wrapper:
             # First, for a compiler follows this line and nothing else of ours.
             if torch.compiler.is_compiling():
                 return original(self_or_class, *args, **kwargs)
-            if self.is_active:
-                return wrapped(self_or_class, *args, **kwargs)
-            if self.is_on_top:  # what was wrapped around it is gone
+            if not self.is_active and self.is_on_top:  # what was wrapped around it is gone
                 with changing():
                     _remove_retired()
-            return original(self_or_class, *args, **kwargs)
+            return (wrapped if self.is_active else original)(self_or_class, *args, **kwargs)
 
         return classmethod(wrapper) if isinstance(static, classmethod) else wrapper
 
@@ -134,5 +140,12 @@ def _remove_retired() -> None:
     # Removing one may bring another to the top.
     while on_top := [wrapper for wrapper in list(_passing_on) if wrapper.is_on_top]:
         for wrapper in on_top:
-            wrapper.remove()
             _passing_on.discard(wrapper)
+            newer = _wrappers.get(wrapper.key)
+            if newer is None:
+                wrapper.remove()
+                continue
+            # Somebody put this one back, and with it took out the newer one around theirs.
+            wrapper.take_over(newer.needed.users())
+            _wrappers[wrapper.key] = wrapper
+            newer.needed.take_out()

@@ -10,8 +10,14 @@ from ..facts import CheckpointFacts, CheckpointIdentity, DeviceFacts
 
 Pairs = tuple[tuple[str, str], ...]
 
-# These change the kernels of a CPU, and nothing on an accelerator.
-_OF_THE_CPU = re.compile(r"threads|cpu_capability|mkldnn|(ONEDNN|DNNL|MKL|ATEN|OMP|GOMP|KMP|IPEX)_\w+")
+# These change the kernels of a CPU, and nothing on an accelerator; all others are of accelerators.
+_OF_THE_CPU = re.compile(r"cpu_capability|mkldnn|(ONEDNN|DNNL|MKL|ATEN|IPEX)_\w+")
+_OF_BOTH = re.compile(r"float32_matmul_precision|(PYTORCH|TORCH)_\w+")
+# These change how long a product takes and not which kernel computes it: a launcher sets them for each rank.
+_TIMES_ALONE = re.compile(
+    r"threads|(OMP|GOMP|KMP|LD|DYLD|CUDA_LAUNCH)_\w+|\w+_NUM_THREADS|\w*ALLOC\w*|PYTORCH_NO_(CUDA|HIP)_MEMORY_CACHING"
+    r"|PYTORCH_ENABLE_MPS_FALLBACK"
+)
 _KERNELS = ("torch", "cuda", "hip")  # the versions that bring other kernels
 
 
@@ -60,7 +66,8 @@ class MadeFor:
         """Yield where `here`, what a plan is to be used for, contradicts what it was made for.
 
         A copy of the checkpoint is the same checkpoint, another device of the same product the same device. Other
-        versions of Python, transformers and safe_dtype are no contradiction.
+        versions of Python, transformers and safe_dtype are no contradiction, nor are another number of threads, another
+        allocator and settings of devices that do not compute.
         """
         yield from self._other_checkpoint(here)
         if devices := self._other_device(here):
@@ -79,10 +86,15 @@ class MadeFor:
     def _other_settings(self, here: MadeFor) -> Iterator[Contradiction]:
         settings, settings_here = dict(self.settings), dict(here.settings)
         for name in dict.fromkeys([*settings, *settings_here]):
-            if self.vendor != "cpu" and _OF_THE_CPU.fullmatch(name):
+            if _TIMES_ALONE.fullmatch(name) or self._is_of_another_device(name):
                 continue
             if settings.get(name) != settings_here.get(name):
                 yield Contradiction("setting", _assigned(name, settings), _assigned(name, settings_here))
+
+    def _is_of_another_device(self, setting: str) -> bool:
+        if self.vendor == "cpu":
+            return not (_OF_THE_CPU.fullmatch(setting) or _OF_BOTH.fullmatch(setting))
+        return _OF_THE_CPU.fullmatch(setting) is not None
 
     @property
     def _name(self) -> str:

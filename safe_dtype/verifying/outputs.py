@@ -58,6 +58,8 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
             f"the model returns {names}, and in it neither logits nor a last hidden state",
             "wrap the model in a function that returns the tensor to compare",
         )
+    if values.is_complex():
+        values = torch.view_as_real(values.resolve_conj()).flatten(-2)  # real and imaginary parts, side by side
     return Outputs("values", values.cpu(), hidden)
 
 

@@ -64,7 +64,7 @@ def targets(logits: Tensor, batch: Batch, alignment: Alignment) -> Tensor | None
         tokens = _shifted(labels, None, logits)
     else:
         tokens = _shifted(batch.get("input_ids"), counted(logits, batch, alignment), logits)
-    if tokens is None or int(tokens.max()) >= logits.shape[2]:
+    if tokens is None or not tokens.numel() or int(tokens.max()) >= logits.shape[2]:
         return None
     return tokens.long()  # ids may come in int32, which torch does not take as an index
 

@@ -121,11 +121,14 @@ def _distinct_inputs(outputs: Outputs, batch: Batch) -> set[str]:
         for name, value in batch.items()
         if isinstance(value, Tensor)
         and value.ndim
+        and value.numel()
         and not any(word in name for word in ("mask", "labels", "position"))
     }
     if outputs.main.ndim > 2:
         # Elements: a decoder gives equal tokens equal rows, so some input must have two different ones.
         ends = {name: (value.min().item(), value.max().item()) for name, value in named.items()}
         return {f"{name} {end}" for name, pair in ends.items() if pair[0] != pair[1] for end in pair}
+    if not outputs.main.ndim:  # one number for the whole batch
+        return {digest(named.items())}
     items = range(len(outputs.main))
     return {digest((name, value[item]) for name, value in named.items() if len(value) == len(items)) for item in items}

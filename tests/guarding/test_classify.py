@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
 from safe_dtype.guarding import FailureKind, classify
 
@@ -293,11 +294,12 @@ class MuteError(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    "exc", [MuteError(), KeyboardInterrupt(OWN), SystemExit(OWN), GeneratorExit(OWN), StopIteration(OWN), OSError(OWN)],
+    "exc", [MuteError(), KeyboardInterrupt(OWN), SystemExit(OWN), GeneratorExit(OWN), StopIteration(OWN), OSError(OWN),
+            SafeDtypeWarning(OWN)],
     ids=lambda exc: type(exc).__name__,
 )  # fmt: skip
 def test_odd_exceptions(exc: BaseException) -> None:
-    """What ends a program or a loop, cannot be printed, or is about a file, is none of ours."""
+    """What ends a program or a loop, cannot be printed, is about a file, or is a warning, is none of ours."""
     assert classify(exc) is None
 
 

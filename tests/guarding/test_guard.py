@@ -143,6 +143,41 @@ def test_wrapped_by_another_library() -> None:
     assert "__call__" not in PreTrainedModel.__dict__
 
 
+def test_wrapped_by_another_library_for_a_while() -> None:
+    """A library that takes its wrapper off puts back what it found: models guarded before and meanwhile stay guarded."""
+    first = guard(tiny())
+    found = PreTrainedModel.__call__
+    PreTrainedModel.__call__ = lambda self, *args, **kwargs: found(self, *args, **kwargs)
+    second = guard(tiny())
+    PreTrainedModel.__call__ = found
+    for model in (first, second):
+        with fault(model, DOWN, "cublas"):
+            model(input_ids=IDS)
+        assert len(report(model).events) == 1
+        unguard(model)
+    assert "__call__" not in PreTrainedModel.__dict__
+
+
+class NoMethod(nn.Linear):
+    """A module with attributes of the names of methods."""
+
+    @staticmethod
+    def generate(value: int) -> int:
+        """Return it."""
+        return value
+
+    @property
+    def generate_batch(self) -> int:
+        """A number."""
+        return 5
+
+
+def test_attributes_that_are_no_methods() -> None:
+    """A static method and a property stay what they are."""
+    model = guard(NoMethod(2, 2))
+    assert (model.generate(3), NoMethod.generate(4), model.generate_batch) == (3, 4, 5)
+
+
 @pytest.mark.parametrize("name", ["__call__", "generate", "forward"])
 def test_signatures(name: str) -> None:
     """A guarded model shows the signatures and the documentation of transformers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_warns_of_an_ordered_dtype(tmp_path: Path) -> None:
         model.generate(IDS, max_new_tokens=2)
     assert len([one for one in warned if "asked for" in str(one.message)]) == 1
     assert [event.after for event in report(model).events] == [FLOAT16, FLOAT32]
+
+
+def test_warning_that_is_an_error(tmp_path: Path) -> None:
+    """Where the caller makes errors of warnings ours ends the generation; it is no failure, and the model is cured."""
+    model = SafeAutoModel.from_pretrained(
+        TINY["qwen3"].save(tmp_path, BF16), dtype=BF16, policy="ladder=bf16>fp16>fp32"
+    )
+    with fault(model, DOWN, "not_implemented"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SafeDtypeWarning)
+            with pytest.raises(SafeDtypeWarning, match="Going on in float16"):
+                model.generate(IDS, max_new_tokens=2)
+        model.generate(IDS, max_new_tokens=2)
+    assert [event.after for event in report(model).events] == [FLOAT16]
 
 
 def test_strict_changes_nothing() -> None:

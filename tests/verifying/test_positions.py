@@ -43,6 +43,18 @@ def test_everything_hidden() -> None:
         measure_drift(saying(LOGITS), saying(LOGITS), [hidden])
 
 
+def test_empty_batches() -> None:
+    """A batch without items adds nothing, and of such batches alone there is no drift."""
+    empty = {name: value[:0] for name, value in BATCH.items()}
+
+    def model(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": LOGITS[: len(input_ids)]}
+
+    with pytest.raises(NothingToCompareError, match="no batch came"):
+        measure_drift(model, model, [empty])
+    assert measure_drift(model, model, [BATCH, empty]) == measure_drift(model, model, [BATCH])
+
+
 def test_one_position_shown() -> None:
     """One position is compared; whether the reference says the same of everything, it cannot tell."""
     batch = {**BATCH, "attention_mask": torch.eye(8, dtype=torch.long)[2:3]}

@@ -118,3 +118,19 @@ def test_large_vocabulary() -> None:
     b = a + 0.1 * torch.randn(1, 20, 150_000, generator=random)
     drift = measure_drift(lambda x: {"logits": b}, lambda x: {"logits": a}, [{"x": torch.arange(20)[None]}])
     check(drift, plain_figures(a[0], b[0]))
+
+
+def test_complex_values() -> None:
+    """A complex number is compared whole: its imaginary part as well."""
+    reference = torch.randn(4, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    candidate = torch.complex(reference.real, reference.imag + 1)
+    drift = measure_drift(lambda **_: candidate, lambda **_: reference, [{"x": torch.arange(4)}])
+    assert (drift.kind, drift.positions) == ("values", 4)
+    assert drift.rel_rms == pytest.approx(float((candidate - reference).norm() / reference.norm()))
+
+
+def test_one_number() -> None:
+    """A model may return a single number for a batch."""
+    batches = [{"x": torch.tensor([1.0, 2.0])}, {"x": torch.tensor([3.0, 5.0])}]
+    drift = measure_drift(lambda x: x.sum() * 2, lambda x: x.sum(), batches)
+    assert (drift.kind, drift.positions, drift.rel_rms) == ("values", 2, 1.0)

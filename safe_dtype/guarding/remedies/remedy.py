@@ -43,4 +43,5 @@ class Remedy(Protocol):
         """
 
 
-Proposal = Callable[[Incident], Iterable[Remedy]]  # the remedies of one kind that may cure this failure, best first
+# The remedies of one kind that may cure this failure, best first; None as well where there are none.
+Proposal = Callable[[Incident], Iterable[Remedy] | None]

@@ -74,7 +74,6 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
 def remedies_for(incident: Incident) -> Iterator[Remedy]:
     """Yield what may cure the failure, best first. Each is proposed only once those before it were tried."""
     for place, ours in _OURS.items():
-        for before, propose in _registered:
-            if before == place:
-                yield from propose(incident)
-        yield from ours(incident)
+        registered = [propose for before, propose in _registered if before == place]
+        for propose in (*registered, ours):
+            yield from propose(incident) or ()

@@ -187,3 +187,11 @@ def test_strict_mode() -> None:
     with register_remedy(propose), pytest.raises(StrictModeError, match=r"Would work: float32"):
         model(torch.randn(2, 8, dtype=BF16))
     assert hooks_on(model) == 0
+
+
+def test_nothing_to_propose() -> None:
+    """A proposal that has nothing for a failure may return None, and the remedies after it are tried."""
+    model = guard(nn.Sequential(nn.Linear(4, 4)).to(BF16).eval())
+    with register_remedy(lambda _incident: None), fault(model, "0", "not_implemented"):
+        model(torch.ones(1, 4, dtype=BF16))
+    assert [event.remedy for event in report(model).events] == ["float32"]
