@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from safe_dtype.devices.timing import seconds_per_call
+from safe_dtype.devices.timing import by_thread_time, by_wall, clock_of, one_thread, seconds_per_call
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,26 @@ def test_repeats_take_turns() -> None:
 
     seconds_per_call(lambda _: None, clock, allowance=60.0, known=1e-4)
     assert numbers == sorted(set(numbers))
+
+
+def test_clocks_count_every_call() -> None:
+    """A clock calls so often, with numbers that go on from the first, and gives the seconds of one call."""
+    for clock in (by_wall, by_thread_time, clock_of(torch.device("cpu"))):
+        numbers: list[int] = []
+        assert 0 <= clock(numbers.append, 3, 4) < 1
+        assert numbers == [3, 4, 5, 6]
+
+
+def test_what_a_clock_sees() -> None:
+    """Sleep is time by the wall, and none of the thread's own."""
+    assert by_wall(lambda _: time.sleep(0.02), 0, 2) >= 0.02
+    assert by_thread_time(lambda _: time.sleep(0.02), 0, 2) < 0.01
+
+
+def test_one_thread() -> None:
+    """Inside one thread computes; afterwards as many as before, after an error too."""
+    before = torch.get_num_threads()
+    with contextlib.suppress(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before

@@ -1,0 +1,58 @@
+"""A fault shows in the bad dtype, from the call that it is set for, and is gone after the block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from safe_dtype.facts import FLOAT16
+from safe_dtype.testing import TEXTS, fault
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+def model(dtype: torch.dtype = BF16) -> nn.Sequential:
+    """Return two layers without a choice of weights."""
+    return nn.Sequential(nn.Linear(3, 3), nn.ReLU()).to(dtype)
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts(kind: str) -> None:
+    """The module raises the user's words, and counts it; before and after it does not."""
+    faulty, image = model(), torch.ones(2, 3, dtype=BF16)
+    with fault(faulty, "0", kind, call=1) as put:
+        faulty(image)
+        with pytest.raises(RuntimeError) as caught:
+            faulty(image)
+    assert str(caught.value) == TEXTS[kind]
+    assert (put.kind, put.calls, put.fired) == (kind, 2, 1)
+    faulty(image)
+    assert put.calls == 2
+
+
+def test_in_the_words_of_the_dtype() -> None:
+    """Of float16 the text names float16."""
+    faulty = model(torch.float16)
+    with fault(faulty, "0", "not_implemented", dtype=FLOAT16), pytest.raises(RuntimeError, match="for 'Half'"):
+        faulty(torch.ones(2, 3, dtype=torch.float16))
+
+
+def test_another_dtype_is_good() -> None:
+    """In another dtype than the bad one nothing happens."""
+    faulty = model(FP32)
+    with fault(faulty, "0", "cublas") as put:
+        faulty(torch.ones(2, 3))
+    assert (put.calls, put.fired) == (0, 0)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("nan", torch.nan), ("inf", torch.inf), ("saturate", 64504.0)])
+@pytest.mark.parametrize("row", [None, 1])
+def test_numbers(kind: str, number: float, row: int | None) -> None:
+    """The last number of each row, or of the one row, is spoilt; a module without weights is told by its input."""
+    faulty, image = model(), torch.rand(2, 3, dtype=BF16)
+    wanted = faulty(image)
+    wanted[slice(None) if row is None else row, ..., -1] = number
+    with fault(faulty, "1", kind, row=row) as put:
+        torch.testing.assert_close(faulty(image), wanted, rtol=0, atol=0, equal_nan=True)
+    assert put.fired == 1
