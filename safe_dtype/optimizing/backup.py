@@ -168,13 +168,13 @@ def restore(out: Path, *, to: Path | None = None, progress: Progress | None = No
     right: list[str] = []
     replaced: list[str] = []
     brought_back: list[str] = []
-    for name, kept in backup.files.items():
+    for name, recorded in backup.files.items():
         file = target / name
         there = file.is_file()
-        if there and file.stat().st_size == kept.bytes and sha256_of(file) == kept.sha256:
+        if there and file.stat().st_size == recorded.bytes and sha256_of(file) == recorded.sha256:
             right.append(name)
             continue
-        _copy_in(backup.folder / name, file, kept)
+        _copy_in(backup.folder / name, file, recorded)
         (replaced if there else brought_back).append(name)
     return Restored(target, tuple(right), tuple(replaced), tuple(brought_back))
 
@@ -188,8 +188,8 @@ def read_backup(out: Path) -> Backup:
     record = _record(out)
     try:
         files = {
-            str(name): KeptFile(str(one["sha256"]), int(one["bytes"]), Way(one["way"]))
-            for name, one in record["files"].items()
+            str(name): KeptFile(str(facts["sha256"]), int(facts["bytes"]), Way(facts["way"]))
+            for name, facts in record["files"].items()
         }
         source = Path(record["source"])
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
@@ -212,10 +212,10 @@ def _keep(source: Path, out: Path, ways: tuple[Way, ...], expected: Mapping[str,
         # Read back from the disk, also where it is a link: what was written to meanwhile is found by that, too.
         if hashes(aside) != expected:
             raise BackupError(f"{source} changes while it is read", "wait until nothing writes to it")
-        kept = {
+        files = {
             name: KeptFile(expected[name], (aside / name).stat().st_size, way) for name, way in sorted(placed.items())
         }
-        backup = Backup(_folder_of(source), out / FOLDER, kept)
+        backup = Backup(_folder_of(source), out / FOLDER, files)
         # The record first: a folder without one would be a stranger's to the next run.
         _write_record(out / RECORD, backup, inode=aside.stat().st_ino)
         aside.rename(out / FOLDER)
@@ -224,43 +224,43 @@ def _keep(source: Path, out: Path, ways: tuple[Way, ...], expected: Mapping[str,
     return backup
 
 
-def _place(file: Path, kept: Path, ways: tuple[Way, ...]) -> Way:
+def _place(file: Path, place: Path, ways: tuple[Way, ...]) -> Way:
     """Keep one file in the first way that is possible."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     real = file.resolve()  # a hard link to a symbolic link would be a symbolic link
     size = real.stat().st_size
     for way in ways if size >= _SMALL_BYTES else ():
         if way is Way.COPY:
             break
         try:
-            _CHEAPLY[way](real, kept)
+            _CHEAPLY[way](real, place)
         except OSError:  # another file system, one that cannot do it, a file of somebody else
-            kept.unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
         else:
             return way
-    _require_room(kept.parent, size)
-    shutil.copy2(real, kept)
+    _require_room(place.parent, size)
+    shutil.copy2(real, place)
     return Way.COPY
 
 
-def _link(real: Path, kept: Path) -> None:
-    kept.hardlink_to(real)
+def _link(real: Path, place: Path) -> None:
+    place.hardlink_to(real)
 
 
-def _share(real: Path, kept: Path) -> None:
+def _share(real: Path, place: Path) -> None:
     if sys.platform != "linux":
         raise OSError("no FICLONE here")
     import fcntl
 
-    with real.open("rb") as theirs, kept.open("xb") as ours:
-        fcntl.ioctl(ours.fileno(), _FICLONE, theirs.fileno())
-    shutil.copystat(real, kept)
+    with real.open("rb") as source, place.open("xb") as target:
+        fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+    shutil.copystat(real, place)
 
 
 _CHEAPLY: dict[Way, Callable[[Path, Path], None]] = {Way.SHARED: _share, Way.LINK: _link}
 
 
-def _kept_already(source: Path, out: Path, found: Mapping[str, str]) -> Backup:
+def _kept_already(source: Path, out: Path, now: Mapping[str, str]) -> Backup:
     try:
         backup = read_backup(out)
     except NotRestorableError as exc:
@@ -269,8 +269,8 @@ def _kept_already(source: Path, out: Path, found: Mapping[str, str]) -> Backup:
         raise BackupError(f"{out} keeps the original of {backup.source}", "name another output folder")
     if damaged := _damage(backup):
         raise BackupError("; ".join(damaged), "name another output folder, or remove this one")
-    kept = {name: file.sha256 for name, file in backup.files.items()}
-    if changed := sorted(name for name in kept.keys() | found.keys() if kept.get(name) != found.get(name)):
+    recorded = {name: file.sha256 for name, file in backup.files.items()}
+    if changed := sorted(name for name in recorded.keys() | now.keys() if recorded.get(name) != now.get(name)):
         raise BackupError(
             f"{source} is no longer what is kept in {out} ({', '.join(changed)} changed, came or went)",
             "restore it, or name another output folder",
@@ -281,30 +281,30 @@ def _kept_already(source: Path, out: Path, found: Mapping[str, str]) -> Backup:
 def _damage(backup: Backup, progress: Progress | None = None) -> list[str]:
     """Return what is wrong with the kept files, a text for each."""
     try:
-        found = hashes(backup.folder, progress=progress)
+        present = hashes(backup.folder, progress=progress)
     except (FileNotFoundError, MissingShardError) as exc:
         return [str(exc)]
     texts = []
-    for name, kept in backup.files.items():
+    for name, recorded in backup.files.items():
         file = backup.folder / name
-        if name not in found:
+        if name not in present:
             texts.append(f"{name} is missing in the backup")
         elif file.is_symlink():
             texts.append(f"{name} is a link in the backup, which holds real files only")
-        elif found[name] != kept.sha256:
-            in_place = " (it is kept as a hard link: somebody wrote into the file itself)" * (kept.way is Way.LINK)
+        elif present[name] != recorded.sha256:
+            in_place = " (it is kept as a hard link: somebody wrote into the file itself)" * (recorded.way is Way.LINK)
             texts.append(f"{name} is not what was kept{in_place}")
     return texts
 
 
-def _copy_in(kept: Path, file: Path, expected: KeptFile) -> None:
+def _copy_in(copy: Path, file: Path, expected: KeptFile) -> None:
     """Put a copy of `kept` in the place of `file`, checked before it gets there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.restoring")
     try:
         _require_room(file.parent, expected.bytes)
         aside.unlink(missing_ok=True)
-        shutil.copy2(kept, aside)
+        shutil.copy2(copy, aside)
         if sha256_of(aside) != expected.sha256:
             raise OSError(errno.EIO, "what was written is not what is kept", str(file))
         aside.replace(file)
@@ -313,10 +313,10 @@ def _copy_in(kept: Path, file: Path, expected: KeptFile) -> None:
 
 
 def _refuse_overlap(source: Path, out: Path) -> None:
-    ours, theirs = out.resolve(), source.resolve()
-    if ours == theirs or theirs in ours.parents:
+    target, origin = out.resolve(), source.resolve()
+    if target == origin or origin in target.parents:
         raise BackupError(f"{out} lies in {source}, which must stay as it is", "name a folder outside of it")
-    if ours / FOLDER in (theirs, *theirs.parents):
+    if target / FOLDER in (origin, *origin.parents):
         raise BackupError(f"{source} is itself what is kept in {out}", "name another output folder")
 
 
@@ -367,6 +367,6 @@ def _write_record(file: Path, backup: Backup, *, inode: int) -> None:
         "schema": SCHEMA,
         "source": str(backup.source),
         "inode": inode,
-        "files": {name: asdict(kept) for name, kept in backup.files.items()},
+        "files": {name: asdict(kept_file) for name, kept_file in backup.files.items()},
     }
     write_whole(file, json.dumps(record, indent=2) + "\n")

@@ -144,8 +144,8 @@ def reach(  # noqa: PLR0913
 
 def _verdicts(device: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(
-        {"dtype": one.dtype.name, "op": one.op, "kind": str(one.kind), "reason": one.reason}
-        for one in facts_of(device).verdicts
+        {"dtype": verdict.dtype.name, "op": verdict.op, "kind": str(verdict.kind), "reason": verdict.reason}
+        for verdict in facts_of(device).verdicts
     )
 
 

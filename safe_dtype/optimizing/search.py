@@ -183,7 +183,8 @@ def _roles(batches: tuple[Batch, ...]) -> tuple[str, ...]:
 
 def _reached(tried: list[FormAttempt], goal: Goal) -> bool:
     return any(
-        one.form == goal.form and one.outcome is Outcome.VERIFIED and goal.dtype in (None, one.dtype) for one in tried
+        attempt.form == goal.form and attempt.outcome is Outcome.VERIFIED and goal.dtype in (None, attempt.dtype)
+        for attempt in tried
     )
 
 

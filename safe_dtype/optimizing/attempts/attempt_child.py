@@ -113,9 +113,8 @@ def _batch(path: Path, job: Job) -> Outputs:
 
 
 def _copied(outputs: Mapping[str, torch.Tensor]) -> Outputs:
-    return {
-        name: one.detach().clone() for name, one in outputs.items()
-    }  # safetensors refuses tensors that share memory
+    # Cloned: safetensors refuses tensors that share memory.
+    return {name: tensor.detach().clone() for name, tensor in outputs.items()}
 
 
 def _compared(name: str, run: Run, pairs: Mapping[int, tuple[Outputs, Outputs]], job: Job) -> Stage:

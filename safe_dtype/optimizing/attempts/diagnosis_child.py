@@ -85,8 +85,8 @@ def _batch(path: Path, job: Job) -> dict[str, torch.Tensor]:
 
 def _unusable(model: torch.nn.Module, others: list[dict[str, torch.Tensor]], job: Job) -> dict[str, str]:
     """Return the batches that eager fails on, by file name: nothing can be held against them."""
-    found = {path.name: _broken(model, batch) for path, batch in zip(job.batches[1:], others, strict=True)}
-    return {name: why for name, why in found.items() if why}
+    problems = {path.name: _broken(model, batch) for path, batch in zip(job.batches[1:], others, strict=True)}
+    return {name: why for name, why in problems.items() if why}
 
 
 def _broken(model: torch.nn.Module, batch: Inputs) -> str:

@@ -135,11 +135,11 @@ def _run_eagerly(model: torch.nn.Module, call: CapturedCall) -> None:
 def _counted(model: torch.nn.Module, call: CapturedCall, mode: str) -> GraphCount:
     with _clean_dynamo(model, _MODES[mode]):
         try:
-            found = dynamo.explain(model)(*call.args, **call.kwargs)
+            explained = dynamo.explain(model)(*call.args, **call.kwargs)
         except Exception as error:  # noqa: BLE001  # a diagnosis that fails is no reason to fail
             return GraphCount(mode, 0, 0, 0, sites_of(error), reason_of(error))
         counter = sum(dynamo.utils.counters["graph_break"].values())
-        return GraphCount(mode, found.graph_count, len(found.break_reasons), counter, sites_of(found))
+        return GraphCount(mode, explained.graph_count, len(explained.break_reasons), counter, sites_of(explained))
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def _clean_dynamo(model: torch.nn.Module, settings: Mapping[str, bool] = Mapping
     A recompile limit that was used up, or an error that is swallowed by setting, would falsify the next attempt.
     """
     marked = "_is_torch_compile" in vars(model)
-    kept = {name: Counter(counter) for name, counter in dynamo.utils.counters.items()}
+    counters = {name: Counter(counter) for name, counter in dynamo.utils.counters.items()}
     dynamo.reset()
     dynamo.utils.counters.clear()
     try:
@@ -167,5 +167,5 @@ def _clean_dynamo(model: torch.nn.Module, settings: Mapping[str, bool] = Mapping
             vars(model).pop("_is_torch_compile", None)
         dynamo.reset()
         dynamo.utils.counters.clear()
-        for name, counter in kept.items():
+        for name, counter in counters.items():
             dynamo.utils.counters[name].update(counter)

@@ -89,10 +89,12 @@ def kind_of(error: BaseException | str) -> str:
     if isinstance(error, str):
         return _kind_of_text(error)
     chain = list(_chain(error))
-    for one in chain:
-        if found := _GRAPH_BREAKS.get(str(getattr(one, "gb_type", "")).lower()) or _EXCEPTIONS.get(type(one).__name__):
-            return found
-    texts = (found for one in chain if (found := _kind_of_text(str(one))) != OTHER)
+    for cause in chain:
+        if kind := _GRAPH_BREAKS.get(str(getattr(cause, "gb_type", "")).lower()) or _EXCEPTIONS.get(
+            type(cause).__name__
+        ):
+            return kind
+    texts = (kind for one in chain if (kind := _kind_of_text(str(one))) != OTHER)
     bug = MODEL_BUG if any(isinstance(one, _BUGS) for one in chain) else OTHER
     return next(texts, bug)
 
@@ -107,18 +109,18 @@ def reason_of(error: BaseException | str) -> str:
     return lines[0]
 
 
-def sites_of(found: BaseException | Any) -> tuple[BreakSite, ...]:
+def sites_of(failure: BaseException | Any) -> tuple[BreakSite, ...]:
     """Return the lines to blame, each once, the most frequent first.
 
     Args:
-        found: An exception of `torch.compile`, `torch.export` or a runtime, or what `torch._dynamo.explain` returns.
+        failure: An exception of `torch.compile`, `torch.export` or a runtime, or what `torch._dynamo.explain` returns.
             An exception names one line at most, and none where it comes from outside of any model (no compiler).
     """
-    if isinstance(found, BaseException):
-        site = _site_of_error(found)
+    if isinstance(failure, BaseException):
+        site = _site_of_error(failure)
         return (site,) if site else ()
     counted: Counter[BreakSite] = Counter()
-    for reason in found.break_reasons:
+    for reason in failure.break_reasons:
         text = str(reason.reason)
         if site := _site(_blamed(reason.user_stack) or _from_text(text), reason_of(text), kind_of(text)):
             counted[site] += 1
@@ -133,11 +135,11 @@ def _kind_of_text(text: str) -> str:
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yield `error` and what it came from, the outermost first."""
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = getattr(one, "inner_exception", None) or one.__cause__ or one.__context__
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__ or cause.__context__
 
 
 def _site_of_error(error: BaseException) -> BreakSite | None:

@@ -139,12 +139,12 @@ def _recorded(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[s
 
 def _unlike(model: torch.nn.Module, inputs: Mapping[str, Any], signatures: _Signatures) -> set[str]:
     """Return the modules that are called otherwise than `signatures` says, when `model` runs on `inputs`."""
-    found: dict[str, list[Signature]] = {}
+    calls: dict[str, list[Signature]] = {}
     try:
-        _watched(model, inputs, lambda name, call: found.setdefault(name, []).append(_signature(call)))
+        _watched(model, inputs, lambda name, call: calls.setdefault(name, []).append(_signature(call)))
     except (RuntimeError, ValueError, IndexError, AssertionError):
         return set()  # values that this model does not take: nothing was learned
-    return {name for name in signatures.keys() | found.keys() if signatures.get(name) != found.get(name)}
+    return {name for name in signatures.keys() | calls.keys() if signatures.get(name) != calls.get(name)}
 
 
 def _watched(model: torch.nn.Module, inputs: Mapping[str, Any], seen: Callable[[str, CapturedCall], None]) -> None:
@@ -176,7 +176,7 @@ def _repeated(tensor: torch.Tensor) -> torch.Tensor:
 
 def _signature(call: CapturedCall) -> Signature:
     return tuple(
-        tuple(one.shape) if isinstance(one, torch.Tensor) else one
-        for one in tree_leaves((call.args, dict(call.kwargs)))
-        if isinstance(one, (torch.Tensor, bool, int, float))
+        tuple(value.shape) if isinstance(value, torch.Tensor) else value
+        for value in tree_leaves((call.args, dict(call.kwargs)))
+        if isinstance(value, (torch.Tensor, bool, int, float))
     )

@@ -68,13 +68,13 @@ def _made(source: ModelSource, inputs: Inputs | None, dynamic: Dynamic) -> list[
 
 def _written(folder: Path, made: Iterable[Made]) -> Iterable[Batch]:
     count: dict[str, int] = {}
-    for one in made:
-        number = count[one.role] = count.get(one.role, -1) + 1
-        path = folder / f"{one.role.replace(' ', '-')}-{number}.safetensors"
+    for batch in made:
+        number = count[batch.role] = count.get(batch.role, -1) + 1
+        path = folder / f"{batch.role.replace(' ', '-')}-{number}.safetensors"
         # Cloned: safetensors refuses tensors that share memory, as views of one batch do.
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in one.tensors.items()}, path)
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in batch.tensors.items()}, path)
         tensors = {
             name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-            for name, tensor in one.tensors.items()
+            for name, tensor in batch.tensors.items()
         }
-        yield Batch(one.role, f"{folder.name}/{path.name}", tensors, one.about)
+        yield Batch(batch.role, f"{folder.name}/{path.name}", tensors, batch.about)

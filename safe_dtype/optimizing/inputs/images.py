@@ -49,8 +49,8 @@ class Pictures:
         images = [self._read(file) for file in files]
         if self._processor is None:
             return {"pixel_values": torch.stack([_prepared(image, self._settings) for image in images])}
-        found = self._processor(images=images, return_tensors="pt")
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        prepared = self._processor(images=images, return_tensors="pt")
+        return {name: value for name, value in prepared.items() if isinstance(value, Tensor)}
 
     def _read(self, file: Path) -> Any:
         try:
@@ -64,14 +64,14 @@ def _settings(folder: Path) -> Mapping[str, Any]:
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         path = folder / name
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as exc:
             raise NotOptimizableError(f"{path} cannot be read ({exc})", _TENSORS) from exc
-        found = found.get(key, {}) if key else found
-        if isinstance(found, Mapping) and found:
-            return found
+        settings = settings.get(key, {}) if key else settings
+        if isinstance(settings, Mapping) and settings:
+            return settings
     raise NotOptimizableError(f"{folder} has no preprocessor_config.json, so images cannot be prepared", _TENSORS)
 
 

@@ -48,7 +48,7 @@ class Slot:
     avoid: tuple[int, ...] = ()  # integers between them that are not drawn
     hidden_by: str = ""  # the mask that hides it, of the same shape
     padding: int | None = None  # what stands where it is hidden; None leaves what was drawn
-    given: Tensor | None = None  # what to draw from; without it floats are standard normal
+    example: Tensor | None = None  # what to draw from; without it floats are standard normal
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return its shape in a batch of these sizes."""
@@ -95,11 +95,11 @@ def draw(slots: Iterable[Slot], sizes: Mapping[str, int], variation: Variation, 
     """Return one batch, on the CPU. The same arguments give the same numbers."""
     random = torch.Generator().manual_seed(seed)
     slots = list(slots)
-    found = {slot.name: _drawn(slot, slot.shape(sizes), variation, random) for slot in slots}
+    tensors = {slot.name: _drawn(slot, slot.shape(sizes), variation, random) for slot in slots}
     for slot in slots:
-        if slot.padding is not None and (mask := found.get(slot.hidden_by)) is not None:
-            found[slot.name] = found[slot.name].masked_fill(mask == 0, slot.padding)
-    return found
+        if slot.padding is not None and (mask := tensors.get(slot.hidden_by)) is not None:
+            tensors[slot.name] = tensors[slot.name].masked_fill(mask == 0, slot.padding)
+    return tensors
 
 
 def _drawn(slot: Slot, shape: tuple[int, ...], variation: Variation, random: torch.Generator) -> Tensor:
@@ -124,15 +124,15 @@ def _ids(slot: Slot, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     if slot.high - slot.low + 1 - len(avoid) < 2:
         avoid = []  # of so few, all are needed
     ids = torch.randint(slot.low, slot.high + 1 - len(avoid), shape, generator=random)
-    for one in avoid:  # in rising order, so that each step leaves a gap where an id is avoided
-        ids += ids >= one
+    for avoided in avoid:  # in rising order, so that each step leaves a gap where an id is avoided
+        ids += ids >= avoided
     return ids.to(slot.dtype)
 
 
 def _values(slot: Slot, shape: tuple[int, ...], variation: Variation, random: torch.Generator) -> Tensor:
-    if slot.given is None:
+    if slot.example is None:
         return (torch.randn(shape, generator=random) * variation.scale + variation.shift).to(slot.dtype)
-    pool = slot.given.flatten().double()
+    pool = slot.example.flatten().double()
     if not pool.numel():
         return torch.zeros(shape, dtype=slot.dtype)
     drawn = pool[torch.randint(pool.numel(), shape, generator=random)]
@@ -146,31 +146,32 @@ def _values(slot: Slot, shape: tuple[int, ...], variation: Variation, random: to
 
 
 def _rows(slot: Slot, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    if slot.given is None or shape[-1:] != slot.given.shape[-1:]:
+    if slot.example is None or shape[-1:] != slot.example.shape[-1:]:
         return _as_given(slot, shape)
-    rows = slot.given.reshape(-1, shape[-1])
+    rows = slot.example.reshape(-1, shape[-1])
     return rows[torch.randint(len(rows), shape[:-1], generator=random)]
 
 
 def _mask(slot: Slot, shape: tuple[int, ...], shown: Shown) -> Tensor:
     if shown is Shown.ALL:
-        kept = slot.given is not None and tuple(slot.given.shape) == shape
-        return slot.given.clone() if kept and slot.given is not None else torch.ones(shape, dtype=slot.dtype)
+        if slot.example is not None and tuple(slot.example.shape) == shape:
+            return slot.example.clone()
+        return torch.ones(shape, dtype=slot.dtype)
     mask = torch.zeros(shape, dtype=slot.dtype)
     batch = shape[0]
     for row in range(batch):
         # From the whole to a half: of an image, less might be less than a patch. A batch of one row is halved.
         share = 1 - row / (2 * (batch - 1)) if batch > 1 else 0.5
-        one = shown is Shown.ONE and len(shape) == 2
-        mask[row][tuple(slice(0, 1 if one else math.ceil(share * size)) for size in shape[1:])] = 1
+        only_first = shown is Shown.ONE and len(shape) == 2
+        mask[row][tuple(slice(0, 1 if only_first else math.ceil(share * size)) for size in shape[1:])] = 1
     return mask
 
 
 def _as_given(slot: Slot, shape: tuple[int, ...]) -> Tensor:
-    if slot.given is None or tuple(slot.given.shape) != shape:
-        have = "nothing" if slot.given is None else tuple(slot.given.shape)
+    if slot.example is None or tuple(slot.example.shape) != shape:
+        have = "nothing" if slot.example is None else tuple(slot.example.shape)
         raise NotOptimizableError(
             f"{slot.name} is needed in shape {shape}, and from {have} none can be made that means the same",
             "leave its dimensions, and those that go with it, out of the ranges",
         )
-    return slot.given.clone()
+    return slot.example.clone()

@@ -94,12 +94,12 @@ class _Reader:
             return ()
         # Half of the positions: some architectures count from behind the padding id on, or add tokens of their own.
         self.sizes["length"] = max(1, min(_LENGTH, (positions_of(config) or 2 * _LENGTH) // 2))
-        found = [*self._ids("input_ids", "attention_mask", "length", config, vocabulary)]
+        slots = [*self._ids("input_ids", "attention_mask", "length", config, vocabulary)]
         if "token_type_ids" in self.takes and (types := getattr(config, "type_vocab_size", None) or 0) > 1:
-            found.append(Slot("token_type_ids", InputKind.TYPES, ("batch", "length"), torch.int64, high=types - 1))
+            slots.append(Slot("token_type_ids", InputKind.TYPES, ("batch", "length"), torch.int64, high=types - 1))
         if "global_attention_mask" in self.takes:
-            found.append(Slot("global_attention_mask", InputKind.FLAGS, ("batch", "length"), torch.int64))
-        return tuple(found)
+            slots.append(Slot("global_attention_mask", InputKind.FLAGS, ("batch", "length"), torch.int64))
+        return tuple(slots)
 
     def decoder(self) -> tuple[Slot, ...]:
         """Return what the decoder of an encoder-decoder has said so far."""
@@ -126,10 +126,10 @@ class _Reader:
         frames = 2 if pairs else getattr(self.config, "num_frames", None)
         several = (int(frames),) if frames else ()
         dims = ("batch", *several, channels, "height", "width")
-        found = [Slot("pixel_values", InputKind.VALUES, dims, torch.float32)]
+        slots = [Slot("pixel_values", InputKind.VALUES, dims, torch.float32)]
         if "pixel_mask" in self.takes:
-            found.append(Slot("pixel_mask", InputKind.MASK, ("batch", "height", "width"), torch.int64))
-        return tuple(found)
+            slots.append(Slot("pixel_mask", InputKind.MASK, ("batch", "height", "width"), torch.int64))
+        return tuple(slots)
 
     def sound(self) -> tuple[Slot, ...]:
         """Return what is heard: samples, or a spectrogram."""
@@ -161,29 +161,32 @@ class _Reader:
         return (ids, Slot(mask, InputKind.MASK, dims, torch.int64)) if mask in self.takes else (ids,)
 
     def _vocabulary(self, config: Any) -> int:
-        found = self.vocabulary or getattr(config, "vocab_size", None)
-        return found if isinstance(found, int) else 0
+        size = self.vocabulary or getattr(config, "vocab_size", None)
+        return size if isinstance(size, int) else 0
 
     def _of_images(self, name: str) -> Any:
         parts = (self.config, *(getattr(self.config, part, None) for part in _PARTS_WITH_IMAGES))
-        return next((found for part in parts if (found := getattr(part, name, None)) is not None), None)
+        return next((setting for part in parts if (setting := getattr(part, name, None)) is not None), None)
 
 
 def positions_of(config: Any) -> int | None:
     """Return how many positions of a text the config of a text model has; None where it does not say."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    return next((found for name in names if isinstance(found := getattr(config, name, None), int) and found > 0), None)
+    return next(
+        (positions for name in names if isinstance(positions := getattr(config, name, None), int) and positions > 0),
+        None,
+    )
 
 
 def _special_ids(configs: Iterable[Any]) -> tuple[int, ...]:
     """Return every id that a config names: what they mean to a model is not for chance to bring about."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for config in configs:
         for name, value in config.to_dict().items():
             if name.endswith(("_token_id", "_token_index")):
                 several = value if isinstance(value, list | tuple) else [value]
-                found |= {one for one in several if isinstance(one, int)}
-    return tuple(sorted(found))
+                ids |= {one for one in several if isinstance(one, int)}
+    return tuple(sorted(ids))
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

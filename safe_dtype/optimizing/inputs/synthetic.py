@@ -71,14 +71,14 @@ def batches_for(  # the last three are for who knows better
     return [first, *_held_out(slots, traced, ranges, seed)]
 
 
-def batches_of(given: Mapping[str, Tensor] | Path, *, dynamic: Dynamic = Dynamic(), seed: int = 0) -> list[Made]:  # noqa: B008  # frozen
+def batches_of(batch: Mapping[str, Tensor] | Path, *, dynamic: Dynamic = Dynamic(), seed: int = 0) -> list[Made]:  # noqa: B008  # frozen
     """Return a batch that was given, as tensors or as a safetensors file, and held-out ones that are made from it.
 
     Raises:
         NotOptimizableError: If the file cannot be read, or the batch does not go with `dynamic`.
     """
-    about = "the user's" if not isinstance(given, Path) else given.name
-    inputs = read_inputs(given) if isinstance(given, Path) else given
+    about = "the user's" if not isinstance(batch, Path) else batch.name
+    inputs = read_inputs(batch) if isinstance(batch, Path) else batch
     return [Made("traced", about, dict(inputs)), *held_out_of(inputs, dynamic, seed)]
 
 
@@ -100,8 +100,8 @@ def held_out_of(inputs: Mapping[str, Tensor], dynamic: Dynamic, seed: int = 0) -
     slots = [_slot_of(name, one, symbols[name]) for name, one in inputs.items()]
     ranges = _ranges(slots, dynamic)
     sizes: dict[str, int] = {}
-    for slot, one in zip(slots, inputs.values(), strict=True):
-        for dim, size in zip(slot.dims, one.shape, strict=True):
+    for slot, tensor in zip(slots, inputs.values(), strict=True):
+        for dim, size in zip(slot.dims, tensor.shape, strict=True):
             if isinstance(dim, str):
                 low, high = ranges[dim]
                 if not low <= size <= high or sizes.setdefault(dim, size) != size:
@@ -120,11 +120,11 @@ def complete(dynamic: Dynamic, inputs: Mapping[str, Tensor]) -> Dynamic:
     """
     dims = {name: dict(by_dim) for name, by_dim in dynamic.dims.items()}
     of_length: dict[tuple[bool, int], Range] = {}
-    for name, one in inputs.items():
-        if _is_row_of_ids(one) and 1 in dims.get(name, {}):
-            of_length[name.startswith("decoder_"), one.shape[1]] = dims[name][1]
-    for name, one in inputs.items():
-        follows = of_length.get((name.startswith("decoder_"), one.shape[1])) if _is_row_of_ids(one) else None
+    for name, tensor in inputs.items():
+        if _is_row_of_ids(tensor) and 1 in dims.get(name, {}):
+            of_length[name.startswith("decoder_"), tensor.shape[1]] = dims[name][1]
+    for name, tensor in inputs.items():
+        follows = of_length.get((name.startswith("decoder_"), tensor.shape[1])) if _is_row_of_ids(tensor) else None
         if follows:
             dims.setdefault(name, {}).setdefault(1, follows)
     if "pixel_mask" in inputs and "pixel_values" in dims:
@@ -142,12 +142,12 @@ def read_inputs(file: Path) -> dict[str, Tensor]:
         NotOptimizableError: If it is none, or is empty.
     """
     try:
-        found: dict[str, Tensor] = load_file(file)
+        tensors: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as exc:
         raise NotOptimizableError(f"{file} is no readable safetensors file ({exc})", OWN_INPUTS) from exc
-    if not found:
+    if not tensors:
         raise NotOptimizableError(f"{file} holds no tensor", OWN_INPUTS)
-    return found
+    return tensors
 
 
 def _held_out(slots: list[Slot], traced: Mapping[str, int], ranges: Mapping[str, Range], seed: int) -> Iterator[Made]:
@@ -165,18 +165,18 @@ def _held_out(slots: list[Slot], traced: Mapping[str, int], ranges: Mapping[str,
 
 def _ends(traced: Mapping[str, int], ranges: Mapping[str, Range]) -> dict[str, dict[str, int]]:
     """Return sizes at the ends of the ranges, by what they are; none that equal the traced ones, or each other."""
-    found = {
+    corners = {
         "smallest": {**traced, **{name: low for name, (low, _) in ranges.items()}},
         "largest": {**traced, **{name: high for name, (_, high) in ranges.items()}},
     }
     others = [name for name in ranges if name != "batch"]
     if len(others) > 1:  # a form that mixes up height and width is right on every square
-        found["crossed"] = {**traced, **{name: ranges[name][number % 2] for number, name in enumerate(others)}}
-    kept: dict[str, dict[str, int]] = {}
-    for name, sizes in found.items():
-        if sizes != dict(traced) and sizes not in kept.values():
-            kept[name] = sizes
-    return kept
+        corners["crossed"] = {**traced, **{name: ranges[name][number % 2] for number, name in enumerate(others)}}
+    different: dict[str, dict[str, int]] = {}
+    for name, sizes in corners.items():
+        if sizes != dict(traced) and sizes not in different.values():
+            different[name] = sizes
+    return different
 
 
 def _ranges(slots: list[Slot], dynamic: Dynamic) -> dict[str, Range]:
@@ -187,7 +187,7 @@ def _ranges(slots: list[Slot], dynamic: Dynamic) -> dict[str, Range]:
             f"a range is declared for {', '.join(sorted(unknown))}, and the inputs are {', '.join(by_name)}",
             "name one of these, or pass inputs=... with the tensor in it",
         )
-    found: dict[str, Range] = {}
+    common: dict[str, Range] = {}
     for slot in slots:
         for dim, (low, high) in dynamic.of(slot.name).items():
             symbol = slot.dims[dim] if -len(slot.dims) <= dim < len(slot.dims) else None
@@ -198,14 +198,14 @@ def _ranges(slots: list[Slot], dynamic: Dynamic) -> dict[str, Range]:
                 raise NotOptimizableError(
                     f"a range is declared for dimension {dim} of {slot.name}, which {what}", "leave it out"
                 )
-            before = found.get(symbol, (low, high))
-            low, high = found[symbol] = max(low, before[0]), min(high, before[1])
+            before = common.get(symbol, (low, high))
+            low, high = common[symbol] = max(low, before[0]), min(high, before[1])
             if low > high or low < 1:
                 raise NotOptimizableError(
                     f"the ranges of {symbol} ({before[0]}..{before[1]}, and that of {slot.name}) have no size in common",
                     "declare one range for all inputs that it is shared by, from 1 on",
                 )
-    return found
+    return common
 
 
 def _on_multiples(ends: Range, step: int) -> Range:
@@ -216,11 +216,11 @@ def _on_multiples(ends: Range, step: int) -> Range:
 
 def _symbols(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, tuple[str | int, ...]]:
     """Return the dims of the inputs: those with the same range and the same size now go together."""
-    found: dict[str, tuple[str | int, ...]] = {}
-    for name, one in inputs.items():
+    dims_of: dict[str, tuple[str | int, ...]] = {}
+    for name, tensor in inputs.items():
         ranges = dynamic.of(name)
         dims: list[str | int] = []
-        for dim, size in enumerate(one.shape):
+        for dim, size in enumerate(tensor.shape):
             if dim not in ranges:
                 dims.append(size)
             elif dim == 0 and dynamic.batch:
@@ -229,33 +229,33 @@ def _symbols(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, tuple[
                 low, high = ranges[dim]
                 symbol = f"{size} in {low}..{high}"
                 dims.append(symbol if symbol not in dims else f"{symbol} in dimension {dim}")
-        found[name] = tuple(dims)
-    return found
+        dims_of[name] = tuple(dims)
+    return dims_of
 
 
-def _slot_of(name: str, one: Tensor, dims: tuple[str | int, ...]) -> Slot:
-    integers = not one.is_floating_point() and not one.is_complex()
-    bounds = (int(one.min()), int(one.max())) if integers and one.numel() and one.dim() else (0, 0)
-    return Slot(name, _kind_of(name, one), dims, one.dtype, low=bounds[0], high=bounds[1], given=one)
+def _slot_of(name: str, tensor: Tensor, dims: tuple[str | int, ...]) -> Slot:
+    integers = not tensor.is_floating_point() and not tensor.is_complex()
+    bounds = (int(tensor.min()), int(tensor.max())) if integers and tensor.numel() and tensor.dim() else (0, 0)
+    return Slot(name, _kind_of(name, tensor), dims, tensor.dtype, low=bounds[0], high=bounds[1], example=tensor)
 
 
-def _kind_of(name: str, one: Tensor) -> InputKind:
-    if not one.dim() or one.is_complex():
+def _kind_of(name: str, tensor: Tensor) -> InputKind:
+    if not tensor.dim() or tensor.is_complex():
         return InputKind.FIXED
-    if one.dtype is torch.bool or name.endswith("mask"):
-        if not bool(((one == 0) | (one == 1)).all()):
+    if tensor.dtype is torch.bool or name.endswith("mask"):
+        if not bool(((tensor == 0) | (tensor == 1)).all()):
             return InputKind.FIXED  # added to scores, or anything else
         return (
             InputKind.FLAGS
-            if one.dim() > 1 and not bool(one.any())
+            if tensor.dim() > 1 and not bool(tensor.any())
             else InputKind.MASK
-            if one.dim() > 1
+            if tensor.dim() > 1
             else InputKind.FIXED
         )
-    if one.is_floating_point():
+    if tensor.is_floating_point():
         return InputKind.VALUES
-    return InputKind.IDS if one.dim() < 3 else InputKind.ROWS
+    return InputKind.IDS if tensor.dim() < 3 else InputKind.ROWS
 
 
-def _is_row_of_ids(one: Tensor) -> bool:
-    return one.dim() == 2 and not one.is_floating_point()
+def _is_row_of_ids(tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and not tensor.is_floating_point()

@@ -67,8 +67,8 @@ def _files(path: Path) -> tuple[str, list[Path]]:
     """Return the kind of the data, and the files in the order of their names."""
     if not path.exists():
         raise NotOptimizableError(f"there is no {path}", _OTHER)
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [one for one in found if one.is_file() and one.suffix.lower() in _KINDS]
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [one for one in paths if one.is_file() and one.suffix.lower() in _KINDS]
     kinds = sorted({_KINDS[one.suffix.lower()] for one in files})
     if not kinds:
         raise NotOptimizableError(f"{path} holds no data of a kind that is known here", _OTHER)
@@ -105,10 +105,10 @@ def _texts(file: Path) -> list[str]:
 
 def _text_of(line: str, where: str) -> str:
     try:
-        found = json.loads(line)
+        content = json.loads(line)
     except ValueError as exc:
         raise NotOptimizableError(f"{where} is no JSON ({exc})", 'write one object a line: {"text": "..."}') from exc
-    text = found.get("text") if isinstance(found, Mapping) else None
+    text = content.get("text") if isinstance(content, Mapping) else None
     if not isinstance(text, str):
         raise NotOptimizableError(f'{where} has no text under "text"', 'write one object a line: {"text": "..."}')
     return text
@@ -136,12 +136,12 @@ def _of_texts(  # as of the function above
         raise NotOptimizableError(f"there is no text in {', '.join(str(one) for one in files)}", _OTHER)
     tokenizer, positions = _tokenizer(folder)
     shortest, longest = lengths[0], max(lengths[0], min(lengths[1], positions))
-    found = []
+    batches = []
     for group, about in _groups(texts, batch_size, limit):
         rows = [dict(tokenizer(text, truncation=True, max_length=longest, verbose=False)) for text in group]
         tensors = _padded(rows, shortest, tokenizer)
-        found.append(Made("user", f"texts {about}", _as_traced(tensors, traced, "the texts")))
-    return found
+        batches.append(Made("user", f"texts {about}", _as_traced(tensors, traced, "the texts")))
+    return batches
 
 
 def _tokenizer(folder: Path) -> tuple[Any, int]:
@@ -168,11 +168,11 @@ def _padded(rows: Sequence[Mapping[str, list[int]]], shortest: int, tokenizer: A
     """
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     width = max(shortest, *(len(row["input_ids"]) for row in rows))
-    found = {}
+    tensors = {}
     for name in rows[0]:
         fill = padding if name == "input_ids" else 0
-        found[name] = torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in rows])
-    return found
+        tensors[name] = torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in rows])
+    return tensors
 
 
 # --- images --------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _of_images(  # as of the function above
     dynamic: Dynamic,
 ) -> list[Made]:
     reader = pictures.Pictures(folder)
-    found = []
+    batches = []
     for group, about in _groups(files, batch_size, limit):
         tensors = reader.tensors(group)
         size = _wanted_size(tensors["pixel_values"], traced, dynamic)
@@ -196,8 +196,8 @@ def _of_images(  # as of the function above
             tensors = {name: _scaled(name, one, size) for name, one in tensors.items()}
             more = f", scaled to {size[0]} x {size[1]}"
         about = f"images {about}, {reader.about}{more}"
-        found.append(Made("user", about, _as_traced(tensors, traced, "the images")))
-    return found
+        batches.append(Made("user", about, _as_traced(tensors, traced, "the images")))
+    return batches
 
 
 def _wanted_size(pixels: Tensor, traced: Mapping[str, Tensor] | None, dynamic: Dynamic) -> tuple[int, int]:
@@ -212,43 +212,43 @@ def _wanted_size(pixels: Tensor, traced: Mapping[str, Tensor] | None, dynamic: D
     return like.shape[-2], like.shape[-1]
 
 
-def _scaled(name: str, one: Tensor, size: tuple[int, int]) -> Tensor:
+def _scaled(name: str, tensor: Tensor, size: tuple[int, int]) -> Tensor:
     if name == "pixel_mask":
-        return interpolate(one[:, None].float(), size, mode="nearest")[:, 0].to(one.dtype)
-    return interpolate(one, size, mode="bilinear", antialias=True) if one.dim() == 4 else one
+        return interpolate(tensor[:, None].float(), size, mode="nearest")[:, 0].to(tensor.dtype)
+    return interpolate(tensor, size, mode="bilinear", antialias=True) if tensor.dim() == 4 else tensor
 
 
 # --- as the model takes them ---------------------------------------------------------------------------------------
 
 
-def _as_traced(found: dict[str, Tensor], traced: Mapping[str, Tensor] | None, what: str) -> dict[str, Tensor]:
+def _as_traced(tensors: dict[str, Tensor], traced: Mapping[str, Tensor] | None, what: str) -> dict[str, Tensor]:
     """Return exactly the inputs of the traced batch: a form takes no others.
 
     What the data do not have is taken from there, as long as it fits: flags and masks of the text in its length.
     """
     if traced is None:
-        return found
-    if not found.keys() & traced.keys():
+        return tensors
+    if not tensors.keys() & traced.keys():
         raise NotOptimizableError(
-            f"{what} give {', '.join(found)}, and the model takes {', '.join(traced)}",
+            f"{what} give {', '.join(tensors)}, and the model takes {', '.join(traced)}",
             "pass data of the kind that the model takes",
         )
-    rows = next(iter(found.values())).shape[0]
+    rows = next(iter(tensors.values())).shape[0]
     return {
-        name: found[name] if name in found else _from_traced(name, one, rows, found, what)
-        for name, one in traced.items()
+        name: tensors[name] if name in tensors else _from_traced(name, tensor, rows, tensors, what)
+        for name, tensor in traced.items()
     }
 
 
-def _from_traced(name: str, one: Tensor, rows: int, found: Mapping[str, Tensor], what: str) -> Tensor:
-    ids = found.get("input_ids")
-    beside_ids = one.dim() == 2 and not one.is_floating_point() and not name.startswith("decoder_")
+def _from_traced(name: str, tensor: Tensor, rows: int, tensors: Mapping[str, Tensor], what: str) -> Tensor:
+    ids = tensors.get("input_ids")
+    beside_ids = tensor.dim() == 2 and not tensor.is_floating_point() and not name.startswith("decoder_")
     if ids is not None and beside_ids and name.endswith(("mask", "token_type_ids")):
         # As the traced batch begins: an attention mask lets all through, flags and types are zero.
-        return torch.full_like(ids, int(one[0, 0]), dtype=one.dtype)
-    if one.dim() and one.shape[0] < rows:
+        return torch.full_like(ids, int(tensor[0, 0]), dtype=tensor.dtype)
+    if tensor.dim() and tensor.shape[0] < rows:
         raise NotOptimizableError(
-            f"{what} have {rows} rows and no {name}, of which the traced batch has {one.shape[0]}",
+            f"{what} have {rows} rows and no {name}, of which the traced batch has {tensor.shape[0]}",
             "pass data with it, as a safetensors file",
         )
-    return one[:rows] if one.dim() else one
+    return tensor[:rows] if tensor.dim() else tensor

@@ -89,8 +89,10 @@ def _optimization(fields: dict[str, Any]) -> Optimization:
             "verdicts": tuple(fields["verdicts"]),
             "batches": tuple(Batch(**one) for one in fields["batches"]),
             "dtypes": tuple(
-                DtypeVerdict(**one | {"dtype": dtype_named(one["dtype"]), "distance": _distance(one["distance"])})
-                for one in fields["dtypes"]
+                DtypeVerdict(
+                    **verdict | {"dtype": dtype_named(verdict["dtype"]), "distance": _distance(verdict["distance"])}
+                )
+                for verdict in fields["dtypes"]
             ),
             "attempts": tuple(_attempt(one) for one in fields["attempts"]),
             "status": Status(fields["status"]),

@@ -43,8 +43,8 @@ def choose(
         return Choice(None, Status.NO_DTYPE, "; ".join(f"{one.dtype}: {one.problem}" for one in dtypes))
     verified = [
         number
-        for number, one in enumerate(attempts)
-        if one.outcome is Outcome.VERIFIED and one.dtype in fits and one.seconds.run
+        for number, attempt in enumerate(attempts)
+        if attempt.outcome is Outcome.VERIFIED and attempt.dtype in fits and attempt.seconds.run
     ]
     if not verified:
         return Choice(None, Status.NO_DTYPE, "no attempt was verified, eager included")

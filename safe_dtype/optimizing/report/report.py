@@ -40,7 +40,8 @@ def summary_text(record: Optimization) -> str:
         f"{_HEADLINES[record.status]} (status {int(record.status)}): {record.why or 'no reason was recorded'}",
     ]
     lines += [
-        f"  eager in {one.dtype}: {one.problem or 'passes'}{_against(one.distance)}" for one in record.dtypes[:3]
+        f"  eager in {verdict.dtype}: {verdict.problem or 'passes'}{_against(verdict.distance)}"
+        for verdict in record.dtypes[:3]
     ]
     verified = [number for number, one in enumerate(record.attempts) if one.outcome is Outcome.VERIFIED]
     gains = _gains(record)
@@ -185,8 +186,14 @@ def _graphs(record: Optimization) -> Iterator[str]:
     if sites:
         yield ""
         rows = (
-            (code(f"{one.file}:{one.line}"), code(one.code), inline(one.kind), str(one.count), inline(one.reason))
-            for one in sites[:_MOST_SITES]
+            (
+                code(f"{site.file}:{site.line}"),
+                code(site.code),
+                inline(site.kind),
+                str(site.count),
+                inline(site.reason),
+            )
+            for site in sites[:_MOST_SITES]
         )
         yield from table(("where it breaks", "code", "kind", "times", "reason"), rows)
         if len(sites) > _MOST_SITES:
@@ -347,8 +354,8 @@ def _shapes(tensors: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _rows(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for one in facts:
-        values = (one.get(name) for name in names)
+    for fact in facts:
+        values = (fact.get(name) for name in names)
         yield tuple(_NONE if value in (None, "") else inline(str(value)) for value in values)
 
 
