@@ -3,7 +3,7 @@
 python examples/optimize_sapiens.py                                   # a tiny random Sapiens2, half a minute
 python examples/optimize_sapiens.py facebook/sapiens2-seg-0.4b --out optimized --form auto
 
-Nothing is assumed of the device: no A100, no version of torch. Every form is held against the model as it is, in float32;
+Nothing is assumed of the device: no A100, no version of torch. Every form is compared with the model as it is, in float32;
 what fails is written down with the line to blame, and what is chosen loads with `load_optimized`.
 """
 

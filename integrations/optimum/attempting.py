@@ -21,7 +21,7 @@ from .tasks import task_of
 from .virtual_environment import environment
 
 FORM = "onnx"
-EXPORTED = "exported"  # folder in the job's own, gone at the end
+EXPORTED = "exported"  # a folder in the job's, deleted at the end
 
 
 def attempt_via(
@@ -35,7 +35,7 @@ def attempt_via(
 ) -> FormAttempt:
     """Let `via` export the job's model to ONNX, and verify that file as `run_attempt` verifies one of our own.
 
-    What the tool said is the first part of the attempt's log. A failure of the tool is the attempt's, not an error.
+    The tool's output is the first part of the attempt's log. Where the tool fails, the attempt is returned as failed.
 
     Args:
         job: The attempt; its form is ONNX.
@@ -43,12 +43,12 @@ def attempt_via(
         task: In optimum's words; empty for what the model's class says.
         root: The output folder, which holds the job's.
         seconds: The time limit of export and verification in all.
-        progress: Is told when the environment is to be made.
+        progress: Called with a line of text before the environment is made.
 
     Raises:
         EnvironmentNotFitError: If the environment cannot be made.
     """
-    # Loads torch, which a parent of attempts does without until here.
+    # Imported here, because it loads torch, which a parent of attempts does not need before.
     from safe_dtype.optimizing.forms.onnx import FORM as ONNX
     from safe_dtype.optimizing.forms.onnx import GIVEN
 
@@ -70,7 +70,7 @@ def attempt_via(
         outcome = Outcome.TIMED_OUT if late else Outcome.FAILED
         return replace(attempt, outcome=outcome, reason=exc.problem, log=_log(job, exported, root))
     spent = time.monotonic() - begun
-    plain = replace(job, form=FORM, remedies=())  # these are no settings of the model
+    plain = replace(job, form=FORM, remedies=())  # `via` and `task` are no settings of the model
     verified = run_attempt(plain, root=root, seconds=seconds - spent, settings={GIVEN: str(file.parent)})
     built = replace(verified.seconds, build=spent + (verified.seconds.build or 0.0))
     return replace(verified, remedies=attempt.remedies, seconds=built, log=_log(job, exported, root))
@@ -81,7 +81,7 @@ def _not_for_optimum(job: Job) -> str:
 
 
 def _log(job: Job, exported: Path, root: Path) -> str:
-    """Put what the tool said before what the attempt's processes said, take its folder away; return the log's name."""
+    """Put the tool's output before the attempt's in one log, delete the tool's folder, and return the log's name."""
     log = job.out / ATTEMPT_LOG
     parts = [one.read_bytes() for one in (exported / LOG, log) if one.exists()]
     job.out.mkdir(parents=True, exist_ok=True)

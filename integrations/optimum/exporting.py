@@ -47,7 +47,7 @@ def export(order: Order, out: Path, *, via: str = "optimum-onnx", seconds: float
 
     Raises:
         EnvironmentNotFitError: If the environment cannot be made.
-        NotOptimizableError: If optimum fails, with what it said, or is too slow.
+        NotOptimizableError: If optimum fails, with its error, or is too slow.
     """
     python = python_of(environment(via))
     model_class = order.model_class or class_of(config_of(order.model), order.model)

@@ -1,7 +1,7 @@
 """What runs in optimum's environment: `python inside.py ORDER.json`. It can import nothing of safe_dtype.
 
-`optimum-cli export onnx` keeps only the outputs that its table has for a task: of BERT without the pooler's, of T5
-without the encoder's. A form has to answer as the model does, so this calls the same function with all of them.
+`optimum-cli export onnx` keeps only the outputs that its table has for a task: it drops the pooler's of BERT and the
+encoder's of T5. A form must return what the model returns, so this calls the same function with all of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(order: dict[str, str]) -> None:
     model, loaded = model_class.from_pretrained(order["model"], dtype=dtype, output_loading_info=True)
     parameters = {name for name, _ in model.named_parameters()}  # buffers are computed where they are not saved
     if absent := sorted(parameters & {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}):
-        # An older transformers that has other names for the weights makes up new ones, with a warning only.
+        # An older transformers with other names for the weights initializes them at random, and only warns.
         raise ValueError(f"{len(absent)} weights are not in the file, or of another shape: {', '.join(absent[:4])}")
     config_class = TasksManager.get_exporter_config_constructor(
         model=model.eval(), exporter="onnx", task=order["task"], library_name="transformers"
@@ -42,13 +42,13 @@ def main(order: dict[str, str]) -> None:
         task=order["task"],
         monolith=True,
         no_post_process=True,
-        do_validation=False,  # done by the one who asked, on inputs of their own
+        do_validation=False,  # the caller does it, on inputs of its own
         custom_onnx_configs={"model": with_outputs(config, _outputs_of(model, config))},
     )
 
 
 def with_outputs(config: Any, outputs: dict[str, int]) -> Any:
-    """Let `config` name `outputs`, by name their numbers of dimensions; those that it has stay as it has them."""
+    """Let `config` list `outputs`, numbers of dimensions by name; an output that it lists already keeps its axes."""
     known = config.outputs
     free = {name: {dim: f"{name}_{dim}" for dim in range(dims)} for name, dims in outputs.items()}
     whole = {name: known.get(name, axes) for name, axes in free.items()}

@@ -15,7 +15,7 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "
 
 
 def copied_for_4(model: Path, out: Path) -> Path:
-    """Make the new folder `out` of a model's weights, linked where the disk can, and its config in older words.
+    """Make the new folder `out` with a model's weights, linked where the disk can, and its config for version 4.
 
     Tokenizers and image processors stay behind: an export needs none, and an older transformers may not read them.
     """
@@ -29,10 +29,10 @@ def copied_for_4(model: Path, out: Path) -> Path:
 
 
 def as_before_5(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config, with the configs in it, in the words of transformers 4.57.
+    """Return a config, and the configs in it, with the keys of transformers 4.57.
 
     Version 5 keeps in `rope_parameters` what version 4 keeps in `rope_theta`, `rope_scaling` and
-    `partial_rotary_factor`. Version 4 would read past it, and turn every position by its default base.
+    `partial_rotary_factor`. Version 4 ignores it, and would rotate every position by its default base.
     """
     older = {
         name: as_before_5(value) if isinstance(value, dict) and "model_type" in value else value
@@ -46,9 +46,11 @@ def _in_older_words(rope: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rope.get("full_attention"), dict):
         return _of_one(rope)
     older = _of_one(rope["full_attention"])
-    older["global_rope_theta"] = older.get("rope_theta")  # ModernBERT's word for it
+    older["global_rope_theta"] = older.get("rope_theta")  # ModernBERT's key
     if isinstance(local := rope.get("sliding_attention"), dict) and "rope_theta" in local:
-        older["rope_local_base_freq"] = older["local_rope_theta"] = local["rope_theta"]  # Gemma 3's word, ModernBERT's
+        older["rope_local_base_freq"] = older["local_rope_theta"] = local[
+            "rope_theta"
+        ]  # the key of Gemma 3, and of ModernBERT
     return older
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from safe_dtype.errors import NotOptimizableError
 
-# By the end of the class's name, the longer ends before those that they end with.
+# By the ending of the class's name. An ending stands before a shorter one that it ends with.
 _BY_ENDING: Mapping[str, str] = {
     "ForSemanticSegmentation": "semantic-segmentation",
     "ForInstanceSegmentation": "image-segmentation",
@@ -40,8 +40,8 @@ _BY_ENDING: Mapping[str, str] = {
     "MTModel": "text2text-generation",  # MarianMTModel
     "Model": "feature-extraction",
 }
-_AUDIO = "audio-classification"  # ...ForSequenceClassification too, of a model that hears
-_HEARS = ("num_mel_bins", "feat_extract_norm", "conv_kernel", "num_conv_pos_embeddings")  # keys of such a config
+_AUDIO = "audio-classification"  # of a class ...ForSequenceClassification as well, where the model takes audio
+_HEARS = ("num_mel_bins", "feat_extract_norm", "conv_kernel", "num_conv_pos_embeddings")  # keys of such configs
 TASKS = tuple(sorted({*_BY_ENDING.values(), _AUDIO, "image-text-to-text"}))
 
 
@@ -53,7 +53,7 @@ def task_of(model: Path, model_class: str = "") -> str:
         model_class: Transformers' name of the class; empty for the one that the config names.
 
     Raises:
-        NotOptimizableError: If the class says nothing of a task that optimum has.
+        NotOptimizableError: If the name of the class tells no task of optimum.
     """
     config = config_of(model)
     name = model_class or class_of(config, model)
@@ -98,7 +98,7 @@ def class_of(config: Mapping[str, Any], model: Path) -> str:
 
 
 def _of_generation(config: Mapping[str, Any], *, hears: bool) -> str:
-    """Return the task of a class that only says that it generates, from what its config is made of."""
+    """Return the task of a class ...ForConditionalGeneration, from the keys of its config; empty where they tell none."""
     if hears:
         return "automatic-speech-recognition"
     if "vision_config" in config:

@@ -36,7 +36,7 @@ _AS_HERE: Mapping[str, tuple[str, ...]] = {  # by package, the distributions tha
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
 VIAS = tuple(_FIXED)
-# Of this process' Python: another one would take its packages from here instead of from its own folder.
+# Variables of this process' Python, which would make another one import packages from here.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
 
@@ -47,7 +47,7 @@ def environment(via: str, *, progress: Callable[[str], None] = logger.info) -> P
 
     Args:
         via: One of VIAS.
-        progress: Is told what takes long.
+        progress: Called with a line of text before the environment is made, which takes long.
 
     Raises:
         EnvironmentNotFitError: If it cannot be made here, with what pip said.
@@ -74,7 +74,7 @@ def pins_of(via: str) -> tuple[str, ...]:
     """Return the packages of the environment for `via`, each with its version.
 
     Raises:
-        EnvironmentNotFitError: If `via` is not one of VIAS, or a package whose version is to be the same is not here.
+        EnvironmentNotFitError: If `via` is not one of VIAS, or a package is not here that must have the same version.
     """
     if via not in _FIXED:
         raise EnvironmentNotFitError(f"a way to export that is called {via!r}", f"--via takes {', '.join(VIAS)}")
@@ -95,14 +95,14 @@ def python_of(folder: Path) -> Path:
 def run_python(python: Path, *arguments: str, log: Path, end: float) -> int | None:
     """Run `python` isolated from this process' packages, and return as `processes.child.run` does.
 
-    The rest of the environment is the user's: so pip asks where the user's pip asks.
+    Other environment variables stay, so that pip asks the same index as the user's pip.
     """
     environment = {name: value for name, value in os.environ.items() if name not in _OURS}
     return run([str(python), "-I", *arguments], log=log, end=end, environment=environment)
 
 
 def _version_here(name: str, carriers: tuple[str, ...]) -> str:
-    """Return the release of `name`, without the "+cpu" or "+cu130" of an index: which of these, is pip's to choose."""
+    """Return the release of `name`, without the "+cpu" or "+cu130" of an index: pip chooses among these."""
     for carrier in carriers:
         with suppress(PackageNotFoundError):
             return version(carrier).partition("+")[0]

@@ -34,7 +34,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     name = "LOW..HIGH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Range:
-        """Read it."""
+        """Return the range as (low, high)."""
         if isinstance(value, tuple):
             return value
         low, dots, high = str(value).partition("..")
@@ -45,7 +45,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where everything goes.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="The output folder.")
 @click.option("--form", "wanted", type=click.Choice(_FORMS), default="auto", show_default=True, help="Which form.")
 @click.option("--dtype", default="auto", show_default=True, metavar="DTYPE", help="Which dtype.")
 @click.option("--batch", type=_Ends(), help="How many rows a call may have.  [default: as many as the inputs]")
@@ -61,16 +61,18 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 )  # fmt: skip
 @click.option(
     "--max-drift", type=click.FloatRange(min=0),
-    help="Of every dtype and form from float32, in the unit of `verify`.  [default: rounding alone]",
+    help="Most drift from float32 of any dtype and form, in the unit of `verify`.  [default: rounding alone]",
 )  # fmt: skip
-@click.option("--allow-torchscript", is_flag=True, help="Try a trace, too: deprecated, and blind to branches.")
+@click.option(
+    "--allow-torchscript", is_flag=True, help="Try a TorchScript trace as well: deprecated, and blind to branches."
+)
 @click.option("--via", type=click.Choice(exporter_names()), help="Let another exporter make the ONNX file.")
 @click.option("--task", metavar="TEXT", help="optimum's name of the task.  [default: from the config]")
-@click.option("--keep", is_flag=True, help="Keep the files of every verified form, not the chosen one's alone.")
+@click.option("--keep", is_flag=True, help="Keep the files of every verified form, not only of the chosen one.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=1), default=900, show_default=True, help="Seconds an attempt gets."
+    "--timeout", type=click.FloatRange(min=1), default=900, show_default=True, help="Seconds for each attempt."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Of torch.  [default: its own choice]")
+@click.option("--threads", type=click.IntRange(min=1), help="How many threads torch uses.  [default: its own choice]")
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @DEVICE
 @click.option("--dry-run", is_flag=True, help="Show what would be tried here, and run nothing.")
@@ -79,9 +81,9 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **options: Any) -> None:
     """Find the fastest form of MODEL that computes the same: compiled, exported, ONNX, or as it is.
 
-    Every form and dtype is tried in a process of its own and held against eager float32: on the traced inputs, on
+    Every form and dtype is tried in a process of its own and compared with eager float32: on the traced inputs, on
     others that take other branches and shapes, loaded again in a fresh process, and on your data. MODEL is never
-    touched, and kept in DIR/original. DIR/report.md says what was tried; load the result with
+    changed, and kept in DIR/original. DIR/report.md says what was tried; load the result with
     safe_dtype.load_optimized(DIR).
 
     Exits with status 0 where the form that was asked for is reached, 3 where it fell back to another one that is
@@ -122,7 +124,7 @@ def _goal(options: Mapping[str, Any]) -> Goal:
         if ends:
             dims[name] = dict.fromkeys(places, ends)
     if options["via"] and options["wanted"] not in ("auto", _ONNX):
-        raise click.UsageError(f"--via makes an ONNX file: it does not go with --form {options['wanted']}.")
+        raise click.UsageError(f"--via makes an ONNX file: it cannot be combined with --form {options['wanted']}.")
     form = None if options["wanted"] == "auto" else options["wanted"]
     return Goal(
         form=_ONNX if options["via"] else form,

@@ -3,13 +3,13 @@
 How each file is kept is written down with its hash, in OUT/original.json:
 
 - A file below 1 MiB is copied: configs and tokenizers are what people edit, and editors write in place.
-- A larger one shares its blocks with the source where the file system can do that (btrfs, XFS): that costs nothing,
-  and neither side sees what happens to the other.
-- Else it is a hard link: nothing is copied, and the file outlives that its source is deleted, or replaced by another
-  file as the Hub's downloads and safetensors do. It does **not** outlive being changed in place (`open(file, "r+b")`,
-  `torch.save` over it, a memory map that is written to): that changes the kept file as well. `restore` finds this by
-  the hash and refuses; nobody can bring such a file back. Pass `ways=(Way.COPY,)` where that may happen.
-- Else it is copied.
+- A larger one shares its blocks with the source where the file system can do that (btrfs, XFS): that takes no space,
+  and a change on one side does not reach the other.
+- Otherwise it is a hard link: nothing is copied. The kept file stays when its source is deleted, or replaced by another
+  file, which is how the Hub's downloads and safetensors write. It is lost when the source is changed in place
+  (`open(file, "r+b")`, `torch.save` over it, a memory map that is written to): that changes the kept file as well.
+  `restore` sees this by the hash and refuses. Pass `ways=(Way.COPY,)` where that may happen.
+- Otherwise it is copied.
 
 Permissions are never changed. Links of the Hub's cache are followed, so that real files are kept.
 """
@@ -36,7 +36,7 @@ RECORD = "original.json"
 SCHEMA = "safe_dtype.original/1"
 
 _SMALL_BYTES = 2**20
-_ASIDE = ".original.part"  # below OUT: what a run that was killed left there is removed by the next one
+_ASIDE = ".original.part"  # below OUT; a run that was killed leaves it, and the next run deletes it
 _FICLONE = 0x40049409  # <linux/fs.h>
 
 
@@ -75,7 +75,7 @@ class Backup:
 
     @property
     def copied_bytes(self) -> int:
-        """What keeping it takes on the disk."""
+        """The space that the backup takes on the disk."""
         return sum(file.bytes for file in self.files.values() if file.way is Way.COPY)
 
     def __str__(self) -> str:
@@ -110,9 +110,9 @@ def back_up(
 ) -> Backup:
     """Keep the files of `source`, a folder or one file, in `out`/original; where they are kept already, check that.
 
-    All files are made aside, checked by size and hash, and then moved in at once. `ways` are tried in turn for files
-    from 1 MiB on; what copies also ends in a copy where the others are impossible. `progress` hears of the bytes of
-    `source` that were read.
+    The files are first made in a temporary folder and checked by size and hash; then that folder is renamed. `ways` are
+    tried in turn for files from 1 MiB on; a file for which none works is copied. `progress` is called with the bytes
+    of `source` that were read.
 
     Raises:
         BackupError: If `out` lies in `source` or the other way round, `source` is empty or changes meanwhile, or
@@ -133,10 +133,10 @@ def back_up(
 
 
 def restore(out: Path, *, to: Path | None = None, progress: Progress | None = None) -> Restored:
-    """Bring back what was changed or deleted of the original that is kept in `out`, there or in the folder `to`.
+    """Bring back the files of the original that were changed or deleted, in their own folder or in `to`.
 
-    Every kept file is checked against the record first. Files that are right are not touched, files that the original
-    has not stay, and no link to a file is written through: one whose file was changed becomes a file of its own (the
+    Every kept file is checked against the record first. Files that are right are not touched, and files that are not of
+    the original stay. A link is never written through: where its file was changed, the link is replaced by a file (the
     Hub's cache reads that as well; its damaged blob stays). What is brought back is a copy, never a hard link.
 
     Raises:
@@ -149,7 +149,7 @@ def restore(out: Path, *, to: Path | None = None, progress: Progress | None = No
     if not backup.folder.is_dir():
         raise NotRestorableError(f"{backup.folder} is gone", "download the model again")
     if to is None and not _made_here(out):
-        # Else a stranger's folder could say which files of ours are to be replaced.
+        # Otherwise a folder from somebody else could decide which files are replaced here.
         raise NotRestorableError(
             f"{out / FOLDER} was made elsewhere, or moved, so that {backup.source} may not be its source",
             "look at the files, and name the folder to restore to",
@@ -209,14 +209,14 @@ def _keep(source: Path, out: Path, ways: tuple[Way, ...], expected: Mapping[str,
     try:
         aside.mkdir()
         placed = {name: _place(file, aside / name, ways) for name, file in files_in(source).items()}
-        # Read back from the disk, also where it is a link: what was written to meanwhile is found by that, too.
+        # Read back from the disk, links too: this also finds files that were written to meanwhile.
         if hashes(aside) != expected:
             raise BackupError(f"{source} changes while it is read", "wait until nothing writes to it")
         files = {
             name: KeptFile(expected[name], (aside / name).stat().st_size, way) for name, way in sorted(placed.items())
         }
         backup = Backup(_folder_of(source), out / FOLDER, files)
-        # The record first: a folder without one would be a stranger's to the next run.
+        # The record first: the next run refuses a folder without one.
         _write_record(out / RECORD, backup, inode=aside.stat().st_ino)
         aside.rename(out / FOLDER)
     finally:
@@ -234,7 +234,7 @@ def _place(file: Path, place: Path, ways: tuple[Way, ...]) -> Way:
             break
         try:
             _CHEAPLY[way](real, place)
-        except OSError:  # another file system, one that cannot do it, a file of somebody else
+        except OSError:  # another file system, one without such links, or a file of another user
             place.unlink(missing_ok=True)
         else:
             return way
@@ -249,7 +249,7 @@ def _link(real: Path, place: Path) -> None:
 
 def _share(real: Path, place: Path) -> None:
     if sys.platform != "linux":
-        raise OSError("no FICLONE here")
+        raise OSError("only Linux has FICLONE")
     import fcntl
 
     with real.open("rb") as source, place.open("xb") as target:
@@ -297,14 +297,14 @@ def _damage(backup: Backup, progress: Progress | None = None) -> list[str]:
     return texts
 
 
-def _copy_in(copy: Path, file: Path, expected: KeptFile) -> None:
-    """Put a copy of `kept` in the place of `file`, checked before it gets there."""
+def _copy_in(kept_file: Path, file: Path, expected: KeptFile) -> None:
+    """Put a copy of `kept_file` in the place of `file`, once the copy is checked."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.restoring")
     try:
         _require_room(file.parent, expected.bytes)
         aside.unlink(missing_ok=True)
-        shutil.copy2(copy, aside)
+        shutil.copy2(kept_file, aside)
         if sha256_of(aside) != expected.sha256:
             raise OSError(errno.EIO, "what was written is not what is kept", str(file))
         aside.replace(file)
@@ -330,7 +330,7 @@ def _require_room(folder: Path, needed: int) -> None:
 
 
 def _in_the_way(target: Path, name: str) -> bool:
-    """Whether a folder stands where the file belongs, or a file where one of its folders does."""
+    """Whether a folder is in the place of the file, or a file in the place of one of its folders."""
     file = target / name
     above = [target, *(target / one for one in list(Path(name).parents)[:-1])]
     return (file.exists() and not file.is_file()) or any(one.exists() and not one.is_dir() for one in above)

@@ -1,4 +1,4 @@
-"""What `optimize` would try on this machine, and why not the rest: from facts alone, without running the model."""
+"""What `optimize` would try on this machine, and why it would skip the rest. The model is not run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ _IN_PIECES = (GraphNeed.REGIONS, GraphNeed.PIECES)
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """The ladder as it would be climbed."""
+    """The forms that would be tried, in order."""
 
     model: str
     device: str
-    dtypes: tuple[Dtype, ...]  # float32 first: what the others are held against
-    rungs: tuple[
-        tuple[Form, Mapping[Dtype, str]], ...
-    ]  # each form, with what it lacks in the dtypes that it lacks it in
+    dtypes: tuple[Dtype, ...]  # float32 first: the others are compared with it
+    # Each form, and what is missing to make it, by dtype; empty where nothing is.
+    rungs: tuple[tuple[Form, Mapping[Dtype, str]], ...]
     saved: Dtype
     parameters: int
 
@@ -40,8 +39,8 @@ class DryRun:
         for number, (form, missing) in enumerate(self.rungs):
             lines.append(f"  {number}  {form!s:<12}{_what_happens(form, missing)}")
         lines.append(
-            "A form is tried in float32 first, and in 16 bit where it is right there and eager passes. "
-            f"{', '.join(self._named(*_WHOLE))} need a model that captures as one graph, which is attempted before; "
+            "A form is tried in float32 first, and in 16 bit where it is verified in float32 and eager passes. "
+            f"{', '.join(self._named(*_WHOLE))} need a model that captures as one graph, which is tried before; "
             f"{' and '.join(self._named(*_IN_PIECES))} are for those that do not. Nothing was run or written."
         )
         return "\n".join(lines)

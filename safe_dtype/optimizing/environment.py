@@ -1,4 +1,4 @@
-"""Before anything is tried: what is installed here, what the files hold, and whether the reference says something.
+"""What is known before any form is tried: what is installed, the files and their hashes, and whether a reference is usable.
 
 Importing this module imports no torch: restoring a backup needs none.
 """
@@ -35,11 +35,11 @@ _PACKAGES = {
     "triton": ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows"),
 }
 
-# About a hundred roundings of a float32 near 1: what is smaller is what is left of larger numbers that cancelled, or
-# underflow. The matching scores of a LightGlue with random weights end at 4e-7, and every form of it would pass.
+# About a hundred roundings of a float32 near 1: smaller numbers are what is left where larger ones cancelled, or
+# underflow. The matching scores of a LightGlue with random weights are at most 4e-7, and every form of it would pass.
 _FLOOR = 1e-5
-# Relative to the largest element of an output. Eight roundings of float32, and a hundredth of the least limit that a
-# form in float32 is held to: sums in another order stay below it, dropout and sampling do not.
+# Relative to the largest element of an output. Eight roundings of float32, and a hundredth of the limit for a form in
+# float32: sums in another order stay below it, dropout and sampling are above it.
 _SAME = 1e-6
 _MASKED = -1e30  # a logit below it is a mask (-inf, or the smallest float32)
 
@@ -47,8 +47,8 @@ _MASKED = -1e30  # a logit below it is a mask (-inf, or the smallest float32)
 def environment() -> dict[str, Any]:
     """Return what the results depend on, as plain JSON values.
 
-    A package that is missing is None, and none of them but torch is imported. No user, no host and no path of this
-    machine is in it: it is published with the results.
+    A missing package is None, and only torch is imported. No name of a user or host and no path of this machine is in
+    it, because it is published with the results.
     """
     import torch
 
@@ -64,7 +64,7 @@ def environment() -> dict[str, Any]:
         "compiler": _compiler(),
         "cpu": {"name": cpu_name(), "isa": cpu_capability(), "cores": os.cpu_count()},
         "onednn": onednn[1] if onednn else None,
-        # What torch and oneDNN were told, ONEDNN_MAX_CPU_ISA for one. Values with a path in them stay here.
+        # Settings of torch and oneDNN, such as ONEDNN_MAX_CPU_ISA. Values that contain a path are left out.
         "settings": {name: value for name, value in settings() if not re.search(r"[/\\]", value)},
         "threads": {"intra_op": torch.get_num_threads(), "inter_op": torch.get_num_interop_threads()},
         "cuda": torch.version.cuda,
@@ -81,7 +81,7 @@ def files_in(source: Path) -> dict[str, Path]:
     already is not entered again. Sockets, pipes and devices are left out.
 
     Raises:
-        MissingShardError: If a link leads nowhere, as where a download was broken off.
+        MissingShardError: If a link leads nowhere, for example after an interrupted download.
         FileNotFoundError: If there is no `source`.
     """
     if not source.exists():
@@ -104,18 +104,18 @@ def hashes(source: Path, *, progress: Progress | None = None) -> dict[str, str]:
 
 
 def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Run a reference twice, and say whether a form can be held to it, as plain JSON values.
+    """Run a reference twice, and return whether forms can be compared with it, as plain JSON values.
 
     `run` returns the outputs by name, always on the same inputs. The result has:
 
     - `steady`: whether both runs gave the same up to rounding, and `repeat_max_abs`: the largest difference (None
       where there is no number for it: other shapes, or NaN in other places);
     - `finite`: no NaN and no infinity, the -inf that masks logits aside;
-    - `degenerate`: whether some output is nothing but rounding, or every one is empty or all equal;
+    - `degenerate`: whether an output is only rounding, or every output is empty or constant;
     - `largest`: the largest finite |element|, and `outputs`: shape, dtype, `absmax`, `std` and the like of each;
-    - `problems`: why nothing can be verified against it. Empty where it is a reference;
-    - `weak`: which figures would say less than they seem to, though it is one: an output that is all equal among
-      others that are not (a mask), logits with the same class for all (every form agrees on the top class then).
+    - `problems`: why no form can be compared with it; empty where it is usable;
+    - `weak`: which figures say less than they seem to, although it is usable: a constant output among others that vary
+      (a mask), logits with the same top class in all rows (every form agrees on the top class then).
     """
     # Copied: the second run may write into the memory of the first.
     first = {name: value.detach().cpu().clone() for name, value in run().items()}
@@ -130,7 +130,7 @@ def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
         for name, facts in outputs.items()
         if facts["nonfinite"]
     ]
-    # One that is constant may be a mask. One that is noise is none: a form that computes it wrongly is not seen.
+    # A constant output may be a mask. An output that is only noise is unfit: it hides a form that computes it wrongly.
     noise = {name: problem for name, problem in idle.items() if outputs[name]["noise"]}
     unfit = idle if len(idle) == len(outputs) else noise
     degenerate = bool(unfit) or not outputs
@@ -169,7 +169,7 @@ def _compiler() -> dict[str, str] | None:
     compiler = shutil.which(os.environ.get("CXX", usual))
     if compiler is None:
         return None
-    # cl knows no --version: it prints what it is, and complains.
+    # cl has no --version: it prints its version and an error.
     asked = [compiler] if platform.system() == "Windows" else [compiler, "--version"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
@@ -237,7 +237,7 @@ def _facts(name: str, value: Tensor) -> dict[str, Any]:
 
 
 def _repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return by output the largest difference of two runs, infinite where they cannot be subtracted."""
+    """Return for each output the largest difference of two runs, infinite where they cannot be subtracted."""
     if first.keys() != second.keys():
         return dict.fromkeys(first, math.inf)
     return {name: _difference(value, second[name]) for name, value in first.items()}
@@ -248,7 +248,7 @@ def _difference(once: Tensor, again: Tensor) -> float:
 
     if once.shape != again.shape or once.dtype != again.dtype:
         return math.inf
-    # Equal infinities would be subtracted to NaN.
+    # The difference of equal infinities would be NaN.
     differ = (once != again) & ~(once.isnan() & again.isnan())
     apart = (once[differ].to(torch.complex128) - again[differ].to(torch.complex128)).abs()
     return float(apart.nan_to_num(nan=math.inf).max()) if len(apart) else 0.0

@@ -18,10 +18,10 @@ class Exporter(Protocol):
     FORM: str  # the form whose files the tool makes
 
     def environment(self, via: str, *, progress: Callable[[str], None]) -> Path:
-        """Return where the tool is installed, made ready where it is not there yet.
+        """Return where the tool is installed; install it where it is not.
 
         Raises:
-            EnvironmentNotFitError: If it cannot be made ready on this machine.
+            EnvironmentNotFitError: If it cannot be installed on this machine.
         """
         ...
 
@@ -41,7 +41,7 @@ def register_exporter(via: str, module: str) -> None:
 
 
 def exporter_names() -> tuple[str, ...]:
-    """Return the names of all that are registered."""
+    """Return the names of all exporters that are registered."""
     return tuple(_MODULES)
 
 

@@ -1,4 +1,4 @@
-"""What is to be optimized, as a folder or a file that other processes load: from a path, from the Hub, from memory."""
+"""The model to optimize, as a folder or a file that other processes can load: from a path, from the Hub, from memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..hub.repository import HubRepository
 from .attempts.load_model import save_module, settings_of
 
 MODULE_FILE = "model.pt"
-# Weights that no process here loads: other frameworks', and the same ones once more.
+# Weights that are never loaded here: those of other frameworks, and second copies.
 _NOT_NEEDED = ("*.h5", "*.msgpack", "*.ot", "*.onnx*", "onnx/*", "openvino/*", "coreml/*", "*.gguf", "original/*")
 
 
@@ -30,11 +30,11 @@ class ModelSource:
     model_class: str  # transformers' name of the class, empty for a module of the user's own
     saved: Dtype  # the dtype that holds most weights
     parameters: int
-    loaded_with: tuple[str, ...] = ()  # how a model in memory calls its parts, which saving it loses
+    loaded_with: tuple[str, ...] = ()  # settings of a model in memory that saving loses, as remedies
 
 
 def source_of(model: str | PathLike[str] | torch.nn.Module, work: Path, *, revision: str | None = None) -> ModelSource:
-    """Return where `model` lies. What comes from memory is written into `work` first.
+    """Return where `model` is on the disk. A model in memory is written into `work` first.
 
     Raises:
         CheckpointError: If there is no such model.
@@ -57,7 +57,7 @@ def _of_object(model: torch.nn.Module, work: Path) -> ModelSource:
         return ModelSource(name, folder, name, saved, count, settings_of(model))
     try:
         save_module(model, work / MODULE_FILE)
-    except (ValueError, AttributeError, TypeError, PicklingError) as exc:  # pickle uses any of these
+    except (ValueError, AttributeError, TypeError, PicklingError) as exc:  # pickle raises any of these
         raise NotOptimizableError(
             f"{name} cannot be written to a file that another process reads ({exc})",
             "define its classes in a module that can be imported, without lambdas and local classes",
@@ -72,12 +72,12 @@ def _of_folder(name: str, folder: Path) -> ModelSource:
 
     if not model_class or getattr(transformers, model_class, None) is None:
         raise NotOptimizableError(
-            f"{name} is a {model_class or 'model without a class in its config.json'}, which transformers has not",
+            f"{name} is a {model_class or 'model without a class in its config.json'}, which this transformers does not have",
             "load it in Python, with the code that it brings, and pass the model to safe_dtype.optimize",
         )
     if checkpoint.quantization:
         raise NotOptimizableError(
-            f"{name} is quantized with {checkpoint.quantization}, so there is no float32 to hold it against",
+            f"{name} is quantized with {checkpoint.quantization}, so there is no float32 to compare it with",
             "optimize the model that it was quantized from",
         )
     return ModelSource(name, folder, model_class, checkpoint.saved, checkpoint.parameters)
@@ -89,7 +89,7 @@ def _folder(model: str, revision: str | None) -> Path:
     if Path(model).is_file():
         raise NotOptimizableError(f"{model} is a file", "pass the folder that it lies in, with its config.json")
     where = Where(model, revision=revision)
-    read_checkpoint(where)  # asks the Hub, and says clearly what is wrong
+    read_checkpoint(where)  # raises a clear error where the Hub has no such model
     try:
         return HubRepository(where).snapshot(without=list(_NOT_NEEDED))
     except CheckpointError as exc:

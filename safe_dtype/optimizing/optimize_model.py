@@ -1,4 +1,4 @@
-"""From a model to its fastest verified form: prepare, then climb. What `safe_dtype.optimize` is."""
+"""`safe_dtype.optimize`: prepare a model, then search for its fastest verified form."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 INPUTS = "inputs"
 _WRITTEN = (ATTEMPTS, INPUTS, FILE, REPORT, PICTURE)  # in the output folder, beside the original
-_ROOM = 1.3  # times the weights: what a child takes beside them, for activations and for the files it maps
+_ROOM = 1.3  # times the weights: a child also needs memory for activations and for the files that it maps
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -43,7 +43,7 @@ def _log(text: str) -> None:
     logger.info("%s", text)
 
 
-def optimize(  # noqa: PLR0913  # each is an own wish of the caller
+def optimize(  # noqa: PLR0913  # each is a separate choice of the caller
     model: str | PathLike[str] | torch.nn.Module,
     inputs: Inputs | None = None,
     *,
@@ -57,8 +57,8 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
 ) -> Optimization:
     """Find the fastest verified form of `model`, and leave it in `out` with a log of everything that was tried.
 
-    The original is kept in `out`/original and never touched. Every attempt runs in a process of its own. What is there
-    in the end is loaded with `load_optimized(out)`, and described in `out`/report.md and `out`/optimization.json.
+    The original is never changed, and kept in `out`/original. Every attempt runs in a process of its own. Load the
+    result with `load_optimized(out)`; `out`/report.md and `out`/optimization.json describe it.
 
     Args:
         model: A folder, a repository on the Hub, or a model in memory, which stays as it is.
@@ -74,7 +74,7 @@ def optimize(  # noqa: PLR0913  # each is an own wish of the caller
 
     Raises:
         CheckpointError: If there is no such model.
-        NotOptimizableError: If nothing can be judged: no inputs, or a class that no other process can load.
+        NotOptimizableError: If nothing can be verified: no inputs, or a class that no other process can load.
         EnvironmentNotFitError: If what was asked for cannot be made on this machine, or memory is short.
         BackupError: If the original cannot be kept.
         ValueError: If no such form is installed.
@@ -98,14 +98,14 @@ def reach(  # noqa: PLR0913
     data: str | PathLike[str] | None = None,
     tell: Tell = _log,
 ) -> Optimization:
-    """Return as `optimize` does; `tell` is called with a line at each step."""
+    """Optimize as `optimize` does, with a `Goal`; `tell` is called with a line of text at each step."""
     folder = out.resolve()
     device = detect_one(goal.device).device if goal.device else default_device()
     facts = environment()
     if goal.form and not goal.via and (missing := form_named(goal.form).missing_to_build(FormTarget(facts, device))):
         raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
     if goal.via:
-        exporter_named(goal.via).environment(goal.via, progress=tell)  # first: nothing is done where it cannot be made
+        exporter_named(goal.via).environment(goal.via, progress=tell)  # first: without it, nothing else is done
     folder.mkdir(parents=True, exist_ok=True)
     _require_ours(folder)
     with _workplace(folder) as work:
@@ -154,7 +154,7 @@ def _require_memory(source: ModelSource, device: str) -> None:
     if not _fits(needed, device):
         raise EnvironmentNotFitError(
             f"{needed:,} bytes of memory on {device}, where {memory_of(device).free_bytes:,} are free: every form of "
-            f"{source.name} is held against float32",
+            f"{source.name} is compared with float32",
             "free some, or use a machine with more",
         )
 
@@ -165,20 +165,20 @@ def _fits(needed: int, device: str) -> bool:
 
 @contextmanager
 def _workplace(out: Path) -> Iterator[Path]:
-    """Give a folder on the same file system, so that what is saved there is kept by links; then take it away."""
+    """Yield a temporary folder on the file system of `out`, so that files in it can be kept by links."""
     with tempfile.TemporaryDirectory(prefix=".optimize-", dir=out.resolve().parent) as name:
         yield Path(name)
 
 
 def _require_ours(out: Path) -> None:
-    """Refuse a folder in which names are taken that will be written, where no earlier run did that."""
+    """Refuse a folder that holds files with the names of ours, but no record of an earlier run."""
     taken = [name for name in _WRITTEN if (out / name).exists()]
     if taken and not (out / RECORD).exists():
-        raise BackupError(f"{out} has {', '.join(taken)} of somebody else in it", "choose another output folder")
+        raise BackupError(f"{out} has {', '.join(taken)}, which no optimization wrote", "choose another output folder")
 
 
 def _clear(out: Path) -> None:
-    """Take away what an earlier run left."""
+    """Delete what an earlier run left."""
     for name in _WRITTEN:
         path = out / name
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Which forms are to be tried, in which order, and which need not be. Pure: facts in, rungs out."""
+"""Which forms are tried, in which order, and which are skipped. Pure: facts in, rungs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXPORT = "export"  # the form whose program others are made from
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One form in one dtype to try; or the reason why it need not be tried."""
+    """One form in one dtype to try, or the reason why it is skipped."""
 
     form: str
     dtype: Dtype
@@ -31,14 +31,14 @@ class Rung:
 
 
 def forms_to_try(asked: str | None, *, torchscript: bool) -> tuple[Form, ...]:
-    """Return the forms in the order in which they are tried: eager first, since everything is held against it.
+    """Return the forms in the order in which they are tried: eager first, because all others are compared with it.
 
     Args:
         asked: The form that the user wants, tried right after eager; None for the fastest of all.
-        torchscript: Whether the user allows a trace. It is the last, for it is blind to branches.
+        torchscript: Whether the user allows a trace. It comes last, because it is blind to branches.
 
     Raises:
-        ValueError: If no form that is asked for is installed.
+        ValueError: If the form that is asked for is not installed.
     """
     allowed = {"torchscript"} if torchscript else set()
     usual = (form for form in forms() if not form.only_asked or form.name in allowed)
@@ -58,8 +58,8 @@ class Known:
 def rungs_of(form: Form, dtype: Dtype, known: Known, tried: Iterable[FormAttempt]) -> tuple[Rung, ...]:
     """Return the rungs of one form in one dtype: mostly one, two where regions may be cut in two ways.
 
-    A form that could not be made, or was wrong, in float32 is not tried in another dtype: float32 is where its errors
-    show, for rounding hides a wrong branch in 16 bit. `tried` are the attempts so far, float32 before the others.
+    A form that could not be made, or was wrong, in float32 is not tried in another dtype: in 16 bit, rounding can hide
+    a wrong branch. `tried` are the attempts so far, float32 before the others.
     """
     diagnosis, tried = known.diagnosis, tuple(tried)
     plain = Rung(form.name, dtype)
@@ -81,7 +81,7 @@ def rungs_of(form: Form, dtype: Dtype, known: Known, tried: Iterable[FormAttempt
 
 
 def _not_whole(form: Form, dtype: Dtype, diagnosis: Diagnosis, tried: tuple[FormAttempt, ...]) -> str:
-    """Return why a form that needs one graph is not tried. torch.export always is: it captures in another way."""
+    """Return why a form that needs one graph is skipped. torch.export is always tried: it captures in another way."""
     if diagnosis.captures or diagnosis.whole is None or form.graph is GraphNeed.OWN:
         return ""
     exported = any(one.form == _EXPORT and one.dtype == dtype and one.outcome is Outcome.VERIFIED for one in tried)
@@ -92,7 +92,7 @@ def _not_whole(form: Form, dtype: Dtype, diagnosis: Diagnosis, tried: tuple[Form
 
 
 def _regional(plain: Rung, diagnosis: Diagnosis) -> tuple[Rung, ...]:
-    """Cut as far as no values can vary; and once more with what other values call in other shapes, which recompiles."""
+    """Return a rung with the regions that do not vary, and one that adds the varying ones, which may recompile."""
     sure = diagnosis.regions
     if not sure and not diagnosis.varying:
         return (replace(plain, skip="no submodule captures whole"),)

@@ -1,4 +1,4 @@
-"""One run over the ladder: diagnose, judge the dtypes, try form by form, choose, write down."""
+"""The search for the fastest form: diagnose, judge the dtypes, try form by form, choose, write the results."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from .serving.trust import remember_made
 
 ATTEMPTS, REPORT, PICTURE = "attempts", "report.md", "report.svg"
 
-# In `auto`, a dtype whose eager form is slower than this against float32 gets no ladder: compilers fuse what lies
-# between the products, and the products are what is slow where a CPU emulates a dtype.
+# In `auto`, no forms are tried in a dtype in which eager has less than this share of the speed of float32. Where a CPU
+# emulates a dtype, the matrix products are slow, and compilers only make faster what lies between them.
 _HOPELESS = 0.67
 
 Tell = Callable[[str], None]
@@ -38,7 +38,7 @@ Tell = Callable[[str], None]
 
 @dataclass
 class Climb:
-    """One run over the ladder: what does not change meanwhile."""
+    """One search for the fastest form of a model."""
 
     source: ModelSource
     out: Path
@@ -65,7 +65,7 @@ class Climb:
         record = self._with_dtypes(record)
         for attempt in self._attempts(record, diagnosis):
             record = replace(record, attempts=(*record.attempts, attempt))
-            write_record(record, self.out)  # so that a run that is stopped leaves what it found
+            write_record(record, self.out)  # so that a run that is stopped leaves its results
         choice = choose(record.attempts, record.dtypes, form=self.goal.form, dtype=self.goal.dtype)
         return self._written(replace(record, chosen=choice.attempt, status=choice.status, why=choice.why))
 
@@ -89,13 +89,13 @@ class Climb:
         """Try form by form, each in float32 first, and stop where the form that was asked for is reached."""
         tried = list(record.attempts)
         if any(one.dtype == FLOAT32 and one.problem for one in record.dtypes) or _reached(tried, self.goal):
-            return  # nothing to hold a form against; or eager was asked for
+            return  # nothing to compare a form with, or eager was asked for
         dtypes = self._ladder_dtypes(record)
         by_others = frozenset({exporter_named(self.goal.via).FORM}) if self.goal.via else frozenset()
         known = Known(diagnosis, FormTarget(record.environment, self.device), by_others)
         for form in forms_to_try(self.goal.form, torchscript=self.goal.torchscript):
             if form.name == EAGER:
-                continue  # done, with the dtypes
+                continue  # `_with_dtypes` has tried it
             for dtype in dtypes:
                 for rung in rungs_of(form, dtype, known, tried):
                     attempt = self._tried(rung, record.batches)
@@ -105,7 +105,7 @@ class Climb:
                 return
 
     def _ladder_dtypes(self, record: Optimization) -> tuple[Dtype, ...]:
-        """Return float32 and the dtypes that passed: the one that was asked for, else those that may pay, fastest first."""
+        """Return float32 and the dtypes that passed: the one asked for, else those that may be faster, fastest first."""
         passed = [one for one in record.dtypes if not one.problem and one.dtype != FLOAT32]
         if not self.goal.dtype:
             passed = [one for one in passed if (one.speedup or 1.0) >= _HOPELESS]
@@ -156,7 +156,7 @@ class Climb:
         )
 
     def _written(self, record: Optimization) -> Optimization:
-        """Keep the files of what was chosen, take the others away, and write the record and the page."""
+        """Keep the files of the chosen attempt, delete the others, and write the record, the page and the picture."""
         attempts = []
         for number, attempt in enumerate(record.attempts):
             stays = number == record.chosen or (self.goal.keep and attempt.outcome is Outcome.VERIFIED)
@@ -174,7 +174,7 @@ class Climb:
         (self.out / REPORT).write_text(report_text(record), encoding="utf-8")
         (self.out / PICTURE).write_text(report_svg(record), encoding="utf-8")
         remember_made(self.out, record)
-        return read_record(self.out)  # as everybody else gets it: plain values, and what the file really says
+        return read_record(self.out)  # so that the caller gets the same values as those who read the file
 
 
 def _roles(batches: tuple[Batch, ...]) -> tuple[str, ...]:

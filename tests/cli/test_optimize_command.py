@@ -59,7 +59,7 @@ def test_dry_run_json() -> None:
         ((MODEL, "--out", "x", "--batch", "32..1"), "'32..1' is no range such as 1..32"),
         ((MODEL, "--out", "x", "--dtype", "bf17"), "No dtype is called 'bf17'"),
         ((MODEL, "--out", "x", "--form", "magic"), "'magic' is not one of"),
-        ((MODEL, "--out", "x", "--via", "optimum-onnx", "--form", "aoti"), "does not go with --form aoti"),
+        ((MODEL, "--out", "x", "--via", "optimum-onnx", "--form", "aoti"), "cannot be combined with --form aoti"),
     ],
 )
 def test_usage(arguments: tuple[str, ...], said: str) -> None:

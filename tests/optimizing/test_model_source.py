@@ -72,7 +72,9 @@ def test_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        pytest.param({"architectures": ["TheirForCausalLM"]}, "which transformers has not", id="remote-code"),
+        pytest.param(
+            {"architectures": ["TheirForCausalLM"]}, "which this transformers does not have", id="remote-code"
+        ),
         pytest.param({"quantization_config": {"quant_method": "awq"}}, "is quantized with awq", id="quantized"),
     ],
 )

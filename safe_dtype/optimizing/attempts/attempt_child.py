@@ -1,6 +1,6 @@
 """The process in which one form of a model is tried: `python -m safe_dtype.optimizing.attempts.attempt_child JOB.json`.
 
-It may crash, hang or eat the memory; its parent (`runner`) lives on. It writes its result anew at every step.
+It may crash, hang or use up the memory; its parent (`runner`) survives. It writes its result again at every step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BUILDING = "building"
 
 
 def main(path: Path) -> None:
-    """Do the job in `path`. Whatever Python raises becomes a result; a dead process is the parent's to explain."""
+    """Do the job in `path`. What Python raises becomes a result; where this process dies, the parent reports it."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     logging.getLogger("safe_dtype").setLevel(logging.INFO)
     job = Job.read(path)
@@ -49,15 +49,15 @@ def main(path: Path) -> None:
         with torch.no_grad():
             for now in _reloaded(job) if "reloaded" in job.stages else _made(job):
                 now.write(job.result)
-    except Exception as exc:  # noqa: BLE001  # what torch, a backend or a model raises is what this process is to find out
+    except Exception as exc:  # noqa: BLE001  # whatever torch, a backend or a model raises is a result
         traceback.print_exc()
         reason = f"while {now.at}: {type(exc).__name__}: {reason_of(exc)}"
-        sites = sites_of(exc) if now.at == BUILDING else ()  # only there is a line of the model to blame
+        sites = sites_of(exc) if now.at == BUILDING else ()  # no other step can blame a line of the model
         replace(now, outcome=Outcome.FAILED, reason=reason, sites=sites).write(job.result)
 
 
 def _made(job: Job) -> Iterator[AttemptResult]:
-    """Make the form, and hold it against eager on every batch."""
+    """Make the form, and compare it with eager on every batch."""
     form = form_named(job.form)
     yield (now := AttemptResult("loading the model"))
     model = load_subject(job)
@@ -67,7 +67,7 @@ def _made(job: Job) -> Iterator[AttemptResult]:
     for number, outputs in enumerate(references):
         job.reference(number).parent.mkdir(exist_ok=True)
         save_file({name: one.cpu().contiguous() for name, one in outputs.items()}, job.reference(number))
-    apply_remedies(model, job.remedies)  # only now: the form answers for what they change, too
+    apply_remedies(model, job.remedies)  # after eager: a difference that a remedy makes counts as the form's
 
     yield (now := replace(now, at=BUILDING))
     shutil.rmtree(job.artifact_folder, ignore_errors=True)  # of an earlier attempt in the same folder
@@ -95,7 +95,7 @@ def _made(job: Job) -> Iterator[AttemptResult]:
 
 
 def _reloaded(job: Job) -> Iterator[AttemptResult]:
-    """Load what another process made, and hold it against what eager answered there."""
+    """Load what another process made, and compare it with what eager returned there."""
     load = form_named(job.form).load
     if load is None:
         raise ValueError(f"{job.form} leaves no file that could be loaded again")
@@ -118,7 +118,7 @@ def _copied(outputs: Mapping[str, torch.Tensor]) -> Outputs:
 
 
 def _compared(name: str, run: Run, pairs: Mapping[int, tuple[Outputs, Outputs]], job: Job) -> Stage:
-    """Run the form on batches by number, each with what eager answers in the same dtype, and judge what it answers."""
+    """Run the form on batches by number, each with eager's outputs in the same dtype, and compare the outputs."""
     worst = NO_DISTANCE
     drift = _drift_from_float32(job)
     for number, (batch, reference) in pairs.items():
@@ -132,14 +132,14 @@ def _compared(name: str, run: Run, pairs: Mapping[int, tuple[Outputs, Outputs]],
 def _drift_from_float32(job: Job) -> DriftFromFloat32 | None:
     if job.drift_limit is None:
         return None
-    # Here, as it loads transformers: a child that runs a plain module starts sooner without.
+    # Imported here, because it loads transformers: a child that runs a plain module starts sooner without.
     from .max_drift import DriftFromFloat32
 
     return DriftFromFloat32(job.drift_limit.max_drift)
 
 
 def _judged(now: AttemptResult) -> AttemptResult:
-    """Return the result with its outcome: verified where every stage is."""
+    """Return the result with its outcome: verified where no stage has a problem."""
     problems = [f"{stage.name}: {stage.problem}" for stage in now.stages if stage.problem]
     if problems:
         return replace(now, outcome=Outcome.WRONG, reason="; ".join(problems))
@@ -154,14 +154,14 @@ def _with_times(seconds: Seconds, run: Run, model: torch.nn.Module, batch: Outpu
 
 
 def _base(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], object]:
-    """Return what the form is timed against: eager in the same dtype; of eager itself, float32."""
+    """Return what the form is timed against: eager in the same dtype, or in float32 where the form is eager."""
     if job.form == EAGER and job.beside_float32:
         reference = replace(job, dtype=FLOAT32)
         other, same_batch = load_subject(reference), _batch(job.inputs, reference)
         return lambda: outputs_of(other(**same_batch))
 
     def eager() -> object:
-        # What is compiled in place is eager only where torch.compile stands aside.
+        # A model that was compiled in place runs eagerly only where torch.compile is switched off.
         aside: AbstractContextManager[object] = (
             torch.compiler.set_stance("force_eager") if form_named(job.form).in_place else nullcontext()
         )

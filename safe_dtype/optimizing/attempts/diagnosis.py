@@ -20,23 +20,23 @@ _WORKER = "safe_dtype.optimizing.attempts.diagnosis_child"
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found out so far. It is written again at every step, so that a dead child leaves what it had."""
+    """The results so far. They are written at every step, so that a child that dies leaves them."""
 
     at: str  # what the child is doing; "done" at the end
     reference: Mapping[str, Any] = field(default_factory=dict)  # of `reference_sanity`, on the traced batch
     unusable: Mapping[str, str] = field(default_factory=dict)  # batches that eager itself fails on -> why
-    whole: bool | None = None  # whether it captures as one graph; None where that did not come to an answer
+    whole: bool | None = None  # whether it captures as one graph; None where that is not known
     kind: str = ""  # of the obstacle, as in `BreakSite`
     reason: str = ""
     sites: tuple[BreakSite, ...] = ()
     remedies: tuple[str, ...] = ()  # with these it captures whole, and computes the same
     tried: Mapping[str, str] = field(default_factory=dict)  # remedies that did not help -> why
     regions: tuple[str, ...] = ()  # largest submodules that capture whole
-    varying: tuple[str, ...] = ()  # ... and those that other values call in other shapes
+    varying: tuple[str, ...] = ()  # ... and those that are called in other shapes for other values
     coverage: float | None = None  # share of the parameters in `regions`
     coverage_varying: float | None = None  # ... and in `varying` too
     counts: tuple[Mapping[str, Any], ...] = ()  # graphs as torch._dynamo.explain counts them; no decision rests on it
-    problem: str = ""  # how the child ended, where it did not come to "done"
+    problem: str = ""  # how the child ended, where it did not reach "done"
 
     @property
     def captures(self) -> bool:
@@ -49,7 +49,7 @@ class Diagnosis:
 
     @staticmethod
     def read(path: Path) -> Diagnosis | None:
-        """Read it back; None where the child did not come to write one."""
+        """Read it back; None where the child wrote none."""
         if not path.exists():
             return None
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -60,9 +60,9 @@ class Diagnosis:
 
 
 def diagnose(job: Job, *, seconds: float) -> Diagnosis:
-    """Look at the job's model, in the job's dtype, for at most `seconds`. Its form does not matter.
+    """Diagnose the job's model in the job's dtype, in a child, for at most `seconds`. The job's form is not used.
 
-    This never raises on what the child does: what it found before it died or was stopped is returned, and how it ended.
+    Nothing that the child does is raised: the results before it died or was stopped are returned, and how it ended.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     order, answer, log = job.out / "diagnosis.job.json", job.out / "diagnosis.json", job.out / LOG
@@ -73,6 +73,6 @@ def diagnose(job: Job, *, seconds: float) -> Diagnosis:
     diagnosis = Diagnosis.read(answer) or Diagnosis("starting")
     if diagnosis.at == "done":
         return diagnosis
-    how = diagnosis.problem or how_it_ended(status, seconds) or "it left without a word"
+    how = diagnosis.problem or how_it_ended(status, seconds) or "it ended without a message"
     words = "" if diagnosis.problem or status is None or status < 0 else f": {last_words(log)}"
     return replace(diagnosis, problem=f"{how}, while {diagnosis.at}{words}")

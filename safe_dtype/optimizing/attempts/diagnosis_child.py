@@ -1,4 +1,4 @@
-"""The process in which a model is diagnosed: `python -m safe_dtype.optimizing.diagnosing JOB.json`."""
+"""The process in which a model is diagnosed: `python -m safe_dtype.optimizing.attempts.diagnosis_child JOB.json`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def main(path: Path) -> None:
     answer = job.out / "diagnosis.json"
     try:
         with torch.no_grad():
-            for now in _found(job):
+            for now in _diagnosed(job):
                 now.write(answer)
-    except Exception as exc:  # noqa: BLE001  # whatever a model or torch raises is the finding
+    except Exception as exc:  # noqa: BLE001  # whatever a model or torch raises is a result
         traceback.print_exc()
         replace(now, problem=f"{type(exc).__name__}: {reason_of(exc)}").write(answer)
 
 
-def _found(job: Job) -> Iterator[Diagnosis]:
+def _diagnosed(job: Job) -> Iterator[Diagnosis]:
     yield (now := Diagnosis("loading the model"))
     model = load_subject(job)
     traced, *others = [_batch(path, job) for path in job.batches]
@@ -84,7 +84,7 @@ def _batch(path: Path, job: Job) -> dict[str, torch.Tensor]:
 
 
 def _unusable(model: torch.nn.Module, others: list[dict[str, torch.Tensor]], job: Job) -> dict[str, str]:
-    """Return the batches that eager fails on, by file name: nothing can be held against them."""
+    """Return the batches that eager fails on, by file name, and why: no form can be verified on them."""
     problems = {path.name: _broken(model, batch) for path, batch in zip(job.batches[1:], others, strict=True)}
     return {name: why for name, why in problems.items() if why}
 
@@ -98,7 +98,7 @@ def _broken(model: torch.nn.Module, batch: Inputs) -> str:
 
 
 def _remedied(now: Diagnosis, model: torch.nn.Module, traced: Inputs, job: Job) -> Iterator[Diagnosis]:
-    """Try each remedy alone: it must compute the same, and capture whole."""
+    """Try each remedy alone, until one computes the same and captures whole."""
     reference = {name: one.clone() for name, one in outputs_of(model(**traced)).items()}
     for remedy in remedies_for(model):
         yield (now := replace(now, at=f"trying {remedy}"))
@@ -115,7 +115,7 @@ def _why_not(remedy: str, traced: Inputs, reference: Inputs, job: Job) -> str:
     try:
         apply_remedies(other, (remedy,))
         problem = form_problem(distance_between(outputs_of(other(**traced)), reference), job.dtype)
-    except Exception as exc:  # noqa: BLE001  # a model may refuse a remedy in any way
+    except Exception as exc:  # noqa: BLE001  # a model may reject a remedy with any exception
         return f"{type(exc).__name__}: {reason_of(exc)}"
     return problem or whole_graph(other, traced).reason
 

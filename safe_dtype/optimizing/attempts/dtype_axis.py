@@ -1,4 +1,4 @@
-"""Every dtype in eager form against float32: the error of the dtype alone, apart from that of any form.
+"""Eager in every dtype, compared with eager in float32: the error of the dtype alone, without that of a form.
 
 Where the user sets `max_drift`, that is the limit, as `verify` would judge it. Otherwise a dtype must stay within what
 rounding explains.
@@ -22,8 +22,8 @@ from .limits import NO_DISTANCE, data_problem, distance_between, dtype_problem
 from .max_drift import DriftFromFloat32
 from .runner import run_attempt
 
-# With these oneDNN takes other kernels. Some of those for AMX give wrong numbers: a convolution in bfloat16 and float16
-# from 16 channels to 16, with a kernel and a stride of 4, is off by more than its own size.
+# With these settings oneDNN uses other kernels. Some of those for AMX give wrong numbers: a convolution in bfloat16 and
+# float16 from 16 channels to 16, with a kernel and a stride of 4, is off by more than its own size.
 _OTHER_KERNELS = ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_FP16"}, {"ONEDNN_MAX_CPU_ISA": "AVX2"})
 
 JobFor = Callable[[Dtype], Job]
@@ -69,7 +69,7 @@ def judge_dtypes(
                 verdict, problem=verdict.problem + _kernel_to_blame(job, reference, root=root, goal=goal)
             )
         if verdict.problem and attempt.outcome is Outcome.VERIFIED:
-            # Eager agrees with itself; that is no verification where the dtype is wrong.
+            # The attempt was compared with eager in the same dtype, that is with itself: that proves nothing here.
             attempt = replace(attempt, outcome=Outcome.WRONG, reason=verdict.problem)
         yield attempt, verdict
 

@@ -48,14 +48,14 @@ DATA_LIMITS = {
 
 # Where a model chooses (an expert, the queries' masks), a rounding can change a few positions altogether: measured in
 # eager on random Mixtral, Dbrx, JetMoe, Switch and Mask2Former, up to 0.7 of the largest output in bfloat16 and 0.5 in
-# float16, while the whole stays where it is: a cosine from 0.986, 8.6e-3 nats at most, a mean IoU from 0.868. With
+# float16, while the outputs as a whole agree: a cosine from 0.986, 8.6e-3 nats at most, a mean IoU from 0.868. With
 # noise as large as its output added to one convolution or linear layer, nine models were off by more than
 # `LARGEST_RELATIVE` (or by next to nothing), and each then missed at least one of these three.
 FEW_COSINE = 0.985
 # A cosine does not see a wrong scale, and neither do first choices. A few positions hardly change the norm of the
 # whole; what is larger or smaller everywhere by more than a rounding in bfloat16 is wrong.
 FEW_SCALE = 1.05
-FEW = ChoiceLimits(top1_agreement=0.0, miou=0.85, kl=1e-2)  # of 20 queries, 5 changed their first choice: no limit
+FEW = ChoiceLimits(top1_agreement=0.0, miou=0.85, kl=1e-2)  # first choices have no limit: 5 of 20 queries changed
 
 
 def distance_between(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Distance:
@@ -102,11 +102,11 @@ def _rounding_problem(distance: Distance, dtype: Dtype, reference: str) -> str:
     if not too_far or dtype not in (FLOAT16, BFLOAT16):
         return too_far
     if distance.cosine < FEW_COSINE:
-        return f"{too_far}, and more where only a few positions differ: the cosine is {distance.cosine:.3f}"
+        return f"{too_far}; more is allowed where few positions differ, but the cosine is {distance.cosine:.3f}"
     if distance.scale > FEW_SCALE:
-        return f"{too_far}, and more where only a few positions differ: one is {distance.scale:.3g} times as large"
+        return f"{too_far}; more is allowed where few positions differ, but one is {distance.scale:.3g} times as large"
     choices = _choice_problem(distance, FEW)
-    return f"{too_far}, and more where only a few positions differ: {choices}" if choices else ""
+    return f"{too_far}; more is allowed where few positions differ, but {choices}" if choices else ""
 
 
 def data_problem(distance: Distance, dtype: Dtype) -> str:
@@ -124,7 +124,7 @@ def data_problem(distance: Distance, dtype: Dtype) -> str:
 
 
 def _broken(distance: Distance, reference: str) -> str:
-    """Return why no precision explains this distance; empty where one may."""
+    """Return why rounding cannot explain this distance; empty where it may."""
     if distance.nonfinite:
         return f"{distance.nonfinite:,} values are NaN or infinite where {reference}'s are finite"
     if math.isinf(distance.max_abs):
@@ -189,12 +189,12 @@ def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
     if not name.endswith("logits") or b.dim() < 2:
         return {}
     if b.dim() == 4 and "mask" in name:
-        # Of each query, whether a pixel belongs to it: the queries are no classes that a pixel has to choose from.
+        # For each query, which pixels belong to it: a pixel may belong to several queries, or to none.
         queries = 1 + torch.arange(b.shape[1])[:, None, None]
         return {"miou": _miou((a > 0) * queries, (b > 0) * queries, ignored=0)}
     classes = 1 if b.dim() == 4 else b.dim() - 1
     if b.shape[classes] < 2:
-        return {}  # a number, and nothing to choose
+        return {}  # a single number, which is no choice
     chosen, expected = a.argmax(classes), b.argmax(classes)
     figures: dict[str, Any] = {"top1_agreement": float((chosen == expected).double().mean())}
     if b.dim() in (2, 3):
@@ -206,7 +206,7 @@ def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
 
 def _kl(a: torch.Tensor, b: torch.Tensor) -> float | None:
     """Return the mean over rows of KL(b || a) in nats; None where no row of the reference is a distribution."""
-    # Here, as it loads transformers, and a child that runs a plain module starts sooner without.
+    # Imported here, because it loads transformers: a child that runs a plain module starts sooner without.
     from ...verifying.compare import compare_logits
     from ...verifying.positions import chunks
 

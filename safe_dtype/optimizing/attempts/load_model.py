@@ -1,4 +1,4 @@
-"""The model that a child process tries forms of: how it gets there, in which dtype, and with which remedies."""
+"""How a child process gets its model: written to a file, loaded in a dtype, changed by remedies."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def load_subject(job: Job) -> torch.nn.Module:
         model_class = getattr(transformers, job.model_class, None)
         if model_class is None:
             raise ValueError(f"transformers has no class {job.model_class}.")
-        # from_pretrained keeps in float32 what the model declares so; .to(dtype) does not, and is another model.
+        # from_pretrained keeps some modules in float32, as the model declares; .to(dtype) would cast them as well.
         model = model_class.from_pretrained(job.model, dtype=dtype)
-        # A form answers one call with tensors: a cache in the answer would be one more output that nobody passes on.
+        # A form computes one call. A cache among its outputs would be one more output that nobody uses.
         if getattr(model.config, "use_cache", False):
             model.config.use_cache = False
     else:
@@ -55,7 +55,7 @@ def load_subject(job: Job) -> torch.nn.Module:
 
 
 def settings_of(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return how `model` calls its parts, in the words of remedies: what saving it loses."""
+    """Return which implementations of experts and attention `model` uses, as remedies: saving a model loses them."""
     config = getattr(model, "config", None)
     settings = []
     for name in ("experts_implementation", "attn_implementation"):
@@ -67,7 +67,7 @@ def settings_of(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def remedies_for(model: torch.nn.Module) -> tuple[str, ...]:
-    """Return what may let `model` be captured whole without changing what it computes: other ways to call its parts."""
+    """Return the remedies to try on `model`: implementations that compute the same, and may capture whole."""
     now = settings_of(model)
     names = [one.partition("=")[0] for one in now]
     remedies = [f"{name}={value}" for name, values in _IMPLEMENTATIONS.items() if name in names for value in values]
@@ -75,7 +75,7 @@ def remedies_for(model: torch.nn.Module) -> tuple[str, ...]:
 
 
 def apply_remedies(model: Any, remedies: tuple[str, ...]) -> None:
-    """Change how `model` calls its parts.
+    """Let `model` use the implementations of experts and attention that `remedies` name.
 
     Raises:
         ValueError: If a remedy is not known, or the model does not take it.

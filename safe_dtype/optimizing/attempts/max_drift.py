@@ -26,7 +26,7 @@ class DriftFromFloat32:
 
     Every output is judged, in the unit of its kind (see `exceeds`): outputs whose name ends in "logits" by what they
     decide, all others as values. Each batch must be within the limit, and so must all of them together: what
-    `measure_drift` finds on the same batches is never refused there and accepted here.
+    `measure_drift` rejects on the same batches is rejected here too.
 
     Masks of queries, like `masks_queries_logits` (batch, queries, height, width), are pixels with two classes each:
     inside of the mask and outside. Positions that `attention_mask` hides do not count.
@@ -36,11 +36,11 @@ class DriftFromFloat32:
         self._max_drift = max_drift
         self._batches = 0
         self._not_comparable = ""
-        self._together: dict[tuple[str, str], Tally] = {}  # by output and kind: that of one position may be another
+        self._together: dict[tuple[str, str], Tally] = {}  # by output and kind, which may differ from batch to batch
         self._reasons: dict[str, str] = {}  # of the first batch that is too far off, by output
 
     def add(self, inputs: Tensors, float32: Tensors, candidate: Tensors) -> None:
-        """Compare what both answer to one batch of `inputs`; all by name."""
+        """Compare the outputs of both on one batch of `inputs`; all three are tensors by name."""
         self._not_comparable = self._not_comparable or _difference_in_form(float32, candidate)
         if self._not_comparable:
             return
@@ -59,7 +59,7 @@ class DriftFromFloat32:
             return f"it cannot be held to max_drift: {self._not_comparable}"
         if not any(tally.positions for tally in self._together.values()):
             return "it cannot be held to max_drift: no output was compared"
-        # Where all batches together are too far off as well, theirs is the figure to know: `verify` gives the same.
+        # Where all batches together are too far off as well, their figure is reported: it is the one of `verify`.
         together = {name: reason for (name, _), tally in self._together.items() if (reason := self._reason(tally))}
         reasons = {**self._reasons, **together}
         if not reasons:
@@ -82,7 +82,7 @@ def _difference_in_form(float32: Tensors, candidate: Tensors) -> str:
 
 
 def _alignment(float32: Tensors) -> Alignment:
-    # Every encoder-decoder model of transformers returns what its encoder said.
+    # Every encoder-decoder model of transformers returns this output of its encoder.
     return Alignment.DECODER if "encoder_last_hidden_state" in float32 else Alignment.NEXT_TOKEN
 
 

@@ -25,8 +25,9 @@ def run_attempt(
 ) -> FormAttempt:
     """Make and verify the job's form, and load what it left in a second process, within `seconds` in all.
 
-    `settings` are added to the environment of both processes. Paths in the attempt are relative to `root`, which holds the job's folder. This never raises on what the child
-    does: an attempt that failed says why, and `attempt.log` in the job's folder has all that the processes wrote.
+    `settings` are added to the environment of both processes. Paths in the attempt are relative to `root`, which holds
+    the job's folder. Nothing that a child does is raised: an attempt that failed has a reason, and `attempt.log` in the
+    job's folder has all that the processes wrote.
     """
     job.out.mkdir(parents=True, exist_ok=True)
     log = job.out / LOG
@@ -61,7 +62,7 @@ def run_attempt(
 
 
 def _in_a_child(job: Job, log: Path, end: float, seconds: float, settings: Mapping[str, str]) -> AttemptResult:
-    """Return what a child found, or how it ended."""
+    """Return the result of a child, or how it ended."""
     job.result.unlink(missing_ok=True)
     order = job.result.with_suffix(".job.json")
     job.write(order)

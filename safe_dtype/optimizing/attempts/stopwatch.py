@@ -1,4 +1,4 @@
-"""How long calls take, two kinds measured in turns so that both see the same moments of a busy machine."""
+"""How long calls take. Two kinds of calls take turns, so that a busy machine slows both of them alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_RUNS = 200
 
 
 def timed(call: Callable[[], object], device: str) -> float:
-    """Return the seconds of one call, to its end on the device."""
+    """Return the seconds of one call, until the device has finished it."""
     _wait_for(device)
     start = time.perf_counter()
     call()

@@ -11,4 +11,4 @@ def build(request: BuildRequest) -> Run:
     return lambda **inputs: outputs_of(request.model(**inputs))
 
 
-FORM = Form(name="eager", rank=0, about="as it is: what all others are held against", build=build)
+FORM = Form(name="eager", rank=0, about="as it is: all others are compared with it", build=build)

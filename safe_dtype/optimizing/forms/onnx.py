@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 FILE = "model.onnx"
 NAMES = "model.onnx.json"
-# In the environment of a process: the folder of a `model.onnx` that another tool made of the same model, which is to
-# be held against it like one of our own, instead of making one.
+# An environment variable: the folder of a `model.onnx` that another tool made of the same model. It is verified, and
+# none is made.
 GIVEN = "SAFE_DTYPE_GIVEN_ONNX"
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-# What a model takes for an input that it is not given, by name: which input tells its shape, and its values. Other
-# tools ask for these always.
+# What a model uses for an input that is not passed, by name: the input that has the same shape, and the values. Files
+# of other tools always need these inputs.
 _Default = tuple[str, Callable[[torch.Tensor], torch.Tensor]]
 _DEFAULTS: Mapping[str, _Default] = {
     "attention_mask": ("input_ids", torch.ones_like),
@@ -70,10 +70,10 @@ def load(folder: Path) -> Run:
 
     def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         complete = {name: _default(name, inputs) for name in defaults if name not in inputs} | inputs
-        # transformers' exporter puts a prefix before a name that an output has, too.
+        # transformers' exporter puts a prefix before the name of an input that is also the name of an output.
         names = {name: name.removeprefix("input.") for name in wanted}
         if missing := [name for name in names.values() if name not in complete]:
-            raise ValueError(f"{FILE} needs {', '.join(missing)}; given were {', '.join(inputs)}")
+            raise ValueError(f"{FILE} needs {', '.join(missing)}; the call has {', '.join(inputs)}")
         feed = {name: complete[ours].detach().cpu().numpy() for name, ours in names.items()}
         answers = session.run(asked, feed)
         return {name: torch.from_numpy(one).to(device) for name, one in zip(outputs, answers, strict=True)}
@@ -105,7 +105,7 @@ def _by_transformers(
             config = OnnxConfig(dynamic_shapes=dynamic_shapes(inputs, dynamic))
             program, _ = exporter.export_program(model, prepared, config)
         if prepared.keys() - inputs.keys():
-            raise ValueError("the exporter made inputs of its own, which callers do not have")
+            raise ValueError("the exporter added inputs, which callers do not have")
         exporter.save_program(program, folder / FILE)
     except Exception as exc:  # noqa: BLE001  # torch's exporter is tried next, and its error is raised
         logger.warning("transformers' ONNX exporter failed: %s: %s", type(exc).__name__, str(exc)[:2000])
@@ -117,7 +117,7 @@ def _by_torch(program: ExportedProgram, inputs: Mapping[str, torch.Tensor], fold
     try:
         exported = torch.onnx.export(program, (), kwargs=dict(inputs), dynamo=True)
     except torch.onnx.OnnxExporterError as exc:
-        # It says "Failed to convert", and which step that is; only what it came from names the operator.
+        # It says "Failed to convert", and in which step; only its first cause names the operator.
         first: BaseException = exc
         while first.__cause__ is not None:
             first = first.__cause__
@@ -136,7 +136,7 @@ def _adopt(source: Path, folder: Path, inputs: Mapping[str, torch.Tensor], outpu
         shutil.copy2(file, folder / file.name)
     session = _session(folder / FILE, "cpu")
     if absent := [name for name in outputs if name not in {one.name for one in session.get_outputs()}]:
-        raise ValueError(f"{FILE} has no output {', '.join(absent)}, with which the model answers")
+        raise ValueError(f"{FILE} has no output {', '.join(absent)}, which the model returns")
     unknown = [one.name for one in session.get_inputs() if one.name not in inputs]
     defaults = [name for name in unknown if name in _DEFAULTS and _DEFAULTS[name][0] in inputs]
     if missing := [name for name in unknown if name not in defaults]:
@@ -159,10 +159,10 @@ def _missing_to_load(target: FormTarget) -> str:
     if kind not in _PROVIDERS:
         return f"another device than {kind}: no provider of onnxruntime for it is known"
     # Measured with onnxruntime 1.32: such a model exports, and then InferenceSession refuses Conv, Mul or Pad in it.
-    # On a GPU its session would have them, but numpy, through which tensors go in and out, has no such dtype.
+    # On a GPU its session would have them, but tensors go in and out through numpy, which has no such dtype.
     if target.dtype == BFLOAT16:
         return "another dtype than bfloat16: onnxruntime has no kernels for it on the CPU, and takes none from numpy"
-    # Every onnxruntime has the CPU's provider: only another one is worth the import.
+    # Every onnxruntime has the CPU's provider: it is imported only to look for another one.
     if not target.on_cpu and _PROVIDERS[kind] not in _onnxruntime().get_available_providers():
         return f"an onnxruntime with {_PROVIDERS[kind]}"
     return ""

@@ -1,4 +1,4 @@
-"""Whether a model can be captured as one graph: attempted, never counted.
+"""Whether a model can be captured as one graph. That is tried, never concluded from a count of graphs.
 
 `torch._dynamo.explain` counts graphs in its default mode, in which it gives up where a capture of the whole graph
 would have gone on. JetMoe was counted as 17 graphs, and captures whole. So a count explains a failure, and never
@@ -27,7 +27,7 @@ from .graph_breaks import kind_of, reason_of, sites_of
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What came of the attempt to capture a model as one graph."""
+    """The result of the attempt to capture a model as one graph."""
 
     whole: bool
     seconds: float
@@ -38,9 +38,9 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class GraphCount:
-    """What `torch._dynamo.explain` counted in one mode. For the reader of a log: no decision rests on it.
+    """What `torch._dynamo.explain` counted in one mode. It is only reported: no decision rests on it.
 
-    The three figures are three different things, and torch keeps no two of them equal.
+    The three figures count different things, and may all differ.
     """
 
     mode: str  # "default", or "scalars and shapes captured"
@@ -59,7 +59,7 @@ class CapturedCall:
     kwargs: Mapping[str, Any]
 
 
-# What a default run leaves to eager, and a capture of the whole graph has to take.
+# The default mode leaves to eager what the second mode captures, as a capture of the whole graph does.
 _MODES: Mapping[str, Mapping[str, bool]] = {
     "default": {},
     "scalars and shapes captured": {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True},
@@ -67,11 +67,11 @@ _MODES: Mapping[str, Mapping[str, bool]] = {
 
 
 def whole_graph(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Capture:
-    """Try to capture `model` as one graph: seconds, as no code is generated.
+    """Try to capture `model` as one graph. That takes seconds, because no code is generated.
 
     It runs eagerly first, so that an error of the model itself is raised, and not taken for an obstacle. Some models
     of transformers also need that run: their first one installs hooks under a lock, which no tracer can enter.
-    What other compiled functions of this process have cached is dropped, and they compile again (`dynamo.reset`).
+    Other compiled functions of this process lose their caches, and compile again (`dynamo.reset`).
 
     Args:
         model: As it is to be run: on its own device and in its own dtype. No gradients are computed.
@@ -83,7 +83,7 @@ def whole_graph(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Capture:
 
 
 def capture(module: torch.nn.Module, call: CapturedCall) -> Capture:
-    """Try to capture `module`, which has run before, as one graph when it is called so. A cache in `call` is filled."""
+    """Try to capture `module`, which has run before, as one graph for `call`. A cache in `call` is filled."""
     with _clean_dynamo(module):
         began = perf_counter()
         try:
@@ -100,7 +100,7 @@ def capture(module: torch.nn.Module, call: CapturedCall) -> Capture:
 
 
 def counts(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[GraphCount, ...]:
-    """Count the graphs of `model` in both modes. Diagnosis only: whether it captures says `whole_graph`.
+    """Count the graphs of `model` in both modes, for the report only: `whole_graph` says whether it captures.
 
     Args:
         model: As for `whole_graph`.
@@ -122,7 +122,7 @@ def _kept(value: Any) -> Any:
         return value
     try:
         return copy.deepcopy(value)
-    except TypeError:  # a generator of random numbers, a lock: there is only the one
+    except TypeError:  # a generator of random numbers, a lock: it cannot be copied
         return value
 
 
@@ -144,9 +144,9 @@ def _counted(model: torch.nn.Module, call: CapturedCall, mode: str) -> GraphCoun
 
 @contextmanager
 def _clean_dynamo(model: torch.nn.Module, settings: Mapping[str, bool] = MappingProxyType({})) -> Iterator[None]:
-    """Start from nothing, and leave nothing: no cache, no count, no setting, no drawn random number, no warning.
+    """Run a block with empty caches and counters, and leave nothing of it: no setting, no random number, no warning.
 
-    A recompile limit that was used up, or an error that is swallowed by setting, would falsify the next attempt.
+    A recompile limit that was used up, or a setting that hides errors, would falsify the next attempt.
     """
     marked = "_is_torch_compile" in vars(model)
     counters = {name: Counter(counter) for name, counter in dynamo.utils.counters.items()}

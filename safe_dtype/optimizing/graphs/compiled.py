@@ -15,7 +15,7 @@ _LEAST_CAPABILITY = 7  # of a GPU of NVIDIA: triton refuses older ones (torch.ut
 
 
 def missing_for_inductor(target: FormTarget) -> str:
-    """Return what inductor needs on `target` and has not, "" where nothing is missing."""
+    """Return what inductor needs and `target` lacks; empty where nothing is missing."""
     if target.environment["compiler"] is None:
         return "a C++ compiler"  # inductor builds its launchers with it on a GPU, too
     kind, _, number = target.device.partition(":")
@@ -37,12 +37,12 @@ def compiled(request: BuildRequest, *, fullgraph: bool) -> Run:
     """
     module = torch.compile(request.model, fullgraph=fullgraph)
     run: Run = lambda **inputs: outputs_of(module(**inputs))  # noqa: E731
-    run(**marked(request.inputs, request.dynamic))  # torch.compile works at the first call
+    run(**marked(request.inputs, request.dynamic))  # the first call compiles
     return run
 
 
 def marked(inputs: Mapping[str, torch.Tensor], dynamic: Dynamic) -> dict[str, torch.Tensor]:
-    """Return the inputs with their varying dimensions marked; a dimension of size 1 is left to a recompilation."""
+    """Return the inputs with their varying dimensions marked. One of size 1 stays fixed: other sizes recompile."""
     copies = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     for name, tensor in copies.items():
         for dim in dynamic.of(name):

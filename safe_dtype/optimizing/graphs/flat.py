@@ -1,4 +1,4 @@
-"""A model's answer as a plain dict of float tensors: every form can carry that, and none needs transformers for it."""
+"""A model's outputs as a plain dict of float tensors, which every form can return without transformers."""
 
 from __future__ import annotations
 

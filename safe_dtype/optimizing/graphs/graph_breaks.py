@@ -1,8 +1,8 @@
 """Which line of modelling code ends a graph, and why. The only place that reads the texts and stacks of torch for it.
 
-torch says it in four ways, and in each release not in all of them: a stack on the exception (`real_stack`), a stack
-beside a reason (`user_stack`), the traceback of an export that ran the model's own Python, and the text alone
-("Caused by ...", "from user code: ..."). They are asked in this order.
+torch tells it in four ways, and no release in all of them: a stack on the exception (`real_stack`), a stack beside a
+reason (`user_stack`), the traceback of an export that ran the model's own Python, and the text alone ("Caused by ...",
+"from user code: ..."). They are tried in this order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..nouns.record import BreakSite
 
 DATA_DEPENDENT = "data_dependent"  # the values of a tensor decide what is computed, or on how much
 PYTHON_SIDE_EFFECT = "python_side_effect"  # Python that leaves no trace in a graph: a log call, a look at the frame
-MODEL_BUG = "model_bug"  # an error of the modelling code itself, when it is run by a tracer
-MISSING_OP = "missing_op"  # the graph is there, and the runtime cannot compute it
+MODEL_BUG = "model_bug"  # an error in the modelling code itself, when a tracer runs it
+MISSING_OP = "missing_op"  # there is a graph, and the runtime cannot compute it
 OTHER = "other"
 
-# The tracer ran the model's Python, and that raised. Which exception it was stands only in a line further down.
+# The tracer ran the model's Python, and that raised an exception, which only a later line names.
 _OBSERVED = "Observed exception"
 _RAISED = re.compile(r"Developer debug context: (raised exception .+)")
 
@@ -81,7 +81,7 @@ _PACKAGES = re.compile(r".*[\\/](?:site|dist)-packages[\\/]")
 
 
 def kind_of(error: BaseException | str) -> str:
-    """Return what kind of obstacle `error` is: by what torch calls it first, by its text second.
+    """Return what kind of obstacle `error` is: by torch's name for it, otherwise by its text.
 
     Args:
         error: An exception, or the text of a reason of `torch._dynamo.explain`.
@@ -100,7 +100,7 @@ def kind_of(error: BaseException | str) -> str:
 
 
 def reason_of(error: BaseException | str) -> str:
-    """Return the first line of what torch says that says something."""
+    """Return the first line of torch's text that is not empty, with the exception where that line only announces one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "" if isinstance(error, str) else type(error).__name__
@@ -114,7 +114,7 @@ def sites_of(failure: BaseException | Any) -> tuple[BreakSite, ...]:
 
     Args:
         failure: An exception of `torch.compile`, `torch.export` or a runtime, or what `torch._dynamo.explain` returns.
-            An exception names one line at most, and none where it comes from outside of any model (no compiler).
+            An exception names one line at most, and none where no model is involved (a missing compiler).
     """
     if isinstance(failure, BaseException):
         site = _site_of_error(failure)
@@ -133,7 +133,7 @@ def _kind_of_text(text: str) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield `error` and what it came from, the outermost first."""
+    """Yield `error` and its causes, the outermost first."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -153,7 +153,7 @@ def _site_of_error(error: BaseException) -> BreakSite | None:
 
 
 def _below_torch(error: BaseException) -> list[FrameSummary]:
-    """Return the frames that torch called. Those before called torch, and are not to blame for what it cannot do."""
+    """Return the frames from torch's first one on. Frames above it called torch, and are not to blame."""
     frames = list(extract_tb(error.__traceback__))
     first = next((at for at, frame in enumerate(frames) if _is_in(frame.filename, _TORCH)), len(frames))
     return frames[first:]
@@ -198,7 +198,7 @@ def _site(frame: FrameSummary | None, reason: str, kind: str) -> BreakSite | Non
 
 
 def _named(file: str) -> str:
-    """Return the path from the package on: the same on every machine, and it tells nothing of this one."""
+    """Return the path from the package on, which is the same on every machine."""
     if packages := _PACKAGES.match(file):
         return Path(file[packages.end() :]).as_posix()
     if not Path(file).is_absolute():

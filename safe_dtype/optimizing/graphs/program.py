@@ -49,10 +49,10 @@ def _tried(name: str, export: Callable[[], ExportedProgram], model: torch.nn.Mod
 
 
 def dynamic_shapes(inputs: Mapping[str, torch.Tensor], dynamic: Dynamic) -> dict[str, Any] | None:
-    """Return `dynamic` in torch.export's words; None where nothing varies.
+    """Return `dynamic` as torch.export takes it; None where nothing varies.
 
-    Dimensions are hints, not named symbols: which of them are always equal (the batch of two inputs, the lengths of
-    ids and mask) is for torch to find out, and it refuses where one turns out to be fixed.
+    Dimensions are hints, not named symbols: torch finds out which of them are always equal (the batch of two inputs,
+    the lengths of ids and mask), and raises where one cannot vary.
     """
     if not dynamic:
         return None
@@ -75,7 +75,7 @@ def _ways(model: torch.nn.Module) -> Iterator[tuple[str, _Export]]:
 
 
 def is_of_transformers(model: torch.nn.Module) -> bool:
-    """Whether transformers' own exporters are there, and are meant for `model`."""
+    """Whether transformers has exporters of its own, and `model` is one of its models."""
     if find_spec("transformers") is None or find_spec("transformers.exporters") is None:
         return False
     from transformers import PreTrainedModel
@@ -92,9 +92,7 @@ def _by_transformers(
     config = DynamoConfig(strict=strict, dynamic_shapes=shapes)
     program, _ = DynamoExporter().export_program(model, prepared, config)
     if added := prepared.keys() - inputs.keys():
-        raise ValueError(
-            f"the exporter made inputs of its own ({', '.join(sorted(added))}), which callers do not have"
-        )
+        raise ValueError(f"the exporter added inputs ({', '.join(sorted(added))}), which callers do not have")
     exported: ExportedProgram = program
     return exported
 
@@ -108,7 +106,7 @@ def _by_torch(
 
 @contextmanager
 def _explicit_signature(model: torch.nn.Module, names: list[str]) -> Iterator[None]:
-    """Call what the traced inputs are called: torch.export cannot match shapes by name through `**kwargs`."""
+    """Give `forward` parameters with `names`: torch.export cannot match shapes by name through `**kwargs`."""
     forward: Any = model.forward
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD
     before = getattr(forward, "__signature__", None)

@@ -1,4 +1,4 @@
-"""Which parts of a model capture whole, where the model as one does not: what `torch.compile` is then put on."""
+"""Which parts of a model capture whole, where the whole model fails to: `torch.compile` is then used on these."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .capture import CapturedCall, capture, snapshot
 
-# What a compiled module is specialised on: of each tensor its shape, and the numbers and flags beside them.
+# What a compiled module is specialised on: the shapes of its tensors, and its numbers and flags.
 Signature = tuple[Any, ...]
 
 
@@ -24,7 +24,7 @@ class Survey:
     coverage: float  # share of the model's parameters inside of `names`
     varying: tuple[str, ...]  # capture whole too, but the values of the inputs decide how they are called
     refused: Mapping[str, str]  # name of each module that was descended into -> why it does not capture
-    finished: bool  # whether it came to the end in the time given
+    finished: bool  # whether every module was tried before the time was over
 
 
 _Signatures = Mapping[str, list[Signature]]  # of each module, call by call
@@ -44,16 +44,16 @@ def regions(model: torch.nn.Module, inputs: Mapping[str, Any], *, seconds: float
 def survey(model: torch.nn.Module, inputs: Mapping[str, Any], *, seconds: float = 120.0) -> Survey:
     """Descend from the root, and stop wherever a module captures whole.
 
-    A module is tried with what it was given in its first call in a run of `model`. Modules without parameters, those
-    that the run did not call, and the leaves of `torch.nn` are passed over: a leaf alone gains nothing, and compiled
-    in place `torch.nn.Embedding` fails with "found no compiled frames". Layers that differ in nothing but weights and
-    `layer_idx`, and are called with the same shapes, are tried once.
+    A module is tried with the arguments of its first call in a run of `model`. Modules without parameters, those that
+    the run did not call, and the leaves of `torch.nn` are skipped: a leaf alone gains nothing, and compiled in place
+    `torch.nn.Embedding` fails with "found no compiled frames". Layers that differ only in weights and `layer_idx`, and
+    are called with the same shapes, are tried once.
 
-    An expert of a mixture is called with as many tokens as are routed to it, so that other values compile it anew.
-    Such modules are found by two runs on other values in the same shapes: whatever is then called in other shapes, with
-    other flags or another number of times is listed apart, as `varying`. That a module did not vary proves nothing.
+    An expert of a mixture is called with as many tokens as are routed to it, so that it recompiles for other values.
+    Such modules are found by two runs on other values in the same shapes: a module that is then called in other shapes,
+    with other flags or another number of times is listed as `varying`. One that is not listed may vary all the same.
 
-    Nothing is left on the model. The inputs of all modules are held until the end: as much memory as a run with
+    The model is left as it was. The inputs of all modules stay in memory until the end: as much as a run with
     gradients takes.
 
     Args:
@@ -102,7 +102,7 @@ def _is_leaf(module: torch.nn.Module) -> bool:
 
 
 def _problem(module: torch.nn.Module, call: CapturedCall, signature: Signature, verdicts: dict[Any, str]) -> str:
-    """Return why `module` does not capture whole, empty where it does; from `verdicts` where its like was tried."""
+    """Return why `module` does not capture whole, empty where it does; from `verdicts` where an equal one was tried."""
     like = (_structure(module), signature)
     if like not in verdicts:
         # Copied again: a cache that this call fills must not be full when a child of the module is tried.
@@ -111,7 +111,7 @@ def _problem(module: torch.nn.Module, call: CapturedCall, signature: Signature, 
 
 
 def _structure(module: torch.nn.Module) -> tuple[Any, ...]:
-    """Return all that decides how the module is traced, as far as it shows: two of a kind are equal."""
+    """Return what decides how the module is traced; it is equal for modules that are traced alike."""
     return tuple(
         (name, type(part), repr(part), tuple(sorted(_settings(part)))) for name, part in module.named_modules()
     )
@@ -124,7 +124,7 @@ def _settings(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def _recorded(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[str, CapturedCall], _Signatures]:
-    """Run `model` eagerly; return of each module its first call, and the signatures of all its calls."""
+    """Run `model` eagerly; return the first call of each module, and the signatures of all its calls."""
     calls: dict[str, CapturedCall] = {}
     signatures: dict[str, list[Signature]] = {}
 
@@ -138,12 +138,12 @@ def _recorded(model: torch.nn.Module, inputs: Mapping[str, Any]) -> tuple[dict[s
 
 
 def _unlike(model: torch.nn.Module, inputs: Mapping[str, Any], signatures: _Signatures) -> set[str]:
-    """Return the modules that are called otherwise than `signatures` says, when `model` runs on `inputs`."""
+    """Return the modules whose calls differ from `signatures` when `model` runs on `inputs`."""
     calls: dict[str, list[Signature]] = {}
     try:
         _watched(model, inputs, lambda name, call: calls.setdefault(name, []).append(_signature(call)))
     except (RuntimeError, ValueError, IndexError, AssertionError):
-        return set()  # values that this model does not take: nothing was learned
+        return set()  # the model rejects these values: nothing is known
     return {name for name in signatures.keys() | calls.keys() if signatures.get(name) != calls.get(name)}
 
 

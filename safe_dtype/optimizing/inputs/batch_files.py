@@ -17,7 +17,7 @@ from ..nouns.record import Batch
 from .synthetic import Made, batches_for, batches_of, complete
 from .user_data import user_batches
 
-_USER_BATCHES = 8  # of the user's data; more of them take longer, and rarely say more
+_USER_BATCHES = 8  # of the user's data; more of them take longer, and rarely change the verdict
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -31,7 +31,7 @@ def write_batches(
     data: str | PathLike[str] | None = None,
     dynamic: Dynamic,
 ) -> tuple[tuple[Batch, ...], Dynamic]:
-    """Write all batches into `folder`, which is made, and return them with the ranges that go with them.
+    """Write all batches into the new folder `folder`, and return them with the ranges of their dimensions.
 
     Files are named relative to the folder above. Dimensions that must vary together with a declared one are added to
     the ranges.

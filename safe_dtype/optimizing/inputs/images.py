@@ -19,14 +19,14 @@ _RESAMPLE = 2  # Pillow's number for bilinear, which most processors take where 
 
 
 class Pictures:
-    """The image processor of a model folder: transformers' own where it loads, else its settings applied by us."""
+    """The image processor of a model folder: transformers' own where it loads, otherwise its settings applied here."""
 
     def __init__(self, model_folder: Path) -> None:
         """Load it.
 
         Raises:
-            EnvironmentNotFitError: If Pillow is not there.
-            NotOptimizableError: If the folder says nothing of how its images are prepared.
+            EnvironmentNotFitError: If Pillow is not installed.
+            NotOptimizableError: If the folder does not say how images are prepared.
         """
         try:
             import PIL.Image
@@ -41,7 +41,7 @@ class Pictures:
             self.about += f", without its image processor ({problem})"
 
     def tensors(self, files: Sequence[Path]) -> dict[str, Tensor]:
-        """Return the files as one batch: `pixel_values` (batch, channels, height, width), and a mask where it has one.
+        """Return the files as one batch: `pixel_values` (batch, channels, height, width), and a mask where the model has one.
 
         Raises:
             NotOptimizableError: If a file is no image.
@@ -57,7 +57,9 @@ class Pictures:
             with self._open(file) as image:
                 return image.convert("RGB")
         except self._errors as exc:
-            raise NotOptimizableError(f"{file} is no image that Pillow can read ({exc})", "take it away") from exc
+            raise NotOptimizableError(
+                f"{file} is no image that Pillow can read ({exc})", "move it out of the folder"
+            ) from exc
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
@@ -105,7 +107,7 @@ def _resized(image: Any, size: Any, settings: Mapping[str, Any]) -> Any:
     resample = settings.get("resample", _RESAMPLE)
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size
     if isinstance(size, int) and not settings.get("do_center_crop", False):
-        shortest = None  # one number alone is both sides, unless a crop makes a square of it
+        shortest = None  # one number means both sides, unless a crop follows
     if shortest is None:
         height, width = _height_and_width(size)
         return image.resize((width, height), resample)
@@ -127,6 +129,4 @@ def _height_and_width(size: Any) -> tuple[int, int]:
         return size, size
     if isinstance(size, Mapping) and isinstance(size.get("height"), int) and isinstance(size.get("width"), int):
         return size["height"], size["width"]
-    raise NotOptimizableError(
-        f"its preprocessor_config.json gives a size of {size}, which is not known here", _TENSORS
-    )
+    raise NotOptimizableError(f"its preprocessor_config.json gives a size of {size}, which is not supported", _TENSORS)

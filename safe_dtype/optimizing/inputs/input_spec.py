@@ -1,4 +1,4 @@
-"""What may stand in one input of a model, and how a batch of it is drawn: other values, masks and sizes on purpose."""
+"""What one input of a model may hold, and how batches of it are drawn, in other values, masks and sizes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class InputKind(str, Enum):
     """What the numbers of an input are."""
 
     IDS = "ids"  # of a vocabulary
-    TYPES = "types"  # of the segments of a text: they do not go down along a row
+    TYPES = "types"  # numbers of the segments of a text, which rise along a row
     ROWS = "rows"  # integers that belong together along the last dimension, like the corners of a box
-    MASK = "mask"  # one, and zero where nothing is to be seen
+    MASK = "mask"  # one, and zero where the model must not look
     FLAGS = "flags"  # zero, and one where something is switched on
     VALUES = "values"  # floats
-    FIXED = "fixed"  # nobody knows: as it was given
+    FIXED = "fixed"  # of unknown meaning: used as in the example
 
 
 class Shown(str, Enum):
@@ -37,7 +37,7 @@ class Shown(str, Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)  # tensors do not compare
 class Slot:
-    """One input. `dims` has a name for every dimension that goes with others of that name, a size for all others."""
+    """One input. `dims` has a size for every dimension, or a name: dimensions of one name have one size."""
 
     name: str
     kind: InputKind
@@ -47,7 +47,7 @@ class Slot:
     high: int = 1
     avoid: tuple[int, ...] = ()  # integers between them that are not drawn
     hidden_by: str = ""  # the mask that hides it, of the same shape
-    padding: int | None = None  # what stands where it is hidden; None leaves what was drawn
+    padding: int | None = None  # the value where it is hidden; None leaves what was drawn
     example: Tensor | None = None  # what to draw from; without it floats are standard normal
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """How a batch differs from a plain one with other numbers in it."""
+    """How a batch differs from one that only has other random numbers."""
 
     scale: float = 1.0  # of floats, around their mean
     shift: float = 0.0  # of floats, in their standard deviations
@@ -65,7 +65,7 @@ class Variation:
     repeated: bool = False  # one id in each row: every token goes to the same experts, and to no others
 
     def about(self, slots: Iterable[Slot]) -> str:
-        """Return what it does to these inputs, in words; empty where it does nothing."""
+        """Return what it changes in these inputs, in words; empty where it changes nothing."""
         slots = list(slots)
         kinds = {slot.kind for slot in slots}
         words = []
@@ -122,7 +122,7 @@ def _drawn(slot: Slot, shape: tuple[int, ...], variation: Variation, random: tor
 def _ids(slot: Slot, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     avoid = sorted({one for one in slot.avoid if slot.low <= one <= slot.high})
     if slot.high - slot.low + 1 - len(avoid) < 2:
-        avoid = []  # of so few, all are needed
+        avoid = []  # too few are left: draw from all
     ids = torch.randint(slot.low, slot.high + 1 - len(avoid), shape, generator=random)
     for avoided in avoid:  # in rising order, so that each step leaves a gap where an id is avoided
         ids += ids >= avoided
@@ -141,7 +141,7 @@ def _values(slot: Slot, shape: tuple[int, ...], variation: Variation, random: to
         return drawn.to(slot.dtype)
     mean, deviation = finite.mean(), finite.std(correction=0)
     varied = mean + variation.scale * (drawn - mean) + variation.shift * deviation
-    # Inside of what was given: nobody knows what the model makes of anything else. Infinities are masks, and stay.
+    # Inside of the example's range: the model may not accept other values. Infinities are masks, and stay.
     return torch.where(drawn.isfinite(), varied.clamp(finite.min(), finite.max()), drawn).to(slot.dtype)
 
 
@@ -160,7 +160,7 @@ def _mask(slot: Slot, shape: tuple[int, ...], shown: Shown) -> Tensor:
     mask = torch.zeros(shape, dtype=slot.dtype)
     batch = shape[0]
     for row in range(batch):
-        # From the whole to a half: of an image, less might be less than a patch. A batch of one row is halved.
+        # From the whole to a half: less of an image may be smaller than a patch. A batch of one row is halved.
         share = 1 - row / (2 * (batch - 1)) if batch > 1 else 0.5
         only_first = shown is Shown.ONE and len(shape) == 2
         mask[row][tuple(slice(0, 1 if only_first else math.ceil(share * size)) for size in shape[1:])] = 1
@@ -169,9 +169,9 @@ def _mask(slot: Slot, shape: tuple[int, ...], shown: Shown) -> Tensor:
 
 def _as_given(slot: Slot, shape: tuple[int, ...]) -> Tensor:
     if slot.example is None or tuple(slot.example.shape) != shape:
-        have = "nothing" if slot.example is None else tuple(slot.example.shape)
+        source = "without an example" if slot.example is None else f"from one of shape {tuple(slot.example.shape)}"
         raise NotOptimizableError(
-            f"{slot.name} is needed in shape {shape}, and from {have} none can be made that means the same",
-            "leave its dimensions, and those that go with it, out of the ranges",
+            f"{slot.name} is needed in shape {shape}, and cannot be made {source}: its meaning is not known",
+            "leave its dimensions, and those that must be equal to them, out of the ranges",
         )
     return slot.example.clone()

@@ -15,13 +15,13 @@ from .input_spec import OWN_INPUTS, InputKind, Slot
 _LENGTH = 128  # tokens of a text, where the positions allow twice as many
 _DECODER_LENGTH = 8
 _SIDE = 224  # pixels, where the config names no size
-_MATCHED_SIDE = 64  # ... and noise is full of keypoints, each of which attends to all others
-_SIDE_STEP = 32  # what most pyramids of feature maps divide by
+_MATCHED_SIDE = 64  # of images to match: noise is full of keypoints, and each of them attends to all others
+_SIDE_STEP = 32  # most pyramids of feature maps need sides that are multiples of it
 _SAMPLES = 16_000  # a second of sound
-# Where a config keeps what it says of its images, from the most to the least of its own.
+# The parts of a config that may describe images, in the order in which they are read.
 _PARTS_WITH_IMAGES = ("vision_config", "backbone_config", "encoder", "keypoint_detector_config")
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-# Configs that mark in the text where an image stands: without a mark, no image is read.
+# Keys of configs whose texts mark the places of images: without a mark, no image is read.
 _IMAGE_MARKS = ("image_token_id", "image_token_index")
 
 
@@ -30,7 +30,7 @@ class Planned:
     """The inputs of a model."""
 
     slots: tuple[Slot, ...]
-    sizes: Mapping[str, int] = field(default_factory=dict)  # of the dimensions that have a name, but for the batch
+    sizes: Mapping[str, int] = field(default_factory=dict)  # of the dimensions that have a name, without the batch
     patch: tuple[int, int] = (1, 1)  # pixels that sides are multiples of: height, width
     notes: tuple[str, ...] = ()  # what was left out, in words
 
@@ -39,13 +39,13 @@ def slots_for(model: torch.nn.Module | type[torch.nn.Module], config: Any, vocab
     """Return the inputs of a model of transformers: its main input, and what goes with it.
 
     Raises:
-        NotOptimizableError: If it takes what cannot be made from a config.
+        NotOptimizableError: If it takes an input that cannot be made from a config.
     """
     model_class = model if isinstance(model, type) else type(model)
     reader = _Reader(model_class.__name__, config, _parameters(model_class), vocabulary)
     if reader.is_pair and reader.name.endswith("ForSequenceClassification"):
         raise NotOptimizableError(
-            f"{reader.name} reads where each text ends, which no chance brings about", OWN_INPUTS
+            f"{reader.name} reads where each text ends, and random ids have no such place", OWN_INPUTS
         )
     text = reader.text()
     notes: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def _parameters(model_class: type) -> dict[str, inspect.Parameter]:
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads a config. `sizes` fills up on the way."""
+    """Reads the inputs off a config, and collects their sizes in `sizes`."""
 
     name: str
     config: Any
@@ -92,7 +92,7 @@ class _Reader:
         config = self.config.get_text_config(encoder=True) if self.is_pair else self.config.get_text_config()
         if not (vocabulary := self._vocabulary(config)):
             return ()
-        # Half of the positions: some architectures count from behind the padding id on, or add tokens of their own.
+        # Half of the positions: some architectures count from the padding id on, or add tokens of their own.
         self.sizes["length"] = max(1, min(_LENGTH, (positions_of(config) or 2 * _LENGTH) // 2))
         slots = [*self._ids("input_ids", "attention_mask", "length", config, vocabulary)]
         if "token_type_ids" in self.takes and (types := getattr(config, "type_vocab_size", None) or 0) > 1:
@@ -102,7 +102,7 @@ class _Reader:
         return tuple(slots)
 
     def decoder(self) -> tuple[Slot, ...]:
-        """Return what the decoder of an encoder-decoder has said so far."""
+        """Return the ids and the mask of the decoder of an encoder-decoder; nothing for other models."""
         if "decoder_input_ids" not in self.takes or not self.is_pair:
             return ()
         config = self.config.get_text_config(decoder=True)
@@ -132,7 +132,7 @@ class _Reader:
         return tuple(slots)
 
     def sound(self) -> tuple[Slot, ...]:
-        """Return what is heard: samples, or a spectrogram."""
+        """Return the audio: samples, or a spectrogram; nothing where it takes none."""
         config, shape = self.config, tuple[str | int, ...]()
         bins, positions = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
         if "input_features" in self.takes and positions:
@@ -179,7 +179,7 @@ def positions_of(config: Any) -> int | None:
 
 
 def _special_ids(configs: Iterable[Any]) -> tuple[int, ...]:
-    """Return every id that a config names: what they mean to a model is not for chance to bring about."""
+    """Return every id that a config names: these have a meaning, so random batches must not hold them."""
     ids: set[int] = set()
     for config in configs:
         for name, value in config.to_dict().items():

@@ -26,11 +26,11 @@ class Made:
     """One batch: keyword tensors of `forward`, on the CPU."""
 
     role: str  # "traced", "held out", "user"
-    about: str  # what it is there for
+    about: str  # what it tests
     tensors: Mapping[str, Tensor]
 
 
-def batches_for(  # the last three are for who knows better
+def batches_for(  # the last three replace what the config says
     model: torch.nn.Module | type[torch.nn.Module],
     config: Any,
     *,
@@ -41,9 +41,9 @@ def batches_for(  # the last three are for who knows better
 ) -> list[Made]:
     """Return random batches for a model of transformers: the traced one first, then those that are held out.
 
-    The held-out ones take other branches where there are some: their values are shifted to either side, their masks
-    pad rows to different lengths and to one token, one of them repeats an id so that other experts are hit, and the
-    ends of every range in `dynamic` occur. Without a range the shapes are those of the traced batch.
+    The held-out ones are to reach other branches: their values are shifted to either side, their masks pad rows to
+    different lengths and to one token, one of them repeats an id so that other experts are used, and the ends of every
+    range in `dynamic` occur. Without a range the shapes are those of the traced batch.
 
     Args:
         model: A model, or its class. Nothing is run.
@@ -52,8 +52,8 @@ def batches_for(  # the last three are for who knows better
             `input_ids`, `pixel_mask` follows `pixel_values`.
         seed: The same seed gives the same numbers.
         vocabulary: How many ids there are to draw from; by default what the config says.
-        sizes: Of the traced batch, where they are not to be what the config suggests, by name: "batch", "length",
-            "decoder_length", "height", "width", "samples".
+        sizes: Of the traced batch, in place of those of the config, by name: "batch", "length", "decoder_length",
+            "height", "width", "samples".
 
     Raises:
         NotOptimizableError: If it takes inputs that cannot be made, or a range is declared for what is not its input.
@@ -72,10 +72,10 @@ def batches_for(  # the last three are for who knows better
 
 
 def batches_of(batch: Mapping[str, Tensor] | Path, *, dynamic: Dynamic = Dynamic(), seed: int = 0) -> list[Made]:  # noqa: B008  # frozen
-    """Return a batch that was given, as tensors or as a safetensors file, and held-out ones that are made from it.
+    """Return `batch` (tensors, or a safetensors file) as the traced one, and held-out ones that are made from it.
 
     Raises:
-        NotOptimizableError: If the file cannot be read, or the batch does not go with `dynamic`.
+        NotOptimizableError: If the file cannot be read, or the sizes of the batch are not in the ranges of `dynamic`.
     """
     about = "the user's" if not isinstance(batch, Path) else batch.name
     inputs = read_inputs(batch) if isinstance(batch, Path) else batch
@@ -85,10 +85,10 @@ def batches_of(batch: Mapping[str, Tensor] | Path, *, dynamic: Dynamic = Dynamic
 def held_out_of(inputs: Mapping[str, Tensor], dynamic: Dynamic, seed: int = 0) -> list[Made]:
     """Return batches that differ from `inputs` in values, masks and, inside of the ranges of `dynamic`, in sizes.
 
-    Nothing is known of the model, so no value leaves the range that it has in `inputs`: floats are drawn from there
-    anew, shifted to either side and mirrored, integers of up to two dimensions drawn between the smallest and the
-    largest, those of more kept together along their last dimension. What is called a mask and holds zeros and ones
-    pads; all zeros get a one in every row.
+    Nothing is known of the model, so every value stays in the range that it has in `inputs`. Floats are drawn from the
+    values there, shifted to either side and mirrored. Integers of up to two dimensions are drawn between the smallest
+    and the largest; of those with more dimensions, whole rows of the last one are drawn. An input that is called a mask
+    and holds zeros and ones hides the ends of rows; one that holds only zeros gets a one in every row.
 
     Raises:
         NotOptimizableError: If `inputs` are outside of the ranges, or a range is declared for no input of theirs.
@@ -113,7 +113,7 @@ def held_out_of(inputs: Mapping[str, Tensor], dynamic: Dynamic, seed: int = 0) -
 
 
 def complete(dynamic: Dynamic, inputs: Mapping[str, Tensor]) -> Dynamic:
-    """Return `dynamic` with the dimensions that must go with those in it, judged by names and sizes of one batch.
+    """Return `dynamic` with the further dimensions that must be equal to those in it, by names and sizes of one batch.
 
     Dimension 1 of ids, types and masks goes with that of other ids of the same length, unless it has a range of its
     own; the height and width of `pixel_mask` go with those of `pixel_values`.
@@ -139,7 +139,7 @@ def read_inputs(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        NotOptimizableError: If it is none, or is empty.
+        NotOptimizableError: If it is no such file, or is empty.
     """
     try:
         tensors: dict[str, Tensor] = load_file(file)
@@ -164,7 +164,7 @@ def _held_out(slots: list[Slot], traced: Mapping[str, int], ranges: Mapping[str,
 
 
 def _ends(traced: Mapping[str, int], ranges: Mapping[str, Range]) -> dict[str, dict[str, int]]:
-    """Return sizes at the ends of the ranges, by what they are; none that equal the traced ones, or each other."""
+    """Return sizes at the ends of the ranges, by name; each once, and never those of the traced batch."""
     corners = {
         "smallest": {**traced, **{name: low for name, (low, _) in ranges.items()}},
         "largest": {**traced, **{name: high for name, (_, high) in ranges.items()}},
@@ -194,7 +194,7 @@ def _ranges(slots: list[Slot], dynamic: Dynamic) -> dict[str, Range]:
             if symbol is None and dim == 0:
                 continue  # a single number has no batch
             if not isinstance(symbol, str):
-                what = "has no such dimension" if symbol is None else f"is always {symbol} there"
+                what = "has no such dimension" if symbol is None else f"has the fixed size {symbol}"
                 raise NotOptimizableError(
                     f"a range is declared for dimension {dim} of {slot.name}, which {what}", "leave it out"
                 )
@@ -209,13 +209,13 @@ def _ranges(slots: list[Slot], dynamic: Dynamic) -> dict[str, Range]:
 
 
 def _on_multiples(ends: Range, step: int) -> Range:
-    """Return the range between the multiples of `step` in it; as it is where there are none."""
+    """Return the range from the first to the last multiple of `step` in it; unchanged where there is none."""
     low, high = -(-ends[0] // step) * step, ends[1] // step * step
     return (low, high) if low <= high else ends
 
 
 def _symbols(inputs: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, tuple[str | int, ...]]:
-    """Return the dims of the inputs: those with the same range and the same size now go together."""
+    """Return the dims of each input: dimensions of the same range and the same size have one name."""
     dims_of: dict[str, tuple[str | int, ...]] = {}
     for name, tensor in inputs.items():
         ranges = dynamic.of(name)
@@ -244,7 +244,7 @@ def _kind_of(name: str, tensor: Tensor) -> InputKind:
         return InputKind.FIXED
     if tensor.dtype is torch.bool or name.endswith("mask"):
         if not bool(((tensor == 0) | (tensor == 1)).all()):
-            return InputKind.FIXED  # added to scores, or anything else
+            return InputKind.FIXED  # numbers that are added to scores, or something else
         return (
             InputKind.FLAGS
             if tensor.dim() > 1 and not bool(tensor.any())

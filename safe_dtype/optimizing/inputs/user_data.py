@@ -34,7 +34,7 @@ def user_batches(  # noqa: PLR0913  # two are the data's, two their amount, two 
     traced: Mapping[str, Tensor] | None = None,
     dynamic: Dynamic = Dynamic(),  # noqa: B008  # frozen
 ) -> list[Made]:
-    """Return the user's data as batches of `batch_size` rows; the last is filled up from the beginning.
+    """Return the user's data as batches of `batch_size` rows; the last is filled up with the first rows.
 
     A .txt holds texts with empty lines between them, or where it has none, one text a line; a .jsonl holds one object
     a line, its text under "text". A .safetensors file is one batch, and is taken as it is.
@@ -44,9 +44,9 @@ def user_batches(  # noqa: PLR0913  # two are the data's, two their amount, two 
         model_folder: Where the tokenizer or the image processor is.
         batch_size: Rows a batch.
         limit: Batches at most.
-        max_length: Tokens of a text at most; the rest of it is left out, and so is what the model has no positions for.
-        traced: The batch that a form is made with. Texts and images are then brought to its sizes, where `dynamic` does
-            not leave them free, and what else it has (`decoder_input_ids`) is added.
+        max_length: Tokens of a text at most; a longer text is cut, as is one with more tokens than the model has positions.
+        traced: The batch that a form is made with. Texts and images then get its sizes, except where `dynamic` lets them
+            vary, and its other inputs (`decoder_input_ids`) are added.
         dynamic: The ranges.
 
     Raises:
@@ -71,14 +71,14 @@ def _files(path: Path) -> tuple[str, list[Path]]:
     files = [one for one in paths if one.is_file() and one.suffix.lower() in _KINDS]
     kinds = sorted({_KINDS[one.suffix.lower()] for one in files})
     if not kinds:
-        raise NotOptimizableError(f"{path} holds no data of a kind that is known here", _OTHER)
+        raise NotOptimizableError(f"{path} holds no data of a known kind", _OTHER)
     if len(kinds) > 1:
         raise NotOptimizableError(f"{path} holds {' and '.join(kinds)}", "pass a folder with one kind of data in it")
     return kinds[0], files
 
 
 def _groups(rows: Sequence[Any], size: int, limit: int) -> Iterator[tuple[list[Any], str]]:
-    """Yield `size` rows at a time, and which ones they are; what the last lacks is taken from the first."""
+    """Yield `size` rows at a time, and their numbers as text; the last group is filled up with the first rows."""
     for start in range(0, min(len(rows), limit * size), size):
         group = list(rows[start : start + size])
         about = f"{start + 1} to {start + len(group)} of {len(rows)}"
@@ -123,7 +123,7 @@ def _lengths(longest: int, traced: Mapping[str, Tensor] | None, dynamic: Dynamic
     return low, max(low, min(high, longest))
 
 
-def _of_texts(  # as of the function above
+def _of_texts(  # the arguments of `user_batches`
     files: Sequence[Path],
     folder: Path,
     batch_size: int,
@@ -163,8 +163,8 @@ def _tokenizer(folder: Path) -> tuple[Any, int]:
 def _padded(rows: Sequence[Mapping[str, list[int]]], shortest: int, tokenizer: Any) -> dict[str, Tensor]:
     """Return the rows as tensors (batch, tokens), int64, padded on the right.
 
-    By ourselves: many a tokenizer of a decoder has no padding token, and pads on the left, where a row begins with
-    positions that may attend to nothing at all.
+    The tokenizer does not pad them: many tokenizers of decoders have no padding token, or pad on the left, and a row
+    then begins with positions that may attend to nothing.
     """
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     width = max(shortest, *(len(row["input_ids"]) for row in rows))
@@ -178,7 +178,7 @@ def _padded(rows: Sequence[Mapping[str, list[int]]], shortest: int, tokenizer: A
 # --- images --------------------------------------------------------------------------------------------------------
 
 
-def _of_images(  # as of the function above
+def _of_images(  # the arguments of `user_batches`
     files: Sequence[Path],
     folder: Path,
     batch_size: int,
@@ -201,7 +201,7 @@ def _of_images(  # as of the function above
 
 
 def _wanted_size(pixels: Tensor, traced: Mapping[str, Tensor] | None, dynamic: Dynamic) -> tuple[int, int]:
-    """Return height and width: those that the images have, where the ranges allow them, else those of the trace."""
+    """Return height and width: those of the images, where the ranges allow them, else those of the traced batch."""
     here = (pixels.shape[-2], pixels.shape[-1])
     if traced is None or "pixel_values" not in traced:
         return here
@@ -224,7 +224,7 @@ def _scaled(name: str, tensor: Tensor, size: tuple[int, int]) -> Tensor:
 def _as_traced(tensors: dict[str, Tensor], traced: Mapping[str, Tensor] | None, what: str) -> dict[str, Tensor]:
     """Return exactly the inputs of the traced batch: a form takes no others.
 
-    What the data do not have is taken from there, as long as it fits: flags and masks of the text in its length.
+    Inputs that the data lack are taken from the traced batch; flags and masks of a text get the text's length.
     """
     if traced is None:
         return tensors
@@ -244,7 +244,7 @@ def _from_traced(name: str, tensor: Tensor, rows: int, tensors: Mapping[str, Ten
     ids = tensors.get("input_ids")
     beside_ids = tensor.dim() == 2 and not tensor.is_floating_point() and not name.startswith("decoder_")
     if ids is not None and beside_ids and name.endswith(("mask", "token_type_ids")):
-        # As the traced batch begins: an attention mask lets all through, flags and types are zero.
+        # All as the first element of the traced batch: one in an attention mask, zero in flags and types.
         return torch.full_like(ids, int(tensor[0, 0]), dtype=tensor.dtype)
     if tensor.dim() and tensor.shape[0] < rows:
         raise NotOptimizableError(

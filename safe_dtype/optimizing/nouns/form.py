@@ -1,4 +1,4 @@
-"""What a form of a model is: one value answers all that the optimizer asks of it. Imports no torch."""
+"""A form of a model: one value with all that the optimizer needs to know of it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class FormTarget:
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """Of what a form is to be made, and where its files go."""
+    """What a form is made from, and where its files go."""
 
     model: torch.nn.Module  # for inference, in the form's dtype, on its device; the form may change it
     inputs: Mapping[str, torch.Tensor]  # the traced batch
@@ -74,7 +74,7 @@ class FileKind:
     ending: str  # of the file's name: ".pt2"; where two kinds fit, the longer ending decides
     content: str  # in words: "a program of torch.export, which is unpickled"
     runs_code: bool = True  # whether loading it runs code that the file holds
-    mark: str = ""  # regular expression of a member that only such an archive has; empty: it is not looked into
+    mark: str = ""  # regular expression of a member that only such an archive has; empty: no member is looked for
 
 
 def _nothing(_: FormTarget) -> str:
@@ -83,7 +83,7 @@ def _nothing(_: FormTarget) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """A form in which a model can be run: its place on the ladder, what it needs, and how it is made and loaded.
+    """A form in which a model can be run: when it is tried, what it needs, and how it is made and loaded.
 
     What is missing is a noun phrase that completes "it needs ...": "a C++ compiler"; empty where nothing is.
     """
@@ -107,9 +107,9 @@ class Form:
 
     @property
     def leaves_a_file(self) -> bool:
-        """Whether the form is a file; the others are made anew by those who load."""
+        """Whether the form is a file; other forms are built again where they are loaded."""
         return self.load is not None
 
     def missing(self, target: FormTarget) -> str:
-        """Return what must be there to use the form after it was made elsewhere, and is not."""
+        """Return what is missing to use the form on `target` after it was made elsewhere; empty where nothing is."""
         return self.missing_to_load(target) if self.leaves_a_file else self.missing_to_build(target)

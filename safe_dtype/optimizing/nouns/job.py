@@ -1,4 +1,4 @@
-"""What a child process is asked to try, and what it answers. Nouns only, as JSON on the way. Imports no torch."""
+"""What a child process is asked to try, and its result. Nouns only, exchanged as JSON. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DriftLimit:
     """How far the user lets a candidate drift from eager in float32."""
 
     max_drift: float  # in the unit of `safe_dtype.exceeds`
-    out: Path  # the folder of the attempt that wrote what eager answers in float32
+    out: Path  # the folder of the attempt that wrote eager's outputs in float32
 
     def reference(self, number: int) -> Path:
         """Return the file of eager's outputs in float32 for batch `number`."""
@@ -52,10 +52,10 @@ class Job:
     form: str
     out: Path  # the attempt's own folder: artifact, references and result go there
     inputs: Path  # safetensors: the batch that is traced
-    held_out: tuple[Path, ...] = ()  # safetensors: batches that are not
+    held_out: tuple[Path, ...] = ()  # safetensors: batches that are not traced
     user: tuple[Path, ...] = ()  # safetensors: batches of the user's own data
     dynamic: Dynamic = Dynamic()
-    loaded_with: tuple[str, ...] = ()  # what a model that came from memory had set, in the words of remedies
+    loaded_with: tuple[str, ...] = ()  # settings of a model that came from memory, as remedies
     remedies: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()  # names of submodules, for a form that compiles regions
     stages: tuple[str, ...] = ("traced", "held out", "user")  # or ("reloaded",)
@@ -124,7 +124,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """What a child found out so far. It is written again at every step, so that a dead child leaves what it had."""
+    """The results of a child so far. They are written at every step, so that a child that dies leaves them."""
 
     at: str  # what it is doing: "loading the model"
     outcome: Outcome | None = None  # None while it is at work
@@ -140,7 +140,7 @@ class AttemptResult:
 
     @staticmethod
     def read(path: Path) -> AttemptResult | None:
-        """Read it back; None where the child did not come to write one."""
+        """Read it back; None where the child wrote none."""
         if not path.exists():
             return None
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

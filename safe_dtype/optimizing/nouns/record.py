@@ -1,4 +1,4 @@
-"""What was tried on a model, and what came of it. Nouns only: this is what `optimization.json` holds."""
+"""What was tried on a model, and the results. Nouns only: this is what `optimization.json` holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ...facts import Dtype
 
 SCHEMA = "safe_dtype.optimize/1"
-EAGER = "eager"  # the form that a model has before anything is made of it: all others are held against it
+EAGER = "eager"  # the form of a model as it is: all others are compared with it
 
 
 class Status(IntEnum):
@@ -22,14 +22,14 @@ class Status(IntEnum):
 
 
 class Outcome(str, Enum):
-    """What came of one attempt."""
+    """The result of one attempt."""
 
     VERIFIED = "verified"
     WRONG = "wrong"  # it runs, and its numbers are too far off
     FAILED = "failed"  # it could not be made, or not be loaded again
     CRASHED = "crashed"  # it ended the process
     TIMED_OUT = "timed out"
-    SKIPPED = "skipped"  # with a reason: no compiler, a package that is missing, a dtype that the runtime has not
+    SKIPPED = "skipped"  # with a reason: no compiler, a package that is missing, a dtype that the runtime lacks
 
     def __str__(self) -> str:
         return self.value
@@ -55,7 +55,7 @@ class Distance:
     relative: float  # max_abs over the largest |reference|
     cosine: float
     top1_agreement: float | None = None  # of logits
-    nonfinite: int = 0  # NaN and infinity that the reference has not
+    nonfinite: int = 0  # NaN and infinities that the reference does not have
     kl: float | None = None  # nats, the mean over positions, of logits of tokens and classes
     miou: float | None = None  # of the classes of pixels, the mean over the classes that either has
     scale: float = 1.0  # how many times as large one side is as the other, by their norms: 1 or more
@@ -84,12 +84,12 @@ class Stage:
 
     name: str  # "traced", "held out", "reloaded", "user"
     distance: Distance  # of the form from eager, both in the attempt's dtype
-    problem: str = ""  # why that is too far; empty where it is not
+    problem: str = ""  # why the distance is too large; empty where it is not
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Where the time of one attempt went. None where it did not come to that."""
+    """The times of one attempt. None for a step that it did not reach."""
 
     build: float | None = None
     first_call: float | None = None
@@ -106,7 +106,7 @@ class FormAttempt:
     dtype: Dtype
     outcome: Outcome
     reason: str = ""
-    remedies: tuple[str, ...] = ()  # what was changed first: "experts_implementation=batched_mm"
+    remedies: tuple[str, ...] = ()  # what was changed before: "experts_implementation=batched_mm"
     sites: tuple[BreakSite, ...] = ()
     stages: tuple[Stage, ...] = ()
     seconds: Seconds = Seconds()
@@ -141,12 +141,12 @@ class Batch:
     role: str  # "traced", "held out", "user"
     file: str
     tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name: shape, dtype
-    about: str = ""  # what it is there for: "batch of 1", "padded", "one token", the user's file
+    about: str = ""  # what it tests: "batch of 1", "padded", "one token", the user's file
 
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """Everything that was found out. The same facts make the report, the model card and the exit status."""
+    """All results. The report, the model card and the exit status are made from it."""
 
     source: str  # as it was given; the folder's name alone where it was a path
     model_class: str  # transformers' name; "" where the model is a module of the caller's own
@@ -155,7 +155,7 @@ class Optimization:
     asked_dtype: str  # "auto", or a dtype
     saved_dtype: str  # of the original's weights
     parameters: int = 0
-    loaded_with: tuple[str, ...] = ()  # how a model that came from memory calls its parts, in the words of remedies
+    loaded_with: tuple[str, ...] = ()  # settings of a model that came from memory, as remedies
     original: str = "original"  # what eager is loaded from, relative to the output folder: a folder, or a file
     environment: Mapping[str, Any] = field(default_factory=dict)
     verdicts: tuple[Mapping[str, Any], ...] = ()  # of the device, by dtype

@@ -68,7 +68,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Dtype):
         return value.name
     if isinstance(value, Mapping):
-        # asdict goes into Dtype as well, which is a dataclass: its name says it all.
+        # asdict makes a dict of a Dtype too, which is a dataclass: its name is enough.
         return value["name"] if _is_a_dtype(value) else {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
@@ -118,7 +118,7 @@ def _attempt(fields: dict[str, Any]) -> FormAttempt:
 def _distance(figures: dict[str, Any] | None) -> Distance | None:
     if figures is None:
         return None
-    # A figure that is not finite was written as none.
+    # A figure that is not finite was written as null.
     beyond: dict[str, Any] = {"max_abs": float("inf"), "relative": float("inf"), "cosine": -1.0, "scale": float("inf")}
     values: dict[str, Any] = {name: beyond.get(name) if one is None else one for name, one in figures.items()}
     return Distance(**values)

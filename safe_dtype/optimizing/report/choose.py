@@ -1,4 +1,4 @@
-"""Which verified attempt is the one to use, and whether that is what was asked for. Pure."""
+"""Which verified attempt is used, and whether it is what was asked for. Pure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def choose(
 ) -> Choice:
     """Choose by time among the verified attempts, in the dtypes that passed.
 
-    Times of different processes are not comparable on a busy machine. So an attempt counts as many times faster than
-    eager as it was in its own process, times how much faster eager in its dtype was than float32, again in one process. Eager stays unless
-    a form is faster by more than the spread of its times.
+    Times of different processes are not comparable on a busy machine. So the gain of an attempt is a product of two
+    speedups, each timed in one process: of the form over eager in its dtype, and of eager in its dtype over eager in
+    float32. Eager stays unless a form is faster by more than the spread of its times.
 
     Args:
         attempts: All of them.
@@ -86,14 +86,14 @@ def _fastest(numbers: list[int], attempts: tuple[FormAttempt, ...], gains: Mappi
 
 
 def _of_any_form(best: int, attempts: tuple[FormAttempt, ...], gains: Mapping[int, float]) -> Choice:
-    """With no form asked for, one graph is what was hoped for: a fall back to less is said to be one."""
+    """Return the choice where no form was asked for: less than the model as one graph counts as a fallback."""
     chosen = attempts[best]
     whole = [one for one in attempts if _is_one_graph(one)]
     if _is_one_graph(chosen) or any(one.outcome is Outcome.VERIFIED for one in whole):
         how = "the fastest of the verified" if chosen.form != EAGER else "no form is clearly faster"
         return Choice(best, Status.REACHED, f"{_named(chosen)}, {_times(gains[best])}: {how}")
     failed = [one for one in whole if one.reason]
-    tried = [one for one in failed if one.outcome is not Outcome.SKIPPED]  # what was tried says more
+    tried = [one for one in failed if one.outcome is not Outcome.SKIPPED]  # their reasons say more
     because = _failure_of((tried or failed)[0]) if failed else "no form of the model as one graph was tried"
     return Choice(best, Status.FELL_BACK, f"fell back to {_named(chosen)}, {_times(gains[best])}: {because}")
 

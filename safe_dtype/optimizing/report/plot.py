@@ -31,9 +31,9 @@ class _Row:
 
 
 def report_svg(record: Optimization) -> str:
-    """Return the picture: a row for every attempt that answered, its errors on a log scale, and its time.
+    """Return the picture: a row for every attempt with outputs, its errors on a log scale, and its time.
 
-    An attempt that was not verified has no time: it is drawn where it gave a wrong answer.
+    An attempt that is wrong is drawn without a time.
     """
     rows = list(_rows(record))
     bottom = _TOP + max(1, len(rows)) * _ROW
@@ -48,7 +48,7 @@ def report_svg(record: Optimization) -> str:
 
 
 def _rows(record: Optimization) -> Iterator[_Row]:
-    verdicts = {attempt.dtype: attempt for attempt in record.dtypes}
+    verdicts = {verdict.dtype: verdict for verdict in record.dtypes}
     for number, attempt in enumerate(record.attempts):
         by_form = max((stage.distance.relative for stage in attempt.stages), default=None)
         if by_form is None:
@@ -78,7 +78,7 @@ def _time(attempt: FormAttempt, verdicts: dict[Dtype, DtypeVerdict]) -> float | 
 
 
 def _limit(dtype: Dtype) -> float:
-    from ..attempts.limits import LARGEST_RELATIVE  # the one place that has it, and it needs torch
+    from ..attempts.limits import LARGEST_RELATIVE  # imported here, because it loads torch
 
     return LARGEST_RELATIVE.get(dtype, min(LARGEST_RELATIVE.values()))
 

@@ -77,7 +77,7 @@ def _dtypes(record: Optimization) -> Iterator[str]:
         return
     yield "## Dtypes"
     yield ""
-    yield "Eager in each dtype against eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output."  # fmt: skip
+    yield "Eager in each dtype, compared with eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output."  # fmt: skip
     yield ""
     yield _limit(record)
     yield ""
@@ -87,9 +87,7 @@ def _dtypes(record: Optimization) -> Iterator[str]:
 
 def _limit(record: Optimization) -> str:
     if record.max_drift is None:
-        return (
-            "A dtype passes where rounding explains the difference: the limits are those of `optimize` for each dtype."
-        )
+        return "A dtype passes where rounding explains the difference: `optimize` has limits for each dtype."
     return (
         f"You allow a drift of {record.max_drift:g} from float32 (`max_drift`, in the unit of `safe-dtype verify`). It is "
         "judged on every batch in place of the limits of each dtype, and for a form in addition to the comparison with "
@@ -119,14 +117,14 @@ def _attempts(record: Optimization) -> Iterator[str]:
         return
     yield "## Attempts"
     yield ""
-    yield "A form against eager in the same dtype: the error of the form alone, the worst of the stages that it came to. The times of a form and of eager are taken in turns in one process; `x eager float32` goes over the dtype table."  # fmt: skip
+    yield "Each form, compared with eager in the same dtype: the error of the form alone, the worst of the stages that it reached. A form and eager are timed in turns in one process: `x eager` is the speedup. `x eager float32` is that times the speedup of the dtype, from the table of the dtypes."  # fmt: skip
     yield ""
     titles = ("no.", "form", "dtype", "remedies", "outcome", "stages", "form error", "top-1", "mIoU", "KL (nats)", "build s", "run ms", "x eager", "x eager float32", "size")  # fmt: skip
     gains = _gains(record)
     rows = (_attempt_row(number, one, gains[number], record) for number, one in enumerate(record.attempts))
     yield from table(titles, rows)
     yield ""
-    yield "The bold one is what `load_optimized` loads. The number is what its `attempt` takes, where the files were kept."
+    yield "`load_optimized` loads the one in bold. Its `attempt` takes the number of another one whose files were kept."
 
 
 def _attempt_row(number: int, attempt: FormAttempt, gain: float | None, record: Optimization) -> tuple[str, ...]:
@@ -177,7 +175,7 @@ def _graphs(record: Optimization) -> Iterator[str]:
     if whole is not None:
         yield "The model captures as one graph." if whole else f"The model does not capture as one graph: {inline(graphs.get('reason') or 'no reason recorded')}."  # fmt: skip
     if graphs.get("problem"):
-        yield f"The diagnosis did not come to its end: {inline(graphs['problem'])}."
+        yield f"The diagnosis did not finish: {inline(graphs['problem'])}."
     if graphs.get("remedies"):
         yield f"With {_listed(graphs['remedies'])} it captures whole, and computes the same."
     yield from (
@@ -204,7 +202,7 @@ def _graphs(record: Optimization) -> Iterator[str]:
         titles = ("counted by torch._dynamo.explain", "graphs", "reasons", "graph breaks", "problem")
         yield from table(titles, _rows(counts, ("mode", "graphs", "reasons", "counter", "problem")))
         yield ""
-        yield "A count is a diagnosis, not a verdict: whether the model captures whole was found out by capturing it."
+        yield "The counts decide nothing: whether the model captures whole was found out by capturing it."
 
 
 def _reference(record: Optimization) -> Iterator[str]:
@@ -215,7 +213,7 @@ def _reference(record: Optimization) -> Iterator[str]:
     yield ""
     steady = "repeats itself" if facts.get("steady") else f"does not repeat itself (largest difference {_small(facts.get('repeat_max_abs'))})"  # fmt: skip
     finite = "is finite" if facts.get("finite") else "has NaN or infinity"
-    empty = "says nothing" if facts.get("degenerate") else "is not degenerate"
+    empty = "is degenerate" if facts.get("degenerate") else "is not degenerate"
     yield f"Eager in float32 {steady}, {finite} and {empty}; its largest output is {_small(facts.get('largest'))}."
     yield from (f"- Problem: {inline(one)}" for one in facts.get("problems") or ())
     yield from (f"- Weak: {inline(one)}" for one in facts.get("weak") or ())
@@ -233,7 +231,7 @@ def _inputs(record: Optimization) -> Iterator[str]:
         yield ""
         yield f"May vary: {', '.join(ranges)}."
     for name, why in dict(record.graphs.get("unusable") or {}).items():
-        yield f"- {code(name)} was left out, eager fails on it: {inline(why)}"
+        yield f"- {code(name)} was left out, because eager fails on it: {inline(why)}"
     if record.files:
         yield ""
         yield f"Files of the model, by the first {_SHORT_HASH} digits of their SHA-256 (all of them are in optimization.json):"
@@ -249,8 +247,8 @@ def _use(record: Optimization) -> Iterator[str]:
         yield from (
             "```python", "from safe_dtype import load_optimized", "", 'model = load_optimized("DIR")  # this folder',
             f"outputs = model({call})  # float tensors by name", "```", "",
-            "What it cannot do (another version of torch, inputs beyond the ranges, NaN) eager answers on the original "
-            "weights, with a warning. A folder that was made elsewhere needs `trust=True` where it holds code.",
+            "Where it cannot be used (another version of torch, inputs beyond the ranges, NaN), eager runs on the "
+            "original weights, with a warning. A folder that was made elsewhere needs `trust=True` where it holds code.",
         )  # fmt: skip
     else:
         yield "There is no form to load. The model is as it was."
@@ -300,7 +298,7 @@ def _all_sites(record: Optimization) -> list[BreakSite]:
 
 
 def _gains(record: Optimization) -> list[float | None]:
-    """Return of each attempt how many times faster than eager in float32 it is; None where it was not timed."""
+    """Return for each attempt how many times faster than eager in float32 it is; None where it was not timed."""
     verdicts = {one.dtype: one for one in record.dtypes}
     return [gain_of(one, verdicts) if one.seconds.run else None for one in record.attempts]
 
@@ -376,7 +374,7 @@ def _small(value: float | None) -> str:
 
 
 def _share(value: float | None) -> str:
-    """Return a share as people read it; what is not all of it never reads as if it were."""
+    """Return a share in percent; less than all of it is never rounded to 100 %."""
     if value is None:
         return _NONE
     return f"{value:.2%}" if value == 1 or value < 0.99995 else "<100%"

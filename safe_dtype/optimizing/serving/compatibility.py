@@ -1,8 +1,8 @@
 """Whether a form that was made before can be used now: on this machine, and for these inputs.
 
-It is asked before the form is loaded or run, for native code does not look at what it is given. A package of AOTInductor
-that is called with int32 in place of int64, with a batch of 5 and one of 3, or with other strides, answers: nonsense
-(measured with torch 2.13), or what lies in memory behind its inputs.
+This is checked before a form is loaded or run, because native code does not check its inputs. An AOTInductor package
+that is called with int32 in place of int64, with inputs of different batch sizes or with other strides returns wrong
+numbers, or what lies in memory behind its inputs (measured with torch 2.13).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def misfit(record: Optimization, attempt: FormAttempt, device: str) -> str:
 
 
 def unlike(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], dynamic: Dynamic) -> str:
-    """Return why a call lies beyond what a form was made for; empty where it does not, or nothing is known of that.
+    """Return why a form cannot take a call; empty where it can, or where the record does not say.
 
     Args:
         inputs: Those of the call, floats in the form's dtype already.
@@ -69,7 +69,7 @@ def dynamic_of(record: Optimization) -> Dynamic:
 
 
 def _other(name: str, tensor: Any, facts: Mapping[str, Any], dynamic: Dynamic) -> str:
-    """Return in what one input differs from the traced one."""
+    """Return how one input differs from the traced one; empty where it may differ so."""
     if not isinstance(tensor, torch.Tensor):
         return f"{name} is no tensor"
     dtype, made_for = str(tensor.dtype).removeprefix("torch."), str(facts["dtype"]).removeprefix("torch.")
@@ -88,7 +88,7 @@ def _other(name: str, tensor: Any, facts: Mapping[str, Any], dynamic: Dynamic) -
 
 
 def _torn_batch(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return which inputs of one batch are not of one size."""
+    """Return which inputs have different batch sizes; empty where none have."""
     sizes: dict[int, tuple[str, int]] = {}  # by the traced size
     for name, facts in traced.items():
         if facts["shape"]:
@@ -99,7 +99,7 @@ def _torn_batch(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any
 
 
 def _differences(made_in: Mapping[str, Any], form: Form, device: str) -> Iterator[tuple[str, str, str]]:
-    """Yield (what, as it was, as it is) of all that a file of `form` depends on. What is not recorded is not asked."""
+    """Yield (what, then, here) for all that a file of `form` depends on and that differs. Unrecorded facts are skipped."""
     facts = list(_torch_of(made_in)) if form.of_one_torch else []
     facts += _machine_of(made_in, device) if form.of_one_machine else []
     yield from ((name, str(made), here) for name, made, here in facts if made is not None and str(made) != here)

@@ -54,7 +54,7 @@ def load_optimized(
 
     Args:
         folder: The output folder of the optimization.
-        trust: Whether to load what runs code and was not made on this machine: whoever made it decides what it does.
+        trust: Whether to load code that was not made on this machine: whoever made it decides what it does.
         device: Where to run; None: where it was optimized. A form that is a file runs on that kind of device only.
         attempt: Another attempt than the chosen one, by its number in the report: one that was verified and kept.
 
@@ -71,7 +71,7 @@ def load_optimized(
         _require_listed(folder, chosen)
         require_trust(folder / chosen.artifact, chosen.artifact_files, trust=trust)
     if not record.model_class:
-        # Every form falls back to it, so that it is asked for now, and not in the middle of a call.
+        # Every form may fall back to the original: its trust is checked now, and not in the middle of a call.
         require_trust(folder, {record.original: original_sha256(folder, record)}, trust=trust)
     return Optimized(folder, record, chosen, _device(device, record))
 
@@ -82,9 +82,8 @@ class Optimized:
     Float inputs are cast to the form's dtype, and tensors are brought to its device. Where the form raises, or answers
     NaN or infinity where eager does not, the call is answered by eager on the original weights, in the same dtype and
     guarded. After `GIVEN_UP_AFTER` such calls, or when it cannot be loaded or built at all, the form is given up for
-    good. Inputs that it was not made for (other names, sizes beyond its ranges) go to eager without trying; that is not
-    held against the form. Each kind of this is warned of once. What eager refuses as well is the caller's mistake, and
-    raises eager's error.
+    good. Inputs that it was not made for (other names, sizes beyond its ranges) go straight to eager, and do not count
+    as failures. Each kind of fallback is warned of once. Where eager raises as well, its error is raised.
 
     Safe to call from several threads: they compute at the same time, and one of them loads or builds.
 
@@ -101,7 +100,7 @@ class Optimized:
         self.fell_back, self.given_up = "", False
         self._folder = folder
         self._dynamic = dynamic_of(record)
-        # What is built here sees for itself whether it has to be built anew for other inputs.
+        # A form without a file compiles again by itself for other inputs.
         self._traced = traced_inputs(record) if _leaves_a_file(attempt) else {}
         self._run: Run | None = None
         self._model: torch.nn.Module | None = None
@@ -116,12 +115,12 @@ class Optimized:
 
     @property
     def form(self) -> str:
-        """The name of the form that was loaded, also where it was given up since."""
+        """The name of the form that was loaded, even after it was given up."""
         return self.attempt.form
 
     @property
     def dtype(self) -> Dtype:
-        """The dtype of the form, and of eager until its guard had to leave it."""
+        """The dtype of the form, and of eager until its guard changes it."""
         return self.attempt.dtype
 
     def __repr__(self) -> str:
@@ -172,7 +171,7 @@ class Optimized:
         def placed(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            # Contiguous, as the traced batch was: native code keeps to the strides that it was made with.
+            # Contiguous, as the traced batch was: native code uses the strides that it was made with.
             return value.detach().to(self.device, dtype if value.is_floating_point() else value.dtype).contiguous()
 
         return {name: placed(one) for name, one in inputs.items()}
@@ -185,7 +184,7 @@ class Optimized:
             doing = "run"
             return dict(run(**inputs)), ""
         except Exception as exc:  # noqa: BLE001  # eager decides whether the form or the caller is to blame
-            # As text: the exception holds its frames, and these the memory that eager may need.
+            # As text: an exception keeps its frames, and with them memory that eager may need.
             return {}, f"{self._named} could not {doing} ({_words(exc)})"
 
     def _ready(self, inputs: Mapping[str, Any]) -> Run:
@@ -197,7 +196,7 @@ class Optimized:
             return self._run
 
     def _built(self, inputs: Mapping[str, Any]) -> Run:
-        """Make a form that has no file, on a model of its own: eager is to stay what it is."""
+        """Build a form that has no file, on a copy of the model: eager stays as it is."""
         model = _twin(self.eager())
         apply_remedies(model, self.attempt.remedies)
         request = BuildRequest(model, inputs, self._folder, self._dynamic, self.attempt.regions)
@@ -208,7 +207,7 @@ class Optimized:
         assert load is not None  # the form is a file
         try:
             self._run = load(self._folder / self.attempt.artifact)
-        except Exception as exc:  # noqa: BLE001  # whatever the runtime raises of its file, eager is there
+        except Exception as exc:  # noqa: BLE001  # whatever the runtime raises, eager takes over
             self._give_up("load", f"{self._named} could not be loaded ({_words(exc)})")
 
     def _eagerly(self, inputs: Mapping[str, Any]) -> Outputs:
@@ -230,7 +229,7 @@ class Optimized:
         )
         try:
             model = load_subject(job)
-        except _NOT_LOADED as exc:  # what files do; memory that is short, say, passes as it is
+        except _NOT_LOADED as exc:  # what damaged files raise; other errors, of memory for example, are not caught
             why = f"the original cannot be loaded from {record.original} ({_words(exc)})"
             raise NotOptimizedError(str(folder), why) from exc
         return guard(model) if record.model_class else model
@@ -257,7 +256,7 @@ class Optimized:
         return bool((right.isfinite() & ~answer.isfinite()).any())
 
     def _count(self, kind: str, failure: str) -> None:
-        """Count a call that the form failed; give it up where it was not even built, or failed too often."""
+        """Count a call that failed; give the form up where it could not be built, or failed too often."""
         with self._lock:
             self._failures += 1
             if self._run is None:
@@ -313,7 +312,9 @@ def _require_listed(folder: Path, attempt: FormAttempt) -> None:
     except OSError as exc:
         raise NotOptimizedError(str(folder), f"{attempt.artifact} cannot be read ({exc})") from None
     if added := sorted(there - attempt.artifact_files.keys()):
-        raise NotOptimizedError(str(folder), f"{attempt.artifact} holds files of nobody: {', '.join(added)}")
+        raise NotOptimizedError(
+            str(folder), f"{attempt.artifact} holds files that the record does not list: {', '.join(added)}"
+        )
     if missing := sorted(attempt.artifact_files.keys() - there):
         raise NotOptimizedError(str(folder), f"{attempt.artifact} lacks {', '.join(missing)}")
     if not there:
@@ -340,7 +341,7 @@ def _device(asked: str | torch.device | None, record: Optimization) -> str:
 def _twin(model: torch.nn.Module) -> torch.nn.Module:
     """Return a copy without a guard. It shares the memory of the weights, but not the parameters themselves.
 
-    So it costs no memory, and stays as it is when a guard brings `model` into another dtype.
+    So it costs no memory, and does not change when a guard casts `model`.
     """
     parameters = {id(one): torch.nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
     twin = copy.deepcopy(model, {**parameters, **{id(one): one.detach() for one in model.buffers()}})

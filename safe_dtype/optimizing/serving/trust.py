@@ -1,8 +1,8 @@
 """Which files of an output folder run code when they are loaded, and whether that code was made here.
 
 `torch.export.load`, `torch.jit.load` and a pickled module unpickle, and an AOTInductor package is native code: whoever
-wrote such a file decides what the process that loads it runs. safetensors, ONNX and recipes hold numbers and names. Each form describes its
-own files.
+wrote such a file decides what the process that loads it runs. safetensors, ONNX and recipes hold numbers and names.
+Each form describes its own files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PICKLE = "a pickled module"
 UNKNOWN = "a file of unknown content"
 
-# Of what is no form's own: numbers and names, and the original where it is a module of the caller's.
+# Files that belong to no form: numbers and names, and the original where it is a module of the caller's own.
 _BESIDE = (
     FileKind(".safetensors", "weights", runs_code=False),
     FileKind(".json", "names", runs_code=False),
@@ -35,10 +35,10 @@ _REMEDY = re.compile(r"[\w.]+=[\w.-]*")
 
 
 def remember_made(out: Path, record: Optimization) -> None:
-    """Note that what runs code in `out` was made here, so that it needs no `trust` where it is loaded.
+    """Remember that the code in `out` was made here, so that loading it needs no `trust`.
 
-    The note is in the user's cache folder (SAFE_DTYPE_CACHE), one for each content: it stays true where `out` is moved,
-    and on every machine that shares that folder.
+    The user's cache folder (SAFE_DTYPE_CACHE) holds one note for each content: it is valid after `out` was moved, and on
+    every machine that shares that folder.
 
     Raises:
         NotOptimizedError: If the original is a pickled module and cannot be read.
@@ -46,11 +46,11 @@ def remember_made(out: Path, record: Optimization) -> None:
     for sha256 in _of_code(out, record):
         remember(_key(sha256), {})
         if not _made_here(sha256):
-            logger.warning("that %s was made here cannot be noted: loading it will need trust=True", out)
+            logger.warning("it cannot be remembered that %s was made here: loading it will need trust=True", out)
 
 
 def require_trust(folder: Path, files: Mapping[str, str], *, trust: bool) -> None:
-    """Do nothing where `files`, SHA-256 by name in `folder`, may be loaded.
+    """Raise unless `files`, SHA-256 by name in `folder`, may be loaded.
 
     Raises:
         NotOptimizedError: If one is missing, or is not what the hash or its name says. `trust` does not help.
@@ -67,7 +67,7 @@ def require_trust(folder: Path, files: Mapping[str, str], *, trust: bool) -> Non
 
 
 def require_paths(folder: Path, record: Optimization) -> None:
-    """Do nothing where every path in the record stays in `folder`, and every remedy is the name of something built in.
+    """Raise unless every path in the record stays in `folder`, and every remedy is one that `optimize` writes.
 
     Raises:
         NotOptimizedError: If one leads out of it, by itself or over a link.
@@ -81,7 +81,7 @@ def require_paths(folder: Path, record: Optimization) -> None:
 
 
 def require_inside(folder: Path, path: str) -> None:
-    """Do nothing where `path`, relative to `folder`, stays in it.
+    """Raise unless `path`, relative to `folder`, stays in it.
 
     Raises:
         NotOptimizedError: If it is absolute, climbs with "..", or passes over a link that leads out.
@@ -89,13 +89,13 @@ def require_inside(folder: Path, path: str) -> None:
     # In both notations: what one system takes for a name is an absolute path for another.
     for notation in (PurePosixPath(path), PureWindowsPath(path)):
         if notation.anchor or ".." in notation.parts or "\0" in path:
-            raise NotOptimizedError(str(folder), f"optimization.json names {path!r}, which is not in it")
+            raise NotOptimizedError(str(folder), f"optimization.json names {path!r}, which is outside of it")
     if not (folder / path).resolve().is_relative_to(folder.resolve()):
-        raise NotOptimizedError(str(folder), f"{path!r} is a link to something that is not in it")
+        raise NotOptimizedError(str(folder), f"{path!r} is a link to something outside of it")
 
 
 def original_sha256(folder: Path, record: Optimization) -> str:
-    """Return the SHA-256 that the record has of an original that is one file; where it has none, that of the file.
+    """Return the SHA-256 of an original that is one file: from the record, or of the file where the record has none.
 
     Raises:
         NotOptimizedError: If that cannot be read.
@@ -109,13 +109,13 @@ def original_sha256(folder: Path, record: Optimization) -> str:
 
 
 def content_of(file: Path) -> str:
-    """Return what a file says that it is, by its list of members and its name. Nothing of it is loaded."""
+    """Return what kind of file it is, by the names of its members and its own. Nothing of it is loaded."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = [name.partition("/")[2] for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile):
-        return PICKLE if file.suffix == ".pt" else UNKNOWN  # torch wrote no archives once, and reads both
-    # By what is in the archive, below its one top folder. A file that carries the marks of two kinds is of neither.
+        return PICKLE if file.suffix == ".pt" else UNKNOWN  # old versions of torch wrote no archives
+    # By the names below the one top folder of the archive. A file with the marks of two kinds is of neither.
     marks = {kind.content: re.compile(kind.mark) for kind in _kinds() if kind.mark}
     kinds = [content for content, mark in marks.items() if any(mark.fullmatch(name) for name in members)]
     if len(kinds) == 1:
@@ -124,7 +124,7 @@ def content_of(file: Path) -> str:
 
 
 def runs_code(name: str) -> bool:
-    """Whether a file of this name runs code when it is loaded: all do that no form says otherwise of."""
+    """Whether a file of this name runs code when it is loaded; a file of an unknown kind counts as one that does so."""
     kind = _kind_of(name)
     return kind is None or kind.runs_code
 

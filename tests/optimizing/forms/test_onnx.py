@@ -85,7 +85,7 @@ def test_missing_input(tmp_path: Path) -> None:
     """A call without an input that the file has says which, and what was given; defaults are for given files only."""
     folder = write(tmp_path / "artifact", "input_ids", "position_ids")
     (folder / form.NAMES).write_text(json.dumps({"outputs": ["logits"], "device": "cpu"}))
-    with pytest.raises(ValueError, match=r"needs position_ids; given were input_ids"):
+    with pytest.raises(ValueError, match=r"needs position_ids; the call has input_ids"):
         form.load(folder)(input_ids=torch.ones(2, 3, dtype=torch.long))
 
 

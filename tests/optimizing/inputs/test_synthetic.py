@@ -282,7 +282,7 @@ def test_what_cannot_be_made(make: Callable[[], Any], named: str) -> None:
     ("dims", "named"),
     [
         pytest.param({"pixels": {2: (32, 64)}}, "pixels, and the inputs are pixel_values", id="no-such-input"),
-        pytest.param({"pixel_values": {1: (1, 3)}}, "always 3", id="channels"),
+        pytest.param({"pixel_values": {1: (1, 3)}}, "fixed size 3", id="channels"),
         pytest.param({"pixel_values": {7: (1, 3)}}, "no such dimension", id="no-such-dimension"),
         pytest.param({"pixel_values": {2: (64, 32)}}, "no size in common", id="empty"),
     ],

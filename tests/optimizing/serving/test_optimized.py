@@ -274,7 +274,7 @@ def test_foreign_folder(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(load_optimized(mlp, trust=True)(**INPUTS), expected(Mlp(), INPUTS))
     added = mlp / "attempts/00/artifact/more.pt"
     added.write_bytes(b"")
-    with pytest.raises(NotOptimizedError, match=r"holds files of nobody: more\.pt"):
+    with pytest.raises(NotOptimizedError, match=r"holds files that the record does not list: more\.pt"):
         load_optimized(mlp, trust=True)
     added.unlink()
     with (mlp / "attempts/00/artifact/model.pt2").open("ab") as file:

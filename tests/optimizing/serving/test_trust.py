@@ -169,7 +169,7 @@ def test_paths_that_lead_out(where: str, path: str, tmp_path: Path) -> None:
         "log": lambda: replace(found, attempts=(attempt_with({}, log=path),)),
         "artifact file": lambda: replace(found, attempts=(attempt_with({path: ""}),)),
     }
-    with pytest.raises(NotOptimizedError, match="which is not in it"):
+    with pytest.raises(NotOptimizedError, match="which is outside of it"):
         require_paths(tmp_path, wrong[where]())
 
 
@@ -178,7 +178,7 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "original").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(NotOptimizedError, match="a link to something that is not in it"):
+    with pytest.raises(NotOptimizedError, match="a link to something outside of it"):
         require_paths(out, record_with())
 
 
