@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from optimizing.zoo import ZOO
+from safetensors.torch import load_file
 
 from safe_dtype.facts import FLOAT32, Dtype
 from safe_dtype.optimizing.attempts.load_model import save_module
@@ -22,6 +24,7 @@ from safe_dtype.optimizing.nouns.form import BuildRequest, FormTarget
 from safe_dtype.optimizing.nouns.job import Dynamic
 from safe_dtype.optimizing.nouns.record import Batch, FormAttempt, Optimization, Outcome, Status
 from safe_dtype.optimizing.nouns.record_file import write_record
+from safe_dtype.optimizing.serving.optimized import load_optimized
 from safe_dtype.optimizing.serving.trust import remember_made
 
 TORCH = {"packages": {"torch": version("torch")}}
@@ -60,6 +63,28 @@ class Logarithm(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return log |x|."""
         return x.abs().log()
+
+
+def zoo_folder(name: str, tmp_path: Path) -> Path:
+    """Return a folder with a model of the zoo."""
+    folder = tmp_path / name
+    ZOO[name].model().save_pretrained(folder)
+    return folder
+
+
+def agrees(out: Path, record: Optimization) -> None:
+    """Compare the result, loaded in this process, with the original in its dtype, on every batch."""
+    made = load_optimized(out)
+    for batch in record.batches:
+        inputs = load_file(out / batch.file)
+        answer, eager = made(**inputs), made.eager()
+        dtype = getattr(torch, made.dtype.name)
+        with torch.no_grad():
+            expected = eager(**{n: one.to(dtype) if one.is_floating_point() else one for n, one in inputs.items()})
+        logits = expected if isinstance(expected, torch.Tensor) else next(iter(expected.values()))
+        first = next(iter(answer.values()))
+        assert torch.allclose(first.float(), logits.float(), atol=0.05 * float(logits.abs().max()), rtol=0)
+    assert not made.fell_back
 
 
 def keep_original(model: torch.nn.Module, out: Path) -> str:

@@ -42,7 +42,7 @@ def report_svg(record: Optimization) -> str:
     for place, row in enumerate(rows):
         elements += _drawn(row, _TOP + place * _ROW, slowest)
     if not rows:
-        elements.append(text(_LEFT, _TOP + 18, "No attempt came to an answer."))
+        elements.append(text(_LEFT, _TOP + 18, "No attempt gave outputs."))
     title = f"{record.source} on {record.device}"
     return document(_TIME_LEFT + _TIME_WIDTH + _ROOM, bottom + 30, elements, title=title)
 

@@ -49,7 +49,7 @@ def unlike(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], d
     if not traced:
         return ""
     if inputs.keys() != traced.keys():
-        return f"it takes {', '.join(traced)}; given are {', '.join(inputs) or 'none'}"
+        return f"it takes {', '.join(traced)}; the call has {', '.join(inputs) or 'none'}"
     reasons = (_other(name, inputs[name], facts, dynamic) for name, facts in traced.items())
     return next(filter(None, reasons), "") or (_torn_batch(inputs, traced) if dynamic.batch else "")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
@@ -10,20 +9,12 @@ import psutil
 import pytest
 import torch
 from optimizing.form_models import Aborts, Exits, Hangs, Mlp
+from optimizing.jobs import job_of
 from safetensors.torch import save_file
 
-from safe_dtype.facts import BFLOAT16, FLOAT32
-from safe_dtype.optimizing.attempts.load_model import save_module
 from safe_dtype.optimizing.attempts.runner import run_attempt
-from safe_dtype.optimizing.nouns.job import AttemptResult, DriftLimit, Dynamic, Job
-from safe_dtype.optimizing.nouns.record import BreakSite, Distance, Outcome, Seconds, Stage
-
-
-def job_of(model: torch.nn.Module, folder: Path, form: str = "eager") -> Job:
-    """Return an untimed job on `model` and one batch `x` of shape (2, 16)."""
-    save_module(model, folder / "model.pt")
-    save_file({"x": torch.ones(2, 16)}, folder / "x.safetensors")
-    return Job(folder / "model.pt", "", FLOAT32, form, folder / "attempt", folder / "x.safetensors", time=False)
+from safe_dtype.optimizing.nouns.job import AttemptResult, Job
+from safe_dtype.optimizing.nouns.record import Outcome
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -80,39 +71,3 @@ def test_broken_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.outcome is Outcome.FAILED
     assert found.reason.startswith("in a fresh process: while loading the artifact: ")
     assert [stage.name for stage in found.stages] == ["traced"]
-
-
-def test_class_of_the_script(tmp_path: Path) -> None:
-    """A class that only the running script has is refused before any process is started."""
-    model = type("Local", (torch.nn.Module,), {"__module__": "__main__"})()
-    with pytest.raises(ValueError, match="Move the class to a module"):
-        save_module(model, tmp_path / "model.pt")
-
-
-def test_job_is_json(tmp_path: Path) -> None:
-    """A job survives the way to the child."""
-    job = Job(
-        Path("/m"), "ViTModel", BFLOAT16, "regional", tmp_path, Path("/a"), (Path("/b"),), (Path("/c"),),
-        Dynamic((1, 32), {"x": {2: (64, 256)}}), ("attn_implementation=sdpa",), ("attn_implementation=eager",), ("layers.0",), ("traced",), False,
-        True,
-        "cpu", 1, DriftLimit(0.1, tmp_path / "eager"),
-    )  # fmt: skip
-    job.write(tmp_path / "job.json")
-    assert Job.read(tmp_path / "job.json") == job
-
-
-def test_result_is_json(tmp_path: Path) -> None:
-    """A result survives the way back, infinities too."""
-    far = Stage("traced", Distance(math.inf, math.inf, -1.0, None, 3), "far")
-    site = BreakSite("a.py", 3, "if x:", "Data-dependent branching", "data_dependent")
-    result = AttemptResult("leaving", Outcome.WRONG, "why", (site,), (far,), Seconds(build=1.0), 7)
-    result.write(tmp_path / "result.json")
-    assert AttemptResult.read(tmp_path / "result.json") == result
-
-
-def test_ranges_of_an_input() -> None:
-    """The batch is dimension 0 of every input, further dimensions are one input's own."""
-    dynamic = Dynamic((1, 8), {"pixels": {2: (32, 64)}})
-    assert dynamic.of("pixels") == {0: (1, 8), 2: (32, 64)}
-    assert dynamic.of("mask") == {0: (1, 8)}
-    assert not Dynamic()

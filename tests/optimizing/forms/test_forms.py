@@ -8,52 +8,15 @@ import pytest
 import torch
 import transformers as tf
 from optimizing.form_models import Branch, Eigenvalues, Mlp
-from optimizing.made import missing_here
-from safetensors.torch import save_file
+from optimizing.jobs import attempt, skip_where_unavailable
 
-from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype
-from safe_dtype.optimizing.attempts.load_model import save_module
-from safe_dtype.optimizing.attempts.runner import run_attempt
+from safe_dtype.facts import BFLOAT16
 from safe_dtype.optimizing.forms import form_named
-from safe_dtype.optimizing.graphs.flat import flat_outputs, outputs_of
-from safe_dtype.optimizing.nouns.job import Dynamic, Job
-from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome
+from safe_dtype.optimizing.nouns.job import Dynamic
+from safe_dtype.optimizing.nouns.record import Outcome
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 _TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-
-
-def attempt(
-    model: torch.nn.Module,
-    batches: list[dict[str, torch.Tensor]],
-    folder: Path,
-    *,
-    form: str,
-    dtype: Dtype = FLOAT32,
-    dynamic: Dynamic = Dynamic(batch=(1, 8)),  # noqa: B008  # frozen
-) -> FormAttempt:
-    """Try one form; the first batch is traced. "regional" compiles the submodule `first`."""
-    files = []
-    for number, batch in enumerate(batches):
-        files.append(folder / f"{number}.safetensors")
-        save_file(batch, files[-1])
-    source, model_class = folder / "model", ""
-    if isinstance(model, tf.PreTrainedModel):
-        model.save_pretrained(source)
-        model_class = type(model).__name__
-    else:
-        save_module(model, source)
-    job = Job(
-        source, model_class, dtype, form, folder / "attempt", files[0], tuple(files[1:]), dynamic=dynamic,
-        regions=("first",),
-    )  # fmt: skip
-    return run_attempt(job, root=folder, seconds=300)
-
-
-def skip_where_unavailable(form: str, dtype: Dtype = FLOAT32) -> None:
-    """Skip the test with the form's own reason."""
-    if reason := missing_here(form, dtype):
-        pytest.skip(reason)
 
 
 @pytest.mark.parametrize(
@@ -125,33 +88,11 @@ def test_fixed_shapes(tmp_path: Path) -> None:
     assert [stage.name for stage in found.stages] == ["traced"]
 
 
-def test_trace_is_blind(tmp_path: Path) -> None:
-    """A trace of a branch is right on the traced batch and wrong on a batch that goes the other way, and is refused."""
-    skip_where_unavailable("torchscript")
-    batches = [{"x": torch.ones(2, 16)}, {"x": -torch.ones(2, 16)}]
-    found = attempt(Branch(), batches, tmp_path, form="torchscript")
-    assert found.outcome is Outcome.WRONG
-    traced, held_out = found.stages
-    assert (traced.distance.max_abs, traced.problem) == (0.0, "")
-    assert held_out.distance.relative > 0.1
-    assert found.reason == f"held out: {held_out.problem}"
-    assert found.seconds.run is None, "a wrong form is not timed"
-
-
 def test_branch_is_named(tmp_path: Path) -> None:
     """An export that a branch prevents names the line of the branch."""
     found = attempt(Branch(), [{"x": torch.ones(2, 16)}], tmp_path, form="export")
     assert found.outcome is Outcome.FAILED
     assert any("if x.sum() > 0" in site.code for site in found.sites), found
-
-
-@pytest.mark.slow
-def test_deprecation_is_logged(tmp_path: Path) -> None:
-    """What torch says of TorchScript is in the log, and is no error."""
-    skip_where_unavailable("torchscript")
-    found = attempt(Mlp(), [{"x": torch.randn(2, 16)}], tmp_path, form="torchscript")
-    assert found.outcome is Outcome.VERIFIED, found.reason
-    assert "deprecated" in (tmp_path / found.log).read_text()
 
 
 @pytest.mark.slow
@@ -161,21 +102,3 @@ def test_operator_is_named(tmp_path: Path) -> None:
     found = attempt(Eigenvalues(), [{"x": torch.randn(2, 16)}], tmp_path, form="onnx")
     assert found.outcome is Outcome.FAILED
     assert "aten._linalg_eigh" in found.reason
-
-
-def test_outputs_by_name() -> None:
-    """Float tensors of nested answers come out in order, by dotted name; the rest stays out."""
-    one, two, three = torch.zeros(1), torch.zeros(2), torch.zeros(3)
-    answer = {"logits": one, "ids": torch.ones(1, dtype=torch.long), "states": (two, [three]), "cache": object()}
-    assert list(outputs_of(answer)) == ["logits", "states.0", "states.1.0"]
-    assert list(outputs_of(one)) == ["output"]
-    with pytest.raises(TypeError, match="nothing to compare"):
-        outputs_of({"ids": torch.ones(1, dtype=torch.long)})
-
-
-def test_forward_is_put_back() -> None:
-    """Flattening a model's outputs for an export leaves nothing on the model."""
-    model = Mlp()
-    with flat_outputs(model):
-        assert "forward" in vars(model)
-    assert "forward" not in vars(model)

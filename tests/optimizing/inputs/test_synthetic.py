@@ -18,14 +18,24 @@ from safe_dtype.optimizing.inputs.synthetic import Made, batches_for, batches_of
 from safe_dtype.optimizing.nouns.job import Dynamic
 
 _LAYERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 _TEXT = {**_LAYERS, "vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
 _VISION = {**_LAYERS, "image_size": 32, "patch_size": 8}
+
+
 _PAIR = {
     "vocab_size": 97, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
     "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
 }  # fmt: skip
+
+
 # The keypoint matcher attends from every keypoint to all others, and noise is full of them.
 _SMALL = {"superpoint": {"height": 64, "width": 64}, "lightglue": {"height": 32, "width": 32}}
+
+
 _OF_TRANSFORMERS = [name for name in ZOO if name not in ("branch", "patches")]
 
 
@@ -258,27 +268,6 @@ def test_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
-    [
-        pytest.param(
-            lambda: tf.TimeSeriesTransformerModel(tf.TimeSeriesTransformerConfig(prediction_length=4)),
-            "past_values",
-            id="time-series",
-        ),
-        pytest.param(
-            lambda: tf.BartForSequenceClassification(tf.BartConfig(**_PAIR)), "each text ends", id="needs-eos"
-        ),
-    ],
-)
-def test_what_cannot_be_made(make: Callable[[], Any], named: str) -> None:
-    """An architecture whose inputs a config does not tell is refused, and the error says what to pass."""
-    model = make()
-    with pytest.raises(NotOptimizableError, match=named) as raised:
-        batches_for(model, model.config)
-    assert "--inputs FILE" in str(raised.value)
-
-
-@pytest.mark.parametrize(
     ("dims", "named"),
     [
         pytest.param({"pixels": {2: (32, 64)}}, "pixels, and the inputs are pixel_values", id="no-such-input"),
@@ -291,9 +280,6 @@ def test_ranges_that_mean_nothing(dims: dict[str, dict[int, tuple[int, int]]], n
     """A range for what does not vary is an error, not a range that is forgotten."""
     with pytest.raises(NotOptimizableError, match=named):
         _of("vit", Dynamic(dims=dims))
-
-
-# --- from a batch that was given -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(4))

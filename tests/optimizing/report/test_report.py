@@ -2,80 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree as ET
 
 import pytest
 from markdown_it import MarkdownIt
+from optimizing.recorded import EAGER, FAILED, FAST, RECORD, WRONG
 
-from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
-from safe_dtype.optimizing.attempts.limits import LARGEST_RELATIVE
 from safe_dtype.optimizing.nouns.record import (
-    Batch,
-    BreakSite,
     Distance,
-    DtypeVerdict,
-    FormAttempt,
     Optimization,
-    Outcome,
-    Seconds,
     Stage,
     Status,
 )
 from safe_dtype.optimizing.nouns.record_file import read_record, write_record
 from safe_dtype.optimizing.report.plot import report_svg
 from safe_dtype.optimizing.report.report import report_text, summary_text
-
-SITE = BreakSite("models/m.py", 12, "if a | b or `c`:", "Data-dependent | branching", "data_dependent", 3)
-EAGER = FormAttempt(
-    "eager", FLOAT32, Outcome.VERIFIED, stages=(Stage("traced", Distance(0.0, 0.0, 1.0)),),
-    seconds=Seconds(build=0.0, run=0.020, eager=0.020), log="attempts/00-eager-float32/attempt.log",
-)  # fmt: skip
-FAST = FormAttempt(
-    "regional", BFLOAT16, Outcome.VERIFIED, remedies=("attn_implementation=sdpa",),
-    stages=(
-        Stage("traced", Distance(0.01, 1e-3, 0.9999, 1.0, miou=0.999)),
-        Stage("held out", Distance(0.02, 1e-2, 0.999, 0.99999, kl=0.001, miou=0.98)),
-    ),
-    seconds=Seconds(build=12.34, run=0.005, eager=0.010, spread=0.1), bytes=3 * 2**20, regions=("layers.0", "layers.1"),
-    coverage=0.87, log="attempts/01-regional-bfloat16/attempt.log",
-)  # fmt: skip
-WRONG = FormAttempt(
-    "torchscript", FLOAT32, Outcome.WRONG, "held out: it differs | by *0.5* of\nthe largest",
-    stages=(Stage("traced", Distance(0.0, 0.0, 1.0)), Stage("held out", Distance(1.0, 0.5, 0.3), "too far")),
-    log="attempts/02-torchscript-float32/attempt.log",
-)  # fmt: skip
-FAILED = FormAttempt("export", FLOAT32, Outcome.FAILED, "Data-dependent branching", sites=(SITE,), log="attempts/03/attempt.log")  # fmt: skip
-SKIPPED = FormAttempt("onnx", FLOAT16, Outcome.SKIPPED, "onnx not installed")
-FOUND = Optimization(
-    "tiny<b>", "DbrxForCausalLM", "cpu", "export", "auto", "bfloat16", parameters=1234567,
-    environment={"python": "3.11", "packages": {"torch": "2.13", "onnx": None}, "cpu": {"name": "a | b", "cores": 2}},
-    verdicts=({"dtype": "float16", "op": "matmul", "kind": "native", "reason": ""},),
-    files={"model.safetensors": "0123456789abcdef" * 4, "config.json": "f" * 64},
-    batches=(Batch("traced", "inputs/traced-0.safetensors", {"input_ids": {"shape": [2, 9], "dtype": "int64"}}, "random"),),
-    dynamic={"batch": [1, 32], "dims": {"input_ids": {"1": [2, 64]}}},
-    reference={"steady": True, "finite": True, "degenerate": False, "largest": 5.289, "problems": [], "weak": ["one class"]},
-    graphs={
-        "whole": False, "reason": "Data-dependent branching", "sites": [
-            {"file": SITE.file, "line": 12, "code": SITE.code, "reason": SITE.reason, "kind": SITE.kind, "count": 3}
-        ], "tried": {"experts_implementation=batched_mm": "the same line"},
-        "counts": [{"mode": "default", "graphs": 17, "reasons": 5, "counter": 10, "problem": ""}],
-        "unusable": {"held-out-3.safetensors": "IndexError"},
-    },
-    dtypes=(
-        DtypeVerdict(FLOAT32, Distance(0.0, 0.0, 1.0, 1.0), seconds=0.02, speedup=1.0),
-        DtypeVerdict(BFLOAT16, Distance(0.07, 0.014, 0.9999, 0.99), seconds=0.01, speedup=2.0),
-        DtypeVerdict(FLOAT16, None, "ended by SIGSEGV"),
-    ),
-    attempts=(EAGER, FAST, WRONG, FAILED, SKIPPED), chosen=1, status=Status.FELL_BACK,
-    why="fell back to regional in bfloat16: Data-dependent branching",
-)  # fmt: skip
 
 
 class _Tables(HTMLParser):
@@ -126,7 +71,7 @@ def table(found: Optimization, first: str) -> list[dict[str, str]]:
 
 def test_tables_render() -> None:
     """No bar, star or backtick of a foreign text breaks a table: all rows are as wide as the titles."""
-    page = rendered(FOUND)
+    page = rendered(RECORD)
     assert len(page.tables) == 8
     for one in page.tables:
         assert len({len(row) for row in one}) == 1, one[0]
@@ -138,7 +83,7 @@ def test_tables_render() -> None:
 
 def test_attempts() -> None:
     """Every attempt has a row: its number, the worst of its stages, and its times, also against eager float32."""
-    rows = table(FOUND, "no.")
+    rows = table(RECORD, "no.")
     assert [row["no."] for row in rows] == ["0", "1", "2", "3", "4"]
     assert rows[1] == {
         "no.": "1", "form": "regional (2 regions, 87% of the parameters)", "dtype": "bfloat16",
@@ -152,7 +97,7 @@ def test_attempts() -> None:
 
 def test_failures() -> None:
     """Every attempt that is not used has its reason, in one line, and its log."""
-    text = rendered(FOUND).text
+    text = rendered(RECORD).text
     assert "2, torchscript in float32: wrong. held out: it differs | by *0.5* of the largest. Log: attempts/02" in text
     assert "3, export in float32: failed. Data-dependent branching. Log: attempts/03/attempt.log." in text
     assert "4, onnx in float16: skipped. onnx not installed." in text
@@ -160,18 +105,18 @@ def test_failures() -> None:
 
 def test_breaks() -> None:
     """A line that breaks a graph is shown once with its place and code; a count is said to be no verdict."""
-    (row,) = table(FOUND, "where it breaks")
+    (row,) = table(RECORD, "where it breaks")
     assert row == {
         "where it breaks": "models/m.py:12", "code": "if a | b or `c`:", "kind": "data_dependent", "times": "3",
         "reason": "Data-dependent | branching",
     }  # fmt: skip
-    assert table(FOUND, "counted by torch._dynamo.explain")[0]["graphs"] == "17"
-    assert "The counts decide nothing" in rendered(FOUND).text
+    assert table(RECORD, "counted by torch._dynamo.explain")[0]["graphs"] == "17"
+    assert "The counts decide nothing" in rendered(RECORD).text
 
 
 def test_dtypes() -> None:
     """Each dtype is held against float32, apart from any form; one that did not answer has its reason."""
-    rows = table(FOUND, "dtype")
+    rows = table(RECORD, "dtype")
     assert rows[1]["relative"] == "0.014"
     assert rows[1]["x float32"] == "2.00x"
     assert (rows[2]["relative"], rows[2]["verdict"]) == ("-", "ended by SIGSEGV")
@@ -179,9 +124,9 @@ def test_dtypes() -> None:
 
 def test_whose_limit() -> None:
     """The page says whether dtypes were judged by the user's limit or by what rounding explains, and how to repeat it."""
-    assert "A dtype passes where rounding explains the difference" in rendered(FOUND).text
-    assert "--max-drift" not in rendered(FOUND).text
-    limited = rendered(replace(FOUND, max_drift=0.125)).text
+    assert "A dtype passes where rounding explains the difference" in rendered(RECORD).text
+    assert "--max-drift" not in rendered(RECORD).text
+    limited = rendered(replace(RECORD, max_drift=0.125)).text
     assert "You allow a drift of 0.125 from float32" in limited
     assert "where rounding explains" not in limited
     assert "--form export --max-drift 0.125 --batch 1..32" in limited
@@ -189,7 +134,7 @@ def test_whose_limit() -> None:
 
 def test_how_to_go_on() -> None:
     """The page says how to load, to restore and to repeat, in commands that name what was asked for."""
-    text = rendered(FOUND).text
+    text = rendered(RECORD).text
     assert 'load_optimized("DIR")' in text
     assert "model(input_ids=input_ids)" in text
     assert "safe-dtype optimize --restore --out DIR" in text
@@ -199,16 +144,16 @@ def test_how_to_go_on() -> None:
 
 def test_hashes_are_short() -> None:
     """Files are named with the first digits of their hash."""
-    assert table(FOUND, "file")[0] == {"file": "model.safetensors", "SHA-256": "0123456789ab"}
+    assert table(RECORD, "file")[0] == {"file": "model.safetensors", "SHA-256": "0123456789ab"}
 
 
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        pytest.param(FOUND, "Fell back (exit status 3)", id="fell-back"),
-        pytest.param(replace(FOUND, status=Status.REACHED), "Reached (exit status 0)", id="reached"),
+        pytest.param(RECORD, "Fell back (exit status 3)", id="fell-back"),
+        pytest.param(replace(RECORD, status=Status.REACHED), "Reached (exit status 0)", id="reached"),
         pytest.param(
-            replace(FOUND, status=Status.NO_DTYPE, chosen=None, why="no reference", attempts=(), dtypes=()),
+            replace(RECORD, status=Status.NO_DTYPE, chosen=None, why="no reference", attempts=(), dtypes=()),
             "Nothing passed: use the model as it was (exit status 4): no reference", id="nothing",
         ),
     ],
@@ -224,82 +169,26 @@ def test_bare_record() -> None:
     """A run that ended before anything was tried has a page, too."""
     bare = Optimization("tiny", "", "cpu", "auto", "auto", "float32", why="no reference")
     assert rendered(bare).headings == ["tiny, optimized", "Use it"]
-    assert "No attempt came to an answer." in report_svg(bare)
+    assert "No attempt gave outputs." in report_svg(bare)
 
 
 def test_from_the_file(tmp_path: Path) -> None:
     """The page and the picture of a record that was written and read again are the same."""
-    write_record(FOUND, tmp_path)
+    write_record(RECORD, tmp_path)
     again = read_record(tmp_path)
-    assert report_text(again) == report_text(FOUND)
-    assert report_svg(again) == report_svg(FOUND)
-
-
-def test_file_of_an_earlier_version(tmp_path: Path) -> None:
-    """A record without a limit of drift was written before there was one in it: it reads as one that has none."""
-    path = write_record(replace(FOUND, max_drift=0.125), tmp_path)
-    assert read_record(tmp_path).max_drift == 0.125
-    values = json.loads(path.read_text())
-    del values["max_drift"]
-    path.write_text(json.dumps(values))
-    assert read_record(tmp_path).max_drift is None
+    assert report_text(again) == report_text(RECORD)
+    assert report_svg(again) == report_svg(RECORD)
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_summary(count: int) -> None:
     """The summary has 5 to 15 lines, however many attempts there were, and the chosen one is marked."""
-    lines = summary_text(replace(FOUND, attempts=(EAGER, FAST, *[FAILED, FAST, WRONG] * count))).splitlines()
+    lines = summary_text(replace(RECORD, attempts=(EAGER, FAST, *[FAILED, FAST, WRONG] * count))).splitlines()
     assert 5 <= len(lines) <= 15
     assert sum(line.startswith("  * ") for line in lines) == 1
     assert "  * regional in bfloat16 with attn_implementation=sdpa: 4.00x the speed of eager float32" in "\n".join(
         lines
     )
-
-
-def bars(found: Optimization) -> dict[str, tuple[list[float], float | None, float | None]]:
-    """Return by row of the picture: the lengths of its bars, where its limit is, and the end of its time."""
-    root = ET.fromstring(report_svg(found))
-    name, rows = "", {}
-    for one in root[1:]:
-        tag = one.tag.rpartition("}")[2]
-        if tag == "text" and one.get("text-anchor") == "end":
-            name = str(one.text)
-            rows[name] = ([], None, None)
-        elif name and tag == "rect":
-            left, width = float(one.attrib["x"]), float(one.attrib["width"])
-            drifts, limit, time = rows[name]
-            rows[name] = (
-                (drifts, limit, width) if one.get("height") == "14" else ([*drifts, left + width], limit, time)
-            )
-        elif name and tag == "path":
-            rows[name] = (rows[name][0], float(re.findall(r"M([\d.]+)", one.attrib["d"])[0]), rows[name][2])
-    return rows
-
-
-def test_picture() -> None:
-    """A form within its limit has a bar that ends before the mark, and one beyond it a bar that passes it."""
-    rows = bars(FOUND)
-    assert list(rows) == ["0 eager float32", "▶ 1 regional bfloat16 (sdpa)", "2 torchscript float32, wrong"]
-    (by_dtype, by_form), limit, time = rows["▶ 1 regional bfloat16 (sdpa)"]
-    assert limit is not None
-    assert FAST.stages[1].distance.relative < LARGEST_RELATIVE[BFLOAT16]
-    assert by_form < by_dtype < limit, "1e-2, 1.4e-2 and 5e-2"
-    (_, by_form), limit, no_time = rows["2 torchscript float32, wrong"]
-    assert limit is not None
-    assert by_form > limit
-    assert no_time is None
-    eager = rows["0 eager float32"][2]
-    assert time is not None
-    assert eager is not None
-    assert time == pytest.approx(eager / 4, abs=0.1)
-
-
-def test_drift_of_infinity() -> None:
-    """What is infinitely far is drawn at the edge, and said."""
-    far = replace(WRONG, stages=(Stage("traced", Distance(float("inf"), float("inf"), -1.0), "other shapes"),))
-    found = replace(FOUND, attempts=(far,), chosen=None)
-    assert ">inf</text>" in report_svg(found)
-    assert table(found, "no.")[0]["form error"] == "inf"
 
 
 def test_starts_without_torch() -> None:
@@ -308,3 +197,9 @@ def test_starts_without_torch() -> None:
         "import sys, safe_dtype.optimizing.report, safe_dtype.optimizing.report.plot; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_distance_of_infinity() -> None:
+    """An infinite distance is a figure in the table."""
+    far = replace(WRONG, stages=(Stage("traced", Distance(float("inf"), float("inf"), -1.0), "other shapes"),))
+    assert table(replace(RECORD, attempts=(far,), chosen=None), "no.")[0]["form error"] == "inf"

@@ -31,7 +31,6 @@ from safe_dtype.optimizing.environment import hashes
 from safe_dtype.optimizing.nouns.job import Dynamic, Job
 from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome, Status
 from safe_dtype.optimizing.nouns.record_file import write_record
-from safe_dtype.optimizing.serving.compatibility import unlike
 from safe_dtype.optimizing.serving.optimized import GIVEN_UP_AFTER, _twin, load_optimized
 from safe_dtype.optimizing.serving.trust import remember_made
 
@@ -142,26 +141,6 @@ def test_mistake_of_the_caller(form: str, inputs: dict[str, Any], mlp: Path, tmp
             loaded(**inputs)
         assert str(raised.value) == str(of_eager.value)
     assert loaded.fell_back == ""
-
-
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        pytest.param({"x": (5, 16), "i": (5, 7)}, "", id="fits"),
-        pytest.param({"x": (5, 16)}, "it takes x, i; given are x", id="one-is-missing"),
-        pytest.param({"x": (5, 16), "i": (3, 7)}, "x is a batch of 5, and i one of 3", id="torn-batch"),
-        pytest.param({"x": (9, 16), "i": (9, 7)}, "dimension 0 of x is 9, and not 1..8", id="large-batch"),
-        pytest.param({"x": (5, 16), "i": (5, 10)}, "dimension 1 of i is 10, and not 4..9", id="long"),
-        pytest.param({"x": (5, 15), "i": (5, 7)}, "dimension 1 of x is 15, and not 16", id="fixed"),
-        pytest.param({"x": (5, 4, 4), "i": (5, 7)}, "x has 3 dimensions, and not 2", id="dimensions"),
-    ],
-)
-def test_fitting_inputs(given: dict[str, tuple[int, ...]], reason: str) -> None:
-    """A form takes the inputs that it was traced with, in sizes within its ranges."""
-    traced = {"x": {"shape": [2, 16], "dtype": "float32"}, "i": {"shape": [2, 5], "dtype": "int64"}}
-    dtypes = {"x": torch.bfloat16, "i": torch.int64}
-    tensors = {name: torch.zeros(shape, dtype=dtypes[name]) for name, shape in given.items()}
-    assert unlike(tensors, traced, Dynamic((1, 8), {"i": {1: (4, 9)}})) == reason
 
 
 def test_twin() -> None:
