@@ -16,6 +16,8 @@ from safe_dtype.optimizing.environment import hashes
 from safe_dtype.optimizing.nouns.job import Job
 from safe_dtype.optimizing.nouns.record import Outcome
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SECONDS = 240.0
 
 

@@ -14,6 +14,8 @@ from safe_dtype.optimizing.nouns.form import BuildRequest, FormTarget
 from safe_dtype.optimizing.nouns.job import Dynamic
 from safe_dtype.optimizing.nouns.record import Outcome
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 def test_trace_is_blind(tmp_path: Path) -> None:
     """A trace of a branch is right on the traced batch and wrong on a batch that goes the other way, and is refused."""
