@@ -24,7 +24,7 @@ def test_turns() -> None:
 
 def test_medians() -> None:
     """Each kind has its own median, and the spread is a share of the form's."""
-    form, eager, spread = in_turns(lambda: time.sleep(0.1), lambda: time.sleep(0.03), "cpu")
-    assert form >= 0.1
-    assert 0.03 <= eager < form
-    assert 0 <= spread < 1
+    form, eager, spread = in_turns(lambda: time.sleep(0.001), lambda: None, "cpu")
+    assert form >= 0.001
+    assert 0 < eager < 0.001
+    assert spread >= 0
