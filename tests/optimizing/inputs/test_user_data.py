@@ -247,8 +247,8 @@ def test_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "named"),
     [
-        pytest.param({}, "no data of a kind", id="nothing"),
-        pytest.param({"notes.md": b"text"}, "no data of a kind", id="unknown-kind"),
+        pytest.param({}, "no data of a known kind", id="nothing"),
+        pytest.param({"notes.md": b"text"}, "no data of a known kind", id="unknown-kind"),
         pytest.param({"a.txt": b"text", "b.png": b"no image"}, "holds images and texts", id="two-kinds"),
         pytest.param({"a.txt": b"\n \n"}, r"no text in .*a\.txt", id="empty-text"),
         pytest.param({"a.txt": b"\xff\xfe\x00"}, r"a\.txt cannot be read as UTF-8", id="not-utf-8"),
