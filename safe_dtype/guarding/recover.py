@@ -21,6 +21,7 @@ from .state import Guard
 logger = logging.getLogger(__name__)
 
 _LONGEST_LINE = 300  # characters of a foreign text in our own
+_MOST_REMEDIES = 50  # on one failing step: remedies of a class without `__eq__` never equal one that was tried
 
 
 class TriedRemedies:
@@ -65,7 +66,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
     if guard.policy.mode == "strict":
         return _refuse(incident, before)
     for remedy in remedies_for(incident):
-        if remedy in tried.remedies:
+        if remedy in tried.remedies or len(tried.remedies) == _MOST_REMEDIES:
             continue
         tried.remedies.append(remedy)
         try:

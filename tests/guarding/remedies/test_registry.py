@@ -195,3 +195,29 @@ def test_nothing_to_propose() -> None:
     with register_remedy(lambda _incident: None), fault(model, "0", "not_implemented"):
         model(torch.ones(1, 4, dtype=BF16))
     assert [event.remedy for event in report(model).events] == ["float32"]
+
+
+class Plain:
+    """A remedy without `__eq__`, proposed anew each time, that changes nothing."""
+
+    changes_dtype = False
+
+    def apply(self, incident: Incident) -> int:
+        """Do nothing, and say that it was done."""
+        return 0
+
+    def undo(self, incident: Incident) -> None:
+        """There is nothing to take back."""
+
+
+def test_a_remedy_that_never_equals_itself() -> None:
+    """It is not tried for ever: the step ends with every attempt that was made."""
+    model = guard(nn.Linear(4, 4).to(BF16).eval())
+    with (
+        register_remedy(lambda incident: [Plain()]),
+        fault(model, "", "not_implemented"),
+        pytest.raises(NoDtypeLeft) as caught,
+        torch.no_grad(),
+    ):
+        model(torch.ones(1, 4, dtype=BF16))
+    assert 1 < len(caught.value.attempts) <= 50
