@@ -44,6 +44,7 @@ def test_hang(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_python_error(tmp_path: Path) -> None:
     """What Python raises is a failure with its text; the traceback is in the log."""
     job = job_of(Mlp(), tmp_path)
@@ -55,6 +56,7 @@ def test_python_error(tmp_path: Path) -> None:
     assert "Traceback" in (tmp_path / found.log).read_text()
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_broken_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that another process cannot load is no success, though the process that wrote it could run it."""
     from safe_dtype.optimizing.attempts import runner

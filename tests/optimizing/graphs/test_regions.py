@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from optimizing.zoo import ZOO
@@ -16,9 +14,22 @@ from safe_dtype.optimizing.graphs.regions import Survey, coverage, regions, surv
 
 
 @pytest.fixture(scope="module")
-def dbrx() -> Survey:
+def surveyed() -> tuple[nn.Module, Survey]:
+    """A Dbrx that was surveyed, and its parts."""
+    model = ZOO["dbrx"].model()
+    return model, survey(model, ZOO["dbrx"].inputs())
+
+
+@pytest.fixture(scope="module")
+def dbrx(surveyed: tuple[nn.Module, Survey]) -> Survey:
     """The parts of Dbrx."""
-    return survey(ZOO["dbrx"].model(), ZOO["dbrx"].inputs())
+    return surveyed[1]
+
+
+@pytest.fixture(scope="module")
+def in_mixtral() -> tuple[str, ...]:
+    """The regions of Mixtral in eager form."""
+    return regions(ZOO["mixtral_eager"].model(), ZOO["mixtral_eager"].inputs())
 
 
 def test_whole_model() -> None:
@@ -65,19 +76,16 @@ def test_regions_run_as_before(dbrx: Survey) -> None:
         torch._dynamo.utils.counters.clear()
 
 
-def test_loop_over_experts_is_refused() -> None:
+def test_loop_over_experts_is_refused(in_mixtral: tuple[str, ...]) -> None:
     """Of Mixtral in eager form all but the experts is covered; they hold the loop themselves."""
-    model = ZOO["mixtral_eager"].model()
-    names = regions(model, ZOO["mixtral_eager"].inputs())
-    assert "model.layers.0.self_attn" in names
-    assert not any("experts" in name for name in names)
+    assert "model.layers.0.self_attn" in in_mixtral
+    assert not any("experts" in name for name in in_mixtral)
 
 
-def test_caches_are_as_they_were() -> None:
+def test_caches_are_as_they_were(in_mixtral: tuple[str, ...]) -> None:
     """Layers that fill a cache are tried with the cache that they were given, not with the one that the run left."""
-    model = ZOO["mixtral_eager"].model()
-    without = regions(model, ZOO["mixtral_eager"].inputs())
-    assert regions(model, ZOO["mixtral_eager"].inputs() | {"use_cache": True}) == without
+    inputs = ZOO["mixtral_eager"].inputs() | {"use_cache": True}
+    assert regions(ZOO["mixtral_eager"].model(), inputs) == in_mixtral
 
 
 def test_cache_of_the_caller() -> None:
@@ -155,11 +163,9 @@ def test_shared_parameters_count_once() -> None:
     assert coverage(model, ("a", "b")) == 0.5
 
 
-def test_nothing_is_left_behind() -> None:
+def test_nothing_is_left_behind(surveyed: tuple[nn.Module, Survey]) -> None:
     """The model has no hook, no compiled call and no other weights afterwards, and gradients are on again."""
-    model = ZOO["dbrx"].model()
-    before = copy.deepcopy(model.state_dict())
-    survey(model, ZOO["dbrx"].inputs())
+    model, before = surveyed[0], ZOO["dbrx"].model().state_dict()
     for module in model.modules():
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
