@@ -75,32 +75,125 @@ OUTSIDE = modules_below(ROOT / "benchmarks", "benchmarks") + modules_below(ROOT 
 
 
 def imported(module: Module) -> set[str]:
-    """Return the rooms of safe_dtype, and the outside packages, that `module` imports anywhere in its code.
+    """Return the rooms of safe_dtype, and the outside packages, that `module` imports anywhere in its code."""
+    return imported_by(module.path.read_text(encoding="utf-8"), depth=len(module.parts))
+
+
+def imported_by(code: str, *, depth: int) -> set[str]:
+    """Return the same of the code of a module that lies `depth` - 1 folders below `safe_dtype`.
 
     Imports that only a type checker sees count as well. A string that names a module of ours counts: it is imported by
-    `import_module`, or started as a process.
+    `import_module`, or started as a process; so does one that is Python with such an import. What is taken from
+    `safe_dtype` itself is of any room: it counts as `FACE`.
     """
-    tree = ast.parse(module.path.read_text(encoding="utf-8"))
-    depth = len(module.parts)
-    found: set[str] = set()
-    for node in ast.walk(tree):
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            found |= {_room_named(alias.name) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(_room_named(str(node.module)))
-        elif isinstance(node, ast.ImportFrom) and node.level == depth:
-            found |= {node.module.partition(".")[0]} if node.module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _NAMES_A_MODULE.fullmatch(node.value):
-            found.add(_room_named(node.value))
-    return found
+            names |= {_room_named(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= _rooms_from(node, depth)
+        elif isinstance(node, ast.Call) and _name_of(node.func) in ("import_module", "__import__"):
+            names |= _rooms_called(node)
+        elif isinstance(node, ast.JoinedStr) and _beginning(node).startswith("safe_dtype."):
+            names.add(FACE)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= _rooms_in_text(node.value, depth)
+    return names
 
 
-_NAMES_A_MODULE = re.compile(r"safe_dtype(\.[a-z_]+)+")
+FACE = "safe_dtype"
+_NAMES_A_MODULE = re.compile(r"safe_dtype(\.\w+)+")
+_NAMES_ONE_ABOVE = re.compile(r"(\.+)(\w+)(\.\w+)*")  # for import_module: "..guarding.guard"
 
 
 def _room_named(module: str) -> str:
     ours, _, rest = module.partition("safe_dtype.")
     return rest.partition(".")[0] if not ours and rest else module.partition(".")[0]
+
+
+def _rooms_from(node: ast.ImportFrom, depth: int) -> set[str]:
+    if node.level == 0 and node.module != FACE:
+        return {_room_named(str(node.module))}
+    if node.level not in (0, depth):
+        return set()  # in its own room
+    if node.level and node.module:
+        return {node.module.partition(".")[0]}
+    return {alias.name if alias.name in (*LAYERS, "__version__") else FACE for alias in node.names}
+
+
+def _rooms_called(call: ast.Call) -> set[str]:
+    """Return what a call of `import_module` names in its text; a relative name may be one of ours in any room."""
+    if any(isinstance(one, ast.JoinedStr) and _beginning(one).startswith("..") for one in call.args):
+        return {FACE}
+    texts = [one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    if len(texts) == 2:  # import_module(".guarding", "safe_dtype")
+        return {_room_named(texts[1] + texts[0])}
+    return {_room_named(text) for text in texts if not text.startswith(".")}
+
+
+def _rooms_in_text(text: str, depth: int) -> set[str]:
+    if _NAMES_A_MODULE.fullmatch(text):
+        return {_room_named(text)}
+    if (relative := _NAMES_ONE_ABOVE.fullmatch(text)) and len(relative[1]) == depth:
+        return {relative[2]} & set(LAYERS)
+    if "import" not in text or "safe_dtype" not in text:
+        return set()
+    try:
+        return imported_by(text, depth=0) & {*LAYERS}  # the code of a child process; what it takes from FACE it shows
+    except SyntaxError:
+        return set()
+
+
+def _name_of(function: ast.expr) -> str:
+    return getattr(function, "attr", getattr(function, "id", ""))
+
+
+def _beginning(text: ast.JoinedStr) -> str:
+    first = text.values[0] if text.values else None
+    return str(first.value) if isinstance(first, ast.Constant) else ""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ..guarding import guard",
+        "from .. import guarding",
+        "from safe_dtype import guarding",
+        "import safe_dtype.guarding as other",
+        "from safe_dtype.guarding.guard import guard",
+        "def late():\n    from ..guarding import guard",
+        "if TYPE_CHECKING:\n    from ..guarding.guard import guard",
+        "import_module('..guarding.guard', __package__)",
+        "importlib.import_module('.guarding', 'safe_dtype')",
+        "__import__('safe_dtype.guarding')",
+        "_ON_USE = {'guard': '..guarding'}",
+        "_CHILD = 'safe_dtype.guarding.float16'",
+        "run([sys.executable, '-c', 'import sys; from safe_dtype.guarding import guard'])",
+    ],
+)
+def test_import_is_seen(code: str) -> None:
+    """In whatever way a module of a room imports another room, it is seen."""
+    assert "guarding" in imported_by(code, depth=2)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from safe_dtype import guard",
+        "from .. import guard",
+        "import safe_dtype",
+        "import_module(f'safe_dtype.{room}')",
+        "import_module(f'..{room}', __package__)",
+    ],
+)
+def test_face_is_seen(code: str) -> None:
+    """So is what may be of any room: a name that `safe_dtype` itself shows, and a module whose name is put together."""
+    assert FACE in imported_by(code, depth=2)
+
+
+def test_own_room_is_no_import() -> None:
+    """What a module takes from its own room is left out, however deep it lies."""
+    assert not imported_by("from .. import guarding\nfrom . import b\nimport_module('.c', __name__)", depth=3)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -109,7 +202,9 @@ def test_one_way(module: Module) -> None:
     if module.room == "__init__":
         return  # the face: it shows names of any room
     below = LAYERS[: LAYERS.index(module.room)]
-    ours = {name for name in imported(module) if name in LAYERS}
+    ours = {name for name in imported(module) if name in (*LAYERS, FACE)}
+    if module.path.name == "sitecustomize.py":
+        ours -= {FACE}  # it stands outside: the Python that runs it may have no safe_dtype
     assert ours - {module.room} <= set(below)
 
 

@@ -28,11 +28,12 @@ def device_text(facts: DeviceFacts, *, width: int) -> str:
 
 
 def device_to_dict(facts: DeviceFacts) -> dict[str, Any]:
-    """Return `facts` as plain values, dtypes by name."""
+    """Return `facts` as plain values, dtypes by name. `products` is left out: doctor asks each device by itself."""
     verdicts = [
         {**asdict(verdict), "dtype": verdict.dtype.name, "kind": str(verdict.kind)} for verdict in facts.verdicts
     ]
-    return asdict(facts) | {
+    fields = {name: value for name, value in asdict(facts).items() if name != "products"}
+    return fields | {
         "verdicts": verdicts, "prior_order": [dtype.name for dtype in facts.prior_order],
         "versions": dict(facts.versions), "settings": dict(facts.settings),
     }  # fmt: skip

@@ -37,7 +37,7 @@ class DryRun:
             f"{self.model} (saved in {self.saved}, {self.parameters:,} parameters) on {self.device}, each form in {', '.join(str(one) for one in self.dtypes)}:"
         ]
         for number, (form, missing) in enumerate(self.rungs):
-            lines.append(f"  {number}  {form!s:<12}{_what_happens(form, missing)}")
+            lines.append(f"  {number}  {form!s:<11} {_what_happens(form, missing)}")
         lines.append(
             "A form is tried in float32 first, and in 16 bit where it is verified in float32 and eager passes. "
             f"{', '.join(self._named(*_WHOLE))} need a model that captures as one graph, which is tried before; "

@@ -6,6 +6,11 @@ import json
 
 from command_run import Run
 
+KEYS = {
+    "device", "name", "memory", "verdicts", "vendor", "capability", "driver", "versions", "settings", "claims", "family",
+    "prior_order", "measured",
+}  # fmt: skip
+
 
 def test_doctor(run: Run) -> None:
     """`doctor` shows each device, a verdict on each dtype, and torch's own claims."""
@@ -20,4 +25,5 @@ def test_doctor_json(run: Run) -> None:
     done = run("doctor", "--device", "cpu", "--refresh", "--format", "json")
     (device,) = json.loads(done.stdout)["devices"]
     assert device["device"] == "cpu"
+    assert set(device) == KEYS
     assert {one["dtype"] for one in device["verdicts"]} == {"float32", "bfloat16", "float16"}

@@ -160,11 +160,11 @@ def _base(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], obje
         other, same_batch = load_subject(reference), _batch(job.inputs, reference)
         return lambda: outputs_of(other(**same_batch))
 
+    in_place = form_named(job.form).in_place  # asked here: finding a form would be timed with every call
+
     def eager() -> object:
         # A model that was compiled in place runs eagerly only where torch.compile is switched off.
-        aside: AbstractContextManager[object] = (
-            torch.compiler.set_stance("force_eager") if form_named(job.form).in_place else nullcontext()
-        )
+        aside: AbstractContextManager[object] = torch.compiler.set_stance("force_eager") if in_place else nullcontext()
         with aside:
             return outputs_of(model(**batch))
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 
+from ...errors import EnvironmentNotFitError
 from ..nouns.form import Form
 
 logger = logging.getLogger(__name__)
@@ -37,12 +38,18 @@ def form_named(name: str) -> Form:
     """Return a form.
 
     Raises:
-        ValueError: If none of that name is installed, or it cannot be imported.
+        ValueError: If none of that name is installed.
+        EnvironmentNotFitError: If it is installed, and cannot be imported.
     """
     form = find_form(name)
-    if form is None:
-        raise ValueError(f"There is no form {name!r}; installed are {', '.join(form_names())}.")
-    return form
+    if form is not None:
+        return form
+    if other := _others().get(name):
+        raise EnvironmentNotFitError(
+            f"the form {name}, for {other.value} cannot be imported, as the log says",
+            "mend the package that brings it, or ask for another form",
+        )
+    raise ValueError(f"There is no form {name!r}; installed are {', '.join(form_names())}.")
 
 
 def find_form(name: str) -> Form | None:
@@ -64,7 +71,7 @@ def _others() -> dict[str, EntryPoint]:
 def _loaded(other: EntryPoint) -> Form | None:
     try:
         form = other.load()
-    except (ImportError, AttributeError) as exc:
+    except Exception as exc:  # noqa: BLE001  # whatever its code raises, the others are tried
         logger.warning(
             "the form %s of %s cannot be imported: %s: %s", other.name, other.value, type(exc).__name__, exc
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,13 @@ class FormTarget:
 
     def without(self, *packages: str) -> str:
         """Return "the package a", or "the packages a, b", of those that are not installed; empty where all are."""
-        absent = [name for name in packages if self.environment["packages"][name] is None]
+        absent = [name for name in packages if not self._has(name)]
         return f"the package{'s' * (len(absent) > 1)} {', '.join(absent)}" if absent else ""
+
+    def _has(self, package: str) -> bool:
+        recorded = self.environment["packages"]
+        # The environment records what our own forms need; a form of another package may need any.
+        return recorded[package] is not None if package in recorded else find_spec(package) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from optimizing.form_models import Mlp
 from optimizing.zoo import ZOO
 
-from safe_dtype.errors import SafeDtypeWarning, UntrustedFolderError
+from safe_dtype.errors import EnvironmentNotFitError, SafeDtypeWarning, UntrustedFolderError
 from safe_dtype.facts import FLOAT32
 from safe_dtype.optimizing import Status, load_optimized, optimize, read_record
+from safe_dtype.optimizing.attempts import attempt_child
 from safe_dtype.optimizing.dry_run import dry_run
 from safe_dtype.optimizing.forms import GROUP, find_form, form_named, form_names, forms
+from safe_dtype.optimizing.nouns.form import FormTarget
 from safe_dtype.optimizing.nouns.goal import Goal
+from safe_dtype.optimizing.nouns.job import Job
 
 pytestmark = pytest.mark.usefixtures("forked_children")
+ROOT = Path(__file__).resolve().parents[3]
 # Loads a folder once for every cache: a new one is that of a user who has made nothing.
 LOAD = """
 import os, sys
@@ -84,7 +90,7 @@ def test_listed(snapshot: Path) -> None:
     """It stands on the ladder at its rank, in the dry run and among the choices of the command."""
     assert form_names()[-1] == "snapshot"
     assert [form.name for form in forms()][:3] == ["eager", "snapshot", "export"]
-    model = Path(__file__).resolve().parents[3] / "examples" / "tiny-qwen3"
+    model = ROOT / "examples" / "tiny-qwen3"
     assert "  1  snapshot    the module itself, in inference mode" in dry_run(str(model), Goal(device="cpu")).as_text()
     done = subprocess.run(
         [sys.executable, "-m", "safe_dtype", "optimize", "--help"], capture_output=True, text=True, check=False,
@@ -105,5 +111,39 @@ def test_not_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
     for text in ("gone of no_such_module:FORM cannot be imported", "odd = json:dumps is no Form", "renamed = "):
         assert text in caplog.text
     assert find_form("gone") is None
+    with pytest.raises(EnvironmentNotFitError, match="the form gone, for no_such_module:FORM cannot be imported"):
+        form_named("gone")
     assert form_named("eager").about.startswith("as it is")
     assert form_names().count("eager") == 1
+
+
+@pytest.mark.parametrize("code", ["raise RuntimeError('of its own')", "def ("], ids=["raises", "no-python"])
+def test_module_raises(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A form whose module raises anything at all costs only itself; who asks for it gets one message and status 5."""
+    install(tmp_path / "site", "broken = broken_form:FORM")
+    (tmp_path / "site" / "broken_form.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert [form.name for form in forms()][:2] == ["eager", "export"]
+    assert "the form broken of broken_form:FORM cannot be imported" in caplog.text
+    done = subprocess.run(
+        [sys.executable, "-m", "safe_dtype", "optimize", "examples/tiny-qwen3", "--form", "broken", "--dry-run"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
+
+
+def test_needs_any_package() -> None:
+    """A form may need packages that none of ours needs: whether they are there is found out."""
+    target = FormTarget({"packages": {"onnx": None}})
+    assert target.without("onnx", "no_such_package", "click") == "the packages onnx, no_such_package"
+
+
+def test_eager_is_timed_alone(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a form is timed against looks for no form: that takes milliseconds, and would count as eager's."""
+    model, batch = Mlp(), {"x": torch.ones(2, 16)}
+    job = Job(tmp_path, "", FLOAT32, "snapshot", tmp_path, tmp_path)
+    eager = attempt_child._base(model, batch, job)
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(snapshot)])
+    eager()
