@@ -79,7 +79,7 @@ def doctor(*, device: str | None, refresh: bool, form: str) -> None:
 @_asks_for_a_plan
 @FORMAT
 def plan(asked: Asked, *, form: str) -> None:
-    """Show the dtype that MODEL is loaded in here, and why not another.
+    """Show the dtype MODEL is loaded in here, and why no other.
 
     Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
     "NVIDIA Tesla T4": the plan then rests on a table of priors, and says so.
