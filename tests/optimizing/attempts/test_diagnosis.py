@@ -39,6 +39,7 @@ def test_captures(diagnosis: Diagnosis, captures: bool) -> None:
     assert diagnosis.captures is captures
 
 
+@pytest.mark.usefixtures("forked_children")
 def test_dead_child(tmp_path: Path) -> None:
     """A child that ends in the middle leaves what it knew, how it ended, and its last words."""
     diagnosis = diagnose(job_of(Exits(), tmp_path), seconds=60)
