@@ -92,15 +92,18 @@ def _runs_with_tensors(
     values = [(module, name, getattr(module, name)) for module, name in places]
     for module, name, value in values:
         setattr(module, name, torch.tensor(value, dtype=torch.float64, requires_grad=True))
+    every_time = torch.is_warn_always_enabled()
     try:
         with unchanged(model), DifferentiableNorms(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # What becomes a Python number on the way has no derivative.
+            # What becomes a Python number on the way has no derivative. By itself torch warns of it once a process.
+            torch.set_warn_always(True)
             warnings.filterwarnings("error", message="Converting a tensor with requires_grad")
             run_twin(model, batch)
     except _FAILURES:
         return False
     finally:
+        torch.set_warn_always(every_time)
         for module, name, value in values:
             setattr(module, name, value)
     return True
