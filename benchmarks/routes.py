@@ -20,7 +20,7 @@ from generation import CPUS, in_child, limits
 from results_file import write_results
 from torch import Tensor
 
-from safe_dtype.devices.timing import by_wall, seconds_per_call
+from safe_dtype.devices.probing.timing import by_wall, seconds_per_call
 from safe_dtype.numerics import Blocks, product
 from safe_dtype.numerics.cast_products import cast_linear
 

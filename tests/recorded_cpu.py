@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from safe_dtype.devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, measure
-from safe_dtype.devices.verdicts import beside_float32
+from safe_dtype.devices.probing.verdicts import beside_float32
 from safe_dtype.facts import BFLOAT16, COMPUTE, FLOAT16, FLOAT32, Dtype, Timing, Verdict, VerdictKind
 
 SMALL_WIDTHS = ((256, 256),)  # every checkpoint below a million parameters is planned by them

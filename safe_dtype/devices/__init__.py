@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
     from .memory import memory_of
     from .observed import remember_failure
-    from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure, routes_of
+    from .probing.probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure, routes_of
     from .survey import facts_of
 
 __all__ = [
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
-    "DEFAULT_OPS": "probe",
-    "DEFAULT_WIDTHS": "probe",
+    "DEFAULT_OPS": "probing.probe",
+    "DEFAULT_WIDTHS": "probing.probe",
     "default_device": "inventory",
     "detect": "inventory",
     "detect_one": "inventory",
     "facts_of": "survey",
-    "measure": "probe",
+    "measure": "probing.probe",
     "memory_of": "memory",
     "remember_failure": "observed",
-    "routes_of": "probe",
+    "routes_of": "probing.probe",
 }
 
 

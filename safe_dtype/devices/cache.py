@@ -9,8 +9,8 @@ from typing import Any
 from ..facts import Verdict
 from ..store import recall, remember
 from ..store.remembered import Key
-from .probe_request import verdict_from_dict, verdict_to_dict
-from .verdicts import measured_while_busy
+from .probing.probe_request import verdict_from_dict, verdict_to_dict
+from .probing.verdicts import measured_while_busy
 
 _BUSY_LASTS = 600.0  # seconds for which a measurement on a busy machine is believed
 

@@ -14,7 +14,7 @@ from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
 from .memory import memory_of
 from .observed import forget_failures, with_failures
-from .probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
+from .probing.probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
 
 
 def facts_of(  # noqa: PLR0913  (all but the first by name)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from safe_dtype.devices.cache import load, store
-from safe_dtype.devices.verdicts import on_all_threads
+from safe_dtype.devices.probing.verdicts import on_all_threads
 from safe_dtype.facts import BFLOAT16, Timing, Verdict, VerdictKind
 from safe_dtype.store import cache_folder, one_process_at_a_time
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safe_dtype.devices import facts_of
-from safe_dtype.devices.timing import one_thread
+from safe_dtype.devices.probing.timing import one_thread
 from safe_dtype.facts import BFLOAT16, FLOAT32, DeviceFacts
 
 LITTLE = {"dtypes": (FLOAT32, BFLOAT16), "widths": ((256, 256),), "ops": ("matmul",)}

@@ -7,18 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from safe_dtype.rendering.svg import (
-    BLUE,
-    LogScale,
-    bar,
-    curve,
-    document,
-    group,
-    horizontal,
-    legend,
-    text,
-    vertical,
-)
+from safe_dtype.rendering.svg import BLUE, LogScale, bar, curve, document, group, horizontal, legend, text, vertical
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from safe_dtype import measure_drift
-from safe_dtype.errors import (
-    IncomparableOutputsError,
-)
+from safe_dtype.errors import IncomparableOutputsError
 
 BATCH = {"input_ids": torch.arange(3, 11)[None]}
 

@@ -14,9 +14,7 @@ import transformers as tf
 from tiny_models import TINY
 
 from safe_dtype import Drift, measure_drift
-from safe_dtype.errors import (
-    NothingToCompareError,
-)
+from safe_dtype.errors import NothingToCompareError
 from safe_dtype.verifying import text_batches
 
 BATCH = {"input_ids": torch.arange(3, 11)[None]}

@@ -11,10 +11,7 @@ import torch
 from tiny_models import TINY
 
 from safe_dtype import measure_drift
-from safe_dtype.errors import (
-    DegenerateReferenceError,
-    UnsteadyReferenceError,
-)
+from safe_dtype.errors import DegenerateReferenceError, UnsteadyReferenceError
 
 BATCH = {"input_ids": torch.arange(3, 11)[None]}
 

@@ -10,9 +10,7 @@ import pytest
 import torch
 import transformers as tf
 
-from safe_dtype.errors import (
-    NothingToCompareError,
-)
+from safe_dtype.errors import NothingToCompareError
 from safe_dtype.verifying import BUILT_IN_TEXT, random_batches, text_batches
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import transformers
 
-from ...devices.verdicts import measured_while_busy
+from ...devices.probing.verdicts import measured_while_busy
 from ...facts import CheckpointFacts, DeviceFacts, Dtype
 from ...models.load_lock import one_at_a_time
 from ...planning import Plan

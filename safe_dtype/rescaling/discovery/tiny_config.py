@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .config_keys import (  # fmt: skip
+from .config_keys import (
     AT_MOST,
     EXPERT_GROUPS,
     EXPERTS,

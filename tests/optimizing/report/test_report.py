@@ -12,12 +12,7 @@ import pytest
 from markdown_it import MarkdownIt
 from optimizing.recorded import EAGER, FAILED, FAST, RECORD, WRONG
 
-from safe_dtype.optimizing.nouns.record import (
-    Distance,
-    Optimization,
-    Stage,
-    Status,
-)
+from safe_dtype.optimizing.nouns.record import Distance, Optimization, Stage, Status
 from safe_dtype.optimizing.nouns.record_file import read_record, write_record
 from safe_dtype.optimizing.report.plot import report_svg
 from safe_dtype.optimizing.report.report import report_text, summary_text

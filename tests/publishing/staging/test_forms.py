@@ -8,14 +8,7 @@ from typing import Any
 import pytest
 
 from safe_dtype.facts import BFLOAT16, FLOAT32
-from safe_dtype.optimizing.nouns.record import (
-    Distance,
-    FormAttempt,
-    Optimization,
-    Outcome,
-    Seconds,
-    Stage,
-)
+from safe_dtype.optimizing.nouns.record import Distance, FormAttempt, Optimization, Outcome, Seconds, Stage
 from safe_dtype.publishing.staging.evidence import TriedForm
 from safe_dtype.publishing.staging.forms import copy_onnx, forms_of
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from safe_dtype.devices import measure
-from safe_dtype.devices.isolation import Patience, measure_in_children
-from safe_dtype.devices.probe_request import ProbeRequest
+from safe_dtype.devices.probing.isolation import Patience, measure_in_children
+from safe_dtype.devices.probing.probe_request import ProbeRequest
 from safe_dtype.errors import ProbeError
 from safe_dtype.facts import BFLOAT16, FLOAT32, Verdict, VerdictKind
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 DEADLY = ("segfault", "abort", "hang", "exit", "lost")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from safe_dtype.devices.accuracy import relative_error, tolerance
+from safe_dtype.devices.probing.accuracy import relative_error, tolerance
 from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, Dtype
 
 

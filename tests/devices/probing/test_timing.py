@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from safe_dtype.devices.timing import by_thread_time, by_wall, clock_of, one_thread, seconds_per_call
+from safe_dtype.devices.probing.timing import by_thread_time, by_wall, clock_of, one_thread, seconds_per_call
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..facts import INT8, Dtype
-from .memory import memory_of
-from .processor import last_level_cache_bytes
+from ...facts import INT8, Dtype
+from ..memory import memory_of
+from ..processor import last_level_cache_bytes
 
 # Lengths of the blocks that are repeated: primes, so that rows of a matrix are never copies of each other, and two of
 # them, so that an input is never a row of a weight.

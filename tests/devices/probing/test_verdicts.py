@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from safe_dtype.devices.verdicts import beside_float32, on_all_threads
+from safe_dtype.devices.probing.verdicts import beside_float32, on_all_threads
 from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype, Timing, Verdict, VerdictKind
 
 

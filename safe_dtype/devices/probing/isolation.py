@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from ..errors import ProbeError
-from ..facts import Verdict, VerdictKind
-from ..processes.child import stop, with_our_packages
+from ...errors import ProbeError
+from ...facts import Verdict, VerdictKind
+from ...processes.child import stop, with_our_packages
 from .probe_request import ProbeRequest, verdict_from_dict
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _blamed(request: ProbeRequest, number: int, reason: str) -> Verdict:
 
 
 class _Child:
-    """One process of `safe_dtype.devices.probe_child`: request in, one JSON line per finished cell out."""
+    """One process of `safe_dtype.devices.probing.probe_child`: request in, one JSON line per finished cell out."""
 
     def __init__(self, request: ProbeRequest, patience: Patience) -> None:
         self._request, self._patience = request, patience
@@ -74,7 +74,7 @@ class _Child:
             question.write(json.dumps(request.to_dict()).encode())
             question.seek(0)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "safe_dtype.devices.probe_child"],
+                [sys.executable, "-m", "safe_dtype.devices.probing.probe_child"],
                 stdin=question,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..facts import Dtype, Timing, Verdict, VerdictKind
+from ...facts import Dtype, Timing, Verdict, VerdictKind
 from .accuracy import relative_error, tolerance
 from .ops import Op, OpCase, Shape
 from .timing import Clock, clock_of, seconds_per_call

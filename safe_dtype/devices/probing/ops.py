@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ..facts import BFLOAT16, FLOAT8_E4M3, INT8, Dtype
-from ..numerics.block_product import WIDTH, Blocks, product
-from ..numerics.cast_products import cast_linear
+from ...facts import BFLOAT16, FLOAT8_E4M3, INT8, Dtype
+from ...numerics.block_product import WIDTH, Blocks, product
+from ...numerics.cast_products import cast_linear
 from .workspace import Workspace
 
 Shape = tuple[int, int]  # (out_features, in_features)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..facts import FLOAT32, Dtype
-from .settings import float32_precision
+from ...facts import FLOAT32, Dtype
+from ..settings import float32_precision
 
 # A right kernel rounds once, by half an epsilon; accumulating in the narrow format costs a few more. 2e-2 is what
 # Unsloth allows 16-bit kernels. Wrong ones are off by 1 and more (oneDNN's AMX convolutions: 1.18).

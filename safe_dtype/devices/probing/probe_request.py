@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..facts import Dtype, Timing, Verdict, VerdictKind, dtype_named
+from ...facts import Dtype, Timing, Verdict, VerdictKind, dtype_named
 
 
 @dataclass(frozen=True, slots=True)

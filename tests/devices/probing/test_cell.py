@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dtype.devices.ops import Op, OpCase, Shape
-from safe_dtype.devices.probe import measure_here
-from safe_dtype.devices.probe_request import ProbeRequest
-from safe_dtype.devices.workspace import Workspace
+from safe_dtype.devices.probing.ops import Op, OpCase, Shape
+from safe_dtype.devices.probing.probe import measure_here
+from safe_dtype.devices.probing.probe_request import ProbeRequest
+from safe_dtype.devices.probing.workspace import Workspace
 from safe_dtype.facts import BFLOAT16, Dtype, Verdict, VerdictKind
 
 LOST = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ..facts import FLOAT32, Verdict, VerdictKind
+from ...facts import FLOAT32, Verdict, VerdictKind
 
 ONE_ROW, PREFILL_ROWS = 1, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.

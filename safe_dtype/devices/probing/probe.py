@@ -8,15 +8,15 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from ..errors import ProbeError
-from ..facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
+from ...errors import ProbeError
+from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
+from ..inventory import detect_one
+from ..priors import child_needed
+from ..settings import float32_precision
 from .cell import Cell, cells_lost, device_is_lost
-from .inventory import detect_one
 from .isolation import measure_in_children
 from .ops import OPS, Op
-from .priors import child_needed
 from .probe_request import ProbeRequest
-from .settings import float32_precision
 from .timing import Waiting, by_thread_time, one_thread
 from .verdicts import beside_float32, on_all_threads
 from .workspace import Workspace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safe_dtype.devices.probe_request import ProbeRequest, verdict_from_dict, verdict_to_dict
+from safe_dtype.devices.probing.probe_request import ProbeRequest, verdict_from_dict, verdict_to_dict
 from safe_dtype.facts import BFLOAT16, FLOAT32, Timing, Verdict, VerdictKind
 
 

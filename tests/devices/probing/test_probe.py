@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from safe_dtype.devices import measure
-from safe_dtype.devices.ops import OPS
-from safe_dtype.devices.probe_request import verdict_from_dict
+from safe_dtype.devices.probing.ops import OPS
+from safe_dtype.devices.probing.probe_request import verdict_from_dict
 from safe_dtype.errors import NoSuchDeviceError, ProbeError
 from safe_dtype.facts import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, Verdict, VerdictKind
 
@@ -33,7 +33,7 @@ WIDTHS = ((1536, 512), (512, 1536))
 SCRIPT = """
 import json
 from safe_dtype.devices import measure
-from safe_dtype.devices.probe_request import verdict_to_dict
+from safe_dtype.devices.probing.probe_request import verdict_to_dict
 print(json.dumps([verdict_to_dict(one) for one in measure("cpu", widths=((1536, 512),), ops=("matmul", "attention"))]))
 """
 

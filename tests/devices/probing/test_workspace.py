@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from safe_dtype.devices.workspace import Workspace
+from safe_dtype.devices.probing.workspace import Workspace
 from safe_dtype.facts import BFLOAT16, FLOAT32
 
 

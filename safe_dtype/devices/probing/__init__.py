@@ -1,0 +1,1 @@
+"""Run real operations on a device, time them, compare them with float32, and judge."""
