@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch._guards import CompileContext
+
 # The garbage collector may run a finalizer in the middle of a change, and with it another change in the same thread. The
 # lock lets it: every step below leaves a state that another change can start from, and can be made twice.
 _lock = threading.RLock()
@@ -80,8 +82,20 @@ def _take_out_unneeded(user: object = None) -> None:
             needed.take_out()
 
 
+class _AtNextCollection:
+    """Refers to itself, so that only the garbage collector finds it, the next time it runs."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        weakref.finalize(self, _user_died).atexit = False
+
+
 def _user_died(_: object = None) -> None:
     global _somebody_died
+    # What torch.compile has seen must be there until it has built its guards: a hook that goes meanwhile fails it.
+    if CompileContext.try_get() is not None:
+        _AtNextCollection()
+        return
     _somebody_died = True
     # The garbage collector runs this anywhere, so it must not wait for the lock: the thread that has it looks again.
     if _lock.acquire(blocking=False):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
 
 from safe_dtype.models.needed import Needed, changing, let_go, share
 
@@ -69,6 +73,25 @@ def test_a_user_in_a_cycle() -> None:
     user.itself = [user]  # type: ignore[attr-defined]
     change = Change(user)
     del user
+    gc.collect()
+    assert change.undone == 1
+
+
+def test_while_torch_compiles() -> None:
+    """A user that dies while torch compiles is noticed by the next collection after it: guards need what was seen."""
+    users = [User()]
+    change = Change(users[0])
+    undone_inside = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        users.clear()
+        gc.collect()
+        gc.collect()
+        undone_inside.append(change.undone)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+    assert undone_inside == [0]
     gc.collect()
     assert change.undone == 1
 

@@ -175,7 +175,8 @@ class _WatchedModel:
     def __call__(self, **batch: Any) -> Any:
         parameter = next(self._model.parameters())
         inputs = {
-            name: one.to(parameter.device) if isinstance(one, torch.Tensor) else one for name, one in batch.items()
+            name: tensor.to(parameter.device) if isinstance(tensor, torch.Tensor) else tensor
+            for name, tensor in batch.items()
         }
         returned = self._model(**inputs)
         main = outputs_of(lambda **_: returned, batch).main
