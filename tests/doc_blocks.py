@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from pytest_examples import CodeExample, EvalExample
+
+from safe_dtype.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -67,6 +72,26 @@ def run_python(example: CodeExample, eval_example: EvalExample) -> None:
         report = "\n".join(_lines_about(error, example))
     if report:
         pytest.fail(report, pytrace=False)
+
+
+def commands_of(block: Block) -> list[list[str]] | None:
+    """Return the arguments of every `safe-dtype` in a block that holds nothing else; None where a shell is needed."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    commands = [line for line in words if line]
+    plain = all(line[0] == "safe-dtype" and line[1] != "run" for line in commands)
+    return [line[1:] for line in commands] if plain and not re.search(r"[|&;<>$`]", block.text) else None
+
+
+def run_commands(block: Block, commands: list[list[str]]) -> None:
+    """Run the commands of a block in this process and folder, where torch is imported already."""
+    printed = io.StringIO()
+    for arguments in commands:
+        with redirect_stdout(printed), pytest.raises(SystemExit) as ended:
+            main(arguments)
+        if ended.value.code:
+            pytest.fail(f"{block} ended with status {ended.value.code}:\n{block.text}", pytrace=False)
+    assert printed.getvalue(), f"{block} printed nothing"
 
 
 def run_bash(block: Block, folder: Path, environment: Mapping[str, str]) -> None:

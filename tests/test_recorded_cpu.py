@@ -36,6 +36,7 @@ def test_every_dtype_is_fast(tiny_qwen3: Path) -> None:
     assert rates == [150e9, 1500e9, 1400e9]
 
 
+@pytest.mark.slow
 def test_children_too(tiny_qwen3: Path) -> None:
     """A process that a test starts prints the plan that this one makes."""
     command = [sys.executable, "-m", "safe_dtype", "plan", str(tiny_qwen3), "--format", "json"]
@@ -44,6 +45,7 @@ def test_children_too(tiny_qwen3: Path) -> None:
     assert seconds == [one.cost.prefill_seconds for one in planned(tiny_qwen3).decisions if one.cost]
 
 
+@pytest.mark.slow
 @pytest.mark.needs("x86")
 def test_other_kernels_are_measured(tiny_qwen3: Path) -> None:
     """A process with other kernels finds nothing recorded, and measures: here what the oldest x86 CPU would have."""

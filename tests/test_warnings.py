@@ -105,6 +105,7 @@ def test_patched(lying: Path) -> None:
         tf.pipeline("feature-extraction", model=str(lying), tokenizer=tokenizer())  # here
 
 
+@pytest.mark.slow
 def test_run(lying: Path, tmp_path: Path) -> None:
     """A script that `safe-dtype run` starts, and a module of the user's."""
     script = tmp_path / "script.py"

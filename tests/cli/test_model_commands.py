@@ -53,6 +53,7 @@ def test_clear_errors(run: Run, arguments: tuple[str, ...], words: tuple[str, ..
         assert word in done.stderr
 
 
+@pytest.mark.slow
 def test_error_ends_the_process() -> None:
     """Run as users run it, an error ends with status 1 and one message."""
     done = run_apart("plan", "./no/such/folder")

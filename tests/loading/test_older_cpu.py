@@ -38,6 +38,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("x86")
 def test_products_in_float32(tmp_path: Path) -> None:
     """Without bf16 arithmetic a model stays in bfloat16 where memory is wanted, and its prompts are computed in float32."""

@@ -219,6 +219,7 @@ def test_a_revision_of_the_base(hub: LoopbackHub) -> None:
     assert looked_for(plan, revision=oid) == (VARIANT, hub.branches(VARIANT)["main"])
 
 
+@pytest.mark.slow
 def test_from_pretrained(tmp_path: Path) -> None:
     """`SafeAutoModel.from_pretrained` of the base loads the weights of the variant where the policy says so."""
     base, variant = (tmp_path / name for name in ("base", "variant"))

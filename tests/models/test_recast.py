@@ -308,6 +308,7 @@ print(status("VmHWM") - before, done.grown_bytes, largest)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to count the peak")
 def test_peak_memory() -> None:
     """The peak of a recast is at most what the weights grow by, and the largest tensor."""

@@ -72,6 +72,7 @@ def test_pays_nothing_without_transformers(tmp_path: Path) -> None:
     assert python(*COMMANDS["command"], script(tmp_path, text)).stdout == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_import_order(order: str, saved: Saved, tmp_path: Path) -> None:
     """`patch()` works whether transformers was used before it, unplanned, or imported after it, and imports it not."""

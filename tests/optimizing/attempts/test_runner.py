@@ -33,6 +33,7 @@ def test_silent_exit(tmp_path: Path) -> None:
     assert "nothing more to say" in found.reason
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="starts `sleep`")
 def test_hang(tmp_path: Path) -> None:
     """A process that hangs is stopped in time, together with what it started; its log stays."""

@@ -117,7 +117,13 @@ def test_not_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
     assert form_names().count("eager") == 1
 
 
-@pytest.mark.parametrize("code", ["raise RuntimeError('of its own')", "def ("], ids=["raises", "no-python"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("raise RuntimeError('of its own')", id="raises"),
+        pytest.param("def (", id="no-python", marks=pytest.mark.slow),
+    ],
+)
 def test_module_raises(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

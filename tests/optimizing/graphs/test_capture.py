@@ -96,6 +96,7 @@ def test_remedy(experts: str) -> None:
     assert whole_graph(mixtral(experts).eval(), ZOO["mixtral"].inputs()).whole
 
 
+@pytest.mark.slow
 def test_false_alarm() -> None:
     """Counted in the default mode, JetMoe falls into many graphs, each at the same line; counted otherwise it is one."""
     default, captured = counts(ZOO["jetmoe"].model(), ZOO["jetmoe"].inputs())

@@ -52,6 +52,7 @@ def test_reference(reference: Reference) -> None:
     assert all(name.startswith("model.layers.") and peak > 0 for name, peak in reference.peaks.items())
 
 
+@pytest.mark.slow
 def test_the_base_itself(base: Path, reference: Reference, tmp_path: Path) -> None:
     """Both loaders make of the base in float32 what the base is: no drift, the same peaks."""
     plain, peaks = plainly(base, reference, device="cpu", max_drift=LIMIT, scratch=tmp_path)
@@ -77,6 +78,7 @@ def test_other_weights(reference: Reference, tmp_path: Path) -> None:
     assert plain.beyond
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded(reference: Reference, tmp_path: Path) -> None:
     """A folder that plain transformers cannot load must not be published, and the error has its last line."""
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')

@@ -26,7 +26,9 @@ from safe_dtype.rescaling.folding.rescale_file import FILE, Stored
 from safe_dtype.rescaling.folding.save import save_as_it_was
 
 
-@pytest.fixture(params=["qwen3", "gemma3", "gpt_oss", "t5"])
+@pytest.fixture(
+    params=["qwen3", "gemma3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt_oss", "t5"))]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Return a family whose residual stream leaves float16's range."""
     return str(request.param)
