@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Numbers of a piece for each thread: with what is made of them 1.75 MB, in a second-level cache of 2 MB.
-_PIECE = 2**17
+PIECE = 2**17
 _MOST_THREADS = 16  # that share a piece: room for more is not worth keeping
 
 
@@ -26,7 +26,7 @@ def as_half(source: Tensor) -> Tensor:
     order = sorted(range(source.dim()), key=source.stride, reverse=True)
     numbers, target = source.detach().permute(order).reshape(-1), halves.permute(order)
     flat = target.view(-1) if target.is_contiguous() else torch.empty_like(numbers, dtype=torch.float16)
-    size = _PIECE * min(torch.get_num_threads(), _MOST_THREADS)
+    size = PIECE * min(torch.get_num_threads(), _MOST_THREADS)
     room = torch.empty(min(size, numbers.numel()), dtype=torch.float32)
     for piece, half in zip(torch.split(numbers, size), torch.split(flat, size), strict=True):
         half.copy_(room[: piece.numel()].copy_(piece))

@@ -76,7 +76,7 @@ def staged_folder(
     """Return `source` itself where it is staged already, else where it is staged now, or was by an earlier run."""
     if (Path(source) / VARIANT_FILE).is_file():
         return Path(source)
-    place = Path(folder) if folder is not None else _place(source, target, options)
+    place = Path(folder) if folder is not None else staging_folder(source, target, options)
     if (place / VARIANT_FILE).is_file():
         return place
     asked = dict(options)
@@ -113,7 +113,7 @@ def _card_there(api: Hub, target: Target) -> str | None:
         raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
 
 
-def _place(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any]) -> Path:
+def staging_folder(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any]) -> Path:
     """Return a folder of its own for every source, state of it, target and wish."""
     path = Path(source)
     if not path.is_dir():  # a branch that moved is another source

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dtype.numerics.to_half import _PIECE, as_half
+from safe_dtype.numerics.to_half import PIECE, as_half
 
 
 def weights(*shape: int) -> Tensor:
@@ -46,7 +46,7 @@ def test_every_number() -> None:
 
 def test_longer_than_a_piece(threads: int) -> None:
     """The border of a piece is crossed, with numbers of each kind on both sides and at the end."""
-    border = _PIECE * threads
+    border = PIECE * threads
     source = weights(border + 12_345)
     rare = torch.tensor([torch.inf, -torch.nan, 0.0, -0.0, 3e-5, 1e-7, -3e-8, 1e-38, 6e4, -65520.0, 1e38]).bfloat16()
     for start in (0, border - len(rare) // 2, len(source) - len(rare)):

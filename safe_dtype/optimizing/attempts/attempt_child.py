@@ -149,11 +149,11 @@ def _judged(now: AttemptResult) -> AttemptResult:
 
 
 def _with_times(seconds: Seconds, run: Run, model: torch.nn.Module, batch: Outputs, job: Job) -> Seconds:
-    form_seconds, base_seconds, spread = in_turns(lambda: run(**batch), _base(model, batch, job), job.device)
+    form_seconds, base_seconds, spread = in_turns(lambda: run(**batch), timed_against(model, batch, job), job.device)
     return replace(seconds, run=form_seconds, eager=base_seconds, spread=spread)
 
 
-def _base(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], object]:
+def timed_against(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[[], object]:
     """Return what the form is timed against: eager in the same dtype, or in float32 where the form is eager."""
     if job.form == EAGER and job.beside_float32:
         reference = replace(job, dtype=FLOAT32)

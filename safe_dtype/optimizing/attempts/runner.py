@@ -34,12 +34,12 @@ def run_attempt(
     log.unlink(missing_ok=True)
     end = time.monotonic() + seconds
     leaves_a_file = form_named(job.form).leaves_a_file
-    result = _in_a_child(job, log, end, seconds, settings)
+    result = run_in_child(job, log, end, seconds, settings)
     if result.outcome is Outcome.VERIFIED and leaves_a_file:
-        again = _in_a_child(job.reload(), log, end, seconds, settings)
+        again = run_in_child(job.reload(), log, end, seconds, settings)
         reason = "" if again.outcome is Outcome.VERIFIED else f"in a fresh process: {again.reason}"
         result = replace(result, outcome=again.outcome, reason=reason, stages=(*result.stages, *again.stages))
-    assert result.outcome is not None  # _in_a_child leaves none without
+    assert result.outcome is not None  # run_in_child leaves none without
     attempt = FormAttempt(
         form=job.form,
         dtype=job.dtype,
@@ -61,7 +61,7 @@ def run_attempt(
     return attempt
 
 
-def _in_a_child(job: Job, log: Path, end: float, seconds: float, settings: Mapping[str, str]) -> AttemptResult:
+def run_in_child(job: Job, log: Path, end: float, seconds: float, settings: Mapping[str, str]) -> AttemptResult:
     """Return the result of a child, or how it ended."""
     job.result.unlink(missing_ok=True)
     order = job.result.with_suffix(".job.json")

@@ -63,7 +63,7 @@ def load(folder: Path) -> Run:
     """Open a session with as many threads as torch has. An ONNX file holds no Python code."""
     about = json.loads((folder / NAMES).read_text(encoding="utf-8"))
     outputs, device, defaults = about["outputs"], about["device"], about.get("defaults", [])
-    session = _session(folder / FILE, device)
+    session = session_of(folder / FILE, device)
     wanted = [one.name for one in session.get_inputs()]
     # Files of other tools name their outputs; ours hold them in the model's order, and rename those that collide.
     asked = outputs if {one.name for one in session.get_outputs()} >= set(outputs) else None
@@ -81,7 +81,8 @@ def load(folder: Path) -> Run:
     return run
 
 
-def _session(file: Path, device: str) -> Any:
+def session_of(file: Path, device: str) -> Any:
+    """Return an onnxruntime session of an ONNX file on `device`, with as many threads as torch has."""
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # else all cores, against the caller's wish
@@ -134,7 +135,7 @@ def _adopt(source: Path, folder: Path, inputs: Mapping[str, torch.Tensor], outpu
     """
     for file in source.glob(f"{FILE}*"):  # the weights are beside it
         shutil.copy2(file, folder / file.name)
-    session = _session(folder / FILE, "cpu")
+    session = session_of(folder / FILE, "cpu")
     if absent := [name for name in outputs if name not in {one.name for one in session.get_outputs()}]:
         raise ValueError(f"{FILE} has no output {', '.join(absent)}, which the model returns")
     unknown = [one.name for one in session.get_inputs() if one.name not in inputs]

@@ -197,7 +197,7 @@ class Optimized:
 
     def _built(self, inputs: Mapping[str, Any]) -> Run:
         """Build a form that has no file, on a copy of the model: eager stays as it is."""
-        model = _twin(self.eager())
+        model = eager_twin(self.eager())
         apply_remedies(model, self.attempt.remedies)
         request = BuildRequest(model, inputs, self._folder, self._dynamic, self.attempt.regions)
         return form_named(self.form).build(request)
@@ -338,7 +338,7 @@ def _device(asked: str | torch.device | None, record: Optimization) -> str:
     return name
 
 
-def _twin(model: torch.nn.Module) -> torch.nn.Module:
+def eager_twin(model: torch.nn.Module) -> torch.nn.Module:
     """Return a copy without a guard. It shares the memory of the weights, but not the parameters themselves.
 
     So it costs no memory, and does not change when a guard casts `model`.

@@ -62,14 +62,14 @@ def test_broken_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A file that another process cannot load is no success, though the process that wrote it could run it."""
     from safe_dtype.optimizing.attempts import runner
 
-    in_a_child = runner._in_a_child
+    in_a_child = runner.run_in_child
 
     def breaks_it_first(job: Job, *rest: object) -> AttemptResult:
         if "reloaded" in job.stages:
             (job.artifact_folder / "model.ts").write_bytes(b"not a model")
         return in_a_child(job, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "_in_a_child", breaks_it_first)
+    monkeypatch.setattr(runner, "run_in_child", breaks_it_first)
     found = run_attempt(job_of(Mlp(), tmp_path, "torchscript"), root=tmp_path, seconds=60)
     assert found.outcome is Outcome.FAILED
     assert found.reason.startswith("in a fresh process: while loading the artifact: ")

@@ -104,6 +104,6 @@ def test_threads(tmp_path: Path) -> None:
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert form._session(folder / form.FILE, "cpu").get_session_options().intra_op_num_threads == threads
+            assert form.session_of(folder / form.FILE, "cpu").get_session_options().intra_op_num_threads == threads
     finally:
         torch.set_num_threads(before)

@@ -31,7 +31,7 @@ from safe_dtype.optimizing.environment import hashes
 from safe_dtype.optimizing.nouns.job import Dynamic, Job
 from safe_dtype.optimizing.nouns.record import FormAttempt, Outcome, Status
 from safe_dtype.optimizing.nouns.record_file import write_record
-from safe_dtype.optimizing.serving.optimized import GIVEN_UP_AFTER, _twin, load_optimized
+from safe_dtype.optimizing.serving.optimized import GIVEN_UP_AFTER, eager_twin, load_optimized
 from safe_dtype.optimizing.serving.trust import remember_made
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -147,7 +147,7 @@ def test_twin() -> None:
     """A form is built on the same memory as eager, and neither sees what is done to the other."""
     sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
     model = guard(tf.ViTForImageClassification(tf.ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=5)))
-    twin = _twin(model)
+    twin = eager_twin(model)
     for (name, own), shared in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert own.data_ptr() == shared.data_ptr(), name
     before = model.config._attn_implementation

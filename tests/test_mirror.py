@@ -1,0 +1,67 @@
+"""Tests mirror the package: what a module decides is tested in a file by its name, or it is said where."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from test_imports import MODULES, Module
+
+TESTS = Path(__file__).resolve().parent
+BY_NAME = {path.stem.removeprefix("test_"): path for path in TESTS.rglob("test_*.py")}
+
+# Modules that are tested together, by what they do for their user.
+TOGETHER = {
+    "guarding/remedies": "guarding/test_remedies.py",
+    "guarding/families": "guarding/test_classify.py",
+    "optimizing/forms": "optimizing/forms/test_forms.py",
+    "checkpoints/gguf.py": "checkpoints/test_read.py",
+    "cli/options.py": "cli/test_model_commands.py",
+    "loading/trials/second_copy.py": "loading/trials/test_float16.py",
+    "numerics/scratch.py": "numerics/test_cast_products.py",
+    "patching/import_hook.py": "patching/test_run.py",
+    "patching/planned.py": "patching/test_weird_calls.py",
+    "patching/script.py": "patching/test_run.py",
+    "publishing/publish_error.py": "publishing/pushing/test_push.py",
+    "publishing/publish_variant.py": "test_docs.py",
+    "publishing/release.py": "publishing/pushing/test_push.py",
+    "publishing/staging/plain_child.py": "publishing/staging/test_measure.py",
+}
+
+
+def acts(module: Module) -> bool:
+    """Whether a module has a public function: nouns alone are tested with what makes them."""
+    body = ast.parse(module.path.read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.FunctionDef) and not node.name.startswith("_") for node in body)
+
+
+ACTING = [one for one in MODULES if one.path.name not in ("__init__.py", "sitecustomize.py") and acts(one)]
+
+
+@pytest.mark.parametrize("module", ACTING, ids=str)
+def test_every_module_has_its_tests(module: Module) -> None:
+    """There is a test file by its name, or one that is named here."""
+    if module.path.stem in BY_NAME:
+        return
+    places = [str(module), "/".join(module.parts[:-1])]
+    together = [TESTS / TOGETHER[place] for place in places if place in TOGETHER]
+    assert together
+    assert all(path.is_file() for path in together)
+
+
+def test_no_place_is_named_in_vain() -> None:
+    """What is named here exists, and has no test file of its own."""
+    for place in TOGETHER:
+        modules = [one for one in ACTING if str(one) == place or "/".join(one.parts[:-1]) == place]
+        assert any(one.path.stem not in BY_NAME for one in modules), place
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_nothing_is_tested_through_an_underscore(path: Path) -> None:
+    """Tests import public names of our modules: what is private may change without them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("safe_dtype"):
+            assert not [
+                alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"
+            ]
