@@ -45,7 +45,12 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="The output folder.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="The output folder; only --dry-run needs none.",
+)
 @click.option("--form", "wanted", type=click.Choice(_FORMS), default="auto", show_default=True, help="Which form.")
 @click.option("--dtype", default="auto", show_default=True, metavar="DTYPE", help="Which dtype.")
 @click.option("--batch", type=_Ends(), help="How many rows a call may have.  [default: as many as the inputs]")

@@ -32,7 +32,7 @@ class NoSuchDeviceError(DeviceError):
 
     def __str__(self) -> str:
         return (
-            f"No device {self.device!r} here. Found: {', '.join(self.found)}. "
+            f"No device {self.device!r} here. Would work: {', '.join(self.found)}. "
             "Next: pass one of these, or the product name of a known device to `safe-dtype plan --device`."
         )
 

@@ -119,7 +119,8 @@ def _ladder(value: str, text: str) -> tuple[Dtype, ...]:
     try:
         ladder = tuple(dtype_named(name) for name in value.split(">"))
     except UnknownDtypeError as exc:
-        raise PolicyError(text, str(exc).rstrip(".")) from exc
+        known = ", ".join(dtype.name for dtype in COMPUTE)
+        raise PolicyError(text, f"No dtype is called {exc.name!r}; a ladder takes {known}") from exc
     if not_computable := [dtype.name for dtype in ladder if dtype not in COMPUTE]:
         raise PolicyError(text, f"no model computes in {', '.join(not_computable)}")
     if len(set(ladder)) < len(ladder):

@@ -90,7 +90,7 @@ def _no_slower(decisions: Iterable[Decision], seconds: float) -> list[Decision]:
 def _merit_in_speed(picked: Decision, others: list[Decision], device: DeviceFacts) -> str:
     mine = picked.cost.seconds
     if mine is None:
-        return f"first of {len(others) + 1} for {device.family or device.name}, by the prior table"
+        return f"first of the {len(others) + 1} accepted for {device.family or device.name}, by the prior table"
     if faster := _no_slower(others, mine):
         return f"as fast as {faster[0].candidate} within 10 %, and more exact"
     rival, seconds = min(

@@ -162,7 +162,7 @@ def _missing_to_load(target: FormTarget) -> str:
     # Measured with onnxruntime 1.32: such a model exports, and then InferenceSession refuses Conv, Mul or Pad in it.
     # On a GPU its session would have them, but tensors go in and out through numpy, which has no such dtype.
     if target.dtype == BFLOAT16:
-        return "another dtype than bfloat16: onnxruntime has no kernels for it on the CPU, and takes none from numpy"
+        return "another dtype: onnxruntime has no bfloat16 kernels on the CPU, and numpy has no such dtype to pass"
     # Every onnxruntime has the CPU's provider: it is imported only to look for another one.
     if not target.on_cpu and _PROVIDERS[kind] not in _onnxruntime().get_available_providers():
         return f"an onnxruntime with {_PROVIDERS[kind]}"

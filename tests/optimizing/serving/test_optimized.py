@@ -224,7 +224,7 @@ def test_nothing_chosen(tmp_path: Path) -> None:
 
 def test_device(mlp: Path) -> None:
     """A device that is not here is an error, with those that are."""
-    with pytest.raises(NoSuchDeviceError, match="Found: cpu"):
+    with pytest.raises(NoSuchDeviceError, match="Would work: cpu"):
         load_optimized(mlp, device="xla:7")
 
 
