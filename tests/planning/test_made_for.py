@@ -33,7 +33,9 @@ def setting(**values: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted({**dict(A100.settings), **values}.items()))
 
 
-def whats(device: DeviceFacts, checkpoint: CheckpointFacts, *, planned: DeviceFacts, of: CheckpointFacts) -> list[str]:
+def subjects(
+    device: DeviceFacts, checkpoint: CheckpointFacts, *, planned: DeviceFacts, of: CheckpointFacts
+) -> list[str]:
     """Return what contradicts, by name."""
     made = make_plan(planned, of).made_for
     assert made is not None
@@ -72,7 +74,7 @@ def whats(device: DeviceFacts, checkpoint: CheckpointFacts, *, planned: DeviceFa
 )  # fmt: skip
 def test_checkpoint(checkpoint: CheckpointFacts, of: CheckpointFacts, what: list[str]) -> None:
     """Other content contradicts; another path, a copy, and what nobody knows do not."""
-    assert whats(A100, checkpoint, planned=A100, of=of) == what
+    assert subjects(A100, checkpoint, planned=A100, of=of) == what
 
 
 @pytest.mark.parametrize(
@@ -114,13 +116,13 @@ def test_checkpoint(checkpoint: CheckpointFacts, of: CheckpointFacts, what: list
 )  # fmt: skip
 def test_device(device: DeviceFacts, planned: DeviceFacts, what: list[str]) -> None:
     """Another product and other kernels contradict; another device of the same product does not."""
-    assert whats(device, CHECKPOINT, planned=planned, of=CHECKPOINT) == what
+    assert subjects(device, CHECKPOINT, planned=planned, of=CHECKPOINT) == what
 
 
 def test_other_transformers() -> None:
     """The versions of transformers and safe_dtype are kept, and contradict nothing."""
     other = replace(CHECKPOINT, versions=(("safe_dtype", "9"), ("transformers", "6")))
-    assert whats(A100, other, planned=A100, of=CHECKPOINT) == []
+    assert subjects(A100, other, planned=A100, of=CHECKPOINT) == []
     made = make_plan(A100, CHECKPOINT).made_for
     assert made is not None
     assert dict(made.versions) == {"python": "3.11", "torch": "2.13", "transformers": "5.23"}
