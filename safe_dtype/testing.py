@@ -62,7 +62,12 @@ def fault(
         dtype: The bad dtype: that of the module's own weights, or without any, of its input.
         call: The first call in that dtype that fails, counted from 0. Every later one in it fails too.
         row: The only row of the batch whose numbers are spoiled; all of them where it is None.
+
+    Raises:
+        ValueError: If there is no such kind.
     """
+    if kind not in (known := (*TEXTS, *_SPOIL)):
+        raise ValueError(f"No fault is called {kind!r}. Next: use one of {', '.join(known)}.")
     put = Fault(kind)
     bad = getattr(torch, dtype.name)
     target = model.get_submodule(module)

@@ -56,3 +56,12 @@ def test_numbers(kind: str, number: float, row: int | None) -> None:
     with fault(faulty, "1", kind, row=row) as put:
         torch.testing.assert_close(faulty(image), wanted, rtol=0, atol=0, equal_nan=True)
     assert put.fired == 1
+
+
+def test_no_such_kind() -> None:
+    """A kind that there is not is refused at once, with those that there are."""
+    with (
+        pytest.raises(ValueError, match=r"No fault is called 'nosuch'.*cublas.*nan"),
+        fault(nn.Linear(2, 2), "", "nosuch"),
+    ):
+        pass

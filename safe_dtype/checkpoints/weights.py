@@ -33,10 +33,8 @@ def weight_names(where: Where, files: Files, explicit: str | None = None) -> tup
         name = _with_variant(candidate, where.variant) if not explicit else candidate
         if files.has(name):
             return name, candidate.endswith(".index.json")
-    wanted = " or ".join(_with_variant(one, where.variant) for one in candidates)
-    raise CheckpointNotFoundError(
-        where.name, f"has no weights: neither {wanted}".replace("neither ", "no ", 1), _hint(where)
-    )
+    wanted = ", ".join(_with_variant(one, where.variant) for one in candidates)
+    raise CheckpointNotFoundError(where.name, f"has no weights (looked for {wanted})", _hint(where))
 
 
 def _hint(where: Where) -> str:

@@ -42,7 +42,7 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
     unguard(model)
     origin = known_origin(model)
     plan = plan or (origin.plan if origin else None)
-    wishes = Policy.parse(policy) if isinstance(policy, str) else policy
+    wishes = Policy.of(policy)
     state = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
     model.__dict__[ATTRIBUTE] = state
     wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, state)

@@ -24,7 +24,9 @@ def check_agreement(plan: Plan, request: Request, policy: Policy | str | None) -
         ConflictError: If `dtype`, `attn_implementation` or `policy` says something else than the plan.
         StalePlanError: If the plan was made for another checkpoint, another device or other software.
     """
-    if policy is not None and (Policy.parse(policy) if isinstance(policy, str) else policy) != plan.policy:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan= takes a Plan, not {plan!r}. Next: make one with safe_dtype.make_plan, or pass dtype=.")
+    if policy is not None and Policy.of(policy) != plan.policy:
         raise ConflictError("policy", str(policy), str(plan.policy))
     ordered = request.ordered
     if ordered is not None and ordered != plan.storage and not plan.quantization:

@@ -59,7 +59,7 @@ def plan_request(
     ordered = request.ordered
     checkpoint = checkpoint_for(request)
     device = device_for(request, checkpoint)
-    parsed = Policy.parse(policy) if isinstance(policy, str) else policy
+    parsed = Policy.of(policy)
     rounds = drifts != "ignored" or ordered == FLOAT16
     if stored and not is_one_of_many(request):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)

@@ -82,7 +82,7 @@ def policy_now() -> Policy | None:
 
 
 def _parsed(policy: Policy | str | None) -> Policy:
-    return Policy.parse(policy) if isinstance(policy, str) else policy or Policy()
+    return Policy.of(policy) or Policy()
 
 
 def _settle() -> None:

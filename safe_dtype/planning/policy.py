@@ -13,7 +13,7 @@ Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]
 Variants = Literal["say", "use", "ignore"]
 
-_CHOICES = {"prefer": get_args(Prefer), "variants": get_args(Variants)}
+_CHOICES = {"prefer": get_args(Prefer), "mode": get_args(Mode), "variants": get_args(Variants)}
 
 DEFAULT_MAX_DRIFT = 0.02  # nats of mean KL; examples/tiny-qwen3 drifts 1.1e-4 in bfloat16, 1.8e-6 in float16
 
@@ -45,6 +45,26 @@ class Policy:
     islands: bool = False
     max_drift: float = DEFAULT_MAX_DRIFT
     variants: Variants = "say"
+
+    def __post_init__(self) -> None:
+        for key, known in _CHOICES.items():
+            if getattr(self, key) not in known:
+                raise PolicyError(f"{key}={getattr(self, key)!r}", f"it is none of {', '.join(known)}")
+        if not 0 <= self.max_drift < math.inf:
+            raise PolicyError(f"max_drift={self.max_drift!r}", "it is not a number from 0 on")
+
+    @classmethod
+    def of(cls, policy: Policy | str | None) -> Policy | None:
+        """Return a policy as it is, read from its short form, or None where none is given.
+
+        Raises:
+            PolicyError: If it is a text that cannot be read, or something else.
+        """
+        if policy is None or isinstance(policy, Policy):
+            return policy
+        if isinstance(policy, str):
+            return cls.parse(policy)
+        raise PolicyError(repr(policy), f"{type(policy).__name__} is neither a Policy nor a text")
 
     @classmethod
     def parse(cls, text: str) -> Policy:
@@ -82,7 +102,7 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, mode=cast(Mode, key))
     if key == "islands" and not value:
         return replace(policy, islands=True)
-    if key in _CHOICES:
+    if key in ("prefer", "variants"):
         if value not in _CHOICES[key]:
             raise PolicyError(text, f"{key}={value!r} is none of {', '.join(_CHOICES[key])}")
         chosen: dict[str, Any] = {key: value}

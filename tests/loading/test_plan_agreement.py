@@ -144,3 +144,9 @@ def test_moved_main(hub: LoopbackHub, folder: Path, plan: Plan, tmp_path: Path) 
     with pytest.raises(StalePlanError, match=f"it is for org/model at {newest}, and .*other values in its files"):
         loaded("org/model", from_hub)
     assert loaded("org/model", from_hub, revision=newest) is from_hub
+
+
+def test_no_plan(folder: Path) -> None:
+    """What is no plan is refused with the next step."""
+    with pytest.raises(TypeError, match=r"takes a Plan, not 'float16'.*dtype="):
+        SafeAutoModel.from_pretrained(folder, plan="float16")

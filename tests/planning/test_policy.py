@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from safe_dtype.errors import PolicyError
@@ -65,3 +68,24 @@ def test_default_of_variants_is_not_said() -> None:
     """The short form names what is done about published variants only where that is not the default."""
     assert str(Policy(variants="say")) == "auto,prefer=speed"
     assert str(Policy(variants="ignore")) == "auto,prefer=speed,variants=ignore"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"prefer": "fast"}, {"mode": "lax"}, {"variants": "all"}, {"max_drift": -1.0}, {"max_drift": float("nan")}],
+    ids=str,
+)
+def test_fields_are_checked_as_words_are(fields: dict[str, Any]) -> None:
+    """A value that the short form refuses is refused as a field, and by `replace`."""
+    with pytest.raises(PolicyError, match="Next: "):
+        Policy(**fields)
+    with pytest.raises(PolicyError):
+        replace(Policy(), **fields)
+
+
+def test_of() -> None:
+    """A policy may be given as it is, as text, or not at all; anything else is an error that says so."""
+    assert Policy.of(None) is None
+    assert Policy.of("strict") == Policy.of(Policy(mode="strict")) == Policy(mode="strict")
+    with pytest.raises(PolicyError, match="int is neither a Policy nor a text"):
+        Policy.of(5)  # type: ignore[arg-type]
