@@ -13,13 +13,24 @@ from .state import Guard
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A failure to cure. Nobody else runs a step of the model meanwhile."""
+    """A failure to cure. Nobody else runs a step of the model meanwhile.
+
+    Attributes:
+        guard: What is kept with the guarded model: its policy, plan and events.
+        model: The guarded model.
+        failure: What went wrong: `kind`, `module` (by name), `step`, `message`.
+        since: `time.perf_counter()` when it was seen.
+        blamed: The module that failed; None where that is not known.
+        arguments: The arguments of the call.
+        error: The exception; None where the numbers were bad.
+        restarts: Whether the generation begins anew afterwards.
+    """
 
     guard: Guard
     model: nn.Module
     failure: Failure
-    since: float  # time.perf_counter() when it was seen
-    blamed: nn.Module | None = None  # the module that did it
-    arguments: Any = ()  # the arguments of the call
-    error: BaseException | None = None  # None where the numbers were bad
-    restarts: bool = False  # the generation begins anew afterwards
+    since: float
+    blamed: nn.Module | None = None
+    arguments: Any = ()
+    error: BaseException | None = None
+    restarts: bool = False

@@ -54,8 +54,10 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
         propose: Called with each `Incident` that the remedies before its place did not cure; returns or yields what may
             cure it, best first, or nothing. It decides by `incident.failure.kind`, and may look at `incident.model`
             and `incident.blamed`, the module that failed (None where that is not known).
-        before: The remedy of safe_dtype before which yours are tried. Remedies registered for the same place are tried
-            in the order in which they were registered.
+        before: The remedy of safe_dtype before which yours are tried. In their order these are "without_compilation",
+            "attention", "align_inputs", "autocast", "align_module", "raise_rescale", "rescale_exactly",
+            "float32_island" and "next_dtype". Remedies registered for the same place are tried in the order in which
+            they were registered.
 
     Returns:
         The registration. Its `remove()` takes the remedies out again, and so does the end of a `with` block. What they
