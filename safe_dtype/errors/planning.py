@@ -50,7 +50,7 @@ class NoSafeDtypeError(PlanError):
 
 
 class StrictModeError(PlanError):
-    """The dtype that was ordered in strict mode was rejected or failed; strict mode changes nothing by itself."""
+    """The dtype that was ordered in strict mode was rejected or failed; or, in any mode, no model computes in it."""
 
     def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...]) -> None:
         super().__init__(ordered, reason, would_work)
@@ -59,8 +59,8 @@ class StrictModeError(PlanError):
     def __str__(self) -> str:
         others = ", ".join(self.would_work) or "none"
         return (
-            f"{self.ordered} was ordered in strict mode, and is rejected here: {self.reason}. "
-            f"Would work: {others}. Next: order one of these, or drop 'strict'."
+            f"{self.ordered} was ordered, and nothing else may be loaded in its place; it is rejected: {self.reason}. "
+            f"Would work: {others}. Next: order one of these, or leave the dtype to the plan, without 'strict'."
         )
 
 

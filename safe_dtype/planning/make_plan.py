@@ -69,7 +69,7 @@ def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
         text = f"{wanted} was asked for, and {case.device.name} cannot: {decision.reason}. "
         return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
     why = "as asked for" if case.ordered else "as saved, in strict mode"
-    return _plan(decision, case, why, *_second_thoughts(decision, case.device))
+    return _plan(decision, case, why, *_second_thoughts(decision, case))
 
 
 def _ordered_decision(wanted: Dtype, case: PlanningCase) -> Decision | None:
@@ -82,9 +82,9 @@ def _ordered_decision(wanted: Dtype, case: PlanningCase) -> Decision | None:
     return next((one for one in ranked(case) if one in stored), plain)
 
 
-def _second_thoughts(decision: Decision, device: DeviceFacts) -> tuple[str, ...]:
-    asked = f"{decision.candidate} was asked for, and on {device.name}"
-    candidate = decision.candidate
+def _second_thoughts(decision: Decision, case: PlanningCase) -> tuple[str, ...]:
+    candidate, device = decision.candidate, case.device
+    asked = f"{candidate} {'was asked for' if case.ordered else 'is kept, as saved'}, and on {device.name}"
     verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes)
     if decision.ground in (Ground.WRONG, Ground.RANGE):
         return (f"{asked} its results may be wrong: {decision.reason}",)

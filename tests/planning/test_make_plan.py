@@ -252,6 +252,12 @@ def test_strict_keeps_saved() -> None:
     assert plan.ladder == (BFLOAT16,)
 
 
+def test_strict_says_that_nobody_asked() -> None:
+    """A saved dtype that is slow is not said to have been asked for."""
+    (warning,) = make_plan(f.AVX2_CPU, f.checkpoint(BFLOAT16), Policy(mode="strict")).warnings
+    assert warning.startswith("bfloat16 is kept, as saved, and on AVX2 CPU it is slow")
+
+
 def test_strict_never_spreads() -> None:
     """In strict mode a model that does not fit is left whole, with a warning."""
     plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, billions=40), Policy(mode="strict"))
