@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import TINY
+from verifying.by_the_book import tiny
 
 from safe_dtype import measure_drift
 from safe_dtype.errors import DegenerateReferenceError, IncomparableOutputsError
@@ -20,12 +20,6 @@ from safe_dtype.verifying import drift_from, random_batches, record_outputs
 BATCHES: list[dict[str, Any]] = [
     one | {"output_hidden_states": True} for one in random_batches(96, tokens_per_batch=8, batches=3)
 ]
-
-
-def tiny(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a tiny random model; the same weights every time, up to the dtype."""
-    torch.manual_seed(0)
-    return TINY[name].make().eval().to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

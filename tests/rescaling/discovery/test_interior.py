@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
 from rescaling.architectures import config_of, found_in, gauge_of
+from rescaling.discovery.patterns import pattern
 
-from safe_dtype.facts import Gauge, Move, Part, Rows
+from safe_dtype.facts import Move, Part, Rows
 from safe_dtype.rescaling.discovery.discover import discover
 from safe_dtype.rescaling.discovery.twin import make_twin
-
-
-def pattern(gauge: Gauge) -> dict[str, int]:
-    """Return the power of every move, layers and experts taken together; moves of modules are marked."""
-    marks = {Part.WEIGHT: "", Part.NUMBER: "", Part.INPUT: "> ", Part.OUTPUT: "< "}
-    return {marks[move.part] + re.sub(r"\b\d+\b", "*", move.target): move.power for move in gauge.moves}
-
 
 _LAYER = "model.layers.*"
 

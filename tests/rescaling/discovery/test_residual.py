@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
 import transformers as tf
 from rescaling.architectures import config_of, found_in, gauge_of
+from rescaling.discovery.patterns import pattern
 
-from safe_dtype.facts import Gauge, Part
+from safe_dtype.facts import Part
 from safe_dtype.rescaling.discovery.discover import discover
 from safe_dtype.rescaling.discovery.twin import make_twin
-
-
-def pattern(gauge: Gauge) -> dict[str, int]:
-    """Return the power of every move, layers and experts taken together; moves of modules are marked."""
-    marks = {Part.WEIGHT: "", Part.NUMBER: "", Part.INPUT: "> ", Part.OUTPUT: "< "}
-    return {marks[move.part] + re.sub(r"\b\d+\b", "*", move.target): move.power for move in gauge.moves}
-
 
 _LAYER = "model.layers.*"
 
