@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from functools import cache
 from typing import Any
 
@@ -14,63 +15,113 @@ import torch
 from torch import nn
 
 from ..models.blocks import block_names
+from ..verifying.result_fields import is_looked_at, results_of
 
-# What is returned beside the results: of no use to the next step, or legally infinite (proposals outside an image).
-_BESIDE = ("past_", "hidden_", "encoder_", "decoder_", "enc_", "init_", "intermediate_", "cross_", "attentions", "router_",
-           "all_", "aux", "loss")  # fmt: skip
-_RESULTS = ("logits", "last_hidden_state")  # where there is one of these, the rest follows from it
+# -Inf is legal in scores, where it rules classes out, and in what has no name; a box or a depth of -Inf is an overflow.
+_RULED_OUT = ("logit", "score", "prob", "mask", "bias")
 # Clamped values lie at the end of float16 or 1000 below it (64504 is rounded to 64512).
 _PINNED = 64504.0
 
 Peaks = list[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
 
 
+class Soundness(Enum):
+    """What the numbers in an output are worth."""
+
+    SOUND = "numbers"
+    PADDING = "numbers, but for rows that attention_mask hides"
+    SPOILED = "NaN or Inf where there should be numbers"
+
+
 def is_sound(output: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether the results in `output` are numbers: no NaN, no +Inf, and no row of nothing but -Inf.
+    """Whether the results in `output` are numbers, see `soundness`."""
+    return soundness(output, kwargs) is not Soundness.SPOILED
 
-    -Inf alone is legal, as in a mask over the vocabulary. Costs one reduction and one read of its result for each
-    tensor of results. `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
+
+def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
+    """Tell whether all floating results in `output` are numbers: no NaN, no +Inf, and no row of nothing but -Inf.
+
+    -Inf alone is legal in scores, as in a mask over the vocabulary, and in tensors without a name; not in boxes, depths
+    or hidden states. Costs one reduction for each tensor of results, and one read of a device's memory for all of them.
+    `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
     """
-    if isinstance(output, torch.Tensor):
-        return _tensor_is_sound(output, kwargs)
-    for name in _RESULTS:
-        tensor = getattr(output, name, None)
-        if isinstance(tensor, torch.Tensor):
-            return _tensor_is_sound(tensor, kwargs)
-    return all(_tensor_is_sound(tensor, kwargs) for tensor in _results(output))
+    results = [(name, _numbers(tensor)) for name, tensor in results_of(output) if _has_numbers(tensor)]
+    if "labels" in kwargs and isinstance(output, tuple):
+        results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
+    flags = [_soundness_flag(name, tensor) for name, tensor in results]
+    if math.isfinite(flags[0].item()) if len(flags) == 1 else all(_read(flags)):
+        return Soundness.SOUND
+    spoiled = spoiled_rows(results)
+    mask = _mask_of(kwargs)
+    hidden = mask is not None and all(
+        rows.shape == mask.shape and not bool(rows[mask.to(rows.device) != 0].any()) for rows in spoiled.values()
+    )
+    return Soundness.PADDING if hidden else Soundness.SPOILED
 
 
-def _results(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, Mapping):
-        yield from _tensors(value for name, value in output.items() if not str(name).startswith(_BESIDE))
-    elif isinstance(output, (tuple, list)):
-        yield from _tensors(output)
-        yield from (tensor for value in output if isinstance(value, (tuple, list)) for tensor in _tensors(value))
+def spoiled_rows(results: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return by name which rows, along the last dimension, are no numbers: bool tensors of the shapes before it.
+
+    Results without such a row are left out.
+    """
+    rows = {name: _row_is_spoiled(name, tensor) for name, tensor in results}
+    return {name: spoiled for name, spoiled in rows.items() if bool(spoiled.any())}
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    return (value for value in values if isinstance(value, torch.Tensor))
+def _mask_of(kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    decodes = any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+    mask = kwargs.get("decoder_attention_mask" if decodes else "attention_mask")
+    return mask if isinstance(mask, torch.Tensor) else None
 
 
-def _tensor_is_sound(tensor: torch.Tensor, kwargs: Mapping[str, Any]) -> bool:
-    # A subclass (fake, functional, distributed) or a meta tensor has no numbers to look at.
-    if type(tensor) is not torch.Tensor or not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
-        return True
-    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-        return True
+def _has_numbers(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()) and is_looked_at(tensor)
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.requires_grad:
         tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+@cache
+def _may_be_ruled_out(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last == "output" or last.isdigit() or any(word in last for word in _RULED_OUT)
+
+
+def _soundness_flag(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of one element that is finite where all of `tensor` is sound. Nothing is read."""
+    if not _may_be_ruled_out(name):
+        smallest, largest = tensor.aminmax()
+        return torch.maximum(largest, -smallest)
     if tensor.dim() < 2 or tensor.numel() == tensor.shape[-1]:
-        return math.isfinite(tensor.max().item())  # quicker than amax
-    largest = tensor.amax(-1)
+        return tensor.max()  # quicker than amax
     # The finite lie between -Inf and +Inf; a sum of finite numbers may overflow, a largest may not.
-    if torch.isfinite(largest).all().item():
-        return True
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, torch.Tensor) and mask.shape == largest.shape:
-        # Padding may be anything: a row of a mask that hides everything is NaN in some kernels.
-        return bool(torch.isfinite(largest[mask.to(largest.device) != 0]).all().item())
-    return False
+    smallest, largest = tensor.amax(-1).aminmax()
+    return torch.maximum(largest, -smallest)
+
+
+def _read(flags: list[torch.Tensor]) -> list[bool]:
+    """Return which of `flags` are finite, reading once from each device."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for flag in flags:
+        by_device.setdefault(flag.device, []).append(flag)
+    return [
+        math.isfinite(value) for group in by_device.values() for value in torch.stack(_of_one_dtype(group)).tolist()
+    ]
+
+
+def _of_one_dtype(flags: list[torch.Tensor]) -> list[torch.Tensor]:
+    # float32 holds the ends of the 16-bit formats; what is finite in float64 need not be so in float32.
+    wide = torch.float64 if any(flag.dtype == torch.float64 for flag in flags) else torch.float32
+    return [flag.to(wide) for flag in flags]
+
+
+def _row_is_spoiled(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dim() == 0:
+        return ~tensor.isfinite()
+    return ~(tensor.amax(-1).isfinite() if _may_be_ruled_out(name) else tensor.isfinite().all(-1))
 
 
 @contextmanager

@@ -102,6 +102,16 @@ def pass_over(guard: Guard, failure: Failure) -> None:
     )
 
 
+def mention_padding(guard: Guard) -> None:
+    """Log, once a model, that rows of padding are no numbers. Nobody reads them, but a mean over all rows does."""
+    if "padding" not in guard.mentioned:
+        guard.mentioned.add("padding")
+        logger.warning(
+            "NaN or Inf in rows that attention_mask hides, handed on as they are: a mean over all rows is NaN as well. "
+            "Next: pool over the rows that the mask shows"
+        )
+
+
 def first_line(message: str) -> str:
     """Return the first line of a foreign text, cut to a readable length."""
     line = message.strip().partition("\n")[0]

@@ -23,8 +23,8 @@ from .compute_dtype import as_planned
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
-from .output_checks import is_sound, saturated, saturation_watch
-from .recover import TriedRemedies, cure, is_passed_over, pass_over
+from .output_checks import Soundness, saturated, saturation_watch, soundness
+from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
 from .state import Guard, here
 from .step_snapshot import StepSnapshot
 
@@ -147,8 +147,12 @@ def _attempt(
         if failure is None:
             raise
         return None, Trouble(failure, exc)
-    if block is None and is_sound(output, kwargs):
-        return output, None
+    if block is None:
+        numbers = soundness(output, kwargs)
+        if numbers is Soundness.PADDING:
+            mention_padding(guard)
+        if numbers is not Soundness.SPOILED:
+            return output, None
     text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
     return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
 

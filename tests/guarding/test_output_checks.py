@@ -11,7 +11,7 @@ import transformers
 from guarding.generators import tiny
 from torch import nn
 
-from safe_dtype import FLOAT16, FLOAT32, NoDtypeLeft, guard, report
+from safe_dtype import FLOAT16, FLOAT32, guard, report
 from safe_dtype.guarding import FailureKind
 from safe_dtype.guarding.output_checks import is_sound, saturated, saturation_watch, watched_blocks
 from safe_dtype.testing import fault
@@ -28,22 +28,29 @@ def test_the_callers_own_nan() -> None:
     assert report(model).events == ()
 
 
+class Padded(nn.Module):
+    """NaN at padded positions, by design."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2).to(BF16)
+
+    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return (batch, positions, 2)."""
+        return self.linear(hidden).masked_fill(attention_mask[..., None] == 0, torch.nan)
+
+
+SHOWN = torch.tensor([[1, 1, 0]])
+
+
 def test_padding_may_be_anything() -> None:
     """A NaN at a padded position of an encoder is nobody's business; at a real one it is."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(2, 2).to(BF16)
-
-        def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            return self.linear(hidden).masked_fill(attention_mask[..., None] == 0, torch.nan)
-
-    net = guard(Net().eval())
-    net(torch.ones(1, 3, 2, dtype=BF16), attention_mask=torch.tensor([[1, 1, 0]]))
+    net = guard(Padded().eval())
+    net(torch.ones(1, 3, 2, dtype=BF16), attention_mask=SHOWN)
     assert report(net).events == ()
-    with pytest.raises(NoDtypeLeft), fault(net, "linear", "nan"), fault(net, "linear", "nan", dtype=FLOAT32):
-        net(torch.ones(1, 3, 2, dtype=BF16), attention_mask=torch.tensor([[1, 1, 0]]))
+    with fault(net, "linear", "nan"):
+        net(torch.ones(1, 3, 2, dtype=BF16), attention_mask=SHOWN)
+    assert [event.after for event in report(net).events] == [FLOAT32]
 
 
 @torch.no_grad()
@@ -80,7 +87,46 @@ def test_a_loss_of_nothing_is_nan() -> None:
     assert report(model).events == ()
 
 
+def test_one_read_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many results there are, their numbers are read once: each read waits for the device."""
+    reads: list[str] = []
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda self, real=real, name=name: (reads.append(name), real(self))[1])
+    assert is_sound({"logits": ONES, "boxes": ONES, "masks": ONES}, {})
+    assert reads == ["tolist"]
+    reads.clear()
+    assert is_sound({"logits": ONES}, {})
+    assert reads == ["item"]
+
+
+def test_padding_is_spoken_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows of NaN under `attention_mask` are handed on with one line: mean pooling makes NaN of them."""
+    net = guard(Padded().eval())
+    with caplog.at_level("WARNING", "safe_dtype"):
+        for _ in range(2):
+            assert net(torch.ones(1, 3, 2, dtype=BF16), attention_mask=SHOWN).isnan().any()
+    (line,) = caplog.messages
+    assert "pool over the rows that the mask shows" in line
+
+
+def test_a_decoder_has_a_mask_of_its_own() -> None:
+    """What the encoder's mask hides are no rows of the decoder, even where both have as many."""
+    output = {"logits": torch.tensor([[[1.0, 2.0], [1.0, 2.0], [NAN, 2.0]]])}
+    assert is_sound(output, {"attention_mask": SHOWN})
+    assert not is_sound(output, {"attention_mask": SHOWN, "decoder_input_ids": IDS[:, :3]})
+    assert is_sound(output, {"decoder_attention_mask": SHOWN, "decoder_input_ids": IDS[:, :3]})
+
+
+def test_the_loss_in_a_tuple() -> None:
+    """With labels, the number without dimensions in a tuple is the loss; without, it is a result."""
+    output = (torch.tensor(NAN), ONES)
+    assert is_sound(output, {"labels": IDS})
+    assert not is_sound(output, {})
+
+
 NAN, INF = torch.nan, torch.inf
+ONES = torch.ones(1, 2)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +141,13 @@ NAN, INF = torch.nan, torch.inf
         pytest.param(torch.tensor([[1, 2]]), True, id="integers"),
         pytest.param({"hidden_states": (torch.tensor([[NAN]]),), "aux_loss": torch.tensor(NAN)}, True, id="beside"),
         pytest.param({"boxes": torch.tensor([[NAN, 1.0], [1.0, 1.0]])}, False, id="a-result-of-another-name"),
+        pytest.param({"logits": ONES, "pred_boxes": torch.tensor([[NAN, 1.0]])}, False, id="beside-sound-logits"),
+        pytest.param({"last_hidden_state": ONES, "value": torch.tensor([1.0, INF])}, False, id="a-value-head"),
+        pytest.param({"logits": ONES, "depth": torch.tensor([[1.0, -INF]])}, False, id="no-score"),
+        pytest.param({"logits": ONES, "scores": torch.tensor([[1.0, -INF]])}, True, id="ruled-out"),
+        pytest.param({"logits": ONES, "wide": torch.tensor([[1e300]], dtype=torch.float64)}, True, id="float64"),
+        pytest.param({"logits": ONES, "mean": torch.tensor(NAN)}, False, id="one-number"),
+        pytest.param({"sample": torch.tensor([complex(1, NAN)])}, False, id="complex"),
         pytest.param((torch.ones(1, 2), (torch.tensor([[NAN, 1.0]]),)), False, id="nested-tuples"),
         pytest.param("text", True, id="no-tensors"),
     ],

@@ -1,0 +1,97 @@
+"""Which tensors in what a model returns are its results, and which are only returned beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# What a later part of the same call was given, or auxiliary heads say in training: legally infinite (proposals outside
+# an image), and on its way into the results where it matters.
+_PARTS = ("encoder_", "enc_", "init_", "initial_reference", "intermediate_", "aux_", "auxiliary_", "denoising_")
+_STATES = ("past_key_values", "past_buckets_states", "cache", "cache_params", "shared_kv_states", "mems", "state")
+_LAYERS = ("hidden_states", "attentions", "_states", "activations")
+_DEEPEST = 4  # containers in containers
+
+Named = list[tuple[str, Tensor]]
+
+
+class Role(Enum):
+    """What a field of an output is to its reader."""
+
+    RESULT = "what the model was asked for"
+    LAYERS = "a result where it is one tensor; in a tuple it is one a layer, collected because a flag asked for them"
+    PART = "what a part of the model gave to the next; a result only where there is nothing else"
+    ASIDE = "a loss, or a state for the next call"
+
+
+@cache
+def role_of(field_name: object) -> Role:
+    """Return what a field of this name is, from the names that transformers' outputs have. A number names nothing."""
+    name = str(field_name)
+    if "loss" in name.split("_") or name in _STATES or name.endswith(("past_key_values", "_cache", "cache_params")):
+        return Role.ASIDE
+    if name.endswith("attentions") or "router" in name.split("_"):
+        return Role.ASIDE
+    if name.startswith(_PARTS):
+        return Role.PART
+    return Role.LAYERS if name.endswith(_LAYERS) or name.startswith("all_") else Role.RESULT
+
+
+def results_of(output: Any) -> Named:
+    """Return the floating and complex tensors that a caller uses in `output`, by dotted name, in its order.
+
+    Looks into mappings, tuples and lists, dataclasses, and objects with tensors as attributes; a tensor alone is called
+    "output", and what has no name is numbered. Left out are losses (the mean over no labels is NaN), caches and other
+    states, attentions, routers' logits, tuples with one tensor a layer, and what a part of the model gave to the next
+    (an encoder to its decoder); the last only where there is anything else.
+    """
+    if isinstance(output, Tensor):
+        return [("output", output)] if output.is_floating_point() or output.is_complex() else []
+    results: Named = []
+    parts: Named = []
+    _collect("", _items(output, 0), results, parts, 0)
+    return results or parts
+
+
+def _collect(path: str, items: Iterable[tuple[Any, Any]], results: Named, parts: Named, depth: int) -> None:
+    for name, item in items:
+        role = role_of(name)
+        if role is Role.ASIDE or item is None:
+            continue
+        if isinstance(item, Tensor):
+            if item.is_floating_point() or item.is_complex():
+                (parts if role is Role.PART else results).append((f"{path}{name}", item))
+        elif role is Role.RESULT and depth < _DEEPEST and (inner := _items(item, depth + 1)):
+            _collect(f"{path}{name}.", inner, results, parts, depth + 1)
+
+
+def _items(value: Any, depth: int) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, (tuple, list)):
+        return zip(getattr(value, "_fields", range(len(value))), value, strict=False)
+    if isinstance(value, (str, bytes, int, float, nn.Module, type)) or "Cache" in type(value).__name__:
+        return ()
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
+    # A distribution, say, or an output class of a library's own; deeper lies what is no output any more.
+    own = getattr(value, "__dict__", None) if depth < 2 and not callable(value) else None
+    return [(name, item) for name, item in own.items() if not name.startswith("_")] if own else ()
+
+
+def is_looked_at(tensor: Tensor) -> bool:
+    """Whether there are numbers in `tensor` to look at: not in fake, meta, nested, sparse, float8 or empty ones."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_meta
+        and tensor.numel() > 0
+        and tensor.dtype.itemsize > 1
+    )
