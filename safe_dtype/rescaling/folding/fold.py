@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from ...errors import RescaleError
@@ -19,6 +18,7 @@ from ...errors.warn import warn
 from ...facts import Part, Rescale, Rows
 from ...models.needed import Needed, changing
 from ...models.shift_hooks import shift_on
+from .lost_bits import Exponents, LostBits, moved, unmoved
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Fold:
         self._model = model
         self._done: dict[Key, int] = {}  # the exponents in force
         self._seats: dict[str, _Seat] = {}  # by the path of a module with moved weights
+        self._lost: dict[str, LostBits] = {}  # by the name of a moved weight
         self.rescale = Rescale(())
         self.is_watching = False
 
@@ -78,8 +79,8 @@ class Fold:
     def move_to(self, rescale: Rescale) -> None:
         """Bring `rescale` into force instead of what is now.
 
-        In bfloat16 and float32 nothing is lost that `move_to` would not bring back, as long as no weight lies below
-        2 ** -100; in float16 small weights lose bits.
+        In float16 small weights lose bits. Those are kept, on the CPU, and a later `move_to` starts from them: whatever
+        was in force in between, a weight that is moved is rounded once, and one that is not is what it was, bit for bit.
 
         Raises:
             RescaleError: If the model has not what the rescale names, or it names one weight twice. Nothing has changed
@@ -98,7 +99,13 @@ class Fold:
                 _check_wrapper(target, self._model.get_submodule(place.path), place, rows)
         with torch.inference_mode(mode=False), torch.no_grad():
             for key, exponent in changes.items():
-                self._multiply(key, places[key], exponent)
+                if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
+                    self._multiply(key, places[key], exponent)
+            before, after = _by_weight(self._done), _by_weight(wanted)
+            weights = {key[1]: place for key, place in places.items() if key[0] is Part.WEIGHT}
+            for target, place in weights.items():
+                if not self._is_wrapped(place):
+                    self._move_weight(target, place.owner, before.get(target, {}), after.get(target, {}))
         self._done = wanted
         self.rescale = rescale
         paths = {target.rpartition(".")[0] for part, target, _ in wanted if part is Part.WEIGHT}
@@ -114,12 +121,20 @@ class Fold:
 
         Parameters of wrapped modules are not among them: they have their own values.
         """
-        moved: dict[str, dict[Rows | None, int]] = {}
-        for (part, target, rows), exponent in self._done.items():
-            path, _, name = target.rpartition(".")
-            if part is Part.WEIGHT and not self._moves_input(path, name):
-                moved.setdefault(target, {})[rows] = exponent
-        return moved
+        by_weight = _by_weight(self._done)
+        return {target: one for target, one in by_weight.items() if not self._moves_input(target)}
+
+    def unmoved(self, name: str, weight: Tensor, exponents: Exponents) -> Tensor:
+        """Return the moved parameter `name`, whose value is `weight`, as it is without the rescale: in float32.
+
+        Bit for bit, also where it lost bits in float16. `exponents` are those of `moved`.
+        """
+        return unmoved(weight, exponents, self._lost.get(name))
+
+    def largest_loss(self) -> tuple[str, float]:
+        """Return the moved weight that lost most in float16, and how much: RMS of the loss over that of the weight."""
+        losses = ((name, lost.error) for name, lost in self._lost.items())
+        return max(losses, key=lambda loss: loss[1], default=("", 0.0))
 
     def watch_seats(self) -> None:
         """Have `follow` called as soon as a module with moved weights is wrapped or unwrapped.
@@ -147,10 +162,10 @@ class Fold:
         changed = [path for path, seat in before.items() if seat.is_stale]
         # First undo the moves of changed modules, as they were done; then move anew, with the modules of now.
         with torch.inference_mode(mode=False), torch.no_grad():
-            for (part, target, rows), exponent in self._done.items():
-                path, _, name = target.rpartition(".")
-                if part is Part.WEIGHT and path in changed:
-                    self._move_back(target, rows, exponent, before[path], name)
+            for target, exponents in _by_weight(self._done).items():
+                path = target.rpartition(".")[0]
+                if path in changed:
+                    self._move_back(target, exponents, before[path])
         unchanged = {key: exponent for key, exponent in self._done.items()
                 if not (key[0] is Part.WEIGHT and key[1].rpartition(".")[0] in changed)}  # fmt: skip
         self._done, self._seats = unchanged, {}
@@ -173,16 +188,27 @@ class Fold:
         self._seats = {}
         self.undo()
 
-    def _move_back(self, target: str, rows: Rows | None, exponent: int, seat: _Seat, name: str) -> None:
+    def _move_back(self, target: str, exponents: Exponents, seat: _Seat) -> None:
+        path, _, name = target.rpartition(".")
         if seat.is_wrapper and name == "weight":
-            _shift(seat.module, Part.INPUT, -exponent)
+            _shift(seat.module, Part.INPUT, -sum(exponents.values()))
             return
-        here = self._model.get_submodule(target.rpartition(".")[0])
+        here, lost = self._model.get_submodule(path), self._lost.pop(target, None)
         for module in _holders(here, name):
             weight: Any = module._parameters[name]
-            weight.data = _multiplied(weight.data, rows, -exponent)
+            weight.data, _ = moved(weight.data, exponents, {}, lost)
 
-    def _moves_input(self, path: str, name: str) -> bool:
+    def _move_weight(self, target: str, owner: nn.Module, before: Exponents, after: Exponents) -> None:
+        weight: Any = owner._parameters[target.rpartition(".")[2]]
+        weight.data, lost = moved(weight.data, before, after, self._lost.pop(target, None))
+        if lost is not None:
+            self._lost[target] = lost
+
+    def _is_wrapped(self, place: _Place) -> bool:
+        return place.name == "weight" and self._model.get_submodule(place.path) is not place.owner
+
+    def _moves_input(self, target: str) -> bool:
+        path, _, name = target.rpartition(".")
         seat = self._seats.get(path)
         return name == "weight" and seat is not None and seat.is_wrapper
 
@@ -207,16 +233,11 @@ class Fold:
         return _Place(path, owner, name)
 
     def _multiply(self, key: Key, place: _Place, exponent: int) -> None:
-        part, _, rows = key
+        part = key[0]
         if part is Part.NUMBER:
             setattr(place.owner, place.name, getattr(place.owner, place.name) * 2.0**exponent)
-        elif part is Part.WEIGHT:
-            seat = self._model.get_submodule(place.path)
-            if place.name == "weight" and seat is not place.owner:
-                _shift(seat, Part.INPUT, exponent)
-            else:
-                weight: Any = place.owner._parameters[place.name]
-                weight.data = _multiplied(weight.data, rows, exponent)
+        elif part is Part.WEIGHT:  # of a wrapped module
+            _shift(self._model.get_submodule(place.path), Part.INPUT, exponent)
         else:
             _shift(place.owner, part, exponent)
 
@@ -305,12 +326,9 @@ def _check_weight(target: str, weight: torch.Tensor, rows: Rows | None) -> None:
             raise RescaleError(f"{target} of shape {list(weight.shape)}: {exc}") from exc
 
 
-def _multiplied(weight: torch.Tensor, rows: Rows | None, exponent: int) -> torch.Tensor:
-    # A new tensor, for the old one may be a view of the mapped file, whose pages would be kept twice.
-    if rows is None:
-        return weight * math.ldexp(1.0, exponent)
-    product = weight.clone()
-    index: list[slice] = [slice(None)] * weight.dim()
-    index[rows.dim] = rows.of(weight.shape[rows.dim])
-    product[tuple(index)] *= math.ldexp(1.0, exponent)
-    return product
+def _by_weight(exponents: Mapping[Key, int]) -> dict[str, dict[Rows | None, int]]:
+    by_weight: dict[str, dict[Rows | None, int]] = {}
+    for (part, target, rows), exponent in exponents.items():
+        if part is Part.WEIGHT:
+            by_weight.setdefault(target, {})[rows] = exponent
+    return by_weight

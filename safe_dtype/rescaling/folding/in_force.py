@@ -21,6 +21,7 @@ class Rescaled:
     def __init__(self, fold: Fold, effect: Effect) -> None:
         self.fold = fold
         self.effect = effect
+        self.loaded = fold.rescale
         self.raised = 0  # bits that were added since
 
     @property

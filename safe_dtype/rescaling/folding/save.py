@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...errors import RescaleError
-from ...facts import BFLOAT16, Rescale
+from ...facts import BFLOAT16, Rescale, Rows
 from ...models.islands import islands_in
 from ...models.origin import known_origin
 from ...models.wrapped_methods import wrap_method
-from .. import Fold, rescaled_of
+from .. import rescaled_of
+from .lost_bits import Exponents, multiplied, unmoved
 from .rescale_file import Stored, write_stored
 
 logger = logging.getLogger(__name__)
@@ -77,23 +77,27 @@ def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return `state`, the state dict of a rescued model, with the values that its tensors have without the rescale.
 
     A tensor that is still what was loaded comes from its file, bit for bit and in the file's dtype. One that was changed
-    since is multiplied back, which is exact: in float16 where it fits, else in float32.
+    since, or whose file cannot be read, is moved back, with the bits that it lost meanwhile: in the model's dtype where
+    it fits, else in float32.
     """
     source = _as_saved(model)
     rescaled = rescaled_of(model)
     moved = rescaled.fold.moved() if rescaled is not None else {}
+    loaded = _by_weight(rescaled.loaded) if rescaled is not None else {}
     weights: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        was, is_moved = source.get(name), name in moved
-        if was is not None and torch.equal(was[1].to(tensor.dtype), tensor.cpu()):
-            weights[name] = was[0]
+        if rescaled is not None and name in moved:
+            own = rescaled.fold.unmoved(name, tensor, moved[name])
+            same = any(_rounded_alike(own, source.get(name), tensor, one) for one in (loaded.get(name, {}), {}))
+            weights[name] = source[name] if same else _narrow(own, tensor.dtype)
         else:
-            weights[name] = _multiplied_back(tensor, moved[name]) if is_moved else tensor
+            same = name in source and _rounded_alike(tensor.cpu(), source[name], tensor, {})
+            weights[name] = source[name] if same else tensor
     return weights
 
 
-def _as_saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Read the weights of `model` again: by name, each as saved, and as it is with the rescale."""
+def _as_saved(model: Any) -> dict[str, Tensor]:
+    """Read the weights of `model` again, as they were saved."""
     origin = known_origin(model)
     if origin is None or origin.source is None:
         return {}
@@ -103,25 +107,32 @@ def _as_saved(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     model_class: Any = origin.model_class
     try:
         loaded = model_class.from_pretrained(origin.source, **arguments, dtype=getattr(torch, origin.plan.saved.name))
-        source = loaded[0] if isinstance(loaded, tuple) else loaded
-        own = dict(source.state_dict())
-        fold = Fold(source)
-        fold.move_to(_rescale_of(model) or Rescale(()))
-    except (OSError, RescaleError) as exc:
+    except OSError as exc:
         logger.info("%s: its weights cannot be read again (%s): they are multiplied back", origin.source, exc)
         return {}
-    # What the fold moved has new tensors now, and those of `own` are as they were.
-    return {name: (own[name], tensor) for name, tensor in source.state_dict().items()}
+    source = loaded[0] if isinstance(loaded, tuple) else loaded
+    return dict(source.state_dict())
 
 
-def _multiplied_back(tensor: Tensor, exponents: Mapping[Any, int]) -> Tensor:
-    whole = tensor.float().cpu()
-    for rows, exponent in exponents.items():
-        index: list[slice] = [slice(None)] * whole.dim()
-        if rows is not None:
-            index[rows.dim] = rows.of(whole.shape[rows.dim])
-        whole[tuple(index)] *= 2.0**-exponent
-    half = whole.to(tensor.dtype)
+def _by_weight(rescale: Rescale) -> dict[str, dict[Rows | None, int]]:
+    by_weight: dict[str, dict[Rows | None, int]] = {}
+    for (_, target, rows), exponent in rescale.exponents().items():
+        by_weight.setdefault(target, {})[rows] = exponent
+    return by_weight
+
+
+def _rounded_alike(own: Tensor, saved: Tensor | None, tensor: Tensor, loaded: Exponents) -> bool:
+    """Whether `own` is what `saved` is once it is rounded to the dtype of `tensor`, being moved by `loaded` then."""
+    if saved is None or saved.shape != own.shape:
+        return False
+    if not saved.is_floating_point():
+        return torch.equal(saved, own)
+    rounded = multiplied(saved.float(), loaded).to(tensor.dtype)
+    return torch.equal(unmoved(rounded, loaded, None), own.float())
+
+
+def _narrow(whole: Tensor, dtype: torch.dtype) -> Tensor:
+    half = whole.to(dtype)
     return half if torch.equal(half.float(), whole) else whole
 
 

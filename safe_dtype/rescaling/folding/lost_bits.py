@@ -1,0 +1,144 @@
+"""Multiply weights by powers of two, and keep what float16 loses by that: a weight comes back bit for bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...facts import Rows
+
+# By which power of two the rows of a weight are multiplied; None as rows is all of it.
+Exponents = Mapping[Rows | None, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LostBits:
+    """The elements of a moved weight that multiplying it back does not restore, as they are when it is not moved."""
+
+    index: Tensor | None  # (elements,) of the flattened weight; None: all of it is kept, for that takes less
+    values: Tensor  # (elements,), or of the shape of the weight; on the CPU
+    error: float  # RMS of what the weight lost, over its own
+
+    def __deepcopy__(self, _memo: Any) -> LostBits:
+        return self
+
+
+def multiplied(weight: Tensor, exponents: Exponents) -> Tensor:
+    """Return `weight` with its rows multiplied, in a new tensor.
+
+    The old one may be a view of a mapped file, whose pages would be kept twice.
+    """
+    changes = [(rows, exponent) for rows, exponent in exponents.items() if exponent]
+    if len(changes) > 1:  # rows may be named twice, and are rounded once
+        return (_wide(weight) * _all_factors(exponents, weight)).to(weight.dtype)
+    rows, exponent = changes[0] if changes else (None, 0)
+    if rows is None:
+        return weight * math.ldexp(1.0, exponent)
+    product = weight.clone()
+    product[_index(rows, weight)] *= math.ldexp(1.0, exponent)
+    return product
+
+
+def moved(
+    weight: Tensor, before: Exponents, after: Exponents, lost: LostBits | None
+) -> tuple[Tensor, LostBits | None]:
+    """Return a weight that is multiplied by `after` in place of `before`, and the bits that it has lost now.
+
+    Elements that somebody has written over since they were moved count as what they are now.
+    """
+    change = {rows: after.get(rows, 0) - before.get(rows, 0) for rows in (*before, *after)}
+    product = multiplied(weight, change)
+    undone = multiplied(product, {rows: -exponent for rows, exponent in change.items()})
+    differs = undone != weight
+    del undone
+    if lost is not None:
+        where, values = _still(weight, before, lost)
+        product[where] = (values * _factors(after, weight, where)).to(weight.dtype)
+        differs[where] = (_wide(product[where]) * _factors(_inverse(after), weight, where)) != values
+        whole = _wide(weight) * _all_factors(_inverse(before), weight)
+        whole[where] = values
+    elif not bool(differs.any()):
+        return product, None
+    else:
+        whole = _wide(weight) * _all_factors(_inverse(before), weight)
+    return product, _kept(product, after, whole, differs)
+
+
+def unmoved(weight: Tensor, exponents: Exponents, lost: LostBits | None) -> Tensor:
+    """Return a moved weight without its exponents, in float32 at least, on the CPU."""
+    here = weight.detach().cpu()
+    whole = _wide(here) * _all_factors(_inverse(exponents), here)
+    if lost is not None:
+        where, values = _still(here, exponents, lost)
+        whole[where] = values
+    return whole
+
+
+def _kept(product: Tensor, exponents: Exponents, whole: Tensor, differs: Tensor) -> LostBits | None:
+    """Return what is lost of `whole` where `differs`."""
+    if not bool(differs.any()):
+        return None
+    where = differs.nonzero(as_tuple=True)
+    values = whole[where]
+    off = _wide(product[where]) - values * _factors(exponents, product, where)
+    size = float(torch.linalg.vector_norm(product.float()))
+    error = float(torch.linalg.vector_norm(off)) / size if size else math.inf
+    index = differs.flatten().nonzero().squeeze(-1)
+    if product.numel() < 2**31:
+        index = index.int()
+    values = _compact(values, product.dtype)
+    if index.numel() * (index.element_size() + values.element_size()) > product.numel() * product.element_size():
+        return LostBits(None, _compact(whole, product.dtype).cpu(), error if math.isfinite(error) else math.inf)
+    return LostBits(index.cpu(), values.cpu(), error if math.isfinite(error) else math.inf)
+
+
+def _still(weight: Tensor, exponents: Exponents, lost: LostBits) -> tuple[Any, Tensor]:
+    """Return where `weight` is still what was kept of it, moved, as an index into it; and what was kept there."""
+    values = _wide(lost.values.to(weight.device))
+    if lost.index is None:
+        where = (values * _all_factors(exponents, weight)).to(weight.dtype) == weight
+        return where, values[where]
+    indices = torch.unravel_index(lost.index.to(weight.device).long(), weight.shape)
+    same = (values * _factors(exponents, weight, indices)).to(weight.dtype) == weight[indices]
+    return tuple(one[same] for one in indices), values[same]
+
+
+def _compact(values: Tensor, dtype: torch.dtype) -> Tensor:
+    narrow = values.to(dtype)
+    return narrow if torch.equal(narrow.to(values.dtype), values) else values
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _factors(exponents: Exponents, weight: Tensor, where: Any) -> Tensor:
+    return _all_factors(exponents, weight).expand(weight.shape)[where]
+
+
+def _all_factors(exponents: Exponents, weight: Tensor) -> Tensor:
+    """Return what the elements of `weight` are multiplied by, float32, in a shape that broadcasts to the weight's."""
+    factors = torch.full([1] * weight.dim(), math.ldexp(1.0, exponents.get(None, 0)), device=weight.device)
+    for rows, exponent in exponents.items():
+        if rows is not None:
+            sizes = [1] * weight.dim()
+            sizes[rows.dim] = weight.shape[rows.dim]
+            along = torch.ones(sizes, device=weight.device)
+            along[_index(rows, weight)] = math.ldexp(1.0, exponent)
+            factors = factors * along
+    return factors
+
+
+def _inverse(exponents: Exponents) -> dict[Rows | None, int]:
+    return {rows: -exponent for rows, exponent in exponents.items()}
+
+
+def _index(rows: Rows, weight: Tensor) -> tuple[slice, ...]:
+    index: list[slice] = [slice(None)] * weight.dim()
+    index[rows.dim] = rows.of(weight.shape[rows.dim])
+    return tuple(index)
