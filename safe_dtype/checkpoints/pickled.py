@@ -35,22 +35,22 @@ def read_pickled(path: Path) -> tuple[TensorFacts, ...]:
         raise UnsafeCheckpointError(str(path.parent), problem, "ask its author for safetensors") from exc
     except (RuntimeError, EOFError, ValueError, OSError) as exc:
         raise _corrupt(path, exc) from exc
-    return tuple(_tensors(loaded, path.name))
+    return tuple(
+        TensorFacts(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), path.name)
+        for name, tensor in table_of(loaded).items()
+    )
 
 
 def _is_archive(path: Path) -> bool:
     return zipfile.is_zipfile(path) or path.read_bytes()[:2] == b"\x80\x02"
 
 
-def _tensors(loaded: Any, file: str) -> list[TensorFacts]:
+def table_of(loaded: Any) -> dict[str, Any]:
+    """Return the tensors in what `torch.load` returned, by name."""
     import torch
 
     table = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return [
-        TensorFacts(str(name), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), file)
-        for name, tensor in table.items()
-        if isinstance(tensor, torch.Tensor)
-    ]
+    return {str(name): tensor for name, tensor in table.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _corrupt(path: Path, exc: Exception) -> CorruptCheckpointError:

@@ -65,7 +65,7 @@ def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None
             raise CheckpointNotFoundError(where.name, f"has no file {where.gguf_file}", "check `gguf_file`")
         facts = _read_gguf(where, files.local(where.gguf_file), passed_config)
         return replace(facts, identity=facts.identity and replace(facts.identity, commit=files.commit))
-    if files.has("adapter_config.json") and not files.has("config.json"):
+    if is_adapter(files):
         return _read_base(where, files, passed_config)
     config_json = read_config(where, files) if passed_config is None else passed_config
     name, is_index = weight_names(where, files, config_json.get("transformers_weights"))
@@ -191,17 +191,30 @@ def _read_gguf(where: Where, path: Path, passed_config: Mapping[str, Any] | None
     return replace(facts, quantization=quantization or "gguf", identity=identity_of(tensors, [path]))
 
 
-def _read_base(where: Where, files: Files, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
+def is_adapter(files: Files) -> bool:
+    """Whether the files are an adapter's alone, and the weights are those of its base."""
+    return files.has("adapter_config.json") and not files.has("config.json")
+
+
+def base_of(where: Where, files: Files) -> Where:
+    """Return where the base of an adapter is.
+
+    Raises:
+        CorruptCheckpointError: If the adapter names none.
+    """
     try:
         base = json.loads(files.local("adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as exc:
         raise CorruptCheckpointError(where.name, f"adapter_config.json names no base ({exc!r})") from exc
+    return replace(where, source=base, subfolder="", revision=None, variant=None)
+
+
+def _read_base(where: Where, files: Files, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
+    base = base_of(where, files)
     try:
-        facts = read_checkpoint(
-            replace(where, source=base, subfolder="", revision=None, variant=None), config=passed_config
-        )
+        facts = read_checkpoint(base, config=passed_config)
     except CheckpointNotFoundError as exc:
-        problem = f"is an adapter of {base}, and that is not to be found ({exc.problem})"
+        problem = f"is an adapter of {base.name}, and that is not to be found ({exc.problem})"
         raise CheckpointNotFoundError(where.name, problem, exc.advice) from exc
     identity = facts.identity and replace(facts.identity, commit=None)  # it is no commit of the adapter's
     return replace(facts, source=where.name, adapter=where.name, identity=identity)

@@ -37,6 +37,17 @@ def weight_names(where: Where, files: Files, explicit: str | None = None) -> tup
     raise CheckpointNotFoundError(where.name, f"has no weights (looked for {wanted})", _hint(where))
 
 
+def file_names(where: Where, files: Files, explicit: str | None = None) -> list[str]:
+    """Return the files that transformers would load, shards one by one. `explicit` is as in `weight_names`.
+
+    Raises:
+        CheckpointNotFoundError: If there are no weights.
+        CorruptCheckpointError: If an index cannot be read, or leads out of the folder.
+    """
+    name, is_index = weight_names(where, files, explicit)
+    return _shards(where, files, name)[1] if is_index else [name]
+
+
 def _hint(where: Where) -> str:
     if where.variant:
         return f"check whether it has a variant {where.variant!r}"
@@ -60,10 +71,7 @@ def read_tensors(where: Where, files: Files, name: str, *, is_index: bool) -> tu
     """
     if not is_index:
         return _reader(files, name)(name)
-    index = _read_index(where, files, name)
-    shards = sorted(set(index.values()))
-    if outside := [shard for shard in shards if shard.startswith("/") or ".." in shard.split("/") or "\\" in shard]:
-        raise CorruptCheckpointError(where.name, f"{name} leads out of its folder, to {outside[0]}", "do not trust it")
+    index, shards = _shards(where, files, name)
     if missing := [shard for shard in shards if not files.has(shard)]:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         problem = f"{name} names {len(shards)} files, and {len(missing)} of them are not there: {listed}"
@@ -78,6 +86,15 @@ def _reader(files: Files, name: str) -> Callable[[str], tuple[TensorFacts, ...]]
     if name.endswith(".safetensors"):
         return files.header
     return lambda shard: read_pickled(files.local(shard))
+
+
+def _shards(where: Where, files: Files, name: str) -> tuple[dict[str, str], list[str]]:
+    """Return an index, and the files that it names."""
+    index = _read_index(where, files, name)
+    shards = sorted(set(index.values()))
+    if outside := [shard for shard in shards if shard.startswith("/") or ".." in shard.split("/") or "\\" in shard]:
+        raise CorruptCheckpointError(where.name, f"{name} leads out of its folder, to {outside[0]}", "do not trust it")
+    return index, shards
 
 
 def _read_index(where: Where, files: Files, name: str) -> dict[str, str]:

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import NotGuardedError
-from ..models.origin import Origin, known_origin
+from ..models.origin import known_origin
 from ..models.wrapped_methods import owner_of, unwrap_methods, wrap_method
 from ..planning import Plan, Policy
 from .failure import Report
 from .generate_batch import guarded_batch
 from .restart_generate import guarded_generate
-from .state import ATTRIBUTE, Guard, Reread, guard_of, here
+from .state import ATTRIBUTE, Guard, guard_of, here
 from .step import guarded_step
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,7 +43,7 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
     origin = known_origin(model)
     plan = plan or (origin.plan if origin else None)
     wishes = Policy.of(policy)
-    state = Guard(model, wishes or (plan.policy if plan else Policy()), plan, _reread(origin) if origin else None)
+    state = Guard(model, wishes or (plan.policy if plan else Policy()), plan)
     model.__dict__[ATTRIBUTE] = state
     wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, state)
     for inner in model.modules():
@@ -148,14 +148,3 @@ def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
         return guarded_batch(state, functools.partial(original, self), args, kwargs)
 
     return generate_batch
-
-
-def _reread(origin: Origin) -> Reread:
-    def reread(dtype: torch.dtype) -> nn.Module:
-        arguments = {name: value for name, value in origin.arguments.items() if name not in ("dtype", "torch_dtype")}
-        loaded = origin.model_class.from_pretrained(origin.source, **arguments, dtype=dtype)  # type: ignore[attr-defined]
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        unguard(model)
-        return model  # type: ignore[no-any-return]
-
-    return reread

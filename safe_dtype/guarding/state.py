@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +24,6 @@ from .step_snapshot import Place, state_places
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 
-Reread = Callable[[torch.dtype], nn.Module]  # load the same weights from their files again, in this dtype
-
 
 class Here(threading.local):
     """Where this thread is: `depth` guarded calls deep, `nets` around it, at `step` of the innermost generation."""
@@ -46,11 +43,10 @@ class Guard:
     so that the file can be read where safe_dtype is not installed.
     """
 
-    def __init__(self, model: nn.Module, policy: Policy, plan: Plan | None, reread: Reread | None) -> None:
+    def __init__(self, model: nn.Module, policy: Policy, plan: Plan | None) -> None:
         self.model = weakref.ref(model)
         self.policy = policy
         self.plan = plan
-        self.reread = reread
         self.events: list[Event] = []
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
@@ -66,7 +62,6 @@ class Guard:
         self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
         self._blocks: list[nn.Module] | None = None
         self._places: list[Place] | None = None
-        self.weights = fingerprint(model) if reread else {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard | None:
         model = self.model()
@@ -77,7 +72,7 @@ class Guard:
             # Its parameters are not filled in yet, so what needs them is found out on first use.
             fresh = Guard.__new__(Guard)
             fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), lock=ModelLock())
-            fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned), reread=None, weights={})
+            fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned))
             fresh._blocks = fresh._places = None
             share(self, fresh)
             memo[id(self)] = fresh
@@ -151,11 +146,6 @@ class Guard:
             type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands
         )
 
-    def weights_untouched(self) -> bool:
-        """Whether the weights are still those that were loaded."""
-        model = self.model()
-        return model is not None and bool(self.weights) and fingerprint(model) == self.weights
-
 
 def _cast_from(plan: Plan | None) -> int | None:
     if plan is None or plan.routes is None or plan.compute == plan.storage:
@@ -167,16 +157,6 @@ def guard_of(module: nn.Module) -> Guard | None:
     """Return the guard that `module` answers to: its own, or that of the model it is a part of."""
     guard = module.__dict__.get(ATTRIBUTE)
     return guard if isinstance(guard, Guard) else None
-
-
-def fingerprint(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return something that changes when anybody writes into the weights of `model` or replaces them."""
-    # An inference tensor has no version; nothing can write into it outside inference mode.
-    return {
-        name: (weight.data_ptr(), -1 if weight.is_inference() else weight._version)
-        for name, weight in model.named_parameters()
-        if not weight.is_meta
-    }
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints.weight_files import WeightFiles, mark_weight_files
 from ..errors import RescaleError
 from ..errors.warn import warn
 from ..facts import FLOAT16, FLOAT32
@@ -72,7 +73,14 @@ def _origin(model: Any, plan: Plan, request: Request) -> Origin:
     made_for = plan.made_for
     if made_for and made_for.source == source and made_for.checkpoint and made_for.checkpoint.commit:
         arguments["revision"] = made_for.checkpoint.commit  # main may move before the weights are read again
-    return Origin(plan, type(model), source, arguments)
+    return Origin(plan, type(model), source, arguments, _files(request, arguments.get("revision")))
+
+
+def _files(request: Request, revision: str | None) -> WeightFiles:
+    """Return the files that the weights came from, as they are now."""
+    if request.source is None or request.arguments.get("state_dict") is not None:
+        return WeightFiles("state_dict", problem="its weights were passed as `state_dict`")
+    return mark_weight_files(replace(request.where, revision=revision))
 
 
 def _arguments(plan: Plan, request: Request) -> dict[str, Any]:

@@ -20,9 +20,13 @@ def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def recast(
-    model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, in_float32: Callable[[str], bool]
+    model: nn.Module,
+    former: Collection[torch.dtype],
+    new: torch.dtype,
+    in_float32: Callable[[str], bool],
+    original: Callable[[str, torch.Tensor], torch.Tensor | None],
 ) -> tuple[int, int]:
-    """Cast what is kept in main memory, and have what lies on disk read in `new`.
+    """Cast what is kept in main memory, or what `original` returns for it, and have what lies on disk read in `new`.
 
     Returns how many weights changed, and by how many bytes main memory grew.
     """
@@ -34,7 +38,9 @@ def recast(
             if tensor.dtype not in former:
                 continue
             if tensor.data_ptr() not in replaced:
-                replaced[tensor.data_ptr()] = tensor.to(torch.float32 if in_float32(name) else new)
+                stored = original(name, tensor)
+                values = tensor if stored is None else stored
+                replaced[tensor.data_ptr()] = values.to(torch.float32 if in_float32(name) else new)
                 grown += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
             tensors[name] = replaced[tensor.data_ptr()]
             count += 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checkpoints.weight_files import WeightFiles
 from ..errors import NoPlanError
 from ..planning import Plan
 
@@ -23,6 +24,7 @@ class Origin:
     model_class: type
     source: str | None
     arguments: Mapping[str, Any] = field(repr=False)
+    files: WeightFiles  # as they were then
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -39,6 +41,12 @@ def keep_origin(model: Any, origin: Origin) -> None:
 def known_origin(model: Any) -> Origin | None:
     """Return how `model` was loaded; None where safe_dtype did not load it."""
     origin = getattr(model, _ATTRIBUTE, None)
+    return origin if isinstance(origin, Origin) else None
+
+
+def own_origin(module: Any) -> Origin | None:
+    """Return how `module` itself was loaded: known of it, and not of what it wraps."""
+    origin = module.__dict__.get(_ATTRIBUTE)
     return origin if isinstance(origin, Origin) else None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,20 +71,12 @@ def growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) 
     return dict(needed)
 
 
-def bytes_of_copy(model: nn.Module, dtype: torch.dtype) -> dict[torch.device, int]:
-    """Return how many bytes a second copy of the parameters would take on each device, in `dtype`."""
-    needed: Counter[torch.device] = Counter()
-    for parameter in model.parameters():
-        needed[parameter.device] += parameter.numel() * dtype.itemsize
-    return dict(needed)
-
-
 def recast(
     model: nn.Module,
     former: Collection[torch.dtype],
     new: torch.dtype,
     *,
-    source: nn.Module | None = None,
+    original: Callable[[str, torch.Tensor], torch.Tensor | None] | None = None,
     without: Collection[int] = (),
 ) -> Recast:
     """Bring every floating tensor of `model` that is in a dtype of `former` into `new`.
@@ -93,12 +85,12 @@ def recast(
         model: Changed in place. Parameters stay the same objects, so ties, hooks and optimizers keep theirs.
         former: The dtypes to leave.
         new: The dtype to go to. In 16 bit, what the class keeps in float32 goes to float32 instead.
-        source: A model of the same class in `new`, whose parameters are taken over instead of cast: for weights that
-            lost bits when they were loaded.
+        original: Returns what to cast instead of a tensor of this name and these values, which lost bits when it was
+            loaded; None where it is cast as it is.
         without: The id() of parameters that stay as they are.
     """
     in_float32 = kept_in_float32(model, new)
-    fresh = dict(source.named_parameters()) if source is not None else {}
+    original = original or _as_it_is
     count = grown = 0
     with torch.inference_mode(mode=False), torch.no_grad():
         for name, parameter in (*_parameters(model, former, new), *_buffers(model, former)):
@@ -106,12 +98,13 @@ def recast(
                 continue
             wanted = torch.float32 if in_float32(name) else new
             before = parameter.numel() * parameter.dtype.itemsize
-            _replace(parameter, _in(wanted, fresh[name].data if name in fresh else parameter.data))
-            fresh.pop(name, None)
+            stored = original(name, parameter.data)
+            values = parameter.data if stored is None else stored.to(parameter.device)
+            _replace(parameter, _in(wanted, values))
             count += 1
             grown += parameter.numel() * parameter.dtype.itemsize - before if parameter.device.type != "meta" else 0
         count += _recast_attributes(model, former, new)
-        moved, bytes_more = offloaded.recast(model, former, new, in_float32)
+        moved, bytes_more = offloaded.recast(model, former, new, in_float32, original)
     for _, _, shift in shifted_modules(model):
         shift.outside_is_now(new)
     _tell_configs(model, former, new)
@@ -152,6 +145,10 @@ def _buffers(model: nn.Module, former: Collection[torch.dtype]) -> Iterator[tupl
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.dtype in former and name not in unsaved:
                 yield f"{prefix}.{name}".lstrip("."), buffer
+
+
+def _as_it_is(_name: str, _tensor: torch.Tensor) -> None:
+    """Cast every tensor as it is."""
 
 
 def _in(wanted: torch.dtype, tensor: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,8 @@ from tiny_models import TINY
 
 from safe_dtype import SafeAutoModel, plan_of
 from safe_dtype.errors import NoPlanError
-from safe_dtype.guarding.state import guard_of
 from safe_dtype.models.origin import origin_of
+from safe_dtype.models.original_weights import OriginalWeights
 
 
 def test_main_moves_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -34,11 +34,11 @@ def test_main_moves_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         before = {name: tensor.float() for name, tensor in model.state_dict().items()}
         hub.push("org/model", {"model.safetensors": (tmp_path / "other" / "model.safetensors").read_bytes()})
         assert origin_of(model).arguments["revision"] == commit
-        guard = guard_of(model)
-        assert guard is not None
-        assert guard.reread is not None
-        again = guard.reread(torch.float32).state_dict()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in again.items())
+        with OriginalWeights(model) as original:
+            for name, tensor in before.items():
+                stored = original.unchanged(name, model.get_parameter(name))
+                assert stored is not None
+                assert torch.equal(stored.float(), tensor)
 
 
 def test_plan_of_a_stranger() -> None:

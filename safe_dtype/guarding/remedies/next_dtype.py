@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import RescaleError
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...models.block_layout import take_back
 from ...models.islands import Island
-from ...models.offloaded import is_offloaded
-from ...models.recast import bytes_of_copy, growth, left_over, main_dtype, recast, refusal
-from ...rescaling import Fold, rescaled_of
+from ...models.recast import growth, left_over, main_dtype, recast, refusal
 from ..failure import FailureKind
 from ..incident import Incident
-from ..state import Guard, dtype_of, torch_dtype
+from ..lost_bits import LostBits
+from ..state import dtype_of, torch_dtype
 from .free_memory import require_free
 from .remedy import NotPossible
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,9 @@ class ChangeDtype:
         require_free(growth(model, former, new))
         if self.dtype == FLOAT32:
             _leave_flash_attention(model)
-        changed = recast(model, former, new, source=_read_again(guard, model, new))
+        with LostBits(model) as lost:
+            changed = recast(model, former, new, original=lost.restored)
+        lost.tell()
         remaining = left_over(model, former, new)
         if not changed.tensors or remaining:
             raise NotPossible(f"it changed {changed.tensors} tensors and left {remaining} as they were")
@@ -97,28 +94,6 @@ def _leave_flash_attention(model: Any) -> None:
     now = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
     if "flash" in now:
         model.set_attn_implementation("sdpa")
-
-
-def _read_again(guard: Guard, model: nn.Module, new: torch.dtype) -> nn.Module | None:
-    """Load the weights anew where they lost bits on loading, unless somebody has changed them since."""
-    plan = guard.plan
-    if guard.reread is None or plan is None or is_offloaded(model):
-        return None
-    if plan.storage.holds(plan.saved) and plan.rescale is None:  # what is scaled down loses bits in float16
-        return None
-    if not guard.weights_untouched():
-        return None
-    try:
-        require_free(bytes_of_copy(model, new))
-        source = guard.reread(new)
-        if rescaled := rescaled_of(model):
-            Fold(source).move_to(rescaled.rescale)
-        return source
-    except (NotPossible, RescaleError, OSError) as exc:
-        logger.info(
-            "%s: its weights stay rounded as they were loaded, they cannot be read again (%s)", plan.source, exc
-        )
-        return None
 
 
 def _island_hooks(model: nn.Module) -> Iterator[Any]:

@@ -1,0 +1,278 @@
+"""A step down brings back the bits that weights lost on loading, and never loses what was written into them since."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from engineered import saved
+from safetensors.torch import load_file, save_file
+from tiny_models import TINY
+
+from safe_dtype import BFLOAT16, FLOAT16, SafeAutoModelForCausalLM, report
+from safe_dtype.rescaling import Fold, rescaled_of
+from safe_dtype.testing import fault
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+IDS = torch.arange(3, 9)[None]
+DOWN = "model.layers.1.mlp.down_proj"
+
+pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 was asked for", "ignore:float16 was asked for")
+
+
+def step_down(model: Any) -> None:
+    """Have the device refuse a product in 16 bit."""
+    with fault(model, DOWN, "cublas"):
+        model.generate(IDS, max_new_tokens=2)
+    assert model.dtype == FP32
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return a copy of the parameters, in float32."""
+    return {name: one.detach().float().clone() for name, one in model.named_parameters()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint in float32, in three shards, its head tied to its embedding."""
+    made = TINY["qwen3"].save(tmp_path / "model", FP32, max_shard_size="14KB")
+    assert len(list(made.glob("*.safetensors"))) >= 3
+    return made
+
+
+def load(folder: Path, dtype: torch.dtype = BF16) -> Any:
+    """Load with us."""
+    return SafeAutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def reference(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights that plain transformers loads in float32."""
+    return weights(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=FP32))
+
+
+def test_all_bits_are_back(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nobody wrote anything every weight is that of its file, in ties too, and nothing is told."""
+    model = load(folder)
+    step_down(model)
+    for name, wanted in reference(folder).items():
+        assert torch.equal(model.get_parameter(name), wanted), name
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert "cast as they are" not in caplog.text
+
+
+def test_a_merged_adapter(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What PEFT merges, through `.data`, stays; the other weights are read again."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(folder), config).merge_and_unload()
+    merged, wanted = weights(model), reference(folder)
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, merged[name] if "q_proj" in name else wanted[name]), name
+    assert "2 rounded weights have changed since they were loaded" in caplog.text
+    assert "model.layers.0.self_attn.q_proj.weight" in caplog.text
+
+
+def test_an_adapter_in_force(folder: Path) -> None:
+    """Under an adapter the weights of the base are read again, and the adapter's are cast."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(load(folder), config)
+    before, wanted = weights(model), reference(folder)
+    with fault(model.base_model.model, DOWN, "cublas"):
+        model.generate(input_ids=IDS, max_new_tokens=2)
+    for name, now in model.named_parameters():
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        assert torch.equal(now, before[name] if "lora" in name else wanted[plain]), name
+
+
+def write_row(model: Any) -> None:
+    """Write one row behind autograd's back."""
+    model.lm_head.weight.data[5] = 0.25
+
+
+def fill(model: Any) -> None:
+    """Fill a norm through `.data`."""
+    model.model.norm.weight.data.fill_(3.0)
+
+
+def average(model: Any) -> None:
+    """Swap in an average of the weights, as EMA does."""
+    for one in model.parameters():
+        one.data = (one.data.float() * 0.9).to(one.dtype)
+
+
+def step_of_an_optimizer(model: Any) -> None:
+    """Write as a custom optimizer does, under no_grad."""
+    with torch.no_grad():
+        for one in model.parameters():
+            one.sub_(torch.full_like(one, 0.01))
+
+
+def replace(model: Any) -> None:
+    """Set another parameter."""
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.ones(64, 32, dtype=BF16))
+
+
+def to_zero(model: Any) -> None:
+    """Write 0.0 where -0.0 was."""
+    model.model.norm.weight.data[0] = 0.0
+
+
+@pytest.mark.parametrize("write", [write_row, fill, average, step_of_an_optimizer, replace, to_zero])
+def test_what_was_written_is_kept(write: Callable[[Any], None], folder: Path) -> None:
+    """A parameter with one bit that is not of its file is cast whole as it is; all others are read again."""
+    wanted = reference(folder)
+    model = load(folder)
+    before = {name: one.detach().clone() for name, one in model.named_parameters()}
+    write(model)
+    written = {name: one.detach().clone() for name, one in model.named_parameters()}
+    step_down(model)
+    for name, now in model.named_parameters():
+        is_changed = not torch.equal(written[name].view(torch.int16), before[name].view(torch.int16))
+        assert torch.equal(now, written[name].float() if is_changed else wanted[name]), name
+
+
+def test_a_copy_has_its_own_weights(folder: Path) -> None:
+    """A deep copy is read again as well, but for what was written into it alone."""
+    model = load(folder)
+    copied = copy.deepcopy(model)
+    fill(copied)
+    step_down(copied)
+    step_down(model)
+    wanted = reference(folder)
+    assert torch.equal(copied.model.norm.weight, torch.full((32,), 3.0))
+    assert torch.equal(copied.lm_head.weight, wanted["model.embed_tokens.weight"])
+    assert torch.equal(model.model.norm.weight, wanted["model.norm.weight"])
+
+
+def other_weights(folder: Path) -> None:
+    """Put another model of the same shape there."""
+    torch.manual_seed(1)
+    for file in folder.glob("*.safetensors"):
+        save_file({name: torch.randn_like(one) for name, one in load_file(file).items()}, file)
+
+
+def other_vocabulary(folder: Path) -> None:
+    """Give the embedding more rows."""
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: torch.cat([one, one]) for name, one in tensors.items()}, file)
+
+
+def one_tensor_less(folder: Path) -> None:
+    """Take a tensor out of each file."""
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        tensors.pop(next(iter(tensors)))
+        save_file(tensors, file)
+
+
+def truncated(folder: Path) -> None:
+    """Cut the files short."""
+    for file in folder.glob("*.safetensors"):
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content[:-100])
+
+
+def no_shard(folder: Path) -> None:
+    """Remove one shard."""
+    next(folder.glob("*.safetensors")).unlink()
+
+
+def other_index(folder: Path) -> None:
+    """Leave no index that can be read."""
+    (folder / "model.safetensors.index.json").write_text("{")
+
+
+@pytest.mark.parametrize("change", [other_weights, other_vocabulary, one_tensor_less, truncated, no_shard])
+def test_another_checkpoint_lies_there(
+    change: Callable[[Path], None], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was put in the place of the files is not taken: the rounded weights are cast, and the log says so."""
+    model = load(folder)
+    before = weights(model)
+    change(folder)
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, before[name]), name
+    assert f"{len(before)} rounded weights cannot be read again" in caplog.text
+    assert len(report(model).events) == 1
+
+
+def huge_config(folder: Path) -> None:
+    """Describe a model that fits into no memory."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2**20, "num_hidden_layers": 10**6}))
+
+
+@pytest.mark.parametrize("change", [huge_config, other_index])
+def test_only_the_weights_are_read_again(change: Callable[[Path], None], folder: Path) -> None:
+    """What else lies there is of no account: no model is built anew."""
+    wanted = reference(folder)
+    model = load(folder)
+    change(folder)
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, wanted[name]), name
+
+
+def test_another_working_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `chdir` a relative path is not that of another model."""
+    wanted = reference(folder)
+    monkeypatch.chdir(tmp_path)
+    model = load(Path("model"))
+    (tmp_path / "elsewhere").mkdir()
+    TINY["qwen3"].make().save_pretrained(tmp_path / "elsewhere" / "model")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, wanted[name]), name
+
+
+def test_a_way_over_float16(folder: Path) -> None:
+    """From bfloat16 over float16 to float32: the bits of the files are back at the end."""
+    model = SafeAutoModelForCausalLM.from_pretrained(folder, dtype=BF16, policy="ladder=bf16>fp16>fp32")
+    for dtype in (BFLOAT16, FLOAT16):
+        with fault(model, DOWN, "cublas", dtype=dtype):
+            model(IDS)
+    assert model.dtype == FP32
+    for name, wanted in reference(folder).items():
+        assert torch.equal(model.get_parameter(name), wanted), name
+
+
+def test_what_a_rescale_has_moved(tmp_path: Path) -> None:
+    """Weights that a rescale scales down come back from their files, scaled in float32; what was written stays."""
+    made = saved("qwen3", tmp_path)
+    model = load(made, FP16)
+    rescaled = rescaled_of(model)
+    assert rescaled is not None
+    moved = set(rescaled.fold.moved())
+    changed = next(name for name in moved if name.endswith("down_proj.weight"))
+    model.get_parameter(changed).data[0] += 1.0
+    written = weights(model)
+    wanted = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=FP32)
+    Fold(wanted).move_to(rescaled.rescale)
+    step_down(model)
+    assert len(moved) > 1
+    for name, now in model.named_parameters():
+        assert torch.equal(now, written[name] if name == changed else wanted.get_parameter(name)), name
+
+
+def test_experts_joined_on_loading(tmp_path: Path) -> None:
+    """What transformers makes one tensor of several is made so again."""
+    folder = TINY["mixtral"].save(tmp_path, FP32)
+    wanted = reference(folder)
+    model = load(folder)
+    with fault(model, "model.layers.1.self_attn.q_proj", "cublas"):
+        model(IDS)
+    assert model.dtype == FP32
+    for name, now in model.named_parameters():
+        assert torch.equal(now, wanted[name]), name
