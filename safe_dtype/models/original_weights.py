@@ -213,10 +213,8 @@ def _has_bits(stored: Tensor, present: Tensor, exponents: Exponents, way: torch.
     length = present.shape[0] if present.dim() else 1
     step = length if by_rows or not present.dim() else max(1, _AT_ONCE * length // max(1, present.numel()))
     for start in range(0, length, max(1, step)):
-        one, other = (
-            (stored, present) if step >= length else (stored[start : start + step], present[start : start + step])
-        )
-        cast = multiplied(one.to(way), exponents).to(present.dtype)
-        if not torch.equal(cast.view(bits), other.cpu().view(bits)):
+        part = slice(start, start + step) if step < length else ...
+        cast = multiplied(stored[part].to(way), exponents).to(present.dtype)
+        if not torch.equal(cast.view(bits), present[part].cpu().view(bits)):
             return False
     return True

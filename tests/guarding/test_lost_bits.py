@@ -15,7 +15,7 @@ from engineered import saved
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
-from safe_dtype import BFLOAT16, FLOAT16, SafeAutoModelForCausalLM, report
+from safe_dtype import BFLOAT16, FLOAT16, Dtype, SafeAutoModelForCausalLM, report
 from safe_dtype.rescaling import Fold, rescaled_of
 from safe_dtype.testing import fault
 
@@ -26,9 +26,9 @@ DOWN = "model.layers.1.mlp.down_proj"
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 was asked for", "ignore:float16 was asked for")
 
 
-def step_down(model: Any) -> None:
+def step_down(model: Any, dtype: Dtype = BFLOAT16) -> None:
     """Have the device refuse a product in 16 bit."""
-    with fault(model, DOWN, "cublas"):
+    with fault(model, DOWN, "cublas", dtype=dtype):
         model.generate(IDS, max_new_tokens=2)
     assert model.dtype == FP32
 
@@ -260,7 +260,7 @@ def test_what_a_rescale_has_moved(tmp_path: Path) -> None:
     written = weights(model)
     wanted = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=FP32)
     Fold(wanted).move_to(rescaled.rescale)
-    step_down(model)
+    step_down(model, FLOAT16)
     assert len(moved) > 1
     for name, now in model.named_parameters():
         assert torch.equal(now, written[name] if name == changed else wanted.get_parameter(name)), name
