@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CorruptCheckpointError
 from ..facts import Where
+from ..store import parse_json
 from .model_files import Files
 
 _TEXT_PARTS = ("text_config", "language_config", "llm_config", "decoder")
@@ -22,7 +22,7 @@ def read_config(where: Where, files: Files) -> dict[str, Any]:
     if not files.has("config.json"):
         return {}
     try:
-        config = json.loads(files.local("config.json").read_text(encoding="utf-8"))
+        config = parse_json(files.local("config.json").read_text(encoding="utf-8"))
     except ValueError as exc:
         raise CorruptCheckpointError(where.name, f"config.json is no JSON ({exc})", "download it again") from exc
     if not isinstance(config, dict):

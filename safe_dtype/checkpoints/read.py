@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from ..facts import (
     Where,
 )
 from ..hub.headers import read_local_header
+from ..store import parse_json
 from .config import as_dict, claimed_dtype, first, read_config, text_part
 from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
@@ -203,7 +203,7 @@ def base_of(where: Where, files: Files) -> Where:
         CorruptCheckpointError: If the adapter names none.
     """
     try:
-        base = json.loads(files.local("adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = parse_json(files.local("adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as exc:
         raise CorruptCheckpointError(where.name, f"adapter_config.json names no base ({exc!r})") from exc
     return replace(where, source=base, subfolder="", revision=None, variant=None)

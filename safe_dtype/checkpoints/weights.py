@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..errors import CheckpointNotFoundError, CorruptCheckpointError, MissingShardError
 from ..facts import TensorFacts, Where
+from ..store import parse_json
 from .model_files import Files
 from .pickled import read_pickled
 
@@ -99,7 +99,7 @@ def _shards(where: Where, files: Files, name: str) -> tuple[dict[str, str], list
 
 def _read_index(where: Where, files: Files, name: str) -> dict[str, str]:
     try:
-        index: Any = json.loads(files.local(name).read_text(encoding="utf-8"))
+        index: Any = parse_json(files.local(name).read_text(encoding="utf-8"))
         shard_of = {str(tensor): str(shard) for tensor, shard in index["weight_map"].items()}
     except (ValueError, KeyError, AttributeError, TypeError) as exc:
         raise CorruptCheckpointError(where.name, f"{name} is no index ({exc!r})", "download it again") from exc

@@ -9,6 +9,7 @@ from typing import Any
 from ..facts import Verdict
 from ..store import recall, remember
 from ..store.remembered import Key
+from ..store.typed import listed
 from .probing.probe_request import verdict_from_dict, verdict_to_dict
 from .probing.verdicts import measured_while_busy
 
@@ -26,6 +27,6 @@ def store(key: Key, verdicts: Iterable[Verdict]) -> None:
 
 
 def _believed(entry: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
-    verdicts = tuple(verdict_from_dict(one) for one in entry["verdicts"])
+    verdicts = tuple(verdict_from_dict(one) for one in listed(entry["verdicts"]))
     old = time.time() - entry["measured_at"] > _BUSY_LASTS
     return None if old and any(measured_while_busy(verdict) for verdict in verdicts) else verdicts

@@ -2,49 +2,112 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet, ref
+
+_LOOK_AGAIN = 0.05  # seconds; a thread that was interrupted while it let go may have told nobody
+
+
+class Turn:
+    """What a thread has while it runs a step, or waits for a change or makes one.
+
+    The lock references it weakly: an exception of a signal may end a thread's step between any two lines, and what
+    nobody has any more does not count.
+    """
+
+    __slots__ = ("__weakref__", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
 
 
 class ModelLock:
-    """A lock that any number of steps hold together, or one change alone. A change that waits goes before new steps."""
+    """A lock that any number of steps hold together, or one change alone. A change that waits goes before new steps.
 
-    __slots__ = ("_changing", "_condition", "_lock", "_steps", "_waiting")
+    A thread may begin a step, or a change, inside its own. An exception while it waits leaves everything as it was, and
+    in a forked process the steps and changes of threads that are not there any more do not count.
+    """
+
+    __slots__ = ("__weakref__", "_changes", "_condition", "_lock", "_steps")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
-        self._steps = 0
-        self._waiting = 0
-        self._changing = False
+        self._steps: dict[int, ref[Turn]] = {}  # by the id of the turn
+        self._changes: dict[int, ref[Turn]] = {}  # the first is made, unless it waits for steps; the others wait
+        _locks.add(self)
 
-    def begin_step(self) -> None:
-        """Wait until nobody changes the model, then count as running."""
+    def begin_step(self) -> Turn:
+        """Wait until nobody changes the model, then count as running until `end_step`."""
+        turn = Turn()
         with self._lock:
-            while self._changing or self._waiting:
-                self._condition.wait()
-            self._steps += 1
+            while self._changes and self._must_wait(turn.thread):
+                self._condition.wait(_LOOK_AGAIN)
+            self._steps[id(turn)] = ref(turn)
+        return turn
 
-    def end_step(self) -> None:
+    def end_step(self, turn: Turn) -> None:
         """Count as running no more."""
-        with self._lock:
-            self._steps -= 1
-            if self._waiting and not self._steps:
+        self._steps.pop(id(turn), None)
+        if self._changes:
+            with self._lock:
                 self._condition.notify_all()
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Wait until no step runs, and keep new ones waiting meanwhile."""
-        with self._condition:
-            self._waiting += 1
-            while self._steps or self._changing:
-                self._condition.wait()
-            self._waiting -= 1
-            self._changing = True
+        """Wait until no step of another thread runs, and keep new ones waiting meanwhile."""
+        turn = Turn()
         try:
+            with self._lock:
+                self._changes[id(turn)] = ref(turn)
+                while not self._may_change(turn.thread):
+                    self._condition.wait(_LOOK_AGAIN)
             yield
         finally:
-            with self._condition:
-                self._changing = False
+            self._changes.pop(id(turn), None)
+            with self._lock:
                 self._condition.notify_all()
+
+    def forget_other_threads(self) -> None:
+        """Begin anew with what this thread has: the others were not taken along into this process."""
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        own = threading.get_ident()
+        for turns in (self._steps, self._changes):
+            for number in [number for number, thread in _alive(turns) if thread != own]:
+                del turns[number]
+
+    def _must_wait(self, thread: int) -> bool:
+        changing = {changer for _, changer in _alive(self._changes)}
+        # A change by another thread waits for a step that this thread is in already, or waits itself.
+        return bool(changing) and thread not in changing and all(one != thread for _, one in _alive(self._steps))
+
+    def _may_change(self, thread: int) -> bool:
+        changing = [changer for _, changer in _alive(self._changes)]
+        # A thread that waits to change the model inside its own step does not go on with that step meanwhile.
+        running = {runner for _, runner in _alive(self._steps)} - {*changing}
+        return changing[0] == thread and not running
+
+
+def _alive(turns: dict[int, ref[Turn]]) -> list[tuple[int, int]]:
+    """Return the turns that somebody still has, by number and thread, in their order."""
+    alive = []
+    for number, reference in list(turns.items()):
+        if (turn := reference()) is not None:
+            alive.append((number, turn.thread))
+        elif turns.get(number) is reference:
+            del turns[number]
+    return alive
+
+
+def _forget_other_threads() -> None:
+    for lock in list(_locks):
+        lock.forget_other_threads()
+
+
+_locks: WeakSet[ModelLock] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)

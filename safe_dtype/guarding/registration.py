@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+
+from ..processes.forked_lock import ForkedLock
 
 T = TypeVar("T")
 
@@ -14,7 +15,7 @@ class Registered(Generic[T]):
     """Values in the order in which they were added. Any thread may add, remove and iterate at any time."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
         self._entries: tuple[tuple[Registration, T], ...] = ()
 
     def __iter__(self) -> Iterator[T]:

@@ -98,7 +98,7 @@ def guarded_step(
     tried: TriedRemedies | None = None
     plain = forward
     while True:
-        guard.lock.begin_step()
+        turn = guard.lock.begin_step()
         try:
             version = guard.version
             if version:
@@ -109,7 +109,7 @@ def guarded_step(
             forward = as_planned(guard, plain, args, kwargs)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
-            guard.lock.end_step()
+            guard.lock.end_step(turn)
         if trouble is None:
             if draws is None:
                 guard.draws[signature] = snapshot.drew()

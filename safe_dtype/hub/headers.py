@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptCheckpointError
 from ..facts import TensorFacts
+from ..store import parse_json
 
 # The format's names, and torch's for the same.
 TORCH_NAMES = {
@@ -37,7 +37,7 @@ def read_local_header(path: Path) -> tuple[TensorFacts, ...]:
         if size < 8 or length > _LONGEST_HEADER or 8 + length > size:
             _fail(path.name, f"has no whole header: it would be {length:,} bytes long, and the file has {size:,}")
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         except ValueError as exc:
             raise _corrupt(path.name, f"has a header that is no JSON ({exc})") from exc
     tensors, end = parse_header(header, path.name)

@@ -163,5 +163,5 @@ def _readable(request: Request) -> Iterator[None]:
         yield
     except SafeDtypeError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as exc:
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as exc:
         raise CheckpointError(str(request.source), f"its config or arguments cannot be read ({exc!r})") from exc

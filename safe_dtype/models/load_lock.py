@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-_lock = threading.RLock()  # a model may load another while it is built
+from ..processes.forked_lock import ForkedLock
+
+_lock = ForkedLock()  # a model may load another while it is built
 
 
 def one_at_a_time() -> AbstractContextManager[object]:

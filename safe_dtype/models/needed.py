@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch._guards import CompileContext
 
+from ..processes.forked_lock import ForkedLock
+
 # The garbage collector may run a finalizer in the middle of a change, and with it another change in the same thread. The
 # lock lets it: every step below leaves a state that another change can start from, and can be made twice.
-_lock = threading.RLock()
+_lock = ForkedLock()
 _in_use: set[Needed] = set()
 _somebody_died = False
 
@@ -98,7 +99,7 @@ def _user_died(_: object = None) -> None:
         return
     _somebody_died = True
     # The garbage collector runs this anywhere, so it must not wait for the lock: the thread that has it looks again.
-    if _lock.acquire(blocking=False):
+    if _lock.acquire_at_once():
         try:
             _somebody_died = False
             _take_out_unneeded()

@@ -6,13 +6,13 @@ import functools
 import inspect
 import logging
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from ..planning import Policy
+from ..processes.forked_lock import ForkedLock
 from .import_hook import STARTUP, ImportHook, remove_marked
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _MODULE = "transformers.modeling_utils"
 _NAME = "from_pretrained"
 
-_lock = threading.RLock()
+_lock = ForkedLock()
 _of_process: list[Policy] = []  # one, after patch()
 _of_blocks: list[list[Policy]] = []  # one in each, for every open `with patched()`, the innermost last
 _unwrap: list[Callable[[], None]] = []  # takes the wrapper out, once one was put in

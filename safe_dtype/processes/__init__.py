@@ -1,1 +1,1 @@
-"""Run another Python process to its end."""
+"""Other processes: run to their end, or forked from this one."""

@@ -1,6 +1,7 @@
 """What is kept on disk: files written whole, values remembered under a key, hashes. Imports no torch."""
 
 from .files import write_whole
+from .json_text import parse_json
 from .remembered import cache_folder, one_process_at_a_time, recall, remember
 
-__all__ = ["cache_folder", "one_process_at_a_time", "recall", "remember", "write_whole"]
+__all__ = ["cache_folder", "one_process_at_a_time", "parse_json", "recall", "remember", "write_whole"]

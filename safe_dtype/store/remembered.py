@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .files import write_whole
+from .json_text import parse_json
+from .typed import well_typed
 
 logger = logging.getLogger(__name__)
 
 _SCHEMA = 1
 _WAIT = 60.0  # seconds for another process that measures the same
+_LARGEST = 2**26  # bytes; what is remembered has some thousands
 
 Key = Mapping[str, Any]
 T = TypeVar("T")
@@ -34,16 +38,22 @@ def cache_folder() -> Path:
 
 
 def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
-    """Return what `read` makes of the values remembered under `key`; None where there are none that can be read."""
+    """Return what `read` makes of the values remembered under `key`; None where there are none that can be read.
+
+    Whatever is in the place of the file, nothing is raised: what has changed since it was written, what `read` cannot
+    read, and a dataclass of `read` whose fields are not of their types are all as good as none.
+    """
     file = _file(key)
     try:
-        entry = json.loads(file.read_text("utf-8"))
+        entry = _read_entry(file)
         if entry["schema"] != _SCHEMA or entry["key"] != json.loads(json.dumps(key)):
             raise ValueError("it belongs to something else")
-        return read(entry)
+        if entry.get("digest", "") not in ("", _digest(entry)):
+            raise ValueError("it was changed after it was written")
+        return well_typed(read(entry))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as exc:
+    except Exception as exc:  # noqa: BLE001  (there is no end to what can be wrong with a damaged file)
         logger.warning("%s cannot be read (%s: %s): measuring again", file, type(exc).__name__, exc)
         return None
 
@@ -54,9 +64,29 @@ def remember(key: Key, values: Mapping[str, Any]) -> None:
     file = _file(key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(entry))
+        write_whole(file, json.dumps({**entry, "digest": _digest(entry)}))
     except OSError as exc:
         logger.warning("%s cannot be written (%s): the next process measures again", file, exc)
+
+
+def _read_entry(file: Path) -> dict[str, Any]:
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+        raise ValueError("it is no file")
+    if status.st_size > _LARGEST:
+        raise ValueError(f"it has {status.st_size:,} bytes")
+    entry = parse_json(file.read_text("utf-8"))
+    if not isinstance(entry, dict):
+        raise TypeError("it is no table")
+    return entry
+
+
+def _digest(entry: Mapping[str, Any]) -> str:
+    """Return a digest of what was remembered, whenever that was."""
+    plain = {name: value for name, value in entry.items() if name not in ("digest", "measured_at")}
+    # Through JSON once, which makes lists of tuples and texts of keys that are numbers.
+    text = json.dumps(json.loads(json.dumps(plain)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

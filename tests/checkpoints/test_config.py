@@ -22,10 +22,11 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any] 
     return folder
 
 
-def test_bad_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", '{"a":' * 100_000 + "1" + "}" * 100_000], ids=["cut", "deep"])
+def test_bad_config(text: str, tmp_path: Path) -> None:
     """A config.json that is no JSON is named."""
     save(tmp_path, {"a": torch.zeros(9)})
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text(text)
     with pytest.raises(CorruptCheckpointError, match=r"config\.json"):
         read_checkpoint(tmp_path)
 

@@ -32,6 +32,9 @@ def entry(shape: list[int], start: int, end: int, kind: str = "F32") -> dict[str
         pytest.param((10**9).to_bytes(8, "little") + b"{}", "no whole header", id="header-longer-than-the-file"),
         pytest.param((2**60).to_bytes(8, "little") + b"{}", "no whole header", id="header-of-an-exabyte"),
         pytest.param((9).to_bytes(8, "little") + b"{nonsense", "no JSON", id="no-json"),
+        pytest.param(
+            (200_000).to_bytes(8, "little") + b"[" * 100_000 + b"]" * 100_000, "nested too deep", id="nested-deep"
+        ),
         pytest.param((2).to_bytes(8, "little") + b"[]", "no table", id="no-table"),
         pytest.param(header_of({"a": entry([4], 0, 16)}, 8), "truncated", id="truncated"),
         pytest.param(header_of({"a": entry([4], 0, 16)}, 99), "longer than it says", id="trailing-bytes"),

@@ -156,12 +156,20 @@ def test_configs(field: str, saved: Saved, tmp_path: Path) -> None:
             assert_same(lambda loader=loader: loader.from_pretrained(folder))
 
 
+def nested(opening: str, closing: str) -> bytes:
+    """Return a safetensors file whose header is nested deeper than anybody reads."""
+    header = (opening * 100_000 + "1" + closing * 100_000).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         pytest.param(lambda file: file.unlink(), id="no-weights"),
         pytest.param(lambda file: file.write_bytes(file.read_bytes()[:-100]), id="truncated"),
         pytest.param(lambda file: file.write_bytes(b"nonsense"), id="no-header"),
+        pytest.param(lambda file: file.write_bytes(nested("[", "]")), id="header-of-deep-lists"),
+        pytest.param(lambda file: file.write_bytes(nested('{"a":', "}")), id="header-of-deep-tables"),
         pytest.param(lambda file: file.with_name("config.json").write_text("{"), id="config-is-no-json"),
         pytest.param(lambda file: file.with_name("config.json").write_bytes(b"\xff"), id="config-is-no-text"),
         pytest.param(lambda file: file.rename(file.with_name("model.safetensors.index.json")), id="bad-index"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,13 @@ BROKEN = {
     "another-key": lambda text: text.replace('"cpu"', '"cuda"'),
     "a-newer-schema": lambda text: text.replace('"schema": 1', '"schema": 2'),
     "no-value": lambda text: text.replace('"value"', '"other"'),
+    "another-value": lambda text: text.replace('"value": 1', '"value": 2'),
+    "a-text": lambda _: '"text"',
+    "null": lambda _: "null",
+    "a-number": lambda _: "1e999",
+    "deep-lists": lambda _: "[" * 100_000 + "]" * 100_000,
+    "deep-tables": lambda _: '{"schema":' * 100_000 + "1" + "}" * 100_000,
+    "many-digits": lambda text: text.replace('"schema": 1', '"schema": ' + "1" * 10_000),
 }
 
 
@@ -94,6 +103,73 @@ def test_broken(spoil: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> N
     assert f"{file} cannot be read" in record.getMessage()
     remember(KEY, {"value": 3})
     assert recall(KEY, value) == 3
+
+
+def test_written_before_there_was_a_digest(folder: Path) -> None:
+    """A file without a digest is believed as far as it can be read."""
+    remember(KEY, {"value": 1})
+    entry = json.loads(only_file(folder).read_text())
+    del entry["digest"]
+    only_file(folder).write_text(json.dumps(entry))
+    assert recall(KEY, value) == 1
+    only_file(folder).write_text(json.dumps({**entry, "value": "text"}))
+    assert recall(KEY, lambda entry: Answer(entry["value"])) is None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Something that is remembered."""
+
+    number: int
+
+
+def a_folder(file: Path) -> None:
+    """Put a folder in the place of a file."""
+    file.mkdir()
+
+
+def a_loop(file: Path) -> None:
+    """Put a link to itself there."""
+    file.symlink_to(file)
+
+
+def a_pipe(file: Path) -> None:
+    """Put a pipe there, which nobody writes into."""
+    os.mkfifo(file)
+
+
+def a_large_file(file: Path) -> None:
+    """Put a file there that takes long to read."""
+    with file.open("wb") as out:
+        out.truncate(2**32)
+
+
+def a_locked_file(file: Path) -> None:
+    """Put a file there that this user may not read."""
+    file.touch(mode=0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are Unix")
+@pytest.mark.parametrize("put", [a_folder, a_loop, a_pipe, a_large_file, a_locked_file])
+def test_no_file(put: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """So is whatever else is in its place; nothing waits for it."""
+    remember(KEY, {"value": 1})
+    file = only_file(folder)
+    file.unlink()
+    put(file)
+    assert recall(KEY, value) is None
+    assert f"{file} cannot be read" in caplog.text
+    with one_process_at_a_time(KEY):
+        remember(KEY, {"value": 2})
+    assert recall(KEY, value) in (None, 2)
+
+
+def test_whatever_reading_raises(caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot make anything of an entry may say so by any exception."""
+    remember(KEY, {"value": 1})
+    assert recall(KEY, lambda entry: entry["value"].items()) is None
+    assert recall(KEY, lambda entry: entry["value"] / 0) is None
+    assert caplog.text.count("cannot be read") == 2
 
 
 def test_bytes_that_are_no_text(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

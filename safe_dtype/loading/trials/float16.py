@@ -36,6 +36,7 @@ from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
 from ...store import recall, remember
 from ...store.keys import results_key
+from ...store.typed import listed
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
 from ..request import Request
 from .minimal_islands import fewest
@@ -242,11 +243,11 @@ def half_from_dict(values: Mapping[str, Any]) -> HalfRange:
     return HalfRange(
         peak=float(values["peak"]),
         left=float(values["left"]),
-        block_peaks=tuple(BlockPeak(**one) for one in values["block_peaks"]),
+        block_peaks=tuple(BlockPeak(**one) for one in listed(values["block_peaks"])),
         rescale=Rescale.from_dict(values["rescale"]) if values["rescale"] else None,
-        islands=tuple(map(str, values["islands"])),
+        islands=listed(values["islands"]),
         on_noise=bool(values["on_noise"]),
-        unseen=tuple(map(str, values["unseen"])),
+        unseen=listed(values["unseen"]),
         problem=str(values["problem"]),
         drift=Drift(**values["drift"]) if values["drift"] else None,
         certified=float(values["certified"]) if values["certified"] else None,

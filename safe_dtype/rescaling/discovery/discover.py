@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ...facts import Gauge, gauge_from_dict, gauge_to_dict
 from ...store import recall, remember
+from ...store.typed import listed
 from .interior import interior_gauges
 from .jacobian import System, system_of
 from .knobs import knobs_of
@@ -265,5 +266,5 @@ def _key(model: PreTrainedModel) -> dict[str, Any] | None:
 
 
 def _from_dict(values: Mapping[str, Any]) -> Found:
-    gauges = tuple(gauge_from_dict(one) for one in values["gauges"])
-    return Found(gauges, str(values["problem"]), tuple(values["not_run"]))
+    gauges = tuple(gauge_from_dict(one) for one in listed(values["gauges"]))
+    return Found(gauges, str(values["problem"]), listed(values["not_run"]))
