@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..errors import NotGuardedError
 from ..models.origin import known_origin
 from ..models.wrapped_methods import owner_of, unwrap_methods, wrap_method
+from ..numerics.followed import is_followed
 from ..planning import Plan, Policy
 from .failure import Report
 from .generate_batch import guarded_batch
@@ -95,7 +96,8 @@ def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
         state = own.get(ATTRIBUTE)
         if state is None or here.depth or self.training or state.batches:
             return original(self, *args, **kwargs)
-        if "_is_replica" in own or torch._C._is_tracing():
+        # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
+        if "_is_replica" in own or torch._C._is_tracing() or is_followed():
             return original(self, *args, **kwargs)
         here.depth = 1
         try:
@@ -116,6 +118,8 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if state.runs_eagerly or here.depth or self.training:
                 return self(*args, **kwargs)
+            if is_followed():
+                return compiled(*args, **kwargs)
             here.depth = 1
             try:
                 return guarded_step(state, self, forward, args, kwargs)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..models.blocks import block_names
+from ..numerics.followed import is_followed
 from ..verifying.result_fields import is_looked_at, results_of
 
 # -Inf is legal in scores, where it rules classes out, and in what has no name; a box or a depth of -Inf is an overflow.
@@ -134,7 +135,7 @@ def saturation_watch(blocks: list[nn.Module]) -> Iterator[Peaks]:
 
     def look(block: nn.Module, _args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, (tuple, list)) and output else output
-        if isinstance(hidden, torch.Tensor) and hidden.dtype == torch.float16:
+        if isinstance(hidden, torch.Tensor) and hidden.dtype == torch.float16 and not is_followed():
             peaks.append((block, hidden.detach().abs().amax()))
 
     handles = [block.register_forward_hook(look) for block in blocks]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
+from .followed import is_followed
 from .scratch import scratch
 
 # Elements of a weight that are cast at a time: 8 MB in float32, which stays in the caches of a CPU until it is
@@ -76,8 +77,8 @@ def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
 def _can_be_cut(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether pieces save memory and nobody else looks at what is computed.
 
-    Autograd keeps what was cast, so pieces would save nothing, and neither it nor `torch.vmap` take `out=`. A trace
-    would hold the pieces.
+    Autograd keeps what was cast, so pieces would save nothing, and neither it nor what `is_followed` names takes
+    `out=`. A trace would hold the pieces.
     """
     operands = [one for one in (x, weight, bias) if one is not None]
     followed = torch.is_grad_enabled() and any(one.requires_grad for one in operands)
@@ -87,5 +88,5 @@ def _can_be_cut(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and weight.dim() > 1
         and (bias is None or bias.dim() == 1)
         and all(one.layout == torch.strided for one in operands)
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not is_followed()
     )
