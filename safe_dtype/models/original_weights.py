@@ -181,19 +181,6 @@ class _Part:
         return self._converted[1].get(source.target)
 
 
-def multiplied(tensor: Tensor, exponents: Exponents) -> Tensor:
-    """Return `tensor`, or its rows, times powers of two, in its own dtype; itself where there are none."""
-    if not exponents:
-        return tensor
-    product = tensor.clone()
-    for rows, exponent in exponents.items():
-        index: list[slice] = [slice(None)] * tensor.dim()
-        if rows is not None:
-            index[rows.dim] = rows.of(tensor.shape[rows.dim])
-        product[tuple(index)] *= math.ldexp(1.0, exponent)
-    return product
-
-
 def _holds(dtype: torch.dtype, stored: str) -> bool:
     try:
         return dtype_named(str(dtype)).holds(dtype_named(stored))
@@ -214,7 +201,20 @@ def _has_bits(stored: Tensor, present: Tensor, exponents: Exponents, way: torch.
     step = length if by_rows or not present.dim() else max(1, _AT_ONCE * length // max(1, present.numel()))
     for start in range(0, length, max(1, step)):
         part = slice(start, start + step) if step < length else ...
-        cast = multiplied(stored[part].to(way), exponents).to(present.dtype)
+        cast = _multiplied(stored[part].to(way), exponents).to(present.dtype)
         if not torch.equal(cast.view(bits), present[part].cpu().view(bits)):
             return False
     return True
+
+
+def _multiplied(tensor: Tensor, exponents: Exponents) -> Tensor:
+    """Return `tensor`, or its rows, times powers of two, in its own dtype; itself where there are none."""
+    if not exponents:
+        return tensor
+    product = tensor.clone()
+    for rows, exponent in exponents.items():
+        index: list[slice] = [slice(None)] * tensor.dim()
+        if rows is not None:
+            index[rows.dim] = rows.of(tensor.shape[rows.dim])
+        product[tuple(index)] *= math.ldexp(1.0, exponent)
+    return product

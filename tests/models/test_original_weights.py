@@ -16,7 +16,8 @@ from tiny_models import TINY
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM
 from safe_dtype.facts import Rows
-from safe_dtype.models.original_weights import OriginalWeights, multiplied
+from safe_dtype.models.original_weights import OriginalWeights
+from safe_dtype.rescaling.folding.lost_bits import multiplied
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -15,7 +15,7 @@ from ...models.islands import Island
 from ...models.recast import growth, left_over, main_dtype, recast, refusal
 from ..failure import FailureKind
 from ..incident import Incident
-from ..lost_bits import LostBits
+from ..rounded_weights import RoundedWeights
 from ..state import dtype_of, torch_dtype
 from .free_memory import require_free
 from .remedy import NotPossible
@@ -44,9 +44,9 @@ class ChangeDtype:
         require_free(growth(model, former, new))
         if self.dtype == FLOAT32:
             _leave_flash_attention(model)
-        with LostBits(model) as lost:
-            changed = recast(model, former, new, original=lost.restored)
-        lost.tell()
+        with RoundedWeights(model) as weights:
+            changed = recast(model, former, new, original=weights.restored)
+        weights.tell()
         remaining = left_over(model, former, new)
         if not changed.tensors or remaining:
             raise NotPossible(f"it changed {changed.tensors} tensors and left {remaining} as they were")

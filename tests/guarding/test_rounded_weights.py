@@ -17,6 +17,7 @@ from tiny_models import TINY
 
 from safe_dtype import BFLOAT16, FLOAT16, Dtype, SafeAutoModelForCausalLM, report
 from safe_dtype.rescaling import Fold, rescaled_of
+from safe_dtype.rescaling.folding.lost_bits import multiplied
 from safe_dtype.testing import fault
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -264,6 +265,30 @@ def test_what_a_rescale_has_moved(tmp_path: Path) -> None:
     assert len(moved) > 1
     for name, now in model.named_parameters():
         assert torch.equal(now, written[name] if name == changed else wanted.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("has_files", [True, False])
+def test_after_a_rescale_was_raised(has_files: bool, tmp_path: Path) -> None:
+    """A weight that was moved again in float16 comes back from its file; without the file, with the bits kept of it."""
+    made = saved("qwen3", tmp_path)
+    model = load(made, FP16)
+    rescaled = rescaled_of(model)
+    assert rescaled is not None
+    in_float16, before = weights(model), rescaled.fold.moved()
+    rescaled.raise_bits(1)
+    of_files: Any = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=FP32)
+    Fold(of_files).move_to(rescaled.rescale)
+    if not has_files:
+        next(made.glob("*.safetensors")).unlink()
+    more = {
+        name: {rows: exponent - before[name][rows] for rows, exponent in exponents.items()}
+        for name, exponents in rescaled.fold.moved().items()
+    }
+    assert more
+    step_down(model, FLOAT16)
+    for name, now in model.named_parameters():
+        kept = multiplied(in_float16[name], more.get(name, {}))
+        assert torch.equal(now, of_files.get_parameter(name) if has_files else kept), name
 
 
 def test_experts_joined_on_loading(tmp_path: Path) -> None:

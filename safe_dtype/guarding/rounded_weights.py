@@ -1,0 +1,86 @@
+"""The bits that weights lost when they were loaded, brought back from the files when the model changes its dtype."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from ..facts import Part, Rescale, Rows
+from ..models.original_weights import OriginalWeights
+from ..models.stored_names import plain_name
+from ..rescaling import Rescaled, rescaled_of
+from ..rescaling.folding.lost_bits import Exponents, multiplied
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 3  # how many weights a line in the log names
+
+
+class RoundedWeights:
+    """What the weights of a model are cast from when it goes to another dtype: their files, where that is right.
+
+    A weight that was rounded is read again only where its file gives the very bits that it has now. What anybody has
+    written into it since, an adapter that was merged say, is theirs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = type(model).__name__
+        self._weights = OriginalWeights(model)
+        self._rescaled = rescaled_of(model)
+        self._moved: dict[str, Exponents] = dict(self._rescaled.fold.moved()) if self._rescaled is not None else {}
+        self._on_loading = _by_weight(self._rescaled.loaded) if self._rescaled is not None else {}
+        self._as_they_are: list[str] = []
+
+    def __enter__(self) -> RoundedWeights:
+        self._weights.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._weights.__exit__(kind, exc, traceback)
+
+    def restored(self, name: str, present: torch.Tensor) -> torch.Tensor | None:
+        """Return what to cast instead of `present`, a weight that lost bits; None where that is `present` itself."""
+        moved = next((key for key in (name, plain_name(name)) if self._moved.get(key)), None)
+        if self._rescaled is not None and moved is not None and not present.is_meta:
+            return self._moved_back_and_forth(self._rescaled, name, moved, present)
+        if present.is_meta or not self._weights.loses(name, present.dtype):
+            return None
+        stored = self._weights.unchanged(name, present)
+        if stored is None:
+            self._as_they_are.append(name)
+        return stored
+
+    def _moved_back_and_forth(self, rescaled: Rescaled, name: str, moved: str, present: torch.Tensor) -> torch.Tensor:
+        """Return a weight that a rescale has multiplied, in float32: of its file, else with the bits that were kept."""
+        exponents = self._moved[moved]
+        own = rescaled.fold.unmoved(moved, present, exponents)
+        # It was rounded when it was loaded, under the rescale of then, or before there was one.
+        for on_loading in (self._on_loading.get(moved, {}), {}):
+            rounded = multiplied(own, on_loading).to(present.dtype)
+            stored = self._weights.unchanged(name, rounded, on_loading)
+            if stored is not None:
+                return multiplied(stored.float(), exponents)
+        self._as_they_are.append(name)
+        return multiplied(own, exponents)
+
+    def tell(self) -> None:
+        """Log which weights stay rounded as they are, and why."""
+        if not self._as_they_are:
+            return
+        count, problems = len(self._as_they_are), "; ".join(self._weights.problems)
+        why = f"cannot be read again ({problems})" if problems else "have changed since they were loaded"
+        names = ", ".join(self._as_they_are[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
+        logger.warning("%s: %d rounded weights %s, and are cast as they are: %s", self._model, count, why, names)
+
+
+def _by_weight(rescale: Rescale) -> dict[str, dict[Rows | None, int]]:
+    by_weight: dict[str, dict[Rows | None, int]] = {}
+    for (part, target, rows), exponent in rescale.exponents().items():
+        if part is Part.WEIGHT:
+            by_weight.setdefault(target, {})[rows] = exponent
+    return by_weight
