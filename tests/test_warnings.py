@@ -195,7 +195,7 @@ def test_ordered_dtype_that_fails(call: Callable[[Any], Any], ordered: Any) -> N
 
 
 def test_adapter_with_a_weight_of_its_own(tmp_path: Path) -> None:
-    """An adapter that a rescale cannot follow: when it is loaded, and where a copy of the model is called."""
+    """An adapter that a rescale cannot follow, when it is loaded."""
     config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"], r=2)
     made = peft.get_peft_model(engineered("llama"), config)
     made.save_pretrained(tmp_path)
@@ -207,13 +207,13 @@ def test_adapter_with_a_weight_of_its_own(tmp_path: Path) -> None:
 
 
 def test_copy_whose_modules_were_wrapped(tmp_path: Path) -> None:
-    """A copy notices at its next call that its modules were wrapped."""
+    """A copy notices at once that its modules are wrapped."""
     model = engineered("llama")
     keep_rescaled(model, *fold_in(model, Rescale(((residual(model), 6),))))
     copied = copy.deepcopy(model)
-    peft.get_peft_model(copied, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"], r=2))
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"], r=2)
     with assert_here("no longer rescaled"):
-        copied(input_ids=IDS)  # here
+        peft.get_peft_model(copied, config)  # here
 
 
 def test_input_that_nobody_proved() -> None:

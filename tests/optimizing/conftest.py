@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import pytest
@@ -30,9 +29,3 @@ def mlp(own_cache: None, tmp_path: Path) -> Path:
 def forked_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attempts and diagnoses begin as a copy of a process that has imported torch."""
     monkeypatch.setattr(child, "run", run_forked)
-
-
-@pytest.fixture(autouse=True)
-def _nobody_dies_meanwhile() -> None:
-    """Let rescaled models of other tests be collected now: their hook would go while torch builds its guards."""
-    gc.collect()

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
 from ...errors import RescaleError
-from ...errors.warn import warn
 from ...facts import Part, Rescale, Rows
-from ...models.needed import Needed, changing
 from ...models.shift_hooks import shift_on
 from .lost_bits import Exponents, LostBits, moved, unmoved
 
@@ -42,18 +37,18 @@ class _Seat:
 
     def __init__(self, model: nn.Module, path: str) -> None:
         parent, _, self._name = path.rpartition(".")
-        self._around = model.get_submodule(parent)._modules
+        self._parent = model.get_submodule(parent)
         self.module = model.get_submodule(path)
 
     @property
     def is_stale(self) -> bool:
         """Whether something else is there now."""
-        return self._around.get(self._name) is not self.module
+        return self._parent._modules.get(self._name) is not self.module
 
     @property
     def is_wrapper(self) -> bool:
         """Whether it is a wrapper."""
-        return _innermost(self.module) is not self.module
+        return innermost(self.module) is not self.module
 
 
 class Fold:
@@ -65,16 +60,11 @@ class Fold:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._done: dict[Key, int] = {}  # the exponents in force
         self._seats: dict[str, _Seat] = {}  # by the path of a module with moved weights
         self._lost: dict[str, LostBits] = {}  # by the name of a moved weight
         self.rescale = Rescale(())
-        self.is_watching = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out that modules are watched: a copy has to watch those of its own model."""
-        return {**self.__dict__, "is_watching": False}
 
     def move_to(self, rescale: Rescale) -> None:
         """Bring `rescale` into force instead of what is now.
@@ -96,7 +86,7 @@ class Fold:
         _check_ties(places)
         for (part, target, rows), place in places.items():
             if part is Part.WEIGHT:
-                _check_wrapper(target, self._model.get_submodule(place.path), place, rows)
+                _check_wrapper(target, self.model.get_submodule(place.path), place, rows)
         with torch.inference_mode(mode=False), torch.no_grad():
             for key, exponent in changes.items():
                 if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
@@ -109,8 +99,7 @@ class Fold:
         self._done = wanted
         self.rescale = rescale
         paths = {target.rpartition(".")[0] for part, target, _ in wanted if part is Part.WEIGHT}
-        self._seats = {path: _Seat(self._model, path) for path in paths}
-        self.watch_seats()
+        self._seats = {path: _Seat(self.model, path) for path in paths}
 
     def undo(self) -> None:
         """Multiply everything back."""
@@ -135,18 +124,6 @@ class Fold:
         """Return the moved weight that lost most in float16, and how much: RMS of the loss over that of the weight."""
         losses = ((name, lost.error) for name, lost in self._lost.items())
         return max(losses, key=lambda loss: loss[1], default=("", 0.0))
-
-    def watch_seats(self) -> None:
-        """Have `follow` called as soon as a module with moved weights is wrapped or unwrapped.
-
-        Waiting for the next call of the model would be too late: an adapter may be merged before there is one.
-        """
-        for path in self._seats:
-            parent, _, name = path.rpartition(".")
-            _watched.setdefault(self._model.get_submodule(parent), {})[name] = weakref.ref(self)
-        self.is_watching = True
-        if self._seats:
-            _watch_for(self)
 
     def is_stale(self) -> bool:
         """Whether modules with moved weights were wrapped or unwrapped since."""
@@ -176,14 +153,6 @@ class Fold:
             raise
         logger.info("%s follows %d modules that were wrapped or unwrapped", rescale, len(changed))
 
-    def follow_or_tell(self) -> None:
-        """Call `follow`; warn where it fails, for nothing is rescaled any more then."""
-        try:
-            self.follow()
-        except RescaleError as exc:
-            text = f"{type(self._model).__name__} is no longer rescaled: {exc.problem}. In float16 it may overflow"
-            warn(text)
-
     def _undo_what_is_left(self) -> None:
         self._seats = {}
         self.undo()
@@ -193,7 +162,7 @@ class Fold:
         if seat.is_wrapper and name == "weight":
             _shift(seat.module, Part.INPUT, -sum(exponents.values()))
             return
-        here, lost = self._model.get_submodule(path), self._lost.pop(target, None)
+        here, lost = self.model.get_submodule(path), self._lost.pop(target, None)
         for module in _holders(here, name):
             weight: Any = module._parameters[name]
             weight.data, _ = moved(weight.data, exponents, {}, lost)
@@ -205,7 +174,7 @@ class Fold:
             self._lost[target] = lost
 
     def _is_wrapped(self, place: _Place) -> bool:
-        return place.name == "weight" and self._model.get_submodule(place.path) is not place.owner
+        return place.name == "weight" and self.model.get_submodule(place.path) is not place.owner
 
     def _moves_input(self, target: str) -> bool:
         path, _, name = target.rpartition(".")
@@ -216,11 +185,11 @@ class Fold:
         part, target, rows = key
         path, _, name = (target, "", "") if part in (Part.INPUT, Part.OUTPUT) else target.rpartition(".")
         try:
-            owner = self._model.get_submodule(path)
+            owner = self.model.get_submodule(path)
         except AttributeError as exc:
-            raise RescaleError(f"{type(self._model).__name__} has no {target}") from exc
+            raise RescaleError(f"{type(self.model).__name__} has no {target}") from exc
         if part in (Part.WEIGHT, Part.NUMBER):
-            seat, owner = owner, _innermost(owner)
+            seat, owner = owner, innermost(owner)
         if part is Part.NUMBER and not isinstance(getattr(owner, name, None), float):
             raise RescaleError(f"{target} is no number")
         if part is Part.WEIGHT:
@@ -237,37 +206,9 @@ class Fold:
         if part is Part.NUMBER:
             setattr(place.owner, place.name, getattr(place.owner, place.name) * 2.0**exponent)
         elif part is Part.WEIGHT:  # of a wrapped module
-            _shift(self._model.get_submodule(place.path), Part.INPUT, exponent)
+            _shift(self.model.get_submodule(place.path), Part.INPUT, exponent)
         else:
             _shift(place.owner, part, exponent)
-
-
-# By the module around them, the names of the modules with moved weights.
-_watched: WeakKeyDictionary[nn.Module, dict[str, weakref.ref[Fold]]] = WeakKeyDictionary()
-_hook: Needed | None = None
-
-
-def _watch_for(fold: Fold) -> None:
-    """Have torch call `_on_registration` for as long as `fold` lives.
-
-    Not only until it is undone: that may happen inside `_on_registration`, while torch iterates over its hooks.
-    """
-    global _hook
-    with changing():
-        if _hook is None or _hook.is_out:
-            _hook = Needed(register_module_module_registration_hook(_on_registration).remove)
-        _hook.add(fold)
-
-
-def _on_registration(parent: nn.Module, name: str, module: nn.Module) -> None:
-    """Follow a change of a watched module. Torch calls this before any module is registered in another one."""
-    names = _watched.get(parent)
-    reference = names.get(name) if names else None
-    fold = reference() if reference else None
-    if fold is None or parent._modules.get(name) is module:
-        return
-    parent._modules[name] = module
-    fold.follow_or_tell()
 
 
 def _shift(module: nn.Module, part: Part, exponent: int) -> None:
@@ -280,7 +221,8 @@ def _shift(module: nn.Module, part: Part, exponent: int) -> None:
         shift.detach(module)
 
 
-def _innermost(module: nn.Module) -> nn.Module:
+def innermost(module: nn.Module) -> nn.Module:
+    """Return what PEFT's wrappers hold, or the module itself where it is none of them."""
     while isinstance(inner := getattr(module, _BASE, None), nn.Module):
         module = inner
     return module
@@ -290,7 +232,7 @@ def _holders(module: nn.Module, name: str) -> list[nn.Module]:
     """Return the modules that hold the weight `name` of a module that may be wrapped, as it was when it was moved."""
     own = getattr(module, "modules_to_save", None)
     if own is None:
-        return [_innermost(module)]
+        return [innermost(module)]
     original: Any = module.original_module
     moved = original._parameters[name]
     # A copy that the adapter has filled since holds a weight of its own, which was never moved.

@@ -11,6 +11,7 @@ from ...errors.warn import warn
 from ...facts import MOST_BITS, Rescale
 from .fold import Fold
 from .prove import Effect, hidden_states, innermost_models
+from .watch import Entered, Watch
 
 _ATTRIBUTE = "_safe_dtype_rescaled"  # in the __dict__ of the model
 
@@ -75,21 +76,6 @@ class _Unscale:
         return returned.to_tuple() if self._as_tuple and hasattr(returned, "to_tuple") else returned
 
 
-class _Follow:
-    """A forward pre-hook on an inner model: a copied model follows here what was wrapped since it was copied."""
-
-    def __init__(self, rescaled: Rescaled) -> None:
-        self._rescaled = rescaled
-
-    def __call__(self, _module: nn.Module, _args: Any) -> None:
-        fold = self._rescaled.fold
-        if fold.is_watching and not fold.is_stale():
-            return
-        if fold.is_stale():
-            fold.follow_or_tell()
-        fold.watch_seats()
-
-
 class _Unproven:
     """A forward pre-hook on a module that text does not reach: when it runs, the rescale, proved on text, is undone.
 
@@ -111,10 +97,12 @@ def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect) -> Rescaled:
     """Attach a folded rescale to `model`, with the hooks that return hidden states at their original scale."""
     rescaled = Rescaled(fold, effect)
     model.__dict__[_ATTRIBUTE] = rescaled
+    watch = Watch(fold)
+    watch.attach()
     for name in fold.rescale.unproven:
         model.get_submodule(name).register_forward_pre_hook(_Unproven(rescaled, name), prepend=True)
     for name, inner in innermost_models(model):
-        inner.register_forward_pre_hook(_Follow(rescaled), prepend=True)
+        inner.register_forward_pre_hook(Entered(watch), prepend=True)
         if any(name == key[0] for key in effect.hidden):
             _Unscale(rescaled, name).attach(inner)
     return rescaled

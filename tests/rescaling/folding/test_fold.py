@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
 import io
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -14,9 +12,8 @@ import torch
 from engineered import engineered, prompts
 from rescaling.gauges_by_hand import product, residual, scores
 from torch import Tensor
-from torch.nn.modules import module
 
-from safe_dtype.errors import RescaleError, SafeDtypeWarning
+from safe_dtype.errors import RescaleError
 from safe_dtype.facts import Gauge, Move, Part, Rescale, Rows
 from safe_dtype.rescaling import Fold
 
@@ -151,20 +148,6 @@ def lora(model: Any, **given: Any) -> Any:
     return peft.get_peft_model(model, config).eval()
 
 
-@pytest.mark.parametrize("given", [{}, {"use_dora": True}], ids=["lora", "dora"])
-def test_adapter_that_comes_later(given: dict[str, Any], tmp_path: Path) -> None:
-    """An adapter loaded into a rescaled model does what it does to the model as it was."""
-    made = lora(engineered("llama"), **given)
-    made.save_pretrained(tmp_path)
-    expected = logits(made, "llama")
-    model = engineered("llama")
-    fold = Fold(model)
-    fold.move_to(Rescale(((residual(model), 6),)))
-    adapted = peft.PeftModel.from_pretrained(model, tmp_path).eval()
-    assert not fold.is_stale()
-    torch.testing.assert_close(logits(adapted, "llama"), expected, rtol=1e-5, atol=1e-4)
-
-
 def test_adapter_that_is_there_already() -> None:
     """A fold into a model with an adapter shrinks what both of them add to the stream."""
     adapted = lora(engineered("llama"))
@@ -176,54 +159,3 @@ def test_adapter_that_is_there_already() -> None:
     torch.testing.assert_close(logits(adapted, "llama"), plain, rtol=1e-5, atol=1e-4)
     name = "model.layers.1.mlp.down_proj.base_layer.weight"
     assert torch.equal(model.get_parameter(name), engineered("llama").model.layers[1].mlp.down_proj.weight)
-
-
-def test_adapter_merged_and_gone() -> None:
-    """Merged into the weights or taken off again, an adapter leaves the results that it should."""
-    plain = logits(engineered("llama"), "llama")
-    expected = logits(lora(engineered("llama")).merge_and_unload(), "llama")
-    for leave, wanted in ((lambda adapted: adapted.merge_and_unload(), expected), (lambda one: one.unload(), plain)):
-        model = engineered("llama")
-        fold = Fold(model)
-        fold.move_to(Rescale(((residual(model), 6),)))
-        left = leave(lora(model))
-        assert fold.moved(), "the weights are moved again"
-        torch.testing.assert_close(logits(left, "llama"), wanted, rtol=1e-5, atol=1e-4)
-
-
-def test_weight_of_the_adapters_own(tmp_path: Path) -> None:
-    """Where an adapter brings a whole weight for a moved one, nothing is rescaled any more."""
-    config = peft.LoraConfig(target_modules=["q_proj"], r=4, modules_to_save=["down_proj"])
-    made = peft.get_peft_model(engineered("llama"), config).eval()
-    with torch.no_grad():
-        made.get_base_model().model.layers[2].mlp.down_proj.weight.mul_(1.5)
-    made.save_pretrained(tmp_path)
-    expected = logits(made, "llama")
-    model = engineered("llama")
-    fold = Fold(model)
-    fold.move_to(Rescale(((residual(model), 6),)))
-    with pytest.warns(SafeDtypeWarning, match="of its own"):
-        adapted = peft.PeftModel.from_pretrained(model, tmp_path).eval()
-    assert fold.rescale == Rescale(())
-    assert torch.equal(logits(adapted, "llama"), expected)
-
-
-def test_registration_hook() -> None:
-    """Torch's hook on the registration of modules is there as long as a fold in force is, and then it is not."""
-    gc.collect()
-    before = dict(module._global_module_registration_hooks)
-    model = engineered("llama")
-    fold = Fold(model)
-    assert module._global_module_registration_hooks == before
-    fold.move_to(Rescale(((residual(model), 6),)))
-    assert len(module._global_module_registration_hooks) == len(before) + 1
-    other = engineered("llama")
-    second = Fold(other)
-    second.move_to(Rescale(((residual(other), 6),)))
-    del fold, model
-    gc.collect()
-    assert len(module._global_module_registration_hooks) == len(before) + 1
-    assert second.moved()
-    del second, other
-    gc.collect()
-    assert module._global_module_registration_hooks == before

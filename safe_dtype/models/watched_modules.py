@@ -1,0 +1,96 @@
+"""The dict of a module's sub-modules, telling a watcher before and after something else is put into it.
+
+Torch's own hook on registration is process-wide, and a compiler traces into it, entries and all: where it comes or goes
+meanwhile, the compilation fails. This dict belongs to one model, and is read as a plain one is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch import nn
+
+
+class Watcher(Protocol):
+    """Who is told of changes."""
+
+    def before_module(self, modules: WatchedModules, name: str, module: nn.Module | None) -> None:
+        """`module` is about to be put in at `name`; None: what is there is about to go."""
+
+    def after_module(self, _module: nn.Module | None, /) -> None:
+        """It was put in."""
+
+    def is_copied_in(self, memo: dict[int, Any]) -> bool:
+        """Whether a deep copy that is under way takes in the whole of what is watched, and so the watcher too."""
+
+
+class WatchedModules(dict[str, nn.Module | None]):
+    """What a module has for `_modules` while somebody watches. A pickled one is a plain dict."""
+
+    __slots__ = ("watcher",)
+
+    def __init__(self, modules: Iterable[tuple[str, nn.Module | None]], watcher: Watcher | None) -> None:
+        super().__init__(modules)
+        self.watcher = watcher
+
+    def __setitem__(self, name: str, module: nn.Module | None) -> None:
+        watcher = self.watcher
+        if watcher is None or (name in self and self[name] is module):
+            super().__setitem__(name, module)
+            return
+        watcher.before_module(self, name, module)
+        super().__setitem__(name, module)
+        watcher.after_module(module)
+
+    def __delitem__(self, name: str) -> None:
+        self._tell_of_leaving(name)
+        super().__delitem__(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Take one out."""
+        self._tell_of_leaving(name)
+        return super().pop(name, *default)
+
+    def popitem(self) -> tuple[str, nn.Module | None]:
+        """Take the last one out."""
+        for name in list(self)[-1:]:
+            self._tell_of_leaving(name)
+        return super().popitem()
+
+    def clear(self) -> None:
+        """Take all out."""
+        for name in self:
+            self._tell_of_leaving(name)
+        super().clear()
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """Put several in."""
+        for name, module in dict(*others, **more).items():
+            self[name] = module
+
+    def _tell_of_leaving(self, name: str) -> None:
+        if self.watcher is not None and self.get(name) is not None:
+            self.watcher.before_module(self, name, None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, nn.Module | None]:
+        copied = WatchedModules((), None)
+        memo[id(self)] = copied
+        for name, module in self.items():
+            copied[name] = copy.deepcopy(module, memo)
+        if self.watcher is not None and self.watcher.is_copied_in(memo):
+            copied.watcher = copy.deepcopy(self.watcher, memo)
+        return copied
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return dict, (), None, None, iter(self.items())
+
+
+def watch_modules(parent: nn.Module, watcher: Watcher) -> None:
+    """Have `watcher` told of every module that is put into `parent`, or leaves it."""
+    modules = parent.__dict__["_modules"]
+    if isinstance(modules, WatchedModules):
+        modules.watcher = watcher
+    else:
+        parent.__dict__["_modules"] = WatchedModules(modules.items(), watcher)
