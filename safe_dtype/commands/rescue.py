@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..facts import FLOAT16, Dtype, HalfRange, exceeds, summary
+from ..facts import FLOAT16, Dtype, HalfRange, drift_to_dict, exceeds, summary
 from ..loading import Request, checkpoint_for, device_for, half_of
 from ..planning import Policy, make_plan
 from ..rendering.json_numbers import json_number, json_numbers
@@ -48,7 +48,7 @@ class Rescue:
             "beyond": self.beyond, "peak": json_number(half.peak), "left": json_number(half.left),
             "certified": json_number(half.certified), "blocks": json_numbers([asdict(block) for block in half.block_peaks]),
             "rescale": half.rescale.to_dict() if half.rescale else None, "islands": list(half.islands),
-            "drift": json_numbers(asdict(half.drift)) if half.drift else None,
+            "drift": json_numbers(drift_to_dict(half.drift)) if half.drift else None,
             "reference": half.reference.name,
         }  # fmt: skip
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..devices import default_device, detect_one
 from ..errors import UnknownDtypeError
-from ..facts import COMPUTE, Drift, Dtype, dtype_named, exceeds
+from ..facts import COMPUTE, Drift, Dtype, drift_to_dict, dtype_named, exceeds, worst_output
 from ..loading import Request, SafeAutoModel, plan_request
 from ..planning import Plan
 from ..rendering.json_numbers import json_numbers
@@ -61,6 +61,9 @@ class Verification:
         lines = [
             f"{self.model}: {self.candidate} against {self.against} on {self.device}, {drift.positions} {drift.kind}"
         ]
+        if drift.heads:
+            name, worst = worst_output(drift)
+            figures["worst output"] = f"{name or 'the main one'} ({worst.kind}), of {len(drift.heads) + 1}"
         lines += [f"  {name:<26}{value}" for name, value in figures.items() if value is not None]
         verdict = f"BEYOND: {self.beyond}" if self.beyond else f"within the limit of {self.max_drift:.3g}"
         return "\n".join([*lines, verdict])
@@ -69,7 +72,7 @@ class Verification:
         """Return the answer as plain values of JSON."""
         return {
             "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
-            "drift": json_numbers(asdict(self.drift)), "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
+            "drift": json_numbers(drift_to_dict(self.drift)), "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
         }  # fmt: skip
 
 

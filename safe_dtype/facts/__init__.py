@@ -1,6 +1,7 @@
 """What is known: dtypes, devices, checkpoints, rescales. Nouns only; nothing here measures or decides."""
 
-from .drift_limit import exceeds
+from .drift_limit import exceeds, worst_output
+from .drift_values import drift_from_dict, drift_to_dict
 from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, dtype_named
 from .location import Where
 from .measured import (
@@ -65,9 +66,12 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "Where",
+    "drift_from_dict",
+    "drift_to_dict",
     "dtype_named",
     "exceeds",
     "gauge_from_dict",
     "gauge_to_dict",
     "summary",
+    "worst_output",
 ]

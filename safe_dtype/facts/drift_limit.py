@@ -19,8 +19,36 @@ def exceeds(drift: Drift, max_drift: float) -> str | None:
     * "pixels": 1 - mIoU, the reference's own predictions taken as the truth.
     * "values": RMS of the differences over the RMS of the reference, because there is no distribution to measure in nats.
 
-    Outputs with NaN or infinity exceed every limit, and a limit of NaN is exceeded by every drift.
+    Every output is held to it, in the unit of its own kind: the main one, and each of `drift.heads`. The worst decides,
+    and the reason names it. Outputs with NaN or infinity exceed every limit, and a limit of NaN is exceeded by every drift.
     """
+    reason = _why_one_exceeds(drift, max_drift)
+    if reason is not None:
+        return reason
+    reasons = {name: why for name, head in drift.heads if (why := _why_one_exceeds(head, max_drift))}
+    if not reasons:
+        return None
+    name, _ = worst_output(drift)
+    return f"{name}: {reasons[name]}" if name in reasons else ": ".join(next(iter(reasons.items())))
+
+
+def worst_output(drift: Drift) -> tuple[str, Drift]:
+    """Return the name and the drift of the output that lies nearest to its limit, or furthest beyond; "" is the main one."""
+    return max([("", drift), *drift.heads], key=lambda output: _figure(output[1]))
+
+
+def _figure(drift: Drift) -> float:
+    """Return what is held to `max_drift`, in its unit."""
+    if not math.isfinite(drift.kl_mean):
+        return math.inf
+    if drift.kind == "pixels" and drift.miou is not None:
+        return 1 - drift.miou
+    if drift.kind == "values":
+        return math.inf if math.isnan(drift.rel_rms) else drift.rel_rms
+    return max(drift.kl_mean, drift.kl_p99 / _P99_OVER_MEAN)
+
+
+def _why_one_exceeds(drift: Drift, max_drift: float) -> str | None:
     if not math.isfinite(drift.kl_mean):
         return f"some of its {drift.positions} outputs hold NaN or infinity"
     if drift.kind == "pixels" and drift.miou is not None:

@@ -152,7 +152,11 @@ class CacheShape:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """How far a candidate's outputs lie from those of its reference on the same inputs."""
+    """How far a candidate's outputs lie from those of its reference on the same inputs.
+
+    The figures are those of the main output: the logits, or where there are none the last hidden state, or the first of
+    all. Those of every other output (boxes, masks, depths, values, audio) stand in `heads`.
+    """
 
     kind: str  # "tokens" (language models), "classes", "pixels" (segmentation), "values" (anything else)
     positions: int  # how many tokens, items, pixels or rows were compared
@@ -164,6 +168,7 @@ class Drift:
     perplexity_ratio: float | None = None  # the candidate's perplexity over the reference's, on the text itself
     hidden_cosine: float | None = None  # cosine between the last hidden states, the mean over positions
     miou: float | None = None  # mean intersection over union of the predicted classes, reference as truth
+    heads: tuple[tuple[str, Drift], ...] = ()  # the other outputs, by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import SafeDtypeError, UnknownDtypeError
-from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, dtype_named, exceeds
+from ..facts import BFLOAT16, FLOAT16, INT8, Drift, Dtype, drift_from_dict, dtype_named, exceeds, worst_output
 from ..facts.variant import NEEDS, VARIANT_FILE, VARIANT_SCHEMA
 from ..hub.errors import HubError
 from ..hub.lookup import described, is_offline, json_file
 from ..planning import Plan
-from ..rendering.json_numbers import number_from_json
 from .plan_request import is_one_of_many
 from .request import Request
 
@@ -47,11 +46,9 @@ class Variant:
     drift: Drift  # from the base in float32, as safe_dtype loads it
 
     def __str__(self) -> str:
-        figures = {
-            "pixels": f"mean IoU {self.drift.miou}",
-            "values": f"relative RMS difference {self.drift.rel_rms:.2g}",
-        }
-        far = figures.get(self.drift.kind, f"{self.drift.kl_mean:.2g} nats of mean KL")
+        output, drift = worst_output(self.drift)
+        figures = {"pixels": f"mean IoU {drift.miou}", "values": f"relative RMS difference {drift.rel_rms:.2g}"}
+        far = figures.get(drift.kind, f"{drift.kl_mean:.2g} nats of mean KL") + (f" in {output}" if output else "")
         made_of = f", made of commit {self.base_revision[:7]}" if self.base_revision else ""
         return f"{self.repo} ({self.dtype}{made_of}; measured drift from float32: {far})"
 
@@ -147,15 +144,6 @@ def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
     except UnknownDtypeError:
         return None
     figures = evidence["drift"]["safe_dtype"]
-    numbers = {
-        field.name: _number(figures.get(field.name))
-        for field in fields(Drift)
-        if field.name not in ("kind", "positions")
-    }
-    drift = Drift(str(figures["kind"]), int(figures["positions"]), **numbers)
+    drift = drift_from_dict(figures)
     made_of = evidence["base"].get("revision")
     return Variant(repo, revision, dtype, None if made_of is None else str(made_of), drift)
-
-
-def _number(value: Any) -> Any:
-    return None if value is None else float(number_from_json(value))

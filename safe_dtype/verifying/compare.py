@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .output_kinds import MASKED
 from .positions import NO_TARGET
 
 NOT_FINITE = -1  # the class that a row with NaN or +Inf in it gets
-MASKED = -1e30  # a logit below it is a mask (-inf, or the smallest float32), not a number to be precise about
 
 
 @dataclass(frozen=True, slots=True)

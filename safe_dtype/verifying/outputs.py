@@ -1,21 +1,21 @@
-"""Run a model on one batch, and read from what it returns the one tensor that is compared."""
+"""Run a model on one batch, and read from what it returns the tensors that are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import IncomparableOutputsError
+from .output_kinds import as_real, kind_of, kind_of_logits
+from .result_fields import results_of
 
 Model = Callable[..., Any]  # an nn.Module, or anything that is called as one: model(**batch)
 Batch = Mapping[str, Any]
-
-_KIND_BY_DIMENSIONS = {2: "classes", 3: "tokens", 4: "pixels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,49 +29,47 @@ class Outputs:
     kind: str
     main: Tensor
     hidden: Tensor | None = None
+    heads: Mapping[str, Tensor] = field(default_factory=dict)  # the other results, by name
+    source: str = "logits"  # where `main` stands in what the model returned
 
 
 def outputs_of(model: Model, batch: Batch) -> Outputs:
     """Call `model(**batch)` in inference mode, and read what it returns.
 
-    A module gets the batch on its own device, floating inputs in its own dtype.
+    A module gets the batch on its own device, floating inputs in its own dtype. The main output is the logits, or where
+    there are none the last hidden state, or the first result; all other results (see `results_of`) are heads.
 
     Raises:
-        IncomparableOutputsError: If it returns neither logits, nor a last hidden state, nor a tensor.
+        IncomparableOutputsError: If it returns no floating tensor.
     """
     with torch.inference_mode():
         returned = model(**(_fitted(model, batch) if isinstance(model, nn.Module) else batch))
     hidden = _last_hidden(returned)
+    results = {name: tensor for name, tensor in results_of(returned) if tensor.numel()}
     logits = _named(returned, "logits")
-    if logits is not None:
+    if isinstance(logits, Tensor):
         kind = kind_of_logits(logits)
         if kind is None:
             raise IncomparableOutputsError(
                 f"logits of shape {tuple(logits.shape)} are of no kind that can be compared",
                 "wrap the model in a function that returns logits with 2, 3 or 4 dimensions, or one tensor",
             )
-        return Outputs(kind, logits.cpu(), hidden)
-    values = returned if isinstance(returned, Tensor) else hidden
-    if values is None:
-        names = ", ".join(returned) if isinstance(returned, Mapping) else type(returned).__name__
+        return Outputs(kind, logits.cpu(), hidden, _heads(results, "logits"))
+    if hidden is not None:
+        return Outputs("values", as_real(hidden), hidden, _heads(results, "last_hidden_state"), "last_hidden_state")
+    if not results:
+        names = ", ".join(map(str, returned)) if isinstance(returned, Mapping) else type(returned).__name__
         raise IncomparableOutputsError(
-            f"the model returns {names}, and in it neither logits nor a last hidden state",
+            f"the model returns {names}, and in it no floating tensor",
             "wrap the model in a function that returns the tensor to compare",
         )
-    if values.is_complex():
-        values = torch.view_as_real(values.resolve_conj()).flatten(-2)  # real and imaginary parts, side by side
-    return Outputs("values", values.cpu(), hidden)
+    name, values = next(iter(results.items()))
+    source = name if isinstance(returned, (Tensor, Mapping)) else f"{name} of a {type(returned).__name__}"
+    return Outputs(kind_of(name, values), as_real(values).cpu(), None, _heads(results, name), source)
 
 
-def kind_of_logits(logits: Tensor) -> str | None:
-    """Return the kind of drift that is measured on logits of this shape; None where they have not 2 to 4 dimensions.
-
-    Logits with one class only are "values": a softmax over one class is always 1, and would hide every difference.
-    """
-    kind = _KIND_BY_DIMENSIONS.get(logits.ndim)
-    if kind is None:
-        return None
-    return kind if logits.shape[1 if kind == "pixels" else -1] > 1 else "values"
+def _heads(results: Mapping[str, Tensor], main: str) -> dict[str, Tensor]:
+    return {name: as_real(tensor).detach().cpu() for name, tensor in results.items() if name != main}
 
 
 @contextmanager

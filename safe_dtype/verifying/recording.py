@@ -12,6 +12,8 @@ from .outputs import Batch, Outputs
 from .positions import Alignment
 from .reference import digest
 
+_HEAD = "head."
+
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -37,12 +39,16 @@ class Recording:
                 "pass the same batches in the same order",
             )
         tensors = load_file(file_of(self.folder, number))
-        return Outputs(self.kinds[number], tensors["main"], tensors.get("hidden"))
+        heads = {
+            name.removeprefix(_HEAD): tensor for name, tensor in sorted(tensors.items()) if name.startswith(_HEAD)
+        }
+        return Outputs(self.kinds[number], tensors["main"], tensors.get("hidden"), heads)
 
 
 def write_outputs(outputs: Outputs, folder: Path, number: int) -> None:
     """Write a reference's outputs on batch `number` into `folder`, in float32."""
     tensors = {"main": outputs.main} | ({} if outputs.hidden is None else {"hidden": outputs.hidden})
+    tensors |= {f"{_HEAD}{name}": tensor for name, tensor in outputs.heads.items()}
     # A copy of its own for each: safetensors refuses tensors that share memory, and a model's output may be its state.
     save_file({name: tensor.float().clone().contiguous() for name, tensor in tensors.items()}, file_of(folder, number))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DegenerateReferenceError, NothingToCompareError, UnsteadyReferenceError
-from .compare import MASKED
+from .output_kinds import MASKED
 from .outputs import Batch, Model, Outputs, outputs_of
 from .positions import Alignment, as_float64, chunks, counted, rows_that_count, tables
 
@@ -23,8 +24,8 @@ _SAME = 1e-6
 def checked_outputs(model: Model, batches: Iterable[Batch], alignment: Alignment) -> Iterator[tuple[Batch, Outputs]]:
     """Yield every batch with the reference's outputs on it.
 
-    The first batch is run twice, and both outputs must be equal bit for bit. All outputs must be finite at the
-    positions that count. Whether the reference is degenerate is known only at the end, when the iterator raises instead
+    The first batch is run twice, and both main outputs must be equal bit for bit, and finite at the positions that count.
+    Heads that are not equal (latents that were drawn, say) are left out; NaN in others is the model's own. Whether the reference is degenerate is known only at the end, when the iterator raises instead
     of ending: if each output is flat (all elements equal), or if all rows are equal although the inputs were not.
 
     Raises:
@@ -33,6 +34,7 @@ def checked_outputs(model: Model, batches: Iterable[Batch], alignment: Alignment
         NothingToCompareError: If there are no batches.
     """
     watch = _Watch(alignment)
+    drawn: set[str] = set()
     rest = iter(batches)
     first = next(rest, None)
     if first is None:
@@ -40,9 +42,10 @@ def checked_outputs(model: Model, batches: Iterable[Batch], alignment: Alignment
     for batch in chain([first], rest):
         outputs = outputs_of(model, batch)
         if batch is first:
-            _check_steady(outputs.main, outputs_of(model, batch).main)
+            drawn = _check_steady(outputs, outputs_of(model, batch))
         watch.see(outputs, batch)
-        yield batch, outputs
+        heads = {name: head for name, head in sorted(outputs.heads.items()) if name not in drawn}
+        yield batch, replace(outputs, heads=heads)
     watch.check()
 
 
@@ -105,13 +108,24 @@ def _check_finite(rows: Tensor, *, masks_are_legal: bool) -> None:
         raise DegenerateReferenceError(f"NaN or infinity stands in {bad} of {len(rows)} of its outputs")
 
 
-def _check_steady(once: Tensor, again: Tensor) -> None:
+def _check_steady(outputs: Outputs, repeated: Outputs) -> set[str]:
+    """Return the names of the heads that differ.
+
+    Raises:
+        UnsteadyReferenceError: If the main outputs differ.
+    """
+    once, again = outputs.main, repeated.main
     if once.shape != again.shape:
         raise UnsteadyReferenceError(math.inf)
     # NaN is looked at later, and at positions that do not count it is legal.
     once, again = once.nan_to_num(nan=0.0), again.nan_to_num(nan=0.0)
     if not torch.equal(once, again):
         raise UnsteadyReferenceError(float((once.double() - again.double()).abs().max()))
+    return {name for name, head in outputs.heads.items() if not _is_steady(head, repeated.heads.get(name))}
+
+
+def _is_steady(once: Tensor, again: Tensor | None) -> bool:
+    return again is not None and once.shape == again.shape and torch.equal(once.nan_to_num(), again.nan_to_num())
 
 
 def _distinct_inputs(outputs: Outputs, batch: Batch) -> set[str]:

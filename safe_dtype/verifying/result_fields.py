@@ -85,6 +85,12 @@ def _items(value: Any, depth: int) -> Iterable[tuple[Any, Any]]:
     return [(name, item) for name, item in own.items() if not name.startswith("_")] if own else ()
 
 
+def is_hidden_state(name: str) -> bool:
+    """Whether a result is a state that heads read, or what a part of the model returns in an output of its own."""
+    *around, last = name.split(".")
+    return "hidden_state" in last or any(part.endswith(("_output", "_outputs")) for part in around)
+
+
 def is_looked_at(tensor: Tensor) -> bool:
     """Whether there are numbers in `tensor` to look at: not in fake, meta, nested, sparse, float8 or empty ones."""
     return (

@@ -10,8 +10,10 @@ from torch import Tensor
 from ..errors import IncomparableOutputsError, NothingToCompareError
 from ..facts import Drift
 from .compare import NOT_FINITE, Compared, compare_logits, compare_values, cosines
+from .output_kinds import as_compared
 from .outputs import Batch, Outputs
 from .positions import Alignment, as_float64, chunks, counted, rows_that_count, tables, targets
+from .result_fields import is_hidden_state
 from .spread import BinnedSamples, EverySample
 
 
@@ -31,6 +33,7 @@ class Tally:
         self._max_abs = self._squared_difference = self._squared_reference = 0.0
         self._reference_nll = self._candidate_nll = self._cosine = 0.0
         self._confusion: Tensor | None = None  # (classes, classes + 1), the reference's class first
+        self._heads: dict[tuple[str, str], Tally] = {}  # by name and kind, which may differ from batch to batch
 
     def add(self, reference: Outputs, candidate: Outputs, batch: Batch) -> None:
         """Compare one batch's outputs.
@@ -51,6 +54,9 @@ class Tally:
                 self._take(compared, a.shape[1])
         if reference.hidden is not None and candidate.hidden is not None:
             self._add_hidden(reference.hidden, candidate.hidden, batch)
+        for name, head in reference.heads.items():
+            if name in candidate.heads:
+                self._add_head(name, head, candidate.heads[name], batch)
 
     def drift(self) -> Drift:
         """Return the drift over everything that was added.
@@ -73,6 +79,7 @@ class Tally:
             perplexity_ratio=self._perplexity_ratio(),
             hidden_cosine=self._cosine / self._hidden_rows if self._hidden_rows else None,
             miou=None if self._confusion is None else _miou(self._confusion),
+            heads=self._drifts_of_heads(),
         )
 
     def _check(self, reference: Outputs, candidate: Outputs) -> None:
@@ -81,12 +88,16 @@ class Tally:
             self._kl = BinnedSamples() if self._kind == "pixels" else EverySample()
         if not self._kind == reference.kind == candidate.kind:
             raise IncomparableOutputsError(
-                f"the reference gives {reference.kind}, the candidate {candidate.kind}, the batches before {self._kind}",
+                f"the reference gives {reference.kind} ({reference.source}), the candidate {candidate.kind} "
+                f"({candidate.source}), the batches before {self._kind}",
                 "load both with the same class",
             )
         pairs = [("outputs", reference.main, candidate.main)]
         if reference.hidden is not None and candidate.hidden is not None:
             pairs.append(("hidden states", reference.hidden, candidate.hidden))
+        pairs += [
+            (name, head, candidate.heads[name]) for name, head in reference.heads.items() if name in candidate.heads
+        ]
         for name, expected, output in pairs:
             if expected.shape != output.shape:
                 raise IncomparableOutputsError(
@@ -114,6 +125,23 @@ class Tally:
             for rows in chunks(rows_that_count(expected, mask), expected.shape[1]):
                 self._cosine += float(cosines(as_float64(expected, rows), as_float64(output, rows)).sum())
                 self._hidden_rows += len(rows)
+
+    def _add_head(self, name: str, reference: Tensor, candidate: Tensor, batch: Batch) -> None:
+        kind, expected, output = as_compared(name, reference, candidate)
+        if expected.ndim == 2 and any(
+            isinstance(mask, Tensor) and mask.shape == expected.shape
+            for mask in (batch.get("attention_mask"), batch.get("decoder_attention_mask"))
+        ):
+            kind, expected, output = "values", expected[..., None], output[..., None]  # one number a position
+        tally = self._heads.setdefault((name, kind), Tally(self._alignment))
+        tally.add(Outputs(kind, expected), Outputs(kind, output), batch)
+
+    def _drifts_of_heads(self) -> tuple[tuple[str, Drift], ...]:
+        drifts = [(name, tally.drift()) for (name, _), tally in self._heads.items() if tally.positions]
+        # Hidden states are no answers: nobody knows how far off they may be, but for numbers they have to be.
+        return tuple(
+            (name, drift) for name, drift in drifts if not (is_hidden_state(name) and math.isfinite(drift.kl_mean))
+        )
 
     def _perplexity_ratio(self) -> float | None:
         if not self._targets:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from safe_dtype import Drift, Policy, exceeds
+from safe_dtype.facts import worst_output
 
 TOKENS = Drift("tokens", 500, kl_mean=0.01, kl_p99=0.1, top1_agreement=0.9, max_abs=1.0, rel_rms=0.5)
 CLASSES = replace(TOKENS, kind="classes")
@@ -82,3 +83,16 @@ def test_a_share_at_its_limit() -> None:
         drift = replace(PIXELS, miou=(100 - hundredths) / 100)
         assert exceeds(drift, hundredths / 100) is None
         assert hundredths == 0 or exceeds(drift, (hundredths - 1) / 100)
+
+
+def test_the_worst_head_decides() -> None:
+    """Each output is held to the limit in its own unit, and the one that lies furthest beyond is named."""
+    boxes, masks = replace(VALUES, rel_rms=0.5), replace(PIXELS, miou=0.7)
+    drift = replace(SAME, heads=(("logits_per_image", SAME), ("masks", masks), ("boxes", boxes)))
+    assert exceeds(drift, 0.02) == "boxes: relative RMS difference is 0.5, the limit is 0.02"
+    assert exceeds(replace(drift, kl_mean=0.1), 0.02) == "mean KL is 0.1 nats, the limit is 0.02"
+    assert exceeds(drift, 0.5) is None
+    assert worst_output(drift) == ("boxes", boxes)
+    assert worst_output(replace(drift, kl_mean=0.9))[0] == ""
+    spoiled = replace(drift, heads=(*drift.heads, ("depth", replace(VALUES, kl_mean=math.inf))))
+    assert exceeds(spoiled, math.inf) == "depth: some of its 500 outputs hold NaN or infinity"

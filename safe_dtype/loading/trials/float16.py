@@ -24,6 +24,8 @@ from ...facts import (
     Dtype,
     HalfRange,
     Rescale,
+    drift_from_dict,
+    drift_to_dict,
     dtype_named,
     exceeds,
 )
@@ -228,7 +230,7 @@ def half_to_dict(half: HalfRange) -> dict[str, Any]:
         "on_noise": half.on_noise,
         "unseen": list(half.unseen),
         "problem": half.problem,
-        "drift": asdict(half.drift) if half.drift else None,
+        "drift": drift_to_dict(half.drift) if half.drift else None,
         "certified": half.certified,
         "reference": half.reference.name,
     }
@@ -249,7 +251,7 @@ def half_from_dict(values: Mapping[str, Any]) -> HalfRange:
         on_noise=bool(values["on_noise"]),
         unseen=listed(values["unseen"]),
         problem=str(values["problem"]),
-        drift=Drift(**values["drift"]) if values["drift"] else None,
+        drift=drift_from_dict(values["drift"]) if values["drift"] else None,
         certified=float(values["certified"]) if values["certified"] else None,
         reference=dtype_named(str(values["reference"])),
     )

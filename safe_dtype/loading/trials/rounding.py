@@ -6,13 +6,13 @@ import gc
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...checkpoints.fingerprint import fingerprint
 from ...errors import CheckpointError, VerifyError
-from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
+from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift, drift_from_dict, drift_to_dict
 from ...models.planned_layout import lay_out_as_planned
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
@@ -113,9 +113,9 @@ def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> 
 
 
 def _to_dict(measured: MeasuredDrift) -> dict[str, Any]:
-    return {"problem": measured.problem, "figures": asdict(measured.drift) if measured.drift else None}
+    return {"problem": measured.problem, "figures": drift_to_dict(measured.drift) if measured.drift else None}
 
 
 def _from_dict(candidate: Candidate, values: Mapping[str, Any]) -> MeasuredDrift:
-    drift = Drift(**values["figures"]) if values["figures"] else None
+    drift = drift_from_dict(values["figures"]) if values["figures"] else None
     return MeasuredDrift(candidate.storage, candidate.compute, drift, values["problem"])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from ...facts import exceeds
-from ...verifying.outputs import Outputs, kind_of_logits
+from ...verifying.output_kinds import as_compared
+from ...verifying.outputs import Outputs
 from ...verifying.positions import Alignment
 from ...verifying.tally import Tally
 
@@ -24,12 +24,11 @@ class DriftFromFloat32:
 
     No outputs are kept.
 
-    Every output is judged, in the unit of its kind (see `exceeds`): outputs whose name ends in "logits" by what they
-    decide, all others as values. Each batch must be within the limit, and so must all of them together: what
+    Every output is judged, in the unit of its kind (see `exceeds`): logits by what they decide, all others as values (see
+    `kind_of`). Each batch must be within the limit, and so must all of them together: what
     `measure_drift` rejects on the same batches is rejected here too.
 
-    Masks of queries, like `masks_queries_logits` (batch, queries, height, width), are pixels with two classes each:
-    inside of the mask and outside. Positions that `attention_mask` hides do not count.
+    Positions that `attention_mask` hides do not count.
     """
 
     def __init__(self, max_drift: float) -> None:
@@ -89,22 +88,5 @@ def _alignment(float32: Tensors) -> Alignment:
 def _compared_outputs(float32: Tensors, candidate: Tensors) -> Iterator[tuple[str, Outputs, Outputs]]:
     for name, expected in float32.items():
         if expected.numel():
-            yield name, *_of_its_kind(name, expected.detach().cpu(), candidate[name].detach().cpu())
-
-
-def _of_its_kind(name: str, expected: Tensor, output: Tensor) -> tuple[Outputs, Outputs]:
-    if name.endswith("logits"):
-        if "mask" in name and expected.ndim == 4:
-            expected, output = _two_classes(expected), _two_classes(output)
-        kind = kind_of_logits(expected)
-        if kind in ("tokens", "classes", "pixels"):
-            return Outputs(kind, expected), Outputs(kind, output)
-    # The same infinity in both is no difference, and has no size that differences could be compared with.
-    same = expected.isinf() & (expected == output)
-    return Outputs("values", expected.masked_fill(same, 0.0)), Outputs("values", output.masked_fill(same, 0.0))
-
-
-def _two_classes(masks: Tensor) -> Tensor:
-    """Return masks (batch, queries, height, width) as logits (batch * queries, 2, height, width)."""
-    inside = masks.flatten(0, 1)[:, None]
-    return torch.cat([torch.zeros_like(inside), inside], dim=1)
+            kind, reference, output = as_compared(name, expected.detach().cpu(), candidate[name].detach().cpu())
+            yield name, Outputs(kind, reference), Outputs(kind, output)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NotPublishableError
-from ...facts import Drift
+from ...facts import Drift, drift_from_dict, drift_to_dict
 from ...facts.variant import NEEDS, VARIANT_FILE, VARIANT_SCHEMA
 from ...rendering.json_numbers import json_numbers, number_from_json
 from ..release import State
@@ -132,7 +132,9 @@ class Evidence:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values of JSON."""
         record = asdict(self)
-        drift = {name: _flat(record.pop(name)) for name in ("safe_dtype", "plain")}
+        for name in ("safe_dtype", "plain"):
+            del record[name]
+        drift = {"safe_dtype": _flat(self.safe_dtype), "plain": _flat(self.plain)}
         return {"schema": VARIANT_SCHEMA, **json_numbers({**record, "drift": drift})}
 
     @staticmethod
@@ -213,16 +215,16 @@ def _forms(record: Mapping[str, Any] | None) -> Forms | None:
     return Forms(tuple(TriedForm(**form) for form in record["verified"]), record["others"], record["device"])
 
 
-def _flat(fidelity: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(fidelity: Fidelity) -> dict[str, Any]:
     """Return the figures of the drift beside the rest, so that readers find `kl_mean` where they look for it."""
-    return {**{name: value for name, value in fidelity.items() if name != "drift"}, **fidelity["drift"]}
+    rest = {name: value for name, value in asdict(fidelity).items() if name != "drift"}
+    return rest | drift_to_dict(fidelity.drift)
 
 
 def _fidelity(record: Mapping[str, Any]) -> Fidelity:
-    values = _numbers(record)
     of_drift = {field.name for field in fields(Drift)}
-    drift = Drift(**{name: value for name, value in values.items() if name in of_drift})
-    rest = {name: value for name, value in values.items() if name not in of_drift}
+    drift = drift_from_dict(record)
+    rest = {name: value for name, value in _numbers(record).items() if name not in of_drift}
     kl = tuple(float(number_from_json(value)) for value in rest.pop("kl"))
     return Fidelity(**rest, drift=drift, kl=kl)
 

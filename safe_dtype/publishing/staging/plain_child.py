@@ -13,6 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+MAIN = ("logits", "last_hidden_state", "hidden")  # of the other outputs each is compared as what it is
+
 
 def main(order: dict[str, Any]) -> dict[str, Any]:
     """Run every batch of `order`; return the dtype, the largest |number| of every block, and how many were not finite."""
@@ -28,7 +30,7 @@ def main(order: dict[str, Any]) -> dict[str, Any]:
             returned = model(**inputs, **more)
         answers = {name: one.float().cpu().clone().contiguous() for name, one in compared(returned).items()}
         # A logit of -inf is a mask.
-        nonfinite += sum(int((~(one < torch.inf)).sum()) for one in answers.values())
+        nonfinite += sum(int((~(one < torch.inf)).sum()) for name, one in answers.items() if name in MAIN)
         save_file(answers, f"{file}.out")
     return {
         "dtype": str(model.dtype).removeprefix("torch."), "peaks": peaks, "nonfinite": nonfinite,
@@ -44,11 +46,14 @@ def see(peaks: dict[str, float], name: str, returned: Any) -> None:
 
 
 def compared(returned: Any) -> dict[str, torch.Tensor]:
-    """Return the logits, or else the last hidden state, and the last of all hidden states where they are there."""
-    logits = returned.get("logits")
-    main = {"last_hidden_state": returned["last_hidden_state"]} if logits is None else {"logits": logits}
+    """Return every floating tensor by name but the loss, and the last of all hidden states where they are there."""
+    answers = {
+        name: value
+        for name, value in returned.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "loss"
+    }
     states = returned.get("decoder_hidden_states") or returned.get("hidden_states")
-    return {**main, "hidden": states[-1]} if states else main
+    return {**answers, "hidden": states[-1]} if states else answers
 
 
 if __name__ == "__main__":
