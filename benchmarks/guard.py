@@ -1,16 +1,19 @@
 """What the guard costs when nothing fails, and what it saves when something does.
 
-    python benchmarks/guard.py                 # all of it, about 5 minutes
-    python benchmarks/guard.py overhead        # one part: bare, overhead, recovery, memory
+    python benchmarks/guard.py                 # all of it, about 10 minutes
+    python benchmarks/guard.py overhead        # one part: bare, instructions, overhead, recovery, memory
 
 Bare: calls of a model that computes nothing, plain and guarded in turn: the difference is the guard's own time.
-Overhead: steps of a real model, plain and guarded in turn. Recovery: the same generation with a failure at step k,
+Instructions: the same calls counted in instructions of the processor by valgrind, which no other load of the machine
+changes. Overhead: steps of a real model, plain and guarded in turn. Recovery: the same generation with a failure at step k,
 against one that is begun anew in float32 there; with a plot. Memory: the peak of a process that recasts a model.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import statistics
 import subprocess
 import sys
@@ -73,9 +76,8 @@ class Still(transformers.Qwen3ForCausalLM):  # type: ignore[misc]  # transformer
         return self.kept
 
 
-def bare(layers: int, vocabulary: int) -> dict[str, Any]:
-    """Return the microseconds that the guard takes for a call, beside a filled cache of `layers` layers."""
-    torch.set_num_threads(1)
+def still(layers: int, vocabulary: int) -> tuple[Still, dict[str, Any]]:
+    """Return a model that computes nothing, and arguments of a call of it, with a filled cache of `layers` layers."""
     real = model_of(layers, 64, vocabulary)
     given = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 9), "use_cache": True,
              "past_key_values": transformers.DynamicCache(config=real.config)}  # fmt: skip
@@ -83,6 +85,13 @@ def bare(layers: int, vocabulary: int) -> dict[str, Any]:
         kept = real(**given)
     model = Still(model_of(1, 64, 97).config).eval()
     model.kept = kept
+    return model, given
+
+
+def bare(layers: int, vocabulary: int) -> dict[str, Any]:
+    """Return the microseconds that the guard takes for a call, beside a filled cache of `layers` layers."""
+    torch.set_num_threads(1)
+    model, given = still(layers, vocabulary)
 
     def seconds() -> float:
         begin = time.perf_counter()
@@ -101,6 +110,44 @@ def bare(layers: int, vocabulary: int) -> dict[str, Any]:
         "overhead_us": round(statistics.median(rounds) * 1e6, 1),
         "overhead_us_quartiles": [round(one * 1e6, 1) for one in statistics.quantiles(rounds, n=4)],
     }  # fmt: skip
+
+
+def instructions(layers: int, vocabulary: int) -> dict[str, Any]:
+    """Return how many instructions a call takes, plain and guarded, beside a filled cache of `layers` layers.
+
+    Two processes that differ in the number of calls alone: what they have in common (imports, the cache) cancels.
+    """
+    plain, guarded = (
+        (_counted(layers, vocabulary, is_guarded, 5100) - _counted(layers, vocabulary, is_guarded, 100)) / 5000
+        for is_guarded in (False, True)
+    )
+    return {
+        "layers": layers, "vocabulary": vocabulary, "plain": round(plain), "guarded": round(guarded),
+        "guard": round(guarded - plain),
+    }  # fmt: skip
+
+
+def _counted(layers: int, vocabulary: int, is_guarded: bool, calls: int) -> int:
+    code = f"""
+import gc, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from guard import guard, still, torch
+torch.set_num_threads(1)
+model, given = still({layers}, {vocabulary})
+if {is_guarded}: guard(model)
+gc.collect(); gc.freeze(); gc.disable()
+for _ in range({calls}): model(**given)
+"""
+    environment = {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "PYTHONHASHSEED": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    run = subprocess.run(
+        ["valgrind", "--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    return int(re.findall(r"I *refs: +([\d,]+)", run.stderr)[0].replace(",", ""))
 
 
 def overhead(layers: int, hidden: int, vocabulary: int) -> dict[str, Any]:
@@ -215,6 +262,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     parts: dict[str, Callable[[], Any]] = {
         "bare": lambda: [bare(2, 97), bare(28, 97), bare(28, 151936)],
+        "instructions": lambda: [instructions(2, 97), instructions(28, 151936)],
         "overhead": lambda: [overhead(2, 64, 97), overhead(28, 64, 97)],
         "recovery": recovery,
         "memory": memory,
