@@ -14,20 +14,26 @@ import ctypes
 import mmap
 import os
 import re
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
+import numpy as np
 from torch import Tensor
+
+if sys.platform.startswith("linux"):
+    import fcntl
 
 _DONTNEED = 4  # MADV_DONTNEED of Linux
 _LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ..(.)(.) \S+ \S+ (\d+)", re.MULTILINE)
-# The three highest bits that pagemap has of a page (Documentation/admin-guide/mm/pagemap.rst).
-_HIGHEST = 61
-_OF_FILE, _SWAPPED, _PRESENT = 1, 2, 4
+# Of what pagemap tells of a page (Documentation/admin-guide/mm/pagemap.rst): present is bit 63, swapped bit 62.
+_IN_USE, _OF_FILE = np.uint64(1 << 62), np.uint64(1 << 61)
+# PAGEMAP_SCAN, of Linux 6.7 and later: _IOWR('f', 16, struct pm_scan_arg), and its categories of pages.
+_SCAN, _SCAN_SIZE = 0xC0606610, 96
+_SCAN_FILE, _SCAN_PRESENT, _SCAN_SWAPPED = 1 << 2, 1 << 3, 1 << 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +67,41 @@ def in_files(tensors: Iterable[Tensor], mappings: Iterable[Mapping]) -> Iterator
     return (one for one in tensors if any(each.holds(one) for each in mappings) and not is_written(one))
 
 
+class Pages:
+    """The pages of a view of a file, to be asked again and again whether one of them was written to."""
+
+    __slots__ = ("_count", "_first", "_scan")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._first = tensor.data_ptr() // mmap.PAGESIZE
+        stop = -(-(tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE)
+        self._count = stop - self._first
+        self._scan = _scan_argument(self._first * mmap.PAGESIZE, stop * mmap.PAGESIZE)
+
+    def is_written(self) -> bool:
+        """Whether one was written to since the file was mapped, or the system does not tell.
+
+        A page that nobody has touched counts as the file's. Takes 1 us, and 0.6 us more for each MB that lies in memory;
+        where the system cannot scan (Linux before 6.7), 3 us and 1 us for each MB.
+        """
+        if not self._count:
+            return False
+        try:
+            if _can_scan():
+                return bool(fcntl.ioctl(_pagemap(), _SCAN, self._scan))
+            flags = os.pread(_pagemap(), 8 * self._count, 8 * self._first)
+        except OSError:
+            return True
+        if len(flags) != 8 * self._count:
+            return True
+        states = np.frombuffer(flags, np.uint64)
+        # Mostly none of them is in memory, which a single pass tells.
+        return bool(states.max() >= _IN_USE and (states[states >= _IN_USE] & _OF_FILE == 0).any())
+
+
 def is_written(tensor: Tensor) -> bool:
-    """Whether a page of a view of a file was written to since it was mapped, or the system does not tell.
-
-    Takes 20 us for 1 MB. A page that nobody has touched counts as the file's.
-    """
-    first, last = _pages(tensor)
-    try:
-        flags = os.pread(_pagemap(), 8 * (last - first), 8 * first)
-    except OSError:
-        return True
-    if len(flags) != 8 * (last - first):
-        return True
-    states = torch.frombuffer(bytearray(flags), dtype=torch.int64) >> _HIGHEST & 7
-    return bool(((states & (_PRESENT | _SWAPPED) != 0) & (states & _OF_FILE == 0)).any())
-
-
-def is_written_midway(tensor: Tensor) -> bool:
-    """Ask `is_written` of the page in its middle: 1 us, and enough to notice what writes to all of a tensor."""
-    page = (tensor.data_ptr() + tensor.nbytes // 2) // mmap.PAGESIZE
-    try:
-        flags = int.from_bytes(os.pread(_pagemap(), 8, 8 * page), sys.byteorder) >> _HIGHEST
-    except OSError:
-        return True
-    return flags >= _SWAPPED and not flags & _OF_FILE
+    """Whether a page of a view of a file was written to since it was mapped, or the system does not tell."""
+    return Pages(tensor).is_written()
 
 
 def give_back(tensor: Tensor, mappings: Iterable[Mapping] | None = None) -> int:
@@ -104,9 +121,27 @@ def give_back(tensor: Tensor, mappings: Iterable[Mapping] | None = None) -> int:
     return stop - start if done == 0 else 0
 
 
-def _pages(tensor: Tensor) -> tuple[int, int]:
-    """Return the numbers of its first page, and of the first one after it."""
-    return tensor.data_ptr() // mmap.PAGESIZE, -(-(tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE)
+def _scan_argument(start: int, stop: int) -> bytearray:
+    """Return what asks for the first run of pages, from address `start` to `stop`, that are in use and no file's."""
+    in_use = _SCAN_PRESENT | _SCAN_SWAPPED
+    # size, flags, start, end, walk_end, vec, vec_len, max_pages; inverted, all of, any of, and told of
+    fields = (_SCAN_SIZE, 0, start, stop, 0, ctypes.addressof(_run), 1, 1, _SCAN_FILE, _SCAN_FILE, in_use, _SCAN_FILE)
+    return bytearray(struct.pack("12Q", *fields))
+
+
+# Where the system writes which pages it found (struct page_region). Nobody reads it: their number is enough.
+_run = (ctypes.c_uint64 * 3)()
+
+
+@cache
+def _can_scan() -> bool:
+    """Whether the system scans: what this process allocated is found to be no file's."""
+    page = ctypes.addressof(_run) // mmap.PAGESIZE * mmap.PAGESIZE
+    try:
+        pagemap = _pagemap()  # fails where the system is not Linux
+        return bool(fcntl.ioctl(pagemap, _SCAN, _scan_argument(page, page + mmap.PAGESIZE)))
+    except OSError:
+        return False
 
 
 @cache

@@ -1,0 +1,58 @@
+"""The blocks of a weight, with what shows that the weight is not what they were made of any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..numerics.block_product import Blocks
+from ..numerics.pages import Pages
+
+
+@dataclass(slots=True, eq=False)
+class BlockedWeight:
+    """The blocks of a weight that is a view of its file, and how to tell that nobody has changed it since.
+
+    Writing to `weight.data`, as PEFT merges adapters, leaves no trace in torch, but in the pages.
+    """
+
+    blocks: Blocks
+    origin: Tensor  # what the weight was: it keeps the file mapped, so that nothing else comes to lie at its address
+    version: int
+    wide: torch.dtype
+    changed: bool = False
+    address: int = field(init=False)
+    pages: Pages = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.address, self.pages = self.origin.data_ptr(), Pages(self.origin)
+
+    def __deepcopy__(self, _memo: Any) -> None:
+        """Copies of a module are plain."""
+
+    @classmethod
+    def of(cls, weight: Tensor, dtype: torch.dtype, wide: torch.dtype) -> BlockedWeight:
+        """Make the blocks of a weight."""
+        return cls(Blocks.of(weight, dtype), weight.data, weight._version, wide)
+
+    def fits(self, weight: Any) -> bool:
+        """Whether `weight` is what the blocks were made of, and nobody has written to it since."""
+        self.changed = self.changed or not self._is(weight) or self.pages.is_written()
+        return not self.changed
+
+    def _is(self, weight: Any) -> bool:
+        # The same numbers at the same place; the dtype and the sign may be another view's, and sharing memory with
+        # other processes moves what is stored.
+        return (
+            type(weight) is nn.Parameter
+            and weight.is_cpu
+            and weight.is_set_to(self.origin)
+            and weight.data_ptr() == self.address
+            and weight.dtype is self.origin.dtype
+            and not weight.is_neg()
+            and not weight.is_inference()
+            and weight._version == self.version
+        )

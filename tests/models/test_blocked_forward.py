@@ -1,0 +1,475 @@
+"""A laid-out module is one of torch's own: what looks at its class, takes its weight apart or copies it finds it so."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from numerics.laid_out import load, save
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from safe_dtype import compute_in, guard
+from safe_dtype.models.block_layout import blocks_of, lay_out, take_back
+
+pytestmark = [
+    pytest.mark.needs("pagemap"),
+    # Of torch, about what is tried here.
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+]
+BF16 = torch.bfloat16
+IDS = torch.arange(3, 23)[None]
+ATTACHED = {"forward", "__reduce_ex__", "_replicate_for_data_parallel", "_safe_dtype_blocks"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an OPT is saved, whose linear modules have biases."""
+    return save("opt", tmp_path_factory.mktemp("opt"))
+
+
+@pytest.fixture
+def plain(folder: Path) -> Any:
+    """The model as it is loaded."""
+    return load(folder)
+
+
+@pytest.fixture
+def model(folder: Path) -> Any:
+    """The same one, laid out."""
+    model = load(folder)
+    assert lay_out(model).modules == 7
+    return model
+
+
+def first(model: Any) -> nn.Linear:
+    """Return one linear module."""
+    return model.model.decoder.layers[0].fc1
+
+
+def logits(model: Any, rows: int = 20) -> Tensor:
+    """Return the logits of one forward pass without gradients."""
+    with torch.no_grad():
+        return model(input_ids=IDS[:, :rows]).logits
+
+
+def near(found: Tensor, expected: Tensor, limit: float = 0.02) -> bool:
+    """Whether the root mean squared difference is within some roundings of bfloat16."""
+    return float((found.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
+
+
+# What asks for the class
+
+
+def test_classes_and_what_is_in_them(model: Any, plain: Any) -> None:
+    """Every module has the class of the plain one, and nothing but a forward of its own."""
+    for one, other in zip(model.modules(), plain.modules(), strict=True):
+        assert type(one) is type(other)
+        assert one.__class__.__name__ == other.__class__.__name__
+        laid_out = isinstance(one, nn.Linear) or one is model.get_input_embeddings()
+        assert vars(one).keys() - vars(other).keys() == (ATTACHED if laid_out else set())
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_dynamic_quantization(inplace: bool, model: Any, folder: Path) -> None:
+    """`quantize_dynamic` quantizes what it quantizes in a plain model, to the same numbers, and float32 stays as it is."""
+    folder32 = save("opt", folder.parent / "opt32", torch.float32)
+    found, expected = load(folder32), load(folder32)
+    assert lay_out(found, rounded=BF16).modules == 7
+    quantize = torch.ao.quantization.quantize_dynamic
+    found, expected = (quantize(one, {nn.Linear}, torch.qint8, inplace=inplace) for one in (found, expected))
+    assert [type(one) for one in found.modules()] == [type(one) for one in expected.modules()]
+    assert sum(type(one) is nn.Linear for one in found.modules()) == 0
+    assert torch.equal(logits(found), logits(expected))
+
+
+class Doubling(nn.Linear):
+    """A class that somebody gives a module later."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
+        """Multiply, and double."""
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_another_class(rows: int, model: Any, plain: Any) -> None:
+    """A module that is given another class computes as that one says, from the plain weight."""
+    for one in (model, plain):
+        logits(one, rows)
+        first(one).__class__ = Doubling
+    x = torch.randn(rows, 512, dtype=BF16)
+    with torch.no_grad():
+        assert torch.equal(first(model)(x), first(plain)(x))
+    assert "forward" not in vars(first(model))
+
+
+def test_a_forward_of_somebody_else(model: Any, plain: Any) -> None:
+    """A forward that is wrapped, replaced or deleted is that of a plain module."""
+    x = torch.randn(3, 512, dtype=BF16)
+    found, expected = first(model), first(plain)
+    with torch.no_grad():
+        for one in (found, expected):
+            one.forward = lambda x, forward=one.forward: 2 * forward(x)
+        assert near(found(x), expected(x), 0.01)
+        assert take_back(model)
+        assert torch.equal(found(x), expected(x))
+        for one in (found, expected):
+            del one.forward
+        assert torch.equal(found(x), expected(x))
+        assert set(vars(found)) == set(vars(expected))
+
+
+@pytest.mark.parametrize(("owner", "name"), [(nn.Linear, "forward"), (F, "linear"), (nn.Embedding, "forward")])
+def test_a_forward_patched_for_every_module(
+    owner: Any, name: str, model: Any, plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody puts in the place of torch's own is called, as often as in a plain model."""
+    calls = []
+    original = getattr(owner, name)
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return original(*args, **kwargs)
+
+    expected = logits(plain, 1)
+    monkeypatch.setattr(owner, name, counting)
+    logits(plain, 1)
+    count = len(calls)
+    assert count
+    found = logits(model, 1)
+    assert len(calls) == 2 * count
+    assert near(found, expected)
+
+
+def test_a_method_without_its_module(folder: Path) -> None:
+    """A forward that outlives its module says so, and does not answer."""
+    model = load(folder)
+    lay_out(model)
+    forward = first(model).forward
+    del model
+    gc.collect()
+    with pytest.raises(ReferenceError, match="module"):
+        forward(torch.ones(1, 512, dtype=BF16))
+
+
+def test_modules_die_with_their_last_user(folder: Path) -> None:
+    """A laid-out model is no circle: it is freed at once, not at the next collection."""
+    model = load(folder)
+    lay_out(model)
+    module, table = weakref.ref(first(model)), weakref.ref(blocks_of(first(model)).tensor)
+    gc.disable()
+    try:
+        model.model.decoder.layers[0].fc1 = nn.Identity()
+        assert (module(), table()) == (None, None)
+    finally:
+        gc.enable()
+
+
+# What takes a weight apart
+
+
+@contextmanager
+def _plain_attribute(module: nn.Module) -> Iterator[None]:
+    weight = module._parameters.pop("weight")
+    module.weight = weight.data * 2
+    yield
+
+
+def _in_dict(module: nn.Module) -> None:
+    module.__dict__["weight"] = module.weight.data * 2
+
+
+def _bias_in_dict(module: nn.Module) -> None:
+    module.__dict__["bias"] = module.bias.data + 1
+
+
+def _buffer(module: nn.Module) -> None:
+    weight = module._parameters.pop("weight")
+    module.register_buffer("weight", weight.data * 2)
+
+
+def _flat(module: nn.Module) -> None:
+    flat = torch.cat([module._parameters.pop(name).data.reshape(-1) for name in ("weight", "bias")])
+    module.weight, module.bias = flat[: 512 * 1024].view(1024, 512), flat[512 * 1024 :]
+
+
+class Halves(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Halve."""
+        return weight / 2
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Return what is halved."""
+        return weight
+
+
+APART: dict[str, Callable[[nn.Linear], object]] = {
+    "prune": lambda one: prune.l1_unstructured(one, "weight", 0.5),
+    "prune-rows": lambda one: prune.ln_structured(one, "weight", 0.5, n=2, dim=0),
+    "prune-bias": lambda one: prune.l1_unstructured(one, "bias", 0.5),
+    "prune-for-good": lambda one: prune.remove(prune.l1_unstructured(one, "weight", 0.5), "weight"),
+    "parametrize": lambda one: parametrize.register_parametrization(one, "weight", Halves()),
+    "parametrize-bias": lambda one: parametrize.register_parametrization(one, "bias", Halves()),
+    "parametrize-for-good": lambda one: (
+        parametrize.register_parametrization(one, "weight", Halves()),
+        parametrize.remove_parametrizations(one, "weight"),
+    ),
+    "weight-norm": lambda one: parametrizations.weight_norm(one),
+    "weight-norm-of-old": lambda one: nn.utils.weight_norm(one),
+    "spectral-norm-of-old": lambda one: _seeded(nn.utils.spectral_norm, one),
+    "plain-attributes": _flat,
+    "plain-weight": lambda one: setattr(one, "weight", one._parameters.pop("weight").data * 2),
+    "buffer": _buffer,
+    "weight-in-the-dict": _in_dict,
+    "bias-in-the-dict": _bias_in_dict,
+    "no-bias": lambda one: setattr(one, "bias", None),
+    "another-bias": lambda one: setattr(one, "bias", nn.Parameter(torch.ones(1024, dtype=BF16))),
+    "meta-and-back": lambda one: one.to("meta").to_empty(device="cpu").load_state_dict(
+        {"weight": torch.ones(1024, 512), "bias": torch.ones(1024)}
+    ),
+    "lazily-assigned": lambda one: one.load_state_dict(
+        {"weight": torch.ones(1024, 512, dtype=BF16), "bias": torch.ones(1024, dtype=BF16)}, assign=True
+    ),
+}  # fmt: skip
+
+
+def _seeded(change: Callable[[nn.Module], object], module: nn.Module) -> None:
+    torch.manual_seed(0)
+    change(module)
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["laid-out", "guarded"])
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("change", APART.values(), ids=APART)
+def test_a_weight_that_lies_elsewhere(
+    change: Callable[[nn.Linear], object], rows: int, guarded: bool, model: Any, plain: Any
+) -> None:
+    """Pruned, reparametrized, sharded or taken apart, a module gives what a plain one gives."""
+    if guarded:
+        guard(model)
+    logits(model, rows)
+    for one in (model, plain):
+        change(first(one))
+    assert near(logits(model, rows), logits(plain, rows))
+    assert list(model.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("change", ["prune", "parametrize", "weight-norm-of-old", "plain-attributes"])
+def test_a_weight_that_lies_elsewhere_from_the_start(change: str, folder: Path) -> None:
+    """What is so before it is laid out is left alone."""
+    model, plain = load(folder), load(folder)
+    for one in (model, plain):
+        APART[change](first(one))
+    assert lay_out(model).modules == 6
+    assert near(logits(model), logits(plain))
+    assert vars(first(model)).keys() == vars(first(plain)).keys()
+
+
+def test_orthogonal(folder: Path) -> None:
+    """An orthogonal parametrization, which torch has for float32 only."""
+    folder32 = save("opt", folder.parent / "opt-orthogonal", torch.float32)
+    model, plain = load(folder32), load(folder32)
+    lay_out(model, rounded=BF16)
+    for one in (model, plain):
+        parametrizations.orthogonal(one.model.decoder.layers[0].self_attn.q_proj)
+    assert near(logits(model), logits(plain))
+
+
+# Copies
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle-2": lambda one: pickle.loads(pickle.dumps(one, 2)),
+    "pickle-5": lambda one: pickle.loads(pickle.dumps(one, 5)),
+    "python-pickle": lambda one: pickle._loads(pickle._dumps(one)),  # type: ignore[attr-defined]
+    "replicated": lambda one: _with_parameters(one._replicate_for_data_parallel(), one),
+    "copied-dict": lambda one: _with_dict(one),
+}
+
+
+def _with_parameters(replica: Any, module: nn.Module) -> Any:
+    replica._parameters.update(module._parameters)
+    return replica
+
+
+def _with_dict(module: nn.Module) -> nn.Module:
+    other = type(module).__new__(type(module))
+    other.__dict__ = copy.deepcopy(module.__dict__, {id(module): other})
+    return other
+
+
+@pytest.mark.parametrize("name", ["fc1", "embed_tokens"])
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_copies_go_their_own_way(make: Callable[[Any], Any], name: str, folder: Path) -> None:
+    """A copy computes with its own weights, whatever becomes of them, and leaves the original as it is."""
+    model, plain = load(save("qwen3-tied", folder.parent / "tied")), load(folder.parent / "tied")
+    lay_out(model)
+    module, expected = (
+        (one.model.layers[0].mlp.up_proj if name == "fc1" else one.model.embed_tokens) for one in (model, plain)
+    )
+    x = torch.randn(2, 512, dtype=BF16) if name == "fc1" else torch.tensor([4, 5])
+    with torch.no_grad():
+        before = module(x)
+        twin = make(module)
+        assert type(twin) is type(module)
+        assert torch.equal(twin(x), expected(x))
+        twin._parameters = {key: one for key, one in twin._parameters.items()}  # noqa: C416  (it is a dict of its own)
+        twin.weight = nn.Parameter(torch.ones_like(expected.weight))
+        expected.weight = nn.Parameter(torch.ones_like(expected.weight))
+        assert torch.equal(twin(x), expected(x))
+        assert torch.equal(module(x), before)
+        assert vars(twin).keys() - {"forward", "_is_replica", "_former_parameters"} <= vars(expected).keys()
+
+
+def test_a_copy_of_a_parametrized_module(model: Any, plain: Any) -> None:
+    """Torch copies a parametrized module's `__dict__` as it is: the copy has weights of its own all the same."""
+    for one in (model, plain):
+        parametrize.register_parametrization(first(one), "weight", Halves())
+    found, expected = (copy.deepcopy(first(one)) for one in (model, plain))
+    x = torch.randn(3, 512, dtype=BF16)
+    with torch.no_grad():
+        for one in (found, expected):
+            one.parametrizations.weight.original.data.fill_(3)
+        assert torch.equal(found(x), expected(x))
+        assert near(first(model)(x), first(plain)(x), 0.01)
+        again = copy.deepcopy(found)
+        again.parametrizations.weight.original.data.fill_(5)
+        assert not torch.equal(again(x), found(x))
+
+
+def test_a_copy_of_a_module_with_hooks_of_accelerate(model: Any, plain: Any) -> None:
+    """What accelerate keeps of a module to put it back is in a copy that of the copy."""
+    x = torch.randn(3, 512, dtype=BF16)
+    for one in (model, plain):
+        accelerate.hooks.add_hook_to_module(first(one), accelerate.hooks.ModelHook())
+    with torch.no_grad():
+        assert near(first(model)(x), first(plain)(x), 0.01)
+        found, expected = (copy.deepcopy(first(one)) for one in (model, plain))
+        for one in (found, expected):
+            one.weight.data.fill_(2)
+        assert torch.equal(found(x), expected(x))
+        for one in (found, expected):
+            accelerate.hooks.remove_hook_from_module(one)
+        assert torch.equal(found(x), expected(x))
+        for one in (model, plain):
+            accelerate.hooks.remove_hook_from_module(first(one))
+        assert near(first(model)(x), first(plain)(x), 0.01)
+
+
+# Who looks on
+
+
+def _dual(run: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+    with forward_ad.dual_level():
+        return tuple(forward_ad.unpack_dual(run(forward_ad.make_dual(x, torch.ones_like(x)))))
+
+
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "vmap": lambda run, x: torch.vmap(run)(x),
+    "jvp": lambda run, x: torch.func.jvp(run, (x,), (torch.ones_like(x),)),
+    "jacfwd": lambda run, x: torch.func.jacfwd(run)(x[0]),
+    "jacrev": lambda run, x: torch.func.jacrev(run)(x[0]),
+    "vjp": lambda run, x: torch.func.vjp(run, x)[1](torch.ones_like(run(x))),
+    "functionalize": lambda run, x: torch.func.functionalize(run)(x),
+    "dual-numbers": _dual,
+}
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["laid-out", "guarded"])
+@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms(transform: Callable[..., Any], rows: int, guarded: bool, model: Any, plain: Any) -> None:
+    """A transform of a laid-out module is that of a plain one, bit for bit, and the blocks are still there."""
+    x = torch.randn(rows, 512, dtype=BF16)
+    module, expected = first(model).requires_grad_(False), first(plain).requires_grad_(False)
+    if guarded:
+        guard(module)
+    with torch.no_grad():
+        for one, other in zip(transform(module, x), transform(expected, x), strict=True):
+            assert torch.equal(one, other)
+    assert blocks_of(module) is not None
+
+
+def test_weights_with_tangents(model: Any, plain: Any) -> None:
+    """A tangent of a weight, given for one call, reaches the result, also where its product would be cast in pieces."""
+    x, slope = torch.randn(20, 512, dtype=BF16), torch.randn(8192, 512, dtype=BF16)
+    weight = torch.randn(8192, 512, dtype=BF16)
+
+    def run() -> Tensor:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(weight, slope)
+            return forward_ad.unpack_dual(F.linear(x, dual)).tangent
+
+    with torch.no_grad():
+        expected = run()
+        with compute_in("float32"):
+            found = run()
+        assert near(found, expected)
+        with compute_in("float32"):  # and nothing is left of it
+            assert near(F.linear(x, weight), F.linear(x, weight))
+            assert F.linear(x, weight).requires_grad is False
+
+
+class Seeing(TorchFunctionMode):
+    """Sees what torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Write down."""
+        self.seen.append(getattr(func, "__name__", str(func)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_see_the_calls_of_a_plain_model(model: Any, plain: Any) -> None:
+    """Who intercepts torch's functions, or counts operations, sees what a plain model does."""
+    counted = []
+    for one in (model, plain):
+        with Seeing() as mode, torch.no_grad():
+            first(one)(torch.ones(1, 512, dtype=BF16))
+        with FlopCounterMode(display=False) as flops:
+            logits(one, 1)
+        counted.append((mode.seen, flops.get_total_flops()))
+    assert counted[0] == counted[1]
+    assert counted[0][1] > 0
+
+
+@pytest.mark.parametrize(
+    "contexts",
+    [
+        pytest.param([lambda: torch.device("cpu")], id="default-device"),
+        pytest.param([lambda: compute_in("float32")], id="compute-in"),
+        pytest.param([torch.inference_mode], id="inference-mode"),
+    ],
+)
+def test_contexts_in_which_blocks_are_multiplied(contexts: list[Any], model: Any, plain: Any) -> None:
+    """Contexts that leave products alone do no harm to the layout."""
+    x = torch.randn(1, 512, dtype=BF16)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        expected = first(model)(x)
+        assert not torch.equal(expected, first(plain)(x))
+        for context in contexts:
+            stack.enter_context(context())
+        assert torch.equal(first(model)(x), expected)
