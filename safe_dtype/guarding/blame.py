@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -55,6 +56,23 @@ def module_spoiling(model: nn.Module, run: Callable[[], Any]) -> Blame:
         for handle in handles:
             handle.remove()
     return blames[0] if blames else Blame()
+
+
+def runs_modules(model: nn.Module, run: Callable[[], Any]) -> bool:
+    """Run once more, and return whether that calls any module in `model`, however it ends."""
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, _args: Any) -> None:
+        called.append(module)
+
+    handles = [member.register_forward_pre_hook(note) for member in model.modules()]
+    try:
+        with torch.compiler.set_stance("force_eager"), suppress(Exception):  # how it fails is known already
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bool(called)
 
 
 def largest_finite(value: Any) -> float | None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .failure import Event
 from .registration import Registered, Registration
-from .state import Guard
+from .state import CALL, Guard, RunningStep, here
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +77,20 @@ def changing(guard: Guard) -> Iterator[None]:
     They are called when steps run again: one that takes long or runs the model itself would block them otherwise.
     """
     recorded: list[Event] = []
+    model, around = guard.model(), here.running
     try:
         with guard.lock.change():
             before = len(guard.events)
+            if (
+                model is not None
+            ):  # what runs meanwhile, to find out what helps, is no step: it would wait for the change
+                here.running = (*around, RunningStep(guard, model, CALL))
             try:
                 yield
             finally:
+                here.running = around
                 recorded += guard.events[before:]
     finally:
-        model = guard.model()
         if model is not None:
             for event in recorded:
                 for listener in _listeners:

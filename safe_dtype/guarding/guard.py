@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..errors import NotGuardedError
 from ..models.origin import known_origin
-from ..models.wrapped_methods import owner_of, unwrap_methods, wrap_method
-from ..numerics.followed import is_followed
+from ..models.wrapped_methods import unwrap_methods
 from ..planning import Plan, Policy
+from .entries import put_on
 from .failure import Report
-from .generate_batch import guarded_batch
-from .restart_generate import guarded_generate
-from .state import ATTRIBUTE, Guard, guard_of, here
-from .step import guarded_step
+from .state import ATTRIBUTE, Guard, guard_of, guards
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,29 +33,20 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
     Raises:
         PolicyError: If `policy` is a text that cannot be read.
     """
-    unguard(model)
+    former = guard_of(model)
+    if former is not None and former.model() is model:
+        unguard(model)
     origin = known_origin(model)
     plan = plan or (origin.plan if origin else None)
     wishes = Policy.of(policy)
     state = Guard(model, wishes or (plan.policy if plan else Policy()), plan)
-    model.__dict__[ATTRIBUTE] = state
-    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), "__call__", _guard_call, state)
-    for inner in model.modules():
-        if isinstance(inner, PreTrainedModel):
-            inner.__dict__[ATTRIBUTE] = state
-            wrap_method(PreTrainedModel, "__call__", _guard_call, state)
-            wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, state)
-        if inner is model or isinstance(inner, PreTrainedModel):
-            for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
-                owner = owner_of(type(inner), name)
-                if owner is not None and _is_method(owner.__dict__[name]):
-                    wrap_method(owner, name, wrap, state)
+    inside = set(model.modules())
+    for part in state.parts:
+        nearer = guard_of(part)
+        if part is model or nearer is None or nearer.model() not in inside:
+            part.__dict__[ATTRIBUTE] = state
+    put_on(state, model)
     return model
-
-
-def _is_method(attribute: object) -> bool:
-    """Whether an attribute of a class is called with an instance or the class: no static method, property or value."""
-    return isinstance(attribute, classmethod) or (callable(attribute) and not isinstance(attribute, staticmethod))
 
 
 def unguard(model: nn.Module) -> None:
@@ -71,10 +55,17 @@ def unguard(model: nn.Module) -> None:
     if state is None:
         return
     root = state.model() or model
-    for module in root.modules():
-        if guard_of(module) is state:
+    state.is_off = True
+    others = [other for other in guards() if other is not state]
+    for module in {*root.modules(), *state.parts}:  # parts that were taken out of it since, too
+        if guard_of(module) is not state:
+            continue
+        module.__dict__.pop("_compiled_call", None)  # compiled from the guarded call
+        around = [other for other in others if module in other.parts]
+        if around:  # the nearest model around it, of which it is a part
+            module.__dict__[ATTRIBUTE] = min(around, key=lambda other: len(other.parts))
+        else:
             del module.__dict__[ATTRIBUTE]
-            module.__dict__.pop("_compiled_call", None)  # compiled from the guarded call
     unwrap_methods(state)
 
 
@@ -88,67 +79,3 @@ def report(model: nn.Module) -> Report:
     if state is None:
         raise NotGuardedError(type(model).__name__)
     return state.report()
-
-
-def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
-        own = self.__dict__
-        state = own.get(ATTRIBUTE)
-        if state is None or here.depth or self.training or state.batches:
-            return original(self, *args, **kwargs)
-        # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
-        if "_is_replica" in own or torch._C._is_tracing() or is_followed():
-            return original(self, *args, **kwargs)
-        here.depth = 1
-        try:
-            return guarded_step(state, self, functools.partial(original, self), args, kwargs)
-        finally:
-            here.depth = 0
-
-    return __call__
-
-
-def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        compiled = original(self, *args, **kwargs)
-        state = guard_of(self)
-        if state is None:
-            return compiled
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if state.runs_eagerly or here.depth or self.training:
-                return self(*args, **kwargs)
-            if is_followed():
-                return compiled(*args, **kwargs)
-            here.depth = 1
-            try:
-                return guarded_step(state, self, forward, args, kwargs)
-            finally:
-                here.depth = 0
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return (self if state.runs_eagerly else compiled)(*args, **kwargs)
-
-        return call
-
-    return get_compiled_call
-
-
-def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
-    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = guard_of(self)
-        if state is None or self.training or id(state) in here.nets:
-            return original(self, *args, **kwargs)
-        return guarded_generate(state, functools.partial(original, self), args, kwargs)
-
-    return generate
-
-
-def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
-    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        state = guard_of(self)
-        if state is None or self.training:
-            return original(self, *args, **kwargs)
-        return guarded_batch(state, functools.partial(original, self), args, kwargs)
-
-    return generate_batch

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import UnknownDtypeError
 from ..facts import FLOAT16, FLOAT32, Dtype, dtype_named
 from ..models.islands import islands_in
-from ..models.needed import share
+from ..models.needed import changing, share
 from ..models.recast import main_dtype
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
@@ -23,12 +25,21 @@ from .output_checks import watched_blocks
 from .step_snapshot import Place, state_places
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
+CALL = "__call__"  # the entry of a step that is no method's: what runs inside it is a part of it
+
+
+class RunningStep(NamedTuple):
+    """A step that a thread is in: a call of `module`, or of its method `entry`, in the care of `guard`."""
+
+    guard: Guard
+    module: nn.Module
+    entry: str
 
 
 class Here(threading.local):
-    """Where this thread is: `depth` guarded calls deep, `nets` around it, at `step` of the innermost generation."""
+    """Where this thread is: in which steps, in which generations, and at which step of the innermost of those."""
 
-    depth = 0
+    running: tuple[RunningStep, ...] = ()  # innermost last
     step = 0
     nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
 
@@ -47,6 +58,7 @@ class Guard:
         self.model = weakref.ref(model)
         self.policy = policy
         self.plan = plan
+        self.is_off = False  # taken off its model
         self.events: list[Event] = []
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
@@ -62,6 +74,12 @@ class Guard:
         self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
         self._blocks: list[nn.Module] | None = None
         self._places: list[Place] | None = None
+        self._parts: WeakSet[nn.Module] | None = None
+        self.without_modules: set[tuple[type, str]] = (
+            set()
+        )  # methods by class and name that were found to run no module
+        with changing():
+            _guards.add(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard | None:
         model = self.model()
@@ -73,8 +91,11 @@ class Guard:
             fresh = Guard.__new__(Guard)
             fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), lock=ModelLock())
             fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned))
-            fresh._blocks = fresh._places = None
+            fresh.without_modules = set(self.without_modules)
+            fresh._blocks = fresh._places = fresh._parts = None
             share(self, fresh)
+            with changing():
+                _guards.add(fresh)
             memo[id(self)] = fresh
         return memo[id(self)]  # type: ignore[no-any-return]
 
@@ -110,6 +131,15 @@ class Guard:
             model = self.model()
             self._places = state_places(model) if model is not None else []
         return self._places
+
+    @property
+    def parts(self) -> WeakSet[nn.Module]:
+        """The modules whose calls are steps of this guard: its model and the models of transformers inside it."""
+        if self._parts is None:
+            model = self.model()
+            inner = model.modules() if model is not None else ()
+            self._parts = WeakSet(part for part in inner if part is model or isinstance(part, PreTrainedModel))
+        return self._parts
 
     def dtype(self) -> Dtype | None:
         """Return the dtype of most of the model's numbers now; None where it is none of ours (float64)."""
@@ -151,6 +181,15 @@ def _cast_from(plan: Plan | None) -> int | None:
     if plan is None or plan.routes is None or plan.compute == plan.storage:
         return None
     return plan.routes.cast_from
+
+
+_guards: WeakSet[Guard] = WeakSet()
+
+
+def guards() -> list[Guard]:
+    """Return the guards that are on living models."""
+    with changing():
+        return [guard for guard in _guards if not guard.is_off and guard.model() is not None]
 
 
 def guard_of(module: nn.Module) -> Guard | None:

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from ..errors import CannotResumeError
 from ..models.casting import cast, cast_cache, is_finite
 from ..models.recast import main_dtype
-from .blame import Blame, module_raising, module_spoiling, name_of
+from .blame import Blame, module_raising, module_spoiling, name_of, runs_modules
 from .classify import classify
 from .compute_dtype import as_planned
 from .events import changing
@@ -25,7 +25,7 @@ from .failure import Failure, FailureKind
 from .incident import Incident
 from .output_checks import Soundness, saturated, saturation_watch, soundness
 from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
-from .state import Guard, here
+from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -44,6 +44,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     snapshot: StepSnapshot
+    entry: str = CALL  # or the name of the method that was called
 
     @property
     def arguments(self) -> list[Any]:
@@ -57,7 +58,14 @@ class Call:
 
     def run(self) -> Any:
         """Call with every module's hooks, which a compiled form leaves out."""
-        return as_planned(self.guard, self.module, self.args, self.kwargs)(*self.args, **self.kwargs)
+        called = self.module if self.entry == CALL else getattr(self.module, self.entry)
+        return as_planned(self.guard, called, self.args, self.kwargs)(*self.args, **self.kwargs)
+
+    def runs_modules(self) -> bool:
+        """Whether it runs any module: of methods other than forward nobody knows before."""
+        if self.entry in (CALL, "forward") or self.guard.model() is None or not self.snapshot.roll_back():
+            return True
+        return runs_modules(self.module, self.run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +86,18 @@ class StepResult(Enum):
 
 
 def guarded_step(
-    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+    entry: str = CALL,
+) -> Any:  # fmt: skip
     """Call `forward(*args, **kwargs)`, a call of the guarded model or of a model inside it, until it comes out right.
 
     Args:
         guard: The guard.
         module: The model that is called.
-        forward: What to call: the model's own call, or a compiled form of it.
+        forward: What to call: the model's own call or method, or a compiled form of it.
         args: Its arguments.
         kwargs: Its keyword arguments.
+        entry: The name of the method that was called.
 
     Raises:
         NoDtypeLeft: If every remedy failed.
@@ -103,7 +113,7 @@ def guarded_step(
             version = guard.version
             if version:
                 args, kwargs = up_to_date(guard, args, kwargs)
-            signature = (type(module), *kwargs)
+            signature = (type(module), entry, *kwargs)
             draws = guard.draws.get(signature)
             snapshot = StepSnapshot(guard.places, args, kwargs, random=draws is not False)
             forward = as_planned(guard, plain, args, kwargs)
@@ -116,7 +126,7 @@ def guarded_step(
             guard.count_step(output)
             return output
         tried = tried or TriedRemedies()
-        call = Call(guard, module, args, kwargs, snapshot)
+        call = Call(guard, module, args, kwargs, snapshot, entry)
         with changing(guard):
             # While this thread waited, another may have cured the model.
             if guard.version != version and call.snapshot.roll_back():
@@ -171,6 +181,9 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     poisoned = error is None and not is_finite(call.tensors)
     if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
         return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that is recorded already
+    if not call.runs_modules():
+        guard.without_modules.add((type(call.module), call.entry))
+        return StepResult.LET_BE
     blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
     back = call.snapshot.roll_back()
     poisoned = poisoned or (error is None and not is_finite(call.arguments))

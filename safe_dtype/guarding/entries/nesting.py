@@ -1,0 +1,59 @@
+"""Entries inside entries: what runs inside a step is a part of it, and a model inside another one is guarded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..state import CALL, Guard, RunningStep, here
+from ..step import guarded_step
+from .entry_methods import FORWARD
+
+_GENERATE = "generate"
+
+
+def is_covered(guard: Guard, module: nn.Module, entry: str) -> bool:
+    """Whether a call of `module`, or of its method `entry`, is a part of a step that this thread is in.
+
+    Only steps of the guard that answers for `module` count, and of those whose models contain it: a model that is merely
+    called by another one, as a teacher is, has steps of its own.
+    """
+    return any(
+        (step.guard is guard or module in step.guard.parts) and not _drives(step, module, entry)
+        for step in here.running
+    )
+
+
+def _drives(step: RunningStep, module: nn.Module, entry: str) -> bool:
+    """Whether a method that is running calls the whole model, or what generates: it is a loop, and this a step in it."""
+    if step.entry in (CALL, FORWARD) or entry not in (CALL, FORWARD, _GENERATE):
+        return False
+    can_generate = getattr(module, "can_generate", None)
+    return module is step.module or (callable(can_generate) and bool(can_generate()))
+
+
+def run_step(
+    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+    entry: str = CALL,
+) -> Any:  # fmt: skip
+    """Run a guarded step that is no part of another; see `guarded_step`."""
+    around = here.running
+    here.running = (*around, RunningStep(guard, module, entry))
+    try:
+        return guarded_step(guard, module, forward, args, kwargs, entry)
+    finally:
+        here.running = around
+
+
+@contextmanager
+def set_aside(guard: Guard) -> Iterator[None]:
+    """Set the method aside that this thread runs, if any: every call of a model inside the block is a step of its own."""
+    around = here.running
+    here.running = tuple(step for step in around if step.guard is not guard)
+    try:
+        yield
+    finally:
+        here.running = around

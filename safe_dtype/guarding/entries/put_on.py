@@ -1,0 +1,125 @@
+"""Put a guard around every entry of a model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...models.wrapped_methods import Wrap, owner_of, wrap_method
+from ...numerics.followed import is_followed
+from ..generate_batch import guarded_batch
+from ..restart_generate import guarded_generate
+from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
+from .codes import Codes, with_numbers
+from .entry_methods import FORWARD, entry_methods, is_step
+from .nesting import is_covered, run_step, set_aside
+
+
+def put_on(guard: Guard, model: nn.Module) -> None:
+    """Wrap the entries of the classes of `model` and of the models of transformers inside it, for as long as `guard` lives.
+
+    Classes are wrapped, not instances: `copy.deepcopy` and what reads the signature of `forward` find what they know. A
+    wrapper passes on calls of instances that no guard answers for.
+    """
+    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), CALL, _guard_call, guard)
+    if any(isinstance(part, PreTrainedModel) for part in guard.parts):
+        wrap_method(PreTrainedModel, CALL, _guard_call, guard)
+        wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, guard)
+    for model_class in {type(part): None for part in guard.parts}:
+        for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
+            owner = owner_of(model_class, name)
+            if owner is not None and _is_method(owner.__dict__[name]):
+                wrap_method(owner, name, wrap, guard)
+        for owner, name in entry_methods(model_class):
+            wrap_method(owner, name, _guard_method(name), guard)
+
+
+def _is_method(attribute: object) -> bool:
+    """Whether an attribute of a class is called with an instance or the class: no static method, property or value."""
+    return isinstance(attribute, classmethod) or (callable(attribute) and not isinstance(attribute, staticmethod))
+
+
+def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
+        guard = self.__dict__.get(ATTRIBUTE)
+        if guard is None or _is_let_be(guard, self, CALL):
+            return original(self, *args, **kwargs)
+        return run_step(guard, self, functools.partial(original, self), args, kwargs)
+
+    return __call__
+
+
+@functools.cache
+def _guard_method(name: str) -> Wrap:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            guard = self.__dict__.get(ATTRIBUTE)
+            if guard is None or _is_let_be(guard, self, name):
+                return original(self, *args, **kwargs)
+            forward = functools.partial(original, self)
+            if name == FORWARD:
+                return run_step(guard, self, forward, args, kwargs, name)
+            if (type(self), name) in guard.without_modules or not is_step(args, kwargs):
+                return forward(*args, **kwargs)
+            output = run_step(guard, self, with_numbers(self, forward), args, kwargs, name)
+            return output.output if isinstance(output, Codes) else output
+
+        return method
+
+    return wrap
+
+
+def _is_let_be(guard: Guard, module: nn.Module, entry: str) -> bool:
+    """Whether a call is no step: in training, while tracing, and inside of one."""
+    if module.training or guard.batches or (here.running and is_covered(guard, module, entry)):
+        return True
+    # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
+    return "_is_replica" in module.__dict__ or torch._C._is_tracing() or is_followed()
+
+
+def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled = original(self, *args, **kwargs)
+        guard = guard_of(self)
+        if guard is None:
+            return compiled
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if guard.runs_eagerly or self.training or is_covered(guard, self, CALL):
+                return self(*args, **kwargs)
+            if is_followed():
+                return compiled(*args, **kwargs)
+            return run_step(guard, self, forward, args, kwargs)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return (self if guard.runs_eagerly else compiled)(*args, **kwargs)
+
+        return call
+
+    return get_compiled_call
+
+
+def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        guard = guard_of(self)
+        if guard is None or self.training or id(guard) in here.nets or is_covered(guard, self, "generate"):
+            return original(self, *args, **kwargs)
+        with set_aside(guard):
+            return guarded_generate(guard, functools.partial(original, self), args, kwargs)
+
+    return generate
+
+
+def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
+    def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        guard = guard_of(self)
+        if guard is None or self.training:
+            return original(self, *args, **kwargs)
+        return guarded_batch(guard, functools.partial(original, self), args, kwargs)
+
+    return generate_batch
