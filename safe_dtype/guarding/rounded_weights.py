@@ -8,11 +8,11 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from ..facts import Part, Rescale, Rows
-from ..models.original_weights import OriginalWeights
+from ..models.original_weights import Exponents, OriginalWeights
 from ..models.stored_names import plain_name
 from ..rescaling import Rescaled, rescaled_of
-from ..rescaling.folding.lost_bits import Exponents, multiplied
+from ..rescaling.folding.fold import exponents_of_weights
+from ..rescaling.folding.underflow import multiplied
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class RoundedWeights:
         self._weights = OriginalWeights(model)
         self._rescaled = rescaled_of(model)
         self._moved: dict[str, Exponents] = dict(self._rescaled.fold.moved()) if self._rescaled is not None else {}
-        self._on_loading = _by_weight(self._rescaled.loaded) if self._rescaled is not None else {}
+        self._on_loading = exponents_of_weights(self._rescaled.loaded) if self._rescaled is not None else {}
         self._as_they_are: list[str] = []
 
     def __enter__(self) -> RoundedWeights:
@@ -76,11 +76,3 @@ class RoundedWeights:
         why = f"cannot be read again ({problems})" if problems else "have changed since they were loaded"
         names = ", ".join(self._as_they_are[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
         logger.warning("%s: %d rounded weights %s, and are cast as they are: %s", self._model, count, why, names)
-
-
-def _by_weight(rescale: Rescale) -> dict[str, dict[Rows | None, int]]:
-    by_weight: dict[str, dict[Rows | None, int]] = {}
-    for (part, target, rows), exponent in rescale.exponents().items():
-        if part is Part.WEIGHT:
-            by_weight.setdefault(target, {})[rows] = exponent
-    return by_weight

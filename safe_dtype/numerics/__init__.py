@@ -3,6 +3,7 @@
 from .block_product import Blocks, can_lay_out, product
 from .compute_in import FAMILIES, compute_in
 from .pages import give_back
+from .running_in import running_in
 from .to_half import as_half
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "compute_in",
     "give_back",
     "product",
+    "running_in",
 ]

@@ -17,7 +17,7 @@ from tiny_models import TINY
 
 from safe_dtype import BFLOAT16, FLOAT16, Dtype, SafeAutoModelForCausalLM, report
 from safe_dtype.rescaling import Fold, rescaled_of
-from safe_dtype.rescaling.folding.lost_bits import multiplied
+from safe_dtype.rescaling.folding.underflow import multiplied
 from safe_dtype.testing import fault
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

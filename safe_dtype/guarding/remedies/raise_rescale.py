@@ -10,36 +10,43 @@ import torch
 from ...errors import RescaleError
 from ...models.recast import main_dtype
 from ...rescaling import rescaled_of
+from ...rescaling.raising import raise_checked
 from ..failure import FailureKind
 from ..incident import Incident
 from .remedy import NotPossible
 
-_MORE_BITS = 3
+_STEP = 3  # bits
 
 
 @dataclass(frozen=True)
 class RaiseRescale:
     """Raise the exact rescaling of the model by some bits: its activations shrink, its results stay."""
 
-    bits: int  # more than the plan's, in all
+    before: int  # bits more than the plan's
+    more: int
     changes_dtype = False
 
     def __str__(self) -> str:
-        return f"the exact rescaling raised by {_MORE_BITS} bits"
+        return f"the exact rescaling raised by {self.more} bits"
 
     def apply(self, incident: Incident) -> int:
-        """Multiply weights and eps in place. Caches stay: what is in them comes after a norm."""
+        """Multiply weights and eps, and measure what that does to ordinary text. Caches stay: they come after a norm."""
         rescaled = rescaled_of(incident.model)
         if rescaled is None:
             raise NotPossible("the model is not rescaled")
         try:
-            rescaled.raise_bits(self.bits - rescaled.raised)
+            raise_checked(incident.model, rescaled, self.more, incident.guard.policy.max_drift)
         except RescaleError as exc:
+            rescaled.too_few = 0
             raise NotPossible(exc.problem) from exc
         return 0
 
     def undo(self, incident: Incident) -> None:
-        """Leave it so: the next raise adds to it."""
+        """Take the bits back: they were too few. More are tried next, and another remedy may need none."""
+        rescaled = rescaled_of(incident.model)
+        if rescaled is not None:
+            rescaled.too_few = rescaled.raised
+            rescaled.raise_bits(self.before - rescaled.raised)
 
 
 def propose(incident: Incident) -> Iterator[RaiseRescale]:
@@ -51,4 +58,5 @@ def propose(incident: Incident) -> Iterator[RaiseRescale]:
         return
     # What an earlier step cached has the size that it had then.
     if rescaled.effect.keeps_cache or incident.restarts or not incident.failure.step:
-        yield RaiseRescale(rescaled.raised + _MORE_BITS)
+        bits = max(rescaled.raised, rescaled.too_few) + _STEP
+        yield RaiseRescale(rescaled.raised, bits - rescaled.raised)

@@ -52,7 +52,7 @@ class RescaleExactly:
         if not effect.keeps_cache and not incident.restarts and incident.failure.step:
             fold.undo()
             raise NotPossible("what earlier steps cached would not fit to it")
-        keep_rescaled(model, fold, effect)
+        keep_rescaled(model, fold, effect, loaded=Rescale(()))
         save_as_it_was(model)
         settle_norms(model, torch.float16)
         incident.guard.look_anew()

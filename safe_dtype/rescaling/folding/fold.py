@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
+from ...models.original_weights import Exponents
 from ...models.shift_hooks import shift_on
-from .lost_bits import Exponents, LostBits, moved, unmoved
+from .underflow import Underflow, moved, unmoved
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Fold:
         self.model = model
         self._done: dict[Key, int] = {}  # the exponents in force
         self._seats: dict[str, _Seat] = {}  # by the path of a module with moved weights
-        self._lost: dict[str, LostBits] = {}  # by the name of a moved weight
+        self._lost: dict[str, Underflow] = {}  # by the name of a moved weight
         self.rescale = Rescale(())
 
     def move_to(self, rescale: Rescale) -> None:
@@ -266,6 +267,11 @@ def _check_weight(target: str, weight: torch.Tensor, rows: Rows | None) -> None:
             rows.of(weight.shape[rows.dim])
         except (ValueError, IndexError) as exc:
             raise RescaleError(f"{target} of shape {list(weight.shape)}: {exc}") from exc
+
+
+def exponents_of_weights(rescale: Rescale) -> dict[str, dict[Rows | None, int]]:
+    """Return by which exponents `rescale` multiplies rows of each parameter."""
+    return _by_weight(rescale.exponents())
 
 
 def _by_weight(exponents: Mapping[Key, int]) -> dict[str, dict[Rows | None, int]]:

@@ -19,11 +19,12 @@ _ATTRIBUTE = "_safe_dtype_rescaled"  # in the __dict__ of the model
 class Rescaled:
     """The rescale in force in a model, and what it does to what the model returns."""
 
-    def __init__(self, fold: Fold, effect: Effect) -> None:
+    def __init__(self, fold: Fold, effect: Effect, loaded: Rescale) -> None:
         self.fold = fold
         self.effect = effect
-        self.loaded = fold.rescale
+        self.loaded = loaded  # what was in force when the weights were brought into the dtype that they are in
         self.raised = 0  # bits that were added since
+        self.too_few = 0  # bits that were added, did not help, and were taken back: the next to try are more
 
     @property
     def rescale(self) -> Rescale:
@@ -93,9 +94,17 @@ class _Unproven:
         warn(f"{text}. Next: load in float32 for such inputs")
 
 
-def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect) -> Rescaled:
-    """Attach a folded rescale to `model`, with the hooks that return hidden states at their original scale."""
-    rescaled = Rescaled(fold, effect)
+def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect, *, loaded: Rescale | None = None) -> Rescaled:
+    """Attach a folded rescale to `model`, with the hooks that return hidden states at their original scale.
+
+    Args:
+        model: The model.
+        fold: The rescale in it.
+        effect: What that does to what the model returns.
+        loaded: What was folded in when the weights were brought into the dtype that the model will run in; by default
+            all of it.
+    """
+    rescaled = Rescaled(fold, effect, fold.rescale if loaded is None else loaded)
     model.__dict__[_ATTRIBUTE] = rescaled
     watch = Watch(fold)
     watch.attach()

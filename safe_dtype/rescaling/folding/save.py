@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...facts import BFLOAT16, Rescale, Rows
+from ...facts import BFLOAT16, Rescale
 from ...models.islands import islands_in
 from ...models.origin import known_origin
+from ...models.original_weights import OriginalWeights
 from ...models.wrapped_methods import wrap_method
 from .. import rescaled_of
-from .lost_bits import Exponents, multiplied, unmoved
+from .fold import exponents_of_weights
 from .rescale_file import Stored, write_stored
+from .underflow import multiplied
 
 logger = logging.getLogger(__name__)
-
-_PLACES = ("device_map", "max_memory", "offload_folder", "offload_state_dict")  # the weights are read on the CPU
 
 _ATTRIBUTE = "_safe_dtype_saved_as_it_was"  # in the __dict__ of the model
 
@@ -80,55 +80,27 @@ def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     since, or whose file cannot be read, is moved back, with the bits that it lost meanwhile: in the model's dtype where
     it fits, else in float32.
     """
-    source = _as_saved(model)
     rescaled = rescaled_of(model)
     moved = rescaled.fold.moved() if rescaled is not None else {}
-    loaded = _by_weight(rescaled.loaded) if rescaled is not None else {}
+    loaded = exponents_of_weights(rescaled.loaded) if rescaled is not None else {}
     weights: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if rescaled is not None and name in moved:
-            own = rescaled.fold.unmoved(name, tensor, moved[name])
-            same = any(_rounded_alike(own, source.get(name), tensor, one) for one in (loaded.get(name, {}), {}))
-            weights[name] = source[name] if same else _narrow(own, tensor.dtype)
-        else:
-            same = name in source and _rounded_alike(tensor.cpu(), source[name], tensor, {})
-            weights[name] = source[name] if same else tensor
+    with OriginalWeights(model) as original:
+        for name, tensor in state.items():
+            if rescaled is None or name not in moved:
+                stored = original.unchanged(name, tensor)
+                weights[name] = tensor if stored is None else stored
+                continue
+            own, then = rescaled.fold.unmoved(name, tensor, moved[name]), loaded.get(name, {})
+            stored = original.unchanged(name, multiplied(own, then).to(tensor.dtype), then)
+            weights[name] = _narrow(own, tensor.dtype) if stored is None else stored
+    if original.problems:
+        logger.warning(
+            "%s: %s: weights are saved as they are in %s",
+            type(model).__name__,
+            "; ".join(original.problems),
+            model.dtype,
+        )
     return weights
-
-
-def _as_saved(model: Any) -> dict[str, Tensor]:
-    """Read the weights of `model` again, as they were saved."""
-    origin = known_origin(model)
-    if origin is None or origin.source is None:
-        return {}
-    arguments = {
-        name: value for name, value in origin.arguments.items() if name not in ("dtype", "torch_dtype", *_PLACES)
-    }
-    model_class: Any = origin.model_class
-    try:
-        loaded = model_class.from_pretrained(origin.source, **arguments, dtype=getattr(torch, origin.plan.saved.name))
-    except OSError as exc:
-        logger.info("%s: its weights cannot be read again (%s): they are multiplied back", origin.source, exc)
-        return {}
-    source = loaded[0] if isinstance(loaded, tuple) else loaded
-    return dict(source.state_dict())
-
-
-def _by_weight(rescale: Rescale) -> dict[str, dict[Rows | None, int]]:
-    by_weight: dict[str, dict[Rows | None, int]] = {}
-    for (_, target, rows), exponent in rescale.exponents().items():
-        by_weight.setdefault(target, {})[rows] = exponent
-    return by_weight
-
-
-def _rounded_alike(own: Tensor, saved: Tensor | None, tensor: Tensor, loaded: Exponents) -> bool:
-    """Whether `own` is what `saved` is once it is rounded to the dtype of `tensor`, being moved by `loaded` then."""
-    if saved is None or saved.shape != own.shape:
-        return False
-    if not saved.is_floating_point():
-        return torch.equal(saved, own)
-    rounded = multiplied(saved.float(), loaded).to(tensor.dtype)
-    return torch.equal(unmoved(rounded, loaded, None), own.float())
 
 
 def _narrow(whole: Tensor, dtype: torch.dtype) -> Tensor:

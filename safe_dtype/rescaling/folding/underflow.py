@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +10,18 @@ import torch
 from torch import Tensor
 
 from ...facts import Rows
-
-# By which power of two the rows of a weight are multiplied; None as rows is all of it.
-Exponents = Mapping[Rows | None, int]
+from ...models.original_weights import Exponents
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class LostBits:
+class Underflow:
     """The elements of a moved weight that multiplying it back does not restore, as they are when it is not moved."""
 
     index: Tensor | None  # (elements,) of the flattened weight; None: all of it is kept, for that takes less
     values: Tensor  # (elements,), or of the shape of the weight; on the CPU
     error: float  # RMS of what the weight lost, over its own
 
-    def __deepcopy__(self, _memo: Any) -> LostBits:
+    def __deepcopy__(self, _memo: Any) -> Underflow:
         return self
 
 
@@ -45,8 +42,8 @@ def multiplied(weight: Tensor, exponents: Exponents) -> Tensor:
 
 
 def moved(
-    weight: Tensor, before: Exponents, after: Exponents, lost: LostBits | None
-) -> tuple[Tensor, LostBits | None]:
+    weight: Tensor, before: Exponents, after: Exponents, lost: Underflow | None
+) -> tuple[Tensor, Underflow | None]:
     """Return a weight that is multiplied by `after` in place of `before`, and the bits that it has lost now.
 
     Elements that somebody has written over since they were moved count as what they are now.
@@ -69,7 +66,7 @@ def moved(
     return product, _kept(product, after, whole, differs)
 
 
-def unmoved(weight: Tensor, exponents: Exponents, lost: LostBits | None) -> Tensor:
+def unmoved(weight: Tensor, exponents: Exponents, lost: Underflow | None) -> Tensor:
     """Return a moved weight without its exponents, in float32 at least, on the CPU."""
     here = weight.detach().cpu()
     whole = _wide(here) * _all_factors(_inverse(exponents), here)
@@ -79,7 +76,7 @@ def unmoved(weight: Tensor, exponents: Exponents, lost: LostBits | None) -> Tens
     return whole
 
 
-def _kept(product: Tensor, exponents: Exponents, whole: Tensor, differs: Tensor) -> LostBits | None:
+def _kept(product: Tensor, exponents: Exponents, whole: Tensor, differs: Tensor) -> Underflow | None:
     """Return what is lost of `whole` where `differs`."""
     if not bool(differs.any()):
         return None
@@ -93,11 +90,11 @@ def _kept(product: Tensor, exponents: Exponents, whole: Tensor, differs: Tensor)
         index = index.int()
     values = _compact(values, product.dtype)
     if index.numel() * (index.element_size() + values.element_size()) > product.numel() * product.element_size():
-        return LostBits(None, _compact(whole, product.dtype).cpu(), error if math.isfinite(error) else math.inf)
-    return LostBits(index.cpu(), values.cpu(), error if math.isfinite(error) else math.inf)
+        return Underflow(None, _compact(whole, product.dtype).cpu(), error if math.isfinite(error) else math.inf)
+    return Underflow(index.cpu(), values.cpu(), error if math.isfinite(error) else math.inf)
 
 
-def _still(weight: Tensor, exponents: Exponents, lost: LostBits) -> tuple[Any, Tensor]:
+def _still(weight: Tensor, exponents: Exponents, lost: Underflow) -> tuple[Any, Tensor]:
     """Return where `weight` is still what was kept of it, moved, as an index into it; and what was kept there."""
     values = _wide(lost.values.to(weight.device))
     if lost.index is None:

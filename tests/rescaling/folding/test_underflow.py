@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safe_dtype.facts import Rescale, Rows
 from safe_dtype.rescaling import Fold
-from safe_dtype.rescaling.folding.lost_bits import moved, unmoved
+from safe_dtype.rescaling.folding.underflow import moved, unmoved
 
 HALF = Rows(0, 0.5, 1.0)
 
