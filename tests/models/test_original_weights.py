@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safe_dtype.rescaling.folding.lost_bits import multiplied
+from safe_dtype.rescaling.folding.underflow import multiplied
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
