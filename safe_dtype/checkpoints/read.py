@@ -29,6 +29,7 @@ from .config import as_dict, claimed_dtype, first, read_config, text_part
 from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
 from .keep_in_fp32 import kept_in_float32
+from .largest_values import with_largest
 from .model_files import Files, LocalFiles, files_of
 from .pickled import read_pickled
 from .shapes import cache_of, is_tied, linears_of
@@ -72,6 +73,9 @@ def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None
     tensors = read_tensors(where, files, name, is_index=is_index)
     file_format = "safetensors" if ".safetensors" in name else "pytorch"
     facts = describe(where.name, tensors, config_json, file_format=file_format, revision=where.revision)
+    if file_format == "safetensors":
+        paths = [files.on_disk(one) for one in facts.files]
+        facts = replace(facts, tensors=with_largest(where.name, tensors, facts.saved, paths))
     return replace(facts, identity=_identity(tensors, files, facts.files))
 
 

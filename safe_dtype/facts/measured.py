@@ -109,6 +109,7 @@ class TensorFacts:
     dtype: str  # torch's name, also for formats we do not choose ("int32", "float8_e5m2")
     shape: tuple[int, ...]
     file: str
+    largest: float | None = None  # |number|, of what the format of most tensors may not hold; None: nobody looked
 
     @property
     def numel(self) -> int:

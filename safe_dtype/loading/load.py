@@ -29,6 +29,7 @@ from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from .plan_request import plan_request
 from .planned_once import already_planned
 from .request import Request
+from .wide_weights import keep_out_of_range
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,13 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             return load(target, request, _plan_without_stored(plan, request), *model_args)
         plan = halved
     _verify(model, plan)
+    origin = _origin(model, plan, request)
+    keep_origin(model, origin)
+    if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
+        plan = in_float32(plan, "float16 does not reach what its files hold")
+        keep_origin(model, replace(origin, plan=plan))
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
-    keep_origin(model, _origin(model, plan, request))
     guard(model)
     return loaded
 
@@ -118,9 +123,14 @@ def _halved(model: nn.Module, plan: Plan) -> Plan | None:
         text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
         warn(text)
         recast(model, {torch.bfloat16, torch.float16}, torch.float32)  # wherever it stopped
-        full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=str(exc))
-        return replace(full, ladder=(FLOAT32,))
+        return in_float32(plan, str(exc))
     return plan
+
+
+def in_float32(plan: Plan, reason: str) -> Plan:
+    """Return the plan of a model that was to be in 16 bit and is in float32."""
+    full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=reason)
+    return replace(full, ladder=(FLOAT32,), rounded=None)
 
 
 def _plan_without_stored(plan: Plan, request: Request) -> Plan:

@@ -23,7 +23,8 @@ def plan_text(plan: Plan, *, width: int) -> str:
     decisions = sorted(plan.decisions, key=lambda decision: (decision is not plan.chosen, not decision.accepted))
     rows = [_row(decision, chosen=decision is plan.chosen) for decision in decisions]
     warnings = (f"warning: {warning}" for warning in plan.warnings)
-    return page([_headline(plan), table(columns, rows), *warnings], width=width)
+    rounded = [f"rounded on loading: {plan.rounded}: {plan.rounded.names}"] if plan.rounded else []
+    return page([_headline(plan), table(columns, rows), *rounded, *warnings], width=width)
 
 
 def _headline(plan: Plan) -> str:

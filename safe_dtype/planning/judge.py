@@ -14,12 +14,14 @@ from ..facts import (
     DeviceFacts,
     Drift,
     Dtype,
+    TensorFacts,
     Verdict,
     VerdictKind,
     exceeds,
 )
 from ..rendering.units import bytes_text
 from .matmul_routes import Routes, product_verdict, routes_for
+from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
 from .predict import predict
@@ -29,6 +31,7 @@ _GROUNDS = {
     VerdictKind.UNSUPPORTED: Ground.UNSUPPORTED,
     VerdictKind.CRASHES: Ground.CRASHES,
 }
+_FEW = 0.05  # of a checkpoint's numbers: more of them rounded is a rounding to be measured
 _ALWAYS_NEEDED = ("matmul", "layer_norm", "rms_norm", "softmax", "embedding")
 
 
@@ -67,6 +70,7 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
     rejection = (
         _outside_ladder(candidate, policy)
         or _bad_kernel(candidate, product, device, checkpoint)
+        or _bad_values(candidate, checkpoint, policy)
         or _bad_range(candidate, checkpoint, policy)
         or _bad_rounding(candidate, checkpoint, policy)
         or _bad_memory(cost, device)
@@ -111,8 +115,8 @@ def needed_ops(checkpoint: CheckpointFacts) -> tuple[str, ...]:
 
 
 def loses(storage: Dtype, checkpoint: CheckpointFacts) -> bool:
-    """Whether casting the saved weights to `storage` drops bits or range."""
-    return not storage.holds(checkpoint.saved)
+    """Whether casting the saved weights to `storage` drops bits or range of any."""
+    return not storage.holds(checkpoint.saved) or rounded_tensors(storage, checkpoint) is not None
 
 
 def _outside_ladder(candidate: Candidate, policy: Policy) -> tuple[Ground, str] | None:
@@ -134,6 +138,14 @@ def _bad_kernel(
         if verdict.kind in _GROUNDS:
             return _GROUNDS[verdict.kind], f"{op}: {verdict.reason}"
     return None
+
+
+def _bad_values(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
+    storage = candidate.storage
+    if policy.mode != "strict":  # they stay in float32
+        return None
+    wide = out_of_range(storage, checkpoint)
+    return (Ground.RANGE, f"{_reaches(wide)}, and {storage} ends at {storage.largest:.0f}") if wide else None
 
 
 def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
@@ -164,7 +176,9 @@ def may_overflow(storage: Dtype, saved: Dtype) -> bool:
 
 def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
     storage = candidate.compute if candidate.storage == FLOAT32 else candidate.storage  # of what is multiplied
-    if storage.epsilon <= checkpoint.saved.epsilon:
+    rounded = rounded_tensors(storage, checkpoint)
+    is_mixed = rounded is not None and storage != FLOAT32 and rounded.share > _FEW
+    if storage.epsilon <= checkpoint.saved.epsilon and not is_mixed:
         return None
     if storage == FLOAT16 and checkpoint.half is not None and (checkpoint.half.drift or checkpoint.half.stored):
         return None  # judged with its range
@@ -174,8 +188,9 @@ def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Pol
     if policy.prefer == "memory":
         return None
     why = f" ({measured.problem})" if measured else ""
+    what = f"the {checkpoint.saved} weights" if storage.epsilon > checkpoint.saved.epsilon else str(rounded)
     return Ground.ROUNDING, (
-        f"rounds the {checkpoint.saved} weights to {_bits(storage)} bits, and what that does to the output was "
+        f"rounds {what} to {_bits(storage)} bits, and what that does to the output was "
         f"not measured{why}; prefer=memory or an explicit dtype allows it"
     )
 
@@ -198,7 +213,7 @@ def _attention(dtype: Dtype, device: DeviceFacts) -> str | None:
 
 
 def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, matmul: Verdict) -> str:
-    words = ["rounds the weights" if _rounds(candidate, checkpoint) else "keeps every bit of the weights"]
+    words = [_fate(candidate, checkpoint)]
     drift, reference = _drift_of(candidate, checkpoint)
     if drift is not None:
         words[0] += (
@@ -207,6 +222,8 @@ def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointF
     half = checkpoint.half
     if half is not None and candidate.storage == FLOAT16:
         words.append(str(half))
+    if wide := out_of_range(candidate.storage, checkpoint):
+        words.append(f"{_reaches(wide)}: in float32, as saved")
     if routes and routes.layout == "blocks":
         words.append("laid out in blocks on loading")
     return "; ".join([*words, *filter(None, [matmul.reason])])
@@ -220,11 +237,21 @@ def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift 
     return (measured.drift if measured else None), FLOAT32
 
 
-def _rounds(candidate: Candidate, checkpoint: CheckpointFacts) -> bool:
+def _fate(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
+    """Return what becomes of the weights: of all, or of some where the files mix formats."""
     multiplied = candidate.compute if candidate.storage == FLOAT32 else candidate.storage
     # What is scaled down may lose bits at float16's lower end, whatever it was saved in.
     moved = multiplied == FLOAT16 and checkpoint.half is not None and checkpoint.half.rescale is not None
-    return moved or loses(multiplied, checkpoint)
+    if moved or not multiplied.holds(checkpoint.saved):
+        return "rounds the weights"
+    rounded = rounded_tensors(multiplied, checkpoint)
+    return f"rounds {rounded}" if rounded else "keeps every bit of the weights"
+
+
+def _reaches(wide: tuple[TensorFacts, ...]) -> str:
+    """Return how far the numbers of tensors go that a dtype does not reach."""
+    others = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
+    return f"{wide[0].name}{others} reaches {wide[0].largest:.3g}"
 
 
 def _bits(dtype: Dtype) -> int:

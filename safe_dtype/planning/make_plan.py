@@ -9,6 +9,7 @@ from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dty
 from .judge import candidates, judge
 from .made_for import MadeFor
 from .matmul_routes import product_verdict
+from .mixed_dtypes import rounded_tensors
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import PlanningCase, merit, ranked
@@ -131,6 +132,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         islands=rescue.islands if rescue else (),
         stored=rescue is not None and rescue.stored,
         warnings=(*warnings, *checkpoint.warnings),
+        rounded=None if checkpoint.quantization else rounded_tensors(candidate.storage, checkpoint),
         made_for=MadeFor.of(checkpoint).on(device),
     )
 

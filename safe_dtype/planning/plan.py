@@ -10,6 +10,7 @@ from typing import Any
 from ..facts import Dtype, Rescale
 from .made_for import MadeFor
 from .matmul_routes import Routes
+from .mixed_dtypes import RoundedTensors
 from .policy import Policy
 
 SCHEMA_VERSION = 1
@@ -111,6 +112,7 @@ class Plan:
     islands: tuple[str, ...] = ()  # modules in float32 inside a model in float16
     stored: bool = False  # rescale and islands were read from beside the weights
     warnings: tuple[str, ...] = ()
+    rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
 
     @property

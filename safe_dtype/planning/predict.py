@@ -6,6 +6,7 @@ import re
 
 from ..facts import FLOAT16, FLOAT32, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
 from .matmul_routes import Routes
+from .mixed_dtypes import is_kept
 from .plan import Candidate, Cost
 from .policy import Workload
 
@@ -103,12 +104,9 @@ def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
 def _itemsize(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> int:
     if integer := re.fullmatch(r"u?int(\d+)|bool", tensor.dtype):
         return max(1, int(integer[1] or 8) // 8)
-    patterns = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage == FLOAT16 else ())
-    # Unanchored, as transformers matches them.
     islands = checkpoint.half.islands if checkpoint.half and storage == FLOAT16 else ()
-    if any(re.search(pattern, tensor.name) for pattern in patterns) or tensor.name.startswith(
-        tuple(f"{island}." for island in islands)
-    ):
+    in_an_island = tensor.name.startswith(tuple(f"{island}." for island in islands))
+    if in_an_island or is_kept(tensor, storage, checkpoint):
         return FLOAT32.itemsize
     return storage.itemsize
 

@@ -1,0 +1,88 @@
+"""Weights that float16 does not reach, in files that are mostly float16: brought back into float32 after loading.
+
+Transformers loads all in one dtype: a norm of 1e5 that was saved in float32 is infinite then.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors.warn import warn
+from ..facts import FLOAT16
+from ..guarding.rounded_weights import RoundedWeights
+from ..models.islands import Island, can_be_island
+from ..models.offloaded import is_offloaded
+from ..models.original_weights import OriginalWeights
+from ..models.recast import recast
+from ..planning import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def keep_out_of_range(model: nn.Module, plan: Plan) -> bool:
+    """Bring the modules of such weights into float32; return whether the whole model had to go there.
+
+    Args:
+        model: As it was loaded, its origin with it. Of weights that float16 holds nothing is read.
+        plan: That it was loaded with.
+    """
+    if plan.storage != FLOAT16 or plan.quantization or plan.rescale or plan.islands:
+        return False
+    names = _out_of_range(model)
+    if not names:
+        return False
+    if is_offloaded(model):
+        warn(f"{plan.source}: float16 does not reach {names[0]}, and offloaded weights stay as they are")
+        return False
+    modules = {name.rpartition(".")[0] for name in names}
+    refusals = [reason for name in modules if (reason := can_be_island(model, model.get_submodule(name)))]
+    if refusals:
+        warn(f"{plan.source} was to be loaded in float16, which does not reach {names[0]}. It is in float32 now")
+    with RoundedWeights(model) as weights:
+        for name in ("",) if refusals else modules:
+            _bring_into_float32(model, name, weights)
+    logger.info("%s: float16 does not reach %s: %s stay in float32", plan.source, ", ".join(names), sorted(modules))
+    return bool(refusals)
+
+
+def _bring_into_float32(model: nn.Module, name: str, weights: RoundedWeights) -> None:
+    """Bring one module into float32, an island in the model; the model itself where there is no name."""
+    module, prefix = model.get_submodule(name), f"{name}." if name else ""
+
+    def original(own: str, present: Tensor) -> Tensor | None:
+        return weights.restored(prefix + own, present)
+
+    recast(module, {torch.float16}, torch.float32, original=original)
+    if name:
+        Island(torch.float16).attach(module)
+
+
+def _out_of_range(model: nn.Module) -> list[str]:
+    """Return the names of the parameters in float16 that are infinite, or lost, and are not in their files."""
+    names = []
+    with OriginalWeights(model) as original:
+        for name, parameter in model.named_parameters():
+            if parameter.dtype != torch.float16 or parameter.is_meta or not original.loses(name, torch.float16):
+                continue
+            if _may_be_lost(parameter) and _was_in_range(original.tensor(name)):
+                names.append(name)
+    return names
+
+
+def _may_be_lost(parameter: Tensor) -> bool:
+    largest: Any = parameter.detach().abs().amax() if parameter.numel() else 1.0
+    return not FLOAT16.smallest_normal <= float(largest) <= FLOAT16.largest
+
+
+def _was_in_range(stored: Tensor | None) -> bool:
+    """Whether a tensor of a file holds numbers that float32 holds, and float16 does not."""
+    if stored is None or not stored.is_floating_point():
+        return False
+    finite = stored.float().abs()
+    finite = finite[finite.isfinite()]
+    largest = float(finite.amax()) if finite.numel() else 0.0
+    return largest > FLOAT16.largest or 0.0 < largest < FLOAT16.smallest_normal
