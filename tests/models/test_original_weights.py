@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safe_dtype.rescaling.folding.underflow import multiplied
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM
 from safe_dtype.facts import Rows
 from safe_dtype.models.original_weights import OriginalWeights
+from safe_dtype.rescaling.folding.underflow import multiplied
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
