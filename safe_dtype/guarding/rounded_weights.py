@@ -68,6 +68,11 @@ class RoundedWeights:
         self._as_they_are.append(name)
         return multiplied(own, exponents)
 
+    def leave(self, name: str, dtype: torch.dtype) -> None:
+        """Note a weight that is in `dtype` somewhere else, and is cast from there as it is."""
+        if self._weights.loses(name, dtype):
+            self._as_they_are.append(name)
+
     def tell(self) -> None:
         """Log which weights stay rounded as they are, and why."""
         if not self._as_they_are:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from ..hub.headers import read_local_header
 
 
 def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -52,6 +55,29 @@ def recast(
                 count += 1
     _forget_copies(model, replaced)
     return count, grown
+
+
+def on_disk(model: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
+    """Yield every weight that lies on disk, with the dtype that it has there.
+
+    That is not always the checkpoint's: transformers writes anew, as it loaded it, what it joins of several tensors.
+    """
+    headers: dict[str, dict[str, torch.dtype]] = {}
+    for store in _stores(model):
+        for name, entry in getattr(store, "index", {}).items():
+            file = entry.get("safetensors_file")
+            if file is not None and file not in headers:
+                headers[file] = _dtypes_in(file)
+            dtype = headers[file].get(entry.get("weight_name", name)) if file else _torch_dtype(entry.get("dtype"))
+            if dtype is not None:
+                yield name, dtype
+
+
+def _dtypes_in(file: str) -> dict[str, torch.dtype]:
+    try:
+        return {one.name: getattr(torch, one.dtype) for one in read_local_header(Path(file))}
+    except OSError:  # accelerate raises it again, when it reads the file
+        return {}
 
 
 def is_offloaded(model: nn.Module) -> bool:

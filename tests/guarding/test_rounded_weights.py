@@ -301,3 +301,35 @@ def test_experts_joined_on_loading(tmp_path: Path) -> None:
     assert model.dtype == FP32
     for name, now in model.named_parameters():
         assert torch.equal(now, wanted[name]), name
+
+
+def test_offloaded_to_main_memory(folder: Path) -> None:
+    """Weights that hooks keep in main memory are read again there, but for those that were changed."""
+    from accelerate import cpu_offload
+
+    wanted = reference(folder)
+    model = load(folder)
+    fill(model)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with fault(model, DOWN, "cublas"):
+        model.generate(IDS, max_new_tokens=2)
+    stored = model.lm_head._hf_hook.weights_map.dataset
+    for name, tensor in wanted.items():
+        assert torch.equal(stored[name], torch.full((32,), 3.0) if name == "model.norm.weight" else tensor), name
+
+
+@pytest.mark.parametrize(("family", "count"), [("qwen3", 0), ("mixtral", 2)])
+def test_offloaded_to_disk(family: str, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is read from the files has its bits back; what was written anew on loading is cast, and that is told."""
+    made = TINY[family].save(tmp_path / "model", FP32)
+    inner = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"), "cpu")
+    model = SafeAutoModelForCausalLM.from_pretrained(
+        made, dtype=BF16, device_map={**inner, "model.layers.1": "disk"}, offload_folder=str(tmp_path / "offload")
+    )
+    with fault(model, "model.layers.1.self_attn.q_proj", "cublas"):
+        now = model(IDS).logits
+    assert ("rounded weights" in caplog.text) == bool(count)
+    assert (f"{count} rounded weights" in caplog.text) == bool(count)
+    if not count:
+        wanted: Any = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=FP32)
+        assert torch.equal(now, wanted(IDS).logits)

@@ -12,6 +12,7 @@ from torch import nn
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...models.block_layout import take_back
 from ...models.islands import Island
+from ...models.offloaded import on_disk
 from ...models.recast import growth, left_over, main_dtype, recast, refusal
 from ..failure import FailureKind
 from ..incident import Incident
@@ -46,6 +47,8 @@ class ChangeDtype:
             _leave_flash_attention(model)
         with RoundedWeights(model) as weights:
             changed = recast(model, former, new, original=weights.restored)
+            for name, dtype in on_disk(model):
+                weights.leave(name, dtype)
         weights.tell()
         remaining = left_over(model, former, new)
         if not changed.tensors or remaining:
