@@ -10,11 +10,13 @@ import torch
 import transformers
 from guarding.generators import tiny
 from torch import nn
+from zoo import ZOO
 
 from safe_dtype import FLOAT16, FLOAT32, guard, report
 from safe_dtype.guarding import FailureKind
 from safe_dtype.guarding.output_checks import is_sound, saturated, saturation_watch, watched_blocks
 from safe_dtype.testing import fault
+from safe_dtype.verifying.result_fields import results_of
 
 IDS = torch.arange(3, 9)[None]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -155,6 +157,26 @@ ONES = torch.ones(1, 2)
 def test_is_sound(output: Any, *, sound: bool) -> None:
     """NaN, +Inf and rows of -Inf are no results; what is returned beside the results does not count."""
     assert is_sound(output, {}) == sound
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ZOO)
+def test_every_result_of_every_architecture(name: str) -> None:
+    """No result of a sound model is taken for spoiled, and a single NaN or +Inf in any of them is seen."""
+    model, inputs = ZOO[name].born(BF16)
+    guard(model)
+    output = model(**inputs)
+    assert report(model).events == ()
+    results = results_of(output)
+    assert results
+    for key, tensor in results:
+        first = (0,) * tensor.dim()
+        number = tensor[first].clone()
+        for value in (NAN, INF):
+            tensor[first] = value
+            assert not is_sound(output, inputs), key
+        tensor[first] = number
+        assert is_sound(output, inputs)
 
 
 @pytest.mark.parametrize(
