@@ -199,7 +199,7 @@ class HalfRange:
     """
 
     peak: float  # largest |activation| of the checkpoint as it is
-    left: float  # ... after the rescale, outside the islands
+    left: float  # ... after the rescale, outside the islands; what is known for every input (an embedding) apart
     block_peaks: tuple[BlockPeak, ...] = ()
     rescale: Rescale | None = None  # the exact rescaling that brings them into range; None: none is needed, or known
     islands: tuple[str, ...] = ()  # modules that stay in float32, names as in `named_modules()`

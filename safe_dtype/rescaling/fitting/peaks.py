@@ -11,10 +11,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...facts import FLOAT16
 from ...models.shift_hooks import shifted_modules
+from .known_bounds import KnownBounds
 
 # Masks are filled with the end of the range, whatever the dtype: no activation comes near it.
 _MASKED = 1e37
+# What no input can take further needs no room: only to be rounded in float16.
+_KNOWN_LIMIT = FLOAT16.largest * (1 - 2.0**-8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Peaks:
     operations: Mapping[tuple[str, str], float]  # by module and op
     blocks: Mapping[str, float]  # what each of the asked-for modules returned
     nonfinite: bool  # NaN or Inf came up
+    known: frozenset[tuple[str, str]] = frozenset()  # operations whose figure is what any input can make it at most
 
     @property
     def largest(self) -> Peak | None:
@@ -47,8 +52,15 @@ class Peaks:
         return self.operations.get((other.module, other.op), 0.0)
 
     def beyond(self, limit: float) -> list[Peak]:
-        """Return the operations that exceed `limit`, largest first."""
-        exceeding = [Peak(*key, value) for key, value in self.operations.items() if value > limit]
+        """Return the operations that exceed `limit`, largest first.
+
+        A figure that is known exactly, as that of an embedding, needs none of the room that `limit` keeps.
+        """
+        exceeding = [
+            Peak(*key, value)
+            for key, value in self.operations.items()
+            if value > (max(limit, _KNOWN_LIMIT) if key in self.known else limit)
+        ]
         return sorted(exceeding, key=lambda one: -one.largest)
 
     def scaled(self, peaks: Iterable[Peak], factor: float) -> Peaks:
@@ -62,11 +74,15 @@ def together(several: Iterable[Peaks]) -> Peaks:
     operations: dict[tuple[str, str], float] = {}
     blocks: dict[str, float] = {}
     nonfinite = False
+    known: set[tuple[str, str]] = set()
+    doubtful: set[tuple[str, str]] = set()
     for peaks in several:
         operations.update({key: max(value, operations.get(key, 0.0)) for key, value in peaks.operations.items()})
         blocks.update({name: max(value, blocks.get(name, 0.0)) for name, value in peaks.blocks.items()})
         nonfinite |= peaks.nonfinite
-    return Peaks(operations, blocks, nonfinite)
+        known |= peaks.known
+        doubtful |= peaks.operations.keys() - peaks.known
+    return Peaks(operations, blocks, nonfinite, frozenset(known - doubtful))
 
 
 def record_peaks(
@@ -82,7 +98,8 @@ def record_peaks(
         blocks: Names of modules whose returned hidden states are looked at as such.
     """
     # A norm with a shift is in float32 once the model is in float16: only what it returns is not.
-    watch = _Watch(dtype, frozenset(name for name, _, shift in shifted_modules(model) if shift.is_on_norm))
+    wide = frozenset(name for name, _, shift in shifted_modules(model) if shift.is_on_norm)
+    watch = _Watch(dtype, wide, KnownBounds(model))
     returned: dict[str, torch.Tensor] = {}
     with _names_known(model, watch), _outputs_seen(model, blocks, returned, watch), torch.inference_mode():
         for batch in batches:
@@ -92,18 +109,21 @@ def record_peaks(
         {key: float(value) for key, value in watch.found.items()},
         {name: float(value) for name, value in returned.items()},
         bool(watch.spoiled) if watch.spoiled is not None else False,
+        frozenset(watch.found.keys() - watch.doubtful),
     )
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Looks at what every operation returns. Figures stay on the device until the end."""
 
-    def __init__(self, dtype: torch.dtype, wide: frozenset[str]) -> None:
+    def __init__(self, dtype: torch.dtype, wide: frozenset[str], bounds: KnownBounds) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype = dtype
         self._wide = wide  # modules that compute in float32
+        self._bounds = bounds
         self.path = [""]
         self.found: dict[tuple[str, str], torch.Tensor] = {}
+        self.doubtful: set[tuple[str, str]] = set()  # of those, what another input may take further
         self.spoiled: torch.Tensor | None = None
         self._looks = False  # what it computes itself is none of the model's
 
@@ -111,6 +131,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         if self._looks or self.path[-1] in self._wide:
             return result
+        self._bounds.note(func, args, kwargs, result)
         if not _is_view(func, args, result):
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, torch.Tensor) and tensor.dtype == self.dtype and tensor.numel():
@@ -126,10 +147,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.path.pop()
 
     def _look(self, op: str, tensor: torch.Tensor) -> None:
-        sizes = tensor.detach().abs()
-        sizes = torch.where(sizes < _MASKED, sizes, 0)  # NaN compares false as well
-        largest = sizes.amax().float()
-        key = (self.path[-1], op)
+        key, bound = (self.path[-1], op), self._bounds.of(tensor)
+        if bound is None:
+            sizes = tensor.detach().abs()
+            sizes = torch.where(sizes < _MASKED, sizes, 0)  # NaN compares false as well
+            largest = sizes.amax().float()
+            self.doubtful.add(key)
+        else:
+            largest = torch.tensor(bound if bound < _MASKED else 0.0, device=tensor.device)
         self.found[key] = torch.maximum(self.found[key], largest) if key in self.found else largest
 
     def returned(self, tensor: torch.Tensor) -> torch.Tensor:
