@@ -45,6 +45,12 @@ class _Bound:
             raise ReferenceError("the module of this method is gone: keep it as long as its method")
         return self._function(module, *args, **kwargs)
 
+    @property
+    def __wrapped__(self) -> Any:
+        """The method of the class, for who asks for a signature."""
+        module = self._module()
+        return None if module is None else self.method_of(module)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Bound:
         # Some copy a module's `__dict__` without asking the module, torch.nn.utils.parametrize for one.
         module: Any = self._module()
@@ -110,8 +116,8 @@ def _embedding_forward(module: nn.Embedding, input: Tensor) -> Tensor:  # noqa: 
             F.embedding is _EMBEDDING_FUNCTION
             and nn.Embedding.forward is _EMBEDDING
             and module.max_norm is None  # with it, a lookup writes into the table
-            and input.dtype in (torch.int64, torch.int32)
             and _is_plain(input)
+            and input.dtype in (torch.int64, torch.int32)
             and not _needs_gradient(weight)
             and _still_fits(module, weight, blocked)
         ):
@@ -145,9 +151,9 @@ def _can_multiply(blocked: BlockedWeight, x: Tensor, weight: Any, bias: Tensor |
     """Whether `x` is what blocks are for; what plain torch would refuse, it shall refuse in its own words."""
     dtype = blocked.origin.dtype
     return (
-        x.dtype is dtype
+        _is_plain(x)
+        and x.dtype is dtype
         and (bias is None or _is_bias(bias, blocked))
-        and _is_plain(x)
         and x.dim() > 0
         and x.shape[-1] == blocked.blocks.tensor.shape[1]
         and not torch.is_autocast_enabled("cpu")

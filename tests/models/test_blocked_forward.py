@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
+import io
 import pickle
 import weakref
 from collections.abc import Callable, Iterator
@@ -57,6 +59,15 @@ def model(folder: Path) -> Any:
     return model
 
 
+@pytest.fixture
+def tied(folder: Path) -> tuple[Any, Any]:
+    """A model whose output head is tied to its embedding, laid out, and the plain one."""
+    path = save("qwen3-tied", folder.parent / "tied")
+    model, plain = load(path), load(path)
+    assert lay_out(model).modules == 15
+    return model, plain
+
+
 def first(model: Any) -> nn.Linear:
     """Return one linear module."""
     return model.model.decoder.layers[0].fc1
@@ -83,6 +94,31 @@ def test_classes_and_what_is_in_them(model: Any, plain: Any) -> None:
         assert one.__class__.__name__ == other.__class__.__name__
         laid_out = isinstance(one, nn.Linear) or one is model.get_input_embeddings()
         assert vars(one).keys() - vars(other).keys() == (ATTACHED if laid_out else set())
+
+
+def test_a_method_that_is_inspected(tied: tuple[Any, Any]) -> None:
+    """Signature, function and module of its forward are those of the class's."""
+    for name in ("model.layers.0.mlp.up_proj", "model.embed_tokens"):
+        one, found, expected = tied[0].get_submodule(name), *(each.get_submodule(name).forward for each in tied)
+        assert inspect.signature(found) == inspect.signature(expected)
+        assert inspect.unwrap(found).__func__ is expected.__func__
+        assert inspect.unwrap(found).__self__ is one
+
+
+class Inside(torch.fx.Tracer):
+    """Goes into every module."""
+
+    def is_leaf_module(self, *_: Any) -> bool:
+        """No module is a leaf."""
+        return False
+
+
+@pytest.mark.parametrize("tracer", [torch.fx.Tracer, Inside])
+@pytest.mark.parametrize("name", ["model.layers.0.mlp", "model.embed_tokens"])
+def test_symbolic_traces(name: str, tracer: type[torch.fx.Tracer], tied: tuple[Any, Any]) -> None:
+    """`torch.fx` records the calls of plain modules."""
+    graphs = [str(tracer().trace(one.get_submodule(name))) for one in tied]
+    assert graphs[0] == graphs[1]
 
 
 @pytest.mark.parametrize("inplace", [True, False])
@@ -300,6 +336,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle-2": lambda one: pickle.loads(pickle.dumps(one, 2)),
     "pickle-5": lambda one: pickle.loads(pickle.dumps(one, 5)),
+    "torch-save": lambda one: _saved(one),
     "python-pickle": lambda one: pickle._loads(pickle._dumps(one)),  # type: ignore[attr-defined]
     "replicated": lambda one: _with_parameters(one._replicate_for_data_parallel(), one),
     "copied-dict": lambda one: _with_dict(one),
@@ -311,22 +348,24 @@ def _with_parameters(replica: Any, module: nn.Module) -> Any:
     return replica
 
 
+def _saved(module: nn.Module) -> Any:
+    file = io.BytesIO()
+    torch.save(module, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
 def _with_dict(module: nn.Module) -> nn.Module:
     other = type(module).__new__(type(module))
     other.__dict__ = copy.deepcopy(module.__dict__, {id(module): other})
     return other
 
 
-@pytest.mark.parametrize("name", ["fc1", "embed_tokens"])
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
 @pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
-def test_copies_go_their_own_way(make: Callable[[Any], Any], name: str, folder: Path) -> None:
+def test_copies_go_their_own_way(make: Callable[[Any], Any], name: str, tied: tuple[Any, Any]) -> None:
     """A copy computes with its own weights, whatever becomes of them, and leaves the original as it is."""
-    model, plain = load(save("qwen3-tied", folder.parent / "tied")), load(folder.parent / "tied")
-    lay_out(model)
-    module, expected = (
-        (one.model.layers[0].mlp.up_proj if name == "fc1" else one.model.embed_tokens) for one in (model, plain)
-    )
-    x = torch.randn(2, 512, dtype=BF16) if name == "fc1" else torch.tensor([4, 5])
+    module, expected = (one.get_submodule(name) for one in tied)
+    x = torch.tensor([4, 5]) if name.endswith("tokens") else torch.randn(2, 512, dtype=BF16)
     with torch.no_grad():
         before = module(x)
         twin = make(module)
