@@ -32,7 +32,7 @@ class RoundedWeights:
         self._rescaled = rescaled_of(model)
         self._moved: dict[str, Exponents] = dict(self._rescaled.fold.moved()) if self._rescaled is not None else {}
         self._on_loading = exponents_of_weights(self._rescaled.loaded) if self._rescaled is not None else {}
-        self._as_they_are: list[str] = []
+        self._as_they_are: dict[str, list[str]] = {}  # by what has become of them
 
     def __enter__(self) -> RoundedWeights:
         self._weights.__enter__()
@@ -52,7 +52,7 @@ class RoundedWeights:
             return None
         stored = self._weights.unchanged(name, present)
         if stored is None:
-            self._as_they_are.append(name)
+            self._note(name)
         return stored
 
     def _moved_back_and_forth(self, rescaled: Rescaled, name: str, moved: str, present: torch.Tensor) -> torch.Tensor:
@@ -65,19 +65,26 @@ class RoundedWeights:
             stored = self._weights.unchanged(name, rounded, on_loading)
             if stored is not None:
                 return multiplied(stored.float(), exponents)
-        self._as_they_are.append(name)
+        self._note(name)
         return multiplied(own, exponents)
 
     def leave(self, name: str, dtype: torch.dtype) -> None:
         """Note a weight that is in `dtype` somewhere else, and is cast from there as it is."""
         if self._weights.loses(name, dtype):
-            self._as_they_are.append(name)
+            self._as_they_are.setdefault("were written anew on loading", []).append(name)
 
     def tell(self) -> None:
         """Log which weights stay rounded as they are, and why."""
-        if not self._as_they_are:
-            return
-        count, problems = len(self._as_they_are), "; ".join(self._weights.problems)
-        why = f"cannot be read again ({problems})" if problems else "have changed since they were loaded"
-        names = ", ".join(self._as_they_are[:_NAMED]) + (f" and {count - _NAMED} more" if count > _NAMED else "")
-        logger.warning("%s: %d rounded weights %s, and are cast as they are: %s", self._model, count, why, names)
+        for why, names in self._as_they_are.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            logger.warning(
+                "%s: %d rounded weights %s, and are cast as they are: %s%s", self._model, len(names), why,
+                ", ".join(names[:_NAMED]), more,
+            )  # fmt: skip
+
+    def _note(self, name: str) -> None:
+        problems = self._weights.problems or (
+            ("nothing in their files is made into them",) if name in self._weights.unmade else ()
+        )
+        why = f"cannot be read again ({'; '.join(problems)})"
+        self._as_they_are.setdefault(why if problems else "have changed since they were loaded", []).append(name)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,11 +75,13 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
 
 def _origin(model: Any, plan: Plan, request: Request) -> Origin:
     source = None if request.source is None else os.fspath(request.source)
+    # A relative path is another one after `chdir`, and a link may be moved.
+    place = str(Path(source).resolve()) if source is not None and Path(source).exists() else source
     arguments = {name: value for name, value in request.arguments.items() if name not in _NOT_REMEMBERED}
     made_for = plan.made_for
     if made_for and made_for.source == source and made_for.checkpoint and made_for.checkpoint.commit:
         arguments["revision"] = made_for.checkpoint.commit  # main may move before the weights are read again
-    return Origin(plan, type(model), source, arguments, _files(request, arguments.get("revision")))
+    return Origin(plan, type(model), place, arguments, _files(request, arguments.get("revision")))
 
 
 def _files(request: Request, revision: str | None) -> WeightFiles:

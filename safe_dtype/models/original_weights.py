@@ -44,6 +44,7 @@ class OriginalWeights:
             for prefix, module in model.named_modules()
             if (origin := own_origin(module)) is not None
         ]
+        self.unmade: set[str] = set()  # names that `unchanged` found nothing for to compare with
         self._parts.sort(key=lambda part: -len(part.prefix))  # the innermost first
 
     def __enter__(self) -> OriginalWeights:
@@ -83,12 +84,14 @@ class OriginalWeights:
             exponents: The powers of two that it was multiplied by since it was loaded: of these rows, or as a whole.
                 What is returned is not multiplied.
         """
-        if present.is_meta or type(present.data) not in (Tensor, nn.Parameter):
-            return None
-        for part, own in self._parts_of(name):
-            for stored in part.tensors(own):
-                if stored.shape == present.shape and _became(stored, present, exponents or {}, part.passed):
-                    return stored
+        candidates = 0
+        if not present.is_meta and type(present.data) in (Tensor, nn.Parameter):
+            for part, own in self._parts_of(name):
+                for candidates, stored in enumerate(part.tensors(own), 1):  # noqa: B007  (how many there were)
+                    if stored.shape == present.shape and _became(stored, present, exponents or {}, part.passed):
+                        return stored
+        if not candidates:
+            self.unmade.add(name)
         return None
 
     def _parts_of(self, name: str) -> Iterator[tuple[_Part, str]]:

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 _WRAPPED = re.compile(r"\.(base_layer|original_module)(?=\.)")
 
 # What transformers' conversions raise where they meet another version of themselves, or tensors that do not fit.
-FAULTS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+FAULTS = (
+    ArithmeticError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

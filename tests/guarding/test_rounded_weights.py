@@ -15,7 +15,7 @@ from engineered import saved
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
-from safe_dtype import BFLOAT16, FLOAT16, Dtype, SafeAutoModelForCausalLM, report
+from safe_dtype import BFLOAT16, FLOAT16, Dtype, SafeAutoModel, SafeAutoModelForCausalLM, report
 from safe_dtype.rescaling import Fold, rescaled_of
 from safe_dtype.rescaling.folding.underflow import multiplied
 from safe_dtype.testing import fault
@@ -329,7 +329,46 @@ def test_offloaded_to_disk(family: str, count: int, tmp_path: Path, caplog: pyte
     with fault(model, "model.layers.1.self_attn.q_proj", "cublas"):
         now = model(IDS).logits
     assert ("rounded weights" in caplog.text) == bool(count)
-    assert (f"{count} rounded weights" in caplog.text) == bool(count)
+    assert (f"{count} rounded weights were written anew on loading" in caplog.text) == bool(count)
     if not count:
         wanted: Any = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=FP32)
         assert torch.equal(now, wanted(IDS).logits)
+
+
+def test_an_adapter_and_its_base(folder: Path, tmp_path: Path) -> None:
+    """Where an adapter is loaded by its name the weights are those of the files of its base."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    model = load(tmp_path / "adapter")
+    before, wanted = weights(model), reference(folder)
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, before[name] if "lora" in name else wanted[name.replace(".base_layer", "")]), name
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_pickles(is_mapped: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """PyTorch's own files are read again; weights of its old format stay rounded, and the log says why."""
+    made = TINY["qwen3"].save(tmp_path, FP32)
+    torch.save(
+        load_file(made / "model.safetensors"), made / "pytorch_model.bin", _use_new_zipfile_serialization=is_mapped
+    )
+    (made / "model.safetensors").unlink()
+    wanted, model = reference(made), load(made)
+    before = weights(model)
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, (wanted if is_mapped else before)[name]), name
+    assert ("rounded weights cannot be read again (pytorch_model.bin is of an old format" in caplog.text) != is_mapped
+
+
+def test_weights_that_were_passed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A `state_dict` is not kept: what it was rounded to is cast, and the log says why."""
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = SafeAutoModel.from_pretrained(None, config=plain.config, state_dict=plain.state_dict(), dtype=BF16)
+    step_down(model)
+    for name, now in model.named_parameters():
+        assert torch.equal(now, plain.get_parameter(name).bfloat16().float()), name
+    assert "rounded weights cannot be read again (its weights were passed as `state_dict`)" in caplog.text
