@@ -9,7 +9,6 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..facts import TensorFacts, Where
 from ..hub.headers import read_local_header
-from .config import read_config
 from .model_files import Files, files_of
 from .read import base_of, is_adapter
 from .weights import file_names
@@ -56,18 +55,19 @@ class WeightFiles:
     problem: str = ""  # why the files are not known, or cannot be read tensor by tensor
 
 
-def mark_weight_files(where: Where) -> WeightFiles:
+def mark_weight_files(where: Where, explicit: str | None = None) -> WeightFiles:
     """Return the files that transformers loads the weights of `where` from, as they are now.
 
-    Nothing is downloaded. Where the files are not known, `problem` says why.
+    Nothing is downloaded. Where the files are not known, `problem` says why. `explicit` is the config's
+    `transformers_weights`.
     """
     try:
-        return _mark(replace(where, local_files_only=True))
+        return _mark(replace(where, local_files_only=True), explicit)
     except OSError as exc:  # a CheckpointError is one
         return WeightFiles(where.name, problem=exc.problem if isinstance(exc, CheckpointError) else str(exc))
 
 
-def _mark(where: Where) -> WeightFiles:
+def _mark(where: Where, explicit: str | None) -> WeightFiles:
     path = Path(where.source)
     if where.gguf_file or path.suffix == ".gguf":
         return WeightFiles(where.name, problem="tensors of a GGUF file are converted as a whole")
@@ -75,8 +75,8 @@ def _mark(where: Where) -> WeightFiles:
         return _marked(where.name, [path])
     files = files_of(where)
     if is_adapter(files):
-        return _mark(base_of(where, files))
-    names = file_names(where, files, read_config(where, files).get("transformers_weights"))
+        return _mark(base_of(where, files), explicit)
+    names = file_names(where, files, explicit)
     return _marked(where.name, [_on_disk(where, files, name) for name in names])
 
 

@@ -81,14 +81,15 @@ def _origin(model: Any, plan: Plan, request: Request) -> Origin:
     made_for = plan.made_for
     if made_for and made_for.source == source and made_for.checkpoint and made_for.checkpoint.commit:
         arguments["revision"] = made_for.checkpoint.commit  # main may move before the weights are read again
-    return Origin(plan, type(model), place, arguments, _files(request, arguments.get("revision")))
+    return Origin(plan, type(model), place, arguments, _files(model, request, arguments.get("revision")))
 
 
-def _files(request: Request, revision: str | None) -> WeightFiles:
+def _files(model: Any, request: Request, revision: str | None) -> WeightFiles:
     """Return the files that the weights came from, as they are now."""
     if request.source is None or request.arguments.get("state_dict") is not None:
         return WeightFiles("state_dict", problem="its weights were passed as `state_dict`")
-    return mark_weight_files(replace(request.where, revision=revision))
+    explicit = getattr(getattr(model, "config", None), "transformers_weights", None)
+    return mark_weight_files(replace(request.where, revision=revision), explicit)
 
 
 def _arguments(plan: Plan, request: Request) -> dict[str, Any]:

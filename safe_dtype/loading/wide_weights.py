@@ -6,7 +6,6 @@ Transformers loads all in one dtype: a norm of 1e5 that was saved in float32 is 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,8 +73,10 @@ def _out_of_range(model: nn.Module) -> list[str]:
 
 
 def _may_be_lost(parameter: Tensor) -> bool:
-    largest: Any = parameter.detach().abs().amax() if parameter.numel() else 1.0
-    return not FLOAT16.smallest_normal <= float(largest) <= FLOAT16.largest
+    if not parameter.numel():
+        return False
+    least, most = torch.aminmax(parameter.detach())
+    return not FLOAT16.smallest_normal <= max(-float(least), float(most)) <= FLOAT16.largest
 
 
 def _was_in_range(stored: Tensor | None) -> bool:

@@ -24,7 +24,7 @@ class Origin:
     model_class: type
     source: str | None
     arguments: Mapping[str, Any] = field(repr=False)
-    files: WeightFiles  # as they were then
+    files: WeightFiles = field(repr=False)  # as they were then
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()

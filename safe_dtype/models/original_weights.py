@@ -127,6 +127,9 @@ class _Part:
 
     def loses(self, name: str, dtype: torch.dtype) -> bool:
         """Whether `dtype` does not hold all that a parameter is made from."""
+        dtypes = {one.dtype for one in self._facts.values()}
+        if dtypes and all(_holds(dtype, stored) for stored in dtypes):
+            return False  # whatever is stored under which name
         names = {stored for source in self.sources(name) for stored in source.names}
         if not self._facts:  # nobody knows what each was: what most were decides
             return not _holds(dtype, self._origin.plan.saved.name)

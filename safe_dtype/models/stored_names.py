@@ -73,9 +73,9 @@ def sources_of(
     prefix = f"{getattr(model, 'base_model_prefix', '') or 'model'}."
     in_files = set(stored)
     for name, candidates in sources.items():
-        for key in (name, prefix + name, name.removeprefix(prefix)):
-            if key in in_files and Source((key,)) not in candidates:
-                candidates.append(Source((key,)))
+        if not candidates:
+            keys = dict.fromkeys((name, prefix + name, name.removeprefix(prefix)))
+            candidates += [Source((key,)) for key in keys if key in in_files]
     _share_among_ties(sources, model)
     return sources
 

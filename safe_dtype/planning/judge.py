@@ -24,7 +24,7 @@ from .matmul_routes import Routes, product_verdict, routes_for
 from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
-from .predict import predict
+from .predict import predict, weight_bytes
 
 _GROUNDS = {
     VerdictKind.WRONG: Ground.WRONG,
@@ -72,7 +72,7 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
         or _bad_kernel(candidate, product, device, checkpoint)
         or _bad_values(candidate, checkpoint, policy)
         or _bad_range(candidate, checkpoint, policy)
-        or _bad_rounding(candidate, checkpoint, policy)
+        or _bad_rounding(candidate, device, checkpoint, policy)
         or _bad_memory(cost, device)
     )
     ground, reason = rejection or (None, _praise(candidate, routes, checkpoint, product))
@@ -174,10 +174,12 @@ def may_overflow(storage: Dtype, saved: Dtype) -> bool:
     return storage.largest * 2 < saved.largest
 
 
-def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
+def _bad_rounding(
+    candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+) -> tuple[Ground, str] | None:
     storage = candidate.compute if candidate.storage == FLOAT32 else candidate.storage  # of what is multiplied
     rounded = rounded_tensors(storage, checkpoint)
-    is_mixed = rounded is not None and storage != FLOAT32 and rounded.share > _FEW
+    is_mixed = rounded is not None and storage != FLOAT32 and rounded.share > _FEW and _fits_wide(device, checkpoint)
     if storage.epsilon <= checkpoint.saved.epsilon and not is_mixed:
         return None
     if storage == FLOAT16 and checkpoint.half is not None and (checkpoint.half.drift or checkpoint.half.stored):
@@ -193,6 +195,12 @@ def _bad_rounding(candidate: Candidate, checkpoint: CheckpointFacts, policy: Pol
         f"rounds {what} to {_bits(storage)} bits, and what that does to the output was "
         f"not measured{why}; prefer=memory or an explicit dtype allows it"
     )
+
+
+def _fits_wide(device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
+    """Whether there is room for the weights in float32: only then there is a choice not to round some of them."""
+    memory = device.memory
+    return not memory.total_bytes or weight_bytes(FLOAT32, checkpoint) <= memory.free_bytes
 
 
 def _bad_memory(cost: Cost, device: DeviceFacts) -> tuple[Ground, str] | None:

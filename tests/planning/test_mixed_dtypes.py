@@ -8,7 +8,7 @@ from dataclasses import replace
 import factories as f
 import pytest
 
-from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, CheckpointFacts, Dtype, TensorFacts
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, CheckpointFacts, Dtype, MemoryFacts, TensorFacts
 from safe_dtype.planning import Candidate, Ground, Policy, judge, make_plan
 from safe_dtype.planning.mixed_dtypes import holds, is_kept, is_out_of_range, out_of_range, rounded_tensors
 
@@ -69,6 +69,8 @@ def test_many_are_a_rounding_to_be_measured() -> None:
     assert "to 8 bits" in decision.reason
     decision = judge(Candidate(BFLOAT16, BFLOAT16), f.AMPERE, mixed(BFLOAT16, *half), Policy.parse("prefer=memory"))
     assert decision.accepted
+    small = replace(f.AMPERE, memory=MemoryFacts(3 * 10**9, 2 * 10**9, "device"))
+    assert judge(Candidate(BFLOAT16, BFLOAT16), small, mixed(BFLOAT16, *half), Policy()).accepted
 
 
 def test_what_stays_in_float32() -> None:
