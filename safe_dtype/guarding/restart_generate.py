@@ -61,7 +61,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
         kwargs = {**kwargs, "streamer": streamer}
     if guard.version:
         args, kwargs = up_to_date(guard, args, kwargs)
-    snapshot = StepSnapshot([], args, kwargs)
+    snapshot = StepSnapshot(guard.places, args, kwargs, module=guard.model(), written=guard.written_in_steps())
     tried = TriedRemedies()
     around, step = here.nets, here.step
     here.nets = (*around, id(guard))
@@ -112,8 +112,9 @@ def _check_restart(
         CannotResumeError: Where tokens were given to somebody already, or a state cannot be brought back.
     """
     reason = None
-    if not snapshot.roll_back():
-        reason = "the cache that was passed in is of a class that safe_dtype does not know how to bring back"
+    if not snapshot.roll_back(recast=True):
+        cache = "the cache that was passed in is of a class that safe_dtype does not know how to bring back"
+        reason = snapshot.obstacle or cache
     elif here.step and streamer is not None and streamer.puts > 1:
         reason = "tokens have been streamed, and the step that failed cannot be run again"
     elif here.step and (counting := [name for name in _COUNTING if kwargs.get(name) is not None]):

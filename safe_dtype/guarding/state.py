@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -23,6 +24,7 @@ from .failure import Event, Report
 from .model_lock import ModelLock
 from .output_checks import watched_blocks
 from .step_snapshot import Place, state_places
+from .written_places import NOTHING, Written
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 CALL = "__call__"  # the entry of a step that is no method's: what runs inside it is a part of it
@@ -62,8 +64,7 @@ class Guard:
         self.events: list[Event] = []
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
-        # Whether a call, by the class and the names of its arguments, draws random numbers.
-        self.draws: dict[tuple[Any, ...], bool] = {}
+        self.written: dict[tuple[Any, ...], Written] = {}  # by the module called and the names of its arguments
         self.calls = 0  # how many steps were run outside `generate`
         self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
         self.aligns_inputs = False
@@ -90,7 +91,7 @@ class Guard:
             # Its parameters are not filled in yet, so what needs them is found out on first use.
             fresh = Guard.__new__(Guard)
             fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), lock=ModelLock())
-            fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned))
+            fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned), written={})
             fresh.without_modules = set(self.without_modules)
             fresh._blocks = fresh._places = fresh._parts = None
             share(self, fresh)
@@ -140,6 +141,14 @@ class Guard:
             inner = model.modules() if model is not None else ()
             self._parts = WeakSet(part for part in inner if part is model or isinstance(part, PreTrainedModel))
         return self._parts
+
+    def written_in_steps(self) -> Written:
+        """Return what steps of all kinds were seen to write into; of their inputs those that have a name."""
+        written = NOTHING
+        for seen in list(self.written.values()):
+            written = written.and_then(seen)
+        named = frozenset(path for path in written.inputs if isinstance(path[0], str))
+        return replace(written, inputs=named, is_settled=bool(self.written))
 
     def dtype(self) -> Dtype | None:
         """Return the dtype of most of the model's numbers now; None where it is none of ours (float64)."""

@@ -27,6 +27,7 @@ from .output_checks import Soundness, saturated, saturation_watch, soundness
 from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
+from .written_places import NOTHING, hand_back
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -55,6 +56,10 @@ class Call:
     def tensors(self) -> list[Any]:
         """Those that a step only reads: it may write into the states in caches and lists."""
         return [value for value in self.arguments if isinstance(value, (torch.Tensor, ModelOutput))]
+
+    def reads_poison(self) -> bool:
+        """Whether it was given numbers that are not finite, as far as it has not written over them."""
+        return not is_finite(self.tensors) and not self.snapshot.has_written_inputs()
 
     def run(self) -> Any:
         """Call with every module's hooks, which a compiled form leaves out."""
@@ -106,30 +111,33 @@ def guarded_step(
         DeviceLostError: If the device is lost.
     """
     tried: TriedRemedies | None = None
-    plain = forward
+    plain, own = forward, (args, kwargs)
     while True:
         turn = guard.lock.begin_step()
         try:
             version = guard.version
             if version:
                 args, kwargs = up_to_date(guard, args, kwargs)
-            signature = (type(module), entry, *kwargs)
-            draws = guard.draws.get(signature)
-            snapshot = StepSnapshot(guard.places, args, kwargs, random=draws is not False)
+            kind = (module, entry, len(args), *kwargs)
+            written = guard.written.get(kind, NOTHING)
+            random = written.draws or not written.is_settled
+            snapshot = StepSnapshot(guard.places, args, kwargs, random=random, module=module, written=written)
             forward = as_planned(guard, plain, args, kwargs)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
             guard.lock.end_step(turn)
         if trouble is None:
-            if draws is None:
-                guard.draws[signature] = snapshot.drew()
+            if not written.is_settled:
+                guard.written[kind] = written = written.and_then(snapshot.written())
+            if written.inputs:
+                hand_back(written.inputs, own, (args, kwargs))
             guard.count_step(output)
             return output
         tried = tried or TriedRemedies()
         call = Call(guard, module, args, kwargs, snapshot, entry)
         with changing(guard):
             # While this thread waited, another may have cured the model.
-            if guard.version != version and call.snapshot.roll_back():
+            if guard.version != version and call.snapshot.roll_back(recast=True):
                 continue
             result = _recover(guard, tried, trouble, call)
         if result is StepResult.CURED:
@@ -178,7 +186,7 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     model = guard.model()
     error = trouble.error
     inside_generate = id(guard) in here.nets
-    poisoned = error is None and not is_finite(call.tensors)
+    poisoned = error is None and call.reads_poison()
     if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
         return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that is recorded already
     if not call.runs_modules():
@@ -187,17 +195,13 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
     back = call.snapshot.roll_back()
     poisoned = poisoned or (error is None and not is_finite(call.arguments))
+    if error is None and not inside_generate and not is_finite(call.tensors):
+        return StepResult.ROLLED_BACK  # the caller's own numbers, seen behind what the step wrote over them
     if error is None and back and not poisoned:
         if trouble.block is None:
             blame = module_spoiling(model, call.run)
         back = call.snapshot.roll_back()
-    failure = replace(
-        trouble.failure,
-        module=name_of(model, blame.module),
-        step=guard.step(),
-        largest_input=blame.largest_input,
-        dtype=trouble.failure.dtype or guard.dtype() if error is None else trouble.failure.dtype,
-    )
+    failure = _located(trouble, call, model, blame)
     goes_on = back and not poisoned
     incident = Incident(guard, model, failure, since, blame.module, call.arguments, error, restarts=not goes_on)
     if not cure(incident, tried):
@@ -207,11 +211,24 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     if error is not None:
         traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
     if goes_on:
+        call.snapshot.roll_back(recast=True)  # a remedy may have run the model to prove itself
         return StepResult.CURED
     if inside_generate:
         raise RestartNeededError from error
-    why = "it continues from a state that safe_dtype does not know how to bring back"
+    why = call.snapshot.obstacle or "it continues from a state that safe_dtype does not know how to bring back"
     raise CannotResumeError(str(failure.kind), why, str(guard.dtype())) from error
+
+
+def _located(trouble: Trouble, call: Call, model: nn.Module, blame: Blame) -> Failure:
+    """Return the failure with where it is, and for bad numbers in which dtype they were."""
+    failure, guard = trouble.failure, call.guard
+    return replace(
+        failure,
+        module=name_of(model, blame.module),
+        step=guard.step(),
+        largest_input=blame.largest_input,
+        dtype=failure.dtype or guard.dtype() if trouble.error is None else failure.dtype,
+    )
 
 
 def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

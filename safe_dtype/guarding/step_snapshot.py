@@ -1,8 +1,9 @@
-"""Everything that a step may change, remembered before it runs: caches, other states, random numbers."""
+"""Everything that a step may change, remembered before it runs: caches, states, inputs, random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from .cache_snapshot import CacheSnapshot
+from .memo import UNBOUNDED, Room
+from .written_places import NOTHING, ROOM, InputMemo, ModelMemo, PlaceMemo, Written, WrittenPlace
 
 _STATE_LISTS = ("state", "mems", "past_buckets_states")  # rwkv, xlnet, reformer: lists written over in place
 _STATE_NAMES = ("state", "states")
@@ -19,15 +22,26 @@ Place = tuple[nn.Module, str]  # a module, and an attribute of it
 
 
 class StepSnapshot:
-    """The state before one call of the model."""
+    """The state before one call of the model.
 
-    __slots__ = ("_attributes", "_caches", "_lists", "_random", "resumable")
+    Args:
+        places: Where modules keep states as plain attributes.
+        args: The arguments of the call.
+        kwargs: Its keyword arguments.
+        random: Whether it may draw random numbers.
+        module: What is called.
+        written: What such calls were seen to write into; while that is not settled, everything is looked at.
+    """
+
+    __slots__ = ("_caches", "_inputs", "_lists", "_model", "_places", "_random", "_weights", "obstacle", "resumable")
 
     def __init__(
-        self, places: list[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True
-    ) -> None:
+        self, places: Iterable[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True,
+        module: nn.Module | None = None, written: Written = NOTHING,
+    ) -> None:  # fmt: skip
         self._caches: list[CacheSnapshot] = []
         self._lists: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.obstacle = ""  # why the last way back did not lead to the beginning
         self.resumable = True
         for name, value in kwargs.items():
             if type(value) in _PLAIN:
@@ -40,32 +54,66 @@ class StepSnapshot:
         for value in args:
             if isinstance(value, Cache):
                 self._add(CacheSnapshot(value, kwargs))
-        self._attributes = [(module, name, *_with_copy(module.__dict__.get(name))) for module, name in places]
+        self._places = [PlaceMemo(WrittenPlace(*place, is_buffer=False), UNBOUNDED) for place in places]
+        room, is_new = Room(ROOM), module is not None and not written.is_settled
+        self._inputs = InputMemo(args, kwargs, None if is_new else written.inputs, room)
+        self._model = ModelMemo(module, room) if module is not None and is_new else None
+        self._places += [PlaceMemo(place, room if into else None) for place, into in written.places.items()]
+        self._weights = written.weights
         self._random = _random_states() if random else []
 
     def _add(self, snapshot: CacheSnapshot) -> None:
         self._caches.append(snapshot)
         self.resumable = self.resumable and snapshot.known
 
-    def roll_back(self) -> bool:
-        """Bring everything back. False: something cannot be brought back, so the step cannot be run again."""
+    def roll_back(self, *, recast: bool = False) -> bool:
+        """Bring everything back. False: something cannot be brought back, so the step cannot be run again.
+
+        `recast`: the model has changed its dtype since. What it had as tensors comes back in the new one.
+        """
         done = [snapshot.roll_back() for snapshot in self._caches]  # all, whatever the first ones say
         for tensor, saved in self._lists:
             tensor.copy_(saved)
-        for module, name, value, copied in self._attributes:
-            module.__dict__[name] = value
-            if copied is not None:
-                value.copy_(copied)
+        lost = [str(memo.place) for memo in self._places if not memo.bring_back(recast=recast)]
+        lost += self._model.bring_back(recast=recast) if self._model is not None else self._weights
+        if not self._inputs.bring_back():
+            lost.append("an input")
         # A few models draw numbers in their forward, in inference too; they draw the same again.
         for generator, state in self._random:
             generator.set_state(state)
-        return all(done) and self.resumable
+        self.obstacle = f"it has written into {', '.join(lost[:3])}, of which there is no copy" if lost else ""
+        return all(done) and self.resumable and not lost
+
+    def written(self) -> Written:
+        """Return what has been written into since; everything was looked at."""
+        assert self._model is not None
+        return Written(
+            self._model.written(), self._inputs.written(), tuple(self._model.written_weights()), self.drew()
+        )  # fmt: skip
+
+    def has_written_inputs(self) -> bool:
+        """Whether arguments have been written into since, as far as they were looked at."""
+        return self._inputs.is_changed()
 
     def drew(self) -> bool:
         """Whether random numbers have been drawn since."""
         changes = [generator.get_state() ^ state for generator, state in self._random]
         # A fake tensor does not tell.
         return any(type(change) is not torch.Tensor or bool(change.any()) for change in changes)
+
+
+@contextmanager
+def undone(module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Bring back, after the block, whatever calls of `module` with these arguments have changed in it.
+
+    For trials that run a module, or a model, and must leave no trace: buffers, attributes, inputs, caches, and random
+    numbers are as they were. Loops over the module.
+    """
+    snapshot = StepSnapshot(state_places(module), args, kwargs or {}, module=module)
+    try:
+        yield
+    finally:
+        snapshot.roll_back()
 
 
 def state_places(model: nn.Module) -> list[Place]:
@@ -76,10 +124,6 @@ def state_places(model: nn.Module) -> list[Place]:
         for name, value in module.__dict__.items()
         if name.endswith(_STATE_NAMES) and (value is None or isinstance(value, torch.Tensor))
     ]
-
-
-def _with_copy(value: Any) -> tuple[Any, torch.Tensor | None]:
-    return value, value.clone() if isinstance(value, torch.Tensor) else None
 
 
 def _keeps_state(value: Any) -> bool:

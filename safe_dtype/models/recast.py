@@ -100,7 +100,10 @@ def recast(
             before = parameter.numel() * parameter.dtype.itemsize
             stored = original(name, parameter.data)
             values = parameter.data if stored is None else stored.to(parameter.device)
-            _replace(parameter, _in(wanted, values))
+            # Values of the one kind in a parameter of the other: nothing can multiply by it any more.
+            with torch.inference_mode(parameter.is_inference()):
+                tensor = _in(wanted, values)
+                _replace(parameter, tensor if tensor.is_inference() == parameter.is_inference() else tensor.clone())
             count += 1
             grown += parameter.numel() * parameter.dtype.itemsize - before if parameter.device.type != "meta" else 0
         count += _recast_attributes(model, former, new)

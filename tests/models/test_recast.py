@@ -34,6 +34,19 @@ def tiny(name: str = "qwen3", dtype: torch.dtype = BF16) -> Any:
     return model
 
 
+@pytest.mark.parametrize("changed_in", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad])
+def test_weights_made_in_inference_mode(made_in: Any, changed_in: Any) -> None:
+    """Weights that are inference tensors change their dtype as others do, wherever that happens, and multiply."""
+    with made_in():
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).to(BF16).eval()
+    with changed_in():
+        recast(model, {BF16}, FP32)
+    for run_in in (torch.inference_mode, torch.no_grad):
+        with run_in():
+            assert model(torch.ones(2, 4)).dtype is FP32
+
+
 def dtypes_by_name(model: nn.Module) -> dict[str, torch.dtype]:
     """Return the dtype of every parameter and buffer."""
     return {name: one.dtype for name, one in (*model.named_parameters(), *model.named_buffers())}
