@@ -213,10 +213,12 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     if goes_on:
         call.snapshot.roll_back(recast=True)  # a remedy may have run the model to prove itself
         return StepResult.CURED
-    if inside_generate:
-        raise RestartNeededError from error
+    raise (RestartNeededError() if inside_generate else _cannot_resume(call, failure)) from error
+
+
+def _cannot_resume(call: Call, failure: Failure) -> CannotResumeError:
     why = call.snapshot.obstacle or "it continues from a state that safe_dtype does not know how to bring back"
-    raise CannotResumeError(str(failure.kind), why, str(guard.dtype())) from error
+    return CannotResumeError(str(failure.kind), why, str(call.guard.dtype()))
 
 
 def _located(trouble: Trouble, call: Call, model: nn.Module, blame: Blame) -> Failure:
