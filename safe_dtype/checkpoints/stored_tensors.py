@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_FAULTS = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
 class StoredTensors:
     """What marked files hold. The files stay open, so that nothing else is read than what was checked; close it.
 
@@ -42,7 +45,7 @@ class StoredTensors:
         try:
             for mark in files.marks:
                 self._add(mark, files.file_format)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as exc:
+        except (*_FAULTS, pickle.UnpicklingError) as exc:
             self.close()
             if isinstance(exc, CheckpointError):
                 raise
@@ -82,6 +85,7 @@ class StoredTensors:
         self._spans, self._pickled = {}, {}
 
     def _add(self, mark: FileMark, file_format: str) -> None:
+        self._check(mark, mark.path.stat())  # before it is opened: that of a pipe would wait
         if file_format == "safetensors":
             file = self._open.enter_context(mark.path.open("rb", buffering=0))
             spans = spans_of(mark.path)
@@ -89,7 +93,6 @@ class StoredTensors:
             self._check(mark, mark.path.stat())  # whose header was read
             self._spans.update((span.tensor.name, (span, file, mark)) for span in spans)
             return
-        self._check(mark, mark.path.stat())
         self._pickled.update((name, (tensor, mark)) for name, tensor in self._unpickled(mark).items())
 
     def _unpickled(self, mark: FileMark) -> dict[str, Any]:

@@ -112,8 +112,8 @@ class Plan:
     islands: tuple[str, ...] = ()  # modules in float32 inside a model in float16
     stored: bool = False  # rescale and islands were read from beside the weights
     warnings: tuple[str, ...] = ()
-    rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
+    rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
 
     @property
     def chosen(self) -> Decision | None:
