@@ -33,7 +33,7 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
     Only weights that are views of their files are taken, since of others there would be two copies. Modules and
     parameters stay what they are, of their own classes; a weight that is written to later, in any way and be it one
     number of it, is multiplied from the parameter again. In training the plain weights are multiplied, and the blocks
-    let go. Compiled, exported and traced graphs hold the plain weights; `torch.jit.script` wants `take_back` first.
+    let go. Compiled, exported and traced graphs hold the plain weights; `torch.jit.script` wants a copy.
 
     Args:
         model: Changed in place.

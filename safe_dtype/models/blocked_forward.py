@@ -45,11 +45,30 @@ class _Bound:
             raise ReferenceError("the module of this method is gone: keep it as long as its method")
         return self._function(module, *args, **kwargs)
 
+    # What asks a method for its module, its name or its signature finds those of the class's.
+
+    @property
+    def __self__(self) -> nn.Module | None:
+        return self._module()
+
+    @property
+    def __name__(self) -> str:
+        return self._name
+
+    @property
+    def __func__(self) -> Any:
+        return getattr(type(self._module()), self._name)
+
     @property
     def __wrapped__(self) -> Any:
-        """The method of the class, for who asks for a signature."""
         module = self._module()
         return None if module is None else self.method_of(module)
+
+    @property
+    def __globals__(self) -> Any:
+        # Where torch.jit.script begins.
+        text = "a module with its weight in blocks is not compiled from its source: script a copy.deepcopy of it"
+        raise AttributeError(text)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Bound:
         # Some copy a module's `__dict__` without asking the module, torch.nn.utils.parametrize for one.

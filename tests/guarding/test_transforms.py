@@ -84,6 +84,15 @@ def test_a_guarded_net(transform: Callable[..., Any], dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_a_forward_by_name(transform: Callable[..., Any]) -> None:
+    """Other entries than the call are let be as well."""
+    plain, x = net(), torch.randn(4, 8, dtype=BF16)
+    guarded = guard(copy.deepcopy(plain))
+    assert_equal(transform(guarded.forward, x), transform(plain.forward, x))
+    assert not report(guarded).events
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_hooks_of_islands_and_of_shifts(transform: Callable[..., Any]) -> None:
     """What is in float32 in a 16-bit net, and what is multiplied by powers of two, goes along with every transform."""
     models = []

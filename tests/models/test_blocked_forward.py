@@ -101,8 +101,20 @@ def test_a_method_that_is_inspected(tied: tuple[Any, Any]) -> None:
     for name in ("model.layers.0.mlp.up_proj", "model.embed_tokens"):
         one, found, expected = tied[0].get_submodule(name), *(each.get_submodule(name).forward for each in tied)
         assert inspect.signature(found) == inspect.signature(expected)
-        assert inspect.unwrap(found).__func__ is expected.__func__
-        assert inspect.unwrap(found).__self__ is one
+        assert found.__func__ is inspect.unwrap(found).__func__ is expected.__func__
+        assert found.__self__ is inspect.unwrap(found).__self__ is one
+        assert found.__name__ == expected.__name__
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
+def test_what_compiles_from_source_meets_a_clear_word(name: str, tied: tuple[Any, Any]) -> None:
+    """`torch.jit.script` says what to do, and doing it helps."""
+    module, expected = (one.get_submodule(name) for one in tied)
+    with pytest.raises(AttributeError, match="script a copy"):
+        torch.jit.script(module)
+    x = torch.tensor([4, 5]) if name.endswith("tokens") else torch.randn(2, 512, dtype=BF16)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.script(copy.deepcopy(module))(x), expected(x))
 
 
 class Inside(torch.fx.Tracer):
