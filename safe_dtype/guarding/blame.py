@@ -65,7 +65,8 @@ def runs_modules(model: nn.Module, run: Callable[[], Any]) -> bool:
     def note(module: nn.Module, _args: Any) -> None:
         called.append(module)
 
-    handles = [member.register_forward_pre_hook(note) for member in model.modules()]
+    # Before any other hook, which may be what fails.
+    handles = [member.register_forward_pre_hook(note, prepend=True) for member in model.modules()]
     try:
         with torch.compiler.set_stance("force_eager"), suppress(Exception):  # how it fails is known already
             run()

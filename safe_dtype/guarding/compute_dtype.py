@@ -41,11 +41,15 @@ def as_planned(
 
 def rows_of(args: Iterable[Any], kwargs: dict[str, Any]) -> int:
     """Return how many rows the products of a call will have: the positions in its largest input."""
-    inputs = [*args, *(value for name, value in kwargs.items() if not any(word in name for word in _BESIDE))]
-    return max((_rows(value) for value in inputs if isinstance(value, torch.Tensor)), default=0)
+    named = [(name, value) for name, value in kwargs.items() if not any(word in name for word in _BESIDE)]
+    inputs = [*(("", value) for value in args), *named]
+    return max((_rows(name, value) for name, value in inputs if isinstance(value, torch.Tensor)), default=0)
 
 
-def _rows(tensor: torch.Tensor) -> int:
+def _rows(name: str, tensor: torch.Tensor) -> int:
     if not tensor.is_floating_point():
         return tensor.numel()
-    return tensor.numel() // tensor.shape[-1] if tensor.dim() and tensor.shape[-1] else 0
+    rows = tensor.numel() // tensor.shape[-1] if tensor.dim() and tensor.shape[-1] else 0
+    # The last dimension of a wave (batch, samples) is time: convolutions make rows of it.
+    is_wave = rows == tensor.shape[0] if tensor.dim() > 1 else False
+    return tensor.numel() if is_wave and "embed" not in name else rows

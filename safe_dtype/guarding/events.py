@@ -11,7 +11,7 @@ from torch import nn
 
 from .failure import Event
 from .registration import Registered, Registration
-from .state import CALL, Guard, RunningStep, here
+from .state import CALL, Guard, here
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def changing(guard: Guard) -> Iterator[None]:
             if (
                 model is not None
             ):  # what runs meanwhile, to find out what helps, is no step: it would wait for the change
-                here.running = (*around, RunningStep(guard, model, CALL))
+                here.running = (*around, (guard, model, CALL))
             try:
                 yield
             finally:

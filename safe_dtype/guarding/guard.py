@@ -10,7 +10,7 @@ from ..errors import NotGuardedError
 from ..models.origin import known_origin
 from ..models.wrapped_methods import unwrap_methods
 from ..planning import Plan, Policy
-from .entries import put_on
+from .entries import put_on, take_off_own
 from .failure import Report
 from .state import ATTRIBUTE, Guard, guard_of, guards
 
@@ -19,6 +19,10 @@ M = TypeVar("M", bound=nn.Module)
 
 def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = None) -> M:
     """Guard every inference step of `model`: where its dtype fails, go on from that step in another one.
+
+    A step is a call of the model or of a model of transformers inside it, of `forward` by its name, or of a method that
+    the model's class adds to those of every model and that is handed tensors. A model inside that has a guard of its own
+    keeps it, for the calls that enter there.
 
     Args:
         model: A model of transformers, however it was loaded, or any `nn.Module`. Training mode is left alone.
@@ -66,6 +70,7 @@ def unguard(model: nn.Module) -> None:
             module.__dict__[ATTRIBUTE] = min(around, key=lambda other: len(other.parts))
         else:
             del module.__dict__[ATTRIBUTE]
+            take_off_own(module)
     unwrap_methods(state)
 
 

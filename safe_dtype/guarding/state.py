@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -29,19 +29,14 @@ from .written_places import NOTHING, Written
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 CALL = "__call__"  # the entry of a step that is no method's: what runs inside it is a part of it
 
-
-class RunningStep(NamedTuple):
-    """A step that a thread is in: a call of `module`, or of its method `entry`, in the care of `guard`."""
-
-    guard: Guard
-    module: nn.Module
-    entry: str
+# A step that a thread is in: its guard, the module that was called, and the name of the method.
+RunningStep = tuple["Guard", nn.Module, str]
 
 
 class Here(threading.local):
     """Where this thread is: in which steps, in which generations, and at which step of the innermost of those."""
 
-    running: tuple[RunningStep, ...] = ()  # innermost last
+    running: tuple[RunningStep, ...] = ()  # innermost last; a tuple of tuples, for one is made at every step
     step = 0
     nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
 

@@ -68,6 +68,18 @@ def tokens(model: Any, rows: int = 16, new: int = 8) -> list[int]:
 
 
 @torch.inference_mode()
+def test_by_name(folder: Path) -> None:
+    """Methods that are called by their name compute as planned too."""
+    model, same = SafeAutoModel.from_pretrained(folder, plan=plan_for(folder)), plain(folder)
+    with compute_in("float32"):
+        wanted, hidden = same(ids(16)).logits, same.model(ids(16)).last_hidden_state
+    assert torch.equal(model.forward(ids(16)).logits, wanted)
+    assert torch.equal(model.model.forward(input_ids=ids(16)).last_hidden_state, hidden)
+    assert torch.equal(model.forward(ids(8)).logits, same(ids(8)).logits)
+    assert not torch.equal(same(ids(16)).logits, wanted)
+
+
+@torch.inference_mode()
 def test_by_rows(folder: Path) -> None:
     """A step of many rows computes in float32, one of few rows in the storage dtype, bit for bit."""
     model, same = SafeAutoModel.from_pretrained(folder, plan=plan_for(folder)), plain(folder)
@@ -173,6 +185,9 @@ def test_mixed_weights_run_under_autocast(folder: Path) -> None:
         pytest.param({"inputs_embeds": torch.ones(2, 5, 32)}, 10, id="embeddings"),
         pytest.param({"input_ids": torch.ones(1, 1), "attention_mask": torch.ones(1, 900)}, 1, id="masks-are-beside"),
         pytest.param({"pixel_values": torch.ones(1, 3, 8, 8)}, 24, id="pixels"),
+        pytest.param({"input_values": torch.ones(2, 640)}, 1280, id="wave"),
+        pytest.param({"input_values": torch.ones(2, 1, 640)}, 1280, id="wave-with-a-channel"),
+        pytest.param({"inputs_embeds": torch.ones(2, 1, 640)}, 2, id="one-embedding"),
         pytest.param({}, 0, id="nothing"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..state import CALL, Guard, RunningStep, here
+from ..state import CALL, Guard, here
 from ..step import guarded_step
 from .entry_methods import FORWARD
 
@@ -21,18 +21,24 @@ def is_covered(guard: Guard, module: nn.Module, entry: str) -> bool:
     Only steps of the guard that answers for `module` count, and of those whose models contain it: a model that is merely
     called by another one, as a teacher is, has steps of its own.
     """
+    running = here.running
+    if not running:
+        return False
+    innermost, _, entered = running[-1]
+    if innermost is guard and entered is CALL:  # the usual case, at once
+        return True
     return any(
-        (step.guard is guard or module in step.guard.parts) and not _drives(step, module, entry)
-        for step in here.running
+        (running_guard is guard or module in running_guard.parts) and not _drives(caller, entered, module, entry)
+        for running_guard, caller, entered in running
     )
 
 
-def _drives(step: RunningStep, module: nn.Module, entry: str) -> bool:
+def _drives(caller: nn.Module, method: str, module: nn.Module, entry: str) -> bool:
     """Whether a method that is running calls the whole model, or what generates: it is a loop, and this a step in it."""
-    if step.entry in (CALL, FORWARD) or entry not in (CALL, FORWARD, _GENERATE):
+    if method in (CALL, FORWARD) or entry not in (CALL, FORWARD, _GENERATE):
         return False
     can_generate = getattr(module, "can_generate", None)
-    return module is step.module or (callable(can_generate) and bool(can_generate()))
+    return module is caller or (callable(can_generate) and bool(can_generate()))
 
 
 def run_step(
@@ -41,7 +47,7 @@ def run_step(
 ) -> Any:  # fmt: skip
     """Run a guarded step that is no part of another; see `guarded_step`."""
     around = here.running
-    here.running = (*around, RunningStep(guard, module, entry))
+    here.running = (*around, (guard, module, entry))
     try:
         return guarded_step(guard, module, forward, args, kwargs, entry)
     finally:
@@ -52,7 +58,7 @@ def run_step(
 def set_aside(guard: Guard) -> Iterator[None]:
     """Set the method aside that this thread runs, if any: every call of a model inside the block is a step of its own."""
     around = here.running
-    here.running = tuple(step for step in around if step.guard is not guard)
+    here.running = tuple(step for step in around if step[0] is not guard)
     try:
         yield
     finally:

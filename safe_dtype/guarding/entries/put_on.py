@@ -18,18 +18,22 @@ from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from .codes import Codes, with_numbers
 from .entry_methods import FORWARD, entry_methods, is_step
 from .nesting import is_covered, run_step, set_aside
+from .own_forward import put_on_own
 
 
 def put_on(guard: Guard, model: nn.Module) -> None:
     """Wrap the entries of the classes of `model` and of the models of transformers inside it, for as long as `guard` lives.
 
     Classes are wrapped, not instances: `copy.deepcopy` and what reads the signature of `forward` find what they know. A
-    wrapper passes on calls of instances that no guard answers for.
+    wrapper passes on calls of instances that no guard answers for. Only a `forward` that an instance has of its own is
+    wrapped in its place.
     """
     wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), CALL, _guard_call, guard)
     if any(isinstance(part, PreTrainedModel) for part in guard.parts):
         wrap_method(PreTrainedModel, CALL, _guard_call, guard)
         wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, guard)
+    for part in guard.parts:
+        put_on_own(part, _guard_method(FORWARD))
     for model_class in {type(part): None for part in guard.parts}:
         for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
             owner = owner_of(model_class, name)
@@ -76,7 +80,7 @@ def _guard_method(name: str) -> Wrap:
 
 def _is_let_be(guard: Guard, module: nn.Module, entry: str) -> bool:
     """Whether a call is no step: in training, while tracing, and inside of one."""
-    if module.training or guard.batches or (here.running and is_covered(guard, module, entry)):
+    if is_covered(guard, module, entry) or module.training or guard.batches:
         return True
     # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
     return "_is_replica" in module.__dict__ or torch._C._is_tracing() or is_followed()

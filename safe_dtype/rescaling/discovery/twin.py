@@ -136,7 +136,7 @@ def _attempt(model_class: type[PreTrainedModel], config: PretrainedConfig, gain:
 
 def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, gain: float, seed: int) -> Twin | str:
     for part in _configs(config):
-        part.use_cache = False
+        part.use_cache, part.return_dict = False, True
         part.__dict__.pop("quantization_config", None)
         part._experts_implementation = "eager"
     with exact(), torch.device("cpu"), at_most(MOST_PARAMETERS):

@@ -11,6 +11,8 @@ import transformers as tf
 from rescaling.architectures import config_of, found_in, gauge_of, real_model
 from rescaling.discovery.patterns import pattern
 
+from safe_dtype.facts import Rescale
+from safe_dtype.rescaling import fold_in
 from safe_dtype.rescaling.discovery.discover import discover, gauges_for
 from safe_dtype.rescaling.discovery.twin import make_twin
 
@@ -83,6 +85,28 @@ def test_gauges_of_a_model() -> None:
     assert pattern(found.gauges[0]) == PRE_NORM
     assert {move.target.split(".")[2] for move in found.gauges[0].moves if "layers" in move.target} == set("0123456")
     assert {one.name for one in found.gauges[1:]} >= set(INTERIORS["llama"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"use_cache": False}, {"return_dict": False}, {"output_hidden_states": True}, {"torchscript": True},
+        {"problem_type": "regression"}, {"id2label": {0: "a", 1: "b", 2: "c"}}, {"pad_token_id": 77}, {"is_decoder": True},
+    ],
+    ids=lambda values: next(iter(values)),
+)  # fmt: skip
+def test_keys_that_compute_nothing(values: dict[str, object]) -> None:
+    """What a config says of outputs, labels and tokens costs no gauge, and the fold is proved as without it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = tf.BertForSequenceClassification(tf.BertConfig(**sizes, vocab_size=96)).eval()
+    gauges = gauges_for(model).gauges
+    for name, value in values.items():
+        setattr(model.config, name, value)
+    assert gauges
+    assert [gauge.name for gauge in gauges_for(model).gauges] == [gauge.name for gauge in gauges]
+    _, effect = fold_in(model, Rescale(tuple((gauge, 2) for gauge in gauges)))
+    assert effect.bitwise
 
 
 def test_on_the_meta_device() -> None:
