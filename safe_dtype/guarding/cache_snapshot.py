@@ -41,7 +41,7 @@ class CacheSnapshot:
             self._own = dict(cache.is_updated)
             self.known = all(half.known for half in self._halves)
             return
-        self.known = type(cache) in _CACHES and not cache.offloading
+        self.known = _is_of_known_class(cache)
         if not self.known:
             return
         profile = self._profile = _profile_of(cache)
@@ -75,6 +75,15 @@ class CacheSnapshot:
         lengths = self._lengths * len(self._profile.grown) if self._profile.even else self._lengths
         done = [_cut(layer, length) for layer, length in zip(self._profile.grown, lengths, strict=True)]
         return all(done)
+
+
+def is_known(cache: Any) -> bool:
+    """Whether the classes of `cache` and of its layers are known here. Of an encoder and a decoder ask each half."""
+    return _is_of_known_class(cache) and all(type(layer) in _KINDS for layer in cache.layers)
+
+
+def _is_of_known_class(cache: Any) -> bool:
+    return type(cache) in _CACHES and not cache.offloading
 
 
 class _Profile:

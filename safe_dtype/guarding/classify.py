@@ -29,8 +29,8 @@ def classify(exc: BaseException) -> Failure | None:
     Causes are followed, and contexts of wrappers that say nothing themselves: an error raised while another one was
     handled is otherwise its own affair.
     """
-    for link in _chain(exc):
-        text = _text(link)
+    for link in links_of(exc):
+        text = text_of(link)
         if is_refused(link, text):
             return None
         failure = _match(link, text)
@@ -39,7 +39,8 @@ def classify(exc: BaseException) -> Failure | None:
     return None
 
 
-def _chain(exc: BaseException) -> Iterator[BaseException]:
+def links_of(exc: BaseException) -> Iterator[BaseException]:
+    """Yield `exc` and what it says that it comes from."""
     seen: set[int] = set()
     link: BaseException | None = exc
     while link is not None and id(link) not in seen and len(seen) < _CHAIN_LENGTH:
@@ -49,13 +50,14 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         if (
             following is None
             and not link.__suppress_context__
-            and (not _text(link) or type(link).__name__ in _WRAPPERS)
+            and (not text_of(link) or type(link).__name__ in _WRAPPERS)
         ):
             following = link.__context__
         link = following
 
 
-def _text(exc: BaseException) -> str:
+def text_of(exc: BaseException) -> str:
+    """Return the text of `exc`; nothing where it cannot be printed."""
     try:
         return str(exc)
     except Exception:  # noqa: BLE001  (an exception that cannot be printed says nothing)

@@ -42,8 +42,11 @@ def guarded_batch(
                 return done
             steps = max(len(done[name].generated_tokens) for name in failed)
             with changing(guard):
-                incident = Incident(guard, model, replace(failure, step=steps), time.perf_counter(), error=error)
+                incident = Incident(
+                    guard, model, replace(failure, step=steps), time.perf_counter(), error=error, log=tried.log
+                )
                 if not cure(incident, tried):
+                    tried.take_back(guard)
                     return done
             _forget_pool(model)
             _take_up(generate_batch, model, done, tuple(failed), args, kwargs)

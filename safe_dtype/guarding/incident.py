@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from ..models.undo_log import UndoLog
+from .diagnosis.findings import Findings
 from .failure import Failure
 from .state import Guard
 
@@ -24,6 +26,8 @@ class Incident:
         arguments: The arguments of the call.
         error: The exception; None where the numbers were bad.
         restarts: Whether the generation begins anew afterwards.
+        findings: What trials of the module that failed showed; None where the numbers were bad.
+        log: Where a remedy may note how it is taken back, for when the remedies that follow fail as well.
     """
 
     guard: Guard
@@ -34,3 +38,10 @@ class Incident:
     arguments: Any = ()
     error: BaseException | None = None
     restarts: bool = False
+    findings: Findings | None = None
+    log: UndoLog = field(default_factory=UndoLog)
+
+    @property
+    def is_hopeful(self) -> bool:
+        """Whether no trial speaks against a change of dtypes."""
+        return self.findings is None or self.findings.is_hopeful

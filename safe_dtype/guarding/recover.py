@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from ..devices import remember_failure
 from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype
+from ..models.undo_log import UndoLog
 from .events import record
 from .failure import Attempt, Event, Failure, FailureKind
 from .incident import Incident
@@ -27,9 +29,11 @@ _MOST_REMEDIES = 50  # on one failing step: remedies of a class without `__eq__`
 class TriedRemedies:
     """The remedies tried so far on one failing step, or on one failing generation. No remedy is tried twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: BaseException | None = None) -> None:
         self.remedies: list[Remedy] = []
         self.attempts: list[Attempt] = []
+        self.log = UndoLog()
+        self.first = first  # what the step raised before anything was changed
         self._in_force: tuple[Remedy, nn.Module | None] | None = None  # applied last, and the module that had failed
 
     def failed(self, incident: Incident) -> None:
@@ -46,6 +50,23 @@ class TriedRemedies:
     def applied(self, remedy: Remedy, incident: Incident) -> None:
         """Note that `remedy` is in force from now on."""
         self._in_force = remedy, incident.blamed
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether a remedy was applied."""
+        return len(self.log) > 0
+
+    def take_back(self, guard: Guard) -> None:
+        """Take back everything that was done, the latest first. Nobody else runs a step of the model meanwhile."""
+        if self.has_changed:
+            self.log.undo()
+            guard.version += 1
+            logger.warning("%s: what was tried did not help, and was taken back", type(guard.model()).__name__)
+
+    def error_for(self, error: BaseException) -> BaseException:
+        """Return what the caller gets where `error` was raised last: the first one, where both are the same failure."""
+        first = self.first
+        return first if first is not None and type(first) is type(error) else error
 
 
 def cure(incident: Incident, tried: TriedRemedies) -> bool:
@@ -70,7 +91,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
             continue
         tried.remedies.append(remedy)
         try:
-            grown = remedy.apply(incident)
+            grown = _apply(remedy, incident)
         except NotPossible as exc:
             tried.attempts.append(Attempt(str(remedy), str(exc)))
             continue
@@ -78,9 +99,42 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         guard.version += 1
         _record(incident, remedy, before, grown)
         return True
-    if tried.attempts:
+    # An exception that no trial cures is the caller's own.
+    if tried.attempts and incident.is_hopeful:
         raise NoDtypeLeft(_described(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
     return False
+
+
+def _apply(remedy: Remedy, incident: Incident) -> int:
+    """Apply one remedy. Whatever ends it midway, the model is as it was before."""
+    log = incident.log
+    if not log:
+        log.add(_guard_as_it_is(incident.guard))
+    before = len(log)
+    try:
+        grown = remedy.apply(incident)
+    except BaseException as exc:
+        log.undo(before)
+        if isinstance(exc, torch.OutOfMemoryError):
+            raise NotPossible(first_line(str(exc))) from exc
+        raise
+    if len(log) == before:  # one from outside, which knows of no log
+        log.add(lambda: remedy.undo(incident))
+    return grown
+
+
+def _guard_as_it_is(guard: Guard) -> Callable[[], None]:
+    """Return what brings the guard's own notes back to what they are now."""
+    notes = {"cast_from": guard.cast_from, "autocast": guard.autocast, "aligns_inputs": guard.aligns_inputs,
+             "runs_eagerly": guard.runs_eagerly, "left": set(guard.left), "mentioned": set(guard.mentioned)}  # fmt: skip
+    events = len(guard.events)
+
+    def undo() -> None:
+        guard.__dict__.update(notes)
+        del guard.events[events:]
+        guard.look_anew()
+
+    return undo
 
 
 def is_passed_over(guard: Guard) -> bool:
@@ -143,6 +197,8 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> No
 
 def _refuse(incident: Incident, before: Dtype) -> bool:
     dtypes = tuple(str(remedy) for remedy in remedies_for(incident) if remedy.changes_dtype)
+    if not incident.is_hopeful:
+        return False
     if not dtypes and before == FLOAT32:
         return False
     raise StrictModeError(str(before), _described(incident.failure), dtypes) from incident.error

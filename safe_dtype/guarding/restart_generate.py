@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
 
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CannotResumeError, SafeDtypeError
 from .blame import module_raising, name_of
+from .cast_back import as_they_are
 from .classify import classify
+from .diagnosis import calls_in, diagnose, failure_shown, is_vetoed, modules_in, passes_through_callers
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
 from .recover import TriedRemedies, cure
+from .remedies.next_dtype import dtypes_left
 from .state import Guard, here
-from .step import RestartNeededError, up_to_date
+from .step import CHANGES_STAY, RestartNeededError, guarded_step, main_dtype_of, up_to_date
 from .step_snapshot import StepSnapshot
 
 # Objects of the caller that may have counted the tokens made so far.
@@ -63,11 +67,14 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
         args, kwargs = up_to_date(guard, args, kwargs)
     snapshot = StepSnapshot(guard.places, args, kwargs, module=guard.model(), written=guard.written_in_steps())
     tried = TriedRemedies()
+    failed_at = 0
     around, step = here.nets, here.step
     here.nets = (*around, id(guard))
     try:
         while True:
             here.step = 0
+            failure: Failure | None
+            error: BaseException
             try:
                 return generate(*args, **kwargs)
             except RestartNeededError as exc:
@@ -75,31 +82,67 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
                     Failure(FailureKind.NONFINITE, "a step that cannot be run again"),
                     exc.__cause__ or exc,
                 )
+                tried = exc.tried
             except SafeDtypeError:
                 raise
-            except Exception as exc:
-                failed = classify(exc)
-                # Steps ran, and their logits were sound: it is a processor that spoiled them, not the dtype.
-                if failed is None or (failed.kind is FailureKind.NONFINITE and here.step and not failed.sticky):
-                    raise
-                failure, error = failed, exc
-                if not _cure(guard, tried, failure, exc, [*args, *kwargs.values()]):
-                    raise
+            except Exception as exc:  # noqa: BLE001  (raised below where it cannot be cured, with nothing added to it)
+                tried.first = tried.first or exc
+                failure, error = _cure(guard, tried, exc, [*args, *kwargs.values()]), exc
+            if failure is None:
+                raise tried.error_for(error)
+            failed_at = here.step
             _check_restart(guard, failure, error, snapshot, streamer, kwargs)
+            tried.log.add(as_they_are([*args, *kwargs.values()], main_dtype_of(guard)))
             args, kwargs = up_to_date(guard, args, kwargs)
+    except BaseException as exc:
+        # Beyond the step that had failed the remedies were of use, whatever has ended the generation since.
+        if tried.has_changed and here.step <= failed_at and not isinstance(exc, CHANGES_STAY):
+            snapshot.roll_back()
+            with changing(guard):
+                tried.take_back(guard)
+        raise
     finally:
         here.nets, here.step = around, step
 
 
-def _cure(guard: Guard, tried: TriedRemedies, failure: Failure, error: Exception, arguments: list[Any]) -> bool:
+def _cure(guard: Guard, tried: TriedRemedies, error: Exception, arguments: list[Any]) -> Failure | None:
+    """Cure the model where it failed outside of all steps, and return how; None where it is no matter of dtypes."""
     since = time.perf_counter()
     model = guard.model()
-    if model is None:
-        return False
-    blamed = module_raising(model, error.__traceback__)
-    failure = replace(failure, module=name_of(model, blamed), step=here.step)
+    trace = error.__traceback__
+    if model is None or _passes_through_a_step(trace) or passes_through_callers(trace):
+        return None  # a step has looked at it already; or what the caller brought has failed, not the model
+    failure = classify(error)
+    if failure is None and is_vetoed(error):
+        return None
+    # Steps ran, and their logits were sound: it is a processor that spoiled them, not the dtype.
+    if failure is not None and failure.kind is FailureKind.NONFINITE and here.step and not failure.sticky:
+        return None
+    modules, findings = modules_in(model, trace), None
+    if failure is None and not modules:
+        return None
     with changing(guard):
-        return cure(Incident(guard, model, failure, since, blamed, arguments, error, restarts=True), tried)
+        if failure is None or not failure.sticky:
+            calls = calls_in(model, trace)
+            findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
+            failure = failure_shown(findings, failure, error, guard.dtype(), modules)
+        if failure is None:
+            return None
+        blamed = findings.module if findings is not None else None
+        blamed = blamed or module_raising(model, trace)
+        failure = replace(failure, module=name_of(model, blamed), step=here.step)
+        incident = Incident(
+            guard, model, failure, since, blamed, arguments, error, restarts=True, findings=findings, log=tried.log
+        )
+        return failure if cure(incident, tried) else None
+
+
+def _passes_through_a_step(trace: TracebackType | None) -> bool:
+    while trace is not None:
+        if trace.tb_frame.f_code is guarded_step.__code__:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _check_restart(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ..errors import CannotResumeError
+from ..errors import CannotResumeError, DeviceLostError
 from ..models.casting import cast, cast_cache, is_finite
 from ..models.recast import main_dtype
-from .blame import Blame, module_raising, module_spoiling, name_of, runs_modules
+from .blame import Blame, module_raising, module_spoiling, name_of
+from .cast_back import as_they_are
 from .classify import classify
 from .compute_dtype import as_planned
+from .diagnosis import Findings, is_vetoed, leaves_on_purpose
+from .diagnosis.examine import examine
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
@@ -27,67 +31,23 @@ from .output_checks import Soundness, saturated, saturation_watch, soundness
 from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .written_places import NOTHING, hand_back
+from .trouble import Call, Recovery, StepResult, Trouble
+from .written_places import NOTHING, Written, hand_back
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class RestartNeededError(Exception):
     """The model was cured, and the step cannot be run again: the generation around it must begin anew."""
 
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of a guarded model that failed, with the state before it."""
-
-    guard: Guard
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    snapshot: StepSnapshot
-    entry: str = CALL  # or the name of the method that was called
-
-    @property
-    def arguments(self) -> list[Any]:
-        """All arguments."""
-        return [*self.args, *self.kwargs.values()]
-
-    @property
-    def tensors(self) -> list[Any]:
-        """Those that a step only reads: it may write into the states in caches and lists."""
-        return [value for value in self.arguments if isinstance(value, (torch.Tensor, ModelOutput))]
-
-    def reads_poison(self) -> bool:
-        """Whether it was given numbers that are not finite, as far as it has not written over them."""
-        return not is_finite(self.tensors) and not self.snapshot.has_written_inputs()
-
-    def run(self) -> Any:
-        """Call with every module's hooks, which a compiled form leaves out."""
-        called = self.module if self.entry == CALL else getattr(self.module, self.entry)
-        return as_planned(self.guard, called, self.args, self.kwargs)(*self.args, **self.kwargs)
-
-    def runs_modules(self) -> bool:
-        """Whether it runs any module: of methods other than forward nobody knows before."""
-        if self.entry in (CALL, "forward") or self.guard.model() is None or not self.snapshot.roll_back():
-            return True
-        return runs_modules(self.module, self.run)
+    def __init__(self, tried: TriedRemedies) -> None:
+        super().__init__()
+        self.tried = tried
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """How a call went wrong: by an exception, or by its numbers."""
-
-    failure: Failure
-    error: Exception | None = None
-    block: nn.Module | None = None  # whose values are pinned to the end of float16
-
-
-class StepResult(Enum):
-    """What came of looking at a step that went wrong."""
-
-    CURED = "the model has changed, and the state is that before the step"
-    LET_BE = "no matter of dtypes, and nothing was touched"
-    ROLLED_BACK = "no matter of dtypes, and the state is that before the step"
+# After these the model is as it should be, and the next call finds it so.
+CHANGES_STAY = (RestartNeededError, CannotResumeError, DeviceLostError, Warning)
 
 
 def guarded_step(
@@ -110,18 +70,44 @@ def guarded_step(
         CannotResumeError: If the model was cured, and the call cannot be repeated.
         DeviceLostError: If the device is lost.
     """
-    tried: TriedRemedies | None = None
-    plain, own = forward, (args, kwargs)
+    chain = _Chain(entry)
+    try:
+        return _until_right(guard, module, forward, args, kwargs, chain)
+    except BaseException as exc:
+        _leave(guard, exc, chain)
+        raise
+
+
+class _Chain:
+    """What one call of `entry` has led to: the state before its latest attempt, and the remedies that were tried."""
+
+    __slots__ = ("entry", "snapshot", "tried")
+
+    def __init__(self, entry: str) -> None:
+        self.entry = entry
+        self.snapshot: StepSnapshot | None = None
+        self.tried: TriedRemedies | None = None
+
+
+def _until_right(
+    guard: Guard, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
+    chain: _Chain,
+) -> Any:  # fmt: skip
+    own = (args, kwargs)
     while True:
         turn = guard.lock.begin_step()
         try:
             version = guard.version
             if version:
+                if chain.tried is not None:
+                    chain.tried.log.add(as_they_are([*args, *kwargs.values()], main_dtype_of(guard)))
                 args, kwargs = up_to_date(guard, args, kwargs)
-            kind = (module, entry, len(args), *kwargs)
+            kind = (module, chain.entry, len(args), *kwargs)
             written = guard.written.get(kind, NOTHING)
             random = written.draws or not written.is_settled
-            snapshot = StepSnapshot(guard.places, args, kwargs, random=random, module=module, written=written)
+            chain.snapshot = snapshot = StepSnapshot(
+                guard.places, args, kwargs, random=random, module=module, written=written
+            )
             forward = as_planned(guard, plain, args, kwargs)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
@@ -129,24 +115,50 @@ def guarded_step(
         if trouble is None:
             if not written.is_settled:
                 guard.written[kind] = written = written.and_then(snapshot.written())
-            if written.inputs:
-                hand_back(written.inputs, own, (args, kwargs))
-            guard.count_step(output)
-            return output
-        tried = tried or TriedRemedies()
-        call = Call(guard, module, args, kwargs, snapshot, entry)
+            return _counted(guard, written, own, (args, kwargs), output)
+        tried = chain.tried = chain.tried or TriedRemedies(trouble.error)
+        call = Call(guard, module, forward, args, kwargs, snapshot, chain.entry)
         with changing(guard):
             # While this thread waited, another may have cured the model.
-            if guard.version != version and call.snapshot.roll_back(recast=True):
+            if guard.version != version and snapshot.roll_back(recast=True):
                 continue
-            result = _recover(guard, tried, trouble, call)
-        if result is StepResult.CURED:
+            recovery = _recover(guard, tried, trouble, call)
+        if recovery.result is StepResult.PASSED:
+            return _counted(guard, written, own, (args, kwargs), recovery.output)
+        if recovery.result is StepResult.CURED:
             del output
         elif trouble.error is not None:
-            raise trouble.error
+            raise tried.error_for(trouble.error)
         else:
             # Handed on as it is. Where the state was brought back, the step is made once more.
-            return output if result is StepResult.LET_BE else forward(*args, **kwargs)
+            return output if recovery.result is StepResult.LET_BE else forward(*args, **kwargs)
+
+
+def _counted(guard: Guard, written: Written, own: Arguments, passed: Arguments, output: Any) -> Any:
+    """Return what a step that came out right returns; what it wrote into copies of inputs is in those of the caller."""
+    if written.inputs:
+        hand_back(written.inputs, own, passed)
+    guard.count_step(output)
+    return output
+
+
+def _leave(guard: Guard, exc: BaseException, chain: _Chain) -> None:
+    """Bring back what the step changed, and what remedies did that have not helped; `exc` ends the call."""
+    snapshot, tried = chain.snapshot, chain.tried
+    has_changed = tried is not None and tried.has_changed
+    if snapshot is None or isinstance(exc, CHANGES_STAY) or (not has_changed and leaves_on_purpose(exc)):
+        return
+    with suppress(RuntimeError):  # the device may be lost
+        snapshot.roll_back()
+    if tried is not None and has_changed:
+        with changing(guard):
+            tried.take_back(guard)
+
+
+def main_dtype_of(guard: Guard) -> torch.dtype | None:
+    """Return the dtype of most of the guarded model's numbers."""
+    model = guard.model()
+    return main_dtype(model) if model is not None else None
 
 
 def _attempt(
@@ -162,7 +174,7 @@ def _attempt(
             output = forward(*args, **kwargs)
     except Exception as exc:
         failure = classify(exc)
-        if failure is None:
+        if failure is None and is_vetoed(exc):
             raise
         return None, Trouble(failure, exc)
     if block is None:
@@ -175,7 +187,7 @@ def _attempt(
     return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
 
 
-def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -> StepResult:
+def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -> Recovery:
     """Bring everything back and cure the model, where this is a matter of dtypes.
 
     Raises:
@@ -185,52 +197,82 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     since = time.perf_counter()
     model = guard.model()
     error = trouble.error
-    inside_generate = id(guard) in here.nets
     poisoned = error is None and call.reads_poison()
-    if model is None or (poisoned and not inside_generate) or (error is None and is_passed_over(guard)):
-        return StepResult.LET_BE  # the caller's own numbers, or a NaN in float32 that is recorded already
-    if not call.runs_modules():
-        guard.without_modules.add((type(call.module), call.entry))
-        return StepResult.LET_BE
-    blame = Blame(module_raising(model, error.__traceback__ if error else None) or trouble.block)
+    if model is None or _is_let_be(call, error, poisoned=poisoned):
+        return Recovery(StepResult.LET_BE)
     back = call.snapshot.roll_back()
-    poisoned = poisoned or (error is None and not is_finite(call.arguments))
-    if error is None and not inside_generate and not is_finite(call.tensors):
-        return StepResult.ROLLED_BACK  # the caller's own numbers, seen behind what the step wrote over them
-    if error is None and back and not poisoned:
-        if trouble.block is None:
-            blame = module_spoiling(model, call.run)
-        back = call.snapshot.roll_back()
-    failure = _located(trouble, call, model, blame)
+    if error is not None:
+        examined = _by_experiment(model, trouble, call, can_repeat=back)
+        if isinstance(examined, Recovery):
+            return examined
+        failure, blame, findings = examined
+    else:
+        poisoned = poisoned or not is_finite(call.arguments)
+        failure, blame, findings = *_by_numbers(model, trouble, call, can_repeat=back and not poisoned), None
+        back = back and call.snapshot.roll_back()
+    if failure is None:
+        return Recovery(StepResult.ROLLED_BACK)
+    failure = replace(
+        failure, module=name_of(model, blame.module), step=guard.step(), largest_input=blame.largest_input,
+        dtype=failure.dtype if findings is not None else guard.dtype(),
+    )  # fmt: skip
     goes_on = back and not poisoned
-    incident = Incident(guard, model, failure, since, blame.module, call.arguments, error, restarts=not goes_on)
+    incident = Incident(guard, model, failure, since, blame.module, call.arguments, error, restarts=not goes_on,
+                        findings=findings, log=tried.log)  # fmt: skip
     if not cure(incident, tried):
         if error is None:
             pass_over(guard, failure)
-        return StepResult.ROLLED_BACK
+        return Recovery(StepResult.ROLLED_BACK)
     if error is not None:
         traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
     if goes_on:
         call.snapshot.roll_back(recast=True)  # a remedy may have run the model to prove itself
-        return StepResult.CURED
-    raise (RestartNeededError() if inside_generate else _cannot_resume(call, failure)) from error
+        return Recovery(StepResult.CURED)
+    raise _cannot_go_on(call, failure, tried) from error
 
 
-def _cannot_resume(call: Call, failure: Failure) -> CannotResumeError:
+def _is_let_be(call: Call, error: Exception | None, *, poisoned: bool) -> bool:
+    """Whether it is the caller's own numbers, a NaN in float32 that is recorded already, or a method that runs no model."""
+    guard = call.guard
+    if (poisoned and id(guard) not in here.nets) or (error is None and is_passed_over(guard)):
+        return True
+    if call.runs_modules(error):
+        return False
+    guard.without_modules.add((type(call.module), call.entry))
+    return True
+
+
+def _cannot_go_on(call: Call, failure: Failure, tried: TriedRemedies) -> Exception:
+    if id(call.guard) in here.nets:
+        return RestartNeededError(tried)
     why = call.snapshot.obstacle or "it continues from a state that safe_dtype does not know how to bring back"
     return CannotResumeError(str(failure.kind), why, str(call.guard.dtype()))
 
 
-def _located(trouble: Trouble, call: Call, model: nn.Module, blame: Blame) -> Failure:
-    """Return the failure with where it is, and for bad numbers in which dtype they were."""
-    failure, guard = trouble.failure, call.guard
-    return replace(
-        failure,
-        module=name_of(model, blame.module),
-        step=guard.step(),
-        largest_input=blame.largest_input,
-        dtype=failure.dtype or guard.dtype() if trouble.error is None else failure.dtype,
-    )
+def _by_numbers(model: nn.Module, trouble: Trouble, call: Call, *, can_repeat: bool) -> tuple[Failure | None, Blame]:
+    """Return what bad numbers are a failure of, and of which module."""
+    if id(call.guard) not in here.nets and not is_finite(call.tensors):
+        return None, Blame()  # the caller's own numbers, seen behind what the step wrote over them
+    if can_repeat and trouble.block is None:
+        return trouble.failure, module_spoiling(model, call.run)
+    return trouble.failure, Blame(trouble.block)
+
+
+def _by_experiment(
+    model: nn.Module, trouble: Trouble, call: Call, *, can_repeat: bool
+) -> Recovery | tuple[Failure | None, Blame, Findings | None]:
+    """Return what an exception is a failure of, and of which module; or the output of a step that passed again."""
+    error, failure = trouble.error, trouble.failure
+    assert error is not None
+    blamed = module_raising(model, error.__traceback__)
+    if failure is not None and failure.sticky:
+        return failure, Blame(blamed), None
+    repeat = functools.partial(_attempt, call.guard, call.forward, call.args, call.kwargs) if can_repeat else None
+    examined = examine(model, call, error, failure, repeat)
+    if isinstance(examined, Recovery):
+        return examined
+    failure, findings = examined
+    return failure, Blame(blamed if findings.module in (None, model) else findings.module), findings
 
 
 def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -104,6 +104,18 @@ def weight_of(module: nn.Module) -> BlockedWeight | None:
     return weight if isinstance(weight, BlockedWeight) else None
 
 
+def set_aside(module: nn.Module) -> Callable[[], None]:
+    """Undo `attach`, and return what does it again."""
+    weight = weight_of(module)
+    detach(module)
+
+    def attach_again() -> None:
+        if weight is not None and isinstance(module, (nn.Linear, nn.Embedding)):
+            attach(module, weight)
+
+    return attach_again
+
+
 def _linear_forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
     """Multiply; from the plain weight where a graph is recorded, or where the weight has changed."""
     if torch.compiler.is_compiling() or _is_watched():

@@ -34,6 +34,13 @@ class Island:
         module.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
         module.register_forward_hook(self)
 
+    def detach(self, module: nn.Module) -> None:
+        """Take the casts off again."""
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", hook) is self]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
     def enter(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Cast the inputs."""
         return cast(args, {self.outside}, torch.float32), cast(dict(kwargs), {self.outside}, torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from ..hub.headers import read_local_header
+from .undo_log import UndoLog, way_back
 
 
 def tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -28,13 +30,19 @@ def recast(
     new: torch.dtype,
     in_float32: Callable[[str], bool],
     original: Callable[[str, torch.Tensor], torch.Tensor | None],
+    log: UndoLog,
 ) -> tuple[int, int]:
     """Cast what is kept in main memory, or what `original` returns for it, and have what lies on disk read in `new`.
+
+    The way back is noted in `log`.
+
 
     Returns how many weights changed, and by how many bytes main memory grew.
     """
     count = grown = 0
     replaced: dict[int, torch.Tensor] = {}
+    backs: dict[int, Callable[[], torch.Tensor]] = {}
+    log.add(lambda: _forget_copies(model, {}))
     for store in _stores(model):
         tensors = _tensors_of(store)
         for name, tensor in list(tensors.items()):
@@ -43,14 +51,19 @@ def recast(
             if tensor.data_ptr() not in replaced:
                 stored = original(name, tensor)
                 values = tensor if stored is None else stored
-                replaced[tensor.data_ptr()] = values.to(torch.float32 if in_float32(name) else new)
+                changed = replaced[tensor.data_ptr()] = values.to(torch.float32 if in_float32(name) else new)
+                if not log.forgets:
+                    backs[tensor.data_ptr()] = _once(way_back(tensor, changed), changed)
                 grown += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
+            if tensor.data_ptr() in backs:
+                log.add(functools.partial(_put_back, tensors, name, backs[tensor.data_ptr()]))
             tensors[name] = replaced[tensor.data_ptr()]
             count += 1
         for name, entry in getattr(store, "index", {}).items():
             # A safetensors file is cast to this dtype when read; beside it only raw files have one, and theirs is
             # how they were written.
             if "safetensors_file" in entry and _torch_dtype(entry.get("dtype")) in former:
+                log.add(functools.partial(entry.__setitem__, "dtype", entry["dtype"]))
                 entry["dtype"] = str(torch.float32 if in_float32(name) else new).removeprefix("torch.")
                 count += 1
     _forget_copies(model, replaced)
@@ -78,6 +91,14 @@ def _dtypes_in(file: str) -> dict[str, torch.dtype]:
         return {one.name: getattr(torch, one.dtype) for one in read_local_header(Path(file))}
     except OSError:  # accelerate raises it again, when it reads the file
         return {}
+
+
+def _once(back: Callable[[torch.Tensor], torch.Tensor], changed: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return functools.cache(lambda: back(changed))  # tied weights are one tensor again
+
+
+def _put_back(tensors: MutableMapping[str, torch.Tensor], name: str, back: Callable[[], torch.Tensor]) -> None:
+    tensors[name] = back()
 
 
 def is_offloaded(model: nn.Module) -> bool:

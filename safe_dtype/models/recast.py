@@ -6,6 +6,7 @@ refuses models that are offloaded or quantized.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -18,6 +19,7 @@ from torch import nn
 from ..numerics import as_half
 from . import offloaded
 from .shift_hooks import norms_in_float32, shifted_modules
+from .undo_log import UndoLog, way_back
 
 # Tried: beside their codes plain parameters may change dtype. quanto's products come out in the dtype of its scales.
 _CODES_STAY = ("bitsandbytes", "torchao")
@@ -78,6 +80,7 @@ def recast(
     *,
     original: Callable[[str, torch.Tensor], torch.Tensor | None] | None = None,
     without: Collection[int] = (),
+    log: UndoLog | None = None,
 ) -> Recast:
     """Bring every floating tensor of `model` that is in a dtype of `former` into `new`.
 
@@ -88,7 +91,9 @@ def recast(
         original: Returns what to cast instead of a tensor of this name and these values, which lost bits when it was
             loaded; None where it is cast as it is.
         without: The id() of parameters that stay as they are.
+        log: Where to note the way back, bit for bit.
     """
+    log = log if log is not None else UndoLog.forgetful()
     in_float32 = kept_in_float32(model, new)
     original = original or _as_it_is
     count = grown = 0
@@ -103,14 +108,17 @@ def recast(
             # Values of the one kind in a parameter of the other: nothing can multiply by it any more.
             with torch.inference_mode(parameter.is_inference()):
                 tensor = _in(wanted, values)
-                _replace(parameter, tensor if tensor.is_inference() == parameter.is_inference() else tensor.clone())
+                tensor = tensor if tensor.is_inference() == parameter.is_inference() else tensor.clone()
+                _note_replacing(log, parameter, tensor)
+                _replace(parameter, tensor)
             count += 1
             grown += parameter.numel() * parameter.dtype.itemsize - before if parameter.device.type != "meta" else 0
-        count += _recast_attributes(model, former, new)
-        moved, bytes_more = offloaded.recast(model, former, new, in_float32, original)
+        count += _recast_attributes(model, former, new, log)
+        moved, bytes_more = offloaded.recast(model, former, new, in_float32, original, log)
     for _, _, shift in shifted_modules(model):
+        _note_attribute(log, shift, "outside")
         shift.outside_is_now(new)
-    _tell_configs(model, former, new)
+    _tell_configs(model, former, new, log)
     torch.clear_autocast_cache()
     return Recast(count + moved, grown + bytes_more)
 
@@ -124,6 +132,11 @@ def left_over(
         parameter.dtype != (torch.float32 if in_float32(name) else new) and id(parameter) not in without
         for name, parameter in _parameters(model, former, new)
     )
+
+
+def may_change(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can be cast for a moment, whatever model it is of: a quantizer's own parameters cannot."""
+    return not isinstance(tensor, nn.Parameter) or type(tensor) is nn.Parameter or hasattr(tensor, "_local_tensor")
 
 
 def _is_quantized(model: nn.Module) -> bool:
@@ -171,22 +184,41 @@ def _replace(parameter: torch.Tensor, tensor: torch.Tensor) -> None:
         parameter.grad = gradient.to(tensor.dtype)
 
 
-def _recast_attributes(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> int:
+def _note_replacing(log: UndoLog, parameter: torch.Tensor, changed: torch.Tensor) -> None:
+    if log.forgets:
+        return
+    back = way_back(parameter.data, changed)
+
+    def undo() -> None:
+        with torch.inference_mode(mode=parameter.is_inference()), torch.no_grad():
+            _replace(parameter, back(parameter.data))
+
+    log.add(undo)
+
+
+def _note_attribute(log: UndoLog, owner: Any, name: str) -> None:
+    before = getattr(owner, name)
+    log.add(lambda: setattr(owner, name, before))
+
+
+def _recast_attributes(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, log: UndoLog) -> int:
     """Cast the plain tensors that modules keep as attributes, and the compute dtype of quantized layers."""
     count = 0
     module: Any
     for module in model.modules():
         for name, value in list(module.__dict__.items()):
             if isinstance(value, torch.Tensor) and value.dtype in former:
+                log.add(functools.partial(module.__dict__.__setitem__, name, value))
                 module.__dict__[name] = value.to(new)
                 count += 1
         if getattr(module, "compute_dtype", None) in former:
+            _note_attribute(log, module, "compute_dtype")
             module.compute_dtype = new
             count += 1
     return count
 
 
-def _tell_configs(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> None:
+def _tell_configs(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, log: UndoLog) -> None:
     """Set `dtype` in every config, sub-configs too: attention, masks and paged caches read it there."""
     waiting = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
     seen: set[int] = set()
@@ -196,6 +228,7 @@ def _tell_configs(model: nn.Module, former: Collection[torch.dtype], new: torch.
             continue
         seen.add(id(config))
         if getattr(config, "dtype", None) in former:
+            _note_attribute(log, config, "dtype")
             config.dtype = new
         waiting += [sub for name in getattr(config, "sub_configs", ()) if (sub := getattr(config, name, None))]
 

@@ -42,7 +42,7 @@ def test_one_thread_changes_the_other_waits() -> None:
             thread.start()
         for thread in threads:
             thread.join(60)
-    assert put.fired in (1, 2)
+    assert put.fired
     assert len(report(model).events) == 1
     assert set(found) == {0, 1}
     assert all(one.shape == truth.shape for one in found.values())
@@ -60,7 +60,8 @@ def test_two_threads_at_the_same_step() -> None:
     def fail(module: Any, args: Any) -> None:
         calls.count = getattr(calls, "count", 0) + 1
         if module.weight.dtype == BF16 and calls.count > 2:
-            together.wait(30)
+            if calls.count == 3:
+                together.wait(30)
             raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'BFloat16'")
 
     model.get_submodule(DOWN).register_forward_pre_hook(fail)

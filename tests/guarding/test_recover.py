@@ -14,7 +14,7 @@ from tiny_models import TINY
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft, SafeAutoModel, SafeDtypeWarning, guard, report
 from safe_dtype.devices import facts_of
 from safe_dtype.errors import DeviceLostError, StrictModeError
-from safe_dtype.facts import VerdictKind
+from safe_dtype.facts import MemoryFacts, VerdictKind
 from safe_dtype.guarding import FailureKind
 from safe_dtype.testing import fault
 
@@ -29,7 +29,7 @@ def test_warns_of_an_ordered_dtype(tmp_path: Path) -> None:
     )
     with (
         fault(model, DOWN, "cublas"),
-        fault(model, DOWN, "cublas", dtype=FLOAT16),
+        fault(model, "model.layers.0.mlp.down_proj", "cublas", dtype=FLOAT16),
         pytest.warns(SafeDtypeWarning, match=r"bfloat16 was asked for.*Going on in float16") as warned,
     ):
         model.generate(IDS, max_new_tokens=2)
@@ -63,19 +63,32 @@ def test_strict_changes_nothing() -> None:
     assert report(model).events == ()
 
 
-def test_no_dtype_left() -> None:
-    """Where float32 fails as well the error carries every attempt, its cause, and the model can be used."""
+def test_no_dtype_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where float32 would cure it and there is no room for it, the error carries every attempt and its cause."""
+    model = guard(tiny())
+    monkeypatch.setattr(
+        "safe_dtype.guarding.remedies.free_memory.memory_of", lambda device: MemoryFacts(2000, 1000, "test")
+    )
+    with fault(model, DOWN, "cublas"), pytest.raises(NoDtypeLeft, match="1,000 are free") as caught:
+        model.generate(IDS, max_new_tokens=2)
+    (attempt,) = caught.value.attempts
+    assert attempt.remedy == "float32"
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert {one.dtype for one in model.parameters()} == {BF16}
+
+
+def test_what_no_dtype_cures() -> None:
+    """Where float32 fails as well the error is the caller's own, and nothing has changed."""
     model = guard(tiny())
     with (
         fault(model, DOWN, "cublas"),
         fault(model, DOWN, "cublas", dtype=FLOAT32),
-        pytest.raises(NoDtypeLeft) as caught,
+        pytest.raises(RuntimeError, match=r"^CUDA error: CUBLAS") as caught,
     ):
         model.generate(IDS, max_new_tokens=2)
-    (attempt,) = caught.value.attempts
-    assert attempt.remedy == "float32"
-    assert "applied, and then: CUDA error" in attempt.outcome
-    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert type(caught.value) is RuntimeError
+    assert {one.dtype for one in model.parameters()} == {BF16}
+    assert report(model).events == ()
     model.generate(IDS, max_new_tokens=2)
 
 

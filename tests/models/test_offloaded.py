@@ -52,7 +52,7 @@ def test_offloaded_to_disk(tmp_path: Path, saved: Callable[..., Path]) -> None:
     with fault(model, "model.layers.1.mlp.down_proj", "cublas") as put:
         found = model.generate(IDS, max_new_tokens=6, do_sample=False)
     wanted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=FP32)
-    assert put.fired == 1
+    assert put.fired
     assert torch.equal(found, wanted.generate(IDS, max_new_tokens=6, do_sample=False))
     assert model.model.layers[1].mlp.down_proj.weight.is_meta
     assert torch.equal(model(input_ids=IDS).logits, wanted(input_ids=IDS).logits)
@@ -70,7 +70,7 @@ def test_offloaded_to_main_memory(tmp_path: Path) -> None:
     guard(model)
     with fault(model, "model.layers.1.mlp.down_proj", "cublas") as put:
         found = model.generate(IDS, max_new_tokens=6, do_sample=False)
-    assert put.fired == 1
+    assert put.fired
     assert torch.equal(found, wanted.generate(IDS, max_new_tokens=6, do_sample=False))
     held = model.lm_head._hf_hook.weights_map.dataset
     assert {held[name].dtype for name in held} == {FP32}

@@ -14,7 +14,8 @@ _REFUSED_TYPES = frozenset({
     "Warning",  # a filter of the user's makes errors of them: ours too, whose text quotes a failure that is cured
 })  # fmt: skip
 _TAKEN_BACK = frozenset({"FloatingPointError"})  # an ArithmeticError, and ours
-_REFUSED = any_of(
+# Never a matter of dtypes, and some of it makes a second run harmful: these are not put to the test.
+_VETOED = any_of(
     # memory
     r"out of memory|OUT_OF_(?:HOST_|DEVICE_)?MEMORY|OUT_OF_RESOURCES|out of resource|ALLOC_FAILED|bad_alloc",
     r"(?:can'?t|cannot|could not|unable to|failed to) allocate|tried to allocate|No available (?:memory|blocks)",
@@ -22,23 +23,31 @@ _REFUSED = any_of(
     # shapes
     r"shapes? cannot be multiplied|(?:size|shape) mismatch|Sizes of tensors must match|is invalid for input of size",
     r"must match the (?:existing )?size|The expanded size|expected input\[.*\] to have|inconsistent tensor size",
-    r"Expected size for first two dimensions|loading state_dict|Missing key|Unexpected key",
+    r"Expected size for first two dimensions|loading state_dict|(?:Missing|Unexpected) keys?\b",
     r"not broadcast(?:able| compatible)|be broadcast(?:ed)? |must have the same (?:number of dimensions|shape|size)",
     r"dimension (?:out of range|specified)|Expected \d+D|Kernel size can't be greater|Calculated padded input size",
-    r"stack expects each tensor|view size is not compatible|(?:not a multiple of|(?:must|should) be divisible)",
+    r"stack expects each tensor",
     # indices
-    r"index out of range|out of range in self|is out of bounds|srcIndex|indexSelect|t >= 0 && t < n_classes|index_select",
-    r"idx_dim >= 0|IndexKernel|ScatterGatherKernel|indices? (?:should|must|element)|cur_target|token indices",
-    # devices and drivers
+    r"index out of range|out of range in self|is out of bounds|srcIndex|t >= 0 && t < n_classes",
+    r"idx_dim >= 0|indices? (?:should|must|element)|cur_target|token indices",
+    # devices, drivers, communication
     r"same device|two devices|Expected [^\n]{0,60} on (?:device|cuda|cpu)",
     r"Input type \(torch\.cuda\.\w+\) and \w+ type \(torch\.(?!cuda)\w+Tensor",
     r"Input type \(torch\.(?!cuda)\w+Tensor\) and \w+ type \(torch\.cuda",
-    r"DEVICE_LOST|driver version|NVIDIA driver|CUDA driver|driver shutting down|Watchdog|NCCL|not compiled with",
-    r"NOT_INITIALIZED|library not initialized|CUBLAS_STATUS_(?:INVALID_VALUE|INTERNAL_ERROR)|no kernel image",
-    r"invalid device ordinal|No CUDA GPUs|unknown error|peer access|ECC error|initialization error",
-    # files and configuration
+    r"DEVICE_LOST|driver version|NVIDIA driver|CUDA driver|driver shutting down|Watchdog|NCCL",
+    r"NOT_INITIALIZED|library not initialized|no kernel image",
+    r"invalid device ordinal|No CUDA GPUs|peer access|ECC error|initialization error",
+    # files
     r"No such file|does not appear to have a file|no file named|Repo id must|couldn't connect|gated repo|Client Error",
-    r"header ?too|deserializing header|trust_remote_code|does not recognize this architecture|Unrecognized (?:config|model)",
+    r"header ?too|deserializing header",
+)
+# As a rule no matter of dtypes either. Only an experiment shows the exceptions.
+_UNLIKELY = any_of(
+    r"view size is not compatible|(?:not a multiple of|(?:must|should) be divisible)",
+    r"indexSelect|index_select|IndexKernel|ScatterGatherKernel",
+    r"not compiled with|CUBLAS_STATUS_(?:INVALID_VALUE|INTERNAL_ERROR)|unknown error",
+    # configuration
+    r"trust_remote_code|does not recognize this architecture|Unrecognized (?:config|model)",
     r"unexpected keyword|missing \d+ required|multiple values for|has no (?:attribute|member)|is not defined",
     r"not subscriptable|not callable|`?dtype`? can be one of|Specified `attn_implementation|Invalid backend|device_map",
     r"must be a string or a torch\.dtype|strictly positive|undefined symbol|seem to be installed|is not installed",
@@ -62,7 +71,12 @@ def is_refused(exc: BaseException, text: str) -> bool:
     if is_sticky(text):
         # An assert or an illegal access may have any cause; these two are of a dtype.
         return not nonfinite.FAMILY.texts.search(text) and "R_16" not in text
-    return _REFUSED.search(text) is not None
+    return is_vetoed_text(text) or _UNLIKELY.search(text) is not None
+
+
+def is_vetoed_text(text: str) -> bool:
+    """Whether `text` is about memory, shapes, indices, devices, drivers, communication or files."""
+    return _VETOED.search(text) is not None
 
 
 def is_sticky(text: str) -> bool:

@@ -25,6 +25,7 @@ class AlignInputs:
         """Cast from now on. Whether this changes anything for the failing call is up to its inputs."""
         if incident.guard.aligns_inputs:
             raise NotPossible("they already are")
+        incident.log.add(lambda: setattr(incident.guard, "aligns_inputs", False))
         incident.guard.aligns_inputs = True
         return 0
 
@@ -35,5 +36,5 @@ class AlignInputs:
 def propose(incident: Incident) -> Iterator[AlignInputs]:
     """Yield it where two dtypes met, and the call has inputs in another one than the model's."""
     is_mismatch = incident.failure.kind is FailureKind.DTYPE_MISMATCH
-    if is_mismatch and dtypes_of(incident.arguments) - {main_dtype(incident.model)}:
+    if is_mismatch and incident.is_hopeful and dtypes_of(incident.arguments) - {main_dtype(incident.model)}:
         yield AlignInputs()

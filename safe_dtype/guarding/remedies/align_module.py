@@ -23,17 +23,18 @@ class AlignModule:
     def __str__(self) -> str:
         return "inputs of the module cast to its weights' dtype"
 
-    def apply(self, incident: Incident) -> int:  # noqa: ARG002  (the module is all that it changes)
+    def apply(self, incident: Incident) -> int:
         """Put a hook on the module."""
         dtypes = {weight.dtype for weight in self.module.parameters() if weight.is_floating_point()}
         if len(dtypes) != 1:
             raise NotPossible(f"the module has weights of {len(dtypes)} dtypes")
         if any(isinstance(hook, CastInputs) for hook in self.module._forward_pre_hooks.values()):
             raise NotPossible("they already are")
+        incident.log.add(lambda: self.undo(incident))
         self.module.register_forward_pre_hook(CastInputs(), with_kwargs=True)
         return 0
 
-    def undo(self, incident: Incident) -> None:  # noqa: ARG002  (see above)
+    def undo(self, incident: Incident) -> None:  # noqa: ARG002  (the module is all that it changes)
         """Take the hook off again: it would cast at every call, for nothing."""
         hooks = self.module._forward_pre_hooks
         for key in [key for key, hook in hooks.items() if isinstance(hook, CastInputs)]:
@@ -44,5 +45,5 @@ class AlignModule:
 def propose(incident: Incident) -> Iterator[AlignModule]:
     """Yield it where two dtypes met inside a module that is known and is not the whole model."""
     is_mismatch = incident.failure.kind is FailureKind.DTYPE_MISMATCH
-    if is_mismatch and incident.blamed is not None and incident.blamed is not incident.model:
+    if is_mismatch and incident.is_hopeful and incident.blamed is not None and incident.blamed is not incident.model:
         yield AlignModule(incident.blamed)

@@ -32,6 +32,7 @@ class UseAutocast:
         # In float32 it would do nothing, and on CUDA switch itself off.
         if main not in (torch.bfloat16, torch.float16) or len(devices) != 1:
             raise NotPossible(f"the model is in {main}, on {', '.join(sorted(devices))}")
+        incident.log.add(lambda: setattr(incident.guard, "autocast", None))
         incident.guard.autocast = (devices.pop(), main)
         return 0
 
@@ -41,7 +42,8 @@ class UseAutocast:
 
 def propose(incident: Incident) -> Iterator[UseAutocast]:
     """Yield it where two dtypes met, and several modules have weights in another one than the model's."""
-    if incident.failure.kind is FailureKind.DTYPE_MISMATCH and len(_outsiders(incident.model)) > 1:
+    is_mismatch = incident.failure.kind is FailureKind.DTYPE_MISMATCH
+    if is_mismatch and incident.is_hopeful and len(_outsiders(incident.model)) > 1:
         yield UseAutocast()
 
 

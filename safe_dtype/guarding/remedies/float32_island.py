@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ...facts import FLOAT32
 from ...models.islands import Island, can_be_island
 from ...models.recast import growth, main_dtype, recast
 from ..failure import FailureKind
@@ -35,8 +36,10 @@ class MakeIsland:
         if outside is None or (reason := can_be_island(incident.model, self.module)):
             raise NotPossible(reason or "the model has no weights")
         require_free(growth(self.module, {outside}, torch.float32))
-        changed = recast(self.module, {outside}, torch.float32)
-        Island(outside).attach(self.module)
+        island = Island(outside)
+        incident.log.add(lambda: island.detach(self.module))
+        changed = recast(self.module, {outside}, torch.float32, log=incident.log)
+        island.attach(self.module)
         return changed.grown_bytes
 
     def undo(self, incident: Incident) -> None:
@@ -45,5 +48,8 @@ class MakeIsland:
 
 def propose(incident: Incident) -> Iterator[MakeIsland]:
     """Yield it where the policy allows islands, and the failure is that of a known module."""
+    findings = incident.findings
+    if findings is not None and not findings.may_work(FLOAT32):
+        return
     if incident.guard.policy.islands and incident.blamed is not None and incident.failure.kind in _KINDS:
         yield MakeIsland(incident.blamed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from ...models.recast import growth, left_over, main_dtype, recast, refusal
 from ..failure import FailureKind
 from ..incident import Incident
 from ..rounded_weights import RoundedWeights
-from ..state import dtype_of, torch_dtype
+from ..state import Guard, dtype_of, torch_dtype
+from .attention import attention_as_it_is
 from .free_memory import require_free
 from .remedy import NotPossible
 
@@ -44,9 +46,10 @@ class ChangeDtype:
             raise NotPossible(reason)
         require_free(growth(model, former, new))
         if self.dtype == FLOAT32:
+            incident.log.add(attention_as_it_is(model))
             _leave_flash_attention(model)
         with RoundedWeights(model) as weights:
-            changed = recast(model, former, new, original=weights.restored)
+            changed = recast(model, former, new, original=weights.restored, log=incident.log)
             for name, dtype in on_disk(model):
                 weights.leave(name, dtype)
         weights.tell()
@@ -54,6 +57,7 @@ class ChangeDtype:
         if not changed.tensors or remaining:
             raise NotPossible(f"it changed {changed.tensors} tensors and left {remaining} as they were")
         for hooks in list(_island_hooks(model)):
+            incident.log.add(functools.partial(setattr, hooks, "outside", hooks.outside))
             hooks.outside_is_now(new)
         guard.cast_from = guard.autocast = None
         take_back(model)
@@ -70,17 +74,25 @@ def propose(incident: Incident) -> Iterator[ChangeDtype]:
     model, failure = incident.model, incident.failure
     main = main_dtype(model)
     now = dtype_of(main) if main is not None else None
-    mixed = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
-    for dtype in incident.guard.ladder():
-        if torch_dtype(dtype) in incident.guard.left or dtype == failure.dtype:
+    for dtype in dtypes_left(incident.guard, model):
+        if dtype == failure.dtype or (failure.allowed and dtype not in failure.allowed):
             continue
-        if failure.allowed and dtype not in failure.allowed:
+        if incident.findings is not None and not incident.findings.may_work(dtype):
             continue
         if failure.kind is FailureKind.NONFINITE and now is not None and dtype.largest < now.largest:
             continue
+        yield ChangeDtype(dtype)
+
+
+def dtypes_left(guard: Guard, model: nn.Module) -> Iterator[Dtype]:
+    """Yield the dtypes that the whole model may go to, best first."""
+    main = main_dtype(model)
+    now = dtype_of(main) if main is not None else None
+    mixed = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
+    for dtype in guard.ladder():
         # float32 for a model in float32 that has parts in other dtypes brings them together.
-        if dtype != now or (dtype == FLOAT32 and mixed):
-            yield ChangeDtype(dtype)
+        if torch_dtype(dtype) not in guard.left and (dtype != now or (dtype == FLOAT32 and mixed)):
+            yield dtype
 
 
 def _too_wide(model: nn.Module, former: set[torch.dtype], new: Dtype) -> str | None:

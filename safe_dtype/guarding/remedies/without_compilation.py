@@ -23,6 +23,7 @@ class RunEagerly:
         """Turn off what `generate` compiles by itself for a static cache; what the caller compiled stays compiled."""
         if incident.guard.runs_eagerly:
             raise NotPossible("it already does")
+        incident.log.add(lambda: setattr(incident.guard, "runs_eagerly", False))
         incident.guard.runs_eagerly = True
         return 0
 

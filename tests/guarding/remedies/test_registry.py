@@ -13,7 +13,6 @@ from torch import nn
 
 from safe_dtype import (
     BFLOAT16,
-    FLOAT32,
     FailureKind,
     Incident,
     NoDtypeLeft,
@@ -23,6 +22,7 @@ from safe_dtype import (
     report,
 )
 from safe_dtype.errors import StrictModeError
+from safe_dtype.facts import MemoryFacts
 from safe_dtype.testing import fault
 
 BF16 = torch.bfloat16
@@ -157,15 +157,15 @@ class Named:
 
 
 @torch.no_grad()
-def test_its_place() -> None:
+def test_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried before the remedy it names, in the order of registration, and its reason is in the error."""
     model, image = guard(network(), policy="auto,islands"), torch.randn(2, 8, dtype=BF16)
+    monkeypatch.setattr("safe_dtype.guarding.remedies.free_memory.memory_of", lambda device: MemoryFacts(2, 1, "test"))
     with (
         register_remedy(lambda incident: [Named("last")]),
         register_remedy(lambda incident: [Named("first"), Named("second")], before="float32_island"),
         register_remedy(lambda incident: [Named("third")], before="float32_island"),
         fault(model, "first", "not_implemented"),
-        fault(model, "first", "not_implemented", dtype=FLOAT32),
         pytest.raises(NoDtypeLeft) as caught,
     ):
         model(image)

@@ -1,0 +1,71 @@
+"""Find out whether an exception in a step is a matter of dtypes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..classify import text_of
+from ..failure import Failure
+from ..recover import first_line
+from ..remedies.next_dtype import dtypes_left
+from ..trouble import Call, Recovery, StepResult, Trouble
+from .experiment import diagnose
+from .failure_shown import failure_shown
+from .findings import Findings
+from .module_call import ModuleCall, calls_in, captured_calls, modules_in
+from .pristine import as_it_is
+
+logger = logging.getLogger(__name__)
+
+Repeat = Callable[[], tuple[Any, Trouble | None]]
+
+
+def examine(
+    model: nn.Module, call: Call, error: Exception, by_text: Failure | None, repeat: Repeat | None
+) -> Recovery | tuple[Failure | None, Findings]:
+    """Run the step once more as it was, and then what failed in it by itself, in other dtypes.
+
+    Args:
+        model: The guarded model.
+        call: The call that failed, with the state before it in force.
+        error: What it raised.
+        by_text: What the text of `error` tells; None for one that nobody knows.
+        repeat: Runs the step again; None where its state cannot be brought back.
+
+    Returns:
+        What came of the step where it passed the second time. Else the failure, None for one that no dtype cures, and
+        what the trials showed.
+    """
+    guard = call.guard
+    modules = modules_in(model, error.__traceback__)
+    calls = calls_in(model, error.__traceback__)
+    if repeat is not None:
+        with as_it_is(error):
+            again, calls = _again(repeat, call, modules)
+        if again is not None:
+            logger.warning(
+                "%s at step %d: %s, and the same step passed the second time. Nothing was changed",
+                type(model).__name__, guard.step(), first_line(text_of(error) or type(error).__name__),
+            )  # fmt: skip
+            return again
+    findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
+    return failure_shown(findings, by_text, error, guard.dtype(), modules), findings
+
+
+def _again(repeat: Repeat, call: Call, modules: list[nn.Module]) -> tuple[Recovery | None, list[ModuleCall]]:
+    """Repeat the step: what came of it where it passed, else the calls that failed in it, innermost first."""
+    with captured_calls([module for module in modules if module is not call.module]) as captured:
+        try:
+            output, trouble = repeat()
+        except Exception:  # noqa: BLE001  (something that is not put to the test; the first error is the one to hand on)
+            call.snapshot.roll_back()
+            return None, []
+    if trouble is None:
+        return Recovery(StepResult.PASSED, output), []
+    call.snapshot.roll_back()
+    whole = ModuleCall(call.module, call.args, call.kwargs, call.entry)
+    return None, [*(captured[module] for module in modules if module in captured), whole]

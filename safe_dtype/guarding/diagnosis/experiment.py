@@ -1,0 +1,163 @@
+"""Run the modules that failed alone, in other dtypes, and see which of them pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...facts import FLOAT32, Dtype
+from ...models.casting import cast, dtypes_of, is_finite
+from ...models.recast import main_dtype
+from ..blame import name_of
+from ..classify import text_of
+from ..state import CALL, Guard, RunningStep, here, torch_dtype
+from ..step_snapshot import undone
+from .findings import Findings, Trial
+from .module_call import CannotRepeatError, ChangeTensor, ModuleCall
+from .pristine import as_it_is
+from .veto import is_vetoed
+from .weights_in import NoRoomError, weights_in
+
+_PATIENCE = 60.0  # seconds after which no further trial is begun
+_HALVES = {torch.bfloat16, torch.float16}
+_FLOATS = {torch.float32, *_HALVES}
+_LONGEST_OUTCOME = 200  # characters
+
+
+def diagnose(
+    guard: Guard, model: nn.Module, calls: Sequence[ModuleCall], error: BaseException, dtypes: Sequence[Dtype]
+) -> Findings:
+    """Return which dtypes cure `error`, found out on the modules that it passed through.
+
+    Each is run alone: with its inputs in the dtype of its weights, then in each of `dtypes` until one passes. What has
+    passed counts only where the module fails once more as it is. Where none passes the module around it is next.
+
+    Nothing is changed: weights are copies while a module runs, inputs and caches are copies too, states and random
+    numbers are brought back, and `error` keeps its traceback and its causes.
+
+    Args:
+        guard: The guard of the model. Nobody else runs a step of it meanwhile.
+        model: The model.
+        calls: The calls that `error` ended, innermost first.
+        error: What they raised.
+        dtypes: The dtypes that the model may go to, best first.
+    """
+    bench = _Bench(guard, model, error)
+    failed: list[Dtype] = []
+    dtypes = tuple(dtypes)
+    begun = time.monotonic()
+    with as_it_is(error), _inside_a_step(guard, model):
+        for call in calls:
+            if time.monotonic() - begun > _PATIENCE:
+                bench.is_conclusive = False
+                break
+            aligned = _can_align(call) and bench.passes(call, "with aligned inputs", align=True)
+            passed = next((dtype for dtype in dtypes if bench.passes(call, f"in {dtype}", dtype)), None)
+            tried = dtypes if passed is None else dtypes[: dtypes.index(passed)]
+            failed += [dtype for dtype in tried if dtype not in failed]
+            if (aligned or passed is not None) and bench.fails_as_it_is(call):
+                after = dtypes[dtypes.index(passed) :] if passed is not None else ()
+                return Findings(call.module, after, tried if after else (), aligned, trials=tuple(bench.trials))
+    return Findings(
+        None, (), tuple(failed), is_conclusive=bench.is_conclusive and bool(calls), trials=tuple(bench.trials)
+    )
+
+
+@dataclass
+class _Bench:
+    """Runs modules, and notes what came of it."""
+
+    guard: Guard
+    model: nn.Module
+    error: BaseException
+    trials: list[Trial] = field(default_factory=list)
+    is_conclusive: bool = True
+
+    def passes(self, call: ModuleCall, name: str, dtype: Dtype | None = None, *, align: bool = False) -> bool:
+        """Whether a module passes in this dtype, or with its inputs in that of its weights."""
+        new = torch_dtype(dtype) if dtype is not None else _own_dtype(call.module)
+        if new is None:
+            return False
+        if align:
+            former = _FLOATS - {new}
+        else:
+            former = (_HALVES if dtype == FLOAT32 else {main_dtype(self.model) or new}) - {new}
+        outcome = self._run(call, lambda tensor: _cast(tensor, former, new), set() if align else former, new)
+        self._note(call, name, outcome)
+        return outcome is None
+
+    def fails_as_it_is(self, call: ModuleCall) -> bool:
+        """Whether a module fails once more, with nothing changed: else it is not the dtype that made the difference."""
+        outcome = self._run(call, lambda tensor: tensor.detach().clone(), set(), None)
+        self._note(call, "as it is", outcome)
+        return isinstance(outcome, Exception) and type(outcome) is type(self.error)
+
+    def _note(self, call: ModuleCall, name: str, outcome: Exception | str | None) -> None:
+        text = f"{type(outcome).__name__}: {text_of(outcome)}" if isinstance(outcome, Exception) else outcome
+        line = (text or "passed").partition("\n")[0][:_LONGEST_OUTCOME]
+        self.trials.append(Trial(name, name_of(self.model, call.module), line))
+
+    def _run(
+        self, call: ModuleCall, change: ChangeTensor, former: set[torch.dtype], new: torch.dtype | None
+    ) -> Exception | str | None:
+        """Return what a module raises, or why it could not be run or trusted; None where all is well."""
+        try:
+            args, kwargs = call.inputs(change)
+            with undone(call.module), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                if not former or new is None:
+                    output = call.run(*args, **kwargs)
+                else:
+                    with weights_in(call.module, former, new):
+                        output = call.run(*args, **kwargs)
+            if not is_finite(_results(output)) and is_finite([args, list(kwargs.values())]):
+                return "NaN or Inf"
+        except (CannotRepeatError, NoRoomError) as exc:
+            self.is_conclusive = False
+            return str(exc)
+        except Exception as exc:  # noqa: BLE001  (whatever it is, it is what came of the trial)
+            self.is_conclusive = self.is_conclusive and not is_vetoed(exc)
+            return exc
+        return None
+
+
+@contextmanager
+def _inside_a_step(guard: Guard, model: nn.Module) -> Iterator[None]:
+    """Have everything that runs count as a part of a step: models inside of the model, and methods that call it."""
+    around = here.running
+    here.running = (*around, RunningStep(guard, model, CALL))
+    try:
+        yield
+    finally:
+        here.running = around
+
+
+def _can_align(call: ModuleCall) -> bool:
+    own = _own_dtype(call.module)
+    return own is not None and bool(dtypes_of([call.args, call.kwargs]) & (_FLOATS - {own}))
+
+
+def _own_dtype(module: nn.Module) -> torch.dtype | None:
+    dtypes = _own_dtypes(module)
+    return next(iter(dtypes)) if len(dtypes) == 1 else None
+
+
+def _own_dtypes(module: nn.Module) -> set[torch.dtype]:
+    return {weight.dtype for weight in module.parameters() if weight.is_floating_point()} & _FLOATS
+
+
+def _cast(tensor: torch.Tensor, former: set[torch.dtype], new: torch.dtype) -> torch.Tensor:
+    changed: torch.Tensor = cast(tensor.detach(), former, new)
+    return changed.clone() if changed.data_ptr() == tensor.data_ptr() else changed
+
+
+def _results(output: Any) -> Any:
+    # A cache in it may hold what an earlier step spoiled.
+    if isinstance(output, dict):
+        return {name: value for name, value in output.items() if "past" not in name}
+    return output

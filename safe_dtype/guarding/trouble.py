@@ -1,0 +1,85 @@
+"""A call of a guarded model that went wrong, and what came of it. Nouns only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from ..models.casting import is_finite
+from .blame import runs_modules
+from .compute_dtype import as_planned
+from .diagnosis.pristine import as_it_is
+from .failure import Failure
+from .state import CALL, Guard
+from .step_snapshot import StepSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a guarded model that failed, with the state before it."""
+
+    guard: Guard
+    module: nn.Module
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    snapshot: StepSnapshot
+    entry: str = CALL  # or the name of the method that was called
+
+    @property
+    def arguments(self) -> list[Any]:
+        """All arguments."""
+        return [*self.args, *self.kwargs.values()]
+
+    @property
+    def tensors(self) -> list[Any]:
+        """Those that a step only reads: it may write into the states in caches and lists."""
+        return [value for value in self.arguments if isinstance(value, (torch.Tensor, ModelOutput))]
+
+    def reads_poison(self) -> bool:
+        """Whether it was given numbers that are not finite, as far as it has not written over them."""
+        return not is_finite(self.tensors) and not self.snapshot.has_written_inputs()
+
+    def run(self) -> Any:
+        """Call with every module's hooks, which a compiled form leaves out."""
+        called = self.module if self.entry == CALL else getattr(self.module, self.entry)
+        return as_planned(self.guard, called, self.args, self.kwargs)(*self.args, **self.kwargs)
+
+    def runs_modules(self, error: Exception | None) -> bool:
+        """Whether it runs any module: of methods other than forward nobody knows before. `error` is how it has failed."""
+        if self.entry in (CALL, "forward") or self.guard.model() is None or not self.snapshot.roll_back():
+            return True
+        with as_it_is(error):
+            return runs_modules(self.module, self.run)
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """How a call went wrong: by an exception, or by its numbers."""
+
+    failure: Failure | None  # None: its text tells nothing
+    error: Exception | None = None
+    block: nn.Module | None = None  # whose values are pinned to the end of float16
+
+
+class StepResult(Enum):
+    """What came of looking at a step that went wrong."""
+
+    CURED = "the model has changed, and the state is that before the step"
+    LET_BE = "no matter of dtypes, and nothing was touched"
+    ROLLED_BACK = "no matter of dtypes, and the state is that before the step"
+    PASSED = "it came out right the second time, with nothing changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What came of a step that went wrong, with its output where it passed the second time."""
+
+    result: StepResult
+    output: Any = None

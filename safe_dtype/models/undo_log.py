@@ -1,0 +1,65 @@
+"""The way back from a change of a model, kept while it may still be needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_FEW = 1 / 8  # of a tensor's numbers: up to so many are kept one by one
+
+
+class UndoLog:
+    """Steps that take changes back, the latest first. Each is noted before its change, and may run without it."""
+
+    def __init__(self, *, forgets: bool = False) -> None:
+        self.forgets = forgets
+        self._steps: list[Callable[[], None]] = []
+
+    @classmethod
+    def forgetful(cls) -> UndoLog:
+        """Return one that keeps nothing: for changes that nobody takes back."""
+        return cls(forgets=True)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def add(self, step: Callable[[], None]) -> None:
+        """Note how the change that follows is taken back."""
+        if not self.forgets:
+            self._steps.append(step)
+
+    def undo(self, since: int = 0) -> None:
+        """Take back everything that was noted after the first `since` steps. A step that fails is logged."""
+        while len(self._steps) > since:
+            step = self._steps.pop()
+            try:
+                step()
+            except Exception:
+                logger.exception("A change of the model could not be taken back")
+
+
+def way_back(old: torch.Tensor, new: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what makes `old`, bit for bit, of `new` or of `old` itself. Holds as little of `old` as that needs."""
+    dtype = old.dtype
+    if old.is_meta or type(old) is not torch.Tensor or type(new) is not torch.Tensor:
+        return lambda tensor: tensor.to(dtype)
+    if new.shape != old.shape or dtype not in _BITS:
+        return lambda _tensor: old
+    bits = _BITS[dtype]
+    differs = (new.to(dtype).view(bits) != old.view(bits)).flatten().nonzero().flatten()
+    if len(differs) == 0:
+        return lambda tensor: tensor.to(dtype)
+    if len(differs) > old.numel() * _FEW:
+        return lambda _tensor: old
+    numbers, shape = old.flatten()[differs], old.shape
+
+    def exactly(tensor: torch.Tensor) -> torch.Tensor:
+        back = tensor.to(dtype).flatten().index_copy(0, differs, numbers)
+        return back.view(shape)
+
+    return exactly
