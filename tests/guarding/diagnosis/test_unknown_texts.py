@@ -26,6 +26,14 @@ LAYER = "model.layers.1"
 PLACES = ("mlp.down_proj", "self_attn.q_proj", "input_layernorm", "self_attn", "mlp", "", "self_attn.q_norm")
 
 
+@pytest.fixture(autouse=True)
+def _forgets() -> Iterator[None]:
+    """Errors outlive the tests; the models in their tracebacks shall not."""
+    yield
+    for error in (*CURABLE, *INCURABLE, *VETOED):
+        error.__traceback__ = error.__context__ = None
+
+
 def in_16_bit(module: nn.Module, tensors: list[Any]) -> bool:
     """Whether a module has weights or inputs in 16 bit."""
     values = [*module.parameters(), *tensors]
@@ -149,7 +157,6 @@ def test_incurable(error: Exception, place: str, way: int) -> None:
     model = guard(tiny())
     cache = begun(model)
     before, cause = state(model, cache), error.__cause__
-    error.__traceback__ = error.__context__ = None
     with raising(model, place, way, error, always), pytest.raises(type(error)) as caught:
         model(input_ids=NEXT, past_key_values=cache)
     assert caught.value is error
