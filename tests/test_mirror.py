@@ -14,7 +14,7 @@ BY_NAME = {path.stem.removeprefix("test_"): path for path in TESTS.rglob("test_*
 # Modules that are tested together, by what they do for their user.
 TOGETHER = {
     "guarding/remedies": "guarding/test_remedies.py",
-    "guarding/cast_back.py": "guarding/diagnosis/test_taken_back.py",
+    "models/cast_back.py": "guarding/diagnosis/test_taken_back.py",
     "guarding/diagnosis": "guarding/diagnosis/test_unknown_texts.py",
     "guarding/families": "guarding/test_classify.py",
     "optimizing/forms": "optimizing/forms/test_forms.py",

@@ -11,8 +11,8 @@ from typing import Any
 from transformers.generation.streamers import BaseStreamer
 
 from ..errors import CannotResumeError, SafeDtypeError
+from ..models.cast_back import as_they_are
 from .blame import module_raising, name_of
-from .cast_back import as_they_are
 from .classify import classify
 from .diagnosis import calls_in, diagnose, failure_shown, is_vetoed, modules_in, passes_through_callers
 from .events import changing

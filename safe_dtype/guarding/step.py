@@ -16,14 +16,15 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from ..errors import CannotResumeError, DeviceLostError
+from ..models.cast_back import as_they_are
 from ..models.casting import cast, cast_cache, is_finite
 from ..models.recast import main_dtype
 from .blame import Blame, module_raising, module_spoiling, name_of
-from .cast_back import as_they_are
 from .classify import classify
 from .compute_dtype import as_planned
 from .diagnosis import Findings, is_vetoed, leaves_on_purpose
 from .diagnosis.examine import examine
+from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
@@ -31,7 +32,6 @@ from .output_checks import Soundness, saturated, saturation_watch, soundness
 from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .trouble import Call, Recovery, StepResult, Trouble
 from .written_places import NOTHING, Written, hand_back
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

@@ -12,12 +12,12 @@ from ..classify import text_of
 from ..failure import Failure
 from ..recover import first_line
 from ..remedies.next_dtype import dtypes_left
-from ..trouble import Call, Recovery, StepResult, Trouble
 from .experiment import diagnose
 from .failure_shown import failure_shown
 from .findings import Findings
 from .module_call import ModuleCall, calls_in, captured_calls, modules_in
 from .pristine import as_it_is
+from .trouble import Call, Recovery, StepResult, Trouble
 
 logger = logging.getLogger(__name__)
 

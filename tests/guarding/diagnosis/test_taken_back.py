@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from transformers import EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from safe_dtype import guard, report
-from safe_dtype.guarding.cast_back import as_they_are
+from safe_dtype.models.cast_back import as_they_are
 from safe_dtype.models.casting import cast_cache
 from safe_dtype.testing import fault
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..models.casting import is_finite
-from .blame import runs_modules
-from .compute_dtype import as_planned
-from .diagnosis.pristine import as_it_is
-from .failure import Failure
-from .state import CALL, Guard
-from .step_snapshot import StepSnapshot
+from ...models.casting import is_finite
+from ..blame import runs_modules
+from ..compute_dtype import as_planned
+from ..failure import Failure
+from ..state import CALL, Guard
+from ..step_snapshot import StepSnapshot
+from .pristine import as_it_is
 
 
 @dataclass(frozen=True, slots=True)
