@@ -31,7 +31,8 @@ def keep_out_of_range(model: nn.Module, plan: Plan) -> bool:
     """
     if plan.storage != FLOAT16 or plan.quantization or plan.rescale or plan.islands:
         return False
-    names = _out_of_range(model)
+    # Among float16 ones, who saves a tensor in float32 wants its small numbers as well: the scales of a layer, say.
+    names = _out_of_range(model, least=FLOAT16.smallest_normal if plan.saved == FLOAT16 else 0.0)
     if not names:
         return False
     if is_offloaded(model):
@@ -60,30 +61,30 @@ def _bring_into_float32(model: nn.Module, name: str, weights: RoundedWeights) ->
         Island(torch.float16).attach(module)
 
 
-def _out_of_range(model: nn.Module) -> list[str]:
-    """Return the names of the parameters in float16 that are infinite, or lost, and are not in their files."""
+def _out_of_range(model: nn.Module, least: float) -> list[str]:
+    """Return the names of the parameters in float16 that are infinite, or below `least`, and are not in their files."""
     names = []
     with OriginalWeights(model) as original:
         for name, parameter in model.named_parameters():
             if parameter.dtype != torch.float16 or parameter.is_meta or not original.loses(name, torch.float16):
                 continue
-            if _may_be_lost(parameter) and _was_in_range(original.tensor(name)):
+            if _is_outside(parameter, least) and _is_outside(_finite(original.tensor(name)), least):
                 names.append(name)
     return names
 
 
-def _may_be_lost(parameter: Tensor) -> bool:
-    if not parameter.numel():
+def _is_outside(tensor: Tensor | None, least: float) -> bool:
+    """Whether the largest |number| is beyond float16, or below `least`."""
+    if tensor is None or not tensor.numel():
         return False
-    least, most = torch.aminmax(parameter.detach())
-    return not FLOAT16.smallest_normal <= max(-float(least), float(most)) <= FLOAT16.largest
+    smallest, largest = torch.aminmax(tensor.detach())
+    reach = max(-float(smallest), float(largest))
+    return not (least <= reach <= FLOAT16.largest)
 
 
-def _was_in_range(stored: Tensor | None) -> bool:
-    """Whether a tensor of a file holds numbers that float32 holds, and float16 does not."""
+def _finite(stored: Tensor | None) -> Tensor | None:
+    """Return the finite numbers of a tensor of a file; None where they are none, or all zero."""
     if stored is None or not stored.is_floating_point():
-        return False
-    finite = stored.float().abs()
-    finite = finite[finite.isfinite()]
-    largest = float(finite.amax()) if finite.numel() else 0.0
-    return largest > FLOAT16.largest or 0.0 < largest < FLOAT16.smallest_normal
+        return None
+    finite = stored[stored.isfinite()].float()
+    return finite if finite.numel() and bool(finite.any()) else None

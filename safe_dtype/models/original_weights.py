@@ -188,6 +188,8 @@ class _Part:
 
 
 def _holds(dtype: torch.dtype, stored: str) -> bool:
+    if "float" not in stored:  # codes and indices, which are not cast
+        return True
     try:
         return dtype_named(str(dtype)).holds(dtype_named(stored))
     except UnknownDtypeError:

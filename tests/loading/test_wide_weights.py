@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
-from safe_dtype import SafeAutoModelForCausalLM, plan_of, report
+from safe_dtype import FLOAT16, SafeAutoModelForCausalLM, plan_of, report
+from safe_dtype.checkpoints.weight_files import mark_weight_files
+from safe_dtype.facts import Where
+from safe_dtype.loading.wide_weights import keep_out_of_range
+from safe_dtype.models.origin import Origin, keep_origin
 
 IDS = torch.arange(3, 9)[None]
 NORM = "model.layers.0.post_attention_layernorm.weight"
@@ -113,3 +118,18 @@ def test_float32_norms_in_range(folder: Callable[[Change], Path]) -> None:
     rounded = plan_of(model).rounded
     assert rounded is not None
     assert rounded.tensors == 1
+
+
+def test_small_weights_of_other_files(tmp_path: Path) -> None:
+    """In a checkpoint that is float32 as a whole small numbers are rounded, as the order is; large ones stay."""
+    made = TINY["qwen3"].save(tmp_path, torch.float32)
+    tensors = load_file(made / "model.safetensors")
+    small = NORM.replace("layers.0", "layers.1")
+    tensors |= {NORM: torch.full((32,), 1e5), small: torch.full((32,), 1e-6)}
+    save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
+    model = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=torch.float16)
+    plan = replace(plan_of(load(made, "float32")), storage=FLOAT16, compute=FLOAT16)
+    keep_origin(model, Origin(plan, type(model), str(made), {}, mark_weight_files(Where(made))))
+    assert not keep_out_of_range(model, plan)
+    assert model.get_parameter(NORM).dtype == torch.float32
+    assert model.get_parameter(small).dtype == torch.float16
