@@ -18,6 +18,7 @@ from ..facts import (
     Verdict,
     VerdictKind,
     exceeds,
+    worst_output,
 )
 from ..rendering.units import bytes_text
 from .matmul_routes import Routes, product_verdict, routes_for
@@ -227,6 +228,8 @@ def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointF
         words[0] += (
             f": KL {drift.kl_mean:.2g} nats to {reference}, {drift.top1_agreement:.1%} of the top tokens the same"
         )
+        if output := worst_output(drift)[0]:
+            words[0] += f", {output} furthest off"
     half = checkpoint.half
     if half is not None and candidate.storage == FLOAT16:
         words.append(str(half))

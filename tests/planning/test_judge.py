@@ -118,6 +118,15 @@ def test_measured_rounding(kl: float, max_drift: float, accepted: bool) -> None:
     assert f"{kl:.2g} nats" in decision.reason
 
 
+def test_the_worst_output_is_named() -> None:
+    """Where another output than the main one lies furthest off, its name is told, accepted or not."""
+    boxes = replace(f.drift(0.0), kind="values", rel_rms=0.03)
+    measured = MeasuredDrift(BFLOAT16, BFLOAT16, replace(f.drift(0.001), heads=(("pred_boxes", boxes),)))
+    checkpoint = replace(f.checkpoint(FLOAT32), drifts=(measured,))
+    assert "pred_boxes furthest off" in judged(BFLOAT16, f.AMPERE, checkpoint, "max_drift=0.05").reason
+    assert "pred_boxes: relative RMS" in judged(BFLOAT16, f.AMPERE, checkpoint, "max_drift=0.02").reason
+
+
 def test_drift_that_could_not_be_measured() -> None:
     """A measurement that failed is no permission, and its reason is told."""
     measured = MeasuredDrift(BFLOAT16, BFLOAT16, None, "it has no tokenizer")

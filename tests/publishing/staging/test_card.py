@@ -54,6 +54,15 @@ def test_a_row_for_each_loader() -> None:
     ]
 
 
+def test_other_outputs() -> None:
+    """What lies beside the main output is named with its figure."""
+    boxes = replace(fidelity("transformers").drift, kind="values", rel_rms=0.015)
+    drift = replace(fidelity("transformers").drift, heads=(("pred_boxes", boxes),))
+    text = card_text(evidence(plain=fidelity("transformers", drift=drift)))
+    assert "loaded with transformers: `pred_boxes` (relative RMS\n0.015)." in text
+    assert text.count("Beside the main output") == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
