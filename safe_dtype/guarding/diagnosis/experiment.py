@@ -16,7 +16,7 @@ from ...models.casting import cast, dtypes_of, is_finite
 from ...models.recast import main_dtype
 from ..blame import name_of
 from ..classify import text_of
-from ..state import CALL, Guard, RunningStep, here, torch_dtype
+from ..state import CALL, Guard, here, torch_dtype
 from ..step_snapshot import undone
 from .findings import Findings, Trial
 from .module_call import CannotRepeatError, ChangeTensor, ModuleCall
@@ -130,7 +130,7 @@ class _Bench:
 def _inside_a_step(guard: Guard, model: nn.Module) -> Iterator[None]:
     """Have everything that runs count as a part of a step: models inside of the model, and methods that call it."""
     around = here.running
-    here.running = (*around, RunningStep(guard, model, CALL))
+    here.running = (*around, (guard, model, CALL))
     try:
         yield
     finally:
