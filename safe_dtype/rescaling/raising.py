@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from ..errors import NothingToCompareError, RescaleError, VerifyError
-from ..facts import Drift, exceeds
+from ..facts import Drift, Rescale, exceeds
 from ..models.islands import Island
 from ..models.origin import known_origin
-from ..models.shift_hooks import Shift, shifted_modules
+from ..models.shift_hooks import Shift, settle_norms, shifted_modules
 from ..numerics import running_in
 from ..verifying.outputs import Outputs, evaluating, outputs_of
 from ..verifying.positions import alignment_of
 from ..verifying.tally import Tally
 from ..verifying.texts import random_batches, text_batches
+from .folding.fold import Fold
 from .folding.in_force import Rescaled
-from .folding.prove import RUN_FAILURES
+from .folding.prove import RUN_FAILURES, Effect, fold_in
 
 logger = logging.getLogger(__name__)
 
@@ -33,34 +35,102 @@ _WHERE = ("revision", "cache_dir", "token", "subfolder", "trust_remote_code", "c
 Batches = Sequence[Mapping[str, Any]]
 
 
-def raise_checked(model: Any, rescaled: Rescaled, more: int, max_drift: float) -> None:
-    """Raise the scale of `model`, in float16, by `more` bits. Where that is not worth it the model is as it was.
+@dataclass(frozen=True, eq=False)
+class OrdinaryText:
+    """A short text, and what a model in float16 computes of it with nothing but its weights rounded."""
 
-    It moves the smallest weights and activations of every text below float16's range, and for good. So what an ordinary
-    text drifts by is measured, against the same weights in float32 before any raise: it has to stay within `max_drift`,
-    and within what bfloat16 would do to that text. Costs three runs of 128 tokens, and no copy of the weights.
+    batches: Batches
+    truth: Sequence[Outputs]  # everything that is no weight in float32
+    bfloat16: Drift  # everything that is no weight in bfloat16
+
+    @classmethod
+    def run(cls, model: Any) -> OrdinaryText:
+        """Run `model`, in float16, on a text. Costs two runs of 128 tokens, and no copy of the weights.
+
+        Raises:
+            RescaleError: If it cannot be run so.
+        """
+        with _measuring(model):
+            batches = ordinary_batches(model)
+            truth = _outputs(model, batches, torch.float32)
+            return cls(batches, truth, _drift(model, truth, _outputs(model, batches, torch.bfloat16), batches))
+
+    def too_far(self, model: Any, max_drift: float) -> str | None:
+        """Return why what `model` computes of the text now is beyond `max_drift`, or beyond what bfloat16 would make of it.
+
+        Raises:
+            RescaleError: If it cannot be run.
+        """
+        with _measuring(model):
+            drift = _drift(model, self.truth, _outputs(model, self.batches), self.batches)
+        reason = exceeds(drift, min(max_drift, _mean(self.bfloat16)))
+        return f"ordinary text drifts with it: {reason}" if reason else None
+
+
+def raise_checked(model: Any, rescaled: Rescaled, more: int, max_drift: float) -> str | None:
+    """Raise the scale of `model`, in float16, by `more` bits; return why not, where ordinary text gets worse by it.
+
+    A raise moves the smallest weights and activations of every text below float16's range, and for good. So what a text
+    drifts by is measured: against the same weights in float32, before any raise.
 
     Raises:
-        RescaleError: If weights would lose too much, the drift is too large, or it cannot be measured.
+        RescaleError: If weights lose too much, or the drift cannot be measured. Whatever is not raised is as it was.
     """
     before = rescaled.raised
     try:
         rescaled.raise_bits(more)
-        _check_weights(rescaled)
+        check_weights(rescaled.fold)
         rescaled.raise_bits(-rescaled.raised)
-        with _measuring(model):
-            batches = ordinary_batches(model)
-            truth = _outputs(model, batches, torch.float32)
-            bfloat16 = _drift(model, truth, _outputs(model, batches, torch.bfloat16), batches)
-            rescaled.raise_bits(before + more)
-            drift = _drift(model, truth, _outputs(model, batches), batches)
-        if reason := exceeds(drift, min(max_drift, _largest_limit(bfloat16))):
-            raise RescaleError(f"ordinary text drifts with it: {reason}")
-    except BaseException as exc:
+        text = OrdinaryText.run(model)
+        rescaled.raise_bits(before + more)
+        reason = text.too_far(model, max_drift)
+    except BaseException:  # an interrupt as well
         rescaled.raise_bits(before - rescaled.raised)
-        if isinstance(exc, (*RUN_FAILURES, VerifyError)) and not isinstance(exc, RescaleError):
-            raise RescaleError(f"what it does to ordinary text cannot be measured ({exc})") from exc
         raise
+    if reason:
+        rescaled.raise_bits(-more)
+    return reason
+
+
+def rescale_checked(model: Any, rescale: Rescale, max_drift: float, *, keeps_cache: bool) -> tuple[Fold, Effect]:
+    """Fold `rescale` into `model`, which is in float16 and overflows: prove it in float32, and measure as for a raise.
+
+    Args:
+        model: Its norms go to float32 where they get a shift.
+        rescale: What its architecture allows.
+        max_drift: Of ordinary text.
+        keeps_cache: Whether what earlier steps cached has to stay right.
+
+    Raises:
+        RescaleError: As `fold_in` and `raise_checked` do, and if ordinary text gets worse by it. The model is as it was.
+    """
+    text = OrdinaryText.run(model)
+    norms = [(one, one.data) for one in model.parameters() if one.dim() <= 1]
+    fold, effect = fold_in(model, rescale, computing=computing_as(model, torch.float32))
+    settle_norms(model, torch.float16)
+    try:
+        if keeps_cache and not effect.keeps_cache:
+            raise RescaleError("what earlier steps cached would not fit to it")
+        check_weights(fold)
+        if reason := text.too_far(model, max_drift):
+            raise RescaleError(reason)
+    except BaseException:
+        fold.undo()
+        for parameter, data in norms:
+            parameter.data = data
+        raise
+    return fold, effect
+
+
+def check_weights(fold: Fold) -> None:
+    """Check that no weight has lost more in float16 than bfloat16 would round it by.
+
+    Raises:
+        RescaleError: If one has.
+    """
+    name, lost = fold.largest_loss()
+    if not lost <= _MOST_LOST:
+        raise RescaleError(f"{name} would lose {lost:.2g} of its size (RMS) below float16's range")
 
 
 def ordinary_batches(model: Any) -> Batches:
@@ -89,14 +159,8 @@ def _of_a_text(model: Any, length: int) -> Batches:
     return () if any(int(batch["input_ids"].max()) >= vocabulary for batch in batches) else batches
 
 
-def _check_weights(rescaled: Rescaled) -> None:
-    name, lost = rescaled.fold.largest_loss()
-    if not lost <= _MOST_LOST:
-        raise RescaleError(f"{name} would lose {lost:.2g} of its size (RMS) below float16's range")
-
-
 def _outputs(model: Any, batches: Batches, dtype: torch.dtype | None = None) -> list[Outputs]:
-    with _computing_in(model, dtype) if dtype is not None else nullcontext():
+    with computing_as(model, dtype) if dtype is not None else nullcontext():
         return [outputs_of(model, batch) for batch in batches]
 
 
@@ -107,27 +171,33 @@ def _drift(model: Any, truth: Sequence[Outputs], outputs: Sequence[Outputs], bat
     return tally.drift()
 
 
-def _largest_limit(drift: Drift) -> float:
-    """Return the smallest limit that `drift` is within, as far as its mean goes."""
+def _mean(drift: Drift) -> float:
+    """Return the figure that a limit is compared with."""
     return drift.rel_rms if drift.kind == "values" else drift.kl_mean
 
 
 @contextmanager
 def _measuring(model: Any) -> Iterator[None]:
-    """Run the model without dropout and compiled forms, and not in kernels that take 16 bit alone."""
+    """Run the model without dropout and compiled forms, and not in kernels that take 16 bit alone.
+
+    Raises:
+        RescaleError: In place of whatever modelling code raises.
+    """
     attention = str(getattr(model.config, "_attn_implementation", ""))
     try:
         if "flash" in attention:
             model.set_attn_implementation("sdpa")
         with evaluating(model), torch.compiler.set_stance("force_eager"):
             yield
+    except (*RUN_FAILURES, VerifyError) as exc:
+        raise RescaleError(f"what it does to ordinary text cannot be measured ({exc})") from exc
     finally:
         if "flash" in attention:
             model.set_attn_implementation(attention)
 
 
 @contextmanager
-def _computing_in(model: Any, dtype: torch.dtype) -> Iterator[None]:
+def computing_as(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """Compute in `dtype` what the model computes in float16; hooks that cast to float16 and back are told."""
     hooks: list[Shift | Island] = [shift for _, _, shift in shifted_modules(model)]
     hooks += [

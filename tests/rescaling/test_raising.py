@@ -42,7 +42,7 @@ def test_raised_where_there_is_room(family: str) -> None:
     model = rescaled(family, 4)
     kept = rescaled_of(model)
     assert kept is not None
-    raise_checked(model, kept, 3, max_drift=0.02)
+    assert raise_checked(model, kept, 3, max_drift=0.02) is None
     assert kept.raised == 3
 
 
@@ -69,8 +69,9 @@ def test_not_raised_where_activations_underflow() -> None:
     halve(model, Rescale(((residual(model), 2),)))
     kept, before = rescaled_of(model), weights(model)
     assert kept is not None
-    with pytest.raises(RescaleError, match="ordinary text drifts with it: mean KL"):
-        raise_checked(model, kept, 12, max_drift=math.inf)
+    reason = raise_checked(model, kept, 12, max_drift=math.inf)
+    assert reason is not None
+    assert reason.startswith("ordinary text drifts with it: mean KL")
     assert kept.raised == 0
     assert all(torch.equal(one, before[name]) for name, one in model.named_parameters())
 
@@ -80,8 +81,7 @@ def test_not_raised_beyond_the_policy() -> None:
     model = rescaled("qwen3", 5)
     kept = rescaled_of(model)
     assert kept is not None
-    with pytest.raises(RescaleError, match="the limit is 1e-12"):
-        raise_checked(model, kept, 3, max_drift=1e-12)
+    assert "the limit is 1e-12" in str(raise_checked(model, kept, 3, max_drift=1e-12))
     assert kept.raised == 0
 
 
@@ -91,7 +91,7 @@ def test_several_raises_are_measured_as_one() -> None:
     kept = rescaled_of(model)
     assert kept is not None
     for _ in range(4):
-        raise_checked(model, kept, 1, max_drift=0.02)
+        assert raise_checked(model, kept, 1, max_drift=0.02) is None
     with pytest.raises(RescaleError, match=r"would lose|drifts"):
         raise_checked(model, kept, 4, max_drift=0.02)
     assert kept.raised == 4

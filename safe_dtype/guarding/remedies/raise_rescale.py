@@ -35,10 +35,13 @@ class RaiseRescale:
         if rescaled is None:
             raise NotPossible("the model is not rescaled")
         try:
-            raise_checked(incident.model, rescaled, self.more, incident.guard.policy.max_drift)
+            reason = raise_checked(incident.model, rescaled, self.more, incident.guard.policy.max_drift)
         except RescaleError as exc:
             rescaled.too_few = 0
             raise NotPossible(exc.problem) from exc
+        if reason:  # it may be that ordinary text needs more
+            rescaled.too_few = self.before + self.more
+            raise NotPossible(reason)
         return 0
 
     def undo(self, incident: Incident) -> None:
@@ -58,5 +61,8 @@ def propose(incident: Incident) -> Iterator[RaiseRescale]:
         return
     # What an earlier step cached has the size that it had then.
     if rescaled.effect.keeps_cache or incident.restarts or not incident.failure.step:
-        bits = max(rescaled.raised, rescaled.too_few) + _STEP
-        yield RaiseRescale(rescaled.raised, bits - rescaled.raised)
+        while True:
+            bits = max(rescaled.raised, rescaled.too_few) + _STEP
+            yield RaiseRescale(rescaled.raised, bits - rescaled.raised)
+            if rescaled.too_few < bits:
+                return

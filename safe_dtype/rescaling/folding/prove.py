@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ...errors import RescaleError
 from ...facts import Rescale
+from ...models.recast import main_dtype
 from .fold import Fold
 
 HiddenKey = tuple[str, str, int]  # of which inner model, in which field of what it returns, at which place
@@ -54,11 +55,12 @@ def fold_in(
     Args:
         model: In bfloat16 or float32, on the device that it will run on.
         rescale: Gauges with their bits.
-        computing: A context for the two runs: where the device cannot multiply in the model's dtype.
+        computing: A context for the two runs: where the device cannot multiply in the model's dtype, or where that
+            overflows.
 
     Raises:
-        RescaleError: If the results are not the same bits, nor within one rounding of them where the rescale reorders
-            sums; or if the model cannot be run on tokens alone. The model is as it was.
+        RescaleError: If the results are not the same bits, nor within one rounding of them, where the rescale reorders
+            sums or weights in float16 are rounded anew; or if the model cannot be run on tokens alone. The model is as it was.
     """
     fold = Fold(model)
     batch = _few_tokens(model)
@@ -68,7 +70,7 @@ def fold_in(
         fold.move_to(rescale)
         try:
             after = _run(model, batch)
-            effect = _compare(before, after)
+            effect = _compare(before, after, _rounding(model, before.results))
         except BaseException:  # an interrupt as well
             fold.undo()
             for parameter, data in originals:
@@ -167,36 +169,50 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(vars(value)) if hasattr(value, "__dict__") else ()
 
 
-def _compare(before: _Run, after: _Run) -> Effect:
+def _rounding(model: nn.Module, results: Tensor) -> torch.dtype:
+    """Return the dtype whose rounding shows in the results: in float16 moved weights are rounded as well."""
+    return torch.float16 if main_dtype(model) == torch.float16 else results.dtype
+
+
+def _compare(before: _Run, after: _Run, rounding: torch.dtype) -> Effect:
     bitwise = torch.equal(before.results, after.results)
     if not bitwise:
-        _check_rounding(before.results, after.results)
+        _check_rounding(before.results, after.results, rounding)
     hidden = {}
     for key, was in before.hidden.items():
-        exponent = _exponent(was, after.hidden[key])
+        exponent = _exponent(was, after.hidden[key], rounding)
         if exponent and key[1].endswith("last_hidden_state"):
             # Its head makes up for that, and would go on from it in its own size where it is given back so.
             raise RescaleError(f"what {key[0]} hands on to the head would be 2^{exponent} times itself")
         if exponent:
             hidden[key] = exponent
     same = len(before.cached) == len(after.cached) and all(
-        torch.equal(was, now) for was, now in zip(before.cached, after.cached, strict=True)
+        torch.equal(was, now) or (not bitwise and _is_close(was, now, rounding))
+        for was, now in zip(before.cached, after.cached, strict=True)
     )
     return Effect(bitwise, hidden, same)
 
 
-def _check_rounding(was: Tensor, now: Tensor) -> None:
-    differences, size = (now.double() - was.double()), was.double()
-    relative = float(differences.pow(2).mean().sqrt() / size.pow(2).mean().sqrt())
+def _check_rounding(was: Tensor, now: Tensor, rounding: torch.dtype) -> None:
+    relative = _difference(was, now)
     # A sum in another order is rounded otherwise: by less than one unit in the last place of the result, on average.
-    if not relative <= torch.finfo(was.dtype).eps:
+    if not relative <= torch.finfo(rounding).eps:
         raise RescaleError(
-            f"the results differ by {relative:.2g} of their size (RMS) once it is folded in, {was.dtype} rounds by "
-            f"{torch.finfo(was.dtype).eps:.2g}"
+            f"the results differ by {relative:.2g} of their size (RMS) once it is folded in, {rounding} rounds by "
+            f"{torch.finfo(rounding).eps:.2g}"
         )
 
 
-def _exponent(was: Tensor, now: Tensor) -> int:
+def _is_close(was: Tensor, now: Tensor, rounding: torch.dtype) -> bool:
+    return was.shape == now.shape and was.is_floating_point() and _difference(was, now) <= torch.finfo(rounding).eps
+
+
+def _difference(was: Tensor, now: Tensor) -> float:
+    """Return the RMS of the difference over that of `was`."""
+    return float((now.double() - was.double()).pow(2).mean().sqrt() / was.double().pow(2).mean().sqrt())
+
+
+def _exponent(was: Tensor, now: Tensor, rounding: torch.dtype) -> int:
     """Return k where `now` is 2 ** k times `was`.
 
     Raises:
@@ -209,6 +225,6 @@ def _exponent(was: Tensor, now: Tensor) -> int:
     exponent = round(torch.tensor(ratio).log2().item()) if ratio > 0 else 0
     scaled = now.double() * 2.0**-exponent
     error = float((scaled - was.double()).abs().amax()) / largest
-    if not error <= 4 * torch.finfo(was.dtype).eps:
+    if not error <= 4 * torch.finfo(rounding).eps:
         raise RescaleError(f"a hidden state is not scaled as a whole: {ratio:.3g} times, and off by {error:.2g} of it")
     return exponent
