@@ -20,7 +20,7 @@ from ..failure import FailureKind
 from ..incident import Incident
 from .remedy import NotPossible
 
-_BITS = (6, 9)  # the error is the same from 4 to 11 bits (measured)
+_BITS, _MORE_BITS = 6, 9  # the error is the same from 4 to 11 bits (measured)
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class RescaleExactly:
             raise NotPossible(discovery.problem or "its architecture allows none")
         goes_on = bool(incident.failure.step) and not incident.restarts  # from what earlier steps cached
         problem = ""
-        for bits in _BITS:
-            rescale = Rescale(tuple((gauge, bits) for gauge in residual), discovery.not_run)
+        for gauges, bits in ((residual, _BITS), (residual, _MORE_BITS), (discovery.gauges, _BITS)):
+            rescale = Rescale(tuple((gauge, bits) for gauge in gauges), discovery.not_run)
             try:
                 fold, effect = rescale_checked(model, rescale, incident.guard.policy.max_drift, keeps_cache=goes_on)
                 break
             except RescaleError as exc:
-                problem = exc.problem
+                problem = problem or exc.problem
         else:
             raise NotPossible(problem)
         keep_rescaled(model, fold, effect, loaded=Rescale(()))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
@@ -88,7 +89,7 @@ class Fold:
         for (part, target, rows), place in places.items():
             if part is Part.WEIGHT:
                 _check_wrapper(target, self.model.get_submodule(place.path), place, rows)
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with _disable_current_modes(), torch.inference_mode(mode=False), torch.no_grad():
             for key, exponent in changes.items():
                 if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
                     self._multiply(key, places[key], exponent)
