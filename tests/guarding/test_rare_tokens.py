@@ -182,7 +182,7 @@ def test_rescaled_when_it_fails(family: str, tmp_path: Path) -> None:
         found, truth = (one(**other).logits.float().log_softmax(-1) for one in (model, engineered(family)))
     assert [event.remedy for event in report(model).events] == ["an exact rescaling"]
     assert model.dtype == torch.float16
-    assert kl(truth, found) < 0.02
+    assert float((truth.exp() * (truth - found)).sum(-1).median()) < 1e-4  # one spike of a Gemma 2 may drown the mean
     rescaled = rescaled_of(model)
     assert rescaled is not None
     rescaled.raise_bits(4)
