@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from numerics.laid_out import MODELS
 from tiny_models import TINY
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
@@ -192,6 +193,46 @@ def test_function_transforms() -> None:
         slope = torch.func.grad(lambda one: F.linear(one, w).float().sum())(x)
     assert torch.equal(found, F.linear(x.float(), w.float()).to(BF16))
     assert torch.allclose(slope.float(), w.float().sum(0).expand_as(x), rtol=1e-2, atol=1e-2)
+
+
+def _with_dual_numbers(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    with forward_ad.dual_level():
+        result = forward_ad.unpack_dual(run(forward_ad.make_dual(x, torch.ones_like(x))))
+        return result.primal, result.tangent
+
+
+FOLLOWED: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], tuple[Tensor, ...]]] = {
+    "vmap": lambda run, x: (torch.vmap(run)(x),),
+    "jvp": lambda run, x: torch.func.jvp(run, (x,), (torch.ones_like(x),)),
+    "dual-numbers": _with_dual_numbers,
+    "vmap-of-grad": lambda run, x: (torch.vmap(torch.func.grad(lambda one: run(one).float().sum()))(x),),
+}
+NARROW, WIDE, BATCH = numbers(20, 1100), numbers(2000, 1100), numbers(3, 1100, 800)
+PRODUCTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: F.linear(x, NARROW),
+    "linear-in-pieces": lambda x: F.linear(x, WIDE),
+    "matmul-in-pieces": lambda x: x @ WIDE.t(),
+    "bmm-in-pieces": lambda x: torch.bmm(x.expand(3, *x.shape[-2:]), BATCH),
+    "einsum": lambda x: torch.einsum("...i,ji->...j", x, NARROW),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("transform", FOLLOWED.values(), ids=FOLLOWED)
+@pytest.mark.parametrize("run", PRODUCTS.values(), ids=PRODUCTS)
+def test_what_torch_follows(run: Callable[[Tensor], Tensor], transform: Callable[..., Any]) -> None:
+    """Batches and derivatives are those of plain torch, to the precision of the dtype, and leave nothing behind."""
+    x = numbers(3, 2, 1100)
+    with torch.no_grad():
+        expected = transform(run, x)
+        with compute_in("float32"):
+            found = transform(run, x)
+            once_more = run(x[0])
+        assert [one.dtype for one in found] == [one.dtype for one in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert float((one.float() - other.float()).norm()) <= 0.01 * float(other.float().norm())
+        with compute_in("float32"):
+            assert torch.equal(run(x[0]), once_more)
 
 
 # Graphs
