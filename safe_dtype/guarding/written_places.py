@@ -6,6 +6,7 @@ these were seen to write into, and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
+from ..models.scaled_numbers import exponent_of
 from .memo import UNBOUNDED, Memo, Room, is_changeable, is_tensor, version_of
 
 ROOM = 2**26  # bytes that are copied at most before a step, beside the inputs that it is known to write into
@@ -68,11 +70,12 @@ NOTHING = Written({}, frozenset(), (), draws=False)
 class PlaceMemo:
     """What was in one place."""
 
-    __slots__ = ("_memo", "_value", "place")
+    __slots__ = ("_exponent", "_memo", "_value", "place")
 
     def __init__(self, place: WrittenPlace, room: Room | None) -> None:
         self.place = place
         self._value = place.table.get(place.name, _MISSING)
+        self._exponent = exponent_of(place.module, place.name)
         self._memo = Memo(self._value, room) if room is not None and is_changeable(self._value) else None
 
     def is_replaced(self) -> bool:
@@ -97,6 +100,9 @@ class PlaceMemo:
         if value is _MISSING:
             del place.table[place.name]
             return done
+        # A rescale that came or went since is none of the step's: the number comes back in the scale of now.
+        if isinstance(value, float) and (more := exponent_of(place.module, place.name) - self._exponent):
+            value = math.ldexp(value, more)
         both = isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and value.is_floating_point()
         place.table[place.name] = value.to(now.dtype) if both and recast and now.is_floating_point() else value
         return done

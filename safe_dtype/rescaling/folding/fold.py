@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
 from ...models.original_weights import Exponents
+from ...models.scaled_numbers import scale_number
 from ...models.shift_hooks import shift_on
 from .underflow import Underflow, moved, unmoved
 
@@ -206,7 +207,7 @@ class Fold:
     def _multiply(self, key: Key, place: _Place, exponent: int) -> None:
         part = key[0]
         if part is Part.NUMBER:
-            setattr(place.owner, place.name, getattr(place.owner, place.name) * 2.0**exponent)
+            scale_number(place.owner, place.name, exponent)
         elif part is Part.WEIGHT:  # of a wrapped module
             _shift(self.model.get_submodule(place.path), Part.INPUT, exponent)
         else:
