@@ -13,6 +13,8 @@ from torch import nn
 
 from ..models.casting import is_finite
 
+Ask = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Blame:
@@ -34,17 +36,20 @@ def module_raising(model: nn.Module, traceback: TracebackType | None) -> nn.Modu
     return innermost
 
 
-def module_spoiling(model: nn.Module, run: Callable[[], Any]) -> Blame:
+def module_spoiling(model: nn.Module, run: Callable[[], Any], ask: Ask | None = None) -> Blame:
     """Run the step once more, and return the first module that made a non-finite output of finite inputs.
 
     Modules finish from the leaves up, so an overflow between two leaves (in an attention product, say) falls to the
-    smallest module around it. Raises nothing: a step that fails otherwise this time blames nobody.
+    smallest module around it. Raises nothing: a step that fails otherwise this time blames nobody. `ask` is called with
+    the module, its arguments and its output, before the step goes on.
     """
     blames: list[Blame] = []
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if not blames and not is_finite(_parts(output)) and is_finite([args, kwargs]):
             blames.append(Blame(module, largest_finite([args, kwargs])))
+            if ask is not None:
+                ask(module, args, kwargs, output)
 
     handles = [member.register_forward_hook(look, with_kwargs=True) for member in model.modules()]
     try:

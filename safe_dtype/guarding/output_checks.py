@@ -46,7 +46,7 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     or hidden states. Costs one reduction for each tensor of results, and one read of a device's memory for all of them.
     `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
     """
-    results = [(name, _numbers(tensor)) for name, tensor in results_of(output) if _has_numbers(tensor)]
+    results = numbers_of(output)
     if "labels" in kwargs and isinstance(output, tuple):
         results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
     flags = [_soundness_flag(name, tensor) for name, tensor in results]
@@ -58,6 +58,11 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
         rows.shape == mask.shape and not bool(rows[mask.to(rows.device) != 0].any()) for rows in spoiled.values()
     )
     return Soundness.PADDING if hidden else Soundness.SPOILED
+
+
+def numbers_of(output: Any) -> list[tuple[str, torch.Tensor]]:
+    """Return the results in `output` by name, as real numbers that can be looked at."""
+    return [(name, _numbers(tensor)) for name, tensor in results_of(output) if _has_numbers(tensor)]
 
 
 def spoiled_rows(results: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

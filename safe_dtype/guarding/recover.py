@@ -34,6 +34,7 @@ class TriedRemedies:
         self.attempts: list[Attempt] = []
         self.log = UndoLog()
         self.first = first  # what the step raised before anything was changed
+        self.rows: dict[str, torch.Tensor] = {}  # of the results that were no numbers before anything was changed
         self._in_force: tuple[Remedy, nn.Module | None] | None = None  # applied last, and the module that had failed
 
     def failed(self, incident: Incident) -> None:

@@ -74,6 +74,9 @@ class Guard:
         self.without_modules: set[tuple[type, str]] = (
             set()
         )  # methods by class and name that were found to run no module
+        # Modules that make NaN or Inf in float32 too, and digests of steps whose NaN was found to be the model's own.
+        self.own_modules: tuple[nn.Module, ...] = ()
+        self.own_steps: set[str] = set()
         with changing():
             _guards.add(self)
 
@@ -88,6 +91,7 @@ class Guard:
             fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), lock=ModelLock())
             fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned), written={})
             fresh.without_modules = set(self.without_modules)
+            fresh.own_modules, fresh.own_steps = (), set()
             fresh._blocks = fresh._places = fresh._parts = None
             share(self, fresh)
             with changing():

@@ -15,20 +15,23 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ..errors import CannotResumeError, DeviceLostError
+from ..errors import CannotResumeError, DeviceLostError, NoDtypeLeft
+from ..facts import FLOAT32
 from ..models.cast_back import as_they_are
 from ..models.casting import cast, cast_cache, is_finite
 from ..models.recast import main_dtype
-from .blame import Blame, module_raising, module_spoiling, name_of
+from .blame import Blame, module_raising, name_of
 from .classify import classify
 from .compute_dtype import as_planned
 from .diagnosis import Findings, is_vetoed, leaves_on_purpose
 from .diagnosis.examine import examine
+from .diagnosis.module_call import FinishedCall, finished_calls
+from .diagnosis.own_values import is_known_to_be_own, remember_own_step, stays_in_float32, without_own_values
 from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
-from .output_checks import Soundness, saturated, saturation_watch, soundness
+from .output_checks import Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
 from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
@@ -116,22 +119,40 @@ def _until_right(
             if not written.is_settled:
                 guard.written[kind] = written = written.and_then(snapshot.written())
             return _counted(guard, written, own, (args, kwargs), output)
-        tried = chain.tried = chain.tried or TriedRemedies(trouble.error)
+        tried = chain.tried = chain.tried or _nothing_tried(trouble, output)
         call = Call(guard, module, forward, args, kwargs, snapshot, chain.entry)
         with changing(guard):
             # While this thread waited, another may have cured the model.
             if guard.version != version and snapshot.roll_back(recast=True):
                 continue
-            recovery = _recover(guard, tried, trouble, call)
+            recovery = _recover(guard, tried, trouble, call, output)
         if recovery.result is StepResult.PASSED:
             return _counted(guard, written, own, (args, kwargs), recovery.output)
-        if recovery.result is StepResult.CURED:
-            del output
-        elif trouble.error is not None:
-            raise tried.error_for(trouble.error)
-        else:
-            # Handed on as it is. Where the state was brought back, the step is made once more.
-            return output if recovery.result is StepResult.LET_BE else forward(*args, **kwargs)
+        if recovery.result is StepResult.OWN:
+            call = replace(call, forward=as_planned(guard, plain, *own), args=own[0], kwargs=own[1])
+        if recovery.result is not StepResult.CURED:
+            return _ended(recovery, tried, trouble, call, output)
+        del output
+
+
+def _nothing_tried(trouble: Trouble, output: Any) -> TriedRemedies:
+    tried = TriedRemedies(trouble.error)
+    tried.rows = spoiled_rows(numbers_of(output))
+    return tried
+
+
+def _ended(recovery: Recovery, tried: TriedRemedies, trouble: Trouble, call: Call, output: Any) -> Any:
+    """Return or raise what the caller gets of a step that was not cured."""
+    if trouble.error is not None:
+        raise tried.error_for(trouble.error)
+    if recovery.result is StepResult.LET_BE:
+        return output
+    # Handed on as it is. The state was brought back, so the step is made once more.
+    repeated = call.forward(*call.args, **call.kwargs)
+    if recovery.result is StepResult.OWN:
+        remember_own_step(call, repeated)
+        call.guard.count_step(repeated)
+    return repeated
 
 
 def _counted(guard: Guard, written: Written, own: Arguments, passed: Arguments, output: Any) -> Any:
@@ -165,11 +186,15 @@ def _attempt(
     guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Trouble | None]:
     block = None
+    calls: list[FinishedCall] = []
     try:
         if guard.blocks:
-            with saturation_watch(guard.blocks) as peaks:
+            with saturation_watch(guard.blocks) as peaks, finished_calls(guard.own_modules) as calls:
                 output = forward(*args, **kwargs)
             block = saturated(peaks)
+        elif guard.own_modules:
+            with finished_calls(guard.own_modules) as calls:
+                output = forward(*args, **kwargs)
         else:
             output = forward(*args, **kwargs)
     except Exception as exc:
@@ -184,10 +209,10 @@ def _attempt(
         if numbers is not Soundness.SPOILED:
             return output, None
     text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
-    return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block)
+    return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)
 
 
-def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -> Recovery:
+def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, output: Any) -> Recovery:
     """Bring everything back and cure the model, where this is a matter of dtypes.
 
     Raises:
@@ -197,19 +222,19 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     since = time.perf_counter()
     model = guard.model()
     error = trouble.error
-    poisoned = error is None and call.reads_poison()
-    if model is None or _is_let_be(call, error, poisoned=poisoned):
-        return Recovery(StepResult.LET_BE)
+    handed_on = _handed_on(trouble, call, output)
+    if model is None or handed_on is not None:
+        return handed_on or Recovery(StepResult.LET_BE)
     back = call.snapshot.roll_back()
+    poisoned = error is None and not is_finite(call.arguments)
     if error is not None:
         examined = _by_experiment(model, trouble, call, can_repeat=back)
-        if isinstance(examined, Recovery):
-            return examined
-        failure, blame, findings = examined
     else:
-        poisoned = poisoned or not is_finite(call.arguments)
-        failure, blame, findings = *_by_numbers(model, trouble, call, can_repeat=back and not poisoned), None
-        back = back and call.snapshot.roll_back()
+        examined = _by_numbers(model, trouble, call, output, can_repeat=back and not poisoned)
+        back = back and (isinstance(examined, Recovery) or call.snapshot.roll_back())
+    if isinstance(examined, Recovery):
+        return examined
+    failure, blame, findings = examined
     if failure is None:
         return Recovery(StepResult.ROLLED_BACK)
     failure = replace(
@@ -219,10 +244,9 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     goes_on = back and not poisoned
     incident = Incident(guard, model, failure, since, blame.module, call.arguments, error, restarts=not goes_on,
                         findings=findings, log=tried.log)  # fmt: skip
-    if not cure(incident, tried):
-        if error is None:
-            pass_over(guard, failure)
-        return Recovery(StepResult.ROLLED_BACK)
+    not_cured = _not_cured(incident, tried, output)
+    if not_cured is not None:
+        return not_cured
     if error is not None:
         traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
     if goes_on:
@@ -231,15 +255,40 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call) -
     raise _cannot_go_on(call, failure, tried) from error
 
 
-def _is_let_be(call: Call, error: Exception | None, *, poisoned: bool) -> bool:
-    """Whether it is the caller's own numbers, a NaN in float32 that is recorded already, or a method that runs no model."""
-    guard = call.guard
-    if (poisoned and id(guard) not in here.nets) or (error is None and is_passed_over(guard)):
-        return True
-    if call.runs_modules(error):
-        return False
-    guard.without_modules.add((type(call.module), call.entry))
-    return True
+def _handed_on(trouble: Trouble, call: Call, output: Any) -> Recovery | None:
+    """Return what the caller gets where nothing is to be looked into."""
+    guard, error = call.guard, trouble.error
+    if error is None and is_passed_over(guard):
+        return Recovery(StepResult.LET_BE)  # a NaN in float32 that is recorded already
+    if error is None and id(guard) not in here.nets and call.reads_poison():
+        return Recovery(StepResult.LET_BE)  # the caller's own numbers
+    if error is None and trouble.block is None and is_known_to_be_own(call, trouble.calls, output):
+        return Recovery(StepResult.PASSED, output)
+    if not call.runs_modules(error):
+        guard.without_modules.add((type(call.module), call.entry))
+        return Recovery(StepResult.LET_BE)
+    return None
+
+
+def _not_cured(incident: Incident, tried: TriedRemedies, output: Any) -> Recovery | None:
+    """Cure the model; return what the caller gets where it is not cured.
+
+    Raises:
+        NoDtypeLeft: As in `cure`, but for numbers that float32 has given as well.
+    """
+    guard, is_by_numbers = incident.guard, incident.error is None
+    try:
+        if cure(incident, tried):
+            return None
+    except NoDtypeLeft:
+        if not is_by_numbers or not tried.rows or guard.dtype() != FLOAT32:
+            raise
+        if stays_in_float32(tried, output):
+            tried.take_back(guard)
+            return Recovery(StepResult.OWN)
+    if is_by_numbers:
+        pass_over(guard, incident.failure)  # in float32, which has mended what was to be mended
+    return Recovery(StepResult.ROLLED_BACK)
 
 
 def _cannot_go_on(call: Call, failure: Failure, tried: TriedRemedies) -> Exception:
@@ -249,13 +298,18 @@ def _cannot_go_on(call: Call, failure: Failure, tried: TriedRemedies) -> Excepti
     return CannotResumeError(str(failure.kind), why, str(call.guard.dtype()))
 
 
-def _by_numbers(model: nn.Module, trouble: Trouble, call: Call, *, can_repeat: bool) -> tuple[Failure | None, Blame]:
-    """Return what bad numbers are a failure of, and of which module."""
+def _by_numbers(
+    model: nn.Module, trouble: Trouble, call: Call, output: Any, *, can_repeat: bool
+) -> Recovery | tuple[Failure | None, Blame, Findings | None]:
+    """Return what bad numbers are a failure of, and of which module; or the output where they are the model's own."""
     if id(call.guard) not in here.nets and not is_finite(call.tensors):
-        return None, Blame()  # the caller's own numbers, seen behind what the step wrote over them
-    if can_repeat and trouble.block is None:
-        return trouble.failure, module_spoiling(model, call.run)
-    return trouble.failure, Blame(trouble.block)
+        return None, Blame(), None  # the caller's own numbers, seen behind what the step wrote over them
+    if not is_finite(call.arguments) and "own" in call.guard.mentioned:
+        return None, Blame(), None  # what an earlier step has made, and was right to
+    if not can_repeat or trouble.block is not None:
+        return trouble.failure, Blame(trouble.block), None
+    blame, own = without_own_values(model, call, output)
+    return own or (trouble.failure, blame, None)
 
 
 def _by_experiment(

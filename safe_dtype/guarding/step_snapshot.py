@@ -14,7 +14,7 @@ from .cache_snapshot import CacheSnapshot
 from .memo import UNBOUNDED, Room
 from .written_places import NOTHING, ROOM, InputMemo, ModelMemo, PlaceMemo, Written, WrittenPlace
 
-_STATE_LISTS = ("state", "mems", "past_buckets_states")  # rwkv, xlnet, reformer: lists written over in place
+STATE_LISTS = ("state", "mems", "past_buckets_states")  # rwkv, xlnet, reformer: lists written over in place
 _STATE_NAMES = ("state", "states")
 _PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None), tuple, list, dict})
 
@@ -45,7 +45,7 @@ class StepSnapshot:
         self.resumable = True
         for name, value in kwargs.items():
             if type(value) in _PLAIN:
-                if name in _STATE_LISTS and isinstance(value, (list, tuple)):
+                if name in STATE_LISTS and isinstance(value, (list, tuple)):
                     self._lists += [(item, item.clone()) for item in value if isinstance(item, torch.Tensor)]
             elif isinstance(value, Cache):
                 self._add(CacheSnapshot(value, kwargs))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +69,17 @@ class _Decided(threading.local):
 
 
 _decided = _Decided()
+
+
+@contextmanager
+def in_storage_dtype() -> Iterator[None]:
+    """Compute everything in the dtype it is stored in, whatever blocks stand around: they step aside in this thread."""
+    before = _decided.yes
+    _decided.yes = True
+    try:
+        yield
+    finally:
+        _decided.yes = before
 
 
 class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: with compute_in("float32"): ...)

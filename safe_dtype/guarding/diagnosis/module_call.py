@@ -49,6 +49,30 @@ class ModuleCall:
         return changed(self.args, change, layers), changed(self.kwargs, change, layers)
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedCall:
+    """A call of a module, and what it returned."""
+
+    call: ModuleCall
+    output: Any
+
+
+@contextmanager
+def finished_calls(modules: tuple[nn.Module, ...]) -> Iterator[list[FinishedCall]]:
+    """Collect the calls of `modules`, by reference."""
+    calls: list[FinishedCall] = []
+
+    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls.append(FinishedCall(ModuleCall(module, args, kwargs), output))
+
+    handles = [module.register_forward_hook(keep, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def modules_in(model: nn.Module, traceback: TracebackType | None) -> list[nn.Module]:
     """Return the modules of `model` that were running when an exception was raised, innermost first."""
     members = set(model.modules())

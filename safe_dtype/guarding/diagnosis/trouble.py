@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -16,7 +16,8 @@ from ..blame import runs_modules
 from ..compute_dtype import as_planned
 from ..failure import Failure
 from ..state import CALL, Guard
-from ..step_snapshot import StepSnapshot
+from ..step_snapshot import STATE_LISTS, StepSnapshot
+from .module_call import FinishedCall
 from .pristine import as_it_is
 
 
@@ -39,8 +40,9 @@ class Call:
 
     @property
     def tensors(self) -> list[Any]:
-        """Those that a step only reads: it may write into the states in caches and lists."""
-        return [value for value in self.arguments if isinstance(value, (torch.Tensor, ModelOutput))]
+        """Those that a step only reads: it may write into the states in caches, and into lists of states."""
+        values = [*self.args, *(value for name, value in self.kwargs.items() if name not in STATE_LISTS)]
+        return [value for value in values if isinstance(value, (torch.Tensor, ModelOutput, tuple, list, dict))]
 
     def reads_poison(self) -> bool:
         """Whether it was given numbers that are not finite, as far as it has not written over them."""
@@ -66,6 +68,7 @@ class Trouble:
     failure: Failure | None  # None: its text tells nothing
     error: Exception | None = None
     block: nn.Module | None = None  # whose values are pinned to the end of float16
+    calls: list[FinishedCall] = field(default_factory=list)  # of modules that are known to make NaN of their own
 
 
 class StepResult(Enum):
@@ -74,6 +77,7 @@ class StepResult(Enum):
     CURED = "the model has changed, and the state is that before the step"
     LET_BE = "no matter of dtypes, and nothing was touched"
     ROLLED_BACK = "no matter of dtypes, and the state is that before the step"
+    OWN = "float32 has given the same, and the model is what it was before"
     PASSED = "it came out right the second time, with nothing changed"
 
 
