@@ -117,9 +117,9 @@ def test_lora_on_a_16_bit_base() -> None:
     recast(wanted, {BF16}, FP32)
     truth = wanted.generate(input_ids=IDS, max_new_tokens=5, do_sample=False)
     for model in (guard(adapted()), adapted()):
-        guard(model.base_model.model)
+        inner = guard(model.base_model.model)
         with fault(model, "base_model.model.model.layers.1.mlp.gate_proj", "cublas") as put:
             assert torch.equal(model.generate(input_ids=IDS, max_new_tokens=5, do_sample=False), truth)
         assert put.fired
         assert {one.dtype for one in model.parameters()} == {FP32}
-        assert len(report(model).events) == 1
+        assert len(report(inner).events) == 1  # the nearest guard, of the model that generates

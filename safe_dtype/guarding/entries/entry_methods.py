@@ -14,6 +14,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ...models.wrapped_methods import owner_of
 
 FORWARD = "forward"
+_GENERATE = "generate"
 # What every model has: moving, saving, resizing, preparing inputs. A model's own version of it is housekeeping as well.
 _OF_EVERY_MODEL = frozenset({*dir(PreTrainedModel), *dir(GenerationMixin)}) - {FORWARD}
 
@@ -23,7 +24,7 @@ def entry_methods(model_class: type) -> Iterator[tuple[type, str]]:
 
     They are `forward`, and every public method that models of this class have and models as such have not: `decode` of a
     codec, `get_text_features`, what a repository's own code adds. No class method, static method or property is one, nor
-    a generator. Whether a call of one is a step shows when it is called: see `is_step`.
+    a generator, nor what itself calls `generate` (Whisper's `generate_with_fallback`). Whether a call of one is a step shows when it is called: see `is_step`.
     """
     for name in sorted({name for base in model_class.__mro__ for name in vars(base)} - _OF_EVERY_MODEL):
         owner = owner_of(model_class, name)
@@ -38,6 +39,8 @@ def _is_entry(owner: type, name: str) -> bool:
     if owner.__module__.startswith("torch.") and name != FORWARD:  # Sequential.append
         return False
     function = inspect.unwrap(method)
+    if _GENERATE in getattr(getattr(function, "__code__", None), "co_names", ()):  # each step of that is guarded
+        return False
     return not (inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function))
 
 
