@@ -20,18 +20,20 @@ def as_planned(
 ) -> Callable[..., Any]:
     """Return `forward`, or where the plan or a remedy says so for this call, `forward` in another compute dtype.
 
-    A step that computes in the dtype of its weights costs two comparisons.
+    A step that computes in the dtype of its weights costs three comparisons.
     """
     start = guard.cast_from
-    if guard.autocast is None and (start is None or rows_of(args, kwargs) < start):
+    if guard.autocast is None and guard.override is None and (start is None or rows_of(args, kwargs) < start):
         return forward
 
     def computed(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
+            if guard.override is not None:
+                stack.enter_context(guard.override.in_force())
             if guard.autocast is not None:
                 stack.enter_context(torch.autocast(*guard.autocast))
             # Asked again: meanwhile the model may have left the dtype that the plan was for.
-            elif guard.plan is not None and guard.cast_from is not None:
+            elif guard.plan is not None and guard.cast_from is not None and rows_of(args, kwargs) >= guard.cast_from:
                 least = guard.cast_from
                 stack.enter_context(compute_in(guard.plan.compute, when=lambda _family, rows: rows >= least))
             return forward(*args, **kwargs)

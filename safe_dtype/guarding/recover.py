@@ -14,6 +14,7 @@ from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype
 from ..models.undo_log import UndoLog
+from .callers_autocast import autocast_here
 from .events import record
 from .failure import Attempt, Event, Failure, FailureKind
 from .incident import Incident
@@ -140,7 +141,12 @@ def _guard_as_it_is(guard: Guard) -> Callable[[], None]:
 
 def is_passed_over(guard: Guard) -> bool:
     """Whether non-finite results are returned without a further event: one was recorded, and there is no remedy."""
-    return "nonfinite" in guard.mentioned and guard.dtype() == FLOAT32
+    return _nonfinite(guard) in guard.mentioned and guard.dtype() == FLOAT32
+
+
+def _nonfinite(guard: Guard) -> str:
+    """Return what was mentioned: under an autocast of the caller's, such results are another matter than without."""
+    return f"nonfinite{'' if guard.override else autocast_here() or ''}"
 
 
 def pass_over(guard: Guard, failure: Failure) -> None:
@@ -148,7 +154,7 @@ def pass_over(guard: Guard, failure: Failure) -> None:
     before = guard.dtype()
     if before is None:
         return
-    guard.mentioned.add("nonfinite")
+    guard.mentioned.add(_nonfinite(guard))
     event = Event(failure.kind, before, None, failure.module, failure.step or 0, "none", failure.message,
                   largest_input=failure.largest_input)  # fmt: skip
     record(guard, event)

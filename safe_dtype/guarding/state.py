@@ -20,11 +20,12 @@ from ..models.recast import main_dtype
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
 from ..rescaling import rescaled_of
+from .callers_autocast import AutocastOverride
 from .failure import Event, Report
 from .model_lock import ModelLock
 from .output_checks import watched_blocks
 from .step_snapshot import Place, state_places
-from .written_places import NOTHING, Written
+from .written.written_places import NOTHING, Written
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 CALL = "__call__"  # the entry of a step that is no method's: what runs inside it is a part of it
@@ -66,6 +67,7 @@ class Guard:
         self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
+        self.override: AutocastOverride | None = None  # of the caller's own autocast
         self.runs_eagerly = False  # the compiled form failed
         self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
         self._blocks: list[nn.Module] | None = None

@@ -18,12 +18,13 @@ from transformers.utils import ModelOutput
 from ..errors import CannotResumeError, DeviceLostError, NoDtypeLeft
 from ..facts import FLOAT32
 from ..models.cast_back import as_they_are
-from ..models.casting import cast, cast_cache, is_finite
+from ..models.casting import FLOATS, cast, cast_cache, is_finite
 from ..models.recast import main_dtype
 from .blame import Blame, module_raising, name_of
 from .classify import classify
 from .compute_dtype import as_planned
 from .diagnosis import Findings, is_vetoed, leaves_on_purpose
+from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
 from .diagnosis.module_call import FinishedCall, finished_calls
 from .diagnosis.own_values import is_known_to_be_own, remember_own_step, stays_in_float32, without_own_values
@@ -35,10 +36,9 @@ from .output_checks import Soundness, numbers_of, saturated, saturation_watch, s
 from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .written_places import NOTHING, Written, hand_back
+from .written.written_places import NOTHING, Written, hand_back
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class RestartNeededError(Exception):
@@ -227,6 +227,8 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, o
         return handed_on or Recovery(StepResult.LET_BE)
     back = call.snapshot.roll_back()
     poisoned = error is None and not is_finite(call.arguments)
+    if back and not poisoned and (passed := try_without_autocast(model, call, trouble, since, _attempt)) is not None:
+        return passed
     if error is not None:
         examined = _by_experiment(model, trouble, call, can_repeat=back)
     else:
@@ -336,10 +338,12 @@ def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     if now is None:
         return args, kwargs
     former = guard.left - {now}
-    wanted = {dtype for dtype in _FLOATS if dtype != now} if guard.aligns_inputs else former
+    wanted = FLOATS - {now} if guard.aligns_inputs else former
     for value in (*args, *kwargs.values()):
         if isinstance(value, Cache):
             cast_cache(value, former, now)
+            if guard.override is not None and guard.override.dtype is None:
+                cast_keys(value, now)
         elif isinstance(value, ModelOutput):
             # In place, for the generation loop passes the same output in again at every step.
             for name in list(value):

@@ -11,8 +11,8 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from .cache_snapshot import CacheSnapshot
-from .memo import UNBOUNDED, Room
-from .written_places import NOTHING, ROOM, InputMemo, ModelMemo, PlaceMemo, Written, WrittenPlace
+from .written.memo import UNBOUNDED, Room
+from .written.written_places import NOTHING, ROOM, InputMemo, ModelMemo, PlaceMemo, Written, WrittenPlace
 
 STATE_LISTS = ("state", "mems", "past_buckets_states")  # rwkv, xlnet, reformer: lists written over in place
 _STATE_NAMES = ("state", "states")

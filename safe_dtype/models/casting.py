@@ -9,6 +9,8 @@ import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.utils import ModelOutput
 
+FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+
 
 def cast(value: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
     """Return `value` with every tensor of a dtype in `former` in `new`. Caches stay as they are: see `cast_cache`."""
@@ -23,14 +25,21 @@ def cast(value: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
     return value
 
 
-def cast_cache(cache: Any, former: Collection[torch.dtype], new: torch.dtype) -> None:
-    """Cast a cache in place: keys, values and states in a dtype of `former`; codes of a quantized cache stay."""
+def cast_cache(
+    cache: Any, former: Collection[torch.dtype], new: torch.dtype, *, only: Collection[str] | None = None
+) -> None:
+    """Cast a cache in place: keys, values and states in a dtype of `former`; codes of a quantized cache stay.
+
+    `only`: the names of the attributes of layers to cast, by default all.
+    """
     if isinstance(cache, EncoderDecoderCache):
-        cast_cache(cache.self_attention_cache, former, new)
-        cast_cache(cache.cross_attention_cache, former, new)
+        cast_cache(cache.self_attention_cache, former, new, only=only)
+        cast_cache(cache.cross_attention_cache, former, new, only=only)
         return
     for layer in cache.layers:
         for name, state in list(layer.__dict__.items()):
+            if only is not None and name not in only:
+                continue
             if isinstance(state, torch.dtype):  # a layer's `dtype`, in which it dequantizes or will be allocated
                 changed: Any = new if state in former else state
             else:

@@ -17,7 +17,7 @@ from safe_dtype import FLOAT32, guard, report
 from safe_dtype.errors import CannotResumeError
 from safe_dtype.guarding.state import guard_of
 from safe_dtype.guarding.step_snapshot import undone
-from safe_dtype.guarding.written_places import ROOM
+from safe_dtype.guarding.written.written_places import ROOM
 from safe_dtype.testing import fault
 
 BF16, FP32 = torch.bfloat16, torch.float32

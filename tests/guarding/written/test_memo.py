@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from safe_dtype.guarding.memo import UNBOUNDED, Memo, Room, is_changeable
+from safe_dtype.guarding.written.memo import UNBOUNDED, Memo, Room, is_changeable
 
 
 class Counts:

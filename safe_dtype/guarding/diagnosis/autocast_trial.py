@@ -1,0 +1,164 @@
+"""Run a failed step without the caller's own `torch.autocast`: where it comes out right, the weights are not to blame."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp.autocast_mode import autocast
+from transformers.cache_utils import Cache
+
+from ...errors import StrictModeError
+from ...models.cast_back import as_they_are
+from ...models.casting import FLOATS, cast, cast_cache, dtypes_of
+from ...models.recast import main_dtype
+from ...models.wrapped_methods import unwrap_methods, wrap_method
+from ..blame import module_raising, module_spoiling, name_of
+from ..callers_autocast import AutocastOverride, CallersAutocast, autocast_around, overriding_enter
+from ..classify import text_of
+from ..events import record
+from ..failure import Event, FailureKind
+from ..recover import first_line
+from ..state import Guard
+from .pristine import as_it_is
+from .trouble import Call, Recovery, StepResult, Trouble
+
+logger = logging.getLogger(__name__)
+
+Attempt = Callable[[Guard, Callable[..., Any], tuple[Any, ...], dict[str, Any]], tuple[Any, Trouble | None]]
+
+_OTHER = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
+
+
+class _Trial:
+    """Needs torch's class of autocasts wrapped, for as long as it lasts."""
+
+
+def try_without_autocast(
+    model: nn.Module, call: Call, trouble: Trouble, since: float, attempt: Attempt
+) -> Recovery | None:
+    """Repeat a step without the caller's autocast, then with it in the other 16-bit dtype; what comes out right stays so.
+
+    Args:
+        model: The guarded model.
+        call: The call that failed, with the state before it in force.
+        trouble: How it failed.
+        since: `time.perf_counter()` when it was seen.
+        attempt: Runs a step, and looks at it.
+
+    Returns:
+        What came of the step. None where no autocast is on around it, or it fails in any case: the state is that before
+        the step then.
+
+    Raises:
+        StrictModeError: If it was the autocast, in strict mode.
+    """
+    guard, around, now = call.guard, autocast_around(model), main_dtype(model)
+    if around is None or now is None or guard.override is not None:
+        return None
+    with as_it_is(trouble.error):
+        if trouble.error is not None and not _fails_again(call, attempt):
+            return None
+        module = module_raising(model, trouble.error.__traceback__) if trouble.error else trouble.block
+        if trouble.error is None and module is None:
+            module = module_spoiling(model, call.run).module
+            call.snapshot.roll_back()
+        undo = as_they_are(call.arguments, now)
+        for override, args, kwargs in _trials(around, call, now):
+            passed, output = _passes(call, override, args, kwargs, attempt)
+            if passed and guard.policy.mode != "strict":
+                _keep(call, override, _event(call, trouble, name_of(model, module), override, since))
+                guard.aligns_inputs = guard.aligns_inputs or args is not call.args
+                return Recovery(StepResult.PASSED, output)
+            call.snapshot.roll_back()
+            undo()
+            if passed:
+                reason = f"{_kind(trouble)} in {name_of(model, module) or type(model).__name__} under {around}"
+                dtype = str(guard.dtype())
+                raise StrictModeError(dtype, reason, (f"{dtype} without {around}",)) from trouble.error
+    return None
+
+
+def _trials(
+    around: CallersAutocast, call: Call, now: torch.dtype
+) -> Iterator[tuple[AutocastOverride, tuple[Any, ...], dict[str, Any]]]:
+    """Yield what to try, what changes least first: it casts inputs, and keys of earlier steps are in its dtype."""
+    off = AutocastOverride(around, None)
+    for value in call.arguments:
+        if isinstance(value, Cache):
+            cast_keys(value, now)
+    yield off, call.args, call.kwargs
+    others = FLOATS - {now}
+    if dtypes_of(call.arguments) & others:
+        for value in call.arguments:
+            if isinstance(value, Cache):
+                cast_keys(value, now)
+        yield off, cast(call.args, others, now), cast(call.kwargs, others, now)
+    if around.dtype in _OTHER:
+        yield AutocastOverride(around, _OTHER[around.dtype]), call.args, call.kwargs
+
+
+def cast_keys(cache: Any, now: torch.dtype) -> None:
+    """Cast what steps under an autocast left as keys and values, in place; states of a recurrence stay as they are."""
+    cast_cache(cache, FLOATS - {now}, now, only=("keys", "values", "dtype"))
+
+
+def _passes(
+    call: Call, override: AutocastOverride, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: Attempt
+) -> tuple[bool, Any]:
+    trial = _Trial()
+    wrap_method(autocast, "__enter__", overriding_enter, trial)
+    try:
+        with override.in_force():
+            output, trouble = attempt(call.guard, call.forward, args, kwargs)
+    except Exception:  # noqa: BLE001  (something that is not put to the test; the first error is the one to hand on)
+        return False, None
+    finally:
+        unwrap_methods(trial)
+    return trouble is None, output
+
+
+def _fails_again(call: Call, attempt: Attempt) -> bool:
+    """Whether the step fails as it was, with nothing changed: else it is not the autocast that made the difference."""
+    try:
+        _, trouble = attempt(call.guard, call.forward, call.args, call.kwargs)
+    except Exception:  # noqa: BLE001  (see above)
+        trouble = None
+    call.snapshot.roll_back()
+    return trouble is not None
+
+
+def _keep(call: Call, override: AutocastOverride, event: Event) -> None:
+    """Have it in force in this model's steps from now on, and tell."""
+    guard = call.guard
+    guard.override = override
+    guard.version += 1
+    wrap_method(autocast, "__enter__", overriding_enter, guard)
+    record(guard, event)
+    logger.warning(
+        "%s at step %d in %s under %s: going on with %s (%.0f ms): %s",
+        event.kind, event.step, event.module, override.replaced, event.remedy, event.milliseconds,
+        first_line(event.message),
+        extra={"kind": event.kind.value, "step": event.step, "before": event.before.name, "after": event.before.name},
+    )  # fmt: skip
+
+
+def _event(call: Call, trouble: Trouble, module: str | None, override: AutocastOverride, since: float) -> Event:
+    guard = call.guard
+    dtype = guard.dtype()
+    assert dtype is not None
+    if trouble.failure is not None:
+        text = trouble.failure.message
+    else:
+        text = (text_of(trouble.error) if trouble.error is not None else "") or type(trouble.error).__name__
+    message = f"{text} ({override.replaced} is on around this call)"
+    milliseconds = (time.perf_counter() - since) * 1e3
+    return Event(_kind(trouble), dtype, dtype, module, guard.step() or 0, str(override), message, milliseconds)
+
+
+def _kind(trouble: Trouble) -> FailureKind:
+    return trouble.failure.kind if trouble.failure is not None else FailureKind.OP_UNSUPPORTED

@@ -1,0 +1,1 @@
+"""What a step writes into beside its results, and the way back."""
