@@ -101,8 +101,9 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         guard.version += 1
         _record(incident, remedy, before, grown)
         return True
-    # An exception that no trial cures is the caller's own.
-    if tried.attempts and incident.is_hopeful:
+    # An exception that no trial cures, or that a change without a trial has left as it was, is the caller's own.
+    is_known = incident.findings is None or incident.findings.is_conclusive or not tried.has_changed
+    if tried.attempts and incident.is_hopeful and is_known:
         raise NoDtypeLeft(_described(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
     return False
 

@@ -12,6 +12,7 @@ from ..classify import text_of
 from ..failure import Failure
 from ..recover import first_line
 from ..remedies.next_dtype import dtypes_left
+from ..step_snapshot import StepSnapshot, state_places
 from .experiment import diagnose
 from .failure_shown import failure_shown
 from .findings import Findings
@@ -58,14 +59,16 @@ def examine(
 
 def _again(repeat: Repeat, call: Call, modules: list[nn.Module]) -> tuple[Recovery | None, list[ModuleCall]]:
     """Repeat the step: what came of it where it passed, else the calls that failed in it, innermost first."""
+    # What the call's own snapshot has not learned yet is looked at as well.
+    before = StepSnapshot(state_places(call.module), call.args, call.kwargs, module=call.module)
     with captured_calls([module for module in modules if module is not call.module]) as captured:
         try:
             output, trouble = repeat()
         except Exception:  # noqa: BLE001  (something that is not put to the test; the first error is the one to hand on)
-            call.snapshot.roll_back()
+            before.roll_back()
             return None, []
     if trouble is None:
         return Recovery(StepResult.PASSED, output), []
-    call.snapshot.roll_back()
+    before.roll_back()
     whole = ModuleCall(call.module, call.args, call.kwargs, call.entry)
     return None, [*(captured[module] for module in modules if module in captured), whole]
