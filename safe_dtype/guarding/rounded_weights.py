@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -43,12 +44,23 @@ class RoundedWeights:
     ) -> None:
         self._weights.__exit__(kind, exc, traceback)
 
-    def restored(self, name: str, present: torch.Tensor) -> torch.Tensor | None:
-        """Return what to cast instead of `present`, a weight that lost bits; None where that is `present` itself."""
+    def of(self, module: str) -> Callable[[str, torch.Tensor], torch.Tensor | None]:
+        """Return `restored` for names inside of a module of the model; that of the model itself is empty."""
+        prefix = f"{module}." if module else ""
+        return lambda name, present: self.restored(prefix + name, present)
+
+    def restored(self, name: str, present: torch.Tensor, *, passed: torch.dtype | None = None) -> torch.Tensor | None:
+        """Return what to cast instead of `present`, a weight that lost bits; None where that is `present` itself.
+
+        Args:
+            name: Of the weight.
+            present: Its values now.
+            passed: The dtype that it lost bits in, where it is in a wider one by now.
+        """
         moved = next((key for key in (name, plain_name(name)) if self._moved.get(key)), None)
         if self._rescaled is not None and moved is not None and not present.is_meta:
             return self._moved_back_and_forth(self._rescaled, name, moved, present)
-        if present.is_meta or not self._weights.loses(name, present.dtype):
+        if present.is_meta or not self._weights.loses(name, passed or present.dtype):
             return None
         stored = self._weights.unchanged(name, present)
         if stored is None:

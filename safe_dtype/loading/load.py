@@ -20,6 +20,7 @@ from ..errors import RescaleError
 from ..errors.warn import warn
 from ..facts import FLOAT16, FLOAT32
 from ..guarding import guard
+from ..guarding.rounded_weights import RoundedWeights
 from ..models.load_lock import one_at_a_time
 from ..models.origin import Origin, keep_origin
 from ..models.planned_layout import lay_out_as_planned
@@ -30,7 +31,7 @@ from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from .plan_request import plan_request
 from .planned_once import already_planned
 from .request import Request
-from .wide_weights import keep_out_of_range
+from .wide_weights import bring_back_float32, keep_out_of_range
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     folder = arguments.get("offload_folder")
     if folder is not None and "offload_folder" not in request.arguments:
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
+    origin = _origin(model, plan, request)
+    keep_origin(model, origin)
     if halves(plan):
         halved = _halved(model, plan)
         if halved is None:
@@ -62,11 +65,9 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             return load(target, request, _plan_without_stored(plan, request), *model_args)
         plan = halved
     _verify(model, plan)
-    origin = _origin(model, plan, request)
-    keep_origin(model, origin)
     if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
         plan = in_float32(plan, "float16 does not reach what its files hold")
-        keep_origin(model, replace(origin, plan=plan))
+    keep_origin(model, replace(origin, plan=plan))
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
     guard(model)
@@ -126,8 +127,10 @@ def _halved(model: nn.Module, plan: Plan) -> Plan | None:
             return None
         text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
         warn(text)
-        recast(model, {torch.bfloat16, torch.float16}, torch.float32)  # wherever it stopped
+        with RoundedWeights(model) as weights:  # wherever it stopped
+            recast(model, {torch.bfloat16, torch.float16}, torch.float32, original=weights.restored)
         return in_float32(plan, str(exc))
+    bring_back_float32(model, plan)
     return plan
 
 

@@ -1,6 +1,6 @@
-"""Weights that float16 does not reach, in files that are mostly float16: brought back into float32 after loading.
+"""What files hold in float32 and a model in float16 needs in float32: brought back after loading.
 
-Transformers loads all in one dtype: a norm of 1e5 that was saved in float32 is infinite then.
+Transformers loads all in one dtype: a norm of 1e5 that was saved in float32 is infinite in float16.
 """
 
 from __future__ import annotations
@@ -49,14 +49,27 @@ def keep_out_of_range(model: nn.Module, plan: Plan) -> bool:
     return bool(refusals)
 
 
+def bring_back_float32(model: nn.Module, plan: Plan) -> None:
+    """Bring back the bits of what is in float32 in a model in float16, and was loaded in 16 bit on the way there.
+
+    In files that mix formats these are norms that a rescale moves, and islands.
+    """
+    if plan.saved.itemsize != 2:
+        return
+    saved = getattr(torch, plan.saved.name)
+    with RoundedWeights(model) as weights:
+        for name, parameter in model.named_parameters():
+            if parameter.dtype != torch.float32 or type(parameter.data) is not Tensor:
+                continue
+            stored = weights.restored(name, parameter.data, passed=saved)
+            if stored is not None:
+                parameter.data = stored.to(parameter)
+
+
 def _bring_into_float32(model: nn.Module, name: str, weights: RoundedWeights) -> None:
     """Bring one module into float32, an island in the model; the model itself where there is no name."""
-    module, prefix = model.get_submodule(name), f"{name}." if name else ""
-
-    def original(own: str, present: Tensor) -> Tensor | None:
-        return weights.restored(prefix + own, present)
-
-    recast(module, {torch.float16}, torch.float32, original=original)
+    module = model.get_submodule(name)
+    recast(module, {torch.float16}, torch.float32, original=weights.of(name))
     if name:
         Island(torch.float16).attach(module)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from engineered import saved
+from engineered import KINDS, saved
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
@@ -372,3 +372,41 @@ def test_weights_that_were_passed(folder: Path, caplog: pytest.LogCaptureFixture
     for name, now in model.named_parameters():
         assert torch.equal(now, plain.get_parameter(name).bfloat16().float()), name
     assert "rounded weights cannot be read again (its weights were passed as `state_dict`)" in caplog.text
+
+
+def test_an_island(folder: Path) -> None:
+    """A module that goes to float32 alone gets its bits back, and so does the rest when it follows."""
+    wanted = reference(folder)
+    model = SafeAutoModelForCausalLM.from_pretrained(folder, dtype=BF16, policy="islands")
+    with fault(model, DOWN, "cublas"):
+        model.generate(IDS, max_new_tokens=2)
+    assert (model.dtype, report(model).islands) == (BF16, (DOWN,))
+    assert torch.equal(model.get_parameter(f"{DOWN}.weight"), wanted[f"{DOWN}.weight"])
+    with fault(model, DOWN.replace("down", "up"), "nan", dtype=BFLOAT16):
+        model(IDS)
+    if model.dtype == BF16:  # that one is an island as well
+        assert len(report(model).islands) == 2
+    for name in report(model).islands:
+        assert torch.equal(model.get_parameter(f"{name}.weight"), wanted[f"{name}.weight"]), name
+
+
+@pytest.mark.parametrize(("family", "kind"), [("gemma2", "norm"), ("t5", "wo.weight")])
+def test_float32_in_a_rescued_model(family: str, kind: str, tmp_path: Path) -> None:
+    """In files that mix formats, what a rescued model has in float32 is that of the files, moved or not."""
+    made = saved(family, tmp_path)
+    file = next(made.glob("*.safetensors"))
+    tensors = load_file(file)
+    torch.manual_seed(0)
+    wide = {name: one.float() * (1 + 1e-4 * torch.rand(one.shape)) for name, one in tensors.items() if kind in name}
+    save_file(tensors | wide, file, metadata={"format": "pt"})
+    kernels = KINDS[family].attn_implementation
+    attention = {"attn_implementation": kernels} if kernels else {}
+    model: Any = SafeAutoModel.from_pretrained(made, dtype=FP16, **attention)
+    rescaled = rescaled_of(model)
+    wanted: Any = type(model).from_pretrained(made, dtype=FP32)
+    if rescaled is not None:
+        Fold(wanted).move_to(rescaled.rescale)
+    in_float32 = [name for name, one in model.named_parameters() if one.dtype == FP32]
+    assert in_float32
+    for name in in_float32:
+        assert torch.equal(model.get_parameter(name), wanted.get_parameter(name)), name

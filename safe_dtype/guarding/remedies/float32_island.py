@@ -13,6 +13,7 @@ from ...models.islands import Island, can_be_island
 from ...models.recast import growth, main_dtype, recast
 from ..failure import FailureKind
 from ..incident import Incident
+from ..rounded_weights import RoundedWeights
 from .free_memory import require_free
 from .remedy import NotPossible
 
@@ -38,12 +39,19 @@ class MakeIsland:
         require_free(growth(self.module, {outside}, torch.float32))
         island = Island(outside)
         incident.log.add(lambda: island.detach(self.module))
-        changed = recast(self.module, {outside}, torch.float32, log=incident.log)
+        with RoundedWeights(incident.model) as weights:
+            own = weights.of(_name_of(self.module, incident.model))
+            changed = recast(self.module, {outside}, torch.float32, original=own, log=incident.log)
+        weights.tell()
         island.attach(self.module)
         return changed.grown_bytes
 
     def undo(self, incident: Incident) -> None:
         """Leave it so: weights in float32 lose nothing, and a wider dtype of the whole model takes the island in."""
+
+
+def _name_of(module: nn.Module, model: nn.Module) -> str:
+    return next((name for name, inner in model.named_modules() if inner is module), "")
 
 
 def propose(incident: Incident) -> Iterator[MakeIsland]:
