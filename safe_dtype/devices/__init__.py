@@ -10,6 +10,7 @@ from .priors import prior_facts
 
 if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
+    from .learned import learned_on, remember_learned, with_learned
     from .memory import memory_of
     from .observed import remember_failure
     from .probing.probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure, routes_of
@@ -22,11 +23,14 @@ __all__ = [
     "detect",
     "detect_one",
     "facts_of",
+    "learned_on",
     "measure",
     "memory_of",
     "prior_facts",
     "remember_failure",
+    "remember_learned",
     "routes_of",
+    "with_learned",
 ]
 
 _LOADED_ON_USE = {
@@ -36,10 +40,13 @@ _LOADED_ON_USE = {
     "detect": "inventory",
     "detect_one": "inventory",
     "facts_of": "survey",
+    "learned_on": "learned",
     "measure": "probing.probe",
     "memory_of": "memory",
     "remember_failure": "observed",
+    "remember_learned": "learned",
     "routes_of": "probing.probe",
+    "with_learned": "learned",
 }
 
 

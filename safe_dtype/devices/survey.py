@@ -12,6 +12,7 @@ from ..store.keys import verdicts_key
 from .cache import load, store
 from .claims import with_disagreements
 from .inventory import detect_one, hardware_of
+from .learned import forget_learned
 from .memory import memory_of
 from .observed import forget_failures, with_failures
 from .probing.probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure
@@ -45,6 +46,7 @@ def facts_of(  # noqa: PLR0913  (all but the first by name)
                 store(key, verdicts)
     if refresh:
         forget_failures(facts)
+        forget_learned(facts)
     verdicts = with_failures(facts, verdicts)
     return replace(
         facts,

@@ -3,6 +3,7 @@
 from .drift_limit import exceeds, worst_output
 from .drift_values import drift_from_dict, drift_to_dict
 from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, dtype_named
+from .learned_failure import LearnedFailure
 from .location import Where
 from .measured import (
     BlockPeak,
@@ -54,6 +55,7 @@ __all__ = [
     "Dtype",
     "Gauge",
     "HalfRange",
+    "LearnedFailure",
     "LinearFacts",
     "MeasuredDrift",
     "MemoryFacts",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from ..facts import Dtype, Rescale, summary
+from ..facts import Dtype, LearnedFailure, Rescale, summary
 
 
 class FailureKind(str, Enum):
@@ -86,6 +86,13 @@ class Report:
     events: tuple[Event, ...]
     rescale: Rescale | None = None  # in force now; None: nothing was rescaled
     islands: tuple[str, ...] = ()  # modules that are computed in float32 in a model in 16 bit
+    learned: tuple[LearnedFailure, ...] = ()  # failures of texts that nobody knew, found out by experiment
+
+    def as_issue(self) -> str:
+        """Return the report as the text of an issue, in Markdown: versions, trials, events. Personal paths are replaced."""
+        from .diagnosis.issue_text import issue_text  # which is about this noun
+
+        return issue_text(self)
 
     def __str__(self) -> str:
         head = f"{self.model} in {self.dtype}, {len(self.events)} event{'s' * (len(self.events) != 1)}"

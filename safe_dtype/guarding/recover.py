@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,11 @@ from torch import nn
 from ..devices import remember_failure
 from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
 from ..errors.warn import warn
-from ..facts import FLOAT32, Dtype
+from ..facts import FLOAT32, Dtype, LearnedFailure
 from ..models.undo_log import UndoLog
 from .callers_autocast import autocast_here
+from .classify import classify
+from .diagnosis.learn import keep, lesson
 from .events import record
 from .failure import Attempt, Event, Failure, FailureKind
 from .incident import Incident
@@ -34,6 +37,7 @@ class TriedRemedies:
         self.remedies: list[Remedy] = []
         self.attempts: list[Attempt] = []
         self.log = UndoLog()
+        self.lessons: list[LearnedFailure] = []  # of texts that nobody knew
         self.first = first  # what the step raised before anything was changed
         self.rows: dict[str, torch.Tensor] = {}  # of the results that were no numbers before anything was changed
         self._in_force: tuple[Remedy, nn.Module | None] | None = None  # applied last, and the module that had failed
@@ -98,6 +102,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
             tried.attempts.append(Attempt(str(remedy), str(exc)))
             continue
         tried.applied(remedy, incident)
+        _learn(incident, tried, before)
         guard.version += 1
         _record(incident, remedy, before, grown)
         return True
@@ -106,6 +111,23 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
     if tried.attempts and incident.is_hopeful and is_known:
         raise NoDtypeLeft(_described(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
     return False
+
+
+def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
+    findings, error = incident.findings, incident.error
+    if error is not None and findings is not None and findings.module is not None and classify(error) is None:
+        tried.lessons.append(lesson(incident.model, error, before, findings))
+
+
+def keep_lessons(guard: Guard, tried: TriedRemedies) -> None:
+    """Keep what was learned of failures that the remedies have cured, in the report and for the next load."""
+    lessons, tried.lessons = tried.lessons, []
+    guard.learned += lessons
+    model: Any = guard.model()
+    # A model that was made on the spot is nobody's next load.
+    source = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if source and lessons:
+        keep(lessons)
 
 
 def _apply(remedy: Remedy, incident: Incident) -> int:

@@ -18,7 +18,7 @@ from .diagnosis import calls_in, diagnose, failure_shown, is_vetoed, modules_in,
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
-from .recover import TriedRemedies, cure
+from .recover import TriedRemedies, cure, keep_lessons
 from .remedies.next_dtype import dtypes_left
 from .state import Guard, here
 from .step import CHANGES_STAY, RestartNeededError, guarded_step, main_dtype_of, up_to_date
@@ -76,7 +76,9 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             failure: Failure | None
             error: BaseException
             try:
-                return generate(*args, **kwargs)
+                output = generate(*args, **kwargs)
+                keep_lessons(guard, tried)
+                return output
             except RestartNeededError as exc:
                 failure, error = (
                     Failure(FailureKind.NONFINITE, "a step that cannot be run again"),

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import UnknownDtypeError
-from ..facts import FLOAT16, FLOAT32, Dtype, dtype_named
+from ..facts import FLOAT16, FLOAT32, Dtype, LearnedFailure, dtype_named
 from ..models.islands import islands_in
 from ..models.needed import changing, share
 from ..models.recast import main_dtype
@@ -58,6 +58,7 @@ class Guard:
         self.plan = plan
         self.is_off = False  # taken off its model
         self.events: list[Event] = []
+        self.learned: list[LearnedFailure] = []  # of texts that nobody knew
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
         self.written: dict[tuple[Any, ...], Written] = {}  # by the module called and the names of its arguments
@@ -91,7 +92,9 @@ class Guard:
             # Its parameters are not filled in yet, so what needs them is found out on first use.
             fresh = Guard.__new__(Guard)
             fresh.__dict__.update(self.__dict__, model=weakref.ref(copied), events=list(self.events), lock=ModelLock())
-            fresh.__dict__.update(left=set(self.left), mentioned=set(self.mentioned), written={})
+            fresh.__dict__.update(
+                left=set(self.left), mentioned=set(self.mentioned), written={}, learned=list(self.learned)
+            )
             fresh.without_modules = set(self.without_modules)
             fresh.own_modules, fresh.own_steps = (), set()
             fresh._blocks = fresh._places = fresh._parts = None
@@ -183,8 +186,9 @@ class Guard:
         rescale = rescaled.rescale if rescaled is not None else None
         islands = tuple(islands_in(model)) if model is not None else ()
         return Report(
-            type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands
-        )
+            type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands,
+            tuple(self.learned),
+        )  # fmt: skip
 
 
 def _cast_from(plan: Plan | None) -> int | None:

@@ -33,7 +33,7 @@ from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
 from .output_checks import Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
-from .recover import TriedRemedies, cure, is_passed_over, mention_padding, pass_over
+from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
 from .written.written_places import NOTHING, Written, hand_back
@@ -118,7 +118,7 @@ def _until_right(
         if trouble is None:
             if not written.is_settled:
                 guard.written[kind] = written = written.and_then(snapshot.written())
-            return _counted(guard, written, own, (args, kwargs), output)
+            return _counted(guard, chain, written, own, (args, kwargs), output)
         tried = chain.tried = chain.tried or _nothing_tried(trouble, output)
         call = Call(guard, module, forward, args, kwargs, snapshot, chain.entry)
         with changing(guard):
@@ -127,7 +127,7 @@ def _until_right(
                 continue
             recovery = _recover(guard, tried, trouble, call, output)
         if recovery.result is StepResult.PASSED:
-            return _counted(guard, written, own, (args, kwargs), recovery.output)
+            return _counted(guard, chain, written, own, (args, kwargs), recovery.output)
         if recovery.result is StepResult.OWN:
             call = replace(call, forward=as_planned(guard, plain, *own), args=own[0], kwargs=own[1])
         if recovery.result is not StepResult.CURED:
@@ -155,10 +155,12 @@ def _ended(recovery: Recovery, tried: TriedRemedies, trouble: Trouble, call: Cal
     return repeated
 
 
-def _counted(guard: Guard, written: Written, own: Arguments, passed: Arguments, output: Any) -> Any:
+def _counted(guard: Guard, chain: _Chain, written: Written, own: Arguments, passed: Arguments, output: Any) -> Any:
     """Return what a step that came out right returns; what it wrote into copies of inputs is in those of the caller."""
     if written.inputs:
         hand_back(written.inputs, own, passed)
+    if chain.tried is not None:
+        keep_lessons(guard, chain.tried)
     guard.count_step(output)
     return output
 

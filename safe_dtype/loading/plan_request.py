@@ -16,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import read_config
 from ..checkpoints.model_files import LocalFiles, files_of
-from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of
+from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of, with_learned
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
@@ -80,7 +80,12 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     max_memory = request.arguments.get("max_memory")
     device = combine(
         [
-            facts_of(name, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, name), max_memory=max_memory)
+            with_learned(
+                facts_of(
+                    name, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, name), max_memory=max_memory
+                ),
+                checkpoint.model_type,
+            )
             for name in request.devices
         ]
     )

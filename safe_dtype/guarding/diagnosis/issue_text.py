@@ -1,0 +1,41 @@
+"""A report of a guarded model as the text of an issue."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from ..failure import Report
+from .learn import without_personal_paths
+
+_PACKAGES = ("safe_dtype", "torch", "transformers", "accelerate")
+
+
+def issue_text(report: Report) -> str:
+    """Return Markdown: versions, each failure that was learned with its trials, and the events. Names no personal path."""
+    lines = [
+        f"**{report.model}** in {report.dtype}",
+        "",
+        f"- Python {platform.python_version()}, {platform.platform()}",
+    ]
+    lines += [f"- {name} {_version(name)}" for name in _PACKAGES]
+    for failure in report.learned:
+        where = f" (`{failure.module}`)" if failure.module else ""
+        lines += [
+            "",
+            f"### {failure.error} in {failure.op}{where}",
+            "",
+            f"{failure.dtype} on {failure.device}, {failure.family}",
+        ]
+        lines += ["", "```", failure.text or "(no text)", "```", "", *(f"- {trial}" for trial in failure.trials)]
+        lines.append(f"- works in: {', '.join(failure.works_in) or 'no other dtype'}")
+    if report.events:
+        lines += ["", "### Events", "", *(f"- {event}" for event in report.events)]
+    return without_personal_paths("\n".join(lines))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,70 @@
+"""A report as the text of an issue: what was learned, and nobody's folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from guarding.generators import DOWN, tiny
+
+from safe_dtype import guard, report
+from safe_dtype.guarding.diagnosis.learn import without_personal_paths
+
+BF16 = torch.bfloat16
+IDS = torch.arange(3, 9)[None]
+
+
+def test_as_issue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the versions, the text, the trials and the events."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    model = guard(tiny())
+
+    def fail(module: Any, args: Any) -> None:
+        if module.weight.dtype == BF16:
+            raise KeyError("/home/ada/kernels/half.so: opcode 7")
+
+    model.get_submodule(DOWN).register_forward_pre_hook(fail)
+    model(input_ids=IDS)
+    text = report(model).as_issue()
+    assert f"- torch {torch.__version__}" in text
+    assert "### KeyError in Linear.fail (`model.layers.1.mlp.down_proj`)" in text
+    assert "~/kernels/half.so: opcode 7" in text
+    assert "- model.layers.1.mlp.down_proj in float32: passed" in text
+    assert "- works in: float32" in text
+    assert "step 0: op_unsupported" in text
+    assert "ada" not in text
+
+
+def test_nothing_learned() -> None:
+    """Without anything learned there are the versions alone."""
+    text = report(guard(tiny())).as_issue()
+    assert text.startswith("**Qwen3ForCausalLM** in bfloat16")
+    assert "###" not in text
+
+
+def test_known_texts_teach_nothing() -> None:
+    """What a text tells already is not learned."""
+    model = guard(tiny())
+
+    def fail(module: Any, args: Any) -> None:
+        if module.weight.dtype == BF16:
+            raise RuntimeError("\"addmm_impl_cpu_\" not implemented for 'BFloat16'")
+
+    model.get_submodule(DOWN).register_forward_pre_hook(fail)
+    model(input_ids=IDS)
+    assert report(model).learned == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("no /home/ada/x.so here", "no ~/x.so here"),
+        ("/Users/ada/Library/x", "~/Library/x"),
+        ("C:\\Users\\ada\\x.dll", "~\\x.dll"),
+        ("nothing personal", "nothing personal"),
+    ],
+)
+def test_personal_paths(text: str, clean: str) -> None:
+    """Folders of users are replaced, on every system."""
+    assert without_personal_paths(text) == clean
