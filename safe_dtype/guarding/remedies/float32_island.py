@@ -15,6 +15,7 @@ from ..failure import FailureKind
 from ..incident import Incident
 from ..rounded_weights import RoundedWeights
 from .free_memory import require_free
+from .optimizer_states import keep_optimizers
 from .remedy import NotPossible
 
 # What may be wrong in one module alone.
@@ -44,6 +45,7 @@ class MakeIsland:
             changed = recast(self.module, {outside}, torch.float32, original=own, log=incident.log)
         weights.tell()
         island.attach(self.module)
+        keep_optimizers(self.module, {outside})
         return changed.grown_bytes
 
     def undo(self, incident: Incident) -> None:

@@ -21,6 +21,7 @@ from ..rounded_weights import RoundedWeights
 from ..state import Guard, dtype_of, torch_dtype
 from .attention import attention_as_it_is
 from .free_memory import require_free
+from .optimizer_states import keep_optimizers
 from .remedy import NotPossible
 
 
@@ -59,6 +60,7 @@ class ChangeDtype:
         for hooks in list(_island_hooks(model)):
             incident.log.add(functools.partial(setattr, hooks, "outside", hooks.outside))
             hooks.outside_is_now(new)
+        keep_optimizers(model, former)
         guard.cast_from = guard.autocast = None
         take_back(model)
         guard.left |= former
