@@ -74,9 +74,9 @@ class Guard:
         self._blocks: list[nn.Module] | None = None
         self._places: list[Place] | None = None
         self._parts: WeakSet[nn.Module] | None = None
-        self.without_modules: set[tuple[type, str]] = (
-            set()
-        )  # methods by class and name that were found to run no module
+        # Methods, by class and name, that were found to run no module, and those that return floating numbers.
+        self.without_modules: set[tuple[type, str]] = set()
+        self.with_numbers: set[tuple[type, str]] = set()
         # Modules that make NaN or Inf in float32 too, and digests of steps whose NaN was found to be the model's own.
         self.own_modules: tuple[nn.Module, ...] = ()
         self.own_steps: set[str] = set()
@@ -95,7 +95,7 @@ class Guard:
             fresh.__dict__.update(
                 left=set(self.left), mentioned=set(self.mentioned), written={}, learned=list(self.learned)
             )
-            fresh.without_modules = set(self.without_modules)
+            fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps = (), set()
             fresh._blocks = fresh._places = fresh._parts = None
             share(self, fresh)

@@ -46,7 +46,7 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
     for child in module.children():
         if isinstance(child, (nn.ModuleList, nn.ModuleDict)):  # never called themselves
             yield from _parts(child)
-        else:
+        elif child._compiled_call_impl is None:  # a hook on what was compiled in place would have it compiled anew
             yield child
 
 

@@ -24,7 +24,8 @@ def entry_methods(model_class: type) -> Iterator[tuple[type, str]]:
 
     They are `forward`, and every public method that models of this class have and models as such have not: `decode` of a
     codec, `get_text_features`, what a repository's own code adds. No class method, static method or property is one, nor
-    a generator, nor what itself calls `generate` (Whisper's `generate_with_fallback`). Whether a call of one is a step shows when it is called: see `is_step`.
+    a generator, nor what itself calls `generate` (Whisper's `generate_with_fallback`). Whether a call of one is a step
+    shows when it is called: see `is_step`.
     """
     for name in sorted({name for base in model_class.__mro__ for name in vars(base)} - _OF_EVERY_MODEL):
         owner = owner_of(model_class, name)

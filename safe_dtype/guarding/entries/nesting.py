@@ -24,9 +24,6 @@ def is_covered(guard: Guard, module: nn.Module, entry: str) -> bool:
     running = here.running
     if not running:
         return False
-    innermost, _, entered = running[-1]
-    if innermost is guard and entered is CALL:  # the usual case, at once
-        return True
     return any(
         (running_guard is guard or module in running_guard.parts) and not _drives(caller, entered, module, entry)
         for running_guard, caller, entered in running

@@ -60,22 +60,43 @@ def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _guard_method(name: str) -> Wrap:
+    run = _run_forward if name == FORWARD else functools.partial(_run_method, name)
+
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             guard = self.__dict__.get(ATTRIBUTE)
-            if guard is None or _is_let_be(guard, self, name):
+            # Inside a call of the same model, as nearly always, at no cost that counts.
+            if guard is None or ((steps := here.running) and steps[-1][0] is guard and steps[-1][2] is CALL):
                 return original(self, *args, **kwargs)
-            forward = functools.partial(original, self)
-            if name == FORWARD:
-                return run_step(guard, self, forward, args, kwargs, name)
-            if (type(self), name) in guard.without_modules or not is_step(args, kwargs):
-                return forward(*args, **kwargs)
-            output = run_step(guard, self, with_numbers(self, forward), args, kwargs, name)
-            return output.output if isinstance(output, Codes) else output
+            if _is_let_be(guard, self, name):
+                return original(self, *args, **kwargs)
+            return run(guard, self, functools.partial(original, self), args, kwargs)
 
         return method
 
     return wrap
+
+
+def _run_forward(
+    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return run_step(guard, module, forward, args, kwargs, FORWARD)
+
+
+def _run_method(
+    name: str, guard: Guard, module: nn.Module, method: Callable[..., Any], args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:  # fmt: skip
+    known = (type(module), name)
+    if known in guard.without_modules or not is_step(args, kwargs):
+        return method(*args, **kwargs)
+    if known in guard.with_numbers:
+        return run_step(guard, module, method, args, kwargs, name)
+    output = run_step(guard, module, with_numbers(module, method), args, kwargs, name)
+    if isinstance(output, Codes):
+        return output.output
+    guard.with_numbers.add(known)
+    return output
 
 
 def _is_let_be(guard: Guard, module: nn.Module, entry: str) -> bool:
@@ -111,9 +132,11 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
 def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         guard = guard_of(self)
-        if guard is None or self.training or id(guard) in here.nets or is_covered(guard, self, "generate"):
+        if guard is None or self.training or is_covered(guard, self, "generate"):
             return original(self, *args, **kwargs)
         with set_aside(guard):
+            if id(guard) in here.nets:
+                return original(self, *args, **kwargs)
             return guarded_generate(guard, functools.partial(original, self), args, kwargs)
 
     return generate

@@ -36,6 +36,14 @@ class Coder(nn.Module):
         return str(self.encode(x).tolist())
 
 
+class Twice(nn.Module):
+    """Twice as much."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return it."""
+        return 2 * x
+
+
 def coder() -> Any:
     """Return one in bfloat16."""
     torch.manual_seed(0)
@@ -69,3 +77,22 @@ def test_numbers_are_as_they_were() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         with_numbers(model, model.encode)(X[:, :3])
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_compiled_parts() -> None:
+    """A part that was compiled in place is let be: a hook would have it compiled anew at every call."""
+    model = coder()
+    model.layers.append(Twice())
+    compiled: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model.layers[2].compile(backend=backend)
+    guard(model)
+    with torch.no_grad():
+        for _ in range(3):
+            model.encode(X)
+    assert len(compiled) == 1
+    torch.compiler.reset()
