@@ -202,7 +202,7 @@ def test_adapter_with_a_weight_of_its_own(tmp_path: Path) -> None:
     model = engineered("llama")
     rescale = Rescale(((residual(model), 6),))
     keep_rescaled(model, *fold_in(model, rescale))
-    with assert_here("no longer rescaled"):
+    with assert_here("is taken back"):
         peft.PeftModel.from_pretrained(model, tmp_path)  # here
 
 
@@ -212,7 +212,7 @@ def test_copy_whose_modules_were_wrapped(tmp_path: Path) -> None:
     keep_rescaled(model, *fold_in(model, Rescale(((residual(model), 6),))))
     copied = copy.deepcopy(model)
     config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["down_proj"], r=2)
-    with assert_here("no longer rescaled"):
+    with assert_here("is taken back"):
         peft.get_peft_model(copied, config)  # here
 
 

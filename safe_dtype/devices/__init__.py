@@ -11,7 +11,7 @@ from .priors import prior_facts
 if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
     from .learned import learned_on, remember_learned, with_learned
-    from .memory import memory_of
+    from .memory import memory_of, shortage
     from .observed import remember_failure
     from .probing.probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure, routes_of
     from .survey import facts_of
@@ -30,6 +30,7 @@ __all__ = [
     "remember_failure",
     "remember_learned",
     "routes_of",
+    "shortage",
     "with_learned",
 ]
 
@@ -43,6 +44,7 @@ _LOADED_ON_USE = {
     "learned_on": "learned",
     "measure": "probing.probe",
     "memory_of": "memory",
+    "shortage": "memory",
     "remember_failure": "observed",
     "remember_learned": "learned",
     "routes_of": "probing.probe",

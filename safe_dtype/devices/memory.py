@@ -25,6 +25,9 @@ class CgroupLimit:
     free_bytes: int
 
 
+_MARGIN = 1.02  # allocators round up
+
+
 def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> MemoryFacts:
     """Return the memory of `device`.
 
@@ -34,6 +37,15 @@ def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> Memor
     where = torch.device(device)
     memory = _main_memory() if where.type == "cpu" else _accelerator_memory(where)
     return limited(memory, allowance(where, max_memory or {}))
+
+
+def shortage(needed: Mapping[str, int]) -> str | None:
+    """Return which device has not so many bytes free; None where all have. One that does not tell is taken to have them."""
+    for device, more in needed.items():
+        free = memory_of(device).free_bytes
+        if more * _MARGIN > free > 0:
+            return f"needs {more:,} bytes more on {device}, {free:,} are free"
+    return None
 
 
 def limited(memory: MemoryFacts, allowed: int | None) -> MemoryFacts:

@@ -19,7 +19,7 @@ from ..models.needed import changing, share
 from ..models.recast import main_dtype
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
-from ..rescaling import rescaled_of
+from ..rescaling import dtype_left, rescaled_of
 from .callers_autocast import AutocastOverride
 from .failure import Event, Report
 from .model_lock import ModelLock
@@ -124,6 +124,16 @@ class Guard:
             return False
         # Weights in float16 with islands planned were made wider as well, and rounded since.
         return may_overflow(FLOAT16, self.plan.saved) or bool(self.plan.islands)
+
+    def notice_change(self) -> None:
+        """Follow the model where its rescale was taken back since, and its dtype with it."""
+        model = self.model()
+        left = dtype_left(model) if model is not None else None
+        if left is not None:
+            self.left.add(left)
+            self.version += 1
+            self.cast_from = self.autocast = None
+            self.look_anew()
 
     def look_anew(self) -> None:
         """Find out again which blocks are to be watched."""

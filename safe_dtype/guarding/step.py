@@ -100,6 +100,7 @@ def _until_right(
     while True:
         turn = guard.lock.begin_step()
         try:
+            guard.notice_change()
             version = guard.version
             if version:
                 if chain.tried is not None:
@@ -122,7 +123,8 @@ def _until_right(
         tried = chain.tried = chain.tried or _nothing_tried(trouble, output)
         call = Call(guard, module, forward, args, kwargs, snapshot, chain.entry)
         with changing(guard):
-            # While this thread waited, another may have cured the model.
+            # While this thread waited, another may have cured the model; or the call itself had it changed.
+            guard.notice_change()
             if guard.version != version and snapshot.roll_back(recast=True):
                 continue
             recovery = _recover(guard, tried, trouble, call, output)

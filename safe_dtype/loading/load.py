@@ -20,13 +20,13 @@ from ..errors import RescaleError
 from ..errors.warn import warn
 from ..facts import FLOAT16, FLOAT32
 from ..guarding import guard
-from ..guarding.rounded_weights import RoundedWeights
 from ..models.load_lock import one_at_a_time
 from ..models.origin import Origin, keep_origin
 from ..models.planned_layout import lay_out_as_planned
 from ..models.recast import recast
 from ..planning import Candidate, Plan
 from ..rescaling.folding.rescale_file import FILE
+from ..rescaling.folding.rounded_weights import RoundedWeights
 from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from .plan_request import plan_request
 from .planned_once import already_planned

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..errors.warn import warn
 from ..facts import FLOAT16
-from ..guarding.rounded_weights import RoundedWeights
 from ..models.islands import Island, can_be_island
 from ..models.offloaded import is_offloaded
 from ..models.original_weights import OriginalWeights
 from ..models.recast import recast
 from ..planning import Plan
+from ..rescaling.folding.rounded_weights import RoundedWeights
 
 logger = logging.getLogger(__name__)
 

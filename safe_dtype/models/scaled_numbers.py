@@ -16,9 +16,21 @@ def scale_number(module: nn.Module, name: str, exponent: int) -> None:
     exponents = module.__dict__.setdefault(_ATTRIBUTE, {})
     exponents[name] = exponents.get(name, 0) + exponent
     if not exponents[name]:
-        del exponents[name]
+        forget_exponent(module, name)
+
+
+def forget_exponent(module: nn.Module, name: str) -> None:
+    """Take the float `name` of `module` for one that nothing has multiplied."""
+    exponents = module.__dict__.get(_ATTRIBUTE, {})
+    exponents.pop(name, None)
     if not exponents:
-        del module.__dict__[_ATTRIBUTE]
+        module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def scale_back(state: dict[str, Any]) -> None:
+    """Undo it in `state`, the copied `__dict__` of a module."""
+    for name, exponent in state.pop(_ATTRIBUTE, {}).items():
+        state[name] *= 2.0**-exponent
 
 
 def exponent_of(module: nn.Module, name: str) -> int:

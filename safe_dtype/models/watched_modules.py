@@ -1,7 +1,7 @@
-"""The dict of a module's sub-modules, telling a watcher before and after something else is put into it.
+"""The dicts of a module's sub-modules and parameters, telling a watcher of changes before they happen.
 
 Torch's own hook on registration is process-wide, and a compiler traces into it, entries and all: where it comes or goes
-meanwhile, the compilation fails. This dict belongs to one model, and is read as a plain one is.
+meanwhile, the compilation fails. These belong to one model, and are read as plain dicts are.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ class Watcher(Protocol):
 
     def after_module(self, _module: nn.Module | None, /) -> None:
         """It was put in."""
+
+    def before_parameter(self, name: str) -> None:
+        """A parameter is about to go."""
 
     def is_copied_in(self, memo: dict[int, Any]) -> bool:
         """Whether a deep copy that is under way takes in the whole of what is watched, and so the watcher too."""
@@ -87,10 +90,50 @@ class WatchedModules(dict[str, nn.Module | None]):
         return dict, (), None, None, iter(self.items())
 
 
-def watch_modules(parent: nn.Module, watcher: Watcher) -> None:
-    """Have `watcher` told of every module that is put into `parent`, or leaves it."""
-    modules = parent.__dict__["_modules"]
+class WatchedParameters(dict[str, nn.Parameter | None]):
+    """What a module has for `_parameters` while somebody watches: what is taken out is told, what is put in is not."""
+
+    __slots__ = ("watcher",)
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter | None]], watcher: Watcher | None) -> None:
+        super().__init__(parameters)
+        self.watcher = watcher
+
+    def __delitem__(self, name: str) -> None:
+        self._tell_of_leaving(name)
+        super().__delitem__(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Take one out."""
+        self._tell_of_leaving(name)
+        return super().pop(name, *default)
+
+    def _tell_of_leaving(self, name: str) -> None:
+        if self.watcher is not None and self.get(name) is not None:
+            self.watcher.before_parameter(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, nn.Parameter | None]:
+        copied = WatchedParameters((), None)
+        memo[id(self)] = copied
+        for name, parameter in self.items():
+            copied[name] = copy.deepcopy(parameter, memo)
+        if self.watcher is not None and self.watcher.is_copied_in(memo):
+            copied.watcher = copy.deepcopy(self.watcher, memo)
+        return copied
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return dict, (), None, None, iter(self.items())
+
+
+def watch_dicts(module: nn.Module, watcher: Watcher) -> None:
+    """Have `watcher` told of every module that is put into `module` or leaves it, and of parameters that leave it."""
+    own = module.__dict__
+    modules, parameters = own["_modules"], own["_parameters"]
     if isinstance(modules, WatchedModules):
         modules.watcher = watcher
     else:
-        parent.__dict__["_modules"] = WatchedModules(modules.items(), watcher)
+        own["_modules"] = WatchedModules(modules.items(), watcher)
+    if isinstance(parameters, WatchedParameters):
+        parameters.watcher = watcher
+    else:
+        own["_parameters"] = WatchedParameters(parameters.items(), watcher)

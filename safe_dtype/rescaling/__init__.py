@@ -3,14 +3,17 @@
 from .discovery.discover import Found, gauges_for
 from .fitting.bits import fit_to_half
 from .folding.fold import Fold
-from .folding.in_force import Rescaled, keep_rescaled, rescaled_of
+from .folding.in_force import keep_rescaled
 from .folding.prove import Effect, fold_in
+from .folding.rescaled import Rescaled, rescaled_of
+from .folding.taking_back import dtype_left
 
 __all__ = [
     "Effect",
     "Fold",
     "Found",
     "Rescaled",
+    "dtype_left",
     "fit_to_half",
     "fold_in",
     "gauges_for",

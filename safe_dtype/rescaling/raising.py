@@ -22,8 +22,8 @@ from ..verifying.positions import alignment_of
 from ..verifying.tally import Tally
 from ..verifying.texts import random_batches, text_batches
 from .folding.fold import Fold
-from .folding.in_force import Rescaled
 from .folding.prove import RUN_FAILURES, Effect, fold_in
+from .folding.rescaled import Rescaled
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from safe_dtype.models.watched_modules import WatchedModules, watch_modules
+from safe_dtype.models.watched_modules import WatchedModules, watch_dicts
 
 
 class Notes:
@@ -29,6 +29,10 @@ class Notes:
         """Note it."""
         self.after.append(type(module).__name__)
 
+    def before_parameter(self, name: str) -> None:
+        """Note it."""
+        self.before.append((name, "Parameter", "NoneType"))
+
     def is_copied_in(self, memo: dict[int, Any]) -> bool:
         """Whether the root is copied."""
         return id(self.root) in memo
@@ -38,7 +42,7 @@ def watched() -> tuple[nn.Sequential, Notes]:
     """Return a watched module that holds two others."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
     notes = Notes(model)
-    watch_modules(model, notes)
+    watch_dicts(model, notes)
     return model, notes
 
 

@@ -11,9 +11,9 @@ from torch import nn
 from ...facts import FLOAT32
 from ...models.islands import Island, can_be_island
 from ...models.recast import growth, main_dtype, recast
+from ...rescaling.folding.rounded_weights import RoundedWeights
 from ..failure import FailureKind
 from ..incident import Incident
-from ..rounded_weights import RoundedWeights
 from .free_memory import require_free
 from .optimizer_states import keep_optimizers
 from .remedy import NotPossible

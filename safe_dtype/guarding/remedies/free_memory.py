@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ...devices import memory_of
+from ...devices import shortage
 from .remedy import NotPossible
-
-_MARGIN = 1.02  # allocators round up
 
 
 def require_free(needed: dict[torch.device, int]) -> None:
@@ -16,7 +14,5 @@ def require_free(needed: dict[torch.device, int]) -> None:
     Raises:
         NotPossible: If one has not. Its text has both numbers.
     """
-    for device, more in needed.items():
-        free = memory_of(str(device)).free_bytes
-        if more * _MARGIN > free > 0:
-            raise NotPossible(f"needs {more:,} bytes more on {device}, {free:,} are free")
+    if reason := shortage({str(device): more for device, more in needed.items()}):
+        raise NotPossible(reason)

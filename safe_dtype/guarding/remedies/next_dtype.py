@@ -15,9 +15,9 @@ from ...models.block_layout import take_back
 from ...models.islands import Island
 from ...models.offloaded import on_disk
 from ...models.recast import growth, left_over, main_dtype, recast, refusal
+from ...rescaling.folding.rounded_weights import RoundedWeights
 from ..failure import FailureKind
 from ..incident import Incident
-from ..rounded_weights import RoundedWeights
 from ..state import Guard, dtype_of, torch_dtype
 from .attention import attention_as_it_is
 from .free_memory import require_free

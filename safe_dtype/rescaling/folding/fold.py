@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
 from ...models.original_weights import Exponents
-from ...models.scaled_numbers import scale_number
+from ...models.scaled_numbers import forget_exponent, scale_number
 from ...models.shift_hooks import shift_on
 from .underflow import Underflow, moved, unmoved
 
@@ -68,6 +68,7 @@ class Fold:
         self._seats: dict[str, _Seat] = {}  # by the path of a module with moved weights
         self._lost: dict[str, Underflow] = {}  # by the name of a moved weight
         self.rescale = Rescale(())
+        self.changes = 0  # how often something else was brought into force
 
     def move_to(self, rescale: Rescale) -> None:
         """Bring `rescale` into force instead of what is now.
@@ -101,6 +102,7 @@ class Fold:
                     self._move_weight(target, place.owner, before.get(target, {}), after.get(target, {}))
         self._done = wanted
         self.rescale = rescale
+        self.changes += 1
         paths = {target.rpartition(".")[0] for part, target, _ in wanted if part is Part.WEIGHT}
         self._seats = {path: _Seat(self.model, path) for path in paths}
 
@@ -115,6 +117,35 @@ class Fold:
         """
         by_weight = _by_weight(self._done)
         return {target: one for target, one in by_weight.items() if not self._moves_input(target)}
+
+    def moved_weights(self) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+        """Yield the name of each moved parameter, the module that holds it, its name there, and the parameter."""
+        for target in self.moved():
+            path, _, name = target.rpartition(".")
+            owner = innermost(self.model.get_submodule(path))
+            if (weight := owner._parameters.get(name)) is not None:
+                yield target, owner, name, weight
+
+    def moved_numbers(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """Yield the name of each moved number, the module that holds it, and its name there."""
+        for part, target, _ in self._done:
+            if part is Part.NUMBER:
+                path, _, name = target.rpartition(".")
+                yield target, innermost(self.model.get_submodule(path)), name
+
+    def shifted(self, path: str) -> dict[Part, int]:
+        """Return by which exponents the input and the output of the module at `path` are multiplied."""
+        return {part: exponent for (part, target, _), exponent in self._done.items()
+                if target == path and part in (Part.INPUT, Part.OUTPUT)}  # fmt: skip
+
+    def leave(self, targets: Collection[str]) -> None:
+        """Take these weights and numbers for what they are now: nothing multiplies them back any more."""
+        for target, owner, name in self.moved_numbers():
+            if target in targets:
+                forget_exponent(owner, name)
+        self._done = {key: exponent for key, exponent in self._done.items() if key[1] not in targets}
+        for target in targets:
+            self._lost.pop(target, None)
 
     def unmoved(self, name: str, weight: Tensor, exponents: Exponents) -> Tensor:
         """Return the moved parameter `name`, whose value is `weight`, as it is without the rescale: in float32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from ...facts import BFLOAT16, Rescale
 from ...models.islands import islands_in
-from ...models.origin import known_origin
+from ...models.origin import Origin, known_origin
 from ...models.original_weights import OriginalWeights
 from ...models.wrapped_methods import wrap_method
 from .. import rescaled_of
 from .fold import exponents_of_weights
 from .rescale_file import Stored, write_stored
+from .seams import place_of
 from .underflow import multiplied
 
 logger = logging.getLogger(__name__)
@@ -45,15 +46,28 @@ def save_as_it_was(model: nn.Module) -> None:
 
 def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        stored = _in_force(self)
-        if stored is None or getattr(self, "_hf_peft_config_loaded", False):
-            return original(self, save_directory, *args, **kwargs)
-        state = kwargs.pop("state_dict", None)
-        weights = own_weights(self, self.state_dict() if state is None else state)
-        with _config_as_it_was(self, stored):
-            return original(self, save_directory, *args, state_dict=weights, **kwargs)
+        place = place_of(self)
+        with nullcontext() if place is None or place.watch is None else place.watch.quiet():
+            if getattr(self, "_hf_peft_config_loaded", False):
+                return original(self, save_directory, *args, **kwargs)
+            if place is not None and place.watch is not None and place.path:
+                whole = place.watch.model
+                state = _below(place.path, own_weights(whole, whole.state_dict()))
+                with _config_as_it_was(self, None, known_origin(whole)):
+                    return original(self, save_directory, *args, **{"state_dict": state, **kwargs})
+            stored = _in_force(self)
+            if stored is None:
+                return original(self, save_directory, *args, **kwargs)
+            state = kwargs.pop("state_dict", None)
+            state = own_weights(self, self.state_dict() if state is None else state)
+            with _config_as_it_was(self, stored, known_origin(self)):
+                return original(self, save_directory, *args, state_dict=state, **kwargs)
 
     return save_pretrained
+
+
+def _below(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{path}."): tensor for name, tensor in state.items() if name.startswith(f"{path}.")}
 
 
 def _in_force(model: Any) -> Stored | None:
@@ -109,11 +123,10 @@ def _narrow(whole: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def _config_as_it_was(model: Any, stored: Stored) -> Iterator[None]:
+def _config_as_it_was(model: Any, stored: Stored | None, origin: Origin | None) -> Iterator[None]:
     """Save the config with the dtype of the original files, and the rescue in a file beside it."""
     config = model.config
     now = config.dtype
-    origin = known_origin(model)
     saved = origin.plan.saved if origin is not None else BFLOAT16
     save = config.save_pretrained
 
@@ -121,7 +134,8 @@ def _config_as_it_was(model: Any, stored: Stored) -> Iterator[None]:
         config.__dict__.pop("save_pretrained", None)  # it is no part of what is saved
         config.dtype = saved.name
         result = save(directory, **kwargs)
-        write_stored(stored, Path(directory))
+        if stored is not None:
+            write_stored(stored, Path(directory))
         return result
 
     config.__dict__["save_pretrained"] = save_pretrained

@@ -1,70 +1,217 @@
-"""Who notices that a rescaled model is changed: told by its own modules, for nothing here is process-wide."""
+"""Who notices that a rescaled model is changed, and has the rescale follow, or taken back before it would be wrong."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 from ...errors import RescaleError
-from ...errors.warn import warn
-from ...models.watched_modules import WatchedModules, watch_modules
-from .fold import Fold
+from ...models.recast import recast
+from .fold import innermost
+from .rescaled import Rescaled
+from .taking_back import take_back
+from .underflow import multiplied
+from .written import Certificate
+
+# Hooks of these read nothing of the size of what flows, or their results are given back in their own size.
+_HARMLESS = ("safe_dtype", "transformers", "peft", "torch.utils")
+
+
+class _Here(threading.local):
+    """How many calls of rescaled models this thread is in."""
+
+    depth = 0
+
+
+here = _Here()
 
 
 class Watch:
-    """Has a fold follow as soon as a module with moved weights is wrapped or unwrapped.
+    """Knows a rescaled model, and is told of its changes: by its modules, by calls, by what reads or writes its weights.
 
-    Waiting for the next call of the model would be too late: an adapter may be merged before there is one.
+    Whatever the rescale would not survive takes it back, before it happens wherever that can be seen coming.
     """
 
-    def __init__(self, fold: Fold) -> None:
-        self._fold = fold
+    def __init__(self, rescaled: Rescaled) -> None:
+        self.rescaled = rescaled
         self.is_on = False
+        self._is_quiet = False
+        self._certificate: Certificate | None = None
+        self._certified = 0  # after so many changes of the fold
+        self._turn: tuple[torch.dtype, torch.dtype] | None = (
+            None  # left for which: what comes later may be in the first
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out that modules are watched: a pickled model has plain dicts."""
         return {**self.__dict__, "is_on": False}
 
-    def attach(self) -> None:
-        """Watch every module that holds others."""
-        for module in self._fold.model.modules():
-            if module._modules:
-                watch_modules(module, self)
-        self.is_on = True
+    @property
+    def model(self) -> nn.Module:
+        """The model that is rescaled."""
+        return self.rescaled.fold.model
 
-    def before_module(self, modules: WatchedModules, name: str, module: nn.Module | None) -> None:
-        """Let it happen: whether modules were wrapped shows afterwards."""
+    @property
+    def is_in_force(self) -> bool:
+        """Whether there is anything to watch."""
+        return bool(self.rescaled.rescale.shifts) and not self._is_quiet
 
-    def after_module(self, _module: nn.Module | None, /) -> None:
-        """Follow a wrapper that came or went."""
-        self.follow()
+    def is_copied_in(self, memo: Mapping[int, Any]) -> bool:
+        """Whether a deep copy that is under way takes in the whole model."""
+        return id(self.model) in memo
 
-    def is_copied_in(self, memo: dict[int, Any]) -> bool:
-        """Whether the whole model is being copied."""
-        return id(self._fold.model) in memo
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Let the block read weights as they are."""
+        before, self._is_quiet = self._is_quiet, True
+        try:
+            yield
+        finally:
+            self._is_quiet = before
+
+    def take_back(self, cause: str, own: frozenset[str] = frozenset()) -> None:
+        """Take the rescale back, if it is in force."""
+        if self.is_in_force:
+            with self.quiet():
+                self._turn = take_back(self.rescaled, cause, own=own)
 
     def follow(self) -> None:
-        """Follow what was wrapped or unwrapped; warn where that fails, for nothing is rescaled any more then."""
-        if not self._fold.is_stale():
+        """Follow what was wrapped or unwrapped; take the rescale back where that fails."""
+        if not self.is_in_force or not self.rescaled.fold.is_stale():
             return
-        try:
-            self._fold.follow()
-        except RescaleError as exc:
-            text = (
-                f"{type(self._fold.model).__name__} is no longer rescaled: {exc.problem}. In float16 it may overflow"
-            )
-            warn(text)
+        with self.quiet():
+            try:
+                self.rescaled.fold.follow()
+                return
+            except RescaleError as exc:
+                problem = exc.problem
+        self.take_back(problem)
+
+    # What happens to it
+
+    def module_changes(self, name: str, before: nn.Module | None, after: nn.Module | None) -> None:
+        """A module is about to come, to go or to be replaced. What is wrapped or unwrapped is followed afterwards."""
+        if before is not None and after is not None and innermost(before) is innermost(after):
+            return
+        how = "added" if before is None else "taken out" if after is None else "replaced"
+        self.take_back(f"its module {name!r} is {how}")
+
+    def module_came(self, module: nn.Module | None) -> None:
+        """It was put in: it follows into the dtype that the model has gone to, if it has."""
+        if self._turn is None:
+            self.follow()
+        elif module is not None:
+            recast(module, {self._turn[0]}, self._turn[1])
+
+    def hook_comes(self, path: str, hook: Callable[..., Any]) -> None:
+        """A hook is about to be put on a module whose inputs or outputs are smaller than they would be."""
+        if not _is_harmless(hook):
+            self.take_back(f"a hook is put on {path}")
+
+    def weights_loaded(self, path: str, prefix: str, state: Mapping[str, Any]) -> None:
+        """A state dict is about to be loaded into the module at `path`, where its names begin with `prefix`."""
+        if not self.is_in_force:
+            return
+        inside = f"{path}." if path else ""
+        moved = [
+            (weight, state[prefix + target.removeprefix(inside)])
+            for target, _, _, weight in self.rescaled.fold.moved_weights()
+            if target.startswith(inside) and prefix + target.removeprefix(inside) in state
+        ]
+        # What was taken from its own parameters comes back as it is.
+        if not all(weight is value or _is_equal(weight, value) for weight, value in moved):
+            self.take_back("a state dict is loaded")
+
+    def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A model in it is called."""
+        here.depth += 1
+        if here.depth > 1 or not self.is_in_force:
+            return
+        if module.training and torch.is_grad_enabled() and self._is_trained():
+            self.take_back("it is trained")
+        elif _others_watch_every_module():
+            self.take_back("hooks of the whole process see its modules")
+        elif kwargs.get("inputs_embeds") is not None and self._moves_embedding():
+            self.take_back("embeddings are handed to it")
+        elif _is_prompt(args, kwargs):
+            self.look()
+
+    def returned(self) -> None:
+        """A model in it has returned, or raised."""
+        here.depth = max(0, here.depth - 1)
+
+    def called_alone(self, path: str) -> None:
+        """A module in it is called; harmless inside a call of the model."""
+        if not here.depth:
+            self.take_back(f"{path} is called by itself")
+
+    def gradient(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """Return the gradient of a moved parameter as it is without the rescale, which is taken back after this pass."""
+        if not self.is_in_force:
+            return gradient
+        fold = self.rescaled.fold
+        moved = fold.moved()
+        exponents = next((moved[target] for target, _, _, one in fold.moved_weights() if one is parameter), None)
+        if exponents is None:
+            return gradient
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.take_back("gradients are taken"))
+        return multiplied(gradient, exponents)
+
+    def look(self) -> None:
+        """Look whether anybody has written into the moved weights."""
+        fold = self.rescaled.fold
+        if self._certificate is None or self._certified != fold.changes:
+            self.certify()
+            return
+        written = self._certificate.written()
+        if written is None:
+            if self._certificate.is_old:
+                self.certify()
+            return
+        names = ", ".join(written.names[:3]) + (" and others" if len(written.names) > 3 else "")
+        read = "their own size" if written.own else "the size that the rescale gave them"
+        self.take_back(f"{names} were written into, and are taken to be of {read}", written.own)
+
+    def certify(self) -> None:
+        """Take the moved weights as they are for what the rescale has made of them."""
+        self._certificate, self._certified = Certificate(self.rescaled.fold), self.rescaled.fold.changes
+
+    def _is_trained(self) -> bool:
+        return any(weight.requires_grad for _, _, _, weight in self.rescaled.fold.moved_weights())
+
+    def _moves_embedding(self) -> bool:
+        fold = self.rescaled.fold
+        return any(isinstance(holder, nn.Embedding) for _, holder, _, _ in fold.moved_weights()) or any(
+            isinstance(module, nn.Embedding) and fold.shifted(name) for name, module in fold.model.named_modules()
+        )
 
 
-class Entered:
-    """A forward pre-hook on an inner model: one that was pickled is watched again from here on."""
+def _is_harmless(hook: Callable[..., Any]) -> bool:
+    origin = getattr(hook, "__self__", getattr(hook, "func", hook))
+    name = getattr(origin, "__module__", None) or type(origin).__module__
+    return name.startswith(tuple(f"{one}." for one in _HARMLESS))
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
 
-    def __call__(self, _module: nn.Module, _args: Any) -> None:
-        """Watch it."""
-        if not self._watch.is_on:
-            self._watch.follow()
-            self._watch.attach()
+def _others_watch_every_module() -> bool:
+    hooks: tuple[Mapping[int, Any], ...] = (
+        torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks,
+    )  # fmt: skip
+    return any(hooks) and not all(_is_harmless(hook) for several in hooks for hook in several.values())
+
+
+def _is_equal(weight: Tensor, value: Any) -> bool:
+    return isinstance(value, Tensor) and weight.shape == value.shape and torch.equal(weight, value.to(weight))
+
+
+def _is_prompt(args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether more than one position of each sequence is computed: then there is time to look at the weights."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs.get("inputs_embeds")
+    return not isinstance(tokens, Tensor) or tokens.dim() < 2 or tokens.shape[1] > 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from safe_dtype import SafeAutoModel, report
+from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.facts import Part, Rescale
 from safe_dtype.rescaling import Fold, keep_rescaled, rescaled_of
 from safe_dtype.rescaling.folding.prove import Effect
@@ -48,8 +49,8 @@ def plain(family: str, folder: Path) -> Any:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the state dict's tensors."""
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """Return copies of what is in memory."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
 def test_every_bit_comes_back(family: str, tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_saving_changes_nothing(tmp_path: Path) -> None:
     before, results = state(model), model(**batch).logits
     model.save_pretrained(tmp_path / "after")
     assert model.dtype == model.config.dtype == torch.float16
-    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(torch.equal(one, before[name]) for name, one in state(model).items())
     assert torch.equal(model(**batch).logits, results)
     model.config.save_pretrained(tmp_path / "config")
     assert "save_pretrained" not in (tmp_path / "config" / "config.json").read_text()
@@ -107,7 +108,9 @@ def test_sharded_and_with_a_state_dict(tmp_path: Path) -> None:
     """Shards and a state dict of the caller's own, as a Trainer passes, make no difference."""
     folder = saved("llama", tmp_path / "before")
     model = rescued("llama", folder)
-    model.save_pretrained(tmp_path / "after", state_dict=model.state_dict(), max_shard_size="200KB")
+    with pytest.warns(SafeDtypeWarning, match="its state dict is read"):
+        state_dict = model.state_dict()
+    model.save_pretrained(tmp_path / "after", state_dict=state_dict, max_shard_size="200KB")
     assert (tmp_path / "after" / "model.safetensors.index.json").is_file()
     loaded = plain("llama", tmp_path / "after")
     assert all(

@@ -74,7 +74,7 @@ def test_weight_of_the_adapters_own(tmp_path: Path) -> None:
     made.save_pretrained(tmp_path)
     expected = logits(made, "llama")
     model, fold = rescaled()
-    with pytest.warns(SafeDtypeWarning, match="of its own"):
+    with pytest.warns(SafeDtypeWarning, match="'down_proj' is replaced"):
         adapted = peft.PeftModel.from_pretrained(model, tmp_path).eval()
     assert fold.rescale == Rescale(())
     assert torch.equal(logits(adapted, "llama"), expected)

@@ -257,7 +257,7 @@ def test_what_a_rescale_has_moved(tmp_path: Path) -> None:
     assert rescaled is not None
     moved = set(rescaled.fold.moved())
     changed = next(name for name in moved if name.endswith("down_proj.weight"))
-    model.get_parameter(changed).data[0] += 1.0
+    model.get_parameter(changed).data[0, 1] += 1.0  # which is too little for the watch to see
     written = weights(model)
     wanted = transformers.AutoModelForCausalLM.from_pretrained(made, dtype=FP32)
     Fold(wanted).move_to(rescaled.rescale)

@@ -9,11 +9,11 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from ..models.original_weights import Exponents, OriginalWeights
-from ..models.stored_names import plain_name
-from ..rescaling import Rescaled, rescaled_of
-from ..rescaling.folding.fold import exponents_of_weights
-from ..rescaling.folding.underflow import multiplied
+from ...models.original_weights import Exponents, OriginalWeights
+from ...models.stored_names import plain_name
+from .fold import exponents_of_weights
+from .rescaled import Rescaled, rescaled_of
+from .underflow import multiplied
 
 logger = logging.getLogger(__name__)
 

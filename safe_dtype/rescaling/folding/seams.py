@@ -1,0 +1,252 @@
+"""What a watch puts on the modules of a rescaled model, so that it is told of what happens to them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...facts import Part
+from ...models.scaled_numbers import scale_back
+from ...models.shift_hooks import shift_of
+from ...models.watched_modules import WatchedModules, watch_dicts
+from ...models.wrapped_methods import wrap_method
+from .fold import Fold
+from .prove import innermost_models
+from .watch import Watch
+
+_NOTE = "_safe_dtype_place"  # in the __dict__ of every module that the rescale reaches
+_HOOKS = (
+    "register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)  # fmt: skip
+_ADAPTED = "base_model.model."  # how names begin in the state dict of a model of PEFT
+
+
+def put_on(watch: Watch) -> None:
+    """Put everything on the modules of the rescaled model."""
+    model, fold = watch.model, watch.rescaled.fold
+    bodies = [name for name, _ in innermost_models(model)]
+    targets = list(fold.moved())
+    for path, module in model.named_modules():
+        below = f"{path}." if path else ""
+        holds = any(target.startswith(below) for target in targets)
+        is_body = path in bodies
+        is_inside = not is_body and any(path.startswith(f"{name}." if name else "") for name in bodies)
+        if not (is_inside or is_body or holds):
+            continue
+        is_part = is_inside or not any(isinstance(one, PreTrainedModel) for one in module.modules())
+        place = Place(watch, path, is_inside=is_part, holds_parts=is_part or is_body)
+        module.__dict__[_NOTE] = CopiedAlone(place)
+        if holds:
+            module.register_state_dict_pre_hook(place.state_wanted)
+            module.register_load_state_dict_pre_hook(place.state_loaded)
+        if is_body or module is model:
+            module.register_forward_pre_hook(Entered(watch), with_kwargs=True, prepend=True)
+            module.register_forward_hook(Left(watch), always_call=True)
+        elif isinstance(module, nn.Embedding) and (holds or fold.shifted(path)):
+            module.register_forward_pre_hook(Alone(place))
+    model.register_state_dict_post_hook(OfAdapter(watch))  # type: ignore[no-untyped-call]
+    watch.certify()
+    watch_anew(watch)
+
+
+def watch_anew(watch: Watch) -> None:
+    """Watch what copies and pickles leave behind: the dicts of modules, and gradients."""
+    for module in watch.model.modules():
+        place = place_of(module)
+        if place is not None and place.watch is watch:
+            watch_dicts(module, place)
+    for _, _, _, weight in watch.rescaled.fold.moved_weights():
+        if weight.requires_grad and not weight.is_inference():
+            weight.register_hook(functools.partial(_in_its_own_size, watch, ref(weight)))  # type: ignore[no-untyped-call]
+    for name in _HOOKS:
+        wrap_method(nn.Module, name, _telling_of_hooks, watch)
+    wrap_method(PreTrainedModel, "resize_token_embeddings", _telling_of_resizing, watch)
+    watch.is_on = True
+
+
+def place_of(module: nn.Module) -> Place | None:
+    """Return where `module` is in a model whose rescale is in force; None where it is in none."""
+    note = module.__dict__.get(_NOTE)
+    if not isinstance(note, CopiedAlone) or note.place.watch is None or not note.place.watch.is_in_force:
+        return None
+    return note.place
+
+
+class Place:
+    """A module of a rescaled model, by its path: what happens there is told to the watch.
+
+    In a copy of a part of the model it tells nobody.
+    """
+
+    def __init__(self, watch: Watch | None, path: str, *, is_inside: bool = False, holds_parts: bool = False) -> None:
+        self.watch = watch
+        self.path = path
+        self.is_inside = is_inside  # where the sizes of what flows are not the model's own
+        self.holds_parts = holds_parts  # whether what is put into it is inside
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Place:
+        watch = self.watch if self.watch is not None and self.watch.is_copied_in(memo) else None
+        copied = Place(None, self.path, is_inside=self.is_inside, holds_parts=self.holds_parts)
+        memo[id(self)] = copied
+        copied.watch = copy.deepcopy(watch, memo)
+        return copied
+
+    def is_copied_in(self, memo: dict[int, Any]) -> bool:
+        """Whether a deep copy that is under way takes in the whole model."""
+        return self.watch is not None and self.watch.is_copied_in(memo)
+
+    def before_module(self, modules: WatchedModules, name: str, module: nn.Module | None) -> None:
+        """A module is about to come, to go, or to be replaced."""
+        before = modules.get(name)
+        if self.watch is not None and (self.holds_parts or (before is not None and place_of(before) is not None)):
+            self.watch.module_changes(name, before, module)
+
+    def after_module(self, module: nn.Module | None, /) -> None:
+        """It was put in."""
+        if self.watch is not None:
+            self.watch.module_came(module)
+
+    def before_parameter(self, name: str) -> None:
+        """A parameter is about to go."""
+        if self.watch is not None:
+            self.watch.take_back(f"its parameter {self.path}.{name} is taken out")
+
+    def state_wanted(self, _module: nn.Module, prefix: str, keep_vars: bool) -> None:  # noqa: FBT001  (torch's call)
+        """A state dict is made; with `keep_vars` of the parameters themselves, which is for who exports."""
+        if self.watch is not None and not keep_vars and not prefix.startswith(_ADAPTED):
+            self.watch.take_back("its state dict is read")
+
+    def state_loaded(self, _module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        """A state dict is about to be loaded."""
+        if self.watch is not None:
+            self.watch.weights_loaded(self.path, prefix, state)
+
+
+class CopiedAlone:
+    """Gives a module that is copied without its model its own size in the copy: weights, numbers and hooks.
+
+    It is the last entry in the module's `__dict__`, so that all else is copied when it is.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiedAlone | None:
+        watch = self.place.watch
+        if watch is None or not watch.is_copied_in(memo):
+            if watch is not None and watch.is_in_force:
+                _bring_back_in_copy(watch.rescaled.fold, self.place.path, memo)
+            return None
+        copied = CopiedAlone(copy.deepcopy(self.place, memo))
+        memo[id(self)] = copied
+        return copied
+
+
+def _bring_back_in_copy(fold: Fold, path: str, memo: dict[int, Any]) -> None:
+    module = fold.model.get_submodule(path)
+    moved = fold.moved()
+    for target, holder, _, weight in fold.moved_weights():
+        copied = memo.get(id(weight))
+        if holder is module and copied is not None:
+            copied.data = fold.unmoved(target, weight, moved[target]).to(weight)
+    # Of the `__dict__` itself `memo` knows nothing, for it is a copy of it that is being copied: one of the last begun.
+    parameters = memo.get(id(module._parameters))
+    states = (one for one in reversed(memo.values()) if type(one) is dict and one.get("_parameters") is parameters)
+    if any(holder is module for _, holder, _ in fold.moved_numbers()):
+        scale_back(next(states, {}))
+    shift, by = shift_of(module), fold.shifted(path)
+    copied = memo.get(id(shift))
+    if copied is not None:
+        copied.input_exponent -= by.get(Part.INPUT, 0)
+        copied.output_exponent -= by.get(Part.OUTPUT, 0)
+
+
+class Entered:
+    """A forward pre-hook on the model and on the models inside: a call has begun."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Tell it, and watch a copy anew."""
+        if torch.compiler.is_compiling():
+            return
+        watch = self._watch
+        if not watch.is_on and watch.is_in_force:
+            watch.follow()
+            watch_anew(watch)
+        watch.called(module, args, kwargs)
+
+
+class Left:
+    """A forward hook on the model and on the models inside: a call has ended."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __call__(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Tell it."""
+        if not torch.compiler.is_compiling():
+            self._watch.returned()
+
+
+class Alone:
+    """A forward pre-hook on an embedding: called outside of the model it would give what is not of its own size."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def __call__(self, _module: nn.Module, _args: Any) -> None:
+        """Tell it."""
+        if not torch.compiler.is_compiling() and self._place.watch is not None:
+            self._place.watch.called_alone(self._place.path)
+
+
+class OfAdapter:
+    """A hook on the state dict: that of a model of PEFT has the weights in their own size, in new tensors."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __call__(self, _module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        """Put them in."""
+        if not prefix.startswith(_ADAPTED) or not self._watch.is_in_force:
+            return
+        fold = self._watch.rescaled.fold
+        moved = fold.moved()
+        for target, _, _, weight in fold.moved_weights():
+            if prefix + target in state:
+                state[prefix + target] = fold.unmoved(target, weight, moved[target]).to(weight)
+
+
+def _in_its_own_size(watch: Watch, weight: ref[nn.Parameter], gradient: Tensor) -> Tensor:
+    parameter = weight()
+    return gradient if parameter is None else watch.gradient(parameter, gradient)
+
+
+def _telling_of_hooks(original: Callable[..., Any]) -> Callable[..., Any]:
+    def register(self: nn.Module, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        place = place_of(self)
+        if place is not None and place.watch is not None and place.is_inside:
+            place.watch.hook_comes(place.path, hook)
+        return original(self, hook, *args, **kwargs)
+
+    return register
+
+
+def _telling_of_resizing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def resize_token_embeddings(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        place = place_of(self)
+        if place is not None and place.watch is not None and any(one is not None for one in (*args, *kwargs.values())):
+            place.watch.take_back("its embeddings are resized")
+        return original(self, *args, **kwargs)
+
+    return resize_token_embeddings

@@ -1,0 +1,115 @@
+"""Whether anybody has written into the weights that a rescale has moved, behind its back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...models.original_weights import Exponents
+from .fold import Fold
+
+_SAMPLES = 32  # elements of each weight that are compared
+_LOST = 2.0**-24  # what float16 loses of a number that is too small for it, at most
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Weight:
+    """A moved weight as it was left."""
+
+    target: str
+    holder: nn.Module
+    name: str
+    parameter: Tensor
+    pointer: int
+    version: int
+    dtype: torch.dtype
+    sample: Tensor  # (_SAMPLES,) or fewer, float32
+    exponents: Exponents
+
+    def is_as_it_was(self) -> bool:
+        """Whether it is the same object at the same place, and no operation of torch has written into it."""
+        now = self.holder._parameters.get(self.name)
+        return now is self.parameter and now.data_ptr() == self.pointer and _version(now) == self.version
+
+    def is_only_elsewhere(self) -> bool:
+        """Whether the same values lie at another place, or in another dtype."""
+        now = self.holder._parameters.get(self.name)
+        if now is None or (now is self.parameter and now.data_ptr() == self.pointer):
+            return False  # written into in place
+        sample = _sample(now)
+        near = max(torch.finfo(one).eps for one in (now.dtype, self.dtype) if one.is_floating_point)
+        return sample.shape == self.sample.shape and torch.allclose(sample, self.sample, rtol=near, atol=_LOST)
+
+    def is_of_its_own_size(self) -> bool:
+        """Whether its values now are nearer to what they are without the rescale than to what they are with it."""
+        now = self.holder._parameters.get(self.name)
+        if now is None:
+            return False
+        before, after = (float(one.square().mean()) for one in (self.sample, _sample(now)))
+        if not before or not after or not math.isfinite(after):
+            return False
+        grown = math.log2(after / before) / 2
+        moved = next(iter(self.exponents.values()))
+        return abs(grown + moved) < abs(grown)
+
+
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """Names of what was written into since, and which of these values are the model's own, not rescaled ones."""
+
+    names: tuple[str, ...]
+    own: frozenset[str]
+
+
+class Certificate:
+    """The moved weights and numbers as the fold left them."""
+
+    def __init__(self, fold: Fold) -> None:
+        moved = fold.moved()
+        self._weights = [
+            _Weight(
+                target,
+                holder,
+                name,
+                weight,
+                weight.data_ptr(),
+                _version(weight),
+                weight.dtype,
+                _sample(weight),
+                moved[target],
+            )
+            for target, holder, name, weight in fold.moved_weights()
+        ]
+        self._numbers = [(target, owner, name, getattr(owner, name)) for target, owner, name in fold.moved_numbers()]
+
+    def written(self) -> Overwritten | None:
+        """Return what was written into since; None where all is as it was, or has only moved to another place."""
+        numbers = [target for target, owner, name, value in self._numbers if getattr(owner, name, None) != value]
+        changed = [one for one in self._weights if not self._is_unchanged(one)]
+        if not changed and not numbers:
+            return None
+        own = {one.target for one in changed if one.is_of_its_own_size()}
+        return Overwritten((*(one.target for one in changed), *numbers), frozenset({*own, *numbers}))
+
+    @property
+    def is_old(self) -> bool:
+        """Whether a weight has moved to another place."""
+        return not all(one.is_as_it_was() for one in self._weights)
+
+    def _is_unchanged(self, weight: _Weight) -> bool:
+        if not weight.is_as_it_was():
+            return weight.is_only_elsewhere()
+        # What is written to `.data` leaves no trace. On an accelerator reading the values would wait for it.
+        return not weight.parameter.is_cpu or torch.equal(_sample(weight.parameter), weight.sample)
+
+
+def _sample(weight: Tensor) -> Tensor:
+    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].float().cpu()
+
+
+def _version(weight: Tensor) -> int:
+    return -1 if weight.is_inference() else weight._version
