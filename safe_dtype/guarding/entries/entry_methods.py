@@ -15,6 +15,7 @@ from ...models.wrapped_methods import owner_of
 
 FORWARD = "forward"
 _GENERATE = "generate"
+_CONTAINERS = nn.Sequential.__module__
 # What every model has: moving, saving, resizing, preparing inputs. A model's own version of it is housekeeping as well.
 _OF_EVERY_MODEL = frozenset({*dir(PreTrainedModel), *dir(GenerationMixin)}) - {FORWARD}
 
@@ -37,7 +38,8 @@ def _is_entry(owner: type, name: str) -> bool:
     method = vars(owner)[name]
     if not isinstance(method, FunctionType) or owner is nn.Module:
         return False
-    if owner.__module__.startswith("torch.") and name != FORWARD:  # Sequential.append
+    # Of torch's own classes containers alone: whether the forward of a layer is torch's own decides which way others take.
+    if owner.__module__.startswith("torch.") and (name != FORWARD or owner.__module__ != _CONTAINERS):
         return False
     function = inspect.unwrap(method)
     if _GENERATE in getattr(getattr(function, "__code__", None), "co_names", ()):  # each step of that is guarded

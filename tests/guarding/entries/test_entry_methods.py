@@ -72,6 +72,7 @@ class Finer(Codec):
         (Finer, ["decode", "encode", "forward"]),
         (nn.Module, []),
         (nn.Sequential, ["forward"]),
+        (nn.Linear, []),
         (tf.BertModel, ["forward"]),
         (tf.Qwen3ForCausalLM, ["forward"]),
         (tf.CLIPModel, ["forward", "get_image_features", "get_text_features"]),
