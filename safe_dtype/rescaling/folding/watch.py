@@ -23,6 +23,9 @@ from .written import Certificate
 _HARMLESS = ("safe_dtype", "transformers", "peft", "torch.utils")
 
 
+_FEW = 8  # positions
+
+
 class _Here(threading.local):
     """How many calls of rescaled models this thread is in."""
 
@@ -210,8 +213,12 @@ def _is_equal(weight: Tensor, value: Any) -> bool:
 
 
 def _is_prompt(args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether more than one position of each sequence is computed: then there is time to look at the weights."""
+    """Whether a sequence begins, or goes on by many positions: then there is time to look at the weights."""
     tokens = args[0] if args else kwargs.get("input_ids")
     if tokens is None:
         tokens = kwargs.get("inputs_embeds")
-    return not isinstance(tokens, Tensor) or tokens.dim() < 2 or tokens.shape[1] > 1
+    if not isinstance(tokens, Tensor) or tokens.dim() < 2 or tokens.shape[1] > _FEW:
+        return True
+    # Assisted decoding computes a few positions in every step.
+    length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+    return tokens.shape[1] > 1 and (length is None or not length())

@@ -88,7 +88,7 @@ class Certificate:
     def written(self) -> Overwritten | None:
         """Return what was written into since; None where all is as it was, or has only moved to another place."""
         numbers = [target for target, owner, name, value in self._numbers if getattr(owner, name, None) != value]
-        changed = [one for one in self._weights if not self._is_unchanged(one)]
+        changed = [] if self._is_untouched() else [one for one in self._weights if not self._is_unchanged(one)]
         if not changed and not numbers:
             return None
         own = {one.target for one in changed if one.is_of_its_own_size()}
@@ -99,6 +99,16 @@ class Certificate:
         """Whether a weight has moved to another place."""
         return not all(one.is_as_it_was() for one in self._weights)
 
+    def _is_untouched(self) -> bool:
+        """Whether every weight is as it was: asked of all at once, for this is asked before every prompt."""
+        if not all(one.is_as_it_was() for one in self._weights):
+            return False
+        here = [_some(one.parameter) for one in self._weights if one.parameter.is_cpu]
+        if not here or len({one.dtype for one in here}) > 1:
+            return not here
+        expected = [one.sample for one in self._weights if one.parameter.is_cpu]
+        return torch.equal(torch.cat(here).float(), torch.cat(expected))
+
     def _is_unchanged(self, weight: _Weight) -> bool:
         if not weight.is_as_it_was():
             return weight.is_only_elsewhere()
@@ -107,8 +117,12 @@ class Certificate:
 
 
 def _sample(weight: Tensor) -> Tensor:
-    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()
-    return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].float().cpu()
+    return _some(weight).float().cpu()
+
+
+def _some(weight: Tensor) -> Tensor:
+    flat = weight.detach().flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
 
 
 def _version(weight: Tensor) -> int:
