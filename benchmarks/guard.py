@@ -1,12 +1,14 @@
 """What the guard costs when nothing fails, and what it saves when something does.
 
     python benchmarks/guard.py                 # all of it, about 10 minutes
-    python benchmarks/guard.py overhead        # one part: bare, instructions, overhead, recovery, memory
+    python benchmarks/guard.py overhead        # one part: bare, instructions, overhead, recovery, memory, experiment
 
 Bare: calls of a model that computes nothing, plain and guarded in turn: the difference is the guard's own time.
 Instructions: the same calls counted in instructions of the processor by valgrind, which no other load of the machine
 changes. Overhead: steps of a real model, plain and guarded in turn. Recovery: the same generation with a failure at step k,
 against one that is begun anew in float32 there; with a plot. Memory: the peak of a process that recasts a model.
+Experiment: a step that fails with a text nobody knows, plain and guarded in strict mode, where all that the guard does is to
+find out: in a failure that float32 cures, and in one that nothing cures. The peak is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from safe_dtype.testing import fault
 STEPS, CALLS, ROUNDS = 100, 2000, 15
 NEW_TOKENS = 64
 FAIL_AT = (0, 1, 8, 16, 32, 48, 63)
+TINY = Path("examples/tiny-qwen3")
 MODULE = "model.layers.6.mlp.down_proj"
 
 
@@ -257,6 +260,56 @@ print(before, status("VmHWM"), status("VmRSS"), done.grown_bytes, largest)
     return dict(zip(names, map(int, found), strict=True))
 
 
+def experiment(source: str, layers: int = 0, hidden: int = 0, vocabulary: int = 0) -> list[dict[str, Any]]:
+    """Return what it takes to find out about a failing prompt of 64 tokens: milliseconds, and bytes above a plain one."""
+    made = (
+        f"transformers.AutoModelForCausalLM.from_pretrained({source!r}, dtype=torch.bfloat16)"
+        if source
+        else f"model_of({layers}, {hidden}, {vocabulary}, torch.bfloat16)"
+    )
+    rows: list[dict[str, Any]] = []
+    for failure, when in (("cured by float32", "args[0].dtype == torch.bfloat16"), ("cured by nothing", "True")):
+        plain, guarded = (_examined(made, when, is_guarded=one) for one in (False, True))
+        rows.append({
+            "model": source or f"{layers} layers of {hidden}, vocabulary {vocabulary}", "failure": failure,
+            "weights_bytes": plain["weights_bytes"], "plain_ms": plain["ms"], "experiment_ms": round(guarded["ms"] - plain["ms"], 1),
+            "experiment_peak_bytes": max(0, guarded["peak_bytes"] - plain["peak_bytes"]),
+        })  # fmt: skip
+    return rows
+
+
+def _examined(made: str, when: str, *, is_guarded: bool) -> dict[str, Any]:
+    code = f"""
+import json, re, statistics, sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from guard import guard, model_of, torch, transformers
+def status(name): return 1024 * int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
+torch.set_num_threads(1)
+model = {made}.eval()
+if {is_guarded}: guard(model, policy="strict")
+def fail(module, args):
+    if {when}: raise RuntimeError("opcode 0x3f")
+place = model.model.layers[len(model.model.layers) // 2].mlp.down_proj
+ids = torch.arange(3, 67)[None]
+with torch.no_grad():
+    for _ in range(3): model(input_ids=ids)
+    place.register_forward_pre_hook(fail)
+    times = []
+    for turn in range(6):
+        if turn == 0:
+            open("/proc/self/clear_refs", "w").write("5")
+            before = status("VmRSS")
+        begin = time.perf_counter()
+        try: model(input_ids=ids)
+        except Exception: pass
+        times.append(time.perf_counter() - begin)
+        if turn == 0: peak = status("VmHWM") - before
+weights = sum(one.numel() * one.itemsize for one in model.parameters())
+print(json.dumps({{"ms": round(statistics.median(times[1:]) * 1e3, 1), "peak_bytes": peak, "weights_bytes": weights}}))
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
+
+
 def main() -> None:
     """Run what is asked for, and add it to the result file."""
     transformers.logging.set_verbosity_error()
@@ -266,6 +319,7 @@ def main() -> None:
         "overhead": lambda: [overhead(2, 64, 97), overhead(28, 64, 97)],
         "recovery": recovery,
         "memory": memory,
+        "experiment": lambda: [*experiment(str(TINY)), *experiment("", 12, 1024, 64000)],
     }
     for name in sys.argv[1:] or parts:
         figures = parts[name]()

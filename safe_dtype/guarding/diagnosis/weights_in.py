@@ -15,7 +15,7 @@ from ...models.islands import Island
 from ...models.recast import may_change
 from ...models.shift_hooks import shift_of
 
-_AT_ONCE = 2**30  # bytes of copies that are made together; of a larger part each module's when it runs
+_AT_ONCE = 2**26  # bytes of copies that are made together; of a larger part each module's when it runs
 _SHARE = 0.5  # of the free bytes that copies may take
 
 Undo = Callable[[], None]
