@@ -66,9 +66,7 @@ def test_strict_changes_nothing() -> None:
 def test_no_dtype_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where float32 would cure it and there is no room for it, the error carries every attempt and its cause."""
     model = guard(tiny())
-    monkeypatch.setattr(
-        "safe_dtype.guarding.remedies.free_memory.memory_of", lambda device: MemoryFacts(2000, 1000, "test")
-    )
+    monkeypatch.setattr("safe_dtype.devices.memory.memory_of", lambda device: MemoryFacts(2000, 1000, "test"))
     with fault(model, DOWN, "cublas"), pytest.raises(NoDtypeLeft, match="1,000 are free") as caught:
         model.generate(IDS, max_new_tokens=2)
     (attempt,) = caught.value.attempts

@@ -219,10 +219,9 @@ def test_weights_beyond_float16() -> None:
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room for the growth nothing is changed, and the error names both numbers of bytes."""
     from safe_dtype.facts import MemoryFacts
-    from safe_dtype.guarding.remedies import free_memory
 
     model = guard(tiny())
-    monkeypatch.setattr(free_memory, "memory_of", lambda device: MemoryFacts(2000, 1000, "the test"))
+    monkeypatch.setattr("safe_dtype.devices.memory.memory_of", lambda device: MemoryFacts(2000, 1000, "the test"))
     with fault(model, "model.layers.1.mlp.down_proj", "cublas"), pytest.raises(NoDtypeLeft, match="1,000 are free"):
         model(input_ids=IDS)
     assert main_dtype(model) == BF16

@@ -22,7 +22,6 @@ from safe_dtype import (
     report,
 )
 from safe_dtype.errors import StrictModeError
-from safe_dtype.facts import MemoryFacts
 from safe_dtype.testing import fault
 
 BF16 = torch.bfloat16
@@ -160,7 +159,7 @@ class Named:
 def test_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried before the remedy it names, in the order of registration, and its reason is in the error."""
     model, image = guard(network(), policy="auto,islands"), torch.randn(2, 8, dtype=BF16)
-    monkeypatch.setattr("safe_dtype.guarding.remedies.free_memory.memory_of", lambda device: MemoryFacts(2, 1, "test"))
+    monkeypatch.setattr("safe_dtype.guarding.remedies.free_memory.shortage", lambda needed: "no room")
     with (
         register_remedy(lambda incident: [Named("last")]),
         register_remedy(lambda incident: [Named("first"), Named("second")], before="float32_island"),
