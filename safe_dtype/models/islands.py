@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
@@ -13,8 +17,46 @@ from .casting import cast
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class _Later:
+    """A call that is made when it is read from a pickle."""
+
+    def __init__(self, function: Any, *args: Any) -> None:
+        self._reduced = function, args
+
+    def __call__(self, *args: Any) -> Any:
+        """Make the call now, and call what it returns: pickle asks that what it will call can be called."""
+        function, arguments = self._reduced
+        return function(*arguments)(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._reduced
+
+
+def _hook_or_nothing(make: str, *args: Any) -> tuple[Any, ...]:
+    """Return how a hook is pickled: what `make`, a function of this module, returns; elsewhere a hook of no effect.
+
+    A pickled model can be read where safe_dtype is not installed. The standard library alone decides there: nothing of
+    ours is imported.
+    """
+    nothing = _Later(getattr, nullcontext(), "__exit__")  # takes any arguments, and returns None
+    modules = _Later(getattr, _Later(import_module, "sys"), "modules")
+    here = _Later(_Later(getattr, modules, "get"), __name__)
+    return getattr, (_Later(_Later(getattr, here, make, nothing), *args), "itself", nothing)
+
+
 class CastInputs:
     """A forward pre-hook that casts the inputs of a module to the dtype of its weights."""
+
+    @property
+    def itself(self) -> CastInputs:
+        """This hook: what a pickle of it asks for."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _hook_or_nothing("CastInputs")
+
+    def __deepcopy__(self, _memo: Any) -> CastInputs:
+        return CastInputs()
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Cast."""
@@ -23,27 +65,87 @@ class CastInputs:
         return cast(args, others, own), cast(dict(kwargs), others, own)
 
 
+class _PickledIn:
+    """What an island's parameter has as its `__reduce_ex__`: it is pickled in the dtype of the model around it.
+
+    A model that is read without us is the plain one, in one dtype. Numbers beyond that dtype's range stay in float32.
+    """
+
+    def __init__(self, parameter: nn.Parameter, island: Island) -> None:
+        self._parameter, self._island = ref(parameter), island
+
+    def __call__(self, protocol: Any) -> Any:
+        parameter = self._parameter()
+        assert parameter is not None
+        cast_data = parameter.data.to(self._island.outside)
+        values = cast_data if bool(cast_data.isfinite().all()) else parameter.data
+        return nn.Parameter(values, parameter.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+
+class _Entry:
+    """The forward pre-hook of an island."""
+
+    def __init__(self, island: Island) -> None:
+        self.island = island
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Cast the inputs to the dtype of the weights: float32, unless the island was pickled."""
+        return self.island.enter(module, args, kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.island, "entry", _Later(getattr, nullcontext(), "__exit__"))
+
+    def __deepcopy__(self, memo: Any) -> _Entry:
+        return copy.deepcopy(self.island, memo).entry
+
+
 class Island:
     """Hooks of a module that computes in float32 inside a model in the dtype `outside`."""
 
     def __init__(self, outside: torch.dtype) -> None:
         self.outside = outside
+        self.entry = _Entry(self)
+
+    @property
+    def itself(self) -> Island:
+        """These hooks: what a pickle of them asks for."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _hook_or_nothing("Island", self.outside)
+
+    def __deepcopy__(self, memo: Any) -> Island:
+        return memo.setdefault(id(self), Island(self.outside))  # type: ignore[no-any-return]
 
     def attach(self, module: nn.Module) -> None:
         """Cast the inputs of `module` to float32, and its output to the dtype of the model around it."""
-        module.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
+        module.register_forward_pre_hook(self.entry, with_kwargs=True, prepend=True)
         module.register_forward_hook(self)
+        self._mark(module)
+
+    def _mark(self, module: nn.Module) -> None:
+        for parameter in module.parameters():
+            parameter.__dict__["__reduce_ex__"] = _PickledIn(parameter, self)
 
     def detach(self, module: nn.Module) -> None:
         """Take the casts off again."""
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", hook) is self]:
+            for key in [key for key, hook in hooks.items() if hook in (self, self.entry)]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
+        for parameter in module.parameters():
+            parameter.__dict__.pop("__reduce_ex__", None)
 
-    def enter(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Cast the inputs."""
-        return cast(args, {self.outside}, torch.float32), cast(dict(kwargs), {self.outside}, torch.float32)
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Cast the inputs to float32; what was pickled computes in the dtype of its weights."""
+        first = next(module.parameters(), None)
+        if first is None:
+            own = torch.float32
+        else:
+            own = first.dtype if first.dtype == self.outside else torch.float32
+            if "__reduce_ex__" not in first.__dict__:  # a copy of the module
+                self._mark(module)
+        return cast(args, {self.outside}, own), cast(dict(kwargs), {self.outside}, own)
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Cast the output."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import subprocess
+import sys
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing  # which registers how tensors are sent
 from tiny_models import TINY
 from torch import Tensor, nn
 
@@ -125,3 +131,89 @@ def test_what_can_be_one() -> None:
         assert can_be_island(model, module) == "its weights are tied to another module's"
     around = nn.Sequential(model)
     assert can_be_island(around, model) is None
+
+
+WITHOUT_US = """
+import sys
+sys.modules["safe_dtype"] = None
+import torch
+model = torch.load(sys.argv[1], weights_only=False)
+with torch.no_grad():
+    torch.save(model(torch.ones(2, 4, dtype=torch.bfloat16)), sys.argv[1])
+"""
+
+
+def with_island() -> nn.Sequential:
+    """Return a model in bfloat16 with an island in it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))).to(BF16)
+    model[1].float()
+    Island(BF16).attach(model[1])
+    return model
+
+
+def read_without_us(model: nn.Module, tmp_path: Path) -> Tensor:
+    """Save a model, and return what it computes in a process where safe_dtype is not installed."""
+    file = tmp_path / "model.pt"
+    torch.save(model, file)
+    subprocess.run([sys.executable, "-c", WITHOUT_US, str(file)], check=True, timeout=120)
+    result: Tensor = torch.load(file)
+    return result
+
+
+@torch.no_grad()
+def test_an_island_read_without_us(tmp_path: Path) -> None:
+    """A pickled model with an island is the plain one where safe_dtype is not installed, in one dtype."""
+    model = with_island()
+    plain = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))).to(BF16)
+    plain.load_state_dict(model.state_dict())
+    inputs = torch.ones(2, 4, dtype=BF16)
+    for saved in (model, copied(model, inputs)):
+        assert torch.equal(read_without_us(saved, tmp_path), plain(inputs))
+    assert model[1][0].weight.dtype is FP32
+    assert pickle.loads(pickle.dumps(model))[1][0].weight.dtype is BF16
+    assert model.state_dict()["1.0.weight"].dtype is FP32
+
+
+def copied(model: nn.Module, inputs: Tensor) -> nn.Module:
+    """Return a deep copy that has run: its island is one, with weights of its own."""
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(inputs), model(inputs))
+    assert list(islands_in(twin)) == ["1"]
+    return twin
+
+
+@torch.no_grad()
+def test_aligned_inputs_read_without_us(tmp_path: Path) -> None:
+    """So is a model with inputs cast by a hook; where we are, the hook casts in what was read too."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(BF16)
+    model[1].register_forward_pre_hook(CastInputs(), with_kwargs=True)
+    inputs = torch.ones(2, 4, dtype=BF16)
+    assert torch.equal(read_without_us(model, tmp_path), model(inputs))
+    read = pickle.loads(pickle.dumps(model))
+    read[1].float()
+    assert read(inputs).dtype is FP32
+
+
+@torch.no_grad()
+def test_an_island_sent_to_another_process() -> None:
+    """Sent to another process of torch's the weights are shared, and the island stays one."""
+    model, inputs = with_island(), torch.ones(2, 4, dtype=BF16)
+    read = pickle.loads(ForkingPickler.dumps(model))
+    assert torch.equal(read(inputs), model(inputs))
+    assert read[1][0].weight.dtype is FP32
+
+
+def test_numbers_that_do_not_fit_stay() -> None:
+    """A weight beyond the range of the dtype around it is pickled as it is."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half()
+    model[1].float()
+    with torch.no_grad():
+        model[1].weight[0, 0] = 1e6
+    island = Island(FP16)
+    island.attach(model[1])
+    read = pickle.loads(pickle.dumps(model))
+    assert (read[1].weight.dtype, read[1].bias.dtype) == (FP32, FP16)
+    island.detach(model[1])
+    assert not model[1]._forward_hooks
+    assert pickle.loads(pickle.dumps(model))[1].bias.dtype is FP32

@@ -26,6 +26,7 @@ RUN_FAILURES = (
 
 # In one row: a classifier without a padding token takes no more. Few, for it is done at every load.
 _TOKENS = 6
+_CAPTURES = "_output_capturing_hooks_installed"  # transformers marks a model whose modules have its hooks
 _NO_STATE = ("logits", "hidden_state", "hidden_states", "attentions", "loss")  # how names of results and extras end
 
 
@@ -98,6 +99,7 @@ def _few_tokens(model: Any) -> dict[str, Tensor]:
 
 def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
     training = [part for part in model.modules() if part.training]
+    before = [(part, set(part._forward_hooks), _CAPTURES in part.__dict__) for part in model.modules()]
     model.eval()
     hidden: dict[HiddenKey, Tensor] = {}
     handles = [one.register_forward_hook(_Keep(name, hidden)) for name, one in innermost_models(model)]
@@ -112,12 +114,23 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
             handle.remove()
         for part in training:
             part.training = True
+        _remove_captures(before)
     results = returned.get("logits")
     results = returned.get("last_hidden_state") if results is None else results
     if results is None:
         raise RescaleError(f"{type(model).__name__} returns neither logits nor a last hidden state")
     states = (value for name, value in returned.items() if not name.endswith(_NO_STATE))
     return _Run(results.clone(), hidden, tuple(one for value in states for one in _tensors(value)))
+
+
+def _remove_captures(before: list[tuple[nn.Module, set[int], bool]]) -> None:
+    """Take off what transformers puts on modules where hidden states are asked for: with it no model can be pickled."""
+    for part, hooks, was_marked in before:
+        for key in part._forward_hooks.keys() - hooks:
+            if getattr(part._forward_hooks[key], "__name__", "") == "output_capturing_hook":
+                del part._forward_hooks[key]
+        if not was_marked:
+            part.__dict__.pop(_CAPTURES, None)
 
 
 def _asked(model: Any) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -275,3 +276,14 @@ def test_computed_in_float32() -> None:
     _, effect = fold_in(model, Rescale(((found(model), 7),)), computing=compute_in(FLOAT32))
     assert effect.hidden["model", "hidden_states", 2] == -7
     assert not torch.is_inference_mode_enabled()
+
+
+def test_a_rescaled_model_is_pickled() -> None:
+    """The proof asks for hidden states, and leaves nothing of transformers behind with which a model is not pickled."""
+    model = tf.LlamaForCausalLM(tf.LlamaConfig(**_SIZES)).eval()
+    ids = torch.arange(3, 9)[None]
+    fold_in(model, Rescale(((found(model), 3),)))
+    read = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        assert torch.equal(read(ids).logits, model(ids).logits)
+        assert len(model(ids, output_hidden_states=True).hidden_states) == 3
