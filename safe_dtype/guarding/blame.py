@@ -22,6 +22,8 @@ class Blame:
 
     module: nn.Module | None = None
     largest_input: float | None = None  # largest finite |input|
+    # The calls that were running, of this module and of those around it, innermost first: module, args and kwargs.
+    calls: tuple[tuple[nn.Module, tuple[Any, ...], dict[str, Any]], ...] = ()
 
 
 def module_raising(model: nn.Module, traceback: TracebackType | None) -> nn.Module | None:
@@ -44,14 +46,21 @@ def module_spoiling(model: nn.Module, run: Callable[[], Any], ask: Ask | None = 
     the module, its arguments and its output, before the step goes on.
     """
     blames: list[Blame] = []
+    running: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        running.append((module, args, kwargs))
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        calls = tuple(reversed(running))
+        running.pop()
         if not blames and not is_finite(_parts(output)) and is_finite([args, kwargs]):
-            blames.append(Blame(module, largest_finite([args, kwargs])))
+            blames.append(Blame(module, largest_finite([args, kwargs]), calls))
             if ask is not None:
                 ask(module, args, kwargs, output)
 
-    handles = [member.register_forward_hook(look, with_kwargs=True) for member in model.modules()]
+    handles = [member.register_forward_pre_hook(enter, with_kwargs=True, prepend=True) for member in model.modules()]
+    handles += [member.register_forward_hook(look, with_kwargs=True) for member in model.modules()]
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled form leaves the modules' hooks out
             run()

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..models.undo_log import UndoLog
 from .diagnosis.findings import Findings
+from .diagnosis.module_call import ModuleCall
 from .failure import Failure
 from .state import Guard
 
@@ -27,6 +28,7 @@ class Incident:
         error: The exception; None where the numbers were bad.
         restarts: Whether the generation begins anew afterwards.
         findings: What trials of the module that failed showed; None where the numbers were bad.
+        calls: The calls that were running where the numbers went bad, innermost first; empty where that is not known.
         log: Where a remedy may note how it is taken back, for when the remedies that follow fail as well.
     """
 
@@ -39,6 +41,7 @@ class Incident:
     error: BaseException | None = None
     restarts: bool = False
     findings: Findings | None = None
+    calls: tuple[ModuleCall, ...] = ()
     log: UndoLog = field(default_factory=UndoLog)
 
     @property

@@ -20,10 +20,10 @@ from ..facts import FLOAT32
 from ..models.cast_back import as_they_are
 from ..models.casting import FLOATS, cast, cast_cache, is_finite
 from ..models.recast import main_dtype
-from .blame import Blame, module_raising, name_of
+from .blame import Blame, module_raising, module_spoiling, name_of
 from .classify import classify
 from .compute_dtype import as_planned
-from .diagnosis import Findings, is_vetoed, leaves_on_purpose
+from .diagnosis import Findings, ModuleCall, is_vetoed, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
 from .diagnosis.module_call import FinishedCall, finished_calls
@@ -249,7 +249,7 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, o
     )  # fmt: skip
     goes_on = back and not poisoned
     incident = Incident(guard, model, failure, since, blame.module, call.arguments, error, restarts=not goes_on,
-                        findings=findings, log=tried.log)  # fmt: skip
+                        findings=findings, calls=tuple(ModuleCall(*one) for one in blame.calls), log=tried.log)  # fmt: skip
     not_cured = _not_cured(incident, tried, output)
     if not_cured is not None:
         return not_cured
@@ -313,7 +313,8 @@ def _by_numbers(
     if not is_finite(call.arguments) and "own" in call.guard.mentioned:
         return None, Blame(), None  # what an earlier step has made, and was right to
     if not can_repeat or trouble.block is not None:
-        return trouble.failure, Blame(trouble.block), None
+        calls = module_spoiling(model, call.run).calls if can_repeat else ()
+        return trouble.failure, Blame(trouble.block, calls=calls), None
     blame, own = without_own_values(model, call, output)
     return own or (trouble.failure, blame, None)
 

@@ -16,6 +16,7 @@ from . import (
     next_dtype,
     raise_rescale,
     rescale_exactly,
+    scale_linear,
     without_compilation,
 )
 from .remedy import Proposal, Remedy
@@ -28,6 +29,7 @@ Place = Literal[
     "align_module",
     "raise_rescale",
     "rescale_exactly",
+    "scale_linear",
     "float32_island",
     "next_dtype",
 ]
@@ -41,6 +43,7 @@ _OURS: dict[Place, Proposal] = {
     "align_module": align_module.propose,
     "raise_rescale": raise_rescale.propose,
     "rescale_exactly": rescale_exactly.propose,
+    "scale_linear": scale_linear.propose,
     "float32_island": float32_island.propose,
     "next_dtype": next_dtype.propose,
 }
@@ -56,7 +59,7 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
             and `incident.blamed`, the module that failed (None where that is not known).
         before: The remedy of safe_dtype before which yours are tried. In their order these are "without_compilation",
             "attention", "align_inputs", "autocast", "align_module", "raise_rescale", "rescale_exactly",
-            "float32_island" and "next_dtype". Remedies registered for the same place are tried in the order in which
+            "scale_linear", "float32_island" and "next_dtype". Remedies registered for the same place are tried in the order in which
             they were registered.
 
     Returns:

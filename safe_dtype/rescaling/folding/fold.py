@@ -23,7 +23,12 @@ logger = logging.getLogger(__name__)
 Key = tuple[Part, str, Rows | None]
 
 _BASE = "base_layer"  # where PEFT's tuners keep the module that they wrap
-_LINEAR = ("Linear", "Conv1D")  # what a wrapped module has to be: moving its input then moves its output
+_LINEAR = (
+    "Linear",
+    "Conv1D",
+    "ScaledLinear",
+    "ScaledConv1D",
+)  # what a wrapped module has to be: moving its input then moves its output
 
 
 @dataclass(frozen=True, slots=True)

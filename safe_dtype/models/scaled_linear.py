@@ -1,0 +1,73 @@
+"""A linear layer whose input is scaled into the range of its weights' dtype, row by row, and its output back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_FARTHEST = 100  # bits: a power of two beyond is none in float32
+_WIDE = "_safe_dtype_returns_float32"  # in the __dict__ of a scaled layer
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer that takes any float, and multiplies numbers of at most 1 by its weights."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
+        """Compute; see `scale_by_input`."""
+        return _scaled(self, input, F.linear(_scaled_down(self, input), self.weight))
+
+
+class ScaledConv1D(Conv1D):  # type: ignore[misc]  # untyped in transformers
+    """The same for transformers' linear layer with a transposed weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute; see `scale_by_input`."""
+        return _scaled(self, x, torch.matmul(_scaled_down(self, x), self.weight))
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ScaledLinear, Conv1D: ScaledConv1D}
+_CLASSES_BEFORE = {after: before for before, after in _CLASSES.items()}
+
+
+def can_be_scaled(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer that computes as its class says: nobody has put a forward of his own on it."""
+    return type(module) in _CLASSES and "forward" not in module.__dict__
+
+
+def scale_by_input(module: nn.Module, *, returns_float32: bool) -> None:
+    """Have a linear layer scale its input, of any float dtype, by a power of two that is found anew for each row.
+
+    Sums inside the product stay small so, whatever they are added up in. The output is multiplied back in float32, and
+    stays there with `returns_float32`, for what comes after it; else it comes in the dtype of the weights. Nothing is
+    read from the device. The weights stay what they are.
+    """
+    owner: Any = module
+    owner.__class__ = _CLASSES[type(module)]
+    module.__dict__[_WIDE] = returns_float32
+
+
+def scale_no_more(module: nn.Module) -> None:
+    """Have a scaled layer compute as it did."""
+    owner: Any = module
+    owner.__class__ = _CLASSES_BEFORE.get(type(module), type(module))
+    module.__dict__.pop(_WIDE, None)
+
+
+def _exponents(x: Tensor) -> Tensor:
+    return torch.frexp(x.detach().float().abs().amax(-1, keepdim=True)).exponent.clamp(-_FARTHEST, _FARTHEST)
+
+
+def _scaled_down(module: Any, x: Tensor) -> Tensor:
+    small: Tensor = torch.ldexp(x.float(), -_exponents(x)).to(module.weight.dtype)
+    return small
+
+
+def _scaled(module: Any, x: Tensor, product: Tensor) -> Tensor:
+    output = torch.ldexp(product.float(), _exponents(x))
+    if module.bias is not None:
+        output = output + module.bias.float()
+    return output if module.__dict__[_WIDE] else output.to(module.weight.dtype)
