@@ -9,12 +9,13 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-_FARTHEST = 100  # bits: a power of two beyond is none in float32
+# A row is scaled down to at most 2 ** 8: sums have as much room above, and what is 2 ** 22 times smaller is still exact.
+_LARGEST_EXPONENT = 8
 _WIDE = "_safe_dtype_returns_float32"  # in the __dict__ of a scaled layer
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer that takes any float, and multiplies numbers of at most 1 by its weights."""
+    """A linear layer that takes any float, and multiplies numbers of at most 2 ** 8 by its weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
         """Compute; see `scale_by_input`."""
@@ -58,7 +59,8 @@ def scale_no_more(module: nn.Module) -> None:
 
 
 def _exponents(x: Tensor) -> Tensor:
-    return torch.frexp(x.detach().float().abs().amax(-1, keepdim=True)).exponent.clamp(-_FARTHEST, _FARTHEST)
+    exponents = torch.frexp(x.detach().float().abs().amax(-1, keepdim=True)).exponent
+    return (exponents - _LARGEST_EXPONENT).clamp(min=0)
 
 
 def _scaled_down(module: Any, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ...models.scaled_numbers import exponent_of
+from ...rescaling.folding.scaled_numbers import exponent_of
 from .memo import UNBOUNDED, Memo, Room, is_changeable, is_tensor, version_of
 
 ROOM = 2**26  # bytes that are copied at most before a step, beside the inputs that it is known to write into

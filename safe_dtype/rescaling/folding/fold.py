@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
 from ...models.original_weights import Exponents
-from ...models.scaled_numbers import forget_exponent, scale_number
 from ...models.shift_hooks import shift_on
+from .scaled_numbers import forget_exponent, scale_number
 from .underflow import Underflow, moved, unmoved
 
 logger = logging.getLogger(__name__)
@@ -23,12 +23,8 @@ logger = logging.getLogger(__name__)
 Key = tuple[Part, str, Rows | None]
 
 _BASE = "base_layer"  # where PEFT's tuners keep the module that they wrap
-_LINEAR = (
-    "Linear",
-    "Conv1D",
-    "ScaledLinear",
-    "ScaledConv1D",
-)  # what a wrapped module has to be: moving its input then moves its output
+# What a wrapped module has to be: moving its input then moves its output.
+_LINEAR = ("Linear", "Conv1D", "ScaledLinear", "ScaledConv1D")
 
 
 @dataclass(frozen=True, slots=True)

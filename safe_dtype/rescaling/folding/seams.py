@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...facts import Part
-from ...models.scaled_numbers import scale_back
 from ...models.shift_hooks import shift_of
 from ...models.watched_modules import WatchedModules, watch_dicts
 from ...models.wrapped_methods import wrap_method
 from .fold import Fold
 from .prove import innermost_models
+from .scaled_numbers import scale_back
 from .watch import Watch
 
 _NOTE = "_safe_dtype_place"  # in the __dict__ of every module that the rescale reaches

@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from safe_dtype.models.scaled_numbers import exponent_of, scale_number
+from safe_dtype.rescaling.folding.scaled_numbers import exponent_of, scale_number
 
 
 def test_multiplied_and_back() -> None:
