@@ -9,13 +9,14 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-# A row is scaled down to at most 2 ** 8: sums have as much room above, and what is 2 ** 22 times smaller is still exact.
-_LARGEST_EXPONENT = 8
+# To what a row is scaled down, as a power of two. Where the output is too large there has to be room above the product;
+# where the input is, 2 ** 8, so that numbers 2 ** 22 times smaller than the largest are still exact.
+_OF_WIDE, _OF_NARROW = 0, 8
 _WIDE = "_safe_dtype_returns_float32"  # in the __dict__ of a scaled layer
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer that takes any float, and multiplies numbers of at most 2 ** 8 by its weights."""
+    """A linear layer that takes any float, and multiplies small numbers by its weights."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
         """Compute; see `scale_by_input`."""
@@ -58,18 +59,18 @@ def scale_no_more(module: nn.Module) -> None:
     module.__dict__.pop(_WIDE, None)
 
 
-def _exponents(x: Tensor) -> Tensor:
+def _exponents(module: nn.Module, x: Tensor) -> Tensor:
     exponents = torch.frexp(x.detach().float().abs().amax(-1, keepdim=True)).exponent
-    return (exponents - _LARGEST_EXPONENT).clamp(min=0)
+    return (exponents - (_OF_WIDE if module.__dict__[_WIDE] else _OF_NARROW)).clamp(min=0)
 
 
 def _scaled_down(module: Any, x: Tensor) -> Tensor:
-    small: Tensor = torch.ldexp(x.float(), -_exponents(x)).to(module.weight.dtype)
+    small: Tensor = torch.ldexp(x.float(), -_exponents(module, x)).to(module.weight.dtype)
     return small
 
 
 def _scaled(module: Any, x: Tensor, product: Tensor) -> Tensor:
-    output = torch.ldexp(product.float(), _exponents(x))
+    output = torch.ldexp(product.float(), _exponents(module, x))
     if module.bias is not None:
         output = output + module.bias.float()
     return output if module.__dict__[_WIDE] else output.to(module.weight.dtype)
