@@ -6,10 +6,11 @@ import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from transformers import PreTrainedModel
 
 from ...facts import Part
@@ -69,6 +70,8 @@ def watch_anew(watch: Watch) -> None:
     for name in _HOOKS:
         wrap_method(nn.Module, name, _telling_of_hooks, watch)
     wrap_method(PreTrainedModel, "resize_token_embeddings", _telling_of_resizing, watch)
+    wrap_method(ParametrizationList, "__init__", _telling_of_parametrizing, watch)
+    _watches.add(watch)
     watch.is_on = True
 
 
@@ -240,6 +243,20 @@ def _telling_of_hooks(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, hook, *args, **kwargs)
 
     return register
+
+
+_watches: WeakSet[Watch] = WeakSet()
+
+
+def _telling_of_parametrizing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, modules: Any, weight: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807  (it is one)
+        # What a weight is made of is computed from it here, before it is taken out of its module.
+        for watch in list(_watches):
+            if watch.is_in_force and any(one is weight for one in watch.model.parameters()):
+                watch.take_back("a weight of it is parametrized")
+        original(self, modules, weight, *args, **kwargs)
+
+    return __init__
 
 
 def _telling_of_resizing(original: Callable[..., Any]) -> Callable[..., Any]:

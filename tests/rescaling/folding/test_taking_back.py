@@ -17,7 +17,7 @@ from engineered import KINDS, engineered, saved
 from rescaling.folding.changes import FAMILIES, blocks, body, is_near, rescued, results, writers
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, prune
 
 import safe_dtype
 from safe_dtype.errors import SafeDtypeWarning
@@ -200,6 +200,7 @@ WARNED: dict[str, Change] = {
     "hook before": steer_before,
     "resized": resize,
     "pruned": prune_writer,
+    "parametrized": lambda model: parametrizations.weight_norm(writers(model)[1]),
     ".data": write_data,
     ".data.copy_": write_in_place,
     "copy_": write_without_gradient,
