@@ -1,14 +1,16 @@
 """A module's own forward in the place of its class's: it multiplies, or looks up, in blocks.
 
 The module stays of torch's own class, `nn.Linear` or `nn.Embedding`, since libraries ask for exactly these (quantization
-in torch, for one). What is put into its `__dict__` goes again when its weight changes, when its class does, and in copies.
+in torch, for one). What is put into its `__dict__` goes again when its weight changes or its class does, and nobody finds it
+who goes through the `__dict__`: copies, also those that are made by hand, are plain.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -26,18 +28,18 @@ from .blocked_weight import BlockedWeight
 logger = logging.getLogger(__name__)
 
 _WEIGHT = "_safe_dtype_blocks"
-_NAMES = ("forward", "__reduce_ex__", "_replicate_for_data_parallel")
+_FORWARD = "forward"
 _LINEAR, _EMBEDDING = nn.Linear.forward, nn.Embedding.forward
 _LINEAR_FUNCTION, _EMBEDDING_FUNCTION = torch._C._nn.linear, F.embedding
 
 
 class _Bound:
-    """A function bound to a module, weakly, so that the module dies with its last user; in place of a method's name."""
+    """A function bound to a module, weakly, so that the module dies with its last user; in the place of its forward."""
 
-    __slots__ = ("_function", "_module", "_name")
+    __slots__ = ("_function", "_module")
 
-    def __init__(self, function: Callable[..., Any], module: nn.Module, name: str) -> None:
-        self._function, self._module, self._name = function, weakref.ref(module), name
+    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
+        self._function, self._module = function, weakref.ref(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module()
@@ -53,16 +55,15 @@ class _Bound:
 
     @property
     def __name__(self) -> str:
-        return self._name
+        return _FORWARD
 
     @property
     def __func__(self) -> Any:
-        return getattr(type(self._module()), self._name)
+        return getattr(type(self._module()), _FORWARD)
 
     @property
     def __wrapped__(self) -> Any:
-        module = self._module()
-        return None if module is None else self.method_of(module)
+        return self.of_class()
 
     @property
     def __globals__(self) -> Any:
@@ -70,32 +71,75 @@ class _Bound:
         text = "a module with its weight in blocks is not compiled from its source: script a copy.deepcopy of it"
         raise AttributeError(text)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Bound:
-        # Some copy a module's `__dict__` without asking the module, torch.nn.utils.parametrize for one.
-        module: Any = self._module()
-        return _Bound(self._function, memo.get(id(module), module), self._name)
+    def of_class(self) -> Any:
+        """Return the module's method that it stands for; None where the module is gone."""
+        module = self._module()
+        return None if module is None else MethodType(getattr(type(module), _FORWARD), module)
 
-    def method_of(self, module: nn.Module) -> Any:
-        """Return the method of the module's class that it stands for."""
-        return MethodType(getattr(type(module), self._name), module)
+
+class _Attributes(dict[str, Any]):
+    """The `__dict__` of a module, in which what was attached to it is found by its name only.
+
+    Python looks attributes up in the dict itself. What goes through it (`update`, `dict`, `**`, copies and pickles) asks
+    its methods, and finds the others, in a plain dict where it makes another.
+    """
+
+    __slots__ = ()
+
+    def copy(self) -> dict[str, Any]:
+        """Return what would be in it if nothing had been attached."""
+        others = {name: value for name, value in super().items() if not _is_attached(name, value)}
+        # accelerate keeps the forward that its hooks are around.
+        return {name: value.of_class() if type(value) is _Bound else value for name, value in others.items()}
+
+    __copy__ = copy
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.copy())
+
+    def __len__(self) -> int:
+        return len(self.copy())
+
+    def keys(self) -> Any:
+        """Return the names."""
+        return self.copy().keys()
+
+    def values(self) -> Any:
+        """Return the values."""
+        return self.copy().values()
+
+    def items(self) -> Any:
+        """Return the others by name."""
+        return self.copy().items()
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(self.copy(), memo)
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return dict, (self.copy(),)
 
 
 def attach(module: nn.Linear | nn.Embedding, weight: BlockedWeight) -> None:
     """Have `module` multiply from blocks, or look up in them, as long as they are those of its weight."""
-    forward = _linear_forward if isinstance(module, nn.Linear) else _embedding_forward
-    module.__dict__[_WEIGHT] = weight
-    for name, function in zip(_NAMES, (forward, _reduced, _replicated), strict=True):
-        module.__dict__[name] = _Bound(function, module, name)
+    own = module.__dict__
+    if type(own) is not _Attributes:
+        own = _Attributes(own)
+        object.__setattr__(module, "__dict__", own)
+    own[_WEIGHT] = weight
+    own[_FORWARD] = _Bound(_linear_forward if isinstance(module, nn.Linear) else _embedding_forward, module)
 
 
 def detach(module: nn.Module) -> bool:
     """Undo `attach`; return whether there was anything to undo."""
     own = module.__dict__
-    ours = [name for name in _NAMES if type(own.get(name)) is _Bound]
-    for name in ours:
-        own.pop(name, None)
+    is_ours = type(own.get(_FORWARD)) is _Bound
+    if is_ours:
+        own.pop(_FORWARD, None)
     # A forward of ours that somebody else has wrapped stays inside of theirs, and calls that of the class.
-    return own.pop(_WEIGHT, None) is not None or bool(ours)
+    return own.pop(_WEIGHT, None) is not None or is_ours
 
 
 def weight_of(module: nn.Module) -> BlockedWeight | None:
@@ -234,27 +278,5 @@ def _still_fits(module: nn.Module, weight: Any, blocked: BlockedWeight) -> bool:
     return False
 
 
-def _reduced(module: nn.Module, protocol: Any) -> Any:
-    """Reduce for copies and pickles as the module's class says, without what was attached."""
-    reduced = type(module).__reduce_ex__(module, protocol)
-    if not isinstance(reduced, tuple):
-        return reduced
-    return tuple(_without_ours(part, module) if isinstance(part, dict) else part for part in reduced)
-
-
-def _replicated(module: nn.Module) -> Any:
-    """Return what `nn.DataParallel` asks for: a module with a copy of the `__dict__`, and other weights."""
-    replica = type(module)._replicate_for_data_parallel(module)  # type: ignore[no-untyped-call]
-    replica.__dict__ = _without_ours(replica.__dict__, replica)
-    return replica
-
-
-def _without_ours(attributes: dict[str, Any], module: nn.Module) -> dict[str, Any]:
-    """Return what `module` would have in its `__dict__` if nothing had been attached."""
-    others = {name: value for name, value in attributes.items() if name != _WEIGHT}
-    for name, value in attributes.items():
-        if type(value) is _Bound:
-            del others[name]
-            if name not in _NAMES:  # where accelerate keeps the forward that its hooks are around
-                others[name] = value.method_of(module)
-    return others
+def _is_attached(name: str, value: Any) -> bool:
+    return name == _WEIGHT or (name == _FORWARD and type(value) is _Bound)
