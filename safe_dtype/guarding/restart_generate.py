@@ -68,8 +68,8 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
     snapshot = StepSnapshot(guard.places, args, kwargs, module=guard.model(), written=guard.written_in_steps())
     tried = TriedRemedies()
     failed_at = 0
-    around, step = here.nets, here.step
-    here.nets = (*around, id(guard))
+    around, asked, step = here.nets, here.asked, here.step
+    here.nets, here.asked = (*around, id(guard)), (*asked, [*args, *kwargs.values()])
     try:
         while True:
             here.step = 0
@@ -104,7 +104,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
                 tried.take_back(guard)
         raise
     finally:
-        here.nets, here.step = around, step
+        here.nets, here.asked, here.step = around, asked, step
 
 
 def _cure(guard: Guard, tried: TriedRemedies, error: Exception, arguments: list[Any]) -> Failure | None:

@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from ..errors import UnknownDtypeError
 from ..facts import FLOAT16, FLOAT32, Dtype, LearnedFailure, dtype_named
@@ -40,6 +41,7 @@ class Here(threading.local):
     running: tuple[RunningStep, ...] = ()  # innermost last; a tuple of tuples, for one is made at every step
     step = 0
     nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
+    asked: tuple[list[Any], ...] = ()  # what each of these generations was given
 
 
 here = Here()
@@ -80,6 +82,7 @@ class Guard:
         # Modules that make NaN or Inf in float32 too, and digests of steps whose NaN was found to be the model's own.
         self.own_modules: tuple[nn.Module, ...] = ()
         self.own_steps: set[str] = set()
+        self.own_caches: WeakSet[Cache] = WeakSet()  # in which such steps left NaN or Inf
         with changing():
             _guards.add(self)
 
@@ -96,7 +99,7 @@ class Guard:
                 left=set(self.left), mentioned=set(self.mentioned), written={}, learned=list(self.learned)
             )
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
-            fresh.own_modules, fresh.own_steps = (), set()
+            fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
             fresh._blocks = fresh._places = fresh._parts = None
             share(self, fresh)
             with changing():

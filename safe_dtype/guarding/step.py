@@ -27,7 +27,13 @@ from .diagnosis import Findings, ModuleCall, is_vetoed, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
 from .diagnosis.module_call import FinishedCall, finished_calls
-from .diagnosis.own_values import is_known_to_be_own, remember_own_step, stays_in_float32, without_own_values
+from .diagnosis.own_values import (
+    has_own_states,
+    is_known_to_be_own,
+    remember_own_step,
+    stays_in_float32,
+    without_own_values,
+)
 from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
 from .events import changing
 from .failure import Failure, FailureKind
@@ -266,7 +272,7 @@ def _handed_on(trouble: Trouble, call: Call, output: Any) -> Recovery | None:
     guard, error = call.guard, trouble.error
     if error is None and is_passed_over(guard):
         return Recovery(StepResult.LET_BE)  # a NaN in float32 that is recorded already
-    if error is None and id(guard) not in here.nets and call.reads_poison():
+    if error is None and call.reads_poison():
         return Recovery(StepResult.LET_BE)  # the caller's own numbers
     if error is None and trouble.block is None and is_known_to_be_own(call, trouble.calls, output):
         return Recovery(StepResult.PASSED, output)
@@ -310,7 +316,7 @@ def _by_numbers(
     """Return what bad numbers are a failure of, and of which module; or the output where they are the model's own."""
     if id(call.guard) not in here.nets and not is_finite(call.tensors):
         return None, Blame(), None  # the caller's own numbers, seen behind what the step wrote over them
-    if not is_finite(call.arguments) and "own" in call.guard.mentioned:
+    if not is_finite(call.arguments) and has_own_states(call):
         return None, Blame(), None  # what an earlier step has made, and was right to
     if not can_repeat or trouble.block is not None:
         calls = module_spoiling(model, call.run).calls if can_repeat else ()

@@ -68,6 +68,7 @@ def without_own_values(model: nn.Module, call: Call, output: Any) -> tuple[Blame
     with finished_calls(watched) as calls:
         repeated = call.forward(*call.args, **call.kwargs)
     _remember(guard, _digest(guard, call, repeated))
+    _remember_states(call)
     if watched and watched[0] not in guard.own_modules and explains(calls, repeated):
         guard.own_modules = (*guard.own_modules, *watched)
     return blame, Recovery(StepResult.PASSED, repeated)
@@ -88,9 +89,17 @@ def is_known_to_be_own(call: Call, calls: list[FinishedCall], output: Any) -> bo
     if (
         guard.own_steps
         and {_digest(guard, call, output), _digest(guard, call, output, of_all=False)} & guard.own_steps
-    ):
+    ) or (calls and explains(calls, output)):
+        _remember_states(call)
         return True
-    return bool(calls) and explains(calls, output)
+    return False
+
+
+def has_own_states(call: Call) -> bool:
+    """Whether a step goes on from states in which an earlier one has left NaN or Inf of the model's own, and no others."""
+    return "own" in call.guard.mentioned and all(
+        cache in call.guard.own_caches or is_finite(cache) for cache in call.caches
+    )
 
 
 def float32_agrees(finished: FinishedCall, part: nn.Module | None = None) -> bool | None:
@@ -153,6 +162,11 @@ def remember_own_step(call: Call, output: Any) -> None:
     """
     _mention(call.guard, None)
     _remember(call.guard, _digest(call.guard, call, output, of_all=False))
+    _remember_states(call)
+
+
+def _remember_states(call: Call) -> None:
+    call.guard.own_caches.update(cache for cache in call.caches if not is_finite(cache))
 
 
 def _mention(guard: Guard, module: str | None) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from ...models.casting import is_finite
 from ..blame import runs_modules
 from ..compute_dtype import as_planned
 from ..failure import Failure
-from ..state import CALL, Guard
+from ..state import CALL, Guard, here
 from ..step_snapshot import STATE_LISTS, StepSnapshot
 from .module_call import FinishedCall
 from .pristine import as_it_is
@@ -41,11 +42,20 @@ class Call:
     @property
     def tensors(self) -> list[Any]:
         """Those that a step only reads: it may write into the states in caches, and into lists of states."""
-        values = [*self.args, *(value for name, value in self.kwargs.items() if name not in STATE_LISTS)]
-        return [value for value in values if isinstance(value, (torch.Tensor, ModelOutput, tuple, list, dict))]
+        return _tensors_of([*self.args, *(value for name, value in self.kwargs.items() if name not in STATE_LISTS)])
+
+    @property
+    def caches(self) -> list[Cache]:
+        """The caches among the arguments."""
+        return [value for value in self.arguments if isinstance(value, Cache)]
 
     def reads_poison(self) -> bool:
-        """Whether it was given numbers that are not finite, as far as it has not written over them."""
+        """Whether the caller gave numbers that are not finite, as far as it has not written over them.
+
+        In a generation the caller has given what that was asked with: all else is of the model's own making.
+        """
+        if id(self.guard) in here.nets:
+            return not is_finite(_tensors_of(here.asked[here.nets.index(id(self.guard))]))
         return not is_finite(self.tensors) and not self.snapshot.has_written_inputs()
 
     def run(self) -> Any:
@@ -59,6 +69,10 @@ class Call:
             return True
         with as_it_is(error):
             return runs_modules(self.module, self.run)
+
+
+def _tensors_of(values: list[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, (torch.Tensor, ModelOutput, tuple, list, dict))]
 
 
 @dataclass(frozen=True, slots=True)

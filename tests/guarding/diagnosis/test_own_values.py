@@ -151,6 +151,41 @@ def test_generation() -> None:
     assert model.dtype == BF16
 
 
+def test_a_later_overflow_in_a_cache_is_cured() -> None:
+    """A key that left float16's range, seen one step later, is none of the model's own, whatever was found before."""
+    expected = _with_late_overflow(generator().float()).generate(**ONE_ROW, max_new_tokens=6, do_sample=False)
+    model = guard(_with_late_overflow(generator().half()))
+    assert model(**ONE_ROW, use_cache=False).logits.isnan().any()
+    assert report(model).events == ()
+    assert torch.equal(model.generate(**ONE_ROW, max_new_tokens=6, do_sample=False), expected)
+    assert model.dtype == torch.float32
+
+
+def _with_late_overflow(model: Any) -> Any:
+    """Have a model overflow in its cache, at the seventh token; without a cache it gives NaN in any dtype."""
+
+    def spoil(_module: nn.Module, _args: Any, output: Any) -> None:
+        if output.past_key_values is None:
+            output.last_hidden_state[:, 0] = torch.nan
+        elif output.past_key_values.get_seq_length() == 7:
+            keys = output.past_key_values.layers[1].keys
+            keys[..., -1, 0] = torch.tensor(300, dtype=keys.dtype) ** 2
+
+    model.model.register_forward_hook(spoil)
+    return model
+
+
+def test_the_callers_own_numbers_in_a_generation() -> None:
+    """A generation that is asked with NaN gives what it gives in plain transformers, in the dtype that it has."""
+    plain, model = generator(), guard(generator())
+    embeds = plain.get_input_embeddings()(ONE_ROW["input_ids"]).clone()
+    embeds[0, 2, 3] = torch.nan
+    found, expected = (one.generate(inputs_embeds=embeds, max_new_tokens=6, do_sample=False) for one in (model, plain))
+    assert torch.equal(found, expected)
+    assert report(model).events == ()
+    assert model.dtype == BF16
+
+
 def test_weights_that_are_no_numbers() -> None:
     """Inf in the weights may have been finite before they came into float16: float32 is tried, and taken back."""
     model = tiny()
