@@ -116,5 +116,7 @@ def name_of(model: nn.Module, module: nn.Module | None) -> str | None:
 def _parts(output: Any) -> Any:
     # A ModelOutput is a dict, but with a cache in it that may be poisoned by an earlier module.
     return (
-        {name: value for name, value in output.items() if "past" not in name} if isinstance(output, dict) else output
+        {name: value for name, value in output.items() if "past" not in str(name)}
+        if isinstance(output, dict)
+        else output
     )

@@ -36,9 +36,9 @@ def measure_drift(
     The kind of the drift follows the outputs. "tokens": logits (batch, positions, vocabulary), with the perplexity
     ratio where the batch has `labels` (-100 counts for none), or `input_ids` and the model predicts the next token.
     "classes": logits (batch, classes). "pixels": logits (batch, classes, height, width), with mIoU, at the size of the
-    logits; `kl_p99` is up to 0.05 % too high. "values": no logits, or of one class only: numbers, in
-    rows along the last dimension (of four along the second); KL is 0, and `top1_agreement` the share of the rows whose
-    largest element is the same.
+    logits; `kl_p99` is up to 0.05 % too high. "values": no logits, or of one class only, or of a model whose
+    `config.problem_type` is "regression": numbers, in rows along the last dimension (of four along the second); KL is 0,
+    and `top1_agreement` the share of the rows whose largest element is the same.
 
     Args:
         candidate: A module or a function.

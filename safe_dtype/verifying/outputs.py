@@ -54,6 +54,7 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
                 f"logits of shape {tuple(logits.shape)} are of no kind that can be compared",
                 "wrap the model in a function that returns logits with 2, 3 or 4 dimensions, or one tensor",
             )
+        kind = "values" if _is_regression(model) else kind
         return Outputs(kind, logits.cpu(), hidden, _heads(results, "logits"))
     if hidden is not None:
         return Outputs("values", as_real(hidden), hidden, _heads(results, "last_hidden_state"), "last_hidden_state")
@@ -66,6 +67,11 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
     name, values = next(iter(results.items()))
     source = name if isinstance(returned, (Tensor, Mapping)) else f"{name} of a {type(returned).__name__}"
     return Outputs(kind_of(name, values), as_real(values).cpu(), None, _heads(results, name), source)
+
+
+def _is_regression(model: Model) -> bool:
+    """Whether several logits are as many numbers, as transformers has it, and no classes: one may shift with the others."""
+    return getattr(getattr(model, "config", None), "problem_type", None) == "regression"
 
 
 def _heads(results: Mapping[str, Tensor], main: str) -> dict[str, Tensor]:

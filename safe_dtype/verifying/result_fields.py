@@ -86,9 +86,10 @@ def _items(value: Any, depth: int) -> Iterable[tuple[Any, Any]]:
 
 
 def is_hidden_state(name: str) -> bool:
-    """Whether a result is a state that heads read, or what a part of the model returns in an output of its own."""
+    """Whether a result is a state that heads read, or one that a part of the model returns in an output of its own."""
     *around, last = name.split(".")
-    return "hidden_state" in last or any(part.endswith(("_output", "_outputs")) for part in around)
+    is_of_a_part = any(part.endswith(("_output", "_outputs")) for part in around)
+    return "hidden_state" in last or (is_of_a_part and (last == "pooler_output" or last.isdigit()))
 
 
 def is_looked_at(tensor: Tensor) -> bool:

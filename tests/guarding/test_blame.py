@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from guarding.generators import DOWN, tiny
+from torch import nn
 
 from safe_dtype.guarding.blame import Blame, largest_finite, module_raising, module_spoiling, name_of
 from safe_dtype.testing import fault
@@ -37,6 +38,18 @@ def test_module_spoiling() -> None:
         assert [len(module._forward_hooks) for module in model.modules()] == hooks
     assert blame.module is down
     assert blame.largest_input == float(inputs[0].float().abs().max())
+
+
+@torch.no_grad()
+def test_results_that_are_numbered() -> None:
+    """What a module returns may be named by numbers."""
+
+    class Numbered(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+            return {0: x, 1: x / 0}
+
+    model = Numbered()
+    assert module_spoiling(model, lambda: model(torch.ones(1))).module is model
 
 
 @torch.no_grad()

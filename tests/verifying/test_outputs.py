@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
-from safe_dtype import measure_drift
+from safe_dtype import drift_from, exceeds, measure_drift, record_outputs
 from safe_dtype.errors import IncomparableOutputsError
 
 BATCH = {"input_ids": torch.arange(3, 11)[None]}
@@ -39,6 +42,27 @@ def test_incomparable(candidate: Any, reference: Any, words: str) -> None:
     with pytest.raises(IncomparableOutputsError) as raised:
         measure_drift(candidate, reference, [BATCH])
     assert words in str(raised.value)
+
+
+def test_regression_to_several_numbers(tmp_path: Path) -> None:
+    """Logits that are no classes are compared by their numbers: all of them may be off by the same amount."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes, vocab_size=20, num_labels=3, problem_type="regression")
+    reference = BertForSequenceClassification(config).eval()
+    candidate = copy.deepcopy(reference)
+    with torch.no_grad():
+        candidate.classifier.bias += 5
+    recording = record_outputs(reference, [BATCH], tmp_path)
+    for drift in (
+        measure_drift(candidate, reference, [BATCH]),
+        measure_drift(lambda **batch: candidate(**batch), reference, [BATCH]),
+        measure_drift(candidate, lambda **batch: reference(**batch), [BATCH]),
+        drift_from(recording, candidate, [BATCH]),
+    ):
+        assert drift.kind == "values"
+        assert drift.rel_rms > 1
+        assert "relative RMS" in str(exceeds(drift, 0.02))
 
 
 def test_vocabulary_smaller_than_the_ids() -> None:

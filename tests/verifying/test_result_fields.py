@@ -14,7 +14,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.models.deformable_detr.modeling_deformable_detr import DeformableDetrObjectDetectionOutput
 from transformers.models.omdet_turbo.modeling_omdet_turbo import OmDetTurboObjectDetectionOutput
 
-from safe_dtype.verifying.result_fields import Role, is_looked_at, results_of, role_of
+from safe_dtype.verifying.result_fields import Role, is_hidden_state, is_looked_at, results_of, role_of
 
 ONE = torch.ones(1, 2)
 LAYERS = (ONE, ONE)
@@ -89,6 +89,23 @@ def test_role_of() -> None:
     assert role_of("mc_loss") is Role.ASIDE
     assert role_of("glossary") is role_of(3) is role_of("state_preds") is Role.RESULT
     assert role_of("initial_token_logits") is Role.RESULT
+
+
+@pytest.mark.parametrize(
+    ("name", "is_state"),
+    [
+        ("vision_outputs.last_hidden_state", True),
+        ("text_model_output.pooler_output", True),
+        ("vision_outputs.0", True),
+        ("pooler_output", False),
+        ("detection_outputs.pred_boxes", False),
+        ("language_model_outputs.logits", False),
+        ("depth_output.predicted_depth", False),
+    ],
+)
+def test_is_hidden_state(name: str, *, is_state: bool) -> None:
+    """What a part returns in an output of its own is a state, unless it is an answer."""
+    assert is_hidden_state(name) == is_state
 
 
 @pytest.mark.parametrize(
