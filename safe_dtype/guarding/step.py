@@ -28,9 +28,11 @@ from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
 from .diagnosis.module_call import FinishedCall, finished_calls
 from .diagnosis.own_values import (
+    float32_agrees,
     has_own_states,
     is_known_to_be_own,
     remember_own_step,
+    spoils_other_items,
     stays_in_float32,
     without_own_values,
 )
@@ -236,7 +238,7 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, o
     if model is None or handed_on is not None:
         return handed_on or Recovery(StepResult.LET_BE)
     back = call.snapshot.roll_back()
-    poisoned = error is None and not is_finite(call.arguments)
+    poisoned = error is None and not is_finite(call.arguments) and not spoils_other_items(call, output)
     if back and not poisoned and (passed := try_without_autocast(model, call, trouble, since, _attempt)) is not None:
         return passed
     if error is not None:
@@ -272,7 +274,7 @@ def _handed_on(trouble: Trouble, call: Call, output: Any) -> Recovery | None:
     guard, error = call.guard, trouble.error
     if error is None and is_passed_over(guard):
         return Recovery(StepResult.LET_BE)  # a NaN in float32 that is recorded already
-    if error is None and call.reads_poison():
+    if error is None and call.reads_poison() and not spoils_other_items(call, output):
         return Recovery(StepResult.LET_BE)  # the caller's own numbers
     if error is None and trouble.block is None and is_known_to_be_own(call, trouble.calls, output):
         return Recovery(StepResult.PASSED, output)
@@ -314,6 +316,9 @@ def _by_numbers(
     model: nn.Module, trouble: Trouble, call: Call, output: Any, *, can_repeat: bool
 ) -> Recovery | tuple[Failure | None, Blame, Findings | None]:
     """Return what bad numbers are a failure of, and of which module; or the output where they are the model's own."""
+    if spoils_other_items(call, output):
+        step = FinishedCall(ModuleCall(call.module, call.args, call.kwargs, call.entry), output)
+        return trouble.failure if can_repeat and float32_agrees(step, model) is False else None, Blame(), None
     if id(call.guard) not in here.nets and not is_finite(call.tensors):
         return None, Blame(), None  # the caller's own numbers, seen behind what the step wrote over them
     if not is_finite(call.arguments) and has_own_states(call):

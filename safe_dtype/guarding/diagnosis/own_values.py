@@ -22,7 +22,7 @@ from ...verifying.reference import digest
 from ..blame import Blame, module_spoiling, name_of
 from ..output_checks import numbers_of, spoiled_rows
 from ..recover import TriedRemedies
-from ..state import Guard
+from ..state import Guard, here
 from ..step_snapshot import undone
 from .module_call import FinishedCall, ModuleCall, finished_calls
 from .trouble import Call, Recovery, StepResult
@@ -121,6 +121,28 @@ def float32_agrees(finished: FinishedCall, part: nn.Module | None = None) -> boo
         return None
     agrees = _has_no_more_numbers(wide[0], finished.output)
     return agrees if not agrees or is_finite(list(part.parameters())) else None
+
+
+def spoils_other_items(call: Call, output: Any) -> bool:
+    """Whether a call has spoiled items of its batch beside those in which the caller gave NaN or Inf.
+
+    False where this does not show: where the tensors are not of one length, or a generation is running.
+    """
+    tensors = [value for value in call.tensors if not is_finite(value)]
+    rows = list(spoiled_rows(numbers_of(output)).values())
+    if id(call.guard) in here.nets or call.guard.dtype() == FLOAT32 or not is_finite(call.caches):
+        return False
+    if not all(isinstance(value, Tensor) and value.dim() for value in (*tensors, *rows)):
+        return False
+    if not tensors or len({len(value) for value in (*tensors, *rows)}) != 1:
+        return False
+    poisoned = [~(value.detach().reshape(len(value), -1).amax(1) < torch.inf) for value in tensors]
+    spoiled = [row.reshape(len(row), -1).any(1) for row in rows]
+    return bool((_any(spoiled) & ~_any(poisoned)).any())
+
+
+def _any(items: list[Tensor]) -> Tensor:
+    return torch.stack([item.cpu() for item in items]).any(0)
 
 
 def explains(calls: list[FinishedCall], output: Any) -> bool:

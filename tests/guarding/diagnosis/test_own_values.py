@@ -213,6 +213,38 @@ def test_the_callers_own_numbers() -> None:
     assert report(model).events == ()
 
 
+class Product(nn.Module):
+    """Overflows in float16 where x is large; `mixes` adds all items of the batch."""
+
+    def __init__(self, *, mixes: bool = False) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4, bias=False).to(FP16)
+        self.mixes = mixes
+        nn.init.ones_(self.linear.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 4)."""
+        hidden = self.linear(x)
+        return self.linear(x) * (hidden.mean(0) if self.mixes else hidden)
+
+
+def test_an_overflow_beside_the_callers_own_numbers() -> None:
+    """An item of a batch that overflows is cured, though another is NaN as it came in."""
+    x = torch.tensor([[1.0], [torch.nan], [3e2]], dtype=FP16).expand(3, 4).contiguous()
+    model = guard(Product().eval())
+    for _ in range(2):
+        assert model(x).isfinite().all(1).tolist() == [True, False, True]
+    assert [event.after for event in report(model).events] == [FLOAT32]
+
+
+def test_the_callers_own_numbers_go_round() -> None:
+    """Where NaN of one item reaches the others in float32 as well, it is handed on."""
+    x = torch.tensor([[1.0], [torch.nan], [3.0]], dtype=FP16).expand(3, 4).contiguous()
+    model = guard(Product(mixes=True).eval())
+    assert model(x).isnan().all()
+    assert report(model).events == ()
+
+
 def test_a_copy_knows_nothing() -> None:
     """A deep copy of a guarded model finds out by itself, and about its own modules."""
     model = guard(Scores().eval())
