@@ -6,10 +6,10 @@ import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 from transformers import PreTrainedModel
 
@@ -18,6 +18,7 @@ from ...models.shift_hooks import shift_of
 from ...models.watched_modules import WatchedModules, watch_dicts
 from ...models.wrapped_methods import wrap_method
 from .fold import Fold
+from .own_code import OwnCode
 from .prove import innermost_models
 from .scaled_numbers import scale_back
 from .watch import Watch
@@ -35,6 +36,7 @@ def put_on(watch: Watch) -> None:
     model, fold = watch.model, watch.rescaled.fold
     bodies = [name for name, _ in innermost_models(model)]
     targets = list(fold.moved())
+    inside: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         below = f"{path}." if path else ""
         holds = any(target.startswith(below) for target in targets)
@@ -45,6 +47,8 @@ def put_on(watch: Watch) -> None:
         is_part = is_inside or not any(isinstance(one, PreTrainedModel) for one in module.modules())
         place = Place(watch, path, is_inside=is_part, holds_parts=is_part or is_body)
         module.__dict__[_NOTE] = CopiedAlone(place)
+        if is_inside:
+            inside.append((path, module))
         if holds:
             module.register_state_dict_pre_hook(place.state_wanted)
             module.register_load_state_dict_pre_hook(place.state_loaded)
@@ -54,6 +58,7 @@ def put_on(watch: Watch) -> None:
         elif isinstance(module, nn.Embedding) and (holds or fold.shifted(path)):
             module.register_forward_pre_hook(Alone(place))
     model.register_state_dict_post_hook(OfAdapter(watch))  # type: ignore[no-untyped-call]
+    watch.code = OwnCode(inside)
     watch.certify()
     watch_anew(watch)
 
@@ -64,9 +69,9 @@ def watch_anew(watch: Watch) -> None:
         place = place_of(module)
         if place is not None and place.watch is watch:
             watch_dicts(module, place)
-    for _, _, _, weight in watch.rescaled.fold.moved_weights():
+    for target, _, _, weight in watch.rescaled.fold.moved_weights():
         if weight.requires_grad and not weight.is_inference():
-            weight.register_hook(functools.partial(_in_its_own_size, watch, ref(weight)))  # type: ignore[no-untyped-call]
+            weight.register_hook(functools.partial(watch.gradient, target))  # type: ignore[no-untyped-call]
     for name in _HOOKS:
         wrap_method(nn.Module, name, _telling_of_hooks, watch)
     wrap_method(PreTrainedModel, "resize_token_embeddings", _telling_of_resizing, watch)
@@ -228,11 +233,6 @@ class OfAdapter:
         for target, _, _, weight in fold.moved_weights():
             if prefix + target in state:
                 state[prefix + target] = fold.unmoved(target, weight, moved[target]).to(weight)
-
-
-def _in_its_own_size(watch: Watch, weight: ref[nn.Parameter], gradient: Tensor) -> Tensor:
-    parameter = weight()
-    return gradient if parameter is None else watch.gradient(parameter, gradient)
 
 
 def _telling_of_hooks(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from torch.nn.modules import module as torch_modules
 from ...errors import RescaleError
 from ...models.recast import recast
 from .fold import innermost
+from .own_code import OwnCode
 from .rescaled import Rescaled
 from .taking_back import take_back
 from .underflow import multiplied
@@ -44,6 +45,7 @@ class Watch:
     def __init__(self, rescaled: Rescaled) -> None:
         self.rescaled = rescaled
         self.is_on = False
+        self.code = OwnCode(())  # of the modules inside
         self._is_quiet = False
         self._certificate: Certificate | None = None
         self._certified = 0  # after so many changes of the fold
@@ -154,20 +156,19 @@ class Watch:
         if not here.depth:
             self.take_back(f"{path} is called by itself")
 
-    def gradient(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    def gradient(self, target: str, gradient: Tensor) -> Tensor:
         """Return the gradient of a moved parameter as it is without the rescale, which is taken back after this pass."""
-        if not self.is_in_force:
-            return gradient
-        fold = self.rescaled.fold
-        moved = fold.moved()
-        exponents = next((moved[target] for target, _, _, one in fold.moved_weights() if one is parameter), None)
+        exponents = self.rescaled.fold.moved().get(target) if self.is_in_force else None
         if exponents is None:
             return gradient
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self.take_back("gradients are taken"))
         return multiplied(gradient, exponents)
 
     def look(self) -> None:
-        """Look whether anybody has written into the moved weights."""
+        """Look whether anybody has written into moved weights, or put another forward into a module."""
+        if (path := self.code.replaced()) is not None:
+            self.take_back(f"another forward is put into {path}")
+            return
         fold = self.rescaled.fold
         if self._certificate is None or self._certified != fold.changes:
             self.certify()
@@ -186,7 +187,10 @@ class Watch:
         self._certificate, self._certified = Certificate(self.rescaled.fold), self.rescaled.fold.changes
 
     def _is_trained(self) -> bool:
-        return any(weight.requires_grad for _, _, _, weight in self.rescaled.fold.moved_weights())
+        moved = [weight for _, _, _, weight in self.rescaled.fold.moved_weights()]
+        # Where only results of modules are moved every weight is the model's own, and float16 holds no small gradients.
+        weights = moved or (weight for module in self.code.modules() for weight in module.parameters(recurse=False))
+        return any(weight.requires_grad for weight in weights)
 
     def _moves_embedding(self) -> bool:
         fold = self.rescaled.fold

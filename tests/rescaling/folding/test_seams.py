@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_modules
 
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.rescaling import rescaled_of
+from safe_dtype.rescaling.folding.own_code import OwnCode
 
 # What float16 has lost of a weight that was multiplied by 2^-6 before: there is no file to read it from.
 EXACT: Any = {"rtol": 0, "atol": 2.0**-18}
@@ -164,13 +165,13 @@ def test_gradients(family: str, training: bool) -> None:
                 part.dropout = 0.0
     optimizers = [torch.optim.SGD(one.parameters(), lr=1e-3) for one in (plain, model)]
     expected = gradients(plain, family)
-    moved = bool(rescaled_of(model).fold.moved())
-    with told(1 if moved else 0):
+    is_left = training or bool(rescaled_of(model).fold.moved())
+    with told(1 if is_left else 0):
         found = gradients(model, family)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert float((found[name] - value).norm()) <= 0.15 * float(value.norm()) + 1e-4, name
-    if not moved:
+    if not is_left:
         return
     assert rescaled_of(model) is None
     for optimizer in optimizers:
@@ -228,3 +229,28 @@ def test_saved_after_it_was_taken_back(tmp_path: Path) -> None:
     loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     own = engineered("llama").named_parameters()
     assert all(torch.allclose(loaded.get_parameter(name), one, **EXACT) for name, one in own)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_trained_as_a_whole(family: str) -> None:
+    """Training of all weights begins with the model as it was, also where no weight was moved."""
+    model = rescued(family).train()
+    with told(1):
+        model(**prompts(family, count=1, tokens=24, seed=3)[0])
+    assert rescaled_of(model) is None
+    assert model.dtype == torch.float32
+
+
+def test_forward_of_a_class_of_its_own() -> None:
+    """What looks at forwards sees that of a class, and the one of an instance; ours count as what was there."""
+    layer = nn.Linear(2, 2)
+    code = OwnCode([("layer", layer)])
+    assert code.replaced() is None
+    layer.forward = layer.forward  # type: ignore[method-assign]
+    assert code.replaced() == "layer"
+    del layer.forward
+    assert code.replaced() is None
+    layer.__class__ = type("Another", (nn.Linear,), {})
+    assert code.replaced() is None, "it runs the same code"
+    layer.__class__ = type("Another", (nn.Linear,), {"forward": lambda _, value: value})
+    assert code.replaced() == "layer"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from accelerate.hooks import ModelHook, add_hook_to_module
 from engineered import KINDS, engineered, saved
 from rescaling.folding.changes import FAMILIES, blocks, body, is_near, rescued, results, writers
 from safetensors.torch import load_model, save_model
@@ -179,6 +180,45 @@ def reinitialize(model: Any) -> None:
                 setattr(module, name, fresh)
 
 
+def steered(module: nn.Module) -> Callable[..., Any]:
+    """Return the forward of a module with a huge vector added to what it returns."""
+    forward = module.forward
+
+    def added(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (output[0] + 500, *output[1:])
+        return output + 500
+
+    return added
+
+
+def steer_in_forward(model: Any) -> None:
+    """Put a forward that steers into a block."""
+    blocks(model)[1].forward = steered(blocks(model)[1])
+
+
+def steer_in_class(model: Any) -> None:
+    """Give a block a class whose forward steers."""
+    block = blocks(model)[1]
+    forward = steered(block)
+    block.__class__ = type("Steered", (type(block),), {"forward": lambda _, *args, **kwargs: forward(*args, **kwargs)})
+
+
+class Steering(ModelHook):  # type: ignore[misc]  # accelerate has no types
+    """A hook of accelerate, which takes the place of the forward."""
+
+    def post_forward(self, _module: nn.Module, output: Any) -> Any:
+        """Add to what is returned."""
+        return (output[0] + 500, *output[1:]) if isinstance(output, tuple) else output + 500
+
+
+def swap_tensors(model: Any) -> None:
+    """Swap a weight with another tensor, as torch does on conversions."""
+    weight = writers(model)[1].weight
+    torch.utils.swap_tensors(weight, nn.Parameter(own_value(model, 1).to(weight.dtype)))
+
+
 WARNED: dict[str, Change] = {
     "load_state_dict": lambda model: model.load_state_dict(other_weights(model)),
     "assigned": lambda model: model.load_state_dict(other_weights(model), assign=True),
@@ -198,6 +238,10 @@ WARNED: dict[str, Change] = {
     "linear module": reinitialize,
     "hook": steer,
     "hook before": steer_before,
+    "forward": steer_in_forward,
+    "class": steer_in_class,
+    "hook of accelerate": lambda model: add_hook_to_module(blocks(model)[1], Steering()),
+    "tensors swapped": swap_tensors,
     "resized": resize,
     "pruned": prune_writer,
     "parametrized": lambda model: parametrizations.weight_norm(writers(model)[1]),
