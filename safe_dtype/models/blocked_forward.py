@@ -62,6 +62,10 @@ class _Bound:
         return getattr(type(self._module()), _FORWARD)
 
     @property
+    def __code__(self) -> Any:  # torch.export names the file
+        return self.__func__.__code__
+
+    @property
     def __wrapped__(self) -> Any:
         return self.of_class()
 

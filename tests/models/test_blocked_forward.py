@@ -104,6 +104,17 @@ def test_a_method_that_is_inspected(tied: tuple[Any, Any]) -> None:
         assert found.__func__ is inspect.unwrap(found).__func__ is expected.__func__
         assert found.__self__ is inspect.unwrap(found).__self__ is one
         assert found.__name__ == expected.__name__
+        assert found.__code__ is expected.__code__
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
+def test_export(name: str, strict: bool, tied: tuple[Any, Any]) -> None:
+    """A laid-out module is exported as a plain one, alone too."""
+    module, expected = (one.get_submodule(name) for one in tied)
+    x = torch.tensor([4, 5]) if name.endswith("tokens") else torch.randn(2, 512, dtype=BF16)
+    with torch.no_grad():
+        assert torch.equal(torch.export.export(module, (x,), strict=strict).module()(x), expected(x))
 
 
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
