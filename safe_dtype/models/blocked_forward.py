@@ -98,6 +98,12 @@ class _Attributes(dict[str, Any]):
 
     __copy__ = copy
 
+    def __getitem__(self, name: str) -> Any:
+        # torch.compile asks here for what to guard: of the class's method it is the function, one for all modules, while
+        # what is no method is known by its identity, and each layer of a model compiled anew.
+        value = super().__getitem__(name)
+        return value.of_class() if type(value) is _Bound else value
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.copy())
 

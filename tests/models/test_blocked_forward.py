@@ -117,6 +117,32 @@ def test_export(name: str, strict: bool, tied: tuple[Any, Any]) -> None:
         assert torch.equal(torch.export.export(module, (x,), strict=strict).module()(x), expected(x))
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_layers_are_compiled_once(guarded: bool, tied: tuple[Any, Any]) -> None:
+    """What is compiled layer by layer is compiled for one of them, and the others are as it is."""
+    model, plain = tied
+    if guarded:
+        guard(model)
+    graphs: list[Any] = []
+
+    def count(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    expected = logits(plain)
+    torch._dynamo.reset()
+    for layer in model.model.layers:
+        layer.mlp.compile(backend=count, fullgraph=True)
+    assert near(logits(model), expected)
+    assert len(graphs) == 1
+    model.model.layers[1].mlp.up_proj.weight.data[3] = 5
+    plain.model.layers[1].mlp.up_proj.weight.data[3] = 5
+    assert near(logits(model), logits(plain))
+    for one in tied:
+        one.model.layers[1].mlp.up_proj.forward = one.model.layers[1].mlp.gate_proj.forward
+    assert near(logits(model), logits(plain))
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
 def test_what_compiles_from_source_meets_a_clear_word(name: str, tied: tuple[Any, Any]) -> None:
     """`torch.jit.script` says what to do, and doing it helps."""
