@@ -22,6 +22,7 @@ from safe_dtype import SafeAutoModel, SafeDtypeWarning, patched, plan_of, report
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, HalfRange
 from safe_dtype.loading import Request
 from safe_dtype.loading.trials.saved_rescale import with_stored
+from safe_dtype.models.islands import islands_in
 from safe_dtype.planning import Policy, make_plan
 from safe_dtype.rescaling import rescaled_of
 from safe_dtype.rescaling.folding.rescale_file import FILE, Stored, is_noted, write_stored
@@ -95,9 +96,12 @@ def assert_as_without(folder: Path) -> None:
     """Assert that weights in float16 are loaded as they are, and that the guard stands by."""
     model = load(folder)
     assert (model.dtype, plan_of(model).rescale, rescaled_of(model)) == (torch.float16, None, None)
-    with pytest.warns(SafeDtypeWarning, match="Going on in float32"):
-        found = logits(model)
-    torch.testing.assert_close(found, logits(engineered("llama")), rtol=0, atol=0.05)
+    assert not list(islands_in(model))
+    plain = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    assert all(torch.equal(one, model.get_parameter(name)) for name, one in plain.named_parameters())
+    torch.testing.assert_close(logits(model), logits(engineered("llama")), rtol=0, atol=0.05)
+    # It overflows, and the guard finds out by itself what holds.
+    assert [event.remedy for event in report(model).events] == ["an exact rescaling"]
 
 
 # What comes back
