@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
-from ...models.original_weights import Exponents
+from ...models.original_weights import Exponents, OriginalWeights
 from ...models.shift_hooks import shift_on
 from .scaled_numbers import forget_exponent, scale_number
+from .stored_weights import stored_weight
 from .underflow import Underflow, moved, unmoved
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Fold:
         self._seats: dict[str, _Seat] = {}  # by the path of a module with moved weights
         self._lost: dict[str, Underflow] = {}  # by the name of a moved weight
         self.rescale = Rescale(())
+        self.loaded = Rescale(())  # what was in force when the weights were brought into the dtype that they are in
         self.changes = 0  # how often something else was brought into force
 
     def move_to(self, rescale: Rescale) -> None:
@@ -98,9 +100,11 @@ class Fold:
                     self._multiply(key, places[key], exponent)
             before, after = _by_weight(self._done), _by_weight(wanted)
             weights = {key[1]: place for key, place in places.items() if key[0] is Part.WEIGHT}
-            for target, place in weights.items():
-                if not self._is_wrapped(place):
-                    self._move_weight(target, place.owner, before.get(target, {}), after.get(target, {}))
+            with OriginalWeights(self.model) as original:
+                for target, place in weights.items():
+                    if not self._is_wrapped(place):
+                        exponents = before.get(target, {}), after.get(target, {})
+                        self._move_weight(target, place.owner, *exponents, original)
         self._done = wanted
         self.rescale = rescale
         self.changes += 1
@@ -155,6 +159,19 @@ class Fold:
         """
         return unmoved(weight, exponents, self._lost.get(name))
 
+    def own(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield those of these names that are moved parameters, each with what it is without the rescale: in its dtype.
+
+        Bit for bit what it would be if it had been loaded without.
+        """
+        moves = self.moved()
+        with OriginalWeights(self.model) as original:
+            for target, _, _, weight in self.moved_weights():
+                if target in names:
+                    stored = self._stored(target, weight.detach(), moves[target], original)
+                    own = self.unmoved(target, weight, moves[target]) if stored is None else stored
+                    yield target, own.to(weight)
+
     def largest_loss(self) -> tuple[str, float]:
         """Return the moved weight that lost most in float16, and how much: RMS of the loss over that of the weight."""
         losses = ((name, lost.error) for name, lost in self._lost.items())
@@ -173,11 +190,11 @@ class Fold:
         before, rescale = dict(self._seats), self.rescale
         changed = [path for path, seat in before.items() if seat.is_stale]
         # First undo the moves of changed modules, as they were done; then move anew, with the modules of now.
-        with torch.inference_mode(mode=False), torch.no_grad():
+        with torch.inference_mode(mode=False), torch.no_grad(), OriginalWeights(self.model) as original:
             for target, exponents in _by_weight(self._done).items():
                 path = target.rpartition(".")[0]
                 if path in changed:
-                    self._move_back(target, exponents, before[path])
+                    self._move_back(target, exponents, before[path], original)
         unchanged = {key: exponent for key, exponent in self._done.items()
                 if not (key[0] is Part.WEIGHT and key[1].rpartition(".")[0] in changed)}  # fmt: skip
         self._done, self._seats = unchanged, {}
@@ -192,21 +209,37 @@ class Fold:
         self._seats = {}
         self.undo()
 
-    def _move_back(self, target: str, exponents: Exponents, seat: _Seat) -> None:
+    def _move_back(self, target: str, exponents: Exponents, seat: _Seat, original: OriginalWeights) -> None:
         path, _, name = target.rpartition(".")
         if seat.is_wrapper and name == "weight":
             _shift(seat.module, Part.INPUT, -sum(exponents.values()))
             return
-        here, lost = self.model.get_submodule(path), self._lost.pop(target, None)
-        for module in _holders(here, name):
+        lost = self._lost.get(target)
+        for module in _holders(self.model.get_submodule(path), name):
             weight: Any = module._parameters[name]
-            weight.data, _ = moved(weight.data, exponents, {}, lost)
+            stored = self._stored(target, weight.data, exponents, original)
+            weight.data = moved(weight.data, exponents, {}, lost)[0] if stored is None else stored.to(weight.data)
+        self._lost.pop(target, None)
 
-    def _move_weight(self, target: str, owner: nn.Module, before: Exponents, after: Exponents) -> None:
+    def _move_weight(
+        self, target: str, owner: nn.Module, before: Exponents, after: Exponents, original: OriginalWeights
+    ) -> None:
         weight: Any = owner._parameters[target.rpartition(".")[2]]
-        weight.data, lost = moved(weight.data, before, after, self._lost.pop(target, None))
+        stored = None if after else self._stored(target, weight.data, before, original)
+        lost = self._lost.pop(target, None)
+        if stored is not None:
+            weight.data = stored.to(weight.data)
+            return
+        weight.data, lost = moved(weight.data, before, after, lost)
         if lost is not None:
             self._lost[target] = lost
+
+    def _stored(self, target: str, weight: Tensor, exponents: Exponents, original: OriginalWeights) -> Tensor | None:
+        """Return what the file holds for a moved weight that lost bits when it was loaded; None where it has changed."""
+        then = _by_weight(self.loaded.exponents()).get(target)
+        if weight.dtype != torch.float16 or not then:
+            return None
+        return stored_weight(original, target, self.unmoved(target, weight, exponents), weight.dtype, then)
 
     def _is_wrapped(self, place: _Place) -> bool:
         return place.name == "weight" and self.model.get_submodule(place.path) is not place.owner

@@ -68,7 +68,8 @@ def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect, *, loaded: Resca
         loaded: What was folded in when the weights were brought into the dtype that the model will run in; by default
             all of it.
     """
-    rescaled = Rescaled(fold, effect, fold.rescale if loaded is None else loaded)
+    fold.loaded = fold.rescale if loaded is None else loaded
+    rescaled = Rescaled(fold, effect)
     keep_in(model, rescaled)
     watch = Watch(rescaled)
     for name in fold.rescale.unproven:

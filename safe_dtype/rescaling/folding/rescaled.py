@@ -15,10 +15,9 @@ _ATTRIBUTE = "_safe_dtype_rescaled"  # in the __dict__ of the model
 class Rescaled:
     """The rescale in force in a model, and what it does to what the model returns."""
 
-    def __init__(self, fold: Fold, effect: Effect, loaded: Rescale) -> None:
+    def __init__(self, fold: Fold, effect: Effect) -> None:
         self.fold = fold
         self.effect = effect
-        self.loaded = loaded  # what was in force when the weights were brought into the dtype that they are in
         self.raised = 0  # bits that were added since
         self.too_few = 0  # bits that were added, did not help, and were taken back: the next to try are more
 

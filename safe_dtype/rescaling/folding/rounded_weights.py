@@ -13,6 +13,7 @@ from ...models.original_weights import Exponents, OriginalWeights
 from ...models.stored_names import plain_name
 from .fold import exponents_of_weights
 from .rescaled import Rescaled, rescaled_of
+from .stored_weights import stored_weight
 from .underflow import multiplied
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class RoundedWeights:
         self._weights = OriginalWeights(model)
         self._rescaled = rescaled_of(model)
         self._moved: dict[str, Exponents] = dict(self._rescaled.fold.moved()) if self._rescaled is not None else {}
-        self._on_loading = exponents_of_weights(self._rescaled.loaded) if self._rescaled is not None else {}
+        self._on_loading = exponents_of_weights(self._rescaled.fold.loaded) if self._rescaled is not None else {}
         self._as_they_are: dict[str, list[str]] = {}  # by what has become of them
 
     def __enter__(self) -> RoundedWeights:
@@ -71,12 +72,9 @@ class RoundedWeights:
         """Return a weight that a rescale has multiplied, in float32: of its file, else with the bits that were kept."""
         exponents = self._moved[moved]
         own = rescaled.fold.unmoved(moved, present, exponents)
-        # It was rounded when it was loaded, under the rescale of then, or before there was one.
-        for on_loading in (self._on_loading.get(moved, {}), {}):
-            rounded = multiplied(own, on_loading).to(present.dtype)
-            stored = self._weights.unchanged(name, rounded, on_loading)
-            if stored is not None:
-                return multiplied(stored.float(), exponents)
+        stored = stored_weight(self._weights, name, own, present.dtype, self._on_loading.get(moved, {}))
+        if stored is not None:
+            return multiplied(stored.float(), exponents)
         self._note(name)
         return multiplied(own, exponents)
 

@@ -21,7 +21,7 @@ from .. import rescaled_of
 from .fold import exponents_of_weights
 from .rescale_file import Stored, write_stored
 from .seams import place_of
-from .underflow import multiplied
+from .stored_weights import stored_weight
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     rescaled = rescaled_of(model)
     moved = rescaled.fold.moved() if rescaled is not None else {}
-    loaded = exponents_of_weights(rescaled.loaded) if rescaled is not None else {}
+    loaded = exponents_of_weights(rescaled.fold.loaded) if rescaled is not None else {}
     weights: dict[str, Tensor] = {}
     with OriginalWeights(model) as original:
         for name, tensor in state.items():
@@ -104,8 +104,8 @@ def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 stored = original.unchanged(name, tensor)
                 weights[name] = tensor if stored is None else stored
                 continue
-            own, then = rescaled.fold.unmoved(name, tensor, moved[name]), loaded.get(name, {})
-            stored = original.unchanged(name, multiplied(own, then).to(tensor.dtype), then)
+            own = rescaled.fold.unmoved(name, tensor, moved[name])
+            stored = stored_weight(original, name, own, tensor.dtype, loaded.get(name, {}))
             weights[name] = _narrow(own, tensor.dtype) if stored is None else stored
     if original.problems:
         logger.warning(

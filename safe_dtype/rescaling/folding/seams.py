@@ -160,11 +160,13 @@ class CopiedAlone:
 
 def _bring_back_in_copy(fold: Fold, path: str, memo: dict[int, Any]) -> None:
     module = fold.model.get_submodule(path)
-    moved = fold.moved()
-    for target, holder, _, weight in fold.moved_weights():
-        copied = memo.get(id(weight))
-        if holder is module and copied is not None:
-            copied.data = fold.unmoved(target, weight, moved[target]).to(weight)
+    copies = {
+        target: memo[id(weight)]
+        for target, holder, _, weight in fold.moved_weights()
+        if holder is module and id(weight) in memo
+    }
+    for target, own in fold.own(copies) if copies else ():
+        copies[target].data = own
     # Of the `__dict__` itself `memo` knows nothing, for it is a copy of it that is being copied: one of the last begun.
     parameters = memo.get(id(module._parameters))
     states = (one for one in reversed(memo.values()) if type(one) is dict and one.get("_parameters") is parameters)
@@ -228,11 +230,8 @@ class OfAdapter:
         """Put them in."""
         if not prefix.startswith(_ADAPTED) or not self._watch.is_in_force:
             return
-        fold = self._watch.rescaled.fold
-        moved = fold.moved()
-        for target, _, _, weight in fold.moved_weights():
-            if prefix + target in state:
-                state[prefix + target] = fold.unmoved(target, weight, moved[target]).to(weight)
+        names = {name.removeprefix(prefix) for name in state}
+        state.update((prefix + target, own) for target, own in self._watch.rescaled.fold.own(names))
 
 
 def _telling_of_hooks(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...errors import RescaleError
 from ...models.recast import recast
@@ -18,7 +19,7 @@ from .own_code import OwnCode
 from .rescaled import Rescaled
 from .taking_back import take_back
 from .underflow import multiplied
-from .written import Certificate
+from .written import Certificate, Overwritten
 
 # Hooks of these read nothing of the size of what flows, or their results are given back in their own size.
 _HARMLESS = ("safe_dtype", "transformers", "peft", "torch.utils")
@@ -165,22 +166,23 @@ class Watch:
         return multiplied(gradient, exponents)
 
     def look(self) -> None:
-        """Look whether anybody has written into moved weights, or put another forward into a module."""
-        if (path := self.code.replaced()) is not None:
-            self.take_back(f"another forward is put into {path}")
-            return
-        fold = self.rescaled.fold
-        if self._certificate is None or self._certified != fold.changes:
-            self.certify()
-            return
-        written = self._certificate.written()
+        """Look whether anybody has written into the moved weights."""
+        with _disable_current_modes():  # they may compute in another dtype than weights are stored in
+            written = self._written()
         if written is None:
-            if self._certificate.is_old:
-                self.certify()
             return
         names = ", ".join(written.names[:3]) + (" and others" if len(written.names) > 3 else "")
         read = "their own size" if written.own else "the size that the rescale gave them"
         self.take_back(f"{names} were written into, and are taken to be of {read}", written.own)
+
+    def _written(self) -> Overwritten | None:
+        if self._certificate is None or self._certified != self.rescaled.fold.changes:
+            self.certify()
+            return None
+        written = self._certificate.written()
+        if written is None and self._certificate.is_old:
+            self.certify()
+        return written
 
     def certify(self) -> None:
         """Take the moved weights as they are for what the rescale has made of them."""

@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_modules
 
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.facts import Rescale
+from safe_dtype.numerics import running_in
 from safe_dtype.rescaling import Fold, fold_in, keep_rescaled
 
 
@@ -119,3 +120,18 @@ def test_copy_is_watched() -> None:
     torch.testing.assert_close(logits(lora(copied), "llama"), expected, rtol=1e-5, atol=1e-4)
     assert not fold.is_stale()
     assert torch.equal(logits(model, "llama"), plain)
+
+
+def test_a_run_in_another_dtype() -> None:
+    """Weights that only look rounded, because the run is in another dtype, are not taken for written into."""
+    model = engineered("llama").half()
+    proof = fold_in(model, Rescale(((residual(model), 6),)), computing=running_in(torch.float32, torch.float16))
+    kept = keep_rescaled(model, *proof)
+    with running_in(torch.bfloat16, torch.float16):
+        for _ in range(2):
+            logits(model, "llama")
+    assert kept.rescale.shifts
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.mul_(1.5)
+    with pytest.warns(SafeDtypeWarning, match="were written into"), running_in(torch.bfloat16, torch.float16):
+        logits(model, "llama")
