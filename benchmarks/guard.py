@@ -121,8 +121,8 @@ def instructions(layers: int, vocabulary: int) -> dict[str, Any]:
     Two processes that differ in the number of calls alone: what they have in common (imports, the cache) cancels.
     """
     plain, guarded = (
-        (_counted(layers, vocabulary, is_guarded, 5100) - _counted(layers, vocabulary, is_guarded, 100)) / 5000
-        for is_guarded in (False, True)
+        (_counted(layers, vocabulary, 5100, is_guarded=one) - _counted(layers, vocabulary, 100, is_guarded=one)) / 5000
+        for one in (False, True)
     )
     return {
         "layers": layers, "vocabulary": vocabulary, "plain": round(plain), "guarded": round(guarded),
@@ -130,7 +130,7 @@ def instructions(layers: int, vocabulary: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _counted(layers: int, vocabulary: int, is_guarded: bool, calls: int) -> int:
+def _counted(layers: int, vocabulary: int, calls: int, *, is_guarded: bool) -> int:
     code = f"""
 import gc, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from guard import guard, still, torch

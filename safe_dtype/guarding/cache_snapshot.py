@@ -47,7 +47,7 @@ class CacheSnapshot:
         profile = self._profile = _profile_of(cache)
         self.known = profile.known
         self._count = len(cache.layers)
-        self._own = dict(cache.__dict__)
+        self._own = cache.__dict__.copy()
         self._lengths = profile.lengths()
         self._counters = profile.counters() if profile.static else []
         self._restores: list[Restore] = []

@@ -40,7 +40,7 @@ from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
-from .output_checks import Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
+from .output_checks import SOUND, Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
 from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
@@ -216,9 +216,10 @@ def _attempt(
         return None, Trouble(failure, exc)
     if block is None:
         numbers = soundness(output, kwargs)
+        if numbers is SOUND:
+            return output, None
         if numbers is Soundness.PADDING:
             mention_padding(guard)
-        if numbers is not Soundness.SPOILED:
             return output, None
     text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
     return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from .cache_snapshot import CacheSnapshot
 from .written.memo import UNBOUNDED, Room
 from .written.written_places import NOTHING, ROOM, InputMemo, ModelMemo, PlaceMemo, Written, WrittenPlace
 
-STATE_LISTS = ("state", "mems", "past_buckets_states")  # rwkv, xlnet, reformer: lists written over in place
+STATE_LISTS = frozenset({"state", "mems", "past_buckets_states"})  # rwkv, xlnet, reformer: lists written over in place
 _STATE_NAMES = ("state", "states")
 _PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None), tuple, list, dict})
 
@@ -36,7 +36,7 @@ class StepSnapshot:
     __slots__ = ("_caches", "_inputs", "_lists", "_model", "_places", "_random", "_weights", "obstacle", "resumable")
 
     def __init__(
-        self, places: Iterable[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True,
+        self, places: Sequence[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True,
         module: nn.Module | None = None, written: Written = NOTHING,
     ) -> None:  # fmt: skip
         self._caches: list[CacheSnapshot] = []
@@ -44,27 +44,33 @@ class StepSnapshot:
         self.obstacle = ""  # why the last way back did not lead to the beginning
         self.resumable = True
         for name, value in kwargs.items():
-            if type(value) in _PLAIN:
-                if name in STATE_LISTS and isinstance(value, (list, tuple)):
-                    self._lists += [(item, item.clone()) for item in value if isinstance(item, torch.Tensor)]
-            elif isinstance(value, Cache):
-                self._add(CacheSnapshot(value, kwargs))
-            elif _keeps_state(value):
-                self.resumable = False
+            if type(value) not in _PLAIN:
+                self._add(value, kwargs)
+            elif name in STATE_LISTS and isinstance(value, (list, tuple)):
+                self._lists += [(item, item.clone()) for item in value if isinstance(item, torch.Tensor)]
         for value in args:
             if isinstance(value, Cache):
-                self._add(CacheSnapshot(value, kwargs))
-        self._places = [PlaceMemo(WrittenPlace(*place, is_buffer=False), UNBOUNDED) for place in places]
-        room, is_new = Room(ROOM), module is not None and not written.is_settled
+                self._add(value, kwargs)
+        self._model: ModelMemo | None = None
+        self._places: list[PlaceMemo] = []
+        is_new = module is not None and not written.is_settled
+        room = Room(ROOM) if is_new or written.places else UNBOUNDED
         self._inputs = InputMemo(args, kwargs, None if is_new else written.inputs, room)
-        self._model = ModelMemo(module, room) if module is not None and is_new else None
-        self._places += [PlaceMemo(place, room if into else None) for place, into in written.places.items()]
+        if module is not None and is_new:
+            self._model = ModelMemo(module, room)
+        if places or written.places:  # nearly no model has any: not even a loop over nothing
+            self._places = [PlaceMemo(WrittenPlace(*place, is_buffer=False), UNBOUNDED) for place in places]
+            self._places += [PlaceMemo(place, room if into else None) for place, into in written.places.items()]
         self._weights = written.weights
         self._random = _random_states() if random else []
 
-    def _add(self, snapshot: CacheSnapshot) -> None:
-        self._caches.append(snapshot)
-        self.resumable = self.resumable and snapshot.known
+    def _add(self, value: Any, kwargs: Mapping[str, Any]) -> None:
+        if isinstance(value, Cache):
+            snapshot = CacheSnapshot(value, kwargs)
+            self._caches.append(snapshot)
+            self.resumable = self.resumable and snapshot.known
+        elif _keeps_state(value):
+            self.resumable = False
 
     def roll_back(self, *, recast: bool = False) -> bool:
         """Bring everything back. False: something cannot be brought back, so the step cannot be run again.

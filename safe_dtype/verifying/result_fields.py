@@ -16,6 +16,7 @@ from torch import Tensor, nn
 _PARTS = ("encoder_", "enc_", "init_", "initial_reference", "intermediate_", "aux_", "auxiliary_", "denoising_")
 _STATES = ("past_key_values", "past_buckets_states", "cache", "cache_params", "shared_kv_states", "mems", "state")
 _LAYERS = ("hidden_states", "attentions", "_states", "activations")
+_WITH_NUMBERS = (Tensor, nn.Parameter)
 _DEEPEST = 4  # containers in containers
 
 Named = list[tuple[str, Tensor]]
@@ -28,6 +29,9 @@ class Role(Enum):
     LAYERS = "a result where it is one tensor; in a tuple it is one a layer, collected because a flag asked for them"
     PART = "what a part of the model gave to the next; a result only where there is nothing else"
     ASIDE = "a loss, or a state for the next call"
+
+
+_ASIDE, _PART, _RESULT = Role.ASIDE, Role.PART, Role.RESULT  # asking the class takes longer than the rest of a look
 
 
 @cache
@@ -51,8 +55,8 @@ def results_of(output: Any) -> Named:
     states, attentions, routers' logits, tuples with one tensor a layer, and what a part of the model gave to the next
     (an encoder to its decoder); the last only where there is anything else.
     """
-    if isinstance(output, Tensor):
-        return [("output", output)] if output.is_floating_point() or output.is_complex() else []
+    if not isinstance(output, dict) and isinstance(output, Tensor):
+        return [("output", output)] if _is_number(output) else []
     results: Named = []
     parts: Named = []
     _collect("", _items(output, 0), results, parts, 0)
@@ -62,17 +66,22 @@ def results_of(output: Any) -> Named:
 def _collect(path: str, items: Iterable[tuple[Any, Any]], results: Named, parts: Named, depth: int) -> None:
     for name, item in items:
         role = role_of(name)
-        if role is Role.ASIDE or item is None:
+        if role is _ASIDE or item is None:
             continue
         if isinstance(item, Tensor):
-            if item.is_floating_point() or item.is_complex():
-                (parts if role is Role.PART else results).append((f"{path}{name}", item))
-        elif role is Role.RESULT and depth < _DEEPEST and (inner := _items(item, depth + 1)):
+            if _is_number(item):
+                (parts if role is _PART else results).append((f"{path}{name}", item))
+        elif role is _RESULT and depth < _DEEPEST and (inner := _items(item, depth + 1)):
             _collect(f"{path}{name}.", inner, results, parts, depth + 1)
 
 
+def _is_number(tensor: Tensor) -> bool:
+    dtype = tensor.dtype
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def _items(value: Any, depth: int) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):  # what is a dict is told at once
         return value.items()
     if isinstance(value, (tuple, list)):
         return zip(getattr(value, "_fields", range(len(value))), value, strict=False)
@@ -95,10 +104,10 @@ def is_hidden_state(name: str) -> bool:
 def is_looked_at(tensor: Tensor) -> bool:
     """Whether there are numbers in `tensor` to look at: not in fake, meta, nested, sparse, float8 or empty ones."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in _WITH_NUMBERS
         and tensor.layout is torch.strided
         and not tensor.is_nested
         and not tensor.is_meta
         and tensor.numel() > 0
-        and tensor.dtype.itemsize > 1
+        and tensor.itemsize > 1
     )

@@ -176,8 +176,8 @@ class InputMemo:
             inputs = _inputs(args, kwargs)
             self._memos = {path: Memo(value, UNBOUNDED, with_parts=False) for path, value in inputs if path in paths}
         for value in (*args, *kwargs.values()):
-            if type(value) is torch.Tensor and (version := version_of(value)) is not None:
-                self._versions.append((value, version))
+            if type(value) is torch.Tensor and not value.is_inference():
+                self._versions.append((value, value._version))
 
     def written(self) -> frozenset[InputPath]:
         """Return the paths of those that were written into since."""
