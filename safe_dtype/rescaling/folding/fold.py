@@ -60,8 +60,8 @@ class Fold:
     """A rescale in force in a model. Everything it multiplies it can multiply back.
 
     A module that PEFT wraps gets its weight back as it was, and its wrapper a smaller input instead: what the adapter
-    adds to the module's output shrinks with it then, and a merged weight is the one that the adapter was made for. An
-    adapter that is made anew from the weights themselves (PiSSA, DoRA's magnitudes) sees them moved.
+    adds to the module's output shrinks with it then, and a merged weight is the one that the adapter was made for. One
+    that is made anew from the weights themselves (PiSSA, DoRA's magnitudes) is brought into their size (`Watch`).
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -13,8 +13,10 @@ from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...errors import RescaleError
+from ...models.original_weights import Exponents
 from ...models.recast import recast
 from .fold import innermost
+from .made_from_weights import in_its_own_size
 from .own_code import OwnCode
 from .rescaled import Rescaled
 from .taking_back import take_back
@@ -50,6 +52,7 @@ class Watch:
         self._is_quiet = False
         self._certificate: Certificate | None = None
         self._certified = 0  # after so many changes of the fold
+        self._wrapped: tuple[Exponents, bool] | None = None  # of the module that is being wrapped
         self._turn: tuple[torch.dtype, torch.dtype] | None = (
             None  # left for which: what comes later may be in the first
         )
@@ -103,15 +106,21 @@ class Watch:
 
     def module_changes(self, name: str, before: nn.Module | None, after: nn.Module | None) -> None:
         """A module is about to come, to go or to be replaced. What is wrapped or unwrapped is followed afterwards."""
+        self._wrapped = None
         if before is not None and after is not None and innermost(before) is innermost(after):
+            self._wrapped = self._moved_in(innermost(after))
             return
         how = "added" if before is None else "taken out" if after is None else "replaced"
         self.take_back(f"its module {name!r} is {how}")
 
     def module_came(self, module: nn.Module | None) -> None:
         """It was put in: it follows into the dtype that the model has gone to, if it has."""
+        wrapped, self._wrapped = self._wrapped, None
         if self._turn is None:
             self.follow()
+            if module is not None and wrapped is not None:
+                in_its_own_size(module, wrapped[0], was_written=wrapped[1])
+                self.certify()
         elif module is not None:
             recast(module, {self._turn[0]}, self._turn[1])
 
@@ -187,6 +196,20 @@ class Watch:
     def certify(self) -> None:
         """Take the moved weights as they are for what the rescale has made of them."""
         self._certificate, self._certified = Certificate(self.rescaled.fold), self.rescaled.fold.changes
+
+    def _moved_in(self, module: nn.Module) -> tuple[Exponents, bool] | None:
+        """Return how the weight of a module is moved, and whether it was written into since; None where it is not."""
+        fold = self.rescaled.fold
+        if not self.is_in_force:
+            return None
+        moved = fold.moved()
+        target = next(
+            (one for one, holder, name, _ in fold.moved_weights() if holder is module and name == "weight"), None
+        )
+        if target is None:
+            return None
+        known = self._certificate if self._certified == fold.changes else None
+        return moved[target], known is not None and known.is_written(target)
 
     def _is_trained(self) -> bool:
         moved = [weight for _, _, _, weight in self.rescaled.fold.moved_weights()]

@@ -78,7 +78,7 @@ class Certificate:
                 weight.data_ptr(),
                 _version(weight),
                 weight.dtype,
-                _sample(weight),
+                _sample(weight).clone(),  # of float32 it is a view
                 moved[target],
             )
             for target, holder, name, weight in fold.moved_weights()
@@ -93,6 +93,10 @@ class Certificate:
             return None
         own = {one.target for one in changed if one.is_of_its_own_size()}
         return Overwritten((*(one.target for one in changed), *numbers), frozenset({*own, *numbers}))
+
+    def is_written(self, target: str) -> bool:
+        """Whether somebody has written into one of the weights."""
+        return any(one.target == target and not self._is_unchanged(one) for one in self._weights)
 
     @property
     def is_old(self) -> bool:

@@ -20,7 +20,6 @@ from torch.nn.modules import module as torch_modules
 
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.rescaling import rescaled_of
-from safe_dtype.rescaling.folding.own_code import OwnCode
 
 # What float16 has lost of a weight that was multiplied by 2^-6 before: there is no file to read it from.
 EXACT: Any = {"rtol": 0, "atol": 2.0**-18}
@@ -239,18 +238,3 @@ def test_trained_as_a_whole(family: str) -> None:
         model(**prompts(family, count=1, tokens=24, seed=3)[0])
     assert rescaled_of(model) is None
     assert model.dtype == torch.float32
-
-
-def test_forward_of_a_class_of_its_own() -> None:
-    """What looks at forwards sees that of a class, and the one of an instance; ours count as what was there."""
-    layer = nn.Linear(2, 2)
-    code = OwnCode([("layer", layer)])
-    assert code.replaced() is None
-    layer.forward = layer.forward  # type: ignore[method-assign]
-    assert code.replaced() == "layer"
-    del layer.forward
-    assert code.replaced() is None
-    layer.__class__ = type("Another", (nn.Linear,), {})
-    assert code.replaced() is None, "it runs the same code"
-    layer.__class__ = type("Another", (nn.Linear,), {"forward": lambda _, value: value})
-    assert code.replaced() == "layer"

@@ -102,3 +102,14 @@ def test_numbers() -> None:
     model.model.norm.variance_epsilon = 1e-5
     name = "model.norm.variance_epsilon"
     assert certificate.written() == Overwritten((name,), frozenset({name}))
+
+
+def test_in_float32() -> None:
+    """What is compared is no view of the weight itself."""
+    model = rescued("llama").float()
+    rescaled = rescaled_of(model)
+    assert rescaled is not None
+    certificate = Certificate(rescaled.fold)
+    writers(model)[1].weight.data.mul_(1.3)
+    assert certificate.written() == Overwritten((NAME,), frozenset())
+    assert certificate.is_written(NAME)
