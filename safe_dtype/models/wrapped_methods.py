@@ -31,10 +31,15 @@ class _Wrapper:
         self._owner, self._name = owner, name
         self.key = (owner, name, wrap)
         self._before = owner.__dict__.get(name, _MISSING)
-        self.is_active = True
+        self._active = [True]  # emptied while it is retired
         self.needed = Needed(self._retire)
         self._ours = self._attribute(wrap)
         setattr(owner, name, self._ours)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether calls pass through what it was made to wrap, and not straight on to what was there before."""
+        return bool(self._active)
 
     @property
     def is_on_top(self) -> bool:
@@ -50,13 +55,13 @@ class _Wrapper:
 
     def take_over(self, users: Iterable[object]) -> None:
         """Be active again, for these objects: this wrapper was retired, and is on top."""
-        self.is_active = True
+        self._active.append(True)
         self.needed = Needed(self._retire)
         for user in users:
             self.needed.add(user)
 
     def _retire(self) -> None:
-        self.is_active = False
+        self._active.clear()
         _passing_on.add(self)
         _remove_retired()
 
@@ -64,16 +69,21 @@ class _Wrapper:
         static = inspect.getattr_static(self._owner, self._name)
         original = self._original()
         wrapped = wrap(original)
+        active = self._active
 
+        def pass_on(self_or_class: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if self.is_on_top:  # what was wrapped around it is gone
+                with changing():
+                    _remove_retired()
+            return (wrapped if active else original)(self_or_class, *args, **kwargs)
+
+        # A compiler makes variables of its own of all that stands in this function: functions and lists it knows.
         @functools.wraps(getattr(static, "__func__", static))
         def wrapper(self_or_class: Any, /, *args: Any, **kwargs: Any) -> Any:
             # First, for a compiler follows this line and nothing else of ours.
             if torch.compiler.is_compiling():
                 return original(self_or_class, *args, **kwargs)
-            if not self.is_active and self.is_on_top:  # what was wrapped around it is gone
-                with changing():
-                    _remove_retired()
-            return (wrapped if self.is_active else original)(self_or_class, *args, **kwargs)
+            return (wrapped if active else pass_on)(self_or_class, *args, **kwargs)
 
         return classmethod(wrapper) if isinstance(static, classmethod) else wrapper
 

@@ -44,12 +44,12 @@ def test_compiled_decode() -> None:
 
 
 class Square(nn.Module):
-    """Overflows float16 between its two linear layers, though all its weights and inputs are small."""
+    """Overflows float16 between its layers, though all its weights and inputs are small, and no scaled layer helps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(8, 8)
-        self.last = nn.Linear(8, 8)
+        self.last = nn.LayerNorm(8)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, 8) to the same shape."""
@@ -92,3 +92,15 @@ def test_inside_a_compiled_graph() -> None:
     with torch.no_grad():
         assert torch.equal(graph(input_ids=IDS).logits, model(input_ids=IDS).logits)
     torch.compiler.reset()
+
+
+def test_a_module_that_is_built_while_torch_compiles() -> None:
+    """A function that builds modules of a guarded class is captured whole, as without a guard."""
+    model = guard(torch.nn.Sequential(torch.nn.Identity()).eval())
+
+    def build(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())(x) + 1  # type: ignore[no-any-return]
+
+    x = torch.randn(3)
+    assert torch.equal(torch.compile(build, backend="eager", fullgraph=True)(x), x + 1)
+    assert torch.equal(model(x), x)
