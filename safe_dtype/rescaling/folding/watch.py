@@ -175,7 +175,10 @@ class Watch:
         return multiplied(gradient, exponents)
 
     def look(self) -> None:
-        """Look whether anybody has written into the moved weights."""
+        """Look whether anybody has written into moved weights, or put another forward into a module."""
+        if (path := self.code.replaced()) is not None:
+            self.take_back(f"another forward is put into {path}")
+            return
         with _disable_current_modes():  # they may compute in another dtype than weights are stored in
             written = self._written()
         if written is None:
