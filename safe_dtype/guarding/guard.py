@@ -58,7 +58,8 @@ def unguard(model: nn.Module) -> None:
     state = guard_of(model)
     if state is None:
         return
-    root = state.model() or model
+    root = state.model()
+    root = model if root is None else root
     state.is_off = True
     others = [other for other in guards() if other is not state]
     for module in {*root.modules(), *state.parts}:  # parts that were taken out of it since, too

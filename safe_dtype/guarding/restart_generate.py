@@ -131,7 +131,7 @@ def _cure(guard: Guard, tried: TriedRemedies, error: Exception, arguments: list[
         if failure is None:
             return None
         blamed = findings.module if findings is not None else None
-        blamed = blamed or module_raising(model, trace)
+        blamed = module_raising(model, trace) if blamed is None else blamed
         failure = replace(failure, module=name_of(model, blamed), step=here.step)
         incident = Incident(
             guard, model, failure, since, blamed, arguments, error, restarts=True, findings=findings, log=tried.log

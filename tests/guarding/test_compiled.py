@@ -11,7 +11,7 @@ from guarding.generators import tiny
 from guarding.oracle import Switch
 from torch import nn
 
-from safe_dtype import FLOAT16, FLOAT32, guard, report
+from safe_dtype import FLOAT16, FLOAT32, guard, report, unguard
 from safe_dtype.guarding import FailureKind
 
 IDS = torch.arange(3, 9)[None]
@@ -82,6 +82,26 @@ def test_what_the_caller_compiled(how: str) -> None:
     assert (event.kind, event.after) == (FailureKind.NONFINITE, FLOAT32)
     assert event.largest_input is not None
     assert event.largest_input < FLOAT16.largest
+    torch.compiler.reset()
+
+
+def test_nan_by_design_in_what_the_caller_compiled() -> None:
+    """NaN that float32 gives as well is handed on, and the guard comes off without a trace."""
+
+    class Nothing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) * (x - x) / (x - x)
+
+    model = guard(compiled(Nothing().eval().half(), "wrapped"))
+    for _ in range(2):
+        assert model(torch.ones(1, 2).half()).isnan().all()
+    assert report(model).events == ()
+    unguard(model)
+    assert model(torch.ones(1, 2).half()).isnan().all()
     torch.compiler.reset()
 
 

@@ -34,7 +34,7 @@ def lesson(model: nn.Module, error: BaseException, dtype: Dtype | None, findings
         dtype: The dtype of the model then.
         findings: What the trials showed.
     """
-    failed: Any = findings.module or model
+    failed: Any = model if findings.module is None else findings.module
     devices = (str(weight.device) for weight in model.parameters() if not weight.is_meta)
     return LearnedFailure(
         family=str(getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__),

@@ -115,7 +115,7 @@ def float32_agrees(finished: FinishedCall, part: nn.Module | None = None) -> boo
     call = finished.call
     if part is None and any(isinstance(value, Cache) for value in (*call.args, *call.kwargs.values())):
         return None  # it has grown by this very call
-    part = part or call.module
+    part = call.module if part is None else part  # what torch.compile wraps has no truth value
     wide = _in_float32(call, part)
     if wide is None:
         return None
