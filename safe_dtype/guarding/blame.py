@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from ..models.casting import is_finite
+from .passing_hooks import hooked
+from .signals import is_of_a_signal
 
 Ask = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -59,16 +61,12 @@ def module_spoiling(model: nn.Module, run: Callable[[], Any], ask: Ask | None = 
             if ask is not None:
                 ask(module, args, kwargs, output)
 
-    handles = [member.register_forward_pre_hook(enter, with_kwargs=True, prepend=True) for member in model.modules()]
-    handles += [member.register_forward_hook(look, with_kwargs=True) for member in model.modules()]
-    try:
-        with torch.compiler.set_stance("force_eager"):  # a compiled form leaves the modules' hooks out
-            run()
-    except RuntimeError:  # what a NaN may lead to further on is of no interest
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    # A compiled form leaves the modules' hooks out. What a NaN may lead to further on is of no interest.
+    with (
+        suppress(RuntimeError), hooked(model.modules(), before=enter, after=look),
+        torch.compiler.set_stance("force_eager"),
+    ):  # fmt: skip
+        run()
     return blames[0] if blames else Blame()
 
 
@@ -76,17 +74,16 @@ def runs_modules(model: nn.Module, run: Callable[[], Any]) -> bool:
     """Run once more, and return whether that calls any module in `model`, however it ends."""
     called: list[nn.Module] = []
 
-    def note(module: nn.Module, _args: Any) -> None:
+    def note(module: nn.Module, _args: Any, _kwargs: Any) -> None:
         called.append(module)
 
     # Before any other hook, which may be what fails.
-    handles = [member.register_forward_pre_hook(note, prepend=True) for member in model.modules()]
-    try:
-        with torch.compiler.set_stance("force_eager"), suppress(Exception):  # how it fails is known already
+    with hooked(model.modules(), before=note), torch.compiler.set_stance("force_eager"):
+        try:
             run()
-    finally:
-        for handle in handles:
-            handle.remove()
+        except Exception as exc:
+            if is_of_a_signal(exc):
+                raise
     return bool(called)
 
 

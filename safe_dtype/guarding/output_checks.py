@@ -17,6 +17,7 @@ from torch import nn
 from ..models.blocks import block_names
 from ..numerics.followed import is_followed
 from ..verifying.result_fields import is_looked_at, results_of
+from .passing_hooks import hooked
 
 # -Inf is legal in scores, where it rules classes out, and in what has no name; a box or a depth of -Inf is an overflow.
 _RULED_OUT = ("logit", "score", "prob", "mask", "bias")
@@ -141,17 +142,13 @@ def saturation_watch(blocks: list[nn.Module]) -> Iterator[Peaks]:
     """
     peaks: Peaks = []
 
-    def look(block: nn.Module, _args: Any, output: Any) -> None:
+    def look(block: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, (tuple, list)) and output else output
         if isinstance(hidden, torch.Tensor) and hidden.dtype == torch.float16 and not is_followed():
             peaks.append((block, hidden.detach().abs().amax()))
 
-    handles = [block.register_forward_hook(look) for block in blocks]
-    try:
+    with hooked(blocks, after=look):
         yield peaks
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def saturated(peaks: Peaks) -> nn.Module | None:

@@ -135,7 +135,10 @@ def _until_right(
             guard.notice_change()
             if guard.version != version and snapshot.roll_back(recast=True):
                 continue
-            recovery = _recover(guard, tried, trouble, call, output)
+            # A model compiled around its guard has a compiler follow all that runs in it: not what is done to cure it.
+            recovery = torch.compiler.disable(_recover)(  # type: ignore[no-untyped-call]
+                guard, tried, trouble, call, output
+            )
         if recovery.result is StepResult.PASSED:
             return _counted(guard, chain, written, own, (args, kwargs), recovery.output)
         if recovery.result is StepResult.OWN:

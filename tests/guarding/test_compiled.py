@@ -13,6 +13,7 @@ from torch import nn
 
 from safe_dtype import FLOAT16, FLOAT32, guard, report, unguard
 from safe_dtype.guarding import FailureKind
+from safe_dtype.testing import fault
 
 IDS = torch.arange(3, 9)[None]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -124,3 +125,49 @@ def test_a_module_that_is_built_while_torch_compiles() -> None:
     x = torch.randn(3)
     assert torch.equal(torch.compile(build, backend="eager", fullgraph=True)(x), x + 1)
     assert torch.equal(model(x), x)
+
+
+class Spectrum(nn.Module):
+    """A layer of which torch has no kernel in bfloat16, or one that fails with a text that nobody knows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.how = how
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 8)."""
+        if self.how == "kernel":
+            return self.layer(torch.fft.fft(given).real)
+        if given.dtype == torch.bfloat16:
+            raise RuntimeError("no encoding for opcode 0x3f")
+        return self.layer(given)
+
+
+@pytest.mark.parametrize("text", ["kernel", "unknown"])
+@pytest.mark.parametrize("how", ["wrapped", "in-place", "forward", "part", "part-wrapped"])
+def test_failures_under_a_compiler(how: str, text: str) -> None:
+    """The compiler raises an error of its own class in place of the module's: the module is put to the test all the same."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), Spectrum(text)).eval().bfloat16()
+    given = torch.randn(2, 8).bfloat16()
+    truth = copy.deepcopy(net).float()(given.float())
+    if how == "part":
+        net[1].compile(backend="eager")
+    elif how == "part-wrapped":
+        net[1] = torch.compile(net[1], backend="eager")
+    model = guard(net if how.startswith("part") else compiled(net, how))
+    with torch.no_grad():
+        assert torch.equal(model(given), truth)
+    assert [event.after for event in report(model).events][-1] == FLOAT32
+    torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's, on what it does not follow
+def test_compiled_around_a_guard() -> None:
+    """What is done to cure a model is not compiled with it."""
+    model = tiny().to(torch.bfloat16)
+    truth = copy.deepcopy(model).float()(input_ids=IDS).logits
+    with fault(guard(model), "model.layers.1.mlp.down_proj", "cublas"), torch.no_grad():
+        assert torch.equal(torch.compile(model, backend="eager")(input_ids=IDS).logits, truth)
+    torch.compiler.reset()

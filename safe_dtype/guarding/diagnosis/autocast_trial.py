@@ -23,6 +23,7 @@ from ..classify import text_of
 from ..events import record
 from ..failure import Event, FailureKind
 from ..recover import first_line
+from ..signals import is_of_a_signal
 from ..state import Guard
 from .pristine import as_it_is
 from .trouble import Call, Recovery, StepResult, Trouble
@@ -115,7 +116,9 @@ def _passes(
     try:
         with override.in_force():
             output, trouble = attempt(call.guard, call.forward, args, kwargs)
-    except Exception:  # noqa: BLE001  (something that is not put to the test; the first error is the one to hand on)
+    except Exception as exc:
+        if is_of_a_signal(exc):
+            raise
         return False, None
     finally:
         unwrap_methods(trial)
@@ -126,7 +129,9 @@ def _fails_again(call: Call, attempt: Attempt) -> bool:
     """Whether the step fails as it was, with nothing changed: else it is not the autocast that made the difference."""
     try:
         _, trouble = attempt(call.guard, call.forward, call.args, call.kwargs)
-    except Exception:  # noqa: BLE001  (see above)
+    except Exception as exc:
+        if is_of_a_signal(exc):
+            raise
         trouble = None
     call.snapshot.roll_back()
     return trouble is not None

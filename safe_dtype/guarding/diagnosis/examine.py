@@ -12,6 +12,7 @@ from ..classify import text_of
 from ..failure import Failure
 from ..recover import first_line
 from ..remedies.next_dtype import dtypes_left
+from ..signals import is_of_a_signal
 from ..step_snapshot import StepSnapshot, state_places
 from .experiment import diagnose
 from .failure_shown import failure_shown
@@ -64,7 +65,9 @@ def _again(repeat: Repeat, call: Call, modules: list[nn.Module]) -> tuple[Recove
     with captured_calls([module for module in modules if module is not call.module]) as captured:
         try:
             output, trouble = repeat()
-        except Exception:  # noqa: BLE001  (something that is not put to the test; the first error is the one to hand on)
+        except Exception as exc:
+            if is_of_a_signal(exc):
+                raise
             before.roll_back()
             return None, []
     if trouble is None:

@@ -16,6 +16,7 @@ from ...models.casting import cast, dtypes_of, is_finite
 from ...models.recast import main_dtype
 from ..blame import name_of
 from ..classify import text_of
+from ..signals import is_of_a_signal
 from ..state import CALL, Guard, here, torch_dtype
 from ..step_snapshot import undone
 from .findings import Findings, Trial
@@ -96,7 +97,7 @@ class _Bench:
         """Whether a module fails once more, with nothing changed: else it is not the dtype that made the difference."""
         outcome = self._run(call, lambda tensor: tensor.detach().clone(), set(), None)
         self._note(call, "as it is", outcome)
-        return isinstance(outcome, Exception) and type(outcome) is type(self.error)
+        return isinstance(outcome, Exception) and (type(outcome) is type(self.error) or _is_of_a_compiler(self.error))
 
     def _note(self, call: ModuleCall, name: str, outcome: Exception | str | None) -> None:
         text = f"{type(outcome).__name__}: {text_of(outcome)}" if isinstance(outcome, Exception) else outcome
@@ -120,7 +121,9 @@ class _Bench:
         except (CannotRepeatError, NoRoomError) as exc:
             self.is_conclusive = False
             return str(exc)
-        except Exception as exc:  # noqa: BLE001  (whatever it is, it is what came of the trial)
+        except Exception as exc:
+            if is_of_a_signal(exc):
+                raise
             self.is_conclusive = self.is_conclusive and not is_vetoed(exc)
             return exc
         return None
@@ -135,6 +138,11 @@ def _inside_a_step(guard: Guard, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         here.running = around
+
+
+def _is_of_a_compiler(error: BaseException) -> bool:
+    """Whether a compiler raised `error` in place of what the module itself raises."""
+    return any(base.__name__ == "TorchDynamoException" for base in type(error).__mro__)
 
 
 def _can_align(call: ModuleCall) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
+from ..passing_hooks import hooked
 from ..state import CALL
 from .cache_copy import copy_of_cache
 
@@ -66,12 +67,8 @@ def finished_calls(modules: tuple[nn.Module, ...]) -> Iterator[list[FinishedCall
         if not torch.compiler.is_compiling():  # nothing of ours gets into the caller's graph
             calls.append(FinishedCall(ModuleCall(module, args, kwargs), output))
 
-    handles = [module.register_forward_hook(keep, with_kwargs=True) for module in modules]
-    try:
+    with hooked(modules, after=keep):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def modules_in(model: nn.Module, traceback: TracebackType | None) -> list[nn.Module]:
@@ -107,12 +104,8 @@ def captured_calls(modules: list[nn.Module]) -> Iterator[dict[nn.Module, ModuleC
     def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
         calls[module] = ModuleCall(module, _copied(args), _copied(kwargs))
 
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True, prepend=True) for module in modules]
-    try:
+    with hooked(modules, before=keep):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def changed(value: Any, change: ChangeTensor, layers: set[int]) -> Any:

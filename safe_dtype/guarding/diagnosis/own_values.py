@@ -22,6 +22,7 @@ from ...verifying.reference import digest
 from ..blame import Blame, module_spoiling, name_of
 from ..output_checks import numbers_of, spoiled_rows
 from ..recover import TriedRemedies
+from ..signals import is_of_a_signal
 from ..state import Guard, here
 from ..step_snapshot import undone
 from .module_call import FinishedCall, ModuleCall, finished_calls
@@ -242,7 +243,9 @@ def _in_float32(call: ModuleCall, part: nn.Module) -> tuple[Any] | None:
                 stack.enter_context(torch.autocast(device_type, enabled=False))
             stack.enter_context(weights_in(part, _HALVES, torch.float32))
             return (call.run(*args, **kwargs),)
-    except Exception:  # noqa: BLE001  (no room, a state that cannot be copied: whatever it is, it is no answer)
+    except Exception as exc:
+        if is_of_a_signal(exc):
+            raise
         return None
 
 

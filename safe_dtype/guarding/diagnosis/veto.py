@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..classify import links_of, text_of
 from ..families.refused import is_sticky, is_vetoed_text
+from ..signals import is_of_a_signal
 
 # By name, for some are of libraries that may not be here. Memory, lost devices, communication; what ends a loop; what a
 # filter of the user's makes of a warning; ours, which quote a failure that was cured.
@@ -48,6 +49,8 @@ def passes_through_callers(traceback: TracebackType | None) -> bool:
 def _is_vetoed(link: BaseException) -> bool:
     names = {base.__name__ for base in type(link).__mro__}
     if not isinstance(link, Exception) or names & _VETOED_TYPES or leaves_on_purpose(link):
+        return True
+    if is_of_a_signal(link):
         return True
     if isinstance(link, OSError) and link.errno is not None:  # of the operating system, and not only called so
         return True

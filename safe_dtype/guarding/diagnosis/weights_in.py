@@ -14,6 +14,7 @@ from ...models.blocked_forward import set_aside
 from ...models.islands import Island
 from ...models.recast import may_change
 from ...models.shift_hooks import shift_of
+from ..passing_hooks import take_off
 
 _AT_ONCE = 2**26  # bytes of copies that are made together; of a larger part each module's when it runs
 _SHARE = 0.5  # of the free bytes that copies may take
@@ -63,39 +64,39 @@ class _Swap:
 
     def enter(self, module: nn.Module) -> None:
         """Swap the tensors that `module` itself has."""
-        self._undo += self._swapped(module, self._copies)
+        self._swap(module, self._copies, self._undo)
 
     def enter_when_called(self, module: nn.Module) -> None:
         """Swap them whenever it is called, and for as long."""
         undo: list[list[Undo]] = []
 
         def before(_module: nn.Module, _args: Any) -> None:
-            undo.append(self._swapped(module, {}))
-            self._undo += undo[-1]
+            swapped: list[Undo] = []
+            undo.append(swapped)
+            self._undo.append(lambda: _run_back(swapped))
+            self._swap(module, {}, swapped)
 
         def after(_module: nn.Module, _args: Any, _output: Any) -> None:
-            for step in reversed(undo.pop() if undo else []):
-                step()
+            _run_back(undo.pop() if undo else [])
 
-        handles = (
-            module.register_forward_pre_hook(before, prepend=True),
-            module.register_forward_hook(after, always_call=True),
-        )
-        self._undo += [handle.remove for handle in handles]
+        self._undo.append(lambda: take_off([module], before, after))
+        module.register_forward_pre_hook(before, prepend=True)
+        module.register_forward_hook(after, always_call=True)
 
     def follow(self, module: nn.Module) -> None:
         """Tell configs and hooks, which cast at borders."""
         for inner in module.modules():
             config = getattr(inner, "config", None)
             if getattr(config, "dtype", None) in self._former:
-                self._undo.append(_set_attribute(config, "dtype", self._new))
+                self._undo.append(_setting_back(config, "dtype"))
+                setattr(config, "dtype", self._new)  # noqa: B010  (of a foreign class)
             for hook in inner._forward_hooks.values():
                 if isinstance(hook, Island):
-                    self._undo.append(_set_attribute(hook, "outside", hook.outside))
+                    self._undo.append(_setting_back(hook, "outside"))
                     hook.outside_is_now(self._new)
             shift = shift_of(inner)
             if shift is not None:
-                self._undo.append(_set_attribute(shift, "outside", shift.outside))
+                self._undo.append(_setting_back(shift, "outside"))
                 shift.outside_is_now(self._new)
 
     def leave(self) -> None:
@@ -105,27 +106,34 @@ class _Swap:
         self._undo.clear()
         self._copies.clear()
 
-    def _swapped(self, module: nn.Module, copies: dict[int, torch.Tensor]) -> list[Undo]:
-        undo: list[Undo] = [set_aside(module)]
+    def _swap(self, module: nn.Module, copies: dict[int, torch.Tensor], undo: list[Undo]) -> None:
+        """Swap, and note in `undo` what takes each change back: before it is made, for an interrupt may come between."""
+        undo.append(set_aside(module))
         with torch.inference_mode(mode=False), torch.no_grad():
-            for tensors in (module._parameters, module._buffers, module.__dict__):
+            places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
+            for tensors in places:
                 for name, value in list(tensors.items()):
                     if isinstance(value, torch.Tensor) and value.dtype in self._former and may_change(value):
                         if id(value) not in copies:
                             copies[id(value)] = self._copy(value)
-                        undo.append(_set(tensors, name, copies[id(value)]))
+                        undo.append(_putting_back(tensors, name))
+                        tensors[name] = copies[id(value)]
         if getattr(module, "compute_dtype", None) in self._former:
-            undo.append(_set_attribute(module, "compute_dtype", self._new))
-        return undo
+            undo.append(_setting_back(module, "compute_dtype"))
+            setattr(module, "compute_dtype", self._new)  # noqa: B010  (of a foreign class)
 
     def _copy(self, value: torch.Tensor) -> torch.Tensor:
         copied = value.detach().to(self._new)
         return nn.Parameter(copied, requires_grad=False) if isinstance(value, nn.Parameter) else copied
 
 
-def _set(place: Any, name: str, value: Any) -> Undo:
+def _run_back(undo: list[Undo]) -> None:
+    for step in reversed(undo):
+        step()
+
+
+def _putting_back(place: Any, name: str) -> Undo:
     before = place[name]
-    place[name] = value
 
     def undo() -> None:
         place[name] = before
@@ -133,9 +141,8 @@ def _set(place: Any, name: str, value: Any) -> Undo:
     return undo
 
 
-def _set_attribute(owner: Any, name: str, value: Any) -> Undo:
+def _setting_back(owner: Any, name: str) -> Undo:
     before = getattr(owner, name)
-    setattr(owner, name, value)
 
     def undo() -> None:
         setattr(owner, name, before)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...verifying.result_fields import is_looked_at, results_of
+from ..passing_hooks import hooked
 
 
 class Codes(NamedTuple):
@@ -28,15 +29,11 @@ def with_numbers(module: nn.Module, method: Callable[..., Any]) -> Callable[...,
     def call(*args: Any, **kwargs: Any) -> Any:
         largest: list[torch.Tensor] = []
 
-        def look(_part: nn.Module, _args: Any, output: Any) -> None:
+        def look(_part: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
             largest.extend(tensor.detach().amax() for _, tensor in results_of(output) if _is_real(tensor))
 
-        handles = [part.register_forward_hook(look) for part in _parts(module)]
-        try:
+        with hooked(_parts(module), after=look):
             output = method(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
         return output if results_of(output) else Codes(output, largest)
 
     return call
