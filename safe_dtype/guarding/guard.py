@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from torch import nn
@@ -10,9 +11,18 @@ from ..errors import NotGuardedError
 from ..models.origin import known_origin
 from ..models.wrapped_methods import unwrap_methods
 from ..planning import Plan, Policy
+from ..rescaling.folding.alone import wait_by
 from .entries import put_on, take_off_own
 from .failure import Report
 from .state import ATTRIBUTE, Guard, guard_of, guards
+
+
+def _change_of(model: nn.Module) -> AbstractContextManager[object]:
+    state = guard_of(model)
+    return nullcontext() if state is None else state.lock.change()
+
+
+wait_by(_change_of)
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...errors import RescaleError
 from ...models.original_weights import Exponents
 from ...models.recast import recast
+from .alone import alone
 from .fold import innermost
 from .made_from_weights import in_its_own_size
 from .own_code import OwnCode
@@ -84,17 +86,20 @@ class Watch:
         finally:
             self._is_quiet = before
 
-    def take_back(self, cause: str, own: frozenset[str] = frozenset()) -> None:
-        """Take the rescale back, if it is in force."""
-        if self.is_in_force:
-            with self.quiet():
-                self._turn = take_back(self.rescaled, cause, own=own)
+    def take_back(self, cause: str, own: frozenset[str] = frozenset(), *, at_once: bool = False) -> None:
+        """Take the rescale back, if it is in force; where not `at_once`, when no other thread runs a step."""
+        if not self.is_in_force:
+            return
+        with nullcontext() if at_once else alone(self.model):
+            if self.is_in_force:  # another thread may have been first
+                with self.quiet():
+                    self._turn = take_back(self.rescaled, cause, own=own)
 
     def follow(self) -> None:
         """Follow what was wrapped or unwrapped; take the rescale back where that fails."""
         if not self.is_in_force or not self.rescaled.fold.is_stale():
             return
-        with self.quiet():
+        with alone(self.model), self.quiet():
             try:
                 self.rescaled.fold.follow()
                 return
@@ -171,7 +176,9 @@ class Watch:
         exponents = self.rescaled.fold.moved().get(target) if self.is_in_force else None
         if exponents is None:
             return gradient
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.take_back("gradients are taken"))
+        # In a thread of autograd, for which the one that waits for it may be in a step.
+        leave = functools.partial(self.take_back, "gradients are taken", at_once=True)
+        torch.autograd.Variable._execution_engine.queue_callback(leave)
         return multiplied(gradient, exponents)
 
     def look(self) -> None:
