@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils.operations import convert_outputs_to_fp32
 from torch import nn
 from torch.amp.autocast_mode import autocast
@@ -159,6 +160,15 @@ def test_mixed_precision_around_forward(*, guarded_first: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.fixture
+def accelerate_anew() -> Iterator[None]:
+    """Let an Accelerator have other settings than one that another test made in this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("accelerate_anew")
 def test_accelerate() -> None:
     """A model that accelerate prepared with mixed precision goes on where the device has not the dtype."""
     model = Accelerator(mixed_precision="bf16", cpu=True).prepare(guard(nn.Sequential(nn.Linear(4, 4)).eval()))
