@@ -158,7 +158,10 @@ def _is_initialized(layer: Any) -> bool:
 
 def _length(layer: Any) -> int:
     keys = layer.keys
-    return keys.shape[-2] if keys is not None and keys.dim() > 1 else 0
+    if keys is None:
+        return 0
+    shape = keys.shape
+    return shape[-2] if len(shape) > 1 else 0
 
 
 def _cut(layer: Any, length: int) -> bool:

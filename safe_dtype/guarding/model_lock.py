@@ -43,10 +43,10 @@ class ModelLock:
     def begin_step(self) -> Turn:
         """Wait until nobody changes the model, then count as running until `end_step`."""
         turn = Turn()
-        with self._lock:
-            while self._changes and self._must_wait(turn.thread):
-                self._condition.wait(_LOOK_AGAIN)
-            self._steps[id(turn)] = ref(turn)
+        # First told, then looked; who changes the model is told first as well. So one of both sees the other, unlocked.
+        self._steps[id(turn)] = ref(turn)
+        if self._changes:
+            self._give_way(turn)
         return turn
 
     def end_step(self, turn: Turn) -> None:
@@ -79,6 +79,14 @@ class ModelLock:
         for turns in (self._steps, self._changes):
             for number in [number for number, thread in _alive(turns) if thread != own]:
                 del turns[number]
+
+    def _give_way(self, turn: Turn) -> None:
+        with self._lock:
+            self._steps.pop(id(turn), None)
+            self._condition.notify_all()  # a change may have seen it
+            while self._changes and self._must_wait(turn.thread):
+                self._condition.wait(_LOOK_AGAIN)
+            self._steps[id(turn)] = ref(turn)
 
     def _must_wait(self, thread: int) -> bool:
         changing = {changer for _, changer in _alive(self._changes)}

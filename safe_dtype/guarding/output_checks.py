@@ -53,8 +53,11 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     results = numbers_of(output)
     if "labels" in kwargs and isinstance(output, tuple):
         results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
-    flags = [_soundness_flag(name, tensor) for name, tensor in results]
-    if math.isfinite(flags[0].item()) if len(flags) == 1 else all(_read(flags)):
+    if len(results) == 1:
+        is_right = math.isfinite(_soundness_flag(*results[0]).item())
+    else:
+        is_right = all(_read([_soundness_flag(name, tensor) for name, tensor in results]))
+    if is_right:
         return SOUND
     spoiled = spoiled_rows(results)
     mask = _mask_of(kwargs)
@@ -105,7 +108,8 @@ def _soundness_flag(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if not _may_be_ruled_out(name):
         smallest, largest = tensor.aminmax()
         return torch.maximum(largest, -smallest)
-    if tensor.dim() < 2 or tensor.numel() == tensor.shape[-1]:
+    shape = tensor.shape
+    if len(shape) < 2 or tensor.numel() == shape[-1]:
         return tensor.max()  # quicker than amax
     # The finite lie between -Inf and +Inf; a sum of finite numbers may overflow, a largest may not.
     smallest, largest = tensor.amax(-1).aminmax()

@@ -131,8 +131,7 @@ class Guard:
     def notice_change(self) -> None:
         """Follow the model where its rescale was taken back since, and its dtype with it."""
         model = self.model()
-        left = dtype_left(model) if model is not None else None
-        if left is not None:
+        if model is not None and (left := dtype_left(model)) is not None:
             self.left.add(left)
             self.version += 1
             self.cast_from = self.autocast = None

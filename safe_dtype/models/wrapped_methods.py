@@ -27,13 +27,13 @@ _MISSING = object()
 class _Wrapper:
     """The wrapper in the place of one attribute of a class, and what was there before."""
 
-    def __init__(self, owner: type, name: str, wrap: Wrap) -> None:
+    def __init__(self, owner: type, name: str, wrap: Wrap, *, packed: bool) -> None:
         self._owner, self._name = owner, name
         self.key = (owner, name, wrap)
         self._before = owner.__dict__.get(name, _MISSING)
         self._active = [True]  # emptied while it is retired
         self.needed = Needed(self._retire)
-        self._ours = self._attribute(wrap)
+        self._ours = self._attribute(wrap, packed=packed)
         setattr(owner, name, self._ours)
 
     @property
@@ -65,17 +65,18 @@ class _Wrapper:
         _passing_on.add(self)
         _remove_retired()
 
-    def _attribute(self, wrap: Wrap) -> Any:
+    def _attribute(self, wrap: Wrap, *, packed: bool) -> Any:
         static = inspect.getattr_static(self._owner, self._name)
         original = self._original()
-        wrapped = wrap(original)
+        method = wrap(_Inherited(self._owner, self._name) if self._before is _MISSING else original)
+        wrapped = method if packed else _packing(method)
         active = self._active
 
-        def pass_on(self_or_class: Any, /, *args: Any, **kwargs: Any) -> Any:
+        def pass_on(self_or_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self.is_on_top:  # what was wrapped around it is gone
                 with changing():
                     _remove_retired()
-            return (wrapped if active else original)(self_or_class, *args, **kwargs)
+            return wrapped(self_or_class, args, kwargs) if active else original(self_or_class, *args, **kwargs)
 
         # A compiler makes variables of its own of all that stands in this function: functions and lists it knows.
         @functools.wraps(getattr(static, "__func__", static))
@@ -83,7 +84,7 @@ class _Wrapper:
             # First, for a compiler follows this line and nothing else of ours.
             if torch.compiler.is_compiling():
                 return original(self_or_class, *args, **kwargs)
-            return (wrapped if active else pass_on)(self_or_class, *args, **kwargs)
+            return (wrapped if active else pass_on)(self_or_class, args, kwargs)
 
         return classmethod(wrapper) if isinstance(static, classmethod) else wrapper
 
@@ -103,11 +104,30 @@ class _Wrapper:
         return lambda self, /, *args, **kwargs: get(before, self, type(self))(*args, **kwargs)
 
 
+class _Inherited:
+    """A method that a class inherits, looked up at every call: somebody may wrap that of a base class in the meantime."""
+
+    __slots__ = ("_name", "_owner")
+
+    def __init__(self, owner: type, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __call__(self, self_or_class: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return self.__get__(self_or_class)(*args, **kwargs)
+
+    def __get__(self, self_or_class: Any, _owner: Any = None) -> Any:
+        return getattr(super(self._owner, self_or_class), self._name)
+
+
+def _packing(method: Method) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+    return lambda self_or_class, args, kwargs: method(self_or_class, *args, **kwargs)
+
+
 _wrappers: dict[tuple[type, str, Wrap], _Wrapper] = {}
 _passing_on: WeakSet[_Wrapper] = WeakSet()  # retired, but another library's wrapper is around them
 
 
-def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
+def wrap_method(owner: type, name: str, wrap: Wrap, user: object, *, packed: bool = False) -> None:
     """Wrap `owner.name` for as long as `user` lives, or another object that it was wrapped for.
 
     Args:
@@ -116,6 +136,8 @@ def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
         wrap: Takes the method as a function of the instance (or class) and the arguments, and returns the function to
             call instead. The same `wrap` wraps a method only once.
         user: The object that needs it, referenced weakly. See `unwrap_methods`.
+        packed: Whether what `wrap` returns takes the instance, a tuple and a dict: for what is called at every step, as
+            passing a dict on as keywords copies it.
     """
     key = (owner, name, wrap)
     with changing():
@@ -126,7 +148,7 @@ def wrap_method(owner: type, name: str, wrap: Wrap, user: object) -> None:
             return
         # Somebody has wrapped or replaced our wrapper. A new one goes around theirs, which need not call ours.
         users = wrapper.needed.users() if wrapper is not None else []
-        _wrappers[key] = fresh = _Wrapper(owner, name, wrap)
+        _wrappers[key] = fresh = _Wrapper(owner, name, wrap, packed=packed)
         for needing in (*users, user):
             fresh.needed.add(needing)
         if wrapper is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 _PARTS = ("encoder_", "enc_", "init_", "initial_reference", "intermediate_", "aux_", "auxiliary_", "denoising_")
 _STATES = ("past_key_values", "past_buckets_states", "cache", "cache_params", "shared_kv_states", "mems", "state")
 _LAYERS = ("hidden_states", "attentions", "_states", "activations")
-_WITH_NUMBERS = (Tensor, nn.Parameter)
+_WITH_NUMBERS, _STRIDED = (Tensor, nn.Parameter), torch.strided
 _DEEPEST = 4  # containers in containers
 
 Named = list[tuple[str, Tensor]]
@@ -56,7 +56,7 @@ def results_of(output: Any) -> Named:
     (an encoder to its decoder); the last only where there is anything else.
     """
     if not isinstance(output, dict) and isinstance(output, Tensor):
-        return [("output", output)] if _is_number(output) else []
+        return [("output", output)] if output.is_floating_point() or output.is_complex() else []
     results: Named = []
     parts: Named = []
     _collect("", _items(output, 0), results, parts, 0)
@@ -69,15 +69,10 @@ def _collect(path: str, items: Iterable[tuple[Any, Any]], results: Named, parts:
         if role is _ASIDE or item is None:
             continue
         if isinstance(item, Tensor):
-            if _is_number(item):
+            if (dtype := item.dtype).is_floating_point or dtype.is_complex:
                 (parts if role is _PART else results).append((f"{path}{name}", item))
         elif role is _RESULT and depth < _DEEPEST and (inner := _items(item, depth + 1)):
             _collect(f"{path}{name}.", inner, results, parts, depth + 1)
-
-
-def _is_number(tensor: Tensor) -> bool:
-    dtype = tensor.dtype
-    return dtype.is_floating_point or dtype.is_complex
 
 
 def _items(value: Any, depth: int) -> Iterable[tuple[Any, Any]]:
@@ -105,7 +100,7 @@ def is_looked_at(tensor: Tensor) -> bool:
     """Whether there are numbers in `tensor` to look at: not in fake, meta, nested, sparse, float8 or empty ones."""
     return (
         type(tensor) in _WITH_NUMBERS
-        and tensor.layout is torch.strided
+        and tensor.layout is _STRIDED
         and not tensor.is_nested
         and not tensor.is_meta
         and tensor.numel() > 0

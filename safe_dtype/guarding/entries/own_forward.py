@@ -31,7 +31,7 @@ class OwnForward:
         # First, for a compiler follows this line and nothing else of ours.
         if torch.compiler.is_compiling() or (module := self._module()) is None:
             return self.__wrapped__(*args, **kwargs)
-        return self._guarded(module, *args, **kwargs)
+        return self._guarded(module, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__wrapped__":  # while it is being made

@@ -28,9 +28,11 @@ def put_on(guard: Guard, model: nn.Module) -> None:
     wrapper passes on calls of instances that no guard answers for. Only a `forward` that an instance has of its own is
     wrapped in its place.
     """
-    wrap_method(PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), CALL, _guard_call, guard)
+    wrap_method(
+        PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), CALL, _guard_call, guard, packed=True
+    )
     if any(isinstance(part, PreTrainedModel) for part in guard.parts):
-        wrap_method(PreTrainedModel, CALL, _guard_call, guard)
+        wrap_method(PreTrainedModel, CALL, _guard_call, guard, packed=True)
         wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, guard)
     for part in guard.parts:
         put_on_own(part, _guard_method(FORWARD))
@@ -40,7 +42,7 @@ def put_on(guard: Guard, model: nn.Module) -> None:
             if owner is not None and _is_method(owner.__dict__[name]):
                 wrap_method(owner, name, wrap, guard)
         for owner, name in entry_methods(model_class):
-            wrap_method(owner, name, _guard_method(name), guard)
+            wrap_method(owner, name, _guard_method(name), guard, packed=True)
 
 
 def _is_method(attribute: object) -> bool:
@@ -49,11 +51,11 @@ def _is_method(attribute: object) -> bool:
 
 
 def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807  (it is one)
+    def __call__(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: N807  (it is one)
         guard = self.__dict__.get(ATTRIBUTE)
         if guard is None or _is_let_be(guard, self, CALL):
             return original(self, *args, **kwargs)
-        return run_step(guard, self, functools.partial(original, self), args, kwargs)
+        return run_step(guard, self, original.__get__(self), args, kwargs)
 
     return __call__
 
@@ -63,14 +65,14 @@ def _guard_method(name: str) -> Wrap:
     run = _run_forward if name == FORWARD else functools.partial(_run_method, name)
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def method(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             guard = self.__dict__.get(ATTRIBUTE)
             # Inside a call of the same model, as nearly always, at no cost that counts.
             if guard is None or ((steps := here.running) and steps[-1][0] is guard and steps[-1][2] is CALL):
                 return original(self, *args, **kwargs)
             if _is_let_be(guard, self, name):
                 return original(self, *args, **kwargs)
-            return run(guard, self, functools.partial(original, self), args, kwargs)
+            return run(guard, self, original.__get__(self), args, kwargs)
 
         return method
 
@@ -101,7 +103,7 @@ def _run_method(
 
 def _is_let_be(guard: Guard, module: nn.Module, entry: str) -> bool:
     """Whether a call is no step: in training, while tracing, and inside of one."""
-    if is_covered(guard, module, entry) or module.training or guard.batches:
+    if (here.running and is_covered(guard, module, entry)) or module.training or guard.batches:
         return True
     # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
     return "_is_replica" in module.__dict__ or torch._C._is_tracing() or is_followed()

@@ -24,6 +24,7 @@ _OF_TORCH = frozenset(nn.Module().__dict__)
 # Marks of what is put on a module once and stays: transformers' hooks for hidden states, what was compiled, our guard.
 _OF_LIBRARIES = ("_compiled", "_hf_", "_output_capturing", "_safe_dtype")
 _MISSING = object()
+_TENSOR = torch.Tensor
 
 InputPath = tuple[int | str, ...]  # an argument by place or name, and the way to a tensor in it
 
@@ -175,8 +176,8 @@ class InputMemo:
         if paths:
             inputs = _inputs(args, kwargs)
             self._memos = {path: Memo(value, UNBOUNDED, with_parts=False) for path, value in inputs if path in paths}
-        for value in (*args, *kwargs.values()):
-            if type(value) is torch.Tensor and not value.is_inference():
+        for value in (*args, *kwargs.values()) if args else kwargs.values():
+            if type(value) is _TENSOR and not value.is_inference():
                 self._versions.append((value, value._version))
 
     def written(self) -> frozenset[InputPath]:
