@@ -137,3 +137,11 @@ def watch_dicts(module: nn.Module, watcher: Watcher) -> None:
         parameters.watcher = watcher
     else:
         own["_parameters"] = WatchedParameters(parameters.items(), watcher)
+
+
+def watch_no_more(module: nn.Module) -> None:
+    """Give `module` plain dicts again, if it has watched ones."""
+    own = module.__dict__
+    for name, watched in (("_modules", WatchedModules), ("_parameters", WatchedParameters)):
+        if isinstance(own[name], watched):
+            own[name] = dict(own[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from ..facts import Drift, Rescale, exceeds
 from ..models.islands import Island
 from ..models.origin import known_origin
 from ..models.shift_hooks import Shift, settle_norms, shifted_modules
+from ..models.undo_log import UndoLog
 from ..numerics import running_in
 from ..verifying.outputs import Outputs, evaluating, outputs_of
 from ..verifying.positions import alignment_of
@@ -92,7 +94,9 @@ def raise_checked(model: Any, rescaled: Rescaled, more: int, max_drift: float) -
     return reason
 
 
-def rescale_checked(model: Any, rescale: Rescale, max_drift: float, *, keeps_cache: bool) -> tuple[Fold, Effect]:
+def rescale_checked(
+    model: Any, rescale: Rescale, max_drift: float, *, keeps_cache: bool, log: UndoLog
+) -> tuple[Fold, Effect]:
     """Fold `rescale` into `model`, which is in float16 and overflows: prove it in float32, and measure as for a raise.
 
     Args:
@@ -100,6 +104,7 @@ def rescale_checked(model: Any, rescale: Rescale, max_drift: float, *, keeps_cac
         rescale: What its architecture allows.
         max_drift: Of ordinary text.
         keeps_cache: Whether what earlier steps cached has to stay right.
+        log: Gets what takes it back, bit for bit.
 
     Raises:
         RescaleError: As `fold_in` and `raise_checked` do, and if ordinary text gets worse by it. The model is as it was.
@@ -115,11 +120,16 @@ def rescale_checked(model: Any, rescale: Rescale, max_drift: float, *, keeps_cac
         if reason := text.too_far(model, max_drift):
             raise RescaleError(reason)
     except BaseException:
-        fold.undo()
-        for parameter, data in norms:
-            parameter.data = data
+        _unfold(fold, norms)
         raise
+    log.add(functools.partial(_unfold, fold, norms))
     return fold, effect
+
+
+def _unfold(fold: Fold, norms: Sequence[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    fold.undo()
+    for parameter, data in norms:
+        parameter.data = data
 
 
 def check_weights(fold: Fold) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 
 from ...errors import RescaleError
 from ...models.recast import main_dtype
-from ...rescaling import rescaled_of
+from ...rescaling import Rescaled, rescaled_of
 from ...rescaling.raising import raise_checked
 from ..failure import FailureKind
 from ..incident import Incident
@@ -34,6 +35,7 @@ class RaiseRescale:
         rescaled = rescaled_of(incident.model)
         if rescaled is None:
             raise NotPossible("the model is not rescaled")
+        incident.log.add(functools.partial(_bring_back, rescaled, rescaled.raised, rescaled.too_few))
         try:
             reason = raise_checked(incident.model, rescaled, self.more, incident.guard.policy.max_drift)
         except RescaleError as exc:
@@ -50,6 +52,11 @@ class RaiseRescale:
         if rescaled is not None:
             rescaled.too_few = rescaled.raised
             rescaled.raise_bits(self.before - rescaled.raised)
+
+
+def _bring_back(rescaled: Rescaled, raised: int, too_few: int) -> None:
+    rescaled.too_few = too_few
+    rescaled.raise_bits(raised - rescaled.raised)
 
 
 def propose(incident: Incident) -> Iterator[RaiseRescale]:

@@ -49,14 +49,16 @@ class RescaleExactly:
         for gauges, bits in ((residual, _BITS), (residual, _MORE_BITS), (discovery.gauges, _BITS)):
             rescale = Rescale(tuple((gauge, bits) for gauge in gauges), discovery.not_run)
             try:
-                fold, effect = rescale_checked(model, rescale, incident.guard.policy.max_drift, keeps_cache=goes_on)
+                fold, effect = rescale_checked(
+                    model, rescale, incident.guard.policy.max_drift, keeps_cache=goes_on, log=incident.log
+                )
                 break
             except RescaleError as exc:
                 problem = problem or exc.problem
         else:
             raise NotPossible(problem)
-        keep_rescaled(model, fold, effect, loaded=Rescale(()))
-        save_as_it_was(model)
+        keep_rescaled(model, fold, effect, loaded=Rescale(()), log=incident.log)
+        save_as_it_was(model, incident.log)
         incident.guard.look_anew()
         return 0
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
 
 from ...facts import Rescale
+from ...models.undo_log import UndoLog
 from .fold import Fold
 from .prove import Effect, hidden_states, innermost_models
-from .rescaled import Rescaled, keep_in
+from .rescaled import Rescaled, forget_rescaled, keep_in
 from .seams import put_on
 from .watch import Watch
 
@@ -21,10 +23,10 @@ class _Unscale:
         self._rescaled, self._name = rescaled, name
         self._as_tuple = False
 
-    def attach(self, module: nn.Module) -> None:
+    def attach(self, module: nn.Module, log: UndoLog) -> None:
         """Put the hooks on `module`."""
-        module.register_forward_pre_hook(self.enter, with_kwargs=True)
-        module.register_forward_hook(self)
+        log.add(module.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+        log.add(module.register_forward_hook(self).remove)
 
     def enter(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Ask for named outputs: in a tuple hidden states cannot be told from others."""
@@ -56,7 +58,9 @@ class _Unproven:
         self._watch.take_back(f"{self._name} runs, and the rescaling was proved for text alone")
 
 
-def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect, *, loaded: Rescale | None = None) -> Rescaled:
+def keep_rescaled(
+    model: nn.Module, fold: Fold, effect: Effect, *, loaded: Rescale | None = None, log: UndoLog | None = None
+) -> Rescaled:
     """Attach a folded rescale to `model`, with the hooks that return hidden states at their original scale.
 
     It is taken back before a change of the model that it would not survive, with a warning.
@@ -67,15 +71,19 @@ def keep_rescaled(model: nn.Module, fold: Fold, effect: Effect, *, loaded: Resca
         effect: What that does to what the model returns.
         loaded: What was folded in when the weights were brought into the dtype that the model will run in; by default
             all of it.
+        log: Gets what takes off all that is put on the model here.
     """
+    log = log if log is not None else UndoLog.forgetful()
     fold.loaded = fold.rescale if loaded is None else loaded
     rescaled = Rescaled(fold, effect)
+    log.add(functools.partial(forget_rescaled, model))
     keep_in(model, rescaled)
     watch = Watch(rescaled)
     for name in fold.rescale.unproven:
-        model.get_submodule(name).register_forward_pre_hook(_Unproven(watch, name), prepend=True)
+        unproven = _Unproven(watch, name)
+        log.add(model.get_submodule(name).register_forward_pre_hook(unproven, prepend=True).remove)
     for name, inner in innermost_models(model):
         if any(name == key[0] for key in effect.hidden):
-            _Unscale(rescaled, name).attach(inner)
-    put_on(watch)
+            _Unscale(rescaled, name).attach(inner, log)
+    put_on(watch, log)
     return rescaled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from ...facts import BFLOAT16, Rescale
 from ...models.islands import islands_in
 from ...models.origin import Origin, known_origin
 from ...models.original_weights import OriginalWeights
+from ...models.undo_log import UndoLog
 from ...models.wrapped_methods import wrap_method
 from .. import rescaled_of
 from .fold import exponents_of_weights
@@ -38,9 +40,11 @@ class _SavedAsItWas:
         return _SavedAsItWas, ()
 
 
-def save_as_it_was(model: nn.Module) -> None:
-    """Have `save_pretrained` write the original weights of `model`, which was rescued."""
+def save_as_it_was(model: nn.Module, log: UndoLog | None = None) -> None:
+    """Have `save_pretrained` write the original weights of `model`, which was rescued; `log` gets the way back."""
     if _ATTRIBUTE not in model.__dict__:
+        if log is not None:
+            log.add(functools.partial(model.__dict__.pop, _ATTRIBUTE, None))
         model.__dict__[_ATTRIBUTE] = _SavedAsItWas()
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from ...facts import Part
 from ...models.shift_hooks import shift_of
-from ...models.watched_modules import WatchedModules, watch_dicts
+from ...models.undo_log import UndoLog
+from ...models.watched_modules import WatchedModules, watch_dicts, watch_no_more
 from ...models.wrapped_methods import wrap_method
 from .fold import Fold
 from .own_code import OwnCode
@@ -31,8 +32,8 @@ _HOOKS = (
 _ADAPTED = "base_model.model."  # how names begin in the state dict of a model of PEFT
 
 
-def put_on(watch: Watch) -> None:
-    """Put everything on the modules of the rescaled model."""
+def put_on(watch: Watch, log: UndoLog) -> None:
+    """Put everything on the modules of the rescaled model; `log` gets what takes it off."""
     model, fold = watch.model, watch.rescaled.fold
     bodies = [name for name, _ in innermost_models(model)]
     targets = list(fold.moved())
@@ -46,32 +47,39 @@ def put_on(watch: Watch) -> None:
             continue
         is_part = is_inside or not any(isinstance(one, PreTrainedModel) for one in module.modules())
         place = Place(watch, path, is_inside=is_part, holds_parts=is_part or is_body)
+        log.add(functools.partial(module.__dict__.pop, _NOTE, None))
         module.__dict__[_NOTE] = CopiedAlone(place)
+        hooks: list[Any] = []
         if is_inside:
             inside.append((path, module))
         if holds:
-            module.register_state_dict_pre_hook(place.state_wanted)
-            module.register_load_state_dict_pre_hook(place.state_loaded)
+            hooks.append(module.register_state_dict_pre_hook(place.state_wanted))
+            hooks.append(module.register_load_state_dict_pre_hook(place.state_loaded))
         if is_body or module is model:
-            module.register_forward_pre_hook(Entered(watch), with_kwargs=True, prepend=True)
-            module.register_forward_hook(Left(watch), always_call=True)
+            hooks.append(module.register_forward_pre_hook(Entered(watch), with_kwargs=True, prepend=True))
+            hooks.append(module.register_forward_hook(Left(watch), always_call=True))
         elif isinstance(module, nn.Embedding) and (holds or fold.shifted(path)):
-            module.register_forward_pre_hook(Alone(place))
-    model.register_state_dict_post_hook(OfAdapter(watch))  # type: ignore[no-untyped-call]
+            hooks.append(module.register_forward_pre_hook(Alone(place)))
+        if module is model:
+            hooks.append(model.register_state_dict_post_hook(OfAdapter(watch)))
+        for hook in hooks:
+            log.add(hook.remove)
     watch.code = OwnCode(inside)
     watch.certify()
-    watch_anew(watch)
+    watch_anew(watch, log)
 
 
-def watch_anew(watch: Watch) -> None:
-    """Watch what copies and pickles leave behind: the dicts of modules, and gradients."""
+def watch_anew(watch: Watch, log: UndoLog) -> None:
+    """Watch what copies and pickles leave behind: the dicts of modules, and gradients; `log` gets the way back."""
     for module in watch.model.modules():
         place = place_of(module)
         if place is not None and place.watch is watch:
+            log.add(functools.partial(watch_no_more, module))
             watch_dicts(module, place)
     for target, _, _, weight in watch.rescaled.fold.moved_weights():
         if weight.requires_grad and not weight.is_inference():
-            weight.register_hook(functools.partial(watch.gradient, target))  # type: ignore[no-untyped-call]
+            hook = weight.register_hook(functools.partial(watch.gradient, target))  # type: ignore[no-untyped-call]
+            log.add(hook.remove)
     for name in _HOOKS:
         wrap_method(nn.Module, name, _telling_of_hooks, watch)
     wrap_method(PreTrainedModel, "resize_token_embeddings", _telling_of_resizing, watch)
@@ -192,7 +200,7 @@ class Entered:
         watch = self._watch
         if not watch.is_on and watch.is_in_force:
             watch.follow()
-            watch_anew(watch)
+            watch_anew(watch, UndoLog.forgetful())
         watch.called(module, args, kwargs)
 
 
