@@ -135,3 +135,25 @@ def test_a_changed_weight_stays(folder: Path) -> None:
     assert force is not None
     force.fold.undo()
     assert not model.get_parameter(NAME)[0].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_raised_and_lowered_again_and_again(folder: Path, seed: int, tmp_path: Path) -> None:
+    """However often it was raised, undone and moved anew, it is the one that was loaded, and saved as the files are."""
+    model, random = rescaled(folder), torch.Generator().manual_seed(seed)
+    force = rescaled_of(model)
+    assert force is not None
+    loaded, first = force.rescale, {name: one.clone() for name, one in weights(model).items()}
+    for _ in range(6):
+        more = int(torch.randint(1, 6, (1,), generator=random))
+        force.raise_bits(more)
+        if seed % 2:
+            model.save_pretrained(tmp_path / "between")
+            assert not differs(stored(tmp_path / "between"), stored(folder))
+        force.raise_bits(-more)
+        assert not differs(weights(model), first)
+    force.raise_bits(3)
+    model.save_pretrained(tmp_path / "saved")
+    assert not differs(stored(tmp_path / "saved"), stored(folder))
+    force.raise_bits(-3)
+    assert force.rescale == loaded

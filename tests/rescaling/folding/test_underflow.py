@@ -48,6 +48,25 @@ def test_moved_and_back(steps: list[dict[Any, int]], scale: float) -> None:
     assert lost is None
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_any_way_there_and_back(seed: int) -> None:
+    """Weights of all sizes, subnormal ones and signed zeros too, moved at random: never rounded twice, and bit for bit back."""
+    random = torch.Generator().manual_seed(seed)
+    bits = torch.randint(-(2**15), 2**15, (24, 16), generator=random).short()
+    weight = torch.where(bits.view(torch.float16).abs() < 2**9, bits.view(torch.float16), torch.zeros(()).half())
+    weight[0, :4] = torch.tensor([2.0**-24, -(2.0**-24), 2.0**-14 - 2.0**-24, -0.0]).half()
+    now, before, lost = weight, {}, None
+    for exponent in torch.randint(-14, 7, (8,), generator=random).tolist():
+        for after in ({None: exponent}, {None: exponent - 2, HALF: -3}, {}):
+            now, lost = moved(now, before, after, lost)
+            direct, _ = moved(weight, {}, after, None)
+            assert torch.equal(now.view(torch.int16), direct.view(torch.int16))
+            assert torch.equal(unmoved(now, after, lost), weight.float())
+            before = after
+        assert torch.equal(now.view(torch.int16), weight.view(torch.int16))
+        assert lost is None
+
+
 def test_nothing_is_kept_where_nothing_is_lost() -> None:
     """Weights that have the room lose nothing; a few that lose something take a few bytes."""
     assert moved(small(64, 64, scale=1.0).clamp(min=2.0**-6), {}, {None: -3}, None)[1] is None
