@@ -68,6 +68,7 @@ class Event:
     grown_bytes: int = 0
     largest_input: float | None = None  # largest finite |input| of the module
     restarted: bool = False  # the generation began anew instead of going on from the step
+    tried: tuple[Attempt, ...] = ()  # what was tried before the remedy, and why it was not that
 
     def __str__(self) -> str:
         where = f" in {self.module}" if self.module else ""
@@ -100,4 +101,6 @@ class Report:
         for gauge, bits in self.rescale.shifts if self.rescale else ():
             lines += [f"  rescaled exactly: {gauge.name} 2^-{bits}", *(f"    {line}" for line in summary(gauge.moves))]
         lines += [f"  in float32: {name}" for name in self.islands]
-        return "\n".join([*lines, *(f"  {event}" for event in self.events)])
+        for event in self.events:
+            lines += [f"  {event}", *(f"    instead of {attempt}" for attempt in event.tried)]
+        return "\n".join(lines)

@@ -89,6 +89,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         return False
     if failure.sticky:
         raise _device_lost(incident, before) from incident.error
+    before_this = len(tried.attempts)
     tried.failed(incident)
     if guard.policy.mode == "strict":
         return _refuse(incident, before)
@@ -104,7 +105,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         tried.applied(remedy, incident)
         _learn(incident, tried, before)
         guard.version += 1
-        _record(incident, remedy, before, grown)
+        _record(incident, remedy, before, grown, tuple(tried.attempts[before_this:]))
         return True
     # An exception that no trial cures, or that a change without a trial has left as it was, is the caller's own.
     is_known = incident.findings is None or incident.findings.is_conclusive or not tried.has_changed
@@ -202,12 +203,12 @@ def first_line(message: str) -> str:
     return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
 
 
-def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int) -> None:
+def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int, tried: tuple[Attempt, ...]) -> None:
     guard, failure = incident.guard, incident.failure
     after = guard.dtype() or before
     event = Event(
         failure.kind, before, after, failure.module, failure.step or 0, str(remedy), failure.message,
-        (time.perf_counter() - incident.since) * 1e3, grown, failure.largest_input, incident.restarts,
+        (time.perf_counter() - incident.since) * 1e3, grown, failure.largest_input, incident.restarts, tried,
     )  # fmt: skip
     record(guard, event)
     logger.warning(

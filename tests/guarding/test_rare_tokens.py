@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,19 @@ def adapted(model: Any) -> Any:
             if "lora_B" in name:
                 one.mul_(0.01)
     return wrapped
+
+
+def test_the_report_says_why_it_was_not_raised(tmp_path: Path) -> None:
+    """Where a raise would cost ordinary text too much, the event that follows names it with the reason."""
+    made("qwen3", size=0.3, rare_bits=28, is_tied=True).save_pretrained(tmp_path)
+    model = SafeAutoModel.from_pretrained(tmp_path, dtype="float16")
+    logits(model, texts()[1])
+    (*_, event) = report(model).events
+    refused = [attempt for attempt in event.tried if attempt.remedy.startswith("the exact rescaling raised by")]
+    assert refused
+    assert all(attempt.outcome for attempt in refused)
+    assert f"instead of {refused[0].remedy}: {refused[0].outcome}" in str(report(model))
+    assert pickle.loads(pickle.dumps(event)) == event
 
 
 @pytest.mark.parametrize("is_merged", [False, True], ids=["beside", "merged"])
