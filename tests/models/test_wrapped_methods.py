@@ -94,6 +94,26 @@ def test_as_it_was(inherits: bool) -> None:
     assert isinstance(base.__dict__["named"], classmethod)
 
 
+@pytest.mark.parametrize("inherits", [False, True])
+def test_packed(inherits: bool) -> None:
+    """A packed wrapper gets a tuple and a dict, and what it wraps can be bound; a base class wrapped later is heard."""
+
+    def packed(original: Any) -> Callable[..., Any]:
+        return lambda self, args, kwargs: f"{original.__get__(self)(*args, **kwargs)}{len(args)}{len(kwargs)}"
+
+    base, child = classes()
+    owner, user, other = (child if inherits else base), User(), User()
+    before = own(base), own(child)
+    wrap_method(owner, "say", packed, user, packed=True)
+    assert (child().say("a"), child().say(word="a")) == ("a10", "a01")
+    if inherits:
+        wrap_method(base, "say", ours, other)
+        assert child().say("a") == "a!10"
+        unwrap_methods(other)
+    unwrap_methods(user)
+    assert (own(base), own(child)) == before
+
+
 def test_as_long_as_somebody_needs_it() -> None:
     """With the last user it goes: one that let go, one that was collected, one in a cycle. Twice is once."""
     base, _ = classes()
