@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from weakref import WeakSet, ref
 
 _LOOK_AGAIN = 0.05  # seconds; a thread that was interrupted while it let go may have told nobody
@@ -21,7 +22,7 @@ class Turn:
     __slots__ = ("__weakref__", "thread")
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
 
 
 class ModelLock:
@@ -75,7 +76,7 @@ class ModelLock:
         """Begin anew with what this thread has: the others were not taken along into this process."""
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
-        own = threading.get_ident()
+        own = get_ident()
         for turns in (self._steps, self._changes):
             for number in [number for number, thread in _alive(turns) if thread != own]:
                 del turns[number]

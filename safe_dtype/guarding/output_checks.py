@@ -69,7 +69,11 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
 
 def numbers_of(output: Any) -> list[tuple[str, torch.Tensor]]:
     """Return the results in `output` by name, as real numbers that can be looked at."""
-    return [(name, _numbers(tensor)) for name, tensor in results_of(output) if _has_numbers(tensor)]
+    results = []
+    for name, tensor in results_of(output):  # at every step, where a comprehension is one more call
+        if _has_numbers(tensor):
+            results.append((name, _numbers(tensor)))
+    return results
 
 
 def spoiled_rows(results: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
