@@ -52,10 +52,10 @@ def _is_method(attribute: object) -> bool:
 
 def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: N807  (it is one)
-        guard = self.__dict__.get(ATTRIBUTE)
+        guard, call = self.__dict__.get(ATTRIBUTE), original.__get__(self)
         if guard is None or _is_let_be(guard, self, CALL):
-            return original(self, *args, **kwargs)
-        return run_step(guard, self, original.__get__(self), args, kwargs)
+            return call(*args, **kwargs)
+        return run_step(guard, self, call, args, kwargs)
 
     return __call__
 
