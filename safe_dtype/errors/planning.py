@@ -52,12 +52,18 @@ class NoSafeDtypeError(PlanError):
 class StrictModeError(PlanError):
     """The dtype that was ordered in strict mode was rejected or failed; or, in any mode, no model computes in it."""
 
-    def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...]) -> None:
+    def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...], *, next_step: str = "") -> None:
         super().__init__(ordered, reason, would_work)
         self.ordered, self.reason, self.would_work = ordered, reason, would_work
+        self.next_step = next_step  # of a model that failed when it ran; empty: it is about what is to be loaded
 
     def __str__(self) -> str:
         others = ", ".join(self.would_work) or "none"
+        if self.next_step:
+            return (
+                f"In strict mode this model stays in {self.ordered}, and it failed: {self.reason}. "
+                f"Would work: {others}. Next: {self.next_step}."
+            )
         return (
             f"{self.ordered} was ordered, and nothing else may be loaded in its place; it is rejected: {self.reason}. "
             f"Would work: {others}. Next: order one of these, or leave the dtype to the plan, without 'strict'."

@@ -69,12 +69,14 @@ class Event:
     largest_input: float | None = None  # largest finite |input| of the module
     restarted: bool = False  # the generation began anew instead of going on from the step
     tried: tuple[Attempt, ...] = ()  # what was tried before the remedy, and why it was not that
+    autocast: str = ""  # the caller's own, where the step failed for it
 
     def __str__(self) -> str:
         where = f" in {self.module}" if self.module else ""
         cost = f"{self.milliseconds:.0f} ms, {self.grown_bytes:+,} bytes"
         begun = ", from the beginning" if self.restarted else ""
-        return f"step {self.step}: {self.kind}{where} ({self.before}) -> {self.remedy}{begun} [{cost}]"
+        under = f", under {self.autocast}" if self.autocast else ""
+        return f"step {self.step}: {self.kind}{where} ({self.before}{under}) -> {self.remedy}{begun} [{cost}]"
 
 
 @dataclass(frozen=True, slots=True)

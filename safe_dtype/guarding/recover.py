@@ -19,7 +19,7 @@ from .callers_autocast import autocast_here
 from .classify import classify
 from .diagnosis.learn import keep, lesson
 from .events import record
-from .failure import Attempt, Event, Failure, FailureKind
+from .failure import Attempt, Event, Failure
 from .incident import Incident
 from .remedies import NotPossible, Remedy, remedies_for
 from .state import Guard
@@ -62,12 +62,28 @@ class TriedRemedies:
         """Whether a remedy was applied."""
         return len(self.log) > 0
 
-    def take_back(self, guard: Guard) -> None:
-        """Take back everything that was done, the latest first. Nobody else runs a step of the model meanwhile."""
-        if self.has_changed:
-            self.log.undo()
-            guard.version += 1
-            logger.warning("%s: what was tried did not help, and was taken back", type(guard.model()).__name__)
+    def take_back(self, guard: Guard, *, own: str | None = None, ended_by: BaseException | None = None) -> None:
+        """Take back everything that was done, the latest first. Nobody else runs a step of the model meanwhile.
+
+        Args:
+            guard: Of the model.
+            own: The module whose NaN or Inf float32 has not mended, for the log.
+            ended_by: What has ended the call.
+        """
+        if not self.has_changed:
+            return
+        self.log.undo()
+        guard.version += 1
+        name = type(guard.model()).__name__
+        if own is not None:
+            logger.warning(
+                "NaN or Inf in %s comes in float32 as well: handed on, and nothing was changed. Next: look at the "
+                "weights and the inputs of that module", own or name,
+            )  # fmt: skip
+        elif ended_by is not None and not isinstance(ended_by, Exception):
+            logger.warning("%s: interrupted; the change was taken back (%s again)", name, guard.dtype())
+        else:
+            logger.warning("%s: what was tried did not help, and was taken back", name)
 
     def error_for(self, error: BaseException) -> BaseException:
         """Return what the caller gets where `error` was raised last: the first one, where both are the same failure."""
@@ -183,7 +199,7 @@ def pass_over(guard: Guard, failure: Failure) -> None:
                   largest_input=failure.largest_input)  # fmt: skip
     record(guard, event)
     logger.warning(
-        "%s in %s, where no wider dtype is left: look at the weights and the inputs", _described(failure), before
+        "%s in %s, where no wider dtype is left: look at the weights and the inputs", _placed(failure), before
     )
 
 
@@ -212,8 +228,10 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int, tried
     )  # fmt: skip
     record(guard, event)
     logger.warning(
-        "%s at step %d in %s: going on with %s (%.0f ms, %+d bytes): %s",
-        failure.kind, event.step, failure.module or type(incident.model).__name__, remedy, event.milliseconds, grown,
+        "%s at step %d in %s: %s (%.0f ms, %+d bytes): %s",
+        failure.kind, event.step, failure.module or type(incident.model).__name__,
+        f"{before} -> {after}" if remedy.changes_dtype else f"{before}, going on with {remedy}",
+        event.milliseconds, grown,
         first_line(failure.message),
         extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
     )  # fmt: skip
@@ -232,7 +250,8 @@ def _refuse(incident: Incident, before: Dtype) -> bool:
         return False
     if not dtypes and before == FLOAT32:
         return False
-    raise StrictModeError(str(before), _described(incident.failure), dtypes) from incident.error
+    next_step = f"{'load the model in one of these, or ' if dtypes else ''}guard it without 'strict'"
+    raise StrictModeError(str(before), _described(incident.failure), dtypes, next_step=next_step) from incident.error
 
 
 def _device_lost(incident: Incident, dtype: Dtype) -> DeviceLostError:
@@ -246,8 +265,11 @@ def _device_lost(incident: Incident, dtype: Dtype) -> DeviceLostError:
     return DeviceLostError(device, str(dtype), text)
 
 
-def _described(failure: Failure) -> str:
+def _placed(failure: Failure) -> str:
     at = f" at step {failure.step}" if failure.step is not None else ""
     where = f" in {failure.module}" if failure.module else ""
-    what = "" if failure.kind is FailureKind.NONFINITE else f": {first_line(failure.message)}"
-    return f"{failure.kind}{where}{at}{what}"
+    return f"{failure.kind}{where}{at}"
+
+
+def _described(failure: Failure) -> str:
+    return f"{_placed(failure)}: {first_line(failure.message)}"

@@ -101,7 +101,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
         if tried.has_changed and here.step <= failed_at and not isinstance(exc, CHANGES_STAY):
             snapshot.roll_back()
             with changing(guard):
-                tried.take_back(guard)
+                tried.take_back(guard, ended_by=exc)
         raise
     finally:
         here.nets, here.asked, here.step = around, asked, step

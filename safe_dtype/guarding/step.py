@@ -188,7 +188,7 @@ def _leave(guard: Guard, exc: BaseException, chain: _Chain) -> None:
         snapshot.roll_back()
     if tried is not None and has_changed:
         with changing(guard):
-            tried.take_back(guard)
+            tried.take_back(guard, ended_by=exc)
 
 
 def main_dtype_of(guard: Guard) -> torch.dtype | None:
@@ -302,7 +302,7 @@ def _not_cured(incident: Incident, tried: TriedRemedies, output: Any) -> Recover
         if not is_by_numbers or not tried.rows or guard.dtype() != FLOAT32:
             raise
         if stays_in_float32(tried, output):
-            tried.take_back(guard)
+            tried.take_back(guard, own=incident.failure.module or "")
             return Recovery(StepResult.OWN)
     if is_by_numbers:
         pass_over(guard, incident.failure)  # in float32, which has mended what was to be mended

@@ -60,6 +60,16 @@ def test_errors_pickle(error: errors.SafeDtypeError) -> None:
     assert str(copy) == str(error)
 
 
+def test_strict_mode_at_run_time() -> None:
+    """The error of a model that failed when it ran speaks of that, has the same facts, and survives pickling."""
+    error = errors.StrictModeError("float16", "wrong", ("float32",), next_step="load it in float32")
+    copy = pickle.loads(pickle.dumps(error))
+    assert error.args == ("float16", "wrong", ("float32",))
+    assert vars(copy) == vars(error)
+    text = "In strict mode this model stays in float16, and it failed: wrong. Would work: float32. Next: load it in float32."
+    assert str(copy) == text
+
+
 def test_error_examples_are_complete() -> None:
     """Every leaf of the error tree is in the examples, and in the docstring that draws the tree."""
     module = importlib.import_module("safe_dtype.errors")

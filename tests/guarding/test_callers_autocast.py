@@ -159,7 +159,6 @@ def test_mixed_precision_around_forward(*, guarded_first: bool) -> None:
     assert model(IDS).logits.isnan().any()  # training is left alone
 
 
-@torch.no_grad()
 @pytest.fixture
 def accelerate_anew() -> Iterator[None]:
     """Let an Accelerator have other settings than one that another test made in this process."""
@@ -168,6 +167,7 @@ def accelerate_anew() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@torch.no_grad()
 @pytest.mark.usefixtures("accelerate_anew")
 def test_accelerate() -> None:
     """A model that accelerate prepared with mixed precision goes on where the device has not the dtype."""
@@ -202,7 +202,9 @@ def test_the_other_dtype() -> None:
         wanted = model(x)
     with torch.autocast("cpu", FP16):
         assert torch.equal(model(x), wanted)
-    assert report(model).events[-1].remedy == f"the caller's {NAMED} in bfloat16"
+    event = report(model).events[-1]
+    assert event.remedy == f"the caller's {NAMED} in bfloat16"
+    assert f" (bfloat16, under {NAMED}) -> " in str(event)
     assert model.adapter.weight.dtype is FP32
     assert model.base.weight.dtype is BF16
 
@@ -216,7 +218,20 @@ def test_strict() -> None:
             model(IDS)
         assert f"under {NAMED}" in str(caught.value)
         assert f"without {NAMED}" in str(caught.value)
+        assert "NaN or Inf in the results" in str(caught.value)
+        assert "Next: leave out the torch.autocast around this call, or use no 'strict'." in str(caught.value)
         assert model.dtype is dtype
+
+
+@torch.no_grad()
+def test_strict_in_the_other_dtype() -> None:
+    """Where another dtype of the autocast would work, that is what the error names, and the text of what was raised."""
+    torch.manual_seed(0)
+    model = guard(Adapted().eval(), policy="strict")
+    with torch.autocast("cpu", FP16), pytest.raises(StrictModeError) as caught:
+        model(torch.ones(1, 4))
+    assert caught.value.would_work == ("torch.autocast(dtype=bfloat16)",)
+    assert "Next: use torch.autocast(dtype=bfloat16) around this call, or use no 'strict'." in str(caught.value)
 
 
 @torch.no_grad()

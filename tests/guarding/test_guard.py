@@ -219,7 +219,7 @@ def test_log(caplog: pytest.LogCaptureFixture) -> None:
         model.generate(IDS, max_new_tokens=3)
     (record,) = [one for one in caplog.records if one.name.startswith("safe_dtype")]
     assert record.levelno == logging.WARNING
-    assert "going on with float32" in record.getMessage()
+    assert "bfloat16 -> float32 (" in record.getMessage()
     assert (record.kind, record.step, record.before, record.after) == ("nonfinite", 1, "bfloat16", "float32")
 
 

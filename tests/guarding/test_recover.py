@@ -57,7 +57,12 @@ def test_strict_changes_nothing() -> None:
     with fault(model, DOWN, "cublas"), pytest.raises(StrictModeError, match="Would work: float32") as caught:
         model.generate(IDS, max_new_tokens=2)
     assert "CUBLAS" in str(caught.value.__cause__)
-    with fault(model, DOWN, "nan"), pytest.raises(StrictModeError, match=f"nonfinite in {DOWN}"):
+    assert caught.value.args == (caught.value.ordered, caught.value.reason, ("float32",))
+    assert "ordered" not in str(caught.value)
+    assert str(caught.value).startswith(
+        "In strict mode this model stays in bfloat16, and it failed: op_unsupported in"
+    )
+    with fault(model, DOWN, "nan"), pytest.raises(StrictModeError, match=f"nonfinite in {DOWN}.*: NaN or Inf in the"):
         model.generate(IDS, max_new_tokens=2)
     assert {one.dtype for one in model.parameters()} == {BF16}
     assert report(model).events == ()

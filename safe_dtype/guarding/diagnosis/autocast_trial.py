@@ -78,9 +78,9 @@ def try_without_autocast(
             call.snapshot.roll_back()
             undo()
             if passed:
-                reason = f"{_kind(trouble)} in {name_of(model, module) or type(model).__name__} under {around}"
-                dtype = str(guard.dtype())
-                raise StrictModeError(dtype, reason, (f"{dtype} without {around}",)) from trouble.error
+                raise _refusal(
+                    guard, trouble, name_of(model, module) or type(model).__name__, override
+                ) from trouble.error
     return None
 
 
@@ -152,17 +152,34 @@ def _keep(call: Call, override: AutocastOverride, event: Event) -> None:
     )  # fmt: skip
 
 
+def _refusal(guard: Guard, trouble: Trouble, where: str, override: AutocastOverride) -> StrictModeError:
+    """Return the error of strict mode, where a step comes out right under `override`."""
+    around, dtype = override.replaced, str(guard.dtype())
+    reason = f"{_kind(trouble)} in {where} under {around}: {first_line(_text(trouble))}"
+    if override.dtype is None:
+        would_work, next_step = f"{dtype} without {around}", "leave out the torch.autocast around this call"
+    else:
+        would_work = str(CallersAutocast(around.device_type, override.dtype))
+        next_step = f"use {would_work} around this call"
+    return StrictModeError(dtype, reason, (would_work,), next_step=f"{next_step}, or use no 'strict'")
+
+
 def _event(call: Call, trouble: Trouble, module: str | None, override: AutocastOverride, since: float) -> Event:
     guard = call.guard
     dtype = guard.dtype()
     assert dtype is not None
-    if trouble.failure is not None:
-        text = trouble.failure.message
-    else:
-        text = (text_of(trouble.error) if trouble.error is not None else "") or type(trouble.error).__name__
-    message = f"{text} ({override.replaced} is on around this call)"
+    message = f"{_text(trouble)} ({override.replaced} is on around this call)"
     milliseconds = (time.perf_counter() - since) * 1e3
-    return Event(_kind(trouble), dtype, dtype, module, guard.step() or 0, str(override), message, milliseconds)
+    return Event(
+        _kind(trouble), dtype, dtype, module, guard.step() or 0, str(override), message, milliseconds,
+        autocast=str(override.replaced),
+    )  # fmt: skip
+
+
+def _text(trouble: Trouble) -> str:
+    if trouble.failure is not None:
+        return trouble.failure.message
+    return (text_of(trouble.error) if trouble.error is not None else "") or type(trouble.error).__name__
 
 
 def _kind(trouble: Trouble) -> FailureKind:

@@ -57,15 +57,18 @@ def without_own_values(model: nn.Module, call: Call, output: Any) -> tuple[Blame
     if guard.dtype() == FLOAT32:
         return module_spoiling(model, call.run), None
     blame = module_spoiling(model, call.run, ask)
-    if False in answers or not call.snapshot.roll_back():
+    is_mended = False in answers
+    # Where the dtype may change, the changed model shows what comes of the whole step; in strict mode only a trial can.
+    if (is_mended and guard.policy.mode != "strict") or not call.snapshot.roll_back():
         return blame, None
     step = FinishedCall(ModuleCall(call.module, call.args, call.kwargs, call.entry), output)
     if not (answers == [True] and blame.module is call.module) and float32_agrees(step, model) is not True:
         return blame, None
     if not call.snapshot.roll_back():
         return blame, None
-    _mention(guard, name_of(model, blame.module))
-    watched = (blame.module,) if blame.module is not None else ()
+    own = None if is_mended else blame.module
+    _mention(guard, name_of(model, own))
+    watched = (own,) if own is not None else ()
     with finished_calls(watched) as calls:
         repeated = call.forward(*call.args, **call.kwargs)
     _remember(guard, _digest(guard, call, repeated))

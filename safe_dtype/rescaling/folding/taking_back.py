@@ -63,7 +63,7 @@ def take_back(rescaled: Rescaled, cause: str, *, own: Collection[str] = ()) -> t
         warn(f"{text}. It stays in float16, where it may overflow: {reason}")
         return None
     model.__dict__[_LEFT] = torch.float16
-    warn(f"{text}, and it goes on in {wider}. Next: load with dtype='{wider}' to change a model")
+    warn(f"{text}, and it goes on in {wider}. Next: to train it or put hooks on it, load it with dtype='{wider}'")
     return torch.float16, getattr(torch, wider.name)
 
 

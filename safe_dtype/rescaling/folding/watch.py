@@ -154,7 +154,7 @@ class Watch:
         if here.depth > 1 or not self.is_in_force:
             return
         if module.training and torch.is_grad_enabled() and self._is_trained():
-            self.take_back("it is trained")
+            self.take_back("training begins")
         elif _others_watch_every_module():
             self.take_back("hooks of the whole process see its modules")
         elif kwargs.get("inputs_embeds") is not None and self._moves_embedding():

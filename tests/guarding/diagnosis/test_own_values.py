@@ -73,6 +73,42 @@ def test_nan_by_design(policy: str) -> None:
     assert not model.linear._forward_hooks
 
 
+class Overflow(nn.Module):
+    """Overflows in float16, and not in float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x, or Inf."""
+        return x * 1e4 * 1e4 / 1e8
+
+
+def overflow_and_own() -> nn.Module:
+    """Return a model in float16 whose second module overflows, and whose last makes NaN in every dtype."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False).half(), Overflow(), nn.Linear(8, 8, bias=False).half()).eval()
+    model[2].register_forward_hook(lambda module, args, output: output * torch.nan)
+    return model
+
+
+def test_strict_asks_the_whole_step() -> None:
+    """A module that float32 mends is not named as the cure where the step has NaN in float32 all the same."""
+    plain, model = overflow_and_own(), guard(overflow_and_own(), policy="strict")
+    for _ in range(2):
+        assert equal(model(X.half()), plain(X.half()))
+    assert model[0].weight.dtype == FP16
+    assert report(model).events == ()
+
+
+def test_the_log_says_that_it_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Where float32 was put in and taken back, the log says why, and what to look at."""
+    model = guard(overflow_and_own())
+    assert model(X.half()).isnan().all()
+    assert model[0].weight.dtype == FP16
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("NaN or Inf in 2 comes in float32 as well: handed on, and nothing was changed. Next: " in line
+               for line in lines)  # fmt: skip
+    assert not any("did not help" in line for line in lines)
+
+
 def test_it_is_remembered() -> None:
     """The same step again costs one run, as in a plain model; another with the same rows asks the module alone."""
     model = guard(Scores().eval())

@@ -56,6 +56,30 @@ def test_whatever_ends_it(make: Callable[[], BaseException], policy: str) -> Non
     assert not differs(before, state(model, cache))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [(KeyboardInterrupt, "interrupted; the change was taken back (bfloat16 again)"), (ValueError, "did not help")],
+)
+def test_the_log_of_an_interrupt(how: type[BaseException], says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An interrupt disproves nothing of what was tried, and the log does not say so."""
+    model = guard(tiny())
+
+    def fail(module: Any, args: Any) -> None:
+        if module.weight.dtype == BF16:
+            raise RuntimeError("no such opcode")
+
+    def end(module: Any, args: Any, output: Any) -> None:
+        if report(model).events:
+            raise how
+
+    model.get_submodule(DOWN).register_forward_pre_hook(fail)
+    model.register_forward_hook(end)
+    with pytest.raises(how):
+        model(input_ids=IDS)
+    assert says in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize("new", [FP16, FP32])
 def test_caches_and_outputs_come_back(new: torch.dtype) -> None:
     """Caches and outputs that were cast in place are what they were, bit for bit, halves and mixed dtypes too."""
