@@ -71,15 +71,17 @@ def record(guard: Guard, event: Event) -> None:
 
 
 @contextmanager
-def changing(guard: Guard) -> Iterator[None]:
+def changing(guard: Guard, turn: Turn | None = None) -> Iterator[None]:
     """Keep all steps of the model waiting for a change; then hand the events of the change to the callables of the user.
+
+    With `turn`, whoever made that can end the change where an exception of a signal has cut its end off.
 
     They are called when steps run again: one that takes long or runs the model itself would block them otherwise.
     """
     recorded: list[Event] = []
     model, around = guard.model(), here.running
     try:
-        with guard.lock.change():
+        with guard.lock.change(turn):
             before = len(guard.events)
             if (
                 model is not None

@@ -41,9 +41,9 @@ class ModelLock:
         self._changes: dict[int, ref[Turn]] = {}  # the first is made, unless it waits for steps; the others wait
         _locks.add(self)
 
-    def begin_step(self) -> Turn:
-        """Wait until nobody changes the model, then count as running until `end_step`."""
-        turn = Turn()
+    def begin_step(self, turn: Turn | None = None) -> Turn:
+        """Wait until nobody changes the model, then count as running until `end_step`. With a turn, it is used again."""
+        turn = turn or Turn()
         # First told, then looked; who changes the model is told first as well. So one of both sees the other, unlocked.
         self._steps[id(turn)] = ref(turn)
         if self._changes:
@@ -57,10 +57,15 @@ class ModelLock:
             with self._lock:
                 self._condition.notify_all()
 
+    def end(self, turn: Turn) -> None:
+        """Let go of all that `turn` has: an exception of a signal may have come before a step or a change did so itself."""
+        self._changes.pop(id(turn), None)
+        self.end_step(turn)
+
     @contextmanager
-    def change(self) -> Iterator[None]:
+    def change(self, turn: Turn | None = None) -> Iterator[None]:
         """Wait until no step of another thread runs, and keep new ones waiting meanwhile."""
-        turn = Turn()
+        turn = turn or Turn()
         try:
             with self._lock:
                 self._changes[id(turn)] = ref(turn)

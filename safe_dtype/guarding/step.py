@@ -40,6 +40,7 @@ from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
+from .model_lock import Turn
 from .output_checks import SOUND, Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
 from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, pass_over
 from .state import CALL, Guard, here
@@ -85,6 +86,7 @@ def guarded_step(
     try:
         return _until_right(guard, module, forward, args, kwargs, chain)
     except BaseException as exc:
+        guard.lock.end(chain.turn)
         _leave(guard, exc, chain)
         raise
 
@@ -92,10 +94,11 @@ def guarded_step(
 class _Chain:
     """What one call of `entry` has led to: the state before its latest attempt, and the remedies that were tried."""
 
-    __slots__ = ("entry", "snapshot", "tried")
+    __slots__ = ("entry", "snapshot", "tried", "turn")
 
     def __init__(self, entry: str) -> None:
         self.entry = entry
+        self.turn = Turn()  # one for all attempts and changes, so that all end with it
         self.snapshot: StepSnapshot | None = None
         self.tried: TriedRemedies | None = None
 
@@ -106,7 +109,7 @@ def _until_right(
 ) -> Any:  # fmt: skip
     own = (args, kwargs)
     while True:
-        turn = guard.lock.begin_step()
+        guard.lock.begin_step(chain.turn)
         try:
             guard.notice_change()
             version = guard.version
@@ -123,14 +126,14 @@ def _until_right(
             forward = as_planned(guard, plain, args, kwargs)
             output, trouble = _attempt(guard, forward, args, kwargs)
         finally:
-            guard.lock.end_step(turn)
+            guard.lock.end_step(chain.turn)
         if trouble is None:
             if not written.is_settled:
                 guard.written[kind] = written = written.and_then(snapshot.written())
             return _counted(guard, chain, written, own, (args, kwargs), output)
         tried = chain.tried = chain.tried or _nothing_tried(trouble, output)
         call = Call(guard, module, forward, args, kwargs, snapshot, chain.entry)
-        with changing(guard):
+        with changing(guard, chain.turn):
             # While this thread waited, another may have cured the model; or the call itself had it changed.
             guard.notice_change()
             if guard.version != version and snapshot.roll_back(recast=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -338,3 +340,43 @@ def test_a_request_that_ran_out_of_time() -> None:
     found: list[Any] = []
     assert in_thread(lambda: found.append(net(numbers)))
     assert torch.equal(found[0], net(numbers))
+
+
+def lines_of_the_lock(at: int) -> Callable[..., Any]:
+    """Return a trace that raises at line number `at` of those of the lock's that run, as a signal would.
+
+    Not at a `with`, to which a trace comes once more at its end: no signal comes before it has let go.
+    """
+    count = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.endswith(("model_lock.py", "events.py")):
+            return None
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and not line.strip().startswith("with "):
+            count += 1
+            if count == at:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+def test_interrupted_at_any_line() -> None:
+    """Wherever a step or a change is cut off, and though its exception is kept, other threads step and change."""
+    kept = []
+    for at in range(1, 60):
+        net = guard(torch.nn.Sequential(torch.nn.Linear(4, 4)).bfloat16().eval())
+        numbers = torch.ones(1, 4, dtype=BF16)
+        with torch.no_grad(), fault(net, "0", "cublas"):
+            before = sys.gettrace()
+            sys.settrace(lines_of_the_lock(at))
+            try:
+                net(numbers)
+            except KeyboardInterrupt as exc:
+                kept.append(exc)
+            finally:
+                sys.settrace(before)
+            assert in_thread(lambda net=net, numbers=numbers: net(numbers))  # type: ignore[misc]
+    assert len(kept) > 20
