@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from .failure import Event
+from .model_lock import Turn
 from .registration import Registered, Registration
 from .state import CALL, Guard, here
 
