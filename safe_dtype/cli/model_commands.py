@@ -62,17 +62,24 @@ def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
 @FORMAT
 def doctor(*, device: str | None, refresh: bool, form: str) -> None:
     """Measure this machine: every device, every dtype, and what torch claims about them."""
-    from ..commands.doctor import device_text, device_to_dict
-    from ..devices import detect, facts_of
+    from ..commands.doctor import device_text, device_to_dict, learned_text
+    from ..devices import detect, facts_of, learned_on
 
     measured = []
     for name in [device] if device else [facts.device for facts in detect()]:
         with progress(f"measuring {name}"):
             measured.append(facts_of(name, refresh=refresh))
     if form == "json":
-        click.echo(json.dumps({"schema": 1, "devices": [device_to_dict(facts) for facts in measured]}, indent=2))
+        devices = [device_to_dict(facts, learned_on(facts)) for facts in measured]
+        click.echo(json.dumps({"schema": 1, "devices": devices}, indent=2))
     else:
-        click.echo("\n\n".join(device_text(facts, width=columns()) for facts in measured))
+        pages = [
+            text
+            for facts in measured
+            for text in (device_text(facts, width=columns()), learned_text(learned_on(facts)))
+            if text
+        ]
+        click.echo("\n\n".join(pages))
 
 
 @click.command()

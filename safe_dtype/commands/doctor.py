@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ..facts import DeviceFacts, Verdict
+from ..facts import DeviceFacts, LearnedFailure, Verdict
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text
 
@@ -27,16 +28,27 @@ def device_text(facts: DeviceFacts, *, width: int) -> str:
     return page([_headline(facts), verdicts, *claims], width=width)
 
 
-def device_to_dict(facts: DeviceFacts) -> dict[str, Any]:
-    """Return `facts` as plain values, dtypes by name. `products` is left out: doctor asks each device by itself."""
+def device_to_dict(facts: DeviceFacts, learned: Iterable[LearnedFailure] = ()) -> dict[str, Any]:
+    """Return `facts` as plain values, dtypes by name, with `learned` where there is anything.
+
+    `products` is left out: doctor asks each device by itself.
+    """
     verdicts = [
         {**asdict(verdict), "dtype": verdict.dtype.name, "kind": str(verdict.kind)} for verdict in facts.verdicts
     ]
     fields = {name: value for name, value in asdict(facts).items() if name != "products"}
-    return fields | {
+    lessons = [failure.as_dict() for failure in learned]
+    return fields | ({"learned": lessons} if lessons else {}) | {
         "verdicts": verdicts, "prior_order": [dtype.name for dtype in facts.prior_order],
         "versions": dict(facts.versions), "settings": dict(facts.settings),
     }  # fmt: skip
+
+
+def learned_text(lessons: Iterable[LearnedFailure]) -> str:
+    """Return what guarded runs have learned on a device, a line each; nothing where nothing is planned around."""
+    lines = [f"  {one.checkpoint} in {one.dtype}: {one.cause}" for one in lessons if one.checkpoint is not None]
+    head = "learned in guarded runs, and planned around (forgotten with `safe-dtype doctor --refresh`):"
+    return "\n".join([head, *lines]) if lines else ""
 
 
 def _headline(facts: DeviceFacts) -> str:

@@ -10,7 +10,7 @@ from .priors import prior_facts
 
 if TYPE_CHECKING:
     from .inventory import default_device, detect, detect_one
-    from .learned import learned_on, remember_learned, with_learned
+    from .learned import checkpoint_key, learned_on, lessons_for, remember_learned
     from .memory import memory_of, shortage
     from .observed import remember_failure
     from .probing.probe import DEFAULT_OPS, DEFAULT_WIDTHS, measure, routes_of
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_OPS",
     "DEFAULT_WIDTHS",
+    "checkpoint_key",
     "default_device",
     "detect",
     "detect_one",
     "facts_of",
     "learned_on",
+    "lessons_for",
     "measure",
     "memory_of",
     "prior_facts",
@@ -31,24 +33,24 @@ __all__ = [
     "remember_learned",
     "routes_of",
     "shortage",
-    "with_learned",
 ]
 
 _LOADED_ON_USE = {
     "DEFAULT_OPS": "probing.probe",
     "DEFAULT_WIDTHS": "probing.probe",
+    "checkpoint_key": "learned",
     "default_device": "inventory",
     "detect": "inventory",
     "detect_one": "inventory",
     "facts_of": "survey",
     "learned_on": "learned",
+    "lessons_for": "learned",
     "measure": "probing.probe",
     "memory_of": "memory",
     "shortage": "memory",
     "remember_failure": "observed",
     "remember_learned": "learned",
     "routes_of": "probing.probe",
-    "with_learned": "learned",
 }
 
 

@@ -1,12 +1,12 @@
-"""Failures that guarded models have met on a device and no text told of: the next load of such a model plans around them."""
+"""Failures that guarded models have met on a device and no text told of: the next load of the same checkpoint knows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..facts import DeviceFacts, LearnedFailure, Verdict, VerdictKind
+from ..facts import DeviceFacts, LearnedFailure
 from ..store import recall, remember
 from ..store.keys import hardware_key
 from ..store.remembered import Key
@@ -16,7 +16,7 @@ _MOST = 100  # of one device; the oldest go first
 
 
 def remember_learned(failure: LearnedFailure) -> None:
-    """Have later plans for models of this family on this device reject the dtype, until its verdicts are refreshed.
+    """Have later plans for its checkpoint on this device know of it, until the device is measured anew.
 
     Raises:
         NoSuchDeviceError: If the device is not here.
@@ -37,21 +37,36 @@ def forget_learned(facts: DeviceFacts) -> None:
         remember(_key(facts), {"failures": []})
 
 
-def with_learned(facts: DeviceFacts, family: str | None) -> DeviceFacts:
-    """Return `facts` for a model of this family: what failed in it counts as unsupported, where another dtype works."""
-    failed = {one.dtype: str(one) for one in learned_on(facts) if one.family == family and one.works_in}
-    return replace(facts, verdicts=tuple(_judged(verdict, failed) for verdict in facts.verdicts)) if failed else facts
+def lessons_for(devices: Iterable[str], source: str, family: str | None) -> tuple[LearnedFailure, ...]:
+    """Return what guarded runs of this checkpoint have met on these devices, where another dtype has helped.
+
+    Args:
+        devices: Names of devices that are here.
+        source: The checkpoint, as the user wrote it.
+        family: `model_type` of its config.
+
+    Raises:
+        NoSuchDeviceError: If a device is not here.
+    """
+    checkpoint = checkpoint_key(source)
+    learned = (failure for device in devices for failure in learned_on(detect_one(device)))
+    return tuple(
+        failure
+        for failure in learned
+        if failure.works_in and failure.checkpoint == checkpoint and failure.family == family
+    )
 
 
-def _judged(verdict: Verdict, failed: Mapping[str, str]) -> Verdict:
-    reason = failed.get(verdict.dtype.name)
-    if reason is None:
-        return verdict
-    return Verdict(verdict.dtype, verdict.op, VerdictKind.UNSUPPORTED, f"{reason} (learned in a guarded run)")
+def checkpoint_key(source: str) -> str:
+    """Return one name for one checkpoint: the whole path of a folder or file that is here, else `source` itself."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _is_same(failure: LearnedFailure, other: LearnedFailure) -> bool:
-    return all(getattr(failure, name) == getattr(other, name) for name in ("family", "op", "dtype", "error", "text"))
+    return all(
+        getattr(failure, name) == getattr(other, name)
+        for name in ("checkpoint", "family", "op", "dtype", "error", "text")
+    )
 
 
 def _failures(entry: Mapping[str, Any]) -> tuple[LearnedFailure, ...]:

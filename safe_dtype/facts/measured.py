@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .dtypes import FLOAT32, Dtype
+from .learned_failure import LearnedFailure
 from .rescale import Rescale
 
 
@@ -263,6 +264,7 @@ class CheckpointFacts:
     half: HalfRange | None = None  # None: nobody looked
     drifts: tuple[MeasuredDrift, ...] = ()  # against float32, on the device that is planned for
     warnings: tuple[str, ...] = ()
+    lessons: tuple[LearnedFailure, ...] = ()  # what guarded runs of it have met on the device that is planned for
 
     @property
     def parameters(self) -> int:

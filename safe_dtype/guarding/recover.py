@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -137,14 +136,11 @@ def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
 
 
 def keep_lessons(guard: Guard, tried: TriedRemedies) -> None:
-    """Keep what was learned of failures that the remedies have cured, in the report and for the next load."""
+    """Keep what was learned of failures that the remedies have cured: in the report, and for loads of its checkpoint."""
     lessons, tried.lessons = tried.lessons, []
     guard.learned += lessons
-    model: Any = guard.model()
-    # A model that was made on the spot is nobody's next load.
-    source = getattr(getattr(model, "config", None), "_name_or_path", None)
-    if source and lessons:
-        keep(lessons)
+    if counting := [lesson for lesson in lessons if lesson.checkpoint is not None]:
+        keep(counting)
 
 
 def _apply(remedy: Remedy, incident: Incident) -> int:

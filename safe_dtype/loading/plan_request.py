@@ -16,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import read_config
 from ..checkpoints.model_files import LocalFiles, files_of
-from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, memory_of, routes_of, with_learned
+from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, memory_of, routes_of
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
@@ -59,6 +59,8 @@ def plan_request(
     ordered = request.ordered
     checkpoint = checkpoint_for(request)
     device = device_for(request, checkpoint)
+    lessons = lessons_for(request.devices, checkpoint.source, checkpoint.model_type)
+    checkpoint = replace(checkpoint, lessons=lessons)
     parsed = Policy.of(policy)
     rounds = drifts != "ignored" or ordered == FLOAT16
     if stored and not is_one_of_many(request):
@@ -80,12 +82,7 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     max_memory = request.arguments.get("max_memory")
     device = combine(
         [
-            with_learned(
-                facts_of(
-                    name, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, name), max_memory=max_memory
-                ),
-                checkpoint.model_type,
-            )
+            facts_of(name, widths=widths, ops=ops, routes=_routes_to_probe(checkpoint, name), max_memory=max_memory)
             for name in request.devices
         ]
     )

@@ -71,6 +71,7 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
     rejection = (
         _outside_ladder(candidate, policy)
         or _bad_kernel(candidate, product, device, checkpoint)
+        or _bad_lesson(candidate, checkpoint)
         or _bad_values(candidate, checkpoint, policy)
         or _bad_range(candidate, checkpoint, policy)
         or _bad_rounding(candidate, device, checkpoint, policy)
@@ -139,6 +140,12 @@ def _bad_kernel(
         if verdict.kind in _GROUNDS:
             return _GROUNDS[verdict.kind], f"{op}: {verdict.reason}"
     return None
+
+
+def _bad_lesson(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Ground, str] | None:
+    lessons = (lesson for lesson in checkpoint.lessons if lesson.dtype == candidate.storage.name)
+    lesson = next(lessons, None)
+    return (Ground.LEARNED, f"an earlier guarded run failed in it here: {lesson.cause}") if lesson else None
 
 
 def _bad_values(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import NoSafeDtypeError, StrictModeError
-from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
+from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, LearnedFailure, VerdictKind
 from .judge import candidates, judge
 from .made_for import MadeFor
 from .matmul_routes import product_verdict
@@ -33,6 +33,36 @@ def make_plan(
         StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
     """
     policy = policy or Policy()
+    lessons, checkpoint = checkpoint.lessons, replace(checkpoint, lessons=())
+    plain = _made(device, checkpoint, policy, ordered)
+    if not lessons or checkpoint.quantization:
+        return plain
+    # What was learned of a model says nothing of the device: an order is obeyed, and the guard is there.
+    obeyed = ordered or (checkpoint.saved if policy.mode == "strict" else None)
+    around = tuple(lesson for lesson in lessons if obeyed is None or lesson.dtype != obeyed.name)
+    try:
+        plan = _made(device, replace(checkpoint, lessons=around), policy, ordered)
+    except NoSafeDtypeError:  # better tried again than not loaded at all
+        plan = plain
+    lesson = next((lesson for lesson in lessons if lesson.dtype == plain.storage.name), None)
+    return replace(plan, warnings=(_remembered(lesson, plan, plain), *plan.warnings)) if lesson else plan
+
+
+def _remembered(lesson: LearnedFailure, plan: Plan, plain: Plan) -> str:
+    """Return the warning that what would be planned, or is planned all the same, has failed before."""
+    asked = ""
+    if plan.storage == plain.storage:
+        asked = f"{plan.storage} {'was asked for' if plan.ordered == plan.storage else 'is loaded'}, but "
+        dtype, then = "it", f"Loading {plan.storage} all the same"
+    else:
+        dtype, then = str(plain.storage), f"Loading {plan.storage} instead"
+    return (
+        f"{asked}an earlier guarded run of {plan.source} failed in {dtype} here: {lesson.cause}. {then}. "
+        "Next: if that is repaired, forget it with `safe-dtype doctor --refresh`"
+    )
+
+
+def _made(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy, ordered: Dtype | None) -> Plan:
     decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates(device, checkpoint))
     case = PlanningCase(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:

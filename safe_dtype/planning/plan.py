@@ -62,6 +62,7 @@ class Ground(str, Enum):
     RANGE = "range"  # the checkpoint's numbers may not fit
     ROUNDING = "rounding"  # the checkpoint's numbers lose bits, and nobody measured what that does
     DRIFT = "drift"  # ... and it was measured to do too much
+    LEARNED = "learned"  # an earlier guarded run of this very checkpoint failed in it
     MEMORY = "memory"
     LADDER = "ladder"  # the policy's ladder leaves it out
 

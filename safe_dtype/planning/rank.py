@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from ..rendering.units import bytes_text
 from .judge import loses
-from .plan import Decision
+from .plan import Decision, Ground
 from .policy import Policy
 
 # Measured rates repeat to about a tenth on a busy machine: nearer than that, times are equal and fidelity decides.
@@ -49,7 +49,8 @@ def merit(picked: Decision, case: PlanningCase) -> str:
     """Return the reason why `picked` comes before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
     if not others:
-        return f"the only one that works here; {picked.reason}"
+        learned = any(one.ground is Ground.LEARNED for one in case.decisions)
+        return f"the only one {'accepted' if learned else 'that works'} here; {picked.reason}"
     if case.policy.ladder:
         return "first on the policy's ladder"
     if case.policy.prefer == "memory":

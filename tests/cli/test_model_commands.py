@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from command_run import Run, run_apart
 
+from safe_dtype.devices import remember_learned
+from safe_dtype.facts import LearnedFailure
+
 
 def test_plan(run: Run, tiny_qwen3: Path) -> None:
     """`plan` names the choice and gives a reason for each of the others."""
@@ -60,3 +63,18 @@ def test_error_ends_the_process() -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("safe-dtype: ./no/such/folder: no such file or folder")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_lists_what_was_learned(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`doctor` says what later loads of a checkpoint are warned of, and `--refresh` forgets it."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path))
+    learned = LearnedFailure(
+        "qwen3", "VendorLinear.forward", "bfloat16", "cpu", "layer", "RuntimeError", "code 7", ("float32",),
+        checkpoint="/models/one",
+    )  # fmt: skip
+    remember_learned(learned)
+    line = "  /models/one in bfloat16: VendorLinear.forward raised RuntimeError: code 7"
+    assert line in run("doctor", "--device", "cpu").stdout.splitlines()
+    (device,) = json.loads(run("doctor", "--device", "cpu", "--format", "json").stdout)["devices"]
+    assert device["learned"] == [json.loads(json.dumps(learned.as_dict()))]
+    assert "VendorLinear" not in run("doctor", "--device", "cpu", "--refresh").stdout

@@ -8,7 +8,17 @@ import factories as f
 import pytest
 
 from safe_dtype.errors import NoSafeDtypeError, StrictModeError
-from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, DeviceFacts, Dtype, HalfRange, VerdictKind
+from safe_dtype.facts import (
+    BFLOAT16,
+    FLOAT8_E4M3,
+    FLOAT16,
+    FLOAT32,
+    DeviceFacts,
+    Dtype,
+    HalfRange,
+    LearnedFailure,
+    VerdictKind,
+)
 from safe_dtype.planning import Ground, Policy, make_plan
 
 SPEED, MEMORY, FIDELITY = Policy(), Policy(prefer="memory"), Policy(prefer="fidelity")
@@ -316,3 +326,44 @@ def test_without_rates() -> None:
     assert plan.cost.seconds is None
     assert "prior table" in plan.reason
     assert "Nobody measured" in plan.explain()
+
+
+LEARNED = LearnedFailure(
+    "qwen3", "VendorLinear.forward", "bfloat16", "cuda:0", "layer", "RuntimeError", "code 7\nmore", ("float32",)
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ordered", "storage", "words"),
+    [
+        pytest.param(SPEED, None, FLOAT32, ("in bfloat16 here", "Loading float32 instead"), id="around"),
+        pytest.param(SPEED, BFLOAT16, BFLOAT16, ("bfloat16 was asked for", "all the same"), id="ordered"),
+        pytest.param(SPEED, FLOAT32, FLOAT32, (), id="another-ordered"),
+        pytest.param(
+            Policy(mode="strict"), BFLOAT16, BFLOAT16, ("was asked for", "all the same"), id="strict-ordered"
+        ),
+        pytest.param(Policy(mode="strict"), None, BFLOAT16, ("is loaded", "all the same"), id="strict"),
+        pytest.param(Policy(ladder=(BFLOAT16,)), None, BFLOAT16, ("is loaded", "all the same"), id="no-other"),
+    ],
+)
+def test_what_was_learned(policy: Policy, ordered: Dtype | None, storage: Dtype, words: tuple[str, ...]) -> None:
+    """What failed in an earlier run is planned around, and an order is obeyed; both say why, and what to do."""
+    checkpoint = replace(f.checkpoint(BFLOAT16), lessons=(LEARNED,))
+    plan = make_plan(f.AMPERE, checkpoint, policy, ordered=ordered)
+    assert plan.storage == storage
+    assert len(plan.warnings) == bool(words)
+    for word in (*words, "VendorLinear.forward raised RuntimeError: code 7.", "`safe-dtype doctor --refresh`"):
+        assert not words or word in plan.warnings[0]
+
+
+def test_what_was_learned_is_no_verdict() -> None:
+    """The reason names the run that failed and not the device; what the device cannot is said as before."""
+    plan = make_plan(f.AMPERE, replace(f.checkpoint(BFLOAT16), lessons=(LEARNED,)))
+    (decision,) = [one for one in plan.decisions if one.ground is Ground.LEARNED]
+    assert (
+        decision.reason == "an earlier guarded run failed in it here: VendorLinear.forward raised RuntimeError: code 7"
+    )
+    assert "works here" not in plan.reason
+    kills = make_plan(f.RDNA2, replace(f.checkpoint(BFLOAT16), lessons=(LEARNED,)), ordered=BFLOAT16)
+    assert "cannot" in kills.warnings[0]
+    assert not any("earlier" in warning for warning in kills.warnings)

@@ -101,7 +101,9 @@ class _Bench:
 
     def _note(self, call: ModuleCall, name: str, outcome: Exception | str | None) -> None:
         text = f"{type(outcome).__name__}: {text_of(outcome)}" if isinstance(outcome, Exception) else outcome
-        line = (text or "passed").partition("\n")[0][:_LONGEST_OUTCOME]
+        line = (text or "passed").partition("\n")[0]
+        if len(line) > _LONGEST_OUTCOME:
+            line = line[: _LONGEST_OUTCOME - 1] + "…"
         self.trials.append(Trial(name, name_of(self.model, call.module), line))
 
     def _run(

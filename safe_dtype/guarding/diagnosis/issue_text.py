@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from ..failure import Report
+from ..failure import Event, Report
 from .learn import without_personal_paths
 
 _PACKAGES = ("safe_dtype", "torch", "transformers", "accelerate")
 
 
 def issue_text(report: Report) -> str:
-    """Return Markdown: versions, each failure that was learned with its trials, and the events. Names no personal path."""
+    """Return Markdown: versions, each failure that was learned with its trials, and the events with their texts.
+
+    Personal paths are shortened, and tokens of the Hub masked.
+    """
     lines = [
         f"**{report.model}** in {report.dtype}",
         "",
@@ -30,8 +34,13 @@ def issue_text(report: Report) -> str:
         lines += ["", "```", failure.text or "(no text)", "```", "", *(f"- {trial}" for trial in failure.trials)]
         lines.append(f"- works in: {', '.join(failure.works_in) or 'no other dtype'}")
     if report.events:
-        lines += ["", "### Events", "", *(f"- {event}" for event in report.events)]
+        lines += ["", "### Events", "", *(line for event in report.events for line in _event(event))]
     return without_personal_paths("\n".join(lines))
+
+
+def _event(event: Event) -> Iterator[str]:
+    yield f"- {event}"
+    yield from ("", "  ```", *(f"  {line}" for line in event.message.splitlines() or ["(no text)"]), "  ```", "")
 
 
 def _version(name: str) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
+from types import CodeType, TracebackType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_modules
 
-from ...devices import remember_learned
+from ...devices import checkpoint_key, remember_learned
 from ...errors import NoSuchDeviceError
 from ...facts import Dtype, LearnedFailure
 from ..blame import name_of
@@ -23,6 +26,7 @@ from .findings import Findings
 logger = logging.getLogger(__name__)
 
 _HOMES = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s'\":]+")
+_TOKENS = re.compile(r"\bhf_[A-Za-z0-9]+")
 
 
 def lesson(model: nn.Module, error: BaseException, dtype: Dtype | None, findings: Findings) -> LearnedFailure:
@@ -46,6 +50,7 @@ def lesson(model: nn.Module, error: BaseException, dtype: Dtype | None, findings
         text=without_personal_paths(text_of(error)),
         works_in=tuple(one.name for one in findings.dtypes),
         trials=tuple(without_personal_paths(str(trial)) for trial in findings.trials),
+        checkpoint=_checkpoint(model, error),
     )
 
 
@@ -59,7 +64,7 @@ def keep(lessons: Iterable[LearnedFailure]) -> None:
 
 
 def without_personal_paths(text: str) -> str:
-    """Return `text` with the folders of this user and of this Python replaced."""
+    """Return `text` with the folders of this user and of this Python replaced, and tokens of the Hub masked."""
     places = {sys.prefix: "<python>", str(Path.cwd()): "."}
     home = os.environ.get("HOME") or os.environ.get("USERPROFILE")
     if home and len(home) > 1:
@@ -67,7 +72,48 @@ def without_personal_paths(text: str) -> str:
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 1:
             text = text.replace(place, places[place])
-    return _HOMES.sub("~", text)
+    return _TOKENS.sub("hf_***", _HOMES.sub("~", text))
+
+
+def _checkpoint(model: nn.Module, error: BaseException) -> str | None:
+    """Return whose later loads fail so; None where the model was made on the spot, or a hook of the user's has failed."""
+    source = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if not source or not isinstance(source, str | os.PathLike):
+        return None
+    return None if _passes_through_hooks(model, error.__traceback__) else checkpoint_key(os.fspath(source))
+
+
+def _passes_through_hooks(model: nn.Module, traceback: TracebackType | None) -> bool:
+    """Whether an exception came out of a hook that somebody registered: another load has none."""
+    codes = set(_codes_of_hooks(model))
+    while traceback is not None:
+        if traceback.tb_frame.f_code in codes:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
+def _codes_of_hooks(model: nn.Module) -> Iterator[CodeType]:
+    registries: list[Any] = [torch_modules._global_forward_pre_hooks, torch_modules._global_forward_hooks]
+    for module in model.modules():
+        registries += [module._forward_pre_hooks, module._forward_hooks]
+    for registry in registries:
+        for hook in list(registry.values()):
+            function = _function_of(hook)
+            code = getattr(function, "__code__", None)
+            # torch's own, of `weight_norm` say, belong to the module.
+            if isinstance(code, CodeType) and not str(getattr(function, "__module__", "")).startswith("torch."):
+                yield code
+
+
+def _function_of(hook: Callable[..., Any]) -> Any:
+    """Return the Python function that runs where `hook` is called, whatever is wrapped around it."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    function: Any = inspect.unwrap(hook)
+    if not hasattr(function, "__code__") and not hasattr(function, "__func__"):
+        function = inspect.unwrap(type(function).__call__)
+    return getattr(function, "__func__", function)
 
 
 def _function(traceback: TracebackType | None) -> str:

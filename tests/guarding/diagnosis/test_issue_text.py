@@ -10,6 +10,7 @@ from guarding.generators import DOWN, tiny
 
 from safe_dtype import guard, report
 from safe_dtype.guarding.diagnosis.learn import without_personal_paths
+from safe_dtype.testing import fault
 
 BF16 = torch.bfloat16
 IDS = torch.arange(3, 9)[None]
@@ -33,6 +34,7 @@ def test_as_issue(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "- model.layers.1.mlp.down_proj in float32: passed" in text
     assert "- works in: float32" in text
     assert "step 0: op_unsupported" in text
+    assert "~/kernels/half.so: opcode 7" in text.partition("### Events")[2]
     assert "ada" not in text
 
 
@@ -56,12 +58,35 @@ def test_known_texts_teach_nothing() -> None:
     assert report(model).learned == ()
 
 
+def test_texts_of_events() -> None:
+    """An event has the text of its failure, one that is known too."""
+    model = guard(tiny())
+    with fault(model, DOWN, "cublas"):
+        model(input_ids=IDS)
+    assert "CUBLAS_STATUS_NOT_SUPPORTED" in report(model).as_issue()
+
+
+def test_long_trials_end_in_an_ellipsis() -> None:
+    """A trial's outcome that was cut says so."""
+    model = guard(tiny())
+
+    def fail(module: Any, args: Any) -> None:
+        if module.weight.dtype == BF16:
+            raise KeyError("long " * 80)
+
+    model.get_submodule(DOWN).register_forward_pre_hook(fail)
+    model(input_ids=IDS)
+    (failure,) = report(model).learned
+    assert any(trial.endswith("…") for trial in failure.trials)
+
+
 @pytest.mark.parametrize(
     ("text", "clean"),
     [
         ("no /home/ada/x.so here", "no ~/x.so here"),
         ("/Users/ada/Library/x", "~/Library/x"),
         ("C:\\Users\\ada\\x.dll", "~\\x.dll"),
+        ("token hf_abcXYZ012 there", "token hf_*** there"),
         ("nothing personal", "nothing personal"),
     ],
 )
