@@ -67,7 +67,10 @@ def without_own_values(model: nn.Module, call: Call, output: Any) -> tuple[Blame
     if not call.snapshot.roll_back():
         return blame, None
     own = None if is_mended else blame.module
-    _mention(guard, name_of(model, own))
+    if is_mended:
+        _mention_whole(guard, model)
+    else:
+        _mention(guard, name_of(model, own))
     watched = (own,) if own is not None else ()
     with finished_calls(watched) as calls:
         repeated = call.forward(*call.args, **call.kwargs)
@@ -201,6 +204,16 @@ def _mention(guard: Guard, module: str | None) -> None:
         logger.info(
             "NaN or Inf from %s, and in float32 as well: handed on, the dtype is not to blame", module or "a step"
         )
+
+
+def _mention_whole(guard: Guard, model: nn.Module) -> None:
+    """Log, once a model, that float32 mends the module that failed first, and not the results."""
+    if "own" not in guard.mentioned:
+        guard.mentioned.add("own")
+        logger.warning(
+            "NaN or Inf in the results of %s comes in float32 as well: handed on, and nothing was changed. Next: look at "
+            "its weights and its inputs", type(model).__name__,
+        )  # fmt: skip
 
 
 def _remember(guard: Guard, known: str | None) -> None:

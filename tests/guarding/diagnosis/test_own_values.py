@@ -89,11 +89,13 @@ def overflow_and_own() -> nn.Module:
     return model
 
 
-def test_strict_asks_the_whole_step() -> None:
+def test_strict_asks_the_whole_step(caplog: pytest.LogCaptureFixture) -> None:
     """A module that float32 mends is not named as the cure where the step has NaN in float32 all the same."""
     plain, model = overflow_and_own(), guard(overflow_and_own(), policy="strict")
     for _ in range(2):
         assert equal(model(X.half()), plain(X.half()))
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("NaN or Inf in the results of Sequential comes in float32 as well: handed on")
     assert model[0].weight.dtype == FP16
     assert report(model).events == ()
 
