@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from transformers import cache_utils as cu
@@ -41,12 +41,13 @@ class CacheSnapshot:
             self._own = dict(cache.is_updated)
             self.known = all(half.known for half in self._halves)
             return
-        self.known = _is_of_known_class(cache)
-        if not self.known:
+        profile = _profile_of(cache)
+        if profile is None:
+            self.known = False
             return
-        profile = self._profile = _profile_of(cache)
+        self._profile = profile
         self.known = profile.known
-        self._count = len(cache.layers)
+        self._count = profile.count
         self._own = cache.__dict__.copy()
         self._lengths = profile.lengths()
         self._counters = profile.counters() if profile.static else []
@@ -89,9 +90,12 @@ def _is_of_known_class(cache: Any) -> bool:
 class _Profile:
     """How snapshots of the layers of one cache are taken: found out once, for it costs more than a snapshot."""
 
-    __slots__ = ("count", "even", "grown", "known", "settled", "special", "static", "static_even")
+    __slots__ = (
+        "__weakref__", "cache", "count", "even", "grown", "known", "settled", "special", "static", "static_even",
+    )  # fmt: skip
 
     def __init__(self, cache: Any) -> None:
+        self.cache = ref(cache)
         layers = cache.layers
         self.count = len(layers)
         self.grown: list[Any] = []
@@ -114,6 +118,10 @@ class _Profile:
         self.even = len({_length(layer) for layer in self.grown}) == 1
         self.static_even = len({int(layer.cumulative_length) for layer in self.static}) == 1
 
+    def is_of(self, cache: Any) -> bool:
+        """Whether it still holds for the cache that it was made of."""
+        return self.settled and self.count == len(cache.layers) and not cache.offloading
+
     def lengths(self) -> list[int]:
         """Return the length of every layer that grows; where all are even, of the first."""
         if self.even:
@@ -131,12 +139,21 @@ class _Profile:
 
 
 _profiles: WeakKeyDictionary[Any, _Profile] = WeakKeyDictionary()
+# The latest of them, which most steps ask for again. Nothing but the cache keeps it alive, for it has the layers.
+_latest: list[ref[_Profile]] = []
 
 
-def _profile_of(cache: Any) -> _Profile:
+def _profile_of(cache: Any) -> _Profile | None:
+    """Return how snapshots of a cache are taken; None where its class is not known."""
+    latest = _latest[0]() if _latest else None
+    if latest is not None and latest.cache() is cache and latest.is_of(cache):
+        return latest
+    if not _is_of_known_class(cache):
+        return None
     known = _profiles.get(cache)
-    if known is None or not known.settled or known.count != len(cache.layers):
+    if known is None or not known.is_of(cache):
         known = _profiles[cache] = _Profile(cache)
+    _latest[:] = [ref(known)]
     return known
 
 

@@ -71,8 +71,9 @@ def numbers_of(output: Any) -> list[tuple[str, torch.Tensor]]:
     """Return the results in `output` by name, as real numbers that can be looked at."""
     results = []
     for name, tensor in results_of(output):  # at every step, where a comprehension is one more call
-        if _has_numbers(tensor):
-            results.append((name, _numbers(tensor)))
+        if is_looked_at(tensor) and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+            real = tensor.detach() if tensor.requires_grad else tensor
+            results.append((name, torch.view_as_real(real.resolve_conj()) if real.dtype.is_complex else real))
     return results
 
 
@@ -89,16 +90,6 @@ def _mask_of(kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     decodes = any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
     mask = kwargs.get("decoder_attention_mask" if decodes else "attention_mask")
     return mask if isinstance(mask, torch.Tensor) else None
-
-
-def _has_numbers(tensor: torch.Tensor) -> bool:
-    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()) and is_looked_at(tensor)
-
-
-def _numbers(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.requires_grad:
-        tensor = tensor.detach()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.dtype.is_complex else tensor
 
 
 @cache

@@ -12,11 +12,22 @@ from transformers.cache_utils import Cache
 
 from .cache_snapshot import CacheSnapshot
 from .written.memo import UNBOUNDED, Room
-from .written.written_places import NOTHING, ROOM, InputMemo, ModelMemo, PlaceMemo, Written, WrittenPlace
+from .written.written_places import (
+    NOTHING,
+    ROOM,
+    InputMemo,
+    ModelMemo,
+    PlaceMemo,
+    Versions,
+    Written,
+    WrittenPlace,
+    is_newer,
+)
 
 STATE_LISTS = frozenset({"state", "mems", "past_buckets_states"})  # rwkv, xlnet, reformer: lists written over in place
 _STATE_NAMES = ("state", "states")
-_PLAIN = frozenset({torch.Tensor, bool, int, float, str, type(None), tuple, list, dict})
+_TENSOR = torch.Tensor
+_PLAIN = frozenset({bool, int, float, str, type(None), tuple, list, dict})
 
 Place = tuple[nn.Module, str]  # a module, and an attribute of it
 
@@ -33,7 +44,9 @@ class StepSnapshot:
         written: What such calls were seen to write into; while that is not settled, everything is looked at.
     """
 
-    __slots__ = ("_caches", "_inputs", "_lists", "_model", "_places", "_random", "_weights", "obstacle", "resumable")
+    __slots__ = (
+        "_caches", "_inputs", "_lists", "_model", "_places", "_random", "_versions", "_weights", "obstacle", "resumable",
+    )  # fmt: skip
 
     def __init__(
         self, places: Sequence[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True,
@@ -43,19 +56,25 @@ class StepSnapshot:
         self._lists: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.obstacle = ""  # why the last way back did not lead to the beginning
         self.resumable = True
+        versions: Versions = []
         for name, value in kwargs.items():
-            if type(value) not in _PLAIN:
+            if type(value) is _TENSOR:
+                if not value.is_inference():
+                    versions.append((value, value._version))
+            elif type(value) not in _PLAIN:
                 self._add(value, kwargs)
             elif name in STATE_LISTS and isinstance(value, (list, tuple)):
                 self._lists += [(item, item.clone()) for item in value if isinstance(item, torch.Tensor)]
-        for value in args:
-            if isinstance(value, Cache):
-                self._add(value, kwargs)
+        if args:
+            self._add_positional(args, kwargs, versions)
         self._model: ModelMemo | None = None
         self._places: list[PlaceMemo] = []
         is_new = module is not None and not written.is_settled
         room = Room(ROOM) if is_new or written.places else UNBOUNDED
-        self._inputs = InputMemo(args, kwargs, None if is_new else written.inputs, room)
+        self._inputs: InputMemo | None = None
+        if is_new or written.inputs:
+            self._inputs = InputMemo(args, kwargs, None if is_new else written.inputs, room)
+        self._versions = [] if is_new else versions  # of inputs; new ones are all in the memo
         if module is not None and is_new:
             self._model = ModelMemo(module, room)
         if places or written.places:  # nearly no model has any: not even a loop over nothing
@@ -63,6 +82,13 @@ class StepSnapshot:
             self._places += [PlaceMemo(place, room if into else None) for place, into in written.places.items()]
         self._weights = written.weights
         self._random = _random_states() if random else []
+
+    def _add_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], versions: Versions) -> None:
+        for value in args:
+            if type(value) is _TENSOR and not value.is_inference():
+                versions.append((value, value._version))
+            elif isinstance(value, Cache):
+                self._add(value, kwargs)
 
     def _add(self, value: Any, kwargs: Mapping[str, Any]) -> None:
         if isinstance(value, Cache):
@@ -82,7 +108,7 @@ class StepSnapshot:
             tensor.copy_(saved)
         lost = [str(memo.place) for memo in self._places if not memo.bring_back(recast=recast)]
         lost += self._model.bring_back(recast=recast) if self._model is not None else self._weights
-        if not self._inputs.bring_back():
+        if not self._bring_inputs_back():
             lost.append("an input")
         # A few models draw numbers in their forward, in inference too; they draw the same again.
         for generator, state in self._random:
@@ -90,16 +116,25 @@ class StepSnapshot:
         self.obstacle = f"it has written into {', '.join(lost[:3])}, of which there is no copy" if lost else ""
         return all(done) and self.resumable and not lost
 
+    def _bring_inputs_back(self) -> bool:
+        """Bring the inputs back. False: one was written into, and there is no copy of it."""
+        memo = self._inputs
+        if memo is None:
+            return not is_newer(self._versions)
+        done = memo.bring_back()  # all, whatever the others say
+        return not is_newer(self._versions, memo.values()) and done
+
     def written(self) -> Written:
         """Return what has been written into since; everything was looked at."""
         assert self._model is not None
+        assert self._inputs is not None
         return Written(
             self._model.written(), self._inputs.written(), tuple(self._model.written_weights()), self.drew()
         )  # fmt: skip
 
     def has_written_inputs(self) -> bool:
         """Whether arguments have been written into since, as far as they were looked at."""
-        return self._inputs.is_changed()
+        return is_newer(self._versions) or (self._inputs is not None and bool(self._inputs.written()))
 
     def drew(self) -> bool:
         """Whether random numbers have been drawn since."""

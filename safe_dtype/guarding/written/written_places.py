@@ -24,8 +24,8 @@ _OF_TORCH = frozenset(nn.Module().__dict__)
 # Marks of what is put on a module once and stays: transformers' hooks for hidden states, what was compiled, our guard.
 _OF_LIBRARIES = ("_compiled", "_hf_", "_output_capturing", "_safe_dtype")
 _MISSING = object()
-_TENSOR = torch.Tensor
 
+Versions = list[tuple[torch.Tensor, int]]  # what counts the writes into a tensor, and where it stood
 InputPath = tuple[int | str, ...]  # an argument by place or name, and the way to a tensor in it
 
 
@@ -161,39 +161,38 @@ def _places(module: nn.Module, attributes: Iterable[str], buffers: Iterable[str]
 
 
 class InputMemo:
-    """The tensors in the arguments of a call; copies of all of them, or of those at `paths` alone (None: of all)."""
+    """Copies of the tensors in the arguments of a call: of all of them, or of those at `paths` alone (None: of all)."""
 
-    __slots__ = ("_memos", "_versions")
+    __slots__ = ("_memos",)
 
     def __init__(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], paths: frozenset[InputPath] | None, room: Room
     ) -> None:
-        self._memos: dict[InputPath, Memo] = {}
-        self._versions: list[tuple[torch.Tensor, int]] = []
-        if paths is None:
-            self._memos = {path: Memo(value, room, with_parts=False) for path, value in _inputs(args, kwargs)}
-            return
-        if paths:
-            inputs = _inputs(args, kwargs)
-            self._memos = {path: Memo(value, UNBOUNDED, with_parts=False) for path, value in inputs if path in paths}
-        for value in (*args, *kwargs.values()) if args else kwargs.values():
-            if type(value) is _TENSOR and not value.is_inference():
-                self._versions.append((value, value._version))
+        own_room = room if paths is None else UNBOUNDED
+        self._memos = {
+            path: Memo(value, own_room, with_parts=False)
+            for path, value in _inputs(args, kwargs)
+            if paths is None or path in paths
+        }
 
     def written(self) -> frozenset[InputPath]:
         """Return the paths of those that were written into since."""
         return frozenset(path for path, memo in self._memos.items() if memo.is_changed())
 
-    def is_changed(self) -> bool:
-        """Whether one of them was written into since."""
-        return any(version_of(tensor) != version for tensor, version in self._versions) or bool(self.written())
+    def values(self) -> list[Any]:
+        """Return the tensors and containers that it is of."""
+        return [memo.value for memo in self._memos.values()]
 
     def bring_back(self) -> bool:
         """Bring all back. False: one was written into, and there is no copy of it."""
         done = [memo.bring_back() for memo in self._memos.values()]  # all, whatever the first ones say
-        copied = {id(memo.value) for memo in self._memos.values()}
-        rest = (version_of(tensor) == version for tensor, version in self._versions if id(tensor) not in copied)
-        return all(done) and all(rest)
+        return all(done)
+
+
+def is_newer(versions: Versions, but: Iterable[Any] = ()) -> bool:
+    """Whether a tensor was written into since, of those that are not in `but`."""
+    left_out = {id(value) for value in but}
+    return any(version_of(tensor) != version for tensor, version in versions if id(tensor) not in left_out)
 
 
 def hand_back(
