@@ -54,7 +54,8 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     if "labels" in kwargs and isinstance(output, tuple):
         results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
     if len(results) == 1:
-        is_right = math.isfinite(_soundness_flag(*results[0]).item())
+        name, tensor = results[0]
+        is_right = math.isfinite(_soundness_flag(name, tensor).item())
     else:
         is_right = all(_read([_soundness_flag(name, tensor) for name, tensor in results]))
     if is_right:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 # What a later part of the same call was given, or auxiliary heads say in training: legally infinite (proposals outside
 # an image), and on its way into the results where it matters.
@@ -55,11 +56,15 @@ def results_of(output: Any) -> Named:
     states, attentions, routers' logits, tuples with one tensor a layer, and what a part of the model gave to the next
     (an encoder to its decoder); the last only where there is anything else.
     """
-    if not isinstance(output, dict) and isinstance(output, Tensor):
-        return [("output", output)] if output.is_floating_point() or output.is_complex() else []
     results: Named = []
     parts: Named = []
-    _collect("", _items(output, 0), results, parts, 0)
+    if isinstance(output, ModelOutput):
+        # At every step: the method that an OrderedDict has of its own takes twice as long.
+        _collect("", dict.items(output), results, parts, 0)
+    elif not isinstance(output, dict) and isinstance(output, Tensor):
+        return [("output", output)] if output.is_floating_point() or output.is_complex() else []
+    else:
+        _collect("", _items(output, 0), results, parts, 0)
     return results or parts
 
 

@@ -102,3 +102,21 @@ def test_a_cache_that_lost_more() -> None:
     snapshot = CacheSnapshot(cache, {})
     cache.crop(-2)
     assert not snapshot.roll_back()
+
+
+@torch.no_grad()
+def test_two_caches_in_turn() -> None:
+    """Each of two caches comes back to its own length, and nothing keeps one that the caller has let go."""
+    model = generator("qwen3")
+    caches = [filled(lambda config: transformers.DynamicCache(config=config), model) for _ in range(2)]
+    model(input_ids=IDS, past_key_values=caches[1])
+    for _ in range(2):
+        snapshots = [CacheSnapshot(cache, {}) for cache in caches]
+        for cache in caches:
+            model(input_ids=IDS, past_key_values=cache)
+        assert [snapshot.roll_back() for snapshot in snapshots] == [True, True]
+        assert [cache.get_seq_length() for cache in caches] == [IDS.shape[1], 2 * IDS.shape[1]]
+    keys = weakref.ref(caches[1].layers[0].keys)
+    del cache, caches[1], snapshots
+    gc.collect()
+    assert keys() is None
