@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..facts import DeviceFacts, LearnedFailure
@@ -59,7 +59,8 @@ def lessons_for(devices: Iterable[str], source: str, family: str | None) -> tupl
 
 def checkpoint_key(source: str) -> str:
     """Return one name for one checkpoint: the whole path of a folder or file that is here, else `source` itself."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+    # Unlike a Path it says no of what cannot be a path.
+    return os.path.realpath(source) if os.path.exists(source) else source  # noqa: PTH110
 
 
 def _is_same(failure: LearnedFailure, other: LearnedFailure) -> bool:
