@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -33,9 +34,10 @@ _FEW = 8  # positions
 
 
 class _Here(threading.local):
-    """How many calls of rescaled models this thread is in."""
+    """How many calls of rescaled models this thread is in, and which module was called first."""
 
     depth = 0
+    first: weakref.ref[nn.Module] | None = None
 
 
 here = _Here()
@@ -150,7 +152,11 @@ class Watch:
 
     def called(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A model in it is called."""
+        if here.depth and here.first is not None and here.first() is module:
+            here.depth = 0  # torch calls no hook where Ctrl-C has ended the call before
         here.depth += 1
+        if here.depth == 1:
+            here.first = weakref.ref(module)
         if here.depth > 1 or not self.is_in_force:
             return
         if module.training and torch.is_grad_enabled() and self._is_trained():

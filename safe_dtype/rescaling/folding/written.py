@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ class _Weight:
     holder: nn.Module
     name: str
     parameter: Tensor
+    storage: weakref.ref[torch.UntypedStorage]  # an address alone may be given to another one later
     pointer: int
     version: int
     dtype: torch.dtype
@@ -32,16 +34,20 @@ class _Weight:
     def is_as_it_was(self) -> bool:
         """Whether it is the same object at the same place, and no operation of torch has written into it."""
         now = self.holder._parameters.get(self.name)
-        return now is self.parameter and now.data_ptr() == self.pointer and _version(now) == self.version
+        return now is not None and self._is_there(now) and _version(now) == self.version
 
     def is_only_elsewhere(self) -> bool:
         """Whether the same values lie at another place, or in another dtype."""
         now = self.holder._parameters.get(self.name)
-        if now is None or (now is self.parameter and now.data_ptr() == self.pointer):
+        if now is None or self._is_there(now):
             return False  # written into in place
         sample = _sample(now)
         near = max(torch.finfo(one).eps for one in (now.dtype, self.dtype) if one.is_floating_point)
         return sample.shape == self.sample.shape and torch.allclose(sample, self.sample, rtol=near, atol=_LOST)
+
+    def _is_there(self, now: Tensor) -> bool:
+        same = now is self.parameter and now.data_ptr() == self.pointer
+        return same and now.untyped_storage() is self.storage()
 
     def is_of_its_own_size(self) -> bool:
         """Whether its values now are nearer to what they are without the rescale than to what they are with it."""
@@ -75,6 +81,7 @@ class Certificate:
                 holder,
                 name,
                 weight,
+                weakref.ref(weight.untyped_storage()),
                 weight.data_ptr(),
                 _version(weight),
                 weight.dtype,

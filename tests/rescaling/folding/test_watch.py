@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,4 +135,44 @@ def test_a_run_in_another_dtype() -> None:
     with torch.no_grad():
         model.model.layers[0].self_attn.o_proj.weight.mul_(1.5)
     with pytest.warns(SafeDtypeWarning, match="were written into"), running_in(torch.bfloat16, torch.float16):
+        logits(model, "llama")
+
+
+def test_the_address_of_a_former_weight() -> None:
+    """A weight in another dtype and back, at the address that it had, is the same weight."""
+    model = engineered("llama").half()
+    proof = fold_in(model, Rescale(((residual(model), 6),)), computing=running_in(torch.float32, torch.float16))
+    kept = keep_rescaled(model, *proof)
+    weight = model.model.layers[0].self_attn.o_proj.weight
+    for _ in range(50):
+        logits(model, "llama")
+        address = weight.data_ptr()
+        weight.data = weight.data.float()
+        weight.data = weight.data.half()  # where the allocator likes to, at the former address
+        if weight.data_ptr() == address:
+            break
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits(model, "llama")
+    assert kept.rescale.shifts
+
+
+def test_after_an_interrupt() -> None:
+    """A model whose call was ended by Ctrl-C is looked at in the next one."""
+    model = engineered("llama").half()
+    proof = fold_in(model, Rescale(((residual(model), 6),)), computing=running_in(torch.float32, torch.float16))
+    keep_rescaled(model, *proof)
+    logits(model, "llama")
+
+    class Cut(type(model.lm_head)):  # type: ignore[misc]  # made from a value
+        def forward(self, _: Tensor) -> Tensor:
+            raise KeyboardInterrupt
+
+    plain, model.lm_head.__class__ = type(model.lm_head), Cut
+    with pytest.raises(KeyboardInterrupt):
+        logits(model, "llama")
+    model.lm_head.__class__ = plain
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.mul_(1.5)
+    with pytest.warns(SafeDtypeWarning, match="were written into"):
         logits(model, "llama")
