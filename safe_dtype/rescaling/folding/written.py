@@ -16,6 +16,22 @@ _SAMPLES = 32  # elements of each weight that are compared
 _LOST = 2.0**-24  # what float16 loses of a number that is too small for it, at most
 
 
+class _Storage:
+    """Where a tensor lies: an address alone may be given to another one later. A copy knows no tensor."""
+
+    __slots__ = ("_reference",)
+
+    def __init__(self, tensor: Tensor | None = None) -> None:
+        self._reference = None if tensor is None else weakref.ref(tensor.untyped_storage())
+
+    def __reduce__(self) -> tuple[type[_Storage], tuple[()]]:
+        return _Storage, ()
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether `tensor` lies there."""
+        return self._reference is not None and self._reference() is tensor.untyped_storage()
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class _Weight:
     """A moved weight as it was left."""
@@ -24,7 +40,7 @@ class _Weight:
     holder: nn.Module
     name: str
     parameter: Tensor
-    storage: weakref.ref[torch.UntypedStorage]  # an address alone may be given to another one later
+    storage: _Storage
     pointer: int
     version: int
     dtype: torch.dtype
@@ -47,7 +63,7 @@ class _Weight:
 
     def _is_there(self, now: Tensor) -> bool:
         same = now is self.parameter and now.data_ptr() == self.pointer
-        return same and now.untyped_storage() is self.storage()
+        return same and self.storage.is_of(now)
 
     def is_of_its_own_size(self) -> bool:
         """Whether its values now are nearer to what they are without the rescale than to what they are with it."""
@@ -81,7 +97,7 @@ class Certificate:
                 holder,
                 name,
                 weight,
-                weakref.ref(weight.untyped_storage()),
+                _Storage(weight),
                 weight.data_ptr(),
                 _version(weight),
                 weight.dtype,
