@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from guarding.generators import DOWN, tiny
+from guarding.nobody_guarded import nobody_guarded  # noqa: F401  (a fixture)
 from tiny_models import TINY
 from torch import nn
 from transformers import PreTrainedModel
@@ -75,6 +76,7 @@ def test_encoders(name: str) -> None:
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.usefixtures("nobody_guarded")
 def test_without_a_trace() -> None:
     """After `unguard` the classes and the model hold the very objects they held before."""
 
@@ -115,6 +117,7 @@ def test_collected_without_a_trace() -> None:
     assert {owner: dict(vars(owner)) for owner in before} == before
 
 
+@pytest.mark.usefixtures("nobody_guarded")
 def test_wrapped_by_another_library() -> None:
     """A wrapper that was put around ours stays and works; ours is out of its way, and comes back with the next guard."""
     model, calls = guard(tiny()), []
@@ -143,6 +146,7 @@ def test_wrapped_by_another_library() -> None:
     assert "__call__" not in PreTrainedModel.__dict__
 
 
+@pytest.mark.usefixtures("nobody_guarded")
 def test_wrapped_by_another_library_for_a_while() -> None:
     """A library that takes its wrapper off puts back what it found: models guarded before and meanwhile stay guarded."""
     first = guard(tiny())

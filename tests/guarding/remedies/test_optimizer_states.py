@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from guarding.nobody_guarded import nobody_guarded  # noqa: F401  (a fixture)
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
@@ -79,6 +80,7 @@ def test_before_its_first_step() -> None:
     assert optimizers[1].state[other[0].weight]["exp_avg"].dtype is BF16
 
 
+@pytest.mark.usefixtures("nobody_guarded")
 def test_as_long_as_it_is_needed() -> None:
     """The hook on optimizers goes with the model."""
     gc.collect()
