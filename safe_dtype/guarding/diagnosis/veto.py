@@ -22,7 +22,7 @@ _VETOED_TYPES = frozenset({
 })  # fmt: skip
 # Exceptions by which callers leave a forward on purpose.
 _WAY_OUT = re.compile(
-    r"^_*(?:Stop|Cancel|Interrupt|Abort|Exit|EarlyExit)|(?:Cancell?ed|Interrupt|EarlyExit)(?:Error|Exception)?$"
+    r"^_*(?:Stop|Cancel|Interrupt|Abort|Exit|EarlyExit)|(?:Cancel(?:l)?ed|Interrupt|EarlyExit)(?:Error|Exception)?$"
 )
 _CALLERS = (LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList, BaseStreamer)
 
