@@ -88,7 +88,7 @@ def test_as_long_as_it_is_needed() -> None:
     model = tiny()
     recast(model, {BF16}, FP32)
     keep_optimizers(model, {BF16})
-    assert len(hooks) == before + 1
+    assert len(hooks) == max(before, 1)  # one for all models of the process
     del model
     gc.collect()
     assert len(hooks) == before
