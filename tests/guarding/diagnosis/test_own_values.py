@@ -192,6 +192,11 @@ def test_generation() -> None:
 def test_a_later_overflow_in_a_cache_is_cured() -> None:
     """A key that left float16's range, seen one step later, is none of the model's own, whatever was found before."""
     expected = _with_late_overflow(generator().float()).generate(**ONE_ROW, max_new_tokens=6, do_sample=False)
+    plain = _with_late_overflow(generator().half()).generate(
+        **ONE_ROW, max_new_tokens=6, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+    if all(logits.isfinite().all() for logits in plain.logits):
+        pytest.skip("the kernels of this CPU do not overflow here")
     model = guard(_with_late_overflow(generator().half()))
     assert model(**ONE_ROW, use_cache=False).logits.isnan().any()
     assert report(model).events == ()
