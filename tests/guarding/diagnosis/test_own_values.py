@@ -200,8 +200,7 @@ def test_a_later_overflow_in_a_cache_is_cured() -> None:
     model = guard(_with_late_overflow(generator().half()))
     assert model(**ONE_ROW, use_cache=False).logits.isnan().any()
     assert report(model).events == ()
-    tokens = model.generate(**ONE_ROW, max_new_tokens=6, do_sample=False)
-    assert torch.equal(tokens[:, :9], expected[:, :9])  # the first keys are float16's, and later choices may be close
+    assert torch.equal(model.generate(**ONE_ROW, max_new_tokens=6, do_sample=False), expected)
     assert model.dtype == torch.float32
 
 
