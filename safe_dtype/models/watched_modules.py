@@ -7,10 +7,13 @@ meanwhile, the compilation fails. These belong to one model, and are read as pla
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
+
+T = TypeVar("T")
 
 
 class Watcher(Protocol):
@@ -29,14 +32,57 @@ class Watcher(Protocol):
         """Whether a deep copy that is under way takes in the whole of what is watched, and so the watcher too."""
 
 
-class WatchedModules(dict[str, nn.Module | None]):
-    """What a module has for `_modules` while somebody watches. A pickled one is a plain dict."""
+class _Watched(dict[str, T]):
+    """A dict of a module while somebody watches: what is about to leave it is told. A pickled one is a plain dict."""
 
     __slots__ = ("watcher",)
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Module | None]], watcher: Watcher | None) -> None:
-        super().__init__(modules)
+    def __init__(self, items: Iterable[tuple[str, T]], watcher: Watcher | None) -> None:
+        super().__init__(items)
         self.watcher = watcher
+
+    @abstractmethod
+    def tell_of_leaving(self, name: str) -> None:
+        """Tell the watcher, if any, that what is at `name` is about to go."""
+
+    def __delitem__(self, name: str) -> None:
+        self.tell_of_leaving(name)
+        super().__delitem__(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Take one out."""
+        self.tell_of_leaving(name)
+        return super().pop(name, *default)
+
+    def popitem(self) -> tuple[str, T]:
+        """Take the last one out."""
+        for name in list(self)[-1:]:
+            self.tell_of_leaving(name)
+        return super().popitem()
+
+    def clear(self) -> None:
+        """Take all out."""
+        for name in self:
+            self.tell_of_leaving(name)
+        super().clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, T]:
+        copied = type(self)((), None)
+        memo[id(self)] = copied
+        for name, item in self.items():
+            copied[name] = copy.deepcopy(item, memo)
+        if self.watcher is not None and self.watcher.is_copied_in(memo):
+            copied.watcher = copy.deepcopy(self.watcher, memo)
+        return copied
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return dict, (), None, None, iter(self.items())
+
+
+class WatchedModules(_Watched[nn.Module | None]):
+    """What a module has for `_modules` while somebody watches: what is put in is told as well."""
+
+    __slots__ = ()
 
     def __setitem__(self, name: str, module: nn.Module | None) -> None:
         watcher = self.watcher
@@ -47,82 +93,26 @@ class WatchedModules(dict[str, nn.Module | None]):
         super().__setitem__(name, module)
         watcher.after_module(module)
 
-    def __delitem__(self, name: str) -> None:
-        self._tell_of_leaving(name)
-        super().__delitem__(name)
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """Take one out."""
-        self._tell_of_leaving(name)
-        return super().pop(name, *default)
-
-    def popitem(self) -> tuple[str, nn.Module | None]:
-        """Take the last one out."""
-        for name in list(self)[-1:]:
-            self._tell_of_leaving(name)
-        return super().popitem()
-
-    def clear(self) -> None:
-        """Take all out."""
-        for name in self:
-            self._tell_of_leaving(name)
-        super().clear()
-
     def update(self, *others: Any, **more: Any) -> None:
         """Put several in."""
         for name, module in dict(*others, **more).items():
             self[name] = module
 
-    def _tell_of_leaving(self, name: str) -> None:
+    def tell_of_leaving(self, name: str) -> None:
+        """Tell that a module is about to go."""
         if self.watcher is not None and self.get(name) is not None:
             self.watcher.before_module(self, name, None)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, nn.Module | None]:
-        copied = WatchedModules((), None)
-        memo[id(self)] = copied
-        for name, module in self.items():
-            copied[name] = copy.deepcopy(module, memo)
-        if self.watcher is not None and self.watcher.is_copied_in(memo):
-            copied.watcher = copy.deepcopy(self.watcher, memo)
-        return copied
 
-    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
-        return dict, (), None, None, iter(self.items())
+class WatchedParameters(_Watched[nn.Parameter | None]):
+    """What a module has for `_parameters` while somebody watches: what is put in is not told."""
 
+    __slots__ = ()
 
-class WatchedParameters(dict[str, nn.Parameter | None]):
-    """What a module has for `_parameters` while somebody watches: what is taken out is told, what is put in is not."""
-
-    __slots__ = ("watcher",)
-
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter | None]], watcher: Watcher | None) -> None:
-        super().__init__(parameters)
-        self.watcher = watcher
-
-    def __delitem__(self, name: str) -> None:
-        self._tell_of_leaving(name)
-        super().__delitem__(name)
-
-    def pop(self, name: str, *default: Any) -> Any:
-        """Take one out."""
-        self._tell_of_leaving(name)
-        return super().pop(name, *default)
-
-    def _tell_of_leaving(self, name: str) -> None:
+    def tell_of_leaving(self, name: str) -> None:
+        """Tell that a parameter is about to go."""
         if self.watcher is not None and self.get(name) is not None:
             self.watcher.before_parameter(name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, nn.Parameter | None]:
-        copied = WatchedParameters((), None)
-        memo[id(self)] = copied
-        for name, parameter in self.items():
-            copied[name] = copy.deepcopy(parameter, memo)
-        if self.watcher is not None and self.watcher.is_copied_in(memo):
-            copied.watcher = copy.deepcopy(self.watcher, memo)
-        return copied
-
-    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
-        return dict, (), None, None, iter(self.items())
 
 
 def watch_dicts(module: nn.Module, watcher: Watcher) -> None:
