@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
-import io
-import pickle
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from numerics.laid_out import load, save
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from safe_dtype import compute_in, guard
-from safe_dtype.models.block_layout import blocks_of, lay_out, take_back
+from safe_dtype import guard
+from safe_dtype.models.block_layout import lay_out, take_back
 
 pytestmark = [
     pytest.mark.needs("pagemap"),
@@ -34,7 +25,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
 ]
+
+
 BF16 = torch.bfloat16
+
+
 IDS = torch.arange(3, 23)[None]
 
 
@@ -81,9 +76,6 @@ def logits(model: Any, rows: int = 20) -> Tensor:
 def near(found: Tensor, expected: Tensor, limit: float = 0.02) -> bool:
     """Whether the root mean squared difference is within some roundings of bfloat16."""
     return float((found.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
-
-
-# What asks for the class
 
 
 def test_classes_and_what_is_in_them(model: Any, plain: Any) -> None:
@@ -241,40 +233,6 @@ def test_a_forward_patched_for_every_module(
     assert near(found, expected)
 
 
-def test_a_method_without_its_module(folder: Path) -> None:
-    """A forward that outlives its module says so, and does not answer."""
-    model = load(folder)
-    lay_out(model)
-    forward = first(model).forward
-    del model
-    gc.collect()
-    with pytest.raises(ReferenceError, match="module"):
-        forward(torch.ones(1, 512, dtype=BF16))
-
-
-def test_modules_die_with_their_last_user(folder: Path) -> None:
-    """A laid-out model is no circle: it is freed at once, not at the next collection."""
-    model = load(folder)
-    lay_out(model)
-    module, table = weakref.ref(first(model)), weakref.ref(blocks_of(first(model)).tensor)
-    gc.disable()
-    try:
-        model.model.decoder.layers[0].fc1 = nn.Identity()
-        assert (module(), table()) == (None, None)
-    finally:
-        gc.enable()
-
-
-# What takes a weight apart
-
-
-@contextmanager
-def _plain_attribute(module: nn.Module) -> Iterator[None]:
-    weight = module._parameters.pop("weight")
-    module.weight = weight.data * 2
-    yield
-
-
 def _in_dict(module: nn.Module) -> None:
     module.__dict__["weight"] = module.weight.data * 2
 
@@ -375,216 +333,3 @@ def test_orthogonal(folder: Path) -> None:
     for one in (model, plain):
         parametrizations.orthogonal(one.model.decoder.layers[0].self_attn.q_proj)
     assert near(logits(model), logits(plain))
-
-
-# Copies
-
-
-COPIES: dict[str, Callable[[Any], Any]] = {
-    "copy": copy.copy,
-    "deepcopy": copy.deepcopy,
-    "pickle-2": lambda one: pickle.loads(pickle.dumps(one, 2)),
-    "pickle-5": lambda one: pickle.loads(pickle.dumps(one, 5)),
-    "torch-save": lambda one: _saved(one),
-    "python-pickle": lambda one: pickle._loads(pickle._dumps(one)),  # type: ignore[attr-defined]
-    "replicated": lambda one: _with_parameters(one._replicate_for_data_parallel(), one),
-    "copied-dict": lambda one: _with_dict(one),
-    "by-hand-update": lambda one: _by_hand(one, lambda other: other.__dict__.update(one.__dict__)),
-    "by-hand-dict": lambda one: _by_hand(one, lambda other: other.__dict__.update(dict(one.__dict__))),
-    "by-hand-copy": lambda one: _by_hand(one, lambda other: other.__dict__.update(copy.copy(one.__dict__))),
-    "by-hand-stars": lambda one: _by_hand(one, lambda other: other.__dict__.update(**one.__dict__)),
-    "by-hand-vars": lambda one: _by_hand(one, lambda other: other.__dict__.update(vars(one) | {})),
-    "by-hand-items": lambda one: _by_hand(
-        one, lambda other: [object.__setattr__(other, name, value) for name, value in one.__dict__.items()]
-    ),
-    "by-hand-names": lambda one: _by_hand(
-        one, lambda other: [object.__setattr__(other, name, one.__dict__[name]) for name in one.__dict__]
-    ),
-}
-
-
-def _by_hand(module: nn.Module, fill: Callable[[nn.Module], Any]) -> nn.Module:
-    other = type(module).__new__(type(module))
-    fill(other)
-    return other
-
-
-def _with_parameters(replica: Any, module: nn.Module) -> Any:
-    replica._parameters.update(module._parameters)
-    return replica
-
-
-def _saved(module: nn.Module) -> Any:
-    file = io.BytesIO()
-    torch.save(module, file)
-    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-
-
-def _with_dict(module: nn.Module) -> nn.Module:
-    other = type(module).__new__(type(module))
-    other.__dict__ = copy.deepcopy(module.__dict__, {id(module): other})
-    return other
-
-
-@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
-@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
-def test_copies_go_their_own_way(make: Callable[[Any], Any], name: str, tied: tuple[Any, Any]) -> None:
-    """A copy computes with its own weights, whatever becomes of them, and leaves the original as it is."""
-    module, expected = (one.get_submodule(name) for one in tied)
-    x = torch.tensor([4, 5]) if name.endswith("tokens") else torch.randn(2, 512, dtype=BF16)
-    with torch.no_grad():
-        before = module(x)
-        twin = make(module)
-        assert type(twin) is type(module)
-        assert torch.equal(twin(x), expected(x))
-        twin._parameters = {key: one for key, one in twin._parameters.items()}  # noqa: C416  (it is a dict of its own)
-        twin.weight = nn.Parameter(torch.ones_like(expected.weight))
-        expected.weight = nn.Parameter(torch.ones_like(expected.weight))
-        assert torch.equal(twin(x), expected(x))
-        assert torch.equal(module(x), before)
-        assert vars(twin).keys() - {"forward", "_is_replica", "_former_parameters"} <= vars(expected).keys()
-
-
-def test_a_copy_by_hand_needs_no_original(model: Any, plain: Any) -> None:
-    """A module that takes the place of one whose attributes it was given computes as in a plain model."""
-    for one in (model, plain):
-        twin = _by_hand(first(one), lambda other, one=one: other.__dict__.update(first(one).__dict__))
-        twin.__class__ = Doubling
-        one.model.decoder.layers[0].fc1 = twin
-    gc.collect()
-    assert near(logits(model), logits(plain))
-
-
-def test_a_copy_of_a_parametrized_module(model: Any, plain: Any) -> None:
-    """Torch copies a parametrized module's `__dict__` as it is: the copy has weights of its own all the same."""
-    for one in (model, plain):
-        parametrize.register_parametrization(first(one), "weight", Halves())
-    found, expected = (copy.deepcopy(first(one)) for one in (model, plain))
-    x = torch.randn(3, 512, dtype=BF16)
-    with torch.no_grad():
-        for one in (found, expected):
-            one.parametrizations.weight.original.data.fill_(3)
-        assert torch.equal(found(x), expected(x))
-        assert near(first(model)(x), first(plain)(x), 0.01)
-        again = copy.deepcopy(found)
-        again.parametrizations.weight.original.data.fill_(5)
-        assert not torch.equal(again(x), found(x))
-
-
-def test_a_copy_of_a_module_with_hooks_of_accelerate(model: Any, plain: Any) -> None:
-    """What accelerate keeps of a module to put it back is in a copy that of the copy."""
-    x = torch.randn(3, 512, dtype=BF16)
-    for one in (model, plain):
-        accelerate.hooks.add_hook_to_module(first(one), accelerate.hooks.ModelHook())
-    with torch.no_grad():
-        assert near(first(model)(x), first(plain)(x), 0.01)
-        found, expected = (copy.deepcopy(first(one)) for one in (model, plain))
-        for one in (found, expected):
-            one.weight.data.fill_(2)
-        assert torch.equal(found(x), expected(x))
-        for one in (found, expected):
-            accelerate.hooks.remove_hook_from_module(one)
-        assert torch.equal(found(x), expected(x))
-        for one in (model, plain):
-            accelerate.hooks.remove_hook_from_module(first(one))
-        assert near(first(model)(x), first(plain)(x), 0.01)
-
-
-# Who looks on
-
-
-def _dual(run: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    with forward_ad.dual_level():
-        return tuple(forward_ad.unpack_dual(run(forward_ad.make_dual(x, torch.ones_like(x)))))
-
-
-TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
-    "vmap": lambda run, x: torch.vmap(run)(x),
-    "jvp": lambda run, x: torch.func.jvp(run, (x,), (torch.ones_like(x),)),
-    "jacfwd": lambda run, x: torch.func.jacfwd(run)(x[0]),
-    "jacrev": lambda run, x: torch.func.jacrev(run)(x[0]),
-    "vjp": lambda run, x: torch.func.vjp(run, x)[1](torch.ones_like(run(x))),
-    "functionalize": lambda run, x: torch.func.functionalize(run)(x),
-    "dual-numbers": _dual,
-}
-
-
-@pytest.mark.parametrize("guarded", [False, True], ids=["laid-out", "guarded"])
-@pytest.mark.parametrize("rows", [2, 20])
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_transforms(transform: Callable[..., Any], rows: int, guarded: bool, model: Any, plain: Any) -> None:
-    """A transform of a laid-out module is that of a plain one, bit for bit, and the blocks are still there."""
-    x = torch.randn(rows, 512, dtype=BF16)
-    module, expected = first(model).requires_grad_(False), first(plain).requires_grad_(False)
-    if guarded:
-        guard(module)
-    with torch.no_grad():
-        for one, other in zip(transform(module, x), transform(expected, x), strict=True):
-            assert torch.equal(one, other)
-    assert blocks_of(module) is not None
-
-
-def test_weights_with_tangents(model: Any, plain: Any) -> None:
-    """A tangent of a weight, given for one call, reaches the result, also where its product would be cast in pieces."""
-    x, slope = torch.randn(20, 512, dtype=BF16), torch.randn(8192, 512, dtype=BF16)
-    weight = torch.randn(8192, 512, dtype=BF16)
-
-    def run() -> Tensor:
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(weight, slope)
-            return forward_ad.unpack_dual(F.linear(x, dual)).tangent
-
-    with torch.no_grad():
-        expected = run()
-        with compute_in("float32"):
-            found = run()
-        assert near(found, expected)
-        with compute_in("float32"):  # and nothing is left of it
-            assert near(F.linear(x, weight), F.linear(x, weight))
-            assert F.linear(x, weight).requires_grad is False
-
-
-class Seeing(TorchFunctionMode):
-    """Sees what torch is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Write down."""
-        self.seen.append(getattr(func, "__name__", str(func)))
-        return func(*args, **(kwargs or {}))
-
-
-def test_modes_see_the_calls_of_a_plain_model(model: Any, plain: Any) -> None:
-    """Who intercepts torch's functions, or counts operations, sees what a plain model does."""
-    counted = []
-    for one in (model, plain):
-        with Seeing() as mode, torch.no_grad():
-            first(one)(torch.ones(1, 512, dtype=BF16))
-        with FlopCounterMode(display=False) as flops:
-            logits(one, 1)
-        counted.append((mode.seen, flops.get_total_flops()))
-    assert counted[0] == counted[1]
-    assert counted[0][1] > 0
-
-
-@pytest.mark.parametrize(
-    "contexts",
-    [
-        pytest.param([lambda: torch.device("cpu")], id="default-device"),
-        pytest.param([lambda: compute_in("float32")], id="compute-in"),
-        pytest.param([torch.inference_mode], id="inference-mode"),
-    ],
-)
-def test_contexts_in_which_blocks_are_multiplied(contexts: list[Any], model: Any, plain: Any) -> None:
-    """Contexts that leave products alone do no harm to the layout."""
-    x = torch.randn(1, 512, dtype=BF16)
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        expected = first(model)(x)
-        assert not torch.equal(expected, first(plain)(x))
-        for context in contexts:
-            stack.enter_context(context())
-        assert torch.equal(first(model)(x), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,13 @@ from safe_dtype.rescaling.folding.underflow import multiplied
 from safe_dtype.testing import fault
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
 IDS = torch.arange(3, 9)[None]
+
+
 DOWN = "model.layers.1.mlp.down_proj"
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 was asked for", "ignore:float16 was asked for")
 
@@ -151,91 +155,6 @@ def test_a_copy_has_its_own_weights(folder: Path) -> None:
     assert torch.equal(copied.model.norm.weight, torch.full((32,), 3.0))
     assert torch.equal(copied.lm_head.weight, wanted["model.embed_tokens.weight"])
     assert torch.equal(model.model.norm.weight, wanted["model.norm.weight"])
-
-
-def other_weights(folder: Path) -> None:
-    """Put another model of the same shape there."""
-    torch.manual_seed(1)
-    for file in folder.glob("*.safetensors"):
-        save_file({name: torch.randn_like(one) for name, one in load_file(file).items()}, file)
-
-
-def other_vocabulary(folder: Path) -> None:
-    """Give the embedding more rows."""
-    for file in folder.glob("*.safetensors"):
-        tensors = load_file(file)
-        save_file({name: torch.cat([one, one]) for name, one in tensors.items()}, file)
-
-
-def one_tensor_less(folder: Path) -> None:
-    """Take a tensor out of each file."""
-    for file in folder.glob("*.safetensors"):
-        tensors = load_file(file)
-        tensors.pop(next(iter(tensors)))
-        save_file(tensors, file)
-
-
-def truncated(folder: Path) -> None:
-    """Cut the files short."""
-    for file in folder.glob("*.safetensors"):
-        content = file.read_bytes()
-        file.unlink()
-        file.write_bytes(content[:-100])
-
-
-def no_shard(folder: Path) -> None:
-    """Remove one shard."""
-    next(folder.glob("*.safetensors")).unlink()
-
-
-def other_index(folder: Path) -> None:
-    """Leave no index that can be read."""
-    (folder / "model.safetensors.index.json").write_text("{")
-
-
-@pytest.mark.parametrize("change", [other_weights, other_vocabulary, one_tensor_less, truncated, no_shard])
-def test_another_checkpoint_lies_there(
-    change: Callable[[Path], None], folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What was put in the place of the files is not taken: the rounded weights are cast, and the log says so."""
-    model = load(folder)
-    before = weights(model)
-    change(folder)
-    step_down(model)
-    for name, now in model.named_parameters():
-        assert torch.equal(now, before[name]), name
-    assert f"{len(before)} rounded weights cannot be read again" in caplog.text
-    assert len(report(model).events) == 1
-
-
-def huge_config(folder: Path) -> None:
-    """Describe a model that fits into no memory."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2**20, "num_hidden_layers": 10**6}))
-
-
-@pytest.mark.parametrize("change", [huge_config, other_index])
-def test_only_the_weights_are_read_again(change: Callable[[Path], None], folder: Path) -> None:
-    """What else lies there is of no account: no model is built anew."""
-    wanted = reference(folder)
-    model = load(folder)
-    change(folder)
-    step_down(model)
-    for name, now in model.named_parameters():
-        assert torch.equal(now, wanted[name]), name
-
-
-def test_another_working_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `chdir` a relative path is not that of another model."""
-    wanted = reference(folder)
-    monkeypatch.chdir(tmp_path)
-    model = load(Path("model"))
-    (tmp_path / "elsewhere").mkdir()
-    TINY["qwen3"].make().save_pretrained(tmp_path / "elsewhere" / "model")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    step_down(model)
-    for name, now in model.named_parameters():
-        assert torch.equal(now, wanted[name]), name
 
 
 def test_a_way_over_float16(folder: Path) -> None:
