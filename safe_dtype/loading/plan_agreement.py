@@ -11,7 +11,8 @@ from ..devices import detect_one
 from ..errors import CheckpointError, ConflictError, NoSuchDeviceError, StalePlanError
 from ..facts import DeviceFacts
 from ..planning import MadeFor, Plan, Policy, combine
-from .plan_request import checkpoint_for
+from .config_order import with_order_of_config
+from .plan_request import checkpoint_for, readable
 from .request import Request
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ def check_agreement(plan: Plan, request: Request, policy: Policy | str | None) -
         raise TypeError(f"plan= takes a Plan, not {plan!r}. Next: make one with safe_dtype.make_plan, or pass dtype=.")
     if policy is not None and Policy.of(policy) != plan.policy:
         raise ConflictError("policy", str(policy), str(plan.policy))
-    ordered = request.ordered
+    with readable(request):
+        ordered = with_order_of_config(request).ordered
     if ordered is not None and ordered != plan.storage and not plan.quantization:
         raise ConflictError("dtype", str(ordered), str(plan.storage))
     attention = request.arguments.get("attn_implementation")

@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..checkpoints import read_checkpoint, read_state_dict
-from ..checkpoints.config import read_config
-from ..checkpoints.model_files import LocalFiles, files_of
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, memory_of, routes_of
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Plan, Policy, combine, make_plan
+from .config_order import passed_config, with_order_of_config
 from .request import Request
 from .trials.float16 import plan_with_half
 from .trials.rounding import plan_with_drifts
@@ -56,6 +54,8 @@ def plan_request(
         PlanError: If no dtype is accepted.
         PolicyError: If `policy` is a text that cannot be read.
     """
+    with readable(request):
+        request = with_order_of_config(request)
     ordered = request.ordered
     checkpoint = checkpoint_for(request)
     device = device_for(request, checkpoint)
@@ -127,8 +127,8 @@ def checkpoint_for(request: Request) -> CheckpointFacts:
         CheckpointError: If it cannot be found or read.
     """
     state_dict = request.arguments.get("state_dict")
-    with _readable(request):
-        config = _config(request)
+    with readable(request):
+        config = passed_config(request)
         if state_dict is not None:
             facts = read_state_dict(state_dict, config)
             facts = replace(facts, source=str(request.source)) if request.source else facts
@@ -141,16 +141,6 @@ def checkpoint_for(request: Request) -> CheckpointFacts:
         return replace(facts, quantization=request.quantizer) if request.quantizer else facts
 
 
-def _config(request: Request) -> Any:
-    """Return the `config` argument; where it is a path, the content of that file."""
-    config = request.arguments.get("config")
-    if not isinstance(config, str | os.PathLike):
-        return config
-    path = Path(config)
-    where = replace(request.where, source=config)
-    return read_config(where, LocalFiles(path.parent) if path.is_file() else files_of(where))
-
-
 def _check_numbers(facts: CheckpointFacts) -> None:
     """Raise TypeError where a config holds no number where a count belongs."""
     for count in (facts.vocab_size, facts.hidden_size, *astuple(facts.cache)):
@@ -159,7 +149,7 @@ def _check_numbers(facts: CheckpointFacts) -> None:
 
 
 @contextmanager
-def _readable(request: Request) -> Iterator[None]:
+def readable(request: Request) -> Iterator[None]:
     """Turn what a config or an argument of unexpected content raises into our error."""
     try:
         yield

@@ -38,12 +38,21 @@ class Request:
         Raises:
             UnknownDtypeError: If it is no dtype that safe_dtype knows.
         """
-        dtype = self.arguments.get("dtype")
-        dtype = self.arguments.get("torch_dtype") if dtype is None else dtype
+        dtype = self._dtype
         if isinstance(dtype, Mapping):
             # transformers 5 reads only the "" key of a dict, and loads everything in float32 where it is missing.
             dtype = dtype.get("", FLOAT32.name)
         return None if dtype is None or dtype == "auto" else dtype_named(str(dtype))
+
+    @property
+    def leaves_dtype(self) -> bool:
+        """Whether the arguments name no dtype, so that transformers reads one from the config."""
+        return self._dtype is None or (isinstance(self._dtype, str) and self._dtype == "auto")
+
+    @property
+    def _dtype(self) -> Any:
+        dtype = self.arguments.get("dtype")
+        return self.arguments.get("torch_dtype") if dtype is None else dtype
 
     @property
     def quantizer(self) -> str | None:
