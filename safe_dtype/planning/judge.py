@@ -185,10 +185,8 @@ def may_overflow(storage: Dtype, saved: Dtype) -> bool:
 def _bad_rounding(
     candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
 ) -> tuple[Ground, str] | None:
-    storage = candidate.compute if candidate.storage == FLOAT32 else candidate.storage  # of what is multiplied
-    rounded = rounded_tensors(storage, checkpoint)
-    is_mixed = rounded is not None and storage != FLOAT32 and rounded.share > _FEW and _fits_wide(device, checkpoint)
-    if storage.epsilon <= checkpoint.saved.epsilon and not is_mixed:
+    storage = _multiplied(candidate)
+    if not rounds(candidate, device, checkpoint):
         return None
     if storage == FLOAT16 and checkpoint.half is not None and (checkpoint.half.drift or checkpoint.half.stored):
         return None  # judged with its range
@@ -198,11 +196,26 @@ def _bad_rounding(
     if policy.prefer == "memory":
         return None
     why = f" ({measured.problem})" if measured else ""
-    what = f"the {checkpoint.saved} weights" if storage.epsilon > checkpoint.saved.epsilon else str(rounded)
+    is_coarser = storage.epsilon > checkpoint.saved.epsilon
+    what = f"the {checkpoint.saved} weights" if is_coarser else str(rounded_tensors(storage, checkpoint))
     return Ground.ROUNDING, (
         f"rounds {what} to {_bits(storage)} bits, and what that does to the output was "
         f"not measured{why}; prefer=memory or an explicit dtype allows it"
     )
+
+
+def rounds(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
+    """Whether significant bits of the weights are lost, of so many of them that it has to be measured, or asked for."""
+    storage = _multiplied(candidate)
+    if storage.epsilon > checkpoint.saved.epsilon:
+        return True
+    rounded = rounded_tensors(storage, checkpoint)
+    return rounded is not None and storage != FLOAT32 and rounded.share > _FEW and _fits_wide(device, checkpoint)
+
+
+def _multiplied(candidate: Candidate) -> Dtype:
+    """Return the coarsest dtype that the weights pass through."""
+    return candidate.compute if candidate.storage == FLOAT32 else candidate.storage
 
 
 def _fits_wide(device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
@@ -257,7 +270,7 @@ def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift 
 
 def _fate(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
     """Return what becomes of the weights: of all, or of some where the files mix formats."""
-    multiplied = candidate.compute if candidate.storage == FLOAT32 else candidate.storage
+    multiplied = _multiplied(candidate)
     # What is scaled down may lose bits at float16's lower end, whatever it was saved in.
     moved = multiplied == FLOAT16 and checkpoint.half is not None and checkpoint.half.rescale is not None
     if moved or not multiplied.holds(checkpoint.saved):

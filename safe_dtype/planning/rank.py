@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from ..rendering.units import bytes_text
-from .judge import loses
+from .judge import loses, rounds
 from .plan import Decision, Ground
 from .policy import Policy
 
@@ -39,7 +39,7 @@ def ranked(case: PlanningCase) -> list[Decision]:
         )
     by_speed = sorted(case.accepted, key=lambda one: _speed(one, case))
     if case.policy.prefer == "memory":
-        return sorted(by_speed, key=lambda one: one.cost.bytes)
+        return sorted(by_speed, key=lambda one: (one.cost.bytes, _rounding(one, case)))
     if case.policy.prefer == "fidelity":
         return sorted(by_speed, key=lambda one: _infidelity(one, case))
     return _ties_by_fidelity(by_speed, case)
@@ -67,6 +67,12 @@ def _speed(decision: Decision, case: PlanningCase) -> tuple[float, ...]:
     storage, order = decision.candidate.storage, case.device.prior_order
     slow = case.device.verdict(storage).kind is not VerdictKind.NATIVE
     return 1.0, float(slow), order.index(storage) if storage in order else len(order), storage.itemsize
+
+
+def _rounding(decision: Decision, case: PlanningCase) -> float:
+    """Return how coarsely the weights are rounded, which only saved bytes are worth."""
+    candidate = decision.candidate
+    return candidate.storage.epsilon if rounds(candidate, case.device, case.checkpoint) else 0.0
 
 
 def _infidelity(decision: Decision, case: PlanningCase) -> tuple[bool, float, float]:

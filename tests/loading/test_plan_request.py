@@ -46,6 +46,14 @@ def test_policy(saved: Callable[..., Path]) -> None:
         SafeAutoModel.from_pretrained(saved("qwen3"), policy="quickly")
 
 
+def test_memory_rounds_no_float16(saved: Callable[..., Path]) -> None:
+    """A float16 checkpoint stays as it is under prefer=memory: bfloat16 would save no byte."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SafeDtypeWarning)
+        model = SafeAutoModel.from_pretrained(saved("qwen3", "float16"), policy="prefer=memory")
+    assert model.dtype == torch.float16
+
+
 def test_strict_keeps_saved(saved: Callable[..., Path]) -> None:
     """In strict mode the model comes as saved."""
     with warnings.catch_warnings():

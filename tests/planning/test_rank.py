@@ -60,6 +60,22 @@ def test_memory_then_speed() -> None:
     ]  # fmt: skip
 
 
+def test_memory_rounds_for_bytes_alone() -> None:
+    """prefer=memory never takes a rounding that saves no byte, however fast it is."""
+    float16, bfloat16 = decision(FLOAT16, 9.0, 2), decision(BFLOAT16, 1.0, 2)
+    decisions = decision(FLOAT32, 1.0, 4), bfloat16, float16
+    assert ranked(case(*decisions, policy="prefer=memory", saved=FLOAT16))[0] == float16
+    smaller = decision(BFLOAT16, 1.0, 1.9)
+    assert ranked(case(*decisions, smaller, policy="prefer=memory", saved=FLOAT16))[0] == smaller
+
+
+def test_memory_where_all_round() -> None:
+    """Of two roundings to the same size, prefer=memory takes the finer one."""
+    float16, bfloat16 = decision(FLOAT16, 9.0, 2), decision(BFLOAT16, 1.0, 2)
+    ranking = ranked(case(bfloat16, float16, decision(FLOAT32, 1.0, 4), policy="prefer=memory", saved=FLOAT32))
+    assert [one.candidate.storage for one in ranking] == [FLOAT16, BFLOAT16, FLOAT32]
+
+
 def test_fidelity() -> None:
     """prefer=fidelity takes what loses no bit, then the finer storage, then the finer product."""
     decisions = (
