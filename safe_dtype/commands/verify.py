@@ -10,7 +10,18 @@ from typing import Any
 
 from ..devices import default_device, detect_one
 from ..errors import UnknownDtypeError
-from ..facts import COMPUTE, Drift, Dtype, drift_to_dict, dtype_named, exceeds, worst_output
+from ..facts import (
+    COMPUTE,
+    FEW_POSITIONS,
+    FLOAT16,
+    Drift,
+    Dtype,
+    drift_to_dict,
+    dtype_named,
+    exceeds,
+    is_nearly_uniform,
+    worst_output,
+)
 from ..loading import Request, SafeAutoModel, plan_request
 from ..planning import Plan
 from ..rendering.json_numbers import json_numbers
@@ -45,6 +56,27 @@ class Verification:
     max_drift: float
     beyond: str | None  # why the drift is too large; None where it is not
 
+    @property
+    def next_step(self) -> str | None:
+        """What to do about a drift that is too large; None where it is not."""
+        if self.beyond is None:
+            return None
+        if self.candidate == FLOAT16.name:
+            return f"`safe-dtype rescue {self.model}` looks for what keeps float16 within the limit"
+        if self.candidate == self.against.name:
+            return "run it once more on one thread (OMP_NUM_THREADS=1): the same dtype gives different outputs here"
+        return (
+            f"`safe-dtype plan {self.model}` shows what else runs here; load it with dtype='{self.against}' until then"
+        )
+
+    @property
+    def too_few(self) -> str | None:
+        """Why the answer says little: so few positions were compared; None where there are enough."""
+        if self.drift.positions >= FEW_POSITIONS:
+            return None
+        counted = f"{self.drift.positions} {self.drift.kind} {'was' if self.drift.positions == 1 else 'were'} compared"
+        return f"only {counted}, which tells little: pass a longer --text or more --tokens"
+
     def as_text(self) -> str:
         """Return a headline, a line for each figure that was measured, and the verdict."""
         drift = self.drift
@@ -52,6 +84,7 @@ class Verification:
             "mean KL": f"{drift.kl_mean:.3g} nats",
             "99 % of the KL up to": f"{drift.kl_p99:.3g} nats",
             "same top-1": f"{drift.top1_agreement:.2%}",
+            "clear choices changed": self._changed_choices(),
             "largest difference": f"{drift.max_abs:.3g}",
             "relative RMS": f"{drift.rel_rms:.3g}",
             "perplexity ratio": None if drift.perplexity_ratio is None else f"{drift.perplexity_ratio:.6f}",
@@ -65,14 +98,22 @@ class Verification:
             name, worst = worst_output(drift)
             figures["worst output"] = f"{name or 'the main one'} ({worst.kind}), of {len(drift.heads) + 1}"
         lines += [f"  {name:<26}{value}" for name, value in figures.items() if value is not None]
-        verdict = f"BEYOND: {self.beyond}" if self.beyond else f"within the limit of {self.max_drift:.3g}"
-        return "\n".join([*lines, verdict])
+        lines += [f"  note: {self.too_few}"] if self.too_few else []
+        if self.beyond:
+            return "\n".join([*lines, f"BEYOND: {self.beyond}", f"Next: {self.next_step}."])
+        return "\n".join([*lines, f"within the limit of {self.max_drift:.3g}"])
+
+    def _changed_choices(self) -> str | None:
+        if self.drift.clear_flips is None or not is_nearly_uniform(self.drift, self.max_drift):
+            return None
+        return f"{self.drift.clear_flips:.2%} (the reference is nearly uniform: {self.drift.reference_nats:.2g} nats)"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain values of JSON."""
         return {
             "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
             "drift": json_numbers(drift_to_dict(self.drift)), "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
+            "next": self.next_step, "too_few": self.too_few,
         }  # fmt: skip
 
 

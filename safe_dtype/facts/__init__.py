@@ -1,6 +1,6 @@
 """What is known: dtypes, devices, checkpoints, rescales. Nouns only; nothing here measures or decides."""
 
-from .drift_limit import exceeds, worst_output
+from .drift_limit import FEW_POSITIONS, exceeds, is_nearly_uniform, worst_output
 from .drift_values import drift_from_dict, drift_to_dict
 from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, dtype_named
 from .learned_failure import LearnedFailure
@@ -39,6 +39,7 @@ __all__ = [
     "ALL",
     "BFLOAT16",
     "COMPUTE",
+    "FEW_POSITIONS",
     "FLOAT8_E4M3",
     "FLOAT16",
     "FLOAT32",
@@ -74,6 +75,7 @@ __all__ = [
     "exceeds",
     "gauge_from_dict",
     "gauge_to_dict",
+    "is_nearly_uniform",
     "summary",
     "worst_output",
 ]

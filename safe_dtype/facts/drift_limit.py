@@ -8,6 +8,11 @@ from .measured import Drift
 
 # A few ruined positions must not hide in the mean of the others.
 _P99_OVER_MEAN = 20.0
+FEW_POSITIONS = 16  # fewer say little of a model, whatever their drift
+# A row of two classes, 4 times as far from uniform as the limit, cannot turn over within the limit. Nearer to uniform
+# KL stays small whatever is chosen, and the choices are held to a limit of their own, as the worst 1 % are.
+_NEARLY_UNIFORM = 4.0
+_MOST_FLIPS = 0.01
 
 
 def exceeds(drift: Drift, max_drift: float) -> str | None:
@@ -15,12 +20,15 @@ def exceeds(drift: Drift, max_drift: float) -> str | None:
 
     `max_drift` is one number. Its unit follows the kind of the drift:
 
-    * "tokens" and "classes": nats of mean KL. In addition, 99 % of the positions must stay within 20 times as many.
+    * "tokens", "classes" and "labels": nats of mean KL. In addition, 99 % of the positions must stay within 20 times as
+      many. Where the reference is nearly uniform (at most 4 times as many nats from it) KL says little: there, at most
+      1 % of the first choices may differ by more than rounding explains (`clear_flips`).
     * "pixels": 1 - mIoU, the reference's own predictions taken as the truth.
     * "values": RMS of the differences over the RMS of the reference, because there is no distribution to measure in nats.
 
     Every output is held to it, in the unit of its own kind: the main one, and each of `drift.heads`. The worst decides,
-    and the reason names it. Outputs with NaN or infinity exceed every limit, and a limit of NaN is exceeded by every drift.
+    and the reason names it. Outputs with NaN or infinity, and those that the candidate does not return, exceed every limit; a
+    limit of NaN is exceeded by every drift.
     """
     reason = _why_one_exceeds(drift, max_drift)
     if reason is not None:
@@ -37,6 +45,11 @@ def worst_output(drift: Drift) -> tuple[str, Drift]:
     return max([("", drift), *drift.heads], key=lambda output: _figure(output[1]))
 
 
+def is_nearly_uniform(drift: Drift, max_drift: float) -> bool:
+    """Whether the reference says so little that KL within `max_drift` tells nothing about what is chosen."""
+    return drift.reference_nats is not None and drift.reference_nats <= _NEARLY_UNIFORM * max_drift < math.inf
+
+
 def _figure(drift: Drift) -> float:
     """Return what is held to `max_drift`, in its unit."""
     if not math.isfinite(drift.kl_mean):
@@ -49,6 +62,8 @@ def _figure(drift: Drift) -> float:
 
 
 def _why_one_exceeds(drift: Drift, max_drift: float) -> str | None:
+    if not drift.positions:
+        return "the candidate does not return it"
     if not math.isfinite(drift.kl_mean):
         return f"some of its {drift.positions} outputs hold NaN or infinity"
     if drift.kind == "pixels" and drift.miou is not None:
@@ -56,8 +71,21 @@ def _why_one_exceeds(drift: Drift, max_drift: float) -> str | None:
         return None if within else _reason("1 - mIoU", 1 - drift.miou, max_drift)
     if drift.kind == "values":
         return _over("relative RMS difference", drift.rel_rms, max_drift)
-    return _over("mean KL", drift.kl_mean, max_drift, " nats") or _over(
-        f"KL at the worst 1 % of {drift.positions} positions", drift.kl_p99, _P99_OVER_MEAN * max_drift, " nats"
+    return (
+        _over("mean KL", drift.kl_mean, max_drift, " nats")
+        or _over(
+            f"KL at the worst 1 % of {drift.positions} positions", drift.kl_p99, _P99_OVER_MEAN * max_drift, " nats"
+        )
+        or _why_it_flips(drift, max_drift)
+    )
+
+
+def _why_it_flips(drift: Drift, max_drift: float) -> str | None:
+    if drift.clear_flips is None or drift.clear_flips <= _MOST_FLIPS or not is_nearly_uniform(drift, max_drift):
+        return None
+    return (
+        f"the reference is nearly uniform ({drift.reference_nats:.2g} nats), where KL says little, and "
+        f"{drift.clear_flips:.2%} of the first choices differ by more than rounding, the limit is {_MOST_FLIPS:.0%}"
     )
 
 

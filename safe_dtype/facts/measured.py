@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .dtypes import FLOAT32, Dtype
@@ -160,8 +160,8 @@ class Drift:
     all. Those of every other output (boxes, masks, depths, values, audio) stand in `heads`.
     """
 
-    kind: str  # "tokens" (language models), "classes", "pixels" (segmentation), "values" (anything else)
-    positions: int  # how many tokens, items, pixels or rows were compared
+    kind: str  # "tokens" (language models), "classes", "labels" (several at once), "pixels", "values" (anything else)
+    positions: int  # how many tokens, items, labels, pixels or rows were compared; 0: the candidate lacks this output
     kl_mean: float  # KL(reference || candidate) in nats, the mean over positions
     kl_p99: float  # ... that 99 % of the positions do not exceed
     top1_agreement: float  # share of the positions whose largest logit is the same
@@ -171,6 +171,9 @@ class Drift:
     hidden_cosine: float | None = None  # cosine between the last hidden states, the mean over positions
     miou: float | None = None  # mean intersection over union of the predicted classes, reference as truth
     heads: tuple[tuple[str, Drift], ...] = ()  # the other outputs, by name
+    # Beside the figures, not among them: a drift in a file from before is equal to the same drift without these two.
+    reference_nats: float | None = field(default=None, compare=False)  # KL(reference || uniform): how much it says
+    clear_flips: float | None = field(default=None, compare=False)  # share of other first choices, beyond rounding
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,15 +30,19 @@ def measure_drift(
     All floating outputs are compared, each for itself: the figures are those of the main one (the logits, or where there
     are none the last hidden state, or the first), and those of all others stand in `heads`, by name: boxes, masks, depths,
     values, audio (see `results_of`; losses, states and what stands once a layer are no outputs). What is called logits is
-    compared as logits, all else as values. `exceeds` has the worst of them decide. NaN that both give at the same places
-    is no difference in a head; hidden states beside the main output have to be numbers, and no more.
+    compared as logits, all else as values. `exceeds` has the worst of them decide, and a head that the candidate does not
+    return exceeds every limit. NaN that both give at the same places is no difference in a head; hidden states beside
+    the main output have to be numbers, and no more.
 
     The kind of the drift follows the outputs. "tokens": logits (batch, positions, vocabulary), with the perplexity
     ratio where the batch has `labels` (-100 counts for none), or `input_ids` and the model predicts the next token.
-    "classes": logits (batch, classes). "pixels": logits (batch, classes, height, width), with mIoU, at the size of the
-    logits; `kl_p99` is up to 0.05 % too high. "values": no logits, or of one class only, or of a model whose
-    `config.problem_type` is "regression": numbers, in rows along the last dimension (of four along the second); KL is 0,
-    and `top1_agreement` the share of the rows whose largest element is the same.
+    "classes": logits (batch, classes). "labels": logits that are decided each for itself, by a sigmoid: of a model whose
+    `config.problem_type` is "multi_label_classification", or whose loss has it so (detectors with a focal loss), or with
+    as many floating `labels` in the batch; each label counts as a position of two classes. "pixels": logits (batch,
+    classes, height, width), with mIoU, at the size of the logits; `kl_p99` is up to 0.05 % too high. "values": no logits,
+    or of one class only, or of a model whose `config.problem_type` is "regression": numbers, in rows along the last
+    dimension (of four along the second); KL is 0, and `top1_agreement` the share of the rows whose largest element is the
+    same.
 
     Args:
         candidate: A module or a function.

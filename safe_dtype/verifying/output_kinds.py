@@ -22,8 +22,10 @@ def kind_of_logits(logits: Tensor) -> str | None:
     return kind if logits.shape[1 if kind == "pixels" else -1] > 1 else "values"
 
 
-def kind_of(name: str, values: Tensor) -> str:
+def kind_of(name: str, values: Tensor, *, by_sigmoid: bool = False) -> str:
     """Return the kind of drift that is measured on an output of this name and shape.
+
+    `by_sigmoid`: The model decides each label for itself, and its logits of classes are "labels".
 
     Transformers calls logits so: at the end of a name (`start_logits`, `masks_queries_logits`) or at its beginning
     (`logits_per_image`); `pred_masks` hold logits as well. All else is a regression: boxes, depths, values, audio,
@@ -31,17 +33,20 @@ def kind_of(name: str, values: Tensor) -> str:
     """
     if _holds_masks(name, values):
         return "pixels"
-    return (_holds_logits(name) and kind_of_logits(values)) or "values"
+    kind = (_holds_logits(name) and kind_of_logits(values)) or "values"
+    return "labels" if by_sigmoid and kind in ("classes", "tokens") else kind
 
 
-def as_compared(name: str, expected: Tensor, output: Tensor) -> tuple[str, Tensor, Tensor]:
+def as_compared(
+    name: str, expected: Tensor, output: Tensor, *, by_sigmoid: bool = False
+) -> tuple[str, Tensor, Tensor]:
     """Return the kind of an output, and both sides of it, on the CPU and of one shape, as they are compared.
 
     NaN and infinities that both have at the same places are no difference, and are 0 in both; where the reference alone
     has one, the candidate gets a NaN, for it is infinitely far off. Masks of queries, like `masks_queries_logits` (batch,
     queries, height, width), are pixels with two classes each: inside of the mask and outside.
     """
-    kind = kind_of(name, expected)
+    kind = kind_of(name, expected, by_sigmoid=by_sigmoid)
     expected, output = expected.float(), output.float()  # as a recording holds them
     if _holds_masks(name, expected):
         expected, output = _two_classes(expected), _two_classes(output)
@@ -58,6 +63,11 @@ def as_compared(name: str, expected: Tensor, output: Tensor) -> tuple[str, Tenso
         expected.masked_fill(same | apart, 0.0),
         output.masked_fill(same, 0.0).masked_fill(apart, math.nan),
     )
+
+
+def two_classes_each(rows: Tensor) -> Tensor:
+    """Return logits of labels (rows, labels), each decided for itself, as logits (rows * labels, 2): without and with it."""
+    return torch.stack([torch.zeros_like(rows), rows], dim=-1).flatten(0, 1)
 
 
 def as_real(values: Tensor) -> Tensor:

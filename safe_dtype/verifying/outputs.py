@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import IncomparableOutputsError
+from .decisions import decided_as
 from .output_kinds import as_real, kind_of, kind_of_logits
 from .result_fields import results_of
 
@@ -23,7 +24,8 @@ class Outputs:
     """What a model returned for one batch, on the CPU and in the model's own dtype.
 
     `main` is, by `kind`: "tokens": logits (batch, positions, vocabulary); "classes": logits (batch, classes);
-    "pixels": logits (batch, classes, height, width); "values": any other tensor. `hidden` is the last hidden state.
+    "labels": logits (batch, labels) or (batch, queries, labels), each decided for itself; "pixels": logits (batch,
+    classes, height, width); "values": any other tensor. `hidden` is the last hidden state.
     """
 
     kind: str
@@ -54,7 +56,8 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
                 f"logits of shape {tuple(logits.shape)} are of no kind that can be compared",
                 "wrap the model in a function that returns logits with 2, 3 or 4 dimensions, or one tensor",
             )
-        kind = "values" if _is_regression(model) else kind
+        if kind in ("classes", "tokens"):
+            kind = decided_as(model, batch.get("labels"), logits) or kind
         return Outputs(kind, logits.cpu(), hidden, _heads(results, "logits"))
     if hidden is not None:
         return Outputs("values", as_real(hidden), hidden, _heads(results, "last_hidden_state"), "last_hidden_state")
@@ -66,12 +69,10 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
         )
     name, values = next(iter(results.items()))
     source = name if isinstance(returned, (Tensor, Mapping)) else f"{name} of a {type(returned).__name__}"
-    return Outputs(kind_of(name, values), as_real(values).cpu(), None, _heads(results, name), source)
-
-
-def _is_regression(model: Model) -> bool:
-    """Whether several logits are as many numbers, as transformers has it, and no classes: one may shift with the others."""
-    return getattr(getattr(model, "config", None), "problem_type", None) == "regression"
+    kind = kind_of(name, values)
+    if kind in ("classes", "tokens"):
+        kind = decided_as(model, batch.get("labels"), values) or kind
+    return Outputs(kind, as_real(values).cpu(), None, _heads(results, name), source)
 
 
 def _heads(results: Mapping[str, Tensor], main: str) -> dict[str, Tensor]:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ..errors import IncomparableOutputsError, NothingToCompareError
 from ..facts import Drift
-from .compare import NOT_FINITE, Compared, compare_logits, compare_values, cosines
-from .output_kinds import as_compared
+from .compare import NOT_FINITE, Compared, clear_margins, compare_logits, compare_values, cosines
+from .output_kinds import as_compared, kind_of, two_classes_each
 from .outputs import Batch, Outputs
 from .positions import Alignment, as_float64, chunks, counted, rows_that_count, tables, targets
 from .result_fields import is_hidden_state
 from .spread import BinnedSamples, EverySample
+
+_CHOICES = ("tokens", "classes", "labels")
 
 
 class Tally:
@@ -33,6 +35,9 @@ class Tally:
         self._max_abs = self._squared_difference = self._squared_reference = 0.0
         self._reference_nll = self._candidate_nll = self._cosine = 0.0
         self._confusion: Tensor | None = None  # (classes, classes + 1), the reference's class first
+        self._missing: dict[str, str] = {}  # heads that a batch of the candidate's lacks, with their kinds
+        self._nats = 0.0
+        self._clear_flips = 0
         self._heads: dict[tuple[str, str], Tally] = {}  # by name and kind, which may differ from batch to batch
 
     def add(self, reference: Outputs, candidate: Outputs, batch: Batch) -> None:
@@ -49,14 +54,20 @@ class Tally:
                 a, b = as_float64(expected, rows), as_float64(output, rows)
                 if self._kind == "values":
                     compared = compare_values(a, b)
+                elif self._kind == "labels":
+                    clear = clear_margins(a, by_sigmoid=True).repeat_interleave(a.shape[1])
+                    compared = compare_logits(two_classes_each(a), two_classes_each(b), None, clear)
                 else:
                     compared = compare_logits(a, b, None if target is None else target.flatten()[rows])
                 self._take(compared, a.shape[1])
         if reference.hidden is not None and candidate.hidden is not None:
             self._add_hidden(reference.hidden, candidate.hidden, batch)
+        by_sigmoid = self._kind == "labels"
         for name, head in reference.heads.items():
             if name in candidate.heads:
-                self._add_head(name, head, candidate.heads[name], batch)
+                self._add_head(name, head, candidate.heads[name], batch, by_sigmoid=by_sigmoid)
+            elif not is_hidden_state(name):
+                self._missing[name] = kind_of(name, head, by_sigmoid=by_sigmoid)
 
     def drift(self) -> Drift:
         """Return the drift over everything that was added.
@@ -80,17 +91,20 @@ class Tally:
             hidden_cosine=self._cosine / self._hidden_rows if self._hidden_rows else None,
             miou=None if self._confusion is None else _miou(self._confusion),
             heads=self._drifts_of_heads(),
+            reference_nats=self._nats / self.positions if self._kind in _CHOICES else None,
+            clear_flips=self._clear_flips / self.positions if self._kind in _CHOICES else None,
         )
 
     def _check(self, reference: Outputs, candidate: Outputs) -> None:
-        # A regression, in numbers, is "classes" from a function, of which nobody knows it.
+        # A regression, in numbers, is "classes" from a function, of which nobody knows it; so are several labels.
         both_logits = reference.source == candidate.source == "logits"
-        is_regression = both_logits and "values" in (reference.kind, candidate.kind)
-        kind = "values" if is_regression else reference.kind
+        kinds = (reference.kind, candidate.kind)
+        no_choice = next((kind for kind in ("values", "labels") if both_logits and kind in kinds), None)
+        kind = no_choice or reference.kind
         if not self._kind:
             self._kind = kind
             self._kl = BinnedSamples() if self._kind == "pixels" else EverySample()
-        if self._kind != kind or (reference.kind != candidate.kind and not is_regression):
+        if self._kind != kind or (reference.kind != candidate.kind and not no_choice):
             raise IncomparableOutputsError(
                 f"the reference gives {reference.kind} ({reference.source}), the candidate {candidate.kind} "
                 f"({candidate.source}), the batches before {self._kind}",
@@ -119,6 +133,8 @@ class Tally:
         self._reference_nll += compared.reference_nll
         self._candidate_nll += compared.candidate_nll
         self._targets += compared.targets
+        self._nats += compared.reference_nats
+        self._clear_flips += compared.clear_flips
         if self._kind == "pixels":
             confusion = _confusion(compared, width)
             self._confusion = confusion if self._confusion is None else self._confusion + confusion
@@ -130,8 +146,8 @@ class Tally:
                 self._cosine += float(cosines(as_float64(expected, rows), as_float64(output, rows)).sum())
                 self._hidden_rows += len(rows)
 
-    def _add_head(self, name: str, reference: Tensor, candidate: Tensor, batch: Batch) -> None:
-        kind, expected, output = as_compared(name, reference, candidate)
+    def _add_head(self, name: str, reference: Tensor, candidate: Tensor, batch: Batch, *, by_sigmoid: bool) -> None:
+        kind, expected, output = as_compared(name, reference, candidate, by_sigmoid=by_sigmoid)
         if expected.ndim == 2 and any(
             isinstance(mask, Tensor) and mask.shape == expected.shape
             for mask in (batch.get("attention_mask"), batch.get("decoder_attention_mask"))
@@ -141,7 +157,12 @@ class Tally:
         tally.add(Outputs(kind, expected), Outputs(kind, output), batch)
 
     def _drifts_of_heads(self) -> tuple[tuple[str, Drift], ...]:
-        drifts = [(name, tally.drift()) for (name, _), tally in self._heads.items() if tally.positions]
+        drifts = [
+            (name, tally.drift())
+            for (name, _), tally in self._heads.items()
+            if tally.positions and name not in self._missing
+        ]
+        drifts += [(name, _not_returned(kind)) for name, kind in self._missing.items()]
         # Hidden states are no answers: nobody knows how far off they may be, but for numbers they have to be.
         return tuple(
             (name, drift) for name, drift in drifts if not (is_hidden_state(name) and math.isfinite(drift.kl_mean))
@@ -152,6 +173,12 @@ class Tally:
             return None
         worse_by = (self._candidate_nll - self._reference_nll) / self._targets  # nats a token
         return math.exp(worse_by) if worse_by < 700 else math.inf  # exp(710) is beyond float64
+
+
+def _not_returned(kind: str) -> Drift:
+    return Drift(
+        kind, positions=0, kl_mean=math.inf, kl_p99=math.inf, top1_agreement=0.0, max_abs=math.inf, rel_rms=math.inf
+    )
 
 
 def _rel_rms(squared_difference: float, squared_reference: float) -> float:

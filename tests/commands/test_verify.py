@@ -32,7 +32,17 @@ def test_beyond(verify: Run, tiny_qwen3: Path) -> None:
     """A drift beyond the limit ends with status 3 and the figure."""
     status, out, _ = verify(tiny_qwen3, "--dtype", "bf16", "--tokens", 64, "--max-drift", 1e-6)
     assert status == 3
-    assert out.splitlines()[-1].startswith("BEYOND: mean KL is 0.0001")
+    assert out.splitlines()[-2].startswith("BEYOND: mean KL is 0.0001")
+    assert out.splitlines()[-1].startswith(f"Next: `safe-dtype plan {tiny_qwen3}` shows")
+
+
+def test_few_positions(verify: Run, tiny_qwen3: Path) -> None:
+    """A text of a few tokens says little, and the answer says so."""
+    status, out, err = verify(tiny_qwen3, "--dtype", "fp16", "--tokens", 2)
+    assert status == 0, err
+    assert "note: only 2 tokens were compared, which tells little" in out
+    _, out, _ = verify(tiny_qwen3, "--dtype", "fp16", "--tokens", 16)
+    assert "note:" not in out
 
 
 def test_json(verify: Run, tiny_qwen3: Path, tmp_path: Path) -> None:

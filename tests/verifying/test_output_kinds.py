@@ -146,3 +146,55 @@ def test_no_logits_and_no_hidden_state() -> None:
     assert (drift.kind, drift.rel_rms) == ("values", pytest.approx(1.0))
     drift = measure_drift(lambda x: (BOXES, BOXES[0] * 2), lambda x: (BOXES, BOXES[0]), BATCHES)
     assert (drift.rel_rms, dict(drift.heads)["1"].rel_rms) == (0.0, pytest.approx(1.0))
+
+
+def test_a_head_that_is_not_returned() -> None:
+    """A head that a batch of the candidate's lacks exceeds every limit, and is named; a hidden state may be left out."""
+    reference = {"logits": LOGITS, "pred_boxes": BOXES, "last_hidden_state": BOXES}
+    drift = drift_of({"logits": LOGITS}, reference)
+    assert [(name, head.positions) for name, head in drift.heads] == [("pred_boxes", 0)]
+    assert exceeds(drift, INF) == "pred_boxes: the candidate does not return it"
+    answers = iter([reference, {"logits": LOGITS}])
+    drift = measure_drift(lambda x: next(answers), lambda x: reference, BATCHES * 2)
+    assert exceeds(drift, INF) == "pred_boxes: the candidate does not return it"
+
+
+NEARLY_UNIFORM = 1e-3 * torch.randn(4, 16, 32, generator=RANDOM)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        pytest.param(NEARLY_UNIFORM, None, id="equal"),
+        pytest.param(NEARLY_UNIFORM.bfloat16(), None, id="rounded"),
+        pytest.param(NEARLY_UNIFORM * (1 + 0.02 * torch.randn(4, 16, 32, generator=RANDOM)), None, id="two-percent"),
+        pytest.param(-NEARLY_UNIFORM, "100.00% of the first choices differ", id="turned-over"),
+        pytest.param(NEARLY_UNIFORM.roll(1, -1), "of the first choices differ", id="shuffled"),
+        pytest.param(torch.zeros(4, 16, 32), "of the first choices differ", id="nothing-left"),
+    ],
+)
+def test_nearly_uniform(candidate: Tensor, reason: str | None) -> None:
+    """Where KL is tiny whatever is chosen, the choices decide: those that are clear, not those that rounding flips."""
+    drift = drift_of({"logits": candidate.float()}, {"logits": NEARLY_UNIFORM})
+    assert drift.kl_mean < 1e-5
+    assert drift.reference_nats == pytest.approx(5e-7, rel=0.2)
+    why = exceeds(drift, 0.02)
+    assert why is None if reason is None else reason in str(why)
+
+
+def test_a_classifier_that_hesitates() -> None:
+    """Two classes near 50 %: a clear turn is told from one within rounding."""
+    logits = torch.tensor([[0.05, -0.05], [-0.04, 0.06], [0.02, -0.03]]).repeat(10, 1)
+    within_rounding = torch.tensor([[4.0, 4.0001], [4.0001, 4.0]]).repeat(10, 1)
+    assert "first choices" in str(exceeds(drift_of({"logits": -logits}, {"logits": logits}), 0.02))
+    assert exceeds(drift_of({"logits": within_rounding.flip(1)}, {"logits": within_rounding}), 0.02) is None
+
+
+def test_sure_references_are_held_to_their_kl() -> None:
+    """Far from uniform, KL decides as ever, whatever flips; so it does where the limit is infinity."""
+    drift = drift_of({"logits": -9 * LOGITS}, {"logits": 9 * LOGITS})
+    assert drift.reference_nats > 0.5
+    assert drift.clear_flips == 1.0
+    assert str(exceeds(drift, 0.02)).startswith("mean KL")
+    turned = drift_of({"logits": -NEARLY_UNIFORM}, {"logits": NEARLY_UNIFORM})
+    assert exceeds(turned, INF) is None

@@ -133,9 +133,9 @@ def _drift_from_float32(job: Job) -> DriftFromFloat32 | None:
     if job.drift_limit is None:
         return None
     # Imported here, because it loads transformers: a child that runs a plain module starts sooner without.
-    from .max_drift import DriftFromFloat32
+    from .max_drift import drift_of_job
 
-    return DriftFromFloat32(job.drift_limit.max_drift)
+    return drift_of_job(job, job.drift_limit.max_drift)
 
 
 def _judged(now: AttemptResult) -> AttemptResult:

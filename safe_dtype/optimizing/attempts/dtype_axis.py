@@ -19,7 +19,7 @@ from ..nouns.goal import Goal
 from ..nouns.job import Job
 from ..nouns.record import Distance, DtypeVerdict, FormAttempt, Outcome
 from .limits import NO_DISTANCE, data_problem, distance_between, dtype_problem
-from .max_drift import DriftFromFloat32
+from .max_drift import drift_of_job
 from .runner import run_attempt
 
 # With these settings oneDNN uses other kernels. Some of those for AMX give wrong numbers: a convolution in bfloat16 and
@@ -95,7 +95,7 @@ def _rounding_problem(distance: Distance, dtype: Dtype, stage: str) -> str:
 
 
 def _drift_problem(job: Job, reference: Job, stage: str, max_drift: float) -> str:
-    drift = DriftFromFloat32(max_drift)
+    drift = drift_of_job(job, max_drift)
     for number in _batches_of(stage, job):
         files = (job.batches[number], reference.reference(number), job.reference(number))
         drift.add(*(load_file(file) for file in files))

@@ -6,15 +6,18 @@ with limits of their own: see `limits`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from ...facts import exceeds
+from ...verifying.decisions import class_decides_labels
 from ...verifying.output_kinds import as_compared
 from ...verifying.outputs import Outputs
 from ...verifying.positions import Alignment
 from ...verifying.tally import Tally
+from ..nouns.job import Job
 
 Tensors = Mapping[str, Tensor]
 
@@ -31,8 +34,9 @@ class DriftFromFloat32:
     Positions that `attention_mask` hides do not count.
     """
 
-    def __init__(self, max_drift: float) -> None:
-        self._max_drift = max_drift
+    def __init__(self, max_drift: float, *, by_sigmoid: bool = False) -> None:
+        """Compare logits of classes label by label where the model decides each `by_sigmoid`."""
+        self._max_drift, self._by_sigmoid = max_drift, by_sigmoid
         self._batches = 0
         self._not_comparable = ""
         self._together: dict[tuple[str, str], Tally] = {}  # by output and kind, which may differ from batch to batch
@@ -44,7 +48,7 @@ class DriftFromFloat32:
         if self._not_comparable:
             return
         alignment = _alignment(float32)
-        for name, expected, output in _compared_outputs(float32, candidate):
+        for name, expected, output in _compared_outputs(float32, candidate, by_sigmoid=self._by_sigmoid):
             alone = Tally(alignment)
             for tally in (alone, self._together.setdefault((name, expected.kind), Tally(alignment))):
                 tally.add(expected, output, inputs)
@@ -69,6 +73,15 @@ class DriftFromFloat32:
         return exceeds(tally.drift(), self._max_drift) if tally.positions else None
 
 
+def drift_of_job(job: Job, max_drift: float) -> DriftFromFloat32:
+    """Return what compares the job's outputs with those in float32, as its model decides: see `class_decides_labels`."""
+    try:
+        config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # a file of a module of the user's own: nobody says what its logits decide
+        config = {}
+    return DriftFromFloat32(max_drift, by_sigmoid=class_decides_labels(job.model_class, config))
+
+
 def _difference_in_form(float32: Tensors, candidate: Tensors) -> str:
     """Return how the outputs differ in names or shapes; empty where they do not."""
     if candidate.keys() != float32.keys():
@@ -85,8 +98,11 @@ def _alignment(float32: Tensors) -> Alignment:
     return Alignment.DECODER if "encoder_last_hidden_state" in float32 else Alignment.NEXT_TOKEN
 
 
-def _compared_outputs(float32: Tensors, candidate: Tensors) -> Iterator[tuple[str, Outputs, Outputs]]:
+def _compared_outputs(
+    float32: Tensors, candidate: Tensors, *, by_sigmoid: bool
+) -> Iterator[tuple[str, Outputs, Outputs]]:
     for name, expected in float32.items():
         if expected.numel():
-            kind, reference, output = as_compared(name, expected.detach().cpu(), candidate[name].detach().cpu())
+            pair = (expected.detach().cpu(), candidate[name].detach().cpu())
+            kind, reference, output = as_compared(name, *pair, by_sigmoid=by_sigmoid)
             yield name, Outputs(kind, reference), Outputs(kind, output)

@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...errors import CheckpointError, NothingToCompareError, SafeDtypeWarning
-from ...facts import FLOAT32, Dtype, exceeds
+from ...facts import FEW_POSITIONS, FLOAT32, Dtype, exceeds
 from ...loading import SafeAutoModel
 from ...loading.trials.second_copy import load_apart
 from ...models.blocks import block_names
 from ...processes.child import how_it_ended, last_error, run
 from ...verifying import BUILT_IN_TEXT, Checkpoint, Recording, drift_from, record_outputs
 from ...verifying.compare import compare_logits
+from ...verifying.output_kinds import two_classes_each
 from ...verifying.outputs import Batch, outputs_of
 from ...verifying.positions import as_float64, chunks, counted, rows_that_count
 from .evidence import Fidelity, MeasuredOn, not_publishable
@@ -34,7 +35,7 @@ from .evidence import Fidelity, MeasuredOn, not_publishable
 _TOKENS = 512
 _POSITIONS_KEPT = 512
 _CHILD = Path(__file__).with_name("plain_child.py")
-_WITH_DISTRIBUTIONS = ("tokens", "classes")
+_WITH_DISTRIBUTIONS = ("tokens", "classes", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,12 @@ def inputs_for(checkpoint: Checkpoint, vocab_size: int, text: str | None) -> tup
         if text is not None:
             raise
         return checkpoint.random_batches(vocab_size, tokens=_TOKENS), "random tokens", None
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    if text is not None and tokens < FEW_POSITIONS:
+        raise NothingToCompareError(
+            f"the text has {tokens} tokens, and what is published is measured on {FEW_POSITIONS} at least",
+            "pass a longer one: a few sentences",
+        )
     kind = "built-in text" if text is None else "own text"
     return batches, kind, sha256(words.encode()).hexdigest()
 
@@ -136,7 +143,10 @@ def _kl(reference: Reference, answers: Sequence[Any]) -> Iterator[float]:
         first, second = (value.reshape(-1, value.shape[-1]) for value in (expected, answer.main))
         for rows in chunks(rows_that_count(first, mask), first.shape[1]):
             # Seven places are more than a plot shows, and a file of 512 numbers stays small.
-            compared = compare_logits(as_float64(first, rows), as_float64(second, rows), None)
+            pair = (as_float64(first, rows), as_float64(second, rows))
+            if reference.recording.kinds[number] == "labels":
+                pair = (two_classes_each(pair[0]), two_classes_each(pair[1]))
+            compared = compare_logits(*pair, None)
             yield from (float(f"{value:.7g}") for value in compared.kl.tolist())
 
 

@@ -6,6 +6,7 @@ safe_dtype is imported there, so that nothing of it can help.
 
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+DEEPEST = 4  # containers in containers
 MAIN = ("logits", "last_hidden_state", "hidden")  # of the other outputs each is compared as what it is
 
 
@@ -46,14 +48,25 @@ def see(peaks: dict[str, float], name: str, returned: Any) -> None:
 
 
 def compared(returned: Any) -> dict[str, torch.Tensor]:
-    """Return every floating tensor by name but the loss, and the last of all hidden states where they are there."""
-    answers = {
-        name: value
-        for name, value in returned.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and name != "loss"
-    }
+    """Return every floating tensor by dotted name but the loss, and the last of all hidden states where they are there."""
+    answers = dict(floating("", returned, depth=0))
     states = returned.get("decoder_hidden_states") or returned.get("hidden_states")
     return {**answers, "hidden": states[-1]} if states else answers
+
+
+def floating(path: str, returned: Any, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the floating tensors in containers of containers, but for losses and what stands once a layer."""
+    named = returned.items() if isinstance(returned, Mapping) else enumerate(returned)
+    for name, value in named:
+        if str(name) in ("loss", "past_key_values") or str(name).endswith(("hidden_states", "attentions")):
+            continue
+        if isinstance(value, torch.Tensor):
+            # As real numbers, side by side: a file has no complex ones.
+            real = torch.view_as_real(value.resolve_conj()).flatten(-2) if value.is_complex() else value
+            if real.is_floating_point():
+                yield f"{path}{name}", real
+        elif isinstance(value, (Mapping, tuple, list)) and depth < DEEPEST:
+            yield from floating(f"{path}{name}.", value, depth + 1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ import safe_dtype
 from safe_dtype import Drift, exceeds, measure_drift
 from safe_dtype.facts import BFLOAT16
 from safe_dtype.optimizing.attempts.limits import data_problem, distance_between, dtype_problem
-from safe_dtype.optimizing.attempts.max_drift import DriftFromFloat32
+from safe_dtype.optimizing.attempts.max_drift import DriftFromFloat32, drift_of_job
+from safe_dtype.optimizing.nouns.job import Job
 
 Tensors = dict[str, Tensor]
 IDS = {"input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])}
@@ -283,3 +285,27 @@ def test_one_judge() -> None:
     # asks whether a limit is one: a number from 0 on.
     others = {"optimizing/attempts/limits.py", "loading/trials/saved_rescale.py", "planning/policy.py"}
     assert judging == {"facts/drift_limit.py", *others}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "refused"),
+    [
+        ("BertForSequenceClassification", {"problem_type": "multi_label_classification"}, True),
+        ("BertForSequenceClassification", {"problem_type": "single_label_classification"}, False),
+        ("RTDetrForObjectDetection", {}, True),
+        ("DetrForObjectDetection", {}, False),
+        ("SiglipModel", {"model_type": "siglip"}, True),
+        ("", None, False),
+    ],
+)
+def test_labels_each_for_itself(
+    model_class: str, config: dict[str, str] | None, refused: bool, tmp_path: Path
+) -> None:
+    """Logits that all shift by the same are refused where the job's model decides label by label."""
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    job = Job(tmp_path, model_class, BFLOAT16, "eager", tmp_path / "out", tmp_path / "inputs")
+    drift = drift_of_job(job, 0.02)
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    drift.add({"x": torch.ones(4)}, {"logits": logits}, {"logits": logits + 1})
+    assert bool(drift.problem()) == refused

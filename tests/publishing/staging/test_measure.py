@@ -45,6 +45,13 @@ def test_inputs(base: Path, tiny_qwen3: Path) -> None:
         inputs_for(Checkpoint(str(base), "cpu"), 32, own)
 
 
+@pytest.mark.parametrize("text", ["a", "a b c", "only a few words"])
+def test_too_little_text(tiny_qwen3: Path, text: str) -> None:
+    """Nothing is published on what was measured on a few tokens."""
+    with pytest.raises(NothingToCompareError, match=r"the text has \d+ tokens"):
+        inputs_for(Checkpoint(str(tiny_qwen3), "cpu"), 512, text)
+
+
 def test_reference(reference: Reference) -> None:
     """The reference knows its class, what it was measured on, and the largest number of every block."""
     assert reference.architecture == "Qwen3ForCausalLM"
