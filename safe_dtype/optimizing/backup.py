@@ -28,6 +28,7 @@ from typing import Any
 
 from ..errors import BackupError, EnvironmentNotFitError, MissingShardError, NotRestorableError
 from ..store import write_whole
+from ..store.contained import is_relative
 from ..store.hashing import Progress, sha256_of
 from .environment import files_in, hashes
 
@@ -194,7 +195,7 @@ def read_backup(out: Path) -> Backup:
         source = Path(record["source"])
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise NotRestorableError(f"{out / RECORD} is no record of a backup ({exc!r})", "name another folder") from exc
-    if leading_out := [name for name in files if not _stays_inside(name)]:
+    if leading_out := [name for name in files if not Path(name).parts or not is_relative(name)]:
         raise NotRestorableError(
             f"{out / RECORD} names files outside of the model: {', '.join(leading_out)}", "do not trust this folder"
         )
@@ -338,11 +339,6 @@ def _in_the_way(target: Path, name: str) -> bool:
 
 def _folder_of(source: Path) -> Path:
     return (source if source.is_dir() else source.parent).absolute()
-
-
-def _stays_inside(name: str) -> bool:
-    path = Path(name)
-    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in name
 
 
 def _made_here(out: Path) -> bool:

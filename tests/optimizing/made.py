@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def optimized(
         form, dtype, Outcome.VERIFIED, artifact="attempts/00/artifact" if files else "", artifact_files=files, **more
     )
     found = record_of(attempt, model_class, inputs, {"batch": list(batch) if batch else None, "dims": {}})
+    found = replace(found, files=hashes(out / "original"))
     write_record(found, out)
     remember_made(out, found)
     return found

@@ -29,7 +29,8 @@ from ..nouns.job import Job
 from ..nouns.record import EAGER, FormAttempt, Optimization, Outcome
 from ..nouns.record_file import read_record
 from .compatibility import dynamic_of, misfit, traced_inputs, unlike
-from .trust import original_sha256, require_paths, require_trust
+from .kept_original import Sha256s, original_files, require_original
+from .trust import require_paths, require_trust
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,11 @@ def load_optimized(
     if _leaves_a_file(chosen):
         _require_listed(folder, chosen)
         require_trust(folder / chosen.artifact, chosen.artifact_files, trust=trust)
+    files = original_files(folder, record)
     if not record.model_class:
         # Every form may fall back to the original: its trust is checked now, and not in the middle of a call.
-        require_trust(folder, {record.original: original_sha256(folder, record)}, trust=trust)
-    return Optimized(folder, record, chosen, _device(device, record))
+        require_trust(folder, files, trust=trust)
+    return Optimized(folder, record, chosen, _device(device, record), files)
 
 
 class Optimized:
@@ -81,7 +83,8 @@ class Optimized:
 
     Float inputs are cast to the form's dtype, and tensors are brought to its device. Where the form raises, or answers
     NaN or infinity where eager does not, the call is answered by eager on the original weights, in the same dtype and
-    guarded. After `GIVEN_UP_AFTER` such calls, or when it cannot be loaded or built at all, the form is given up for
+    guarded: from the very files that were optimized, by their hashes; where those were changed, a call that needs eager
+    raises NotOptimizedError. After `GIVEN_UP_AFTER` such calls, or when it cannot be loaded or built at all, the form is given up for
     good. Inputs that it was not made for (other names, sizes beyond its ranges) go straight to eager, and do not count
     as failures. Each kind of fallback is warned of once. Where eager raises as well, its error is raised.
 
@@ -95,10 +98,12 @@ class Optimized:
         given_up: Whether eager answers every call from now on.
     """
 
-    def __init__(self, folder: Path, record: Optimization, attempt: FormAttempt, device: str) -> None:
+    def __init__(
+        self, folder: Path, record: Optimization, attempt: FormAttempt, device: str, original: Sha256s
+    ) -> None:
         self.record, self.attempt, self.device = record, attempt, device
         self.fell_back, self.given_up = "", False
-        self._folder = folder
+        self._folder, self._original_files = folder, original
         self._dynamic = dynamic_of(record)
         # A form without a file compiles again by itself for other inputs.
         self._traced = traced_inputs(record) if _leaves_a_file(attempt) else {}
@@ -154,7 +159,7 @@ class Optimized:
         """Return the original in the form's dtype, loaded on first use; guarded where it is a model of transformers.
 
         Raises:
-            NotOptimizedError: If it cannot be loaded, with the reason as its `__cause__`.
+            NotOptimizedError: If it cannot be loaded, or is no longer what was optimized.
         """
         with self._lock:
             if self._model is None:
@@ -217,6 +222,8 @@ class Optimized:
         folder, record = self._folder, self.record
         if record.model_class:
             _require_model_class(folder, record.model_class)
+        # Now, and not when the form was loaded: the files may be changed in between, and most forms never need them.
+        require_original(folder, record, self._original_files)
         job = Job(
             folder / record.original,
             record.model_class,

@@ -11,10 +11,11 @@ import logging
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from ...errors import NotOptimizedError, UntrustedFolderError
 from ...store import recall, remember
+from ...store.contained import is_relative, leads_out
 from ...store.hashing import sha256_of
 from ..forms import forms
 from ..nouns.form import FileKind
@@ -81,16 +82,14 @@ def require_paths(folder: Path, record: Optimization) -> None:
 
 
 def require_inside(folder: Path, path: str) -> None:
-    """Raise unless `path`, relative to `folder`, stays in it.
+    """Raise unless `path`, relative to `folder`, stays in it. A download of the Hub may be links to its own blobs.
 
     Raises:
         NotOptimizedError: If it is absolute, climbs with "..", or passes over a link that leads out.
     """
-    # In both notations: what one system takes for a name is an absolute path for another.
-    for notation in (PurePosixPath(path), PureWindowsPath(path)):
-        if notation.anchor or ".." in notation.parts or "\0" in path:
-            raise NotOptimizedError(str(folder), f"optimization.json names {path!r}, which is outside of it")
-    if not (folder / path).resolve().is_relative_to(folder.resolve()):
+    if not is_relative(path):
+        raise NotOptimizedError(str(folder), f"optimization.json names {path!r}, which is outside of it")
+    if leads_out(folder, path):
         raise NotOptimizedError(str(folder), f"{path!r} is a link to something outside of it")
 
 

@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...optimizing.nouns.record import Optimization, Outcome
+from ...optimizing.nouns.record import FormAttempt, Optimization, Outcome
+from ...optimizing.serving.trust import require_trust
 from .evidence import Forms, TriedForm
 
 FOLDER = "onnx"  # where the Hub's users look for one
@@ -31,14 +32,29 @@ def forms_of(record: Optimization) -> Forms:
     return Forms(tuple(tried), len(record.attempts) - len(tried), device)
 
 
+def require_onnx(out: Path, record: Optimization) -> None:
+    """Raise unless the files of a chosen ONNX form are those that were verified.
+
+    Raises:
+        NotOptimizedError: If one was changed, is missing, or leads out of `out`.
+    """
+    if winner := _chosen_onnx(record):
+        require_trust(out / winner.artifact, winner.artifact_files, trust=True)
+
+
 def copy_onnx(out: Path, record: Optimization, folder: Path) -> None:
     """Copy the ONNX file that was chosen into `folder`/onnx; do nothing where another form was.
 
     Of the forms that are files it is the one that holds no code, and that other machines read.
     """
-    winner = record.winner
-    if winner is None or winner.form != _ONNX or not winner.artifact:
+    winner = _chosen_onnx(record)
+    if winner is None:
         return
     (folder / FOLDER).mkdir()
     for name in winner.artifact_files:
         shutil.copyfile(out / winner.artifact / name, folder / FOLDER / Path(name).name)
+
+
+def _chosen_onnx(record: Optimization) -> FormAttempt | None:
+    winner = record.winner
+    return winner if winner is not None and winner.form == _ONNX and winner.artifact else None

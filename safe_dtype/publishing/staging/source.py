@@ -17,8 +17,11 @@ from ...facts import Where
 from ...hub.repository import HubRepository
 from ...optimizing.nouns.record_file import FILE as OPTIMIZATION
 from ...optimizing.nouns.record_file import read_record
+from ...optimizing.serving.kept_original import original_files, require_original
+from ...optimizing.serving.trust import require_paths
+from ...store.contained import leads_out
 from .evidence import Base, Forms, not_publishable
-from .forms import copy_onnx, forms_of
+from .forms import copy_onnx, forms_of, require_onnx
 from .front_matter import read_front_matter
 
 # Copied byte for byte: a tokenizer that is loaded and saved again is not always the same.
@@ -80,26 +83,39 @@ def source_of(
 
     Raises:
         CheckpointError: If it is neither, or cannot be read.
-        NotOptimizedError: If it holds an `optimization.json` that is none.
-        NotPublishableError: If `license` is not what its card says.
+        NotOptimizedError: If it holds an `optimization.json` that is none, or that does not go with its files.
+        NotPublishableError: If `license` is not what its card says, or a file that goes along is a link out of it.
     """
     folder = Path(source)
     if not folder.is_dir():
         repo = os.fspath(source)
         folder = _downloaded(repo, revision)
-        return VariantSource(folder, repo, _base(folder, repo, folder.name, license))
+        return _whole(VariantSource(folder, repo, _base(folder, repo, folder.name, license)))
     named, _, commit = (base or "").partition("@")
     if not (folder / OPTIMIZATION).is_file():
-        return VariantSource(folder, folder.resolve().name, _base(folder, named or None, commit or None, license))
+        name = folder.resolve().name
+        return _whole(VariantSource(folder, name, _base(folder, named or None, commit or None, license)))
     record = read_record(folder)
+    require_paths(folder, record)
     original = folder / record.original
     if not (original / "config.json").is_file():
         problem = f"its original ({record.original}) is no folder that transformers loads"
         raise CheckpointError(folder.name, problem, "stage the model that it was made of")
+    require_original(folder, record, original_files(folder, record))
     dtype = record.winner.dtype.name if record.winner else None
-    return VariantSource(
-        original, record.source, _base(original, named or None, commit or None, license), dtype, folder
-    )
+    base_of_it = _base(original, named or None, commit or None, license)
+    return _whole(VariantSource(original, record.source, base_of_it, dtype, folder))
+
+
+def _whole(source: VariantSource) -> VariantSource:
+    """Return `source`, unless a file that goes along as it is would be read from somewhere else."""
+    for name in source.beside():
+        if leads_out(source.weights, name):
+            happened = f"{name} is a link to something outside of {source.name}"
+            raise not_publishable(source.weights, happened, "put the file itself in its place")
+    if source.optimized is not None:
+        require_onnx(source.optimized, read_record(source.optimized))
+    return source
 
 
 def _base(folder: Path, repo: str | None, revision: str | None, passed: str | None) -> Base:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from engineered import saved
 from publishing.client import in_child
 from publishing.loopback import LoopbackHub
 
-from safe_dtype.errors import CheckpointNotFoundError, NotPublishableError
+from safe_dtype.errors import CheckpointNotFoundError, NotOptimizedError, NotPublishableError
 from safe_dtype.facts import BFLOAT16
+from safe_dtype.optimizing.environment import hashes
 from safe_dtype.optimizing.nouns.record import FormAttempt, Optimization, Outcome, Seconds
-from safe_dtype.optimizing.nouns.record_file import write_record
+from safe_dtype.optimizing.nouns.record_file import read_record, write_record
 from safe_dtype.publishing.staging.evidence import Forms, TriedForm
 from safe_dtype.publishing.staging.source import VariantSource, source_of
 
@@ -47,29 +50,88 @@ print(base.repo, base.revision, base.license, base.license_name, found.evidence.
     assert printed == f"org/llama {hub.commits('org/llama')[0][0]} other own org/llama []"
 
 
-def test_what_optimize_made(tiny_qwen3: Path, tmp_path: Path) -> None:
-    """Of an optimized folder it is the original, in the dtype that was chosen, and the record goes along."""
-    shutil.copytree(tiny_qwen3, tmp_path / "made" / "original")
-    (tmp_path / "made" / "artifact").mkdir()
-    (tmp_path / "made" / "artifact" / "model.onnx").write_bytes(b"a graph")
+@pytest.fixture
+def made(tiny_qwen3: Path, tmp_path: Path) -> Path:
+    """What `optimize` left of a model, with an ONNX file as the form that it chose."""
+    folder = tmp_path / "made"
+    shutil.copytree(tiny_qwen3, folder / "original")
+    (folder / "artifact").mkdir()
+    (folder / "artifact" / "model.onnx").write_bytes(b"a graph")
     attempt = FormAttempt(
         "onnx", BFLOAT16, Outcome.VERIFIED, seconds=Seconds(run=0.5, eager=1.0), artifact="artifact",
-        artifact_files={"model.onnx": "0"},
+        artifact_files=hashes(folder / "artifact"),
     )  # fmt: skip
     failed = FormAttempt("aoti", BFLOAT16, Outcome.FAILED, "no compiler")
-    write_record(
-        Optimization(
-            "tiny-qwen3", "Qwen3ForCausalLM", "cpu", "auto", "auto", "bfloat16", attempts=(failed, attempt), chosen=1
-        ),
-        tmp_path / "made",
-    )
-    source = source_of(tmp_path / "made", revision=None, base="org/tiny", license=None)
-    assert (source.weights, source.dtype) == (tmp_path / "made" / "original", "bfloat16")
-    source.copy_beside(tmp_path)
-    assert (tmp_path / "optimization.json").read_bytes() == (tmp_path / "made" / "optimization.json").read_bytes()
-    assert (tmp_path / "tokenizer.json").read_bytes() == (tiny_qwen3 / "tokenizer.json").read_bytes()
-    assert (tmp_path / "onnx" / "model.onnx").read_bytes() == b"a graph"
+    record = Optimization(
+        "tiny-qwen3", "Qwen3ForCausalLM", "cpu", "auto", "auto", "bfloat16", attempts=(failed, attempt), chosen=1,
+        files=hashes(folder / "original"),
+    )  # fmt: skip
+    write_record(record, folder)
+    return folder
+
+
+def test_what_optimize_made(made: Path, tiny_qwen3: Path, tmp_path: Path) -> None:
+    """Of an optimized folder it is the original, in the dtype that was chosen, and the record goes along."""
+    source = source_of(made, revision=None, base="org/tiny", license=None)
+    assert (source.weights, source.dtype) == (made / "original", "bfloat16")
+    staged = tmp_path / "staged"
+    source.copy_beside(staged)
+    assert (staged / "optimization.json").read_bytes() == (made / "optimization.json").read_bytes()
+    assert (staged / "tokenizer.json").read_bytes() == (tiny_qwen3 / "tokenizer.json").read_bytes()
+    assert (staged / "onnx" / "model.onnx").read_bytes() == b"a graph"
     assert source.forms() == Forms((TriedForm("onnx", "bfloat16", 0.0, 2.0, chosen=True),), 1, "cpu")
+
+
+def changed_original(folder: Path) -> None:
+    """Change a setting of the original."""
+    (folder / "original/config.json").write_text("{}")
+
+
+def changed_graph(folder: Path) -> None:
+    """Put another graph in the place of the verified one."""
+    (folder / "artifact/model.onnx").write_bytes(b"another")
+
+
+def stolen(folder: Path) -> None:
+    """Let the record name a file of this machine as part of the form."""
+    (folder.parent / "secret").write_bytes(b"a key")
+    record = read_record(folder)
+    attempt = replace(record.attempts[1], artifact="artifact", artifact_files={"../../secret": "0"})
+    write_record(replace(record, attempts=(record.attempts[0], attempt)), folder)
+
+
+def original_elsewhere(folder: Path) -> None:
+    """Let the record name another folder as the original."""
+    write_record(replace(read_record(folder), original=str(folder.parent)), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        pytest.param(changed_original, r"config\.json was changed since", id="original"),
+        pytest.param(changed_graph, r"model\.onnx was changed since", id="form"),
+        pytest.param(stolen, "which is outside of it", id="path-of-the-form"),
+        pytest.param(original_elsewhere, "which is outside of it", id="path-of-the-original"),
+    ],
+)
+def test_what_optimize_did_not_make(change: Callable[[Path], None], problem: str, made: Path) -> None:
+    """What was changed since, or lies elsewhere, is not published as what was verified."""
+    change(made)
+    with pytest.raises(NotOptimizedError, match=problem):
+        source_of(made, revision=None, base="org/tiny", license=None)
+
+
+def test_links_out_of_the_source(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """A file that goes along as it is must lie in the folder: a link could publish any file of this machine."""
+    (tmp_path / "secret").write_text("a key")
+    shutil.copytree(tiny_qwen3, tmp_path / "model")
+    (tmp_path / "model/tokenizer_config.json").unlink(missing_ok=True)
+    (tmp_path / "model/tokenizer_config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(NotPublishableError, match=r"tokenizer_config\.json is a link to something outside"):
+        source_of(tmp_path / "model", revision=None, base="org/tiny", license=None)
+    (tmp_path / "model/tokenizer_config.json").unlink()
+    (tmp_path / "model/tokenizer_config.json").symlink_to("config.json")
+    source_of(tmp_path / "model", revision=None, base="org/tiny", license=None)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "pickle"])
