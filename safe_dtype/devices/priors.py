@@ -56,7 +56,7 @@ class Prior:
         mention = re.compile(rf"\b{_SHORT[dtype]}\b") if dtype in _SHORT and kind is not VerdictKind.WRONG else None
         trap = next((trap for trap in self.traps if mention and mention.search(trap)), "")
         explanation = f"{words}; {trap}" if trap else words
-        return kind, f"prior table, not measured: {explanation} ({', '.join(self.sources[:_CITED])})"
+        return kind, f"{explanation}; published, not measured here ({', '.join(self.sources[:_CITED])})"
 
     def _kind(self, dtype: Dtype) -> tuple[VerdictKind, str]:
         if dtype.name in self.wrong:

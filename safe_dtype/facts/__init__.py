@@ -6,6 +6,7 @@ from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8,
 from .learned_failure import LearnedFailure
 from .location import Where
 from .measured import (
+    BESIDE_FLOAT32,
     BlockPeak,
     CacheShape,
     CheckpointFacts,
@@ -37,6 +38,7 @@ from .rescale import (
 
 __all__ = [
     "ALL",
+    "BESIDE_FLOAT32",
     "BFLOAT16",
     "COMPUTE",
     "FEW_POSITIONS",

@@ -20,6 +20,9 @@ class Dtype:
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        return f"<Dtype {self.name}>"
+
     @property
     def is_floating_point(self) -> bool:
         """Whether this is a floating format."""

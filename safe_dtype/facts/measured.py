@@ -10,6 +10,8 @@ from .dtypes import FLOAT32, Dtype
 from .learned_failure import LearnedFailure
 from .rescale import Rescale
 
+BESIDE_FLOAT32 = "x float32's time at"  # marks the part of a verdict's reason that compares the speed of the operation
+
 
 class VerdictKind(str, Enum):
     """How a dtype does on a device for one family of operations."""
@@ -50,6 +52,11 @@ class Verdict:
     prefill_flops_per_s: float | None = None
     max_rel_error: float | None = None  # largest |difference| over largest |reference|
     timings: tuple[Timing, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reason says beside the speed of this one operation."""
+        return tuple(note for note in self.reason.split("; ") if note and BESIDE_FLOAT32 not in note)
 
     @property
     def runs(self) -> bool:
@@ -220,13 +227,20 @@ class HalfRange:
             return self.problem
         noise = ", on random tokens" if self.on_noise else ""
         if self.rescale is None and not self.islands:
-            return f"activations reach {self.peak:.3g}{noise}"
+            return f"activations reach {_number(self.peak)}{noise}"
         words = [f"rescaled exactly: {self.rescale}"] if self.rescale else []
         words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
         if self.stored:
             return f"{', '.join(words)}, as it was saved"
-        sure = f" (no input takes hidden states beyond {self.certified:.3g})" if self.certified else ""
-        return f"{', '.join(words)}; activations reach {self.left:.3g} instead of {self.peak:.3g}{noise}{sure}"
+        sure = f" (no input takes hidden states beyond {_number(self.certified)})" if self.certified else ""
+        return (
+            f"{', '.join(words)}; activations reach {_number(self.left)} instead of {_number(self.peak)}{noise}{sure}"
+        )
+
+
+def _number(size: float) -> str:
+    """Return three digits of `size`, and no power of ten below ten million: 451234.0 -> '451,000'."""
+    return f"{float(f'{size:.3g}'):,.0f}" if 1000 <= size < 1e7 else f"{size:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,62 +1,131 @@
-"""A plan as a table for people."""
+"""A plan for people: what is loaded and why, then every candidate with the reason for its verdict."""
 
 from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, seconds_text
 from .plan import Decision, Plan
 
+_REASONS_BESIDE = 100  # columns; on a narrower page the reasons stand below the table
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One candidate, as text."""
+
+    cells: tuple[str, ...]
+    name: str
+    reason: str
+
 
 def plan_text(plan: Plan, *, width: int) -> str:
-    """Return the plan: what is loaded and why in one line, then one row a candidate."""
-    workload = plan.policy.workload
-    columns = (
-        Column("", wraps=True),
-        Column("stored"),
-        Column("computed"),
-        Column(f"{workload.prompt_tokens} in", number=True),
-        Column(f"{workload.new_tokens} out", number=True),
-        Column("memory", number=True),
-        Column("verdict"),
-        Column("reason", wraps=True),
-    )
-    decisions = sorted(plan.decisions, key=lambda decision: (decision is not plan.chosen, not decision.accepted))
-    rows = [_row(decision, chosen=decision is plan.chosen) for decision in decisions]
-    warnings = (f"warning: {warning}" for warning in plan.warnings)
-    rounded = [f"rounded on loading: {plan.rounded}: {plan.rounded.names}"] if plan.rounded else []
-    return page([_headline(plan), table(columns, rows), *rounded, *warnings], width=width)
+    """Return the plan: what is loaded and why in a few lines, then one row a candidate, then what holds for several."""
+    columns, rows = _columns(plan), _rows(plan)
+    if width >= _REASONS_BESIDE:
+        shown = table((*columns, Column("reason", wraps=True)), ((*row.cells, row.reason) for row in rows))
+        reasons = []
+    else:
+        shown = table(columns, (row.cells for row in rows))
+        reasons = [f"{row.name}: {row.reason}" for row in rows if row.reason]
+    gap = [""] if reasons else []
+    return page([*_headline(plan), shown, *reasons, *gap, *_notes(plan)], width=width)
 
 
-def _headline(plan: Plan) -> str:
-    where = plan.device_name if plan.device_name == plan.device else f"{plan.device_name} ({plan.device})"
-    basis = "" if plan.measured else "\nNobody measured this device here: planned from the prior table."
-    if plan.quantization:
-        return f"{plan.source} on {where}: {plan.reason}.{basis}"
-    layout = plan.routes.layout if plan.routes and plan.routes.layout != "plain" else None
-    extras = "".join(
-        f", {name}={value}"
-        for name, value in (
-            ("layout", layout), ("attn_implementation", plan.attention), ("device_map", plan.device_map)
+def plan_html(plan: Plan) -> str:
+    """Return the same as `plan_text`, as HTML for a notebook."""
+    columns, rows = (*_columns(plan), Column("reason")), _rows(plan)
+    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td style="text-align: {"right" if column.number else "left"}">{html.escape(cell)}</td>'
+            for column, cell in zip(columns, (*row.cells, row.reason), strict=True)
         )
-        if value
-    )  # fmt: skip
-    chosen = plan.chosen.candidate if plan.chosen else plan.storage
-    return f"{plan.source} (saved in {plan.saved}) on {where}: {chosen}{extras}\nbecause: {plan.reason}.{basis}"
-
-
-def _row(decision: Decision, *, chosen: bool) -> tuple[str, ...]:
-    cost = decision.cost
-    return (
-        "->" if chosen else "",
-        str(decision.candidate.storage),
-        "" if decision.candidate.storage == decision.candidate.compute else str(decision.candidate.compute),
-        _seconds(cost.prefill_seconds),
-        _seconds(cost.decode_seconds),
-        bytes_text(cost.bytes),
-        "accepted" if decision.ground is None else f"rejected: {decision.ground}",
-        decision.reason,
+        + "</tr>"
+        for row in rows
     )
+    lines = [
+        f"<p>{'<br>'.join(map(html.escape, lines))}</p>" for lines in (_headline(plan), tuple(_notes(plan))) if lines
+    ]
+    lines.insert(1, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return f"<div>{''.join(lines)}</div>"
 
 
-def _seconds(seconds: float | None) -> str:
-    return "?" if seconds is None else seconds_text(seconds)
+def _headline(plan: Plan) -> tuple[str, ...]:
+    basis = (
+        ()
+        if plan.measured
+        else ("Nobody measured this device here: planned from published facts, which tell no times.",)
+    )
+    if plan.quantization:
+        return f"{plan.source} on {plan.where}: {plan.reason}.", *basis
+    saved = f"{plan.source} (saved in {plan.saved}) on {plan.where}"
+    return f"{saved}: {plan.what}", f"because: {plan.reason}.", *basis
+
+
+def _columns(plan: Plan) -> tuple[Column, ...]:
+    workload = plan.policy.workload
+    titles = (f"{workload.prompt_tokens} in", f"{workload.new_tokens} out")
+    shown = [title for title, is_shown in zip(titles, _has_times(plan), strict=True) if is_shown]
+    computed = [Column("computed")] if _has_pairs(plan) else []
+    numbers = [Column(title, number=True) for title in (*shown, "memory")]
+    return Column("stored" if computed else "dtype"), *computed, *numbers, Column("verdict", wraps=True)
+
+
+def _rows(plan: Plan) -> list[_Row]:
+    decisions = sorted(plan.decisions, key=lambda decision: (decision is not plan.chosen, not decision.accepted))
+    shared = _shared(plan.decisions)
+    return [_row(decision, plan, shared) for decision in decisions]
+
+
+def _row(decision: Decision, plan: Plan, shared: Sequence[str]) -> _Row:
+    storage, compute, cost = decision.candidate.storage, decision.candidate.compute, decision.cost
+    times = [
+        "?" if seconds is None else seconds_text(seconds)
+        for seconds, is_shown in zip((cost.prefill_seconds, cost.decode_seconds), _has_times(plan), strict=True)
+        if is_shown
+    ]
+    dtypes = [storage.name, *["" if storage == compute else compute.name] * _has_pairs(plan)]
+    cells = (*dtypes, *times, bytes_text(cost.bytes), _verdict(decision, is_chosen=decision is plan.chosen))
+    own = "; ".join(part for part in decision.reason.split("; ") if part not in shared or not decision.accepted)
+    return _Row(cells, str(decision.candidate), own)
+
+
+def _verdict(decision: Decision, *, is_chosen: bool) -> str:
+    if is_chosen:
+        return "chosen" if decision.accepted else f"chosen despite {decision.ground}"
+    return "accepted" if decision.accepted else f"rejected: {decision.ground}"
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """Yield what stands below the table: what holds for several rows, what the columns say, what to look out for."""
+    if shared := _shared(plan.decisions):
+        yield f"Every accepted dtype: {'; '.join(shared)}."
+    if _has_times(plan)[0]:
+        prompt, new = plan.policy.workload.prompt_tokens, plan.policy.workload.new_tokens
+        answer = f", then for {new} new ones" if _has_times(plan)[1] else ""
+        yield f"Times are predicted for a prompt of {prompt} tokens{answer}; memory is the peak on the device."
+    if plan.rounded:
+        yield f"Rounded to {plan.storage} on loading: {plan.rounded}: {plan.rounded.names}"
+    for warning in plan.warnings:
+        yield f"warning: {warning}"
+
+
+def _shared(decisions: Sequence[Decision]) -> tuple[str, ...]:
+    """Return the parts of reasons that all accepted candidates share; none where there is only one."""
+    first, *others = [decision.reason.split("; ") for decision in decisions if decision.accepted] or [[]]
+    return tuple(part for part in first if all(part in parts for parts in others)) if others else ()
+
+
+def _has_times(plan: Plan) -> tuple[bool, bool]:
+    """Whether there are seconds to show: of the prompt, and of new tokens."""
+    costs = [decision.cost for decision in plan.decisions]
+    return any(cost.prefill_seconds is not None for cost in costs), any(cost.decode_seconds for cost in costs)
+
+
+def _has_pairs(plan: Plan) -> bool:
+    return any(decision.candidate.storage != decision.candidate.compute for decision in plan.decisions)

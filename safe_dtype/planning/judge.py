@@ -20,7 +20,7 @@ from ..facts import (
     exceeds,
     worst_output,
 )
-from ..rendering.units import bytes_text
+from ..rendering.units import bytes_text, times_text
 from .matmul_routes import Routes, product_verdict, routes_for
 from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
@@ -77,7 +77,8 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
         or _bad_rounding(candidate, device, checkpoint, policy)
         or _bad_memory(cost, device)
     )
-    ground, reason = rejection or (None, _praise(candidate, routes, checkpoint, product))
+    speed = _beside_float32(candidate, cost, device, checkpoint, policy)
+    ground, reason = rejection or (None, _praise(candidate, routes, checkpoint, product, speed))
     return Decision(
         candidate,
         ground,
@@ -163,8 +164,8 @@ def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy
         return None
     if half is None:
         return Ground.RANGE, (
-            f"{storage} ends at {storage.largest:.0f}; the model comes in {checkpoint.saved}, which reaches 3e38, "
-            "and its activations were not measured"
+            f"{storage} ends at {storage.largest:.0f}; a model that was saved in {checkpoint.saved} may go beyond, "
+            "and its activations were not measured: `safe-dtype rescue` measures them"
         )
     if half.problem:
         return Ground.RANGE, half.problem
@@ -199,8 +200,8 @@ def _bad_rounding(
     is_coarser = storage.epsilon > checkpoint.saved.epsilon
     what = f"the {checkpoint.saved} weights" if is_coarser else str(rounded_tensors(storage, checkpoint))
     return Ground.ROUNDING, (
-        f"rounds {what} to {_bits(storage)} bits, and what that does to the output was "
-        f"not measured{why}; prefer=memory or an explicit dtype allows it"
+        f"rounds {what} to {_bits(storage)} significant bits, and how far that moves the output "
+        f"was not measured{why}; prefer=memory or an explicit dtype allows it"
     )
 
 
@@ -241,15 +242,35 @@ def _attention(dtype: Dtype, device: DeviceFacts) -> str | None:
     return "eager" if device.verdict(dtype, "attention").kind in _GROUNDS else None
 
 
-def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, matmul: Verdict) -> str:
+def _beside_float32(
+    candidate: Candidate, cost: Cost, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+) -> str:
+    """Return how the parts of the predicted seconds compare with float32's, where both are known."""
+    plain = Candidate(FLOAT32, FLOAT32)
+    calls = _calls(checkpoint, policy)
+    routes = routes_for(FLOAT32, FLOAT32, device, calls, can_be_laid_out=_can_be_laid_out(FLOAT32, checkpoint, policy))
+    base = predict(plain, routes, device, checkpoint, policy.workload)
+    if candidate == plain or not base.seconds or cost.seconds is None:
+        return ""
+    parts = (
+        ("products", cost.product_seconds, base.product_seconds),
+        ("attention", cost.attention_seconds, base.attention_seconds),
+    )
+    ratios = [f"{times_text(mine / other)} for {name}" for name, mine, other in parts if mine and other]
+    return ": ".join(
+        filter(None, [f"takes {times_text(cost.seconds / base.seconds)} float32's time", ", ".join(ratios)])
+    )
+
+
+def _praise(
+    candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, product: Verdict, speed: str
+) -> str:
     words = [_fate(candidate, checkpoint)]
     drift, reference = _drift_of(candidate, checkpoint)
     if drift is not None:
-        words[0] += (
-            f": KL {drift.kl_mean:.2g} nats to {reference}, {drift.top1_agreement:.1%} of the top tokens the same"
-        )
-        if output := worst_output(drift)[0]:
-            words[0] += f", {output} furthest off"
+        furthest = f", {output} furthest off" if (output := worst_output(drift)[0]) else ""
+        same = f"{drift.top1_agreement:.1%} of the top tokens the same"
+        words.append(f"measured: KL {drift.kl_mean:.2g} nats to {reference}, {same}{furthest}")
     half = checkpoint.half
     if half is not None and candidate.storage == FLOAT16:
         words.append(str(half))
@@ -257,7 +278,9 @@ def _praise(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointF
         words.append(f"{_reaches(wide)}: in float32, as saved")
     if routes and routes.layout == "blocks":
         words.append("laid out in blocks on loading")
-    return "; ".join([*words, *filter(None, [matmul.reason])])
+    if speed:
+        words.append(speed)
+    return "; ".join([*words, *product.notes])
 
 
 def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift | None, Dtype]:

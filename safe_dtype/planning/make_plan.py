@@ -83,7 +83,7 @@ def _pick(case: PlanningCase) -> Decision:
 
 def _why(picked: Decision, case: PlanningCase) -> str:
     if picked.ground is Ground.MEMORY:
-        return f"the smallest that is right here, and even that {picked.reason}"
+        return f"nothing that is right here fits whole, and it is the smallest: it {picked.reason}"
     return merit(picked, case)
 
 

@@ -38,6 +38,8 @@ class Cost:
     weight_bytes: int
     cache_bytes: int  # keys and values of prompt and new tokens
     work_bytes: int  # activations of the prompt, or the largest tensor on its way in: the larger one
+    product_seconds: float | None = None  # of `seconds`: products with weights
+    attention_seconds: float | None = None  # of `seconds`: attention, and reading the cache
 
     @property
     def seconds(self) -> float | None:
@@ -88,6 +90,10 @@ class Decision:
         """Whether this candidate may be used."""
         return self.ground is None
 
+    def __repr__(self) -> str:
+        verdict = "accepted" if self.accepted else f"rejected for {self.ground}"
+        return f"<Decision: {self.candidate} {verdict}: {self.reason}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -126,6 +132,32 @@ class Plan:
     def cost(self) -> Cost | None:
         """Predicted seconds and bytes of the plan's own candidate."""
         return self.chosen.cost if self.chosen else None
+
+    @property
+    def what(self) -> str:
+        """What is loaded, and what else is set for it: 'bfloat16 stored, float32 computed, layout=blocks'."""
+        layout = self.routes.layout if self.routes and self.routes.layout != "plain" else None
+        settings = (("layout", layout), ("attn_implementation", self.attention), ("device_map", self.device_map))
+        dtypes = str(self.chosen.candidate if self.chosen else self.storage)
+        return ", ".join([dtypes, *(f"{name}={value}" for name, value in settings if value)])
+
+    @property
+    def where(self) -> str:
+        """The device, by its product's name and by torch's: 'AMD EPYC (cpu)'."""
+        return self.device_name if self.device_name == self.device else f"{self.device_name} ({self.device})"
+
+    @property
+    def summary(self) -> str:
+        """What is loaded, where and why, in one line."""
+        return f"{self.source}: {self.what} on {self.where}: {self.reason}"
+
+    def __repr__(self) -> str:
+        return f"<Plan: {self.summary}>"
+
+    def _repr_html_(self) -> str:
+        from .explain import plan_html
+
+        return plan_html(self)
 
     def explain(self, *, width: int = 110) -> str:
         """Return the plan as a table for people, at most `width` columns wide."""

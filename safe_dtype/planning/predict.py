@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from ..facts import FLOAT16, FLOAT32, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
 from .matmul_routes import Routes
@@ -19,25 +20,35 @@ _LIVE_INNER = 3
 _CALLS = 200
 
 
+class _Parts(NamedTuple):
+    """Where the seconds of one call go."""
+
+    products: float  # with weights
+    attention: float
+    others: float
+
+
 def predict(
     candidate: Candidate, routes: Routes | None, device: DeviceFacts, checkpoint: CheckpointFacts, workload: Workload
 ) -> Cost:
     """Return the cost of the workload for one candidate whose products take `routes`."""
-    prefill = prefill_seconds(candidate, routes, device, checkpoint, workload.prompt_tokens)
+    prompt = _prefill(candidate, routes, device, checkpoint, workload.prompt_tokens) if routes else None
     # Without a cache (encoders, vision) there is no decoding: the call is the workload.
     new_tokens = workload.new_tokens if checkpoint.cache.layers else 0
     tokens = workload.prompt_tokens + new_tokens
     context = workload.prompt_tokens + new_tokens // 2
-    one_token = decode_seconds(candidate.storage, routes, device, checkpoint, context)
+    one = _decode(candidate.storage, routes, device, checkpoint, context) if routes else None
     return Cost(
-        prefill_seconds=prefill,
-        decode_seconds=None if one_token is None else one_token * new_tokens,
+        prefill_seconds=sum(prompt) if prompt else None,
+        decode_seconds=sum(one) * new_tokens if one else None,
         weight_bytes=weight_bytes(_kept(candidate, routes), checkpoint),
         cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize,
         work_bytes=max(
             _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens),
             max((tensor.numel for tensor in checkpoint.tensors), default=0) * candidate.storage.itemsize,
         ),
+        product_seconds=prompt.products + one.products * new_tokens if prompt and one else None,
+        attention_seconds=prompt.attention + one.attention * new_tokens if prompt and one else None,
     )
 
 
@@ -51,16 +62,21 @@ def prefill_seconds(
     candidate: Candidate, routes: Routes | None, device: DeviceFacts, checkpoint: CheckpointFacts, tokens: int
 ) -> float | None:
     """Predict one forward pass over `tokens` positions: products, attention where it was measured, and the rest."""
-    if routes is None:
-        return None
+    return None if routes is None else sum(_prefill(candidate, routes, device, checkpoint, tokens))
+
+
+def _prefill(
+    candidate: Candidate, routes: Routes, device: DeviceFacts, checkpoint: CheckpointFacts, tokens: int
+) -> _Parts:
     body = sum(one.numel * one.active for one in checkpoint.linears if one.per_position)
     head = sum(one.numel for one in checkpoint.linears if not one.per_position)
-    seconds = body * routes.seconds(tokens) + head * routes.seconds(1)
     cast = routes.cast_from is not None and tokens >= routes.cast_from
     attention = device.verdict(candidate.compute if cast else candidate.storage, "attention").prefill_flops_per_s
-    if attention:
-        seconds += _attention_flops(checkpoint.cache, tokens) / attention
-    return seconds + _elementwise_seconds(device, checkpoint, tokens)
+    return _Parts(
+        products=body * routes.seconds(tokens) + head * routes.seconds(1),
+        attention=_attention_flops(checkpoint.cache, tokens) / attention if attention else 0.0,
+        others=_elementwise_seconds(device, checkpoint, tokens),
+    )
 
 
 def decode_seconds(
@@ -71,15 +87,20 @@ def decode_seconds(
     The cache is read at attention's rate, which on a CPU without 16-bit arithmetic is a tenth of float32's. Query
     heads that share keys read them once each: transformers repeats the keys.
     """
-    if routes is None:
-        return None
+    return None if routes is None else sum(_decode(storage, routes, device, checkpoint, context))
+
+
+def _decode(storage: Dtype, routes: Routes, device: DeviceFacts, checkpoint: CheckpointFacts, context: int) -> _Parts:
     cache = checkpoint.cache
     shared = cache.attention_heads / cache.kv_heads if cache.kv_heads else 0
     verdict = device.verdict(storage, "attention")
     rate = verdict.decode_bytes_per_s or device.verdict(storage).decode_bytes_per_s
     weights = sum(one.numel * one.active for one in checkpoint.linears)
-    attention = cache.numel_per_token * context * shared * storage.itemsize / rate if rate else 0.0
-    return weights * routes.seconds(1) + attention + _elementwise_seconds(device, checkpoint, 1)
+    return _Parts(
+        products=weights * routes.seconds(1),
+        attention=cache.numel_per_token * context * shared * storage.itemsize / rate if rate else 0.0,
+        others=_elementwise_seconds(device, checkpoint, 1),
+    )
 
 
 def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows: int) -> float:

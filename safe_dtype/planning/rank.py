@@ -6,13 +6,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
-from ..rendering.units import bytes_text
+from ..rendering.units import bytes_text, longer_text
 from .judge import loses, rounds
 from .plan import Decision, Ground
 from .policy import Policy
 
 # Measured rates repeat to about a tenth on a busy machine: nearer than that, times are equal and fidelity decides.
 _TIE = 1.10
+
+_REJECTED_FOR = {
+    Ground.WRONG: "wrong results",
+    Ground.UNSUPPORTED: "missing kernels",
+    Ground.CRASHES: "kernels that crash",
+    Ground.UNKNOWN: "want of a measurement",
+    Ground.RANGE: "its range",
+    Ground.ROUNDING: "rounding",
+    Ground.DRIFT: "the drift that was measured",
+    Ground.LEARNED: "an earlier failure",
+    Ground.MEMORY: "its size",
+    Ground.LADDER: "the policy's ladder",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +62,25 @@ def merit(picked: Decision, case: PlanningCase) -> str:
     """Return the reason why `picked` comes before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
     if not others:
-        learned = any(one.ground is Ground.LEARNED for one in case.decisions)
-        return f"the only one {'accepted' if learned else 'that works'} here; {picked.reason}"
+        return _only(picked, case)
     if case.policy.ladder:
         return "first on the policy's ladder"
     if case.policy.prefer == "memory":
         return f"the smallest: {bytes_text(picked.cost.bytes)}"
     if case.policy.prefer == "fidelity":
         return f"the most exact of {len(others) + 1}"
-    return _merit_in_speed(picked, others, case.device)
+    return _merit_in_speed(picked, others, case)
+
+
+def _only(picked: Decision, case: PlanningCase) -> str:
+    mine = picked.candidate.storage
+    rejected = {
+        one.candidate.storage: _REJECTED_FOR[one.ground]
+        for one in case.decisions
+        if one.ground and one.candidate.storage != mine
+    }
+    for_what = ", ".join(f"{dtype} for {what}" for dtype, what in rejected.items())
+    return "the only one accepted here" + (f": {picked.reason}" if not rejected else f"; rejected are {for_what}")
 
 
 def _speed(decision: Decision, case: PlanningCase) -> tuple[float, ...]:
@@ -94,13 +117,18 @@ def _no_slower(decisions: Iterable[Decision], seconds: float) -> list[Decision]:
     return [one for one in decisions if one.cost.seconds is not None and one.cost.seconds <= seconds]
 
 
-def _merit_in_speed(picked: Decision, others: list[Decision], device: DeviceFacts) -> str:
+def _merit_in_speed(picked: Decision, others: list[Decision], case: PlanningCase) -> str:
     mine = picked.cost.seconds
     if mine is None:
-        return f"first of the {len(others) + 1} accepted for {device.family or device.name}, by the prior table"
+        device = case.device
+        return f"of the {len(others) + 1} accepted the published facts put it first for {device.family or device.name}"
     if faster := _no_slower(others, mine):
         return f"as fast as {faster[0].candidate} within 10 %, and more exact"
-    rival, seconds = min(
-        ((one.candidate, one.cost.seconds) for one in others if one.cost.seconds is not None), key=lambda pair: pair[1]
-    )
-    return f"fastest here: {rival} would take {seconds / mine:.2g} times as long"
+    timed = [(one.cost.seconds / mine, one) for one in others if one.cost.seconds is not None]
+    if not timed:
+        return "the only one accepted here whose speed was measured"
+    ratio, rival = min(timed, key=lambda pair: pair[0])
+    if ratio <= _TIE:
+        is_finer = _infidelity(picked, case) < _infidelity(rival, case)
+        return f"{rival.candidate} takes as long within 10 %, and is {'less' if is_finer else 'not more'} exact"
+    return f"fastest here: {rival.candidate} would take {longer_text(ratio)}"

@@ -16,3 +16,16 @@ def seconds_text(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+
+
+def longer_text(ratio: float) -> str:
+    """Return how much longer something takes, for a ratio of at least 1: 1.13 -> '13 % longer', 2.14 -> '2.1 times as long'."""
+    percent = round((ratio - 1) * 100)
+    if percent < 1:
+        return "as long"
+    return f"{percent} % longer" if percent < 50 else f"{times_text(ratio)} as long"
+
+
+def times_text(ratio: float) -> str:
+    """Return a ratio in two digits, and all digits before the point: 0.413 -> '0.41 times', 123.4 -> '123 times'."""
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.2g} times"

@@ -76,17 +76,17 @@ SEEN_BEYOND = HalfRange(16_377.0, 16_377.0)
         pytest.param(FLOAT16, f.TURING, f.checkpoint(), "auto", Ground.RANGE, "not measured", id="range-unmeasured"),
         pytest.param(FLOAT16, f.TURING, f.checkpoint(half=HALF_FITS), "auto", None, "reach 900", id="range-fits"),
         pytest.param(
-            FLOAT16, f.TURING, f.checkpoint(half=SEEN_AT_THE_EDGE), "auto", None, "1.64e+04", id="two-bits-below-the-end"
+            FLOAT16, f.TURING, f.checkpoint(half=SEEN_AT_THE_EDGE), "auto", None, "16,400", id="two-bits-below-the-end"
         ),
         pytest.param(
             FLOAT16, f.TURING, f.checkpoint(half=SEEN_BEYOND), "auto", Ground.RANGE, "65504", id="less-than-two-bits-below"
         ),
         pytest.param(FLOAT16, f.TURING, f.checkpoint(FLOAT16), "auto", None, "keeps", id="range-of-its-own"),
         pytest.param(
-            BFLOAT16, f.AMPERE, f.checkpoint(FLOAT32), "auto", Ground.ROUNDING, "to 8 bits", id="rounds-unasked"
+            BFLOAT16, f.AMPERE, f.checkpoint(FLOAT32), "auto", Ground.ROUNDING, "to 8 significant bits", id="rounds-unasked"
         ),
         pytest.param(BFLOAT16, f.AMPERE, f.checkpoint(FLOAT32), "prefer=memory", None, "rounds", id="rounds-for-memory"),
-        pytest.param(BFLOAT16, f.AMPERE, f.checkpoint(FLOAT16), "auto", Ground.ROUNDING, "to 8 bits", id="fp16-to-bf16"),
+        pytest.param(BFLOAT16, f.AMPERE, f.checkpoint(FLOAT16), "auto", Ground.ROUNDING, "to 8 significant bits", id="fp16-to-bf16"),
         pytest.param(
             FLOAT32, f.TURING, f.checkpoint(billions=7), "auto", Ground.MEMORY, "15 GB are free", id="memory"
         ),

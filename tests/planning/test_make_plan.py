@@ -117,7 +117,7 @@ def test_range_known_not_to_fit() -> None:
     plan = make_plan(f.TURING, f.checkpoint(BFLOAT16, half=HalfRange(4e4, 4e4)))
     half = next(one for one in plan.decisions if one.candidate.compute == FLOAT16)
     assert half.ground is Ground.RANGE
-    assert "4e+04" in half.reason
+    assert "40,000" in half.reason
     assert "65504" in half.reason
 
 
@@ -324,7 +324,7 @@ def test_without_rates() -> None:
     assert plan.storage == BFLOAT16
     assert plan.cost is not None
     assert plan.cost.seconds is None
-    assert "prior table" in plan.reason
+    assert "published facts" in plan.reason
     assert "Nobody measured" in plan.explain()
 
 

@@ -46,12 +46,12 @@ def test_what_is_said() -> None:
     assert reason(FLOAT32, mixed()).startswith("keeps every bit of the weights")
     assert reason(BFLOAT16, f.checkpoint()).startswith("keeps every bit of the weights")
     plan = make_plan(f.AMPERE, mixed(), ordered=BFLOAT16)
-    assert "rounded on loading: 36 of " in plan.explain(width=400)
+    assert "Rounded to bfloat16 on loading: 36 of " in plan.explain(width=400)
     assert "layers.*.norm.weight" in plan.explain(width=400)
     assert json.loads(plan.to_json())["rounded"]["tensors"] == 36
     exact = make_plan(f.AMPERE, f.checkpoint(), ordered=BFLOAT16)
     assert exact.rounded is None
-    assert "rounded on loading" not in exact.explain()
+    assert "ounded to " not in exact.explain()
 
 
 def test_few_do_not_keep_the_model_from_its_dtype() -> None:
@@ -66,7 +66,7 @@ def test_many_are_a_rounding_to_be_measured() -> None:
     decision = judge(Candidate(BFLOAT16, BFLOAT16), f.AMPERE, mixed(BFLOAT16, *half), Policy())
     assert decision.ground is Ground.ROUNDING
     assert "36 of" in decision.reason
-    assert "to 8 bits" in decision.reason
+    assert "to 8 significant bits" in decision.reason
     decision = judge(Candidate(BFLOAT16, BFLOAT16), f.AMPERE, mixed(BFLOAT16, *half), Policy.parse("prefer=memory"))
     assert decision.accepted
     small = replace(f.AMPERE, memory=MemoryFacts(3 * 10**9, 2 * 10**9, "device"))

@@ -111,13 +111,33 @@ def test_without_rates_the_prior_order() -> None:
 @pytest.mark.parametrize(
     ("policy", "decisions", "words"),
     [
-        pytest.param("auto", [(FLOAT32, 1.0)], "keeps every bit", id="alone"),
+        pytest.param("auto", [(FLOAT32, 1.0)], "the only one accepted here: keeps every bit", id="alone"),
         pytest.param("ladder=fp32>bf16", [(FLOAT32, 2.0), (BFLOAT16, 1.0)], "ladder", id="ladder"),
         pytest.param("prefer=memory", [(BFLOAT16, 2.0), (FLOAT32, 1.0)], "smallest: 1 GB", id="memory"),
         pytest.param("prefer=fidelity", [(FLOAT32, 2.0), (BFLOAT16, 1.0)], "most exact of 2", id="fidelity"),
         pytest.param("auto", [(BFLOAT16, 1.0), (FLOAT32, 2.5)], "float32 would take 2.5 times", id="speed"),
         pytest.param("auto", [(FLOAT32, 1.05), (BFLOAT16, 1.0)], "bfloat16 within 10 %", id="tie"),
-        pytest.param("auto", [(BFLOAT16, None), (FLOAT32, None)], "prior table", id="no-rates"),
+        pytest.param("auto", [(BFLOAT16, None), (FLOAT32, None)], "published facts", id="no-rates"),
+        pytest.param("auto", [(FLOAT32, 1.0), (BFLOAT16, 1.13)], "bfloat16 would take 13 % longer", id="a-little"),
+        pytest.param("auto", [(FLOAT32, 1.0), (BFLOAT16, 400.0)], "bfloat16 would take 400 times as long", id="far"),
+        pytest.param(
+            "auto",
+            [(FLOAT32, 1.0), (BFLOAT16, 1.004)],
+            "bfloat16 takes as long within 10 %, and is less exact",
+            id="equal",
+        ),
+        pytest.param(
+            "auto",
+            [(BFLOAT16, 1.0), (BFLOAT16, 1.05)],
+            "takes as long within 10 %, and is not more exact",
+            id="equal-in-all",
+        ),
+        pytest.param(
+            "auto",
+            [(FLOAT32, 1.0), (BFLOAT16, None)],
+            "the only one accepted here whose speed was measured",
+            id="one-rate",
+        ),
     ],
 )
 def test_merit(policy: str, decisions: list[tuple[Dtype, float | None]], words: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safe_dtype.rendering.units import bytes_text, seconds_text
+from safe_dtype.rendering.units import bytes_text, longer_text, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,15 @@ def test_bytes(count: float, words: str) -> None:
 def test_seconds(seconds: float, words: str) -> None:
     """The unit that keeps three digits."""
     assert seconds_text(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (1.0, "as long"), (1.004, "as long"), (1.13, "13 % longer"), (1.6, "1.6 times as long"),
+        (9.96, "10 times as long"), (123.4, "123 times as long"), (12345.0, "12,345 times as long"),
+    ],
+)  # fmt: skip
+def test_longer_text(ratio: float, text: str) -> None:
+    """A small difference is a percentage, a large one a factor, and none says so."""
+    assert longer_text(ratio) == text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ...facts import FLOAT32, Verdict, VerdictKind
+from ...facts import BESIDE_FLOAT32, FLOAT32, Verdict, VerdictKind
 
 ONE_ROW, PREFILL_ROWS = 1, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
@@ -54,7 +54,7 @@ def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
     many, one_row = _ratio(verdict, base, PREFILL_ROWS), _ratio(verdict, base, ONE_ROW)
     if many is None:
         return verdict
-    words = [f"{many:.2g}x float32's time at {PREFILL_ROWS} rows", f"{one_row:.2g}x at 1 row" if one_row else ""]
+    words = [f"{many:.2g}{BESIDE_FLOAT32} {PREFILL_ROWS} rows", f"{one_row:.2g}x at 1 row" if one_row else ""]
     kind = VerdictKind.SLOW if many > _SLOW else VerdictKind.NATIVE
     return replace(
         verdict, kind=kind, reason="; ".join(filter(None, (", ".join(filter(None, words)), verdict.reason)))
