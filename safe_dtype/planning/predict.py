@@ -37,18 +37,18 @@ def predict(
     new_tokens = workload.new_tokens if checkpoint.cache.layers else 0
     tokens = workload.prompt_tokens + new_tokens
     context = workload.prompt_tokens + new_tokens // 2
-    one = _decode(candidate.storage, routes, device, checkpoint, context) if routes else None
+    new_token = _decode(candidate.storage, routes, device, checkpoint, context) if routes else None
     return Cost(
         prefill_seconds=sum(prompt) if prompt else None,
-        decode_seconds=sum(one) * new_tokens if one else None,
+        decode_seconds=sum(new_token) * new_tokens if new_token else None,
         weight_bytes=weight_bytes(_kept(candidate, routes), checkpoint),
         cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize,
         work_bytes=max(
             _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens),
             max((tensor.numel for tensor in checkpoint.tensors), default=0) * candidate.storage.itemsize,
         ),
-        product_seconds=prompt.products + one.products * new_tokens if prompt and one else None,
-        attention_seconds=prompt.attention + one.attention * new_tokens if prompt and one else None,
+        product_seconds=prompt.products + new_token.products * new_tokens if prompt and new_token else None,
+        attention_seconds=prompt.attention + new_token.attention * new_tokens if prompt and new_token else None,
     )
 
 
