@@ -75,9 +75,9 @@ def merit(picked: Decision, case: PlanningCase) -> str:
 def _only(picked: Decision, case: PlanningCase) -> str:
     mine = picked.candidate.storage
     rejected = {
-        one.candidate.storage: _REJECTED_FOR[one.ground]
-        for one in case.decisions
-        if one.ground and one.candidate.storage != mine
+        decision.candidate.storage: _REJECTED_FOR[decision.ground]
+        for decision in case.decisions
+        if decision.ground and decision.candidate.storage != mine
     }
     for_what = ", ".join(f"{dtype} for {what}" for dtype, what in rejected.items())
     return "the only one accepted here" + (f": {picked.reason}" if not rejected else f"; rejected are {for_what}")
