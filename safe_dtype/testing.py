@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .facts import BFLOAT16, Dtype
+from .errors import UnknownDtypeError
+from .facts import BFLOAT16, Dtype, dtype_named
 
 __all__ = ["TEXTS", "Fault", "fault"]
 
@@ -35,7 +36,11 @@ TEXTS = {
     "out_of_memory": "CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 8.00 GiB total capacity)",
     "shape": "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)",
 }
-_SPELLED = {"bfloat16": ("BFloat16", "CUDA_R_16BF"), "float16": ("Half", "CUDA_R_16F")}
+_SPELLED = {
+    "bfloat16": ("BFloat16", "CUDA_R_16BF"),
+    "float16": ("Half", "CUDA_R_16F"),
+    "float32": ("Float", "CUDA_R_32F"),
+}
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Fault:
 
 @contextmanager
 def fault(
-    model: nn.Module, module: str, kind: str, *, dtype: Dtype = BFLOAT16, call: int = 0, row: int | None = None
+    model: nn.Module, module: str, kind: str, *, dtype: Dtype | None = None, call: int = 0, row: int | None = None
 ) -> Iterator[Fault]:
     """Have one module of `model` fail whenever it works in a bad dtype.
 
@@ -59,7 +64,8 @@ def fault(
         module: The name of the module in it, as in `named_modules()`.
         kind: A key of `TEXTS` raises that text; "nan" and "inf" put such a number into the output; "saturate" pins
             the output to the end of float16.
-        dtype: The bad dtype: that of the module's own weights, or without any, of its input.
+        dtype: The bad dtype: that of the module's own weights, or without any, of its input. None: the one in which
+            the module is now, or without weights the model.
         call: The first call in that dtype that fails, counted from 0. Every later one in it fails too.
         row: The only row of the batch whose numbers are spoiled; all of them where it is None.
 
@@ -69,8 +75,9 @@ def fault(
     if kind not in (known := (*TEXTS, *_SPOIL)):
         raise ValueError(f"No fault is called {kind!r}. Next: use one of {', '.join(known)}.")
     put = Fault(kind)
-    bad = getattr(torch, dtype.name)
     target = model.get_submodule(module)
+    wrong = dtype or _dtype_of(target) or _dtype_of(model) or BFLOAT16
+    bad = getattr(torch, wrong.name)
 
     def before(running: nn.Module, args: Any, kwargs: Any) -> None:
         if _works_in(running, [*args, *kwargs.values()]) != bad:
@@ -78,7 +85,7 @@ def fault(
         put.calls += 1
         if kind in TEXTS and put.calls > call:
             put.fired += 1
-            raise RuntimeError(_spelled(TEXTS[kind], dtype))
+            raise RuntimeError(_spelled(TEXTS[kind], wrong))
 
     def after(running: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if kind in TEXTS or put.calls <= call or _works_in(running, [*args, *kwargs.values()]) != bad:
@@ -111,6 +118,14 @@ _SPOIL: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "inf": _set(float("inf")),
     "saturate": _set(64504.0),
 }
+
+
+def _dtype_of(module: nn.Module) -> Dtype | None:
+    own = _works_in(module, [])
+    try:
+        return dtype_named(str(own).removeprefix("torch.")) if own is not None else None
+    except UnknownDtypeError:
+        return None
 
 
 def _works_in(module: nn.Module, arguments: list[Any]) -> torch.dtype | None:

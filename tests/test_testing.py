@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
 
-from safe_dtype.facts import FLOAT16
+from safe_dtype.facts import BFLOAT16, FLOAT16
 from safe_dtype.testing import TEXTS, fault
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -41,7 +43,7 @@ def test_in_the_words_of_the_dtype() -> None:
 def test_another_dtype_is_good() -> None:
     """In another dtype than the bad one nothing happens."""
     faulty = model(FP32)
-    with fault(faulty, "0", "cublas") as put:
+    with fault(faulty, "0", "cublas", dtype=BFLOAT16) as put:
         faulty(torch.ones(2, 3))
     assert (put.calls, put.fired) == (0, 0)
 
@@ -65,3 +67,14 @@ def test_no_such_kind() -> None:
         fault(nn.Linear(2, 2), "", "nosuch"),
     ):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["cublas", "nan"])
+def test_the_dtype_of_the_module(kind: str, dtype: torch.dtype) -> None:
+    """Without a dtype a fault shows in the one in which the module is: on a model in float32 too."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).to(dtype)
+    for name in ("0", "1"):
+        with fault(model, name, kind) as put, suppress(RuntimeError):
+            model(torch.ones(1, 2, dtype=dtype))
+        assert put.fired == 1

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ..models.casting import is_finite
+from ..processes.handler_exceptions import is_of_a_signal
 from .passing_hooks import hooked
-from .signals import is_of_a_signal
 
 Ask = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 

@@ -90,6 +90,7 @@ class Report:
     rescale: Rescale | None = None  # in force now; None: nothing was rescaled
     islands: tuple[str, ...] = ()  # modules that are computed in float32 in a model in 16 bit
     learned: tuple[LearnedFailure, ...] = ()  # failures of texts that nobody knew, found out by experiment
+    refusals: tuple[str, ...] = ()  # how calls have ended that were not cured: in strict mode, or with no dtype left
 
     def as_issue(self) -> str:
         """Return the report as the text of an issue, in Markdown: versions, trials, events. Personal paths are replaced."""
@@ -105,4 +106,5 @@ class Report:
         lines += [f"  in float32: {name}" for name in self.islands]
         for event in self.events:
             lines += [f"  {event}", *(f"    instead of {attempt}" for attempt in event.tried)]
+        lines += [f"  ended a call: {text}" for text in self.refusals]
         return "\n".join(lines)

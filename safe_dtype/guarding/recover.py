@@ -26,6 +26,7 @@ from .state import Guard
 logger = logging.getLogger(__name__)
 
 _LONGEST_LINE = 300  # characters of a foreign text in our own
+_MOST_REFUSALS = 8  # that a report has
 _MOST_REMEDIES = 50  # on one failing step: remedies of a class without `__eq__` never equal one that was tried
 
 
@@ -207,6 +208,14 @@ def mention_padding(guard: Guard) -> None:
             "NaN or Inf in rows that attention_mask hides, handed on as they are: a mean over all rows is NaN as well. "
             "Next: pool over the rows that the mask shows"
         )
+
+
+def note_refusal(guard: Guard, error: StrictModeError | NoDtypeLeft) -> None:
+    """Keep how a call has ended for the report: no event tells of it. A call that is made again is kept once."""
+    text = str(error)
+    if text not in guard.refusals:
+        guard.refusals.append(text)
+        del guard.refusals[:-_MOST_REFUSALS]
 
 
 def first_line(message: str) -> str:

@@ -61,6 +61,7 @@ class Guard:
         self.is_off = False  # taken off its model
         self.events: list[Event] = []
         self.learned: list[LearnedFailure] = []  # of texts that nobody knew
+        self.refusals: list[str] = []  # the texts of the errors of ours that have ended calls, the latest last
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
         self.written: dict[tuple[Any, ...], Written] = {}  # by the module called and the names of its arguments
@@ -98,6 +99,7 @@ class Guard:
             fresh.__dict__.update(
                 left=set(self.left), mentioned=set(self.mentioned), written={}, learned=list(self.learned)
             )
+            fresh.refusals = list(self.refusals)
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
             fresh._blocks = fresh._places = fresh._parts = None
@@ -199,7 +201,7 @@ class Guard:
         islands = tuple(islands_in(model)) if model is not None else ()
         return Report(
             type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands,
-            tuple(self.learned),
+            tuple(self.learned), tuple(self.refusals),
         )  # fmt: skip
 
 

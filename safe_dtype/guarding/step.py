@@ -15,7 +15,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
-from ..errors import CannotResumeError, DeviceLostError, NoDtypeLeft
+from ..errors import CannotResumeError, DeviceLostError, NoDtypeLeft, StrictModeError
 from ..facts import FLOAT32
 from ..models.cast_back import as_they_are
 from ..models.casting import FLOATS, cast, cast_cache, is_finite
@@ -42,7 +42,7 @@ from .failure import Failure, FailureKind
 from .incident import Incident
 from .model_lock import Turn
 from .output_checks import SOUND, Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
-from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, pass_over
+from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, note_refusal, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
 from .written.written_places import NOTHING, Written, hand_back
@@ -88,6 +88,8 @@ def guarded_step(
     except BaseException as exc:
         guard.lock.end(chain.turn)
         _leave(guard, exc, chain)
+        if isinstance(exc, (StrictModeError, NoDtypeLeft)):
+            note_refusal(guard, exc)
         raise
 
 

@@ -7,14 +7,20 @@ from collections.abc import Callable
 
 import torch
 
+from ..processes.handler_exceptions import is_of_a_signal
+
 logger = logging.getLogger(__name__)
 
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_MOST_INTERRUPTS = 16  # after which a step that is interrupted is not begun once more
 _FEW = 1 / 8  # of a tensor's numbers: up to so many are kept one by one
 
 
 class UndoLog:
-    """Steps that take changes back, the latest first. Each is noted before its change, and may run without it."""
+    """Steps that take changes back, the latest first.
+
+    Each is noted before its change, and may run without it, and once more where it was interrupted.
+    """
 
     def __init__(self, *, forgets: bool = False) -> None:
         self.forgets = forgets
@@ -34,13 +40,24 @@ class UndoLog:
             self._steps.append(step)
 
     def undo(self, since: int = 0) -> None:
-        """Take back everything that was noted after the first `since` steps. A step that fails is logged."""
+        """Take back everything that was noted after the first `since` steps. A step that fails is logged.
+
+        Whatever comes from outside meanwhile (Ctrl-C, what a handler of a signal raises) is raised when all is done.
+        """
+        from_outside: list[BaseException] = []
         while len(self._steps) > since:
-            step = self._steps.pop()
             try:
-                step()
-            except Exception:
-                logger.exception("A change of the model could not be taken back")
+                self._steps[-1]()
+            except BaseException as exc:
+                if isinstance(exc, Exception) and not is_of_a_signal(exc):
+                    logger.exception("A change of the model could not be taken back")
+                else:
+                    from_outside.append(exc)
+                    if len(from_outside) <= _MOST_INTERRUPTS:
+                        continue  # the step has not come to its end
+            self._steps.pop()
+        if from_outside:
+            raise from_outside[0]
 
 
 def way_back(old: torch.Tensor, new: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

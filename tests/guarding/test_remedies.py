@@ -9,7 +9,7 @@ import torch
 from guarding.generators import DOWN, tiny
 from tiny_models import TINY
 
-from safe_dtype import BFLOAT16, guard, report
+from safe_dtype import BFLOAT16, FLOAT32, guard, report
 from safe_dtype.guarding import FailureKind
 from safe_dtype.models.islands import CastInputs
 from safe_dtype.models.recast import recast
@@ -32,6 +32,17 @@ def test_island() -> None:
     assert {name for name, one in model.named_parameters() if one.dtype == FP32} == {f"{DOWN}.weight"}
     copied = copy.deepcopy(model)
     assert torch.equal(copied(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_an_island_that_is_overtaken() -> None:
+    """A report of a model that is in float32 as a whole lists no island any more."""
+    model = guard(tiny(), policy="auto,islands")
+    with fault(model, DOWN, "nan"):
+        model(input_ids=IDS)
+    assert report(model).islands == (DOWN,)
+    with fault(model, "lm_head", "nan"):
+        model(input_ids=IDS)
+    assert (report(model).dtype, report(model).islands) == (FLOAT32, ())
 
 
 def test_no_island_of_tied_weights() -> None:

@@ -118,8 +118,11 @@ def test_which_are_islands() -> None:
     assert list(islands_in(model)) == []
     model["a"].register_forward_pre_hook(CastInputs(), with_kwargs=True)
     model["a"].register_forward_hook(lambda *_: None)
-    Island(BF16).attach(model["b"][0])
+    island = Island(BF16)
+    island.attach(model["b"][0])
     assert list(islands_in(model)) == ["b.0"]
+    island.outside_is_now(FP32)  # the whole model is in float32: it is overtaken
+    assert list(islands_in(model)) == []
 
 
 def test_what_can_be_one() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -48,6 +50,53 @@ def test_the_latest_first() -> None:
     assert (order, len(log)) == ([2], 1)
     log.undo()
     assert order == [2, 1]
+
+
+class TooLateError(Exception):
+    """What a server raises where a request has taken too long."""
+
+
+def _too_late(*_: object) -> None:
+    raise TooLateError
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no signals of the user's on this system")
+@pytest.mark.parametrize("error", [TooLateError, KeyboardInterrupt])
+def test_from_outside(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes from outside in the middle of a step ends nothing: all is taken back, and then it comes through."""
+    log, state, interrupts = UndoLog(), {"a": 1, "b": 1, "c": 1}, iter([True, False])
+
+    def step() -> None:
+        if next(interrupts):
+            if error is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGUSR1)
+        state["b"] = 0
+
+    log.add(lambda: state.update(a=0))
+    log.add(step)
+    log.add(lambda: state.update(c=0))
+    before = signal.signal(signal.SIGUSR1, _too_late)
+    try:
+        with pytest.raises(error):
+            log.undo()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (state, len(log)) == ({"a": 0, "b": 0, "c": 0}, 0)
+
+
+def test_interrupted_for_ever() -> None:
+    """A step that is interrupted every time is given up in the end; the others run."""
+    log, done = UndoLog(), []
+
+    def step() -> None:
+        raise KeyboardInterrupt
+
+    log.add(lambda: done.append(1))
+    log.add(step)
+    with pytest.raises(KeyboardInterrupt):
+        log.undo()
+    assert (done, len(log)) == ([1], 0)
 
 
 def test_forgetful() -> None:

@@ -17,13 +17,13 @@ from ...models.cast_back import as_they_are
 from ...models.casting import FLOATS, cast, cast_cache, dtypes_of
 from ...models.recast import main_dtype
 from ...models.wrapped_methods import unwrap_methods, wrap_method
+from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import module_raising, module_spoiling, name_of
 from ..callers_autocast import AutocastOverride, CallersAutocast, autocast_around, overriding_enter
 from ..classify import text_of
 from ..events import record
 from ..failure import Event, FailureKind
 from ..recover import first_line
-from ..signals import is_of_a_signal
 from ..state import Guard
 from .pristine import as_it_is
 from .trouble import Call, Recovery, StepResult, Trouble

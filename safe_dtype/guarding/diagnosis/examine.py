@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from ...processes.handler_exceptions import is_of_a_signal
 from ..classify import text_of
 from ..failure import Failure
 from ..recover import first_line
 from ..remedies.next_dtype import dtypes_left
-from ..signals import is_of_a_signal
 from ..step_snapshot import StepSnapshot, state_places
 from .experiment import diagnose
 from .failure_shown import failure_shown

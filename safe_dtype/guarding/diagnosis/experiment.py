@@ -14,9 +14,9 @@ from torch import nn
 from ...facts import FLOAT32, Dtype
 from ...models.casting import cast, dtypes_of, is_finite
 from ...models.recast import main_dtype
+from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import name_of
 from ..classify import text_of
-from ..signals import is_of_a_signal
 from ..state import CALL, Guard, here, torch_dtype
 from ..step_snapshot import undone
 from .findings import Findings, Trial

@@ -13,7 +13,7 @@ _PACKAGES = ("safe_dtype", "torch", "transformers", "accelerate")
 
 
 def issue_text(report: Report) -> str:
-    """Return Markdown: versions, each failure that was learned with its trials, and the events with their texts.
+    """Return Markdown: versions, each failure that was learned with its trials, the events with their texts, and the errors that ended calls.
 
     Personal paths are shortened, and tokens of the Hub masked.
     """
@@ -35,6 +35,9 @@ def issue_text(report: Report) -> str:
         lines.append(f"- works in: {', '.join(failure.works_in) or 'no other dtype'}")
     if report.events:
         lines += ["", "### Events", "", *(line for event in report.events for line in _event(event))]
+    if report.refusals:
+        lines += ["", "### Calls that were not cured", ""]
+        lines += [line for text in report.refusals for line in ("```", *text.splitlines(), "```", "")]
     return without_personal_paths("\n".join(lines))
 
 

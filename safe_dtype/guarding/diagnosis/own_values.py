@@ -17,12 +17,12 @@ from transformers.cache_utils import Cache
 from ...facts import FLOAT32
 from ...models.casting import is_finite
 from ...numerics import in_storage_dtype
+from ...processes.handler_exceptions import is_of_a_signal
 from ...verifying.output_kinds import MASKED
 from ...verifying.reference import digest
 from ..blame import Blame, module_spoiling, name_of
 from ..output_checks import numbers_of, spoiled_rows
 from ..recover import TriedRemedies
-from ..signals import is_of_a_signal
 from ..state import Guard, here
 from ..step_snapshot import undone
 from .module_call import FinishedCall, ModuleCall, finished_calls

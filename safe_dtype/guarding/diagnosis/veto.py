@@ -8,9 +8,9 @@ from types import TracebackType
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ...processes.handler_exceptions import is_of_a_signal
 from ..classify import links_of, text_of
 from ..families.refused import is_sticky, is_vetoed_text
-from ..signals import is_of_a_signal
 
 # By name, for some are of libraries that may not be here. Memory, lost devices, communication; what ends a loop; what a
 # filter of the user's makes of a warning; ours, which quote a failure that was cured.

@@ -9,6 +9,8 @@ import torch
 from guarding.generators import DOWN, tiny
 
 from safe_dtype import guard, report
+from safe_dtype.errors import NoDtypeLeft, StrictModeError
+from safe_dtype.facts import MemoryFacts
 from safe_dtype.guarding.diagnosis.learn import without_personal_paths
 from safe_dtype.testing import fault
 
@@ -93,3 +95,21 @@ def test_long_trials_end_in_an_ellipsis() -> None:
 def test_personal_paths(text: str, clean: str) -> None:
     """Folders of users are replaced, on every system."""
     assert without_personal_paths(text) == clean
+
+
+@pytest.mark.parametrize("policy", ["strict", "auto"])
+def test_calls_that_were_not_cured(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In strict mode, and with no dtype left, the error that ended a call is in the report, once for equal ones."""
+    model = guard(tiny(), policy=policy)
+    monkeypatch.setattr("safe_dtype.devices.memory.memory_of", lambda device: MemoryFacts(2000, 1000, "test"))
+    with fault(model, DOWN, "cublas"):
+        texts = []
+        for _ in range(2):
+            with pytest.raises((StrictModeError, NoDtypeLeft)) as caught:
+                model(input_ids=IDS)
+            texts.append(str(caught.value))
+    refusals = report(model).refusals
+    assert refusals == tuple(dict.fromkeys(texts))
+    assert report(model).events == ()
+    assert "CUBLAS_STATUS_NOT_SUPPORTED" in report(model).as_issue().partition("### Calls that were not cured")[2]
+    assert "ended a call: " in str(report(model))

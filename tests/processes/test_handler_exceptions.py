@@ -12,7 +12,7 @@ import torch
 from guarding.generators import tiny
 
 from safe_dtype import guard, report
-from safe_dtype.guarding.signals import is_of_a_signal
+from safe_dtype.processes.handler_exceptions import is_of_a_signal
 
 IDS = torch.arange(3, 9)[None]
 
