@@ -15,6 +15,7 @@ from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
 from .options import ENVIRONMENT, print_warning
 from .publish_commands import publish
+from .streams import accept_any_text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,6 +33,7 @@ for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error of ours is one clear message and an exit status, never a traceback."""
+    accept_any_text()
     warnings.showwarning = print_warning
     try:
         cli(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ FORMAT = click.option(
 )
 ENVIRONMENT = 5  # the exit status where something is missing on this machine; 2 is click's own, for a wrong usage
 DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
+
+_NARROWEST, _IN_A_FILE, _WIDEST = 40, 110, 140  # columns; beyond the last, lines are hard to follow with the eye
 
 
 @contextmanager
@@ -46,10 +49,15 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def columns() -> int:
-    """Return how wide a text may be: the terminal's width, or what suits a file."""
-    from rich.console import Console
-
-    return min(Console().width, 140) if sys.stdout.isatty() else 110
+    """Return how wide a text may be: COLUMNS where it is set, else the terminal's width, or what suits a file."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return max(int(asked), _NARROWEST)
+    try:
+        shown = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):  # a pipe, a file, or no stream of the system at all
+        shown = 0
+    return max(min(shown, _WIDEST), _NARROWEST) if shown else _IN_A_FILE
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\n")}
+
 __all__ = ["Column", "Table", "page", "table"]
 
 
@@ -33,14 +35,19 @@ def table(columns: Iterable[Column], rows: Iterable[Sequence[str]], *, tight: bo
             overflow="fold" if column.wraps else "ellipsis",
         )
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(_visible, row))
     return drawn
 
 
 def page(parts: Iterable[str | Table], *, width: int) -> str:
     """Return lines and tables as plain text, `width` characters wide at most, without spaces at the ends of lines."""
     text = StringIO()
-    console = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
+    console = Console(file=text, width=width, color_system=None, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
+        console.print(_visible(part) if isinstance(part, str) else part)
+    return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip()
+
+
+def _visible(text: str) -> str:
+    """Return `text` with its control characters written out: names of files and tensors may hold orders to a terminal."""
+    return text.translate(_CONTROLS)
