@@ -23,7 +23,7 @@ class Part(str, Enum):
     """What a move multiplies."""
 
     WEIGHT = "weight"  # a parameter
-    NUMBER = "number"  # a float that a module keeps as an attribute: an eps, the scaling of attention scores
+    NUMBER = "number"  # a number that a module keeps: an eps, the scaling of attention scores, that of an embedding
     INPUT = "input"  # the first tensor that a module is given
     OUTPUT = "output"  # the tensor that a module returns
 

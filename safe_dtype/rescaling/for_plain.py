@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ def fold_for_plain(
 def _without_hooks(model: PreTrainedModel, rescale: Rescale) -> Rescale:
     """Return `rescale` with the embedding multiplied in place of what the first blocks are given."""
     blocks = set(block_names(model))
+    rescale = replace(rescale, shifts=tuple(one for one in rescale.shifts if not _begins_before(one[0], blocks)))
     hooks = {
         (part, target): exponent
         for (part, target, _), exponent in rescale.exponents().items()
@@ -80,6 +81,11 @@ def _without_hooks(model: PreTrainedModel, rescale: Rescale) -> Rescale:
     )
     into = Gauge("embedding", (Move(Part.WEIGHT, embedding, -1),))
     return Rescale((*without_inputs, (into, -next(iter(hooks.values())))), rescale.unproven)
+
+
+def _begins_before(gauge: Gauge, blocks: set[str]) -> bool:
+    """Whether a gauge makes embeddings smaller up to the first block: once their weight is, there is no need for it."""
+    return any(move.part is Part.INPUT and move.power > 0 and move.target in blocks for move in gauge.moves)
 
 
 def _untie(model: PreTrainedModel) -> bool:

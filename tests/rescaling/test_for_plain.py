@@ -54,6 +54,22 @@ def test_folded_is_exact(family: str, tmp_path: Path) -> None:
     assert inside[0].abs().max() < FLOAT16.largest / 8
 
 
+def test_scaled_embedding(tmp_path: Path) -> None:
+    """Where the embedding itself becomes smaller, what it is multiplied by does not have to."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.GemmaConfig(vocab_size=320, **sizes, num_key_value_heads=1, head_dim=16)
+    model = transformers.GemmaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[50:60, 5] = 3e4
+    before = logits(model, "llama")
+    gauges = [one for one in gauges_for(model).gauges if one.name in ("residual", "embedding scale")]
+    assert len(gauges) == 2
+    fold_for_plain(model, Rescale(tuple((gauge, BITS) for gauge in gauges)))
+    model.save_pretrained(tmp_path)
+    assert torch.allclose(logits(plainly(tmp_path, torch.float32), "llama"), before, rtol=1e-4)
+
+
 def test_needs_a_hook() -> None:
     """A rescale that multiplies what a module returns is in no checkpoint, and it is said which module that is."""
     model = engineered("gemma2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import factories as f
@@ -12,12 +14,13 @@ from engineered import engineered, prompts
 from rescaling.gauges_by_hand import residual
 from torch import Tensor, nn
 
-from safe_dtype.errors import RescaleError
+from safe_dtype import SafeAutoModelForCausalLM, report
+from safe_dtype.errors import RescaleError, SafeDtypeWarning
 from safe_dtype.facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, Gauge, Rescale
 from safe_dtype.models.islands import islands_in
 from safe_dtype.numerics import compute_in
 from safe_dtype.planning import make_plan
-from safe_dtype.rescaling import rescaled_of
+from safe_dtype.rescaling import gauges_for, rescaled_of
 from safe_dtype.rescaling.to_float16 import before_half, computing_in_full, computing_on, halve
 
 
@@ -178,3 +181,122 @@ def test_how_the_proof_computes_by_the_plan(device: Any, saved: Any, casts: bool
     """For the few tokens of a proof only a dtype whose products fail is computed in float32."""
     plan = make_plan(device, f.checkpoint(saved), ordered=FLOAT16)
     assert isinstance(computing_in_full(plan), type(compute_in(FLOAT32))) is casts
+
+
+_SIZES = {
+    "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.15,
+}  # fmt: skip
+_SCALED: dict[str, tuple[Any, Any]] = {
+    "gemma": (tf.GemmaForCausalLM, tf.GemmaConfig(**_SIZES, head_dim=16)),
+    "gemma2": (tf.Gemma2ForCausalLM, tf.Gemma2Config(**_SIZES, head_dim=16)),
+    "gemma3": (tf.Gemma3ForCausalLM, tf.Gemma3TextConfig(**_SIZES, head_dim=16)),
+    "granite": (tf.GraniteForCausalLM, tf.GraniteConfig(**_SIZES, embedding_multiplier=12.0)),
+    "granite-whole": (tf.GraniteForCausalLM, tf.GraniteConfig(**_SIZES, embedding_multiplier=12)),
+    "llama": (tf.LlamaForCausalLM, tf.LlamaConfig(**_SIZES)),
+}
+_RARE, _CHANNEL = 17, 5
+
+
+def far_reaching(name: str, reach: float, *, hidden_from_head: bool = True) -> Any:
+    """Return a bfloat16 model in which the embedding of one token has a number of that size."""
+    torch.manual_seed(0)
+    make, config = _SCALED[name]
+    model = make(config).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[_RARE] = 0
+        model.get_input_embeddings().weight[_RARE, _CHANNEL] = reach
+        if not hidden_from_head:  # no other token makes the sign of what its row gives uncertain
+            model.get_input_embeddings().weight[:_RARE, _CHANNEL] = -2
+            model.get_input_embeddings().weight[_RARE + 1 :, _CHANNEL] = -2
+        else:  # the gains of Gemma are 1 + weight
+            model.model.norm.weight[_CHANNEL] = -1.0 if name.startswith("gemma") else 0.0
+    return model
+
+
+def log_probabilities(model: Any, ids: Tensor) -> Tensor:
+    """Return what `model` says of tokens, in float32."""
+    with torch.inference_mode():
+        found: Tensor = model(ids).logits.float().log_softmax(-1)
+    return found
+
+
+@pytest.mark.parametrize("reach", [2.09e4, 6.4e4])
+@pytest.mark.parametrize("name", _SCALED)
+def test_embedding_that_is_multiplied(name: str, reach: float, tmp_path: Any, monkeypatch: Any) -> None:
+    """Weights that float16 holds, times 8 or 12, leave its range; loaded in float16 no step ever fails for it."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
+    made = far_reaching(name, reach)
+    made.save_pretrained(tmp_path / "checkpoint")
+    model = SafeAutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="float16")
+    ids = torch.randint(20, 160, (2, 24), generator=torch.Generator().manual_seed(1))
+    for batch in (ids, torch.cat([ids[:, :9], torch.full((2, 1), _RARE), ids[:, 9:]], 1)):
+        expected, found = log_probabilities(made.float(), batch), log_probabilities(model, batch)
+        assert float((expected.exp() * (expected - found)).sum(-1).mean()) < 1e-5
+    assert (report(model).events, model.dtype) == ((), torch.float16)
+
+
+def test_soft_cap_behind_a_tied_head(tmp_path: Any, monkeypatch: Any) -> None:
+    """Where the head is the embedding its products overflow as well, which the cap behind it hides."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
+    made = far_reaching("gemma2", 2.09e4, hidden_from_head=False)
+    made.save_pretrained(tmp_path / "checkpoint")
+    model = SafeAutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="float16")
+    ids = torch.tensor([[30, 40, _RARE, 50, 60]])
+    expected, found = log_probabilities(made.float(), ids), log_probabilities(model, ids)
+    assert float((expected.exp() * (expected - found)).sum(-1).mean()) < 1e-5
+    assert (report(model).events, model.dtype) == ((), torch.float16)
+
+
+def test_logits_beyond_float16(tmp_path: Any, monkeypatch: Any) -> None:
+    """Logits that float16 cannot hold stay a reason against it, and the head is named."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
+    far_reaching("gemma", 2.09e4, hidden_from_head=False).save_pretrained(tmp_path / "checkpoint")
+    with pytest.warns(SafeDtypeWarning, match="in lm_head"):
+        SafeAutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="float16")
+
+
+def scaled_in_float16() -> Any:
+    """Return a Gemma 2 in float16 with its embedding's scale moved."""
+    model = far_reaching("gemma2", 2.09e4)
+    gauges = [one for one in gauges_for(model).gauges if one.name in ("residual", "embedding scale")]
+    assert halve(model, Rescale(tuple((gauge, 6) for gauge in gauges))) is not None
+    return model
+
+
+_IDS = torch.tensor([[30, 40, _RARE, 50, 60]])
+_CHANGED: dict[str, Any] = {
+    "embeddings-handed": lambda model: model(inputs_embeds=model.get_input_embeddings()(_IDS)).logits,
+    "own-embeddings": lambda model: (
+        model(inputs_embeds=far_reaching("gemma2", 2.09e4).float().model.embed_tokens(_IDS)).logits
+    ),
+    "another-scale": lambda model: model.model.embed_tokens.embed_scale.fill_(4.0) and model(_IDS).logits,
+    "part-copied": lambda model: copy.deepcopy(model.model.embed_tokens)(_IDS),
+    "whole-copied": lambda model: copy.deepcopy(model)(_IDS).logits,
+    "called-alone": lambda model: model.model.embed_tokens(_IDS),
+    "hidden-states": lambda model: model(_IDS, output_hidden_states=True).hidden_states[0],
+    "cast": lambda model: model.float()(_IDS).logits,
+}
+
+
+@pytest.mark.parametrize("name", _CHANGED)
+def test_scale_that_was_moved(name: str) -> None:
+    """Whoever reads, hands in or changes embeddings of a rescaled model gets what the float32 model gives."""
+    with torch.inference_mode(mode=False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", SafeDtypeWarning)
+        expected = _CHANGED[name](far_reaching("gemma2", 2.09e4).float())
+        found = _CHANGED[name](scaled_in_float16())
+    if name == "part-copied":  # in float16 still, which does not hold the large one
+        expected = expected.half().float()
+    torch.testing.assert_close(found.float(), expected, rtol=5e-3, atol=0.02)
+
+
+def test_scale_is_raised_and_taken_back() -> None:
+    """Raised by some bits the results are the same; taken back the scale is what it was, bit for bit."""
+    model = scaled_in_float16()
+    before, rescaled = log_probabilities(model, _IDS), rescaled_of(model)
+    assert rescaled is not None
+    rescaled.raise_bits(2)
+    torch.testing.assert_close(log_probabilities(model, _IDS), before, rtol=0, atol=0.01)
+    rescaled.fold.undo()
+    assert float(model.model.embed_tokens.embed_scale) == 8.0

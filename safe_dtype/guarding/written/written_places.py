@@ -6,7 +6,6 @@ these were seen to write into, and nothing else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ...rescaling.folding.scaled_numbers import exponent_of
+from ...rescaling.folding.scaled_numbers import exponent_of, multiplied_number
 from .memo import UNBOUNDED, Memo, Room, is_changeable, is_tensor, version_of
 
 ROOM = 2**26  # bytes that are copied at most before a step, beside the inputs that it is known to write into
@@ -102,8 +101,8 @@ class PlaceMemo:
             del place.table[place.name]
             return done
         # A rescale that came or went since is none of the step's: the number comes back in the scale of now.
-        if isinstance(value, float) and (more := exponent_of(place.module, place.name) - self._exponent):
-            value = math.ldexp(value, more)
+        if more := exponent_of(place.module, place.name) - self._exponent:
+            value = multiplied_number(value, more)
         both = isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor) and value.is_floating_point()
         place.table[place.name] = value.to(now.dtype) if both and recast and now.is_floating_point() else value
         return done

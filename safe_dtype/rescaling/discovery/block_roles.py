@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from ...facts import Part
+from ..folding.scaled_numbers import numbers_of
 
 _NO_SETTINGS = ("training", "gradient_checkpointing")  # attributes of modules that change nothing that is computed
 
@@ -77,9 +78,8 @@ class Roles:
                 yield Part.OUTPUT, path
             for name, _ in module.named_parameters(recurse=False):
                 yield Part.WEIGHT, f"{start}{name}"
-            for name, value in vars(module).items():
-                if isinstance(value, float):
-                    yield Part.NUMBER, f"{start}{name}"
+            for name in numbers_of(module):
+                yield Part.NUMBER, f"{start}{name}"
 
     def _modules(self, module: nn.Module | None = None, path: str = "") -> Iterator[tuple[str, nn.Module]]:
         module = self._module if module is None else module

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ...facts import Gauge, gauge_from_dict, gauge_to_dict
 from ...store import recall, remember
 from ...store.typed import listed
+from .embedding_scale import embedding_gauges
 from .interior import interior_gauges
 from .jacobian import System, system_of
 from .knobs import knobs_of
@@ -39,7 +40,7 @@ _FAILURES = (
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
-_CACHE = 2  # another number where what is found becomes different
+_CACHE = 3  # another number where what is found becomes different
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def _discover(twin: Twin) -> Discovery:
     problems: list[str] = []
     for outcome in _residuals(twin.model, traced, system, prover):
         if isinstance(outcome, Proved) and outcome.is_good:
-            proved.append(outcome)
+            proved += [outcome, *_before(outcome, twin, prover)]
         else:
             problems.append(
                 outcome if isinstance(outcome, str) else f"{outcome.gauge.name}: {_not_good(outcome.proof)}"
@@ -145,6 +146,17 @@ def _residuals(model: nn.Module, traced: Trace, system: System, prover: Prover) 
         else:
             whole = completed(gauge, traced.stacks, idle, model)
             yield Proved(whole, prover.prove(whole, blocks=stack.blocks), stack)
+
+
+def _before(residual: Proved, twin: Twin, prover: Prover) -> Iterator[Proved]:
+    """Yield the gauge of what the embeddings are multiplied by before a rescaled stack, if there is one."""
+    name = residual.gauge.name.replace("residual", "embedding scale")
+    blocks = residual.stack.blocks if residual.stack is not None else ()
+    for gauge in embedding_gauges(twin.model, blocks[0], name, twin.batches) if blocks else ():
+        scaled = Proved(gauge, prover.prove(gauge))
+        if scaled.is_good:
+            yield scaled
+            return
 
 
 def _with_encoder_states(twin: Twin, unused: str) -> Twin | None:

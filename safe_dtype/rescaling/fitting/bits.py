@@ -16,7 +16,8 @@ from ...facts import FLOAT16, LEAST_SPARE_BITS, BlockPeak, Gauge, HalfRange, Mov
 from ...models.recast import main_dtype
 from ..folding.fold import Fold
 from .norm_bound import certified_bound
-from .peaks import Peak, Peaks, record_peaks, together
+from .overflow import shows
+from .peaks import KNOWN_LIMIT, Peak, Peaks, record_peaks, together
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ def fit_to_half(
         search.widen(names)
         rescaled = search.peaks.blocks
         islands, why = search.islands()
-        left = max((one.largest for one in search.peaks.beyond(0.0) if not _inside(one.module, islands)), default=0.0)
+        in_range = (one for one in search.peaks.beyond(0.0) if one not in search.harmless)
+        left = max((one.largest for one in in_range if not _inside(one.module, islands)), default=0.0)
     finally:
         search.fold.undo()
     block_peaks = tuple(BlockPeak(name, plain[name], rescaled[name]) for name in names if name in plain)
@@ -103,6 +105,7 @@ class _Search:
         self.peaks = together(self._by_batch)
         self.certified: float | None = None  # the largest bound of a stream that is rescaled, where all have one
         self.overflown: set[str] = set()  # islands around what float16 cannot hold, whatever the room
+        self.harmless: frozenset[Peak] = frozenset()  # out of range, and no result shows it
 
     def narrow(self) -> None:
         """Look from now on at the one or two batches with the largest and the most peaks: gauges are tried there."""
@@ -139,7 +142,7 @@ class _Search:
         peaks = self.measure()
         helped = [peak for peak in over if peaks.of(peak) <= peak.largest * 2.0**-bits * _NOISE]
         if helped:
-            wanted = max(bits_for(helped[0].largest), sure)
+            wanted = max(sure, *(self._bits_of(peak) for peak in helped))
             self.fold.move_to(Rescale((*before.shifts, (gauge, wanted))))
             peaks = peaks.scaled(helped, 2.0 ** (bits - wanted))
         if not helped or self._is_worse(peaks, gauge):
@@ -152,25 +155,40 @@ class _Search:
     def islands(self) -> tuple[tuple[str, ...], str]:
         """Return the smallest modules around what is still out of range, and why that is not all, where it is not."""
         over = [one.module for one in self.peaks.beyond(LIMIT)]
-        over += [name.rpartition(".")[0] for name in wide_weights(self.model)]
+        wide = [name.rpartition(".")[0] for name in wide_weights(self.model)]
+        over += wide
         around = [_ancestors(name) for name in dict.fromkeys(over)]
         peaks = self.measure(tuple(dict.fromkeys(name for names in around for name in names))) if around else None
         islands: list[str] = []
+        alone: list[str] = []  # modules out of range that have no island around them
         for names in around:
             # A list of modules returns nothing, and a model in the model no single hidden state: neither is an island.
             returned = {name: peaks.blocks.get(name, math.inf) for name in names if name} if peaks else {}
             island = next((name for name, largest in returned.items() if largest <= LIMIT), None)
-            if island is None:
+            if island is None and names[0] in wide:
                 return (), self._why(names[0])
+            if island is None:
+                alone.append(names[0])
+                continue
             islands.append(island)
             if any(one.largest > FLOAT16.largest for one in self.peaks.beyond(LIMIT) if one.module == names[0]):
                 self.overflown.add(island)
+        self.harmless = frozenset(peak for peak in self.peaks.beyond(LIMIT) if peak.module in alone)
+        if self.harmless and shows(self.model, self._batches(), self.dtype, self.harmless, LIMIT):
+            return (), self._why(alone[0])
         return tuple(name for name in dict.fromkeys(islands) if not _inside(name.rpartition(".")[0], islands)), ""
 
     def measure(self, blocks: tuple[str, ...] = ()) -> Peaks:
         """Return the peaks with what is folded in now."""
-        batches = [self.batches[batch] for batch in self._tried_on]
-        return record_peaks(self.model, batches, self.dtype, blocks=blocks)
+        return record_peaks(self.model, self._batches(), self.dtype, blocks=blocks)
+
+    def _batches(self) -> Batches:
+        return [self.batches[batch] for batch in self._tried_on]
+
+    def _bits_of(self, peak: Peak) -> int:
+        # What is known exactly needs no room, and small numbers lose the less the less they are moved.
+        known = (peak.module, peak.op) in self.peaks.known
+        return math.ceil(math.log2(peak.largest / KNOWN_LIMIT)) if known else bits_for(peak.largest)
 
     def _is_worse(self, peaks: Peaks, gauge: Gauge) -> bool:
         grown = {move.target for move in gauge.moves if move.part is Part.WEIGHT and move.power > 0}

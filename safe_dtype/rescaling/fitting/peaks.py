@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from .known_bounds import KnownBounds
 # Masks are filled with the end of the range, whatever the dtype: no activation comes near it.
 _MASKED = 1e37
 # What no input can take further needs no room: only to be rounded in float16.
-_KNOWN_LIMIT = FLOAT16.largest * (1 - 2.0**-8)
+KNOWN_LIMIT = FLOAT16.largest * (1 - 2.0**-8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Peaks:
         exceeding = [
             Peak(*key, value)
             for key, value in self.operations.items()
-            if value > (max(limit, _KNOWN_LIMIT) if key in self.known else limit)
+            if value > (max(limit, KNOWN_LIMIT) if key in self.known else limit)
         ]
         return sorted(exceeding, key=lambda one: -one.largest)
 
@@ -101,7 +101,7 @@ def record_peaks(
     wide = frozenset(name for name, _, shift in shifted_modules(model) if shift.is_on_norm)
     watch = _Watch(dtype, wide, KnownBounds(model))
     returned: dict[str, torch.Tensor] = {}
-    with _names_known(model, watch), _outputs_seen(model, blocks, returned, watch), torch.inference_mode():
+    with names_known(model, watch), _outputs_seen(model, blocks, returned, watch), torch.inference_mode():
         for batch in batches:
             with watch:
                 model(**batch)
@@ -111,6 +111,15 @@ def record_peaks(
         bool(watch.spoiled) if watch.spoiled is not None else False,
         frozenset(watch.found.keys() - watch.doubtful),
     )
+
+
+class Follower(Protocol):
+    """Who is to know which module is running."""
+
+    path: list[str]  # of names, the innermost last
+
+    def left(self, output: Any) -> None:
+        """Take the innermost off, which has returned."""
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -174,7 +183,7 @@ def _is_view(func: Any, args: tuple[Any, ...], result: Any) -> bool:
 
 
 @contextmanager
-def _names_known(model: nn.Module, watch: _Watch) -> Iterator[None]:
+def names_known(model: nn.Module, watch: Follower) -> Iterator[None]:
     """Have `watch` know which module is running."""
     handles = []
     for name, module in model.named_modules():

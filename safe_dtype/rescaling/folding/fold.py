@@ -15,7 +15,7 @@ from ...errors import RescaleError
 from ...facts import Part, Rescale, Rows
 from ...models.original_weights import Exponents, OriginalWeights
 from ...models.shift_hooks import shift_on
-from .scaled_numbers import forget_exponent, scale_number
+from .scaled_numbers import forget_exponent, is_number_of, scale_number
 from .stored_weights import stored_weight
 from .underflow import Underflow, moved, unmoved
 
@@ -143,6 +143,10 @@ class Fold:
         return {part: exponent for (part, target, _), exponent in self._done.items()
                 if target == path and part in (Part.INPUT, Part.OUTPUT)}  # fmt: skip
 
+    def reaches(self, path: str) -> bool:
+        """Whether the module at `path` itself computes with anything that is moved."""
+        return any(target in (path, f"{path}.{target.rpartition('.')[2]}") for _, target, _ in self._done)
+
     def leave(self, targets: Collection[str]) -> None:
         """Take these weights and numbers for what they are now: nothing multiplies them back any more."""
         for target, owner, name in self.moved_numbers():
@@ -258,7 +262,7 @@ class Fold:
             raise RescaleError(f"{type(self.model).__name__} has no {target}") from exc
         if part in (Part.WEIGHT, Part.NUMBER):
             seat, owner = owner, innermost(owner)
-        if part is Part.NUMBER and not isinstance(getattr(owner, name, None), float):
+        if part is Part.NUMBER and not is_number_of(owner, name):
             raise RescaleError(f"{target} is no number")
         if part is Part.WEIGHT:
             if hasattr(seat, "modules_to_save"):

@@ -58,7 +58,7 @@ def put_on(watch: Watch, log: UndoLog) -> None:
         if is_body or module is model:
             hooks.append(module.register_forward_pre_hook(Entered(watch), with_kwargs=True, prepend=True))
             hooks.append(module.register_forward_hook(Left(watch), always_call=True))
-        elif isinstance(module, nn.Embedding) and (holds or fold.shifted(path)):
+        elif isinstance(module, nn.Embedding) and fold.reaches(path):
             hooks.append(module.register_forward_pre_hook(Alone(place)))
         if module is model:
             hooks.append(model.register_state_dict_post_hook(OfAdapter(watch)))

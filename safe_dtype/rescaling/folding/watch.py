@@ -235,8 +235,8 @@ class Watch:
 
     def _moves_embedding(self) -> bool:
         fold = self.rescaled.fold
-        return any(isinstance(holder, nn.Embedding) for _, holder, _, _ in fold.moved_weights()) or any(
-            isinstance(module, nn.Embedding) and fold.shifted(name) for name, module in fold.model.named_modules()
+        return any(
+            isinstance(module, nn.Embedding) and fold.reaches(name) for name, module in fold.model.named_modules()
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,31 @@ class _Weight:
         return abs(grown + moved) < abs(grown)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Number:
+    """A moved number as it was left: a float, or a buffer."""
+
+    target: str
+    owner: nn.Module
+    name: str
+    value: Any
+    version: int
+    size: float
+
+    @classmethod
+    def of(cls, target: str, owner: nn.Module, name: str) -> _Number:
+        """Return the number as it is."""
+        value = getattr(owner, name)
+        return cls(target, owner, name, value, _version(value) if isinstance(value, Tensor) else 0, float(value))
+
+    def is_unchanged(self) -> bool:
+        """Whether it is what it was; on an accelerator nothing waits for a buffer that nobody has touched."""
+        now = getattr(self.owner, self.name, None)
+        if isinstance(now, Tensor) and now is self.value and _version(now) == self.version:
+            return True
+        return now is not None and float(now) == self.size
+
+
 @dataclass(frozen=True, slots=True)
 class Overwritten:
     """Names of what was written into since, and which of these values are the model's own, not rescaled ones."""
@@ -106,11 +132,11 @@ class Certificate:
             )
             for target, holder, name, weight in fold.moved_weights()
         ]
-        self._numbers = [(target, owner, name, getattr(owner, name)) for target, owner, name in fold.moved_numbers()]
+        self._numbers = [_Number.of(*place) for place in fold.moved_numbers()]
 
     def written(self) -> Overwritten | None:
         """Return what was written into since; None where all is as it was, or has only moved to another place."""
-        numbers = [target for target, owner, name, value in self._numbers if getattr(owner, name, None) != value]
+        numbers = [one.target for one in self._numbers if not one.is_unchanged()]
         changed = [] if self._is_untouched() else [one for one in self._weights if not self._is_unchanged(one)]
         if not changed and not numbers:
             return None
