@@ -11,6 +11,8 @@ from ..errors import CheckpointNotFoundError
 from ..facts import TensorFacts, Where
 from ..hub.headers import read_local_header
 from ..hub.repository import HubRepository
+from ..store.close_names import missing_part
+from ..store.git_lfs import pulled
 
 
 class Files(Protocol):
@@ -57,12 +59,16 @@ class LocalFiles:
         return (self._folder / name).is_file()
 
     def local(self, name: str) -> Path:
-        """Return the path of `name`."""
-        return self._folder / name
+        """Return the path of `name`.
+
+        Raises:
+            CorruptCheckpointError: If a Git LFS pointer is in its place.
+        """
+        return pulled(self._folder / name)
 
     def header(self, name: str) -> tuple[TensorFacts, ...]:
         """Return the tensors of the safetensors file `name`."""
-        return read_local_header(self._folder / name)
+        return read_local_header(self.local(name))
 
 
 class HubFiles:
@@ -123,7 +129,8 @@ def files_of(where: Where) -> Files:
             raise CheckpointNotFoundError(where.name, f"has no subfolder {where.subfolder!r}", "check the name")
         return LocalFiles(folder)
     if not _can_be_a_repository(where.name):
-        raise CheckpointNotFoundError(where.name, "no such file or folder", "check the path")
+        problem = f"no such file or folder: {missing_part(path)}" if where.name else "no such file or folder"
+        raise CheckpointNotFoundError(where.name or repr(""), problem, "check the path")
     return HubFiles(where)
 
 

@@ -25,6 +25,7 @@ from ..facts import (
 )
 from ..hub.headers import read_local_header
 from ..store import parse_json
+from ..store.git_lfs import pulled
 from .config import as_dict, claimed_dtype, first, read_config, text_part
 from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
@@ -169,6 +170,7 @@ def _lies(saved: Dtype, claimed: str | None, config: Mapping[str, Any]) -> tuple
 
 def _read_file(where: Where, path: Path, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
     """Read one file; the config.json beside it describes it."""
+    pulled(path)
     if path.suffix == ".gguf":
         return _read_gguf(where, path, passed_config)
     beside: Files = LocalFiles(path.parent)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 
 import click
 
 from .. import __version__
-from ..errors import EnvironmentNotFitError, PublishError, SafeDtypeError
-from ..publishing.release import State
+from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
-from .options import ENVIRONMENT, print_warning
+from .options import print_warning
 from .publish_commands import publish
 from .streams import accept_any_text
 
@@ -32,19 +30,8 @@ for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; an error of ours is one clear message and an exit status, never a traceback."""
+    """Run the command; an error is one clear message and an exit status, never a traceback."""
     accept_any_text()
     warnings.showwarning = print_warning
-    try:
+    with one_line_endings():
         cli(arguments)
-    except SafeDtypeError as exc:
-        click.echo(f"safe-dtype: {exc}", err=True)
-        sys.exit(_status_of(exc))
-
-
-def _status_of(error: SafeDtypeError) -> int:
-    if isinstance(error, EnvironmentNotFitError):
-        return ENVIRONMENT
-    if isinstance(error, PublishError):
-        return State(error.state).exit_status
-    return 1

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
-from .options import DEVICE, FORMAT, bar, columns, progress
+from .options import DEVICE, FORMAT, PLOT, bar, columns, not_empty, progress, write_picture
 
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
@@ -23,7 +24,7 @@ _POLICY = click.option(
     "variants=say|use|ignore; comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (
-    click.argument("model", metavar="MODEL"),
+    click.argument("model", metavar="MODEL", callback=not_empty),
     DEVICE,
     _POLICY,
     click.option("--dtype", metavar="DTYPE", help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong."),
@@ -92,7 +93,7 @@ def plan(asked: Asked, *, form: str) -> None:
     "NVIDIA Tesla T4": the plan then rests on a table of priors, and says so.
     """
     here = asked.device is None or _is_here(asked.device)
-    made = _plan_here(asked) if here else _plan_by_priors(asked)
+    made = _with_foreseen(_plan_here(asked) if here else _plan_by_priors(asked), asked)
     click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=columns()))
 
 
@@ -107,7 +108,7 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
     made = _plan_here(asked)
     from ..commands.generate import Generator
 
-    with progress(f"loading {asked.model} in {made.storage}"):
+    with progress(f"loading {asked.model} in {made.storage}"), _explained(asked.model, asked.revision):
         generator = Generator.load(asked.model, made, revision=asked.revision)
     as_text = form == "text"
     answer = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
@@ -118,7 +119,7 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", callback=not_empty)
 @DEVICE
 @click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: what `plan` chooses here, as it is loaded]")
 @click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
@@ -144,7 +145,7 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
     from ..commands.verify import Question, verify
 
     words = _text_of(text) if text else None
-    with bar(f"verifying {model}") as tell:
+    with bar(f"verifying {model}") as tell, _explained(model, options["revision"]):
         verification = verify(Question(model, text=words, max_drift=max_drift, **options), tell)
     click.echo(
         json.dumps({"schema": 1, **verification.to_dict()}, indent=2) if form == "json" else verification.as_text()
@@ -154,11 +155,11 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", callback=not_empty)
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
-@click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
+@PLOT
 @FORMAT
-def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -> None:
+def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> None:
     """Tell whether the weights of MODEL can be held in float16, and how much room there is.
 
     Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
@@ -170,7 +171,7 @@ def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -
     with bar(f"auditing {model}") as tell:
         report = audit(Where(model, revision=revision), progress=tell)
     if plot:
-        plot.write(audit_svg(report))
+        write_picture(plot, audit_svg(report))
     if form == "json":
         click.echo(json.dumps({"schema": 1, **report.to_dict()}, indent=2))
     else:
@@ -180,7 +181,7 @@ def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", callback=not_empty)
 @DEVICE
 @click.option(
     "--text",
@@ -191,21 +192,21 @@ def audit(*, model: str, revision: str | None, plot: TextIO | None, form: str) -
     "--max-drift", type=click.FloatRange(min=0), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
 )
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
-@click.option("--plot", type=click.File("w", encoding="utf-8"), metavar="FILE", help="Draw a picture, as SVG.")
+@PLOT
 @FORMAT
-def rescue(*, model: str, text: Path | None, plot: TextIO | None, form: str, **options: Any) -> None:
+def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **options: Any) -> None:
     """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
 
     Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was
     measured is remembered for every later load. Exits with status 0 where float16 works, 3 where it does not.
     """
     words = _text_of(text) if text else None
-    with progress(f"running {model}"):
+    with progress(f"running {model}"), _explained(model, options["revision"]):
         from ..commands.rescue import rescue
 
         outcome = rescue(model, text=words, **options)
     if plot:
-        plot.write(outcome.as_svg())
+        write_picture(plot, outcome.as_svg())
     click.echo(json.dumps({"schema": 1, **outcome.to_dict()}, indent=2) if form == "json" else outcome.as_text())
     if outcome.beyond:
         click.get_current_context().exit(3)
@@ -254,6 +255,20 @@ def _plan_by_priors(asked: Asked) -> Plan:
     device = prior_facts(str(asked.device))
     checkpoint = read_checkpoint(Where(asked.model, revision=asked.revision))
     return make_plan(device, checkpoint, asked.policy, ordered=dtype_named(asked.dtype) if asked.dtype else None)
+
+
+def _with_foreseen(made: Plan, asked: Asked) -> Plan:
+    """Return the plan with warnings of what loading will fail at."""
+    from ..loading import Request, foreseen
+
+    failures = foreseen(Request(asked.model, {"revision": asked.revision}))
+    return replace(made, warnings=(*made.warnings, *(f"loading it will fail: {failure}" for failure in failures)))
+
+
+def _explained(model: str, revision: str | None) -> AbstractContextManager[None]:
+    from ..loading import Request, explained
+
+    return explained(Request(model, {"revision": revision}), reads_text=True)
 
 
 def _text_of(file: Path) -> str:

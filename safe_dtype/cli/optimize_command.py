@@ -17,7 +17,7 @@ from ..optimizing.forms import form_names
 from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
-from .options import DEVICE, FORMAT
+from .options import DEVICE, FORMAT, not_empty
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
 
@@ -44,7 +44,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("model", required=False, callback=not_empty)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

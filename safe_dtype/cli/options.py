@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
+
+from ..store import write_whole
 
 FORMAT = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
@@ -17,6 +20,39 @@ ENVIRONMENT = 5  # the exit status where something is missing on this machine; 2
 DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
 
 _NARROWEST, _IN_A_FILE, _WIDEST = 40, 110, 140  # columns; beyond the last, lines are hard to follow with the eye
+
+
+def not_empty(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty name: a variable of the shell that is not set, mostly."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("is empty. Is a variable of your shell not set?", param=parameter)
+    return value
+
+
+def _picture(_: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that cannot be written before what it shows is measured."""
+    if value is None or str(value) == "-":
+        return value
+    folder = value.parent
+    if value.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        problem = "is a folder." if value.is_dir() else f"{folder} is no folder that can be written."
+        raise click.BadParameter(f"{value}: {problem}", param=parameter)
+    return value
+
+
+PLOT = click.option(
+    "--plot", type=click.Path(path_type=Path), callback=_picture, metavar="FILE", help="Draw a picture, as SVG."
+)
+
+
+def write_picture(file: Path, svg: str) -> None:
+    """Write a picture, whole or not at all; to stdout where the file is called "-"."""
+    if str(file) == "-":
+        click.echo(svg)
+    elif file.exists() and not file.is_file():  # a pipe, a device
+        file.write_text(svg, encoding="utf-8")
+    else:
+        write_whole(file, svg)
 
 
 @contextmanager
@@ -55,7 +91,7 @@ def columns() -> int:
         return max(int(asked), _NARROWEST)
     try:
         shown = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (OSError, ValueError):  # a pipe, a file, or no stream of the system at all
+    except (AttributeError, OSError, ValueError):  # a pipe, a file, or no stream of the system at all
         shown = 0
     return max(min(shown, _WIDEST), _NARROWEST) if shown else _IN_A_FILE
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
-from .options import FORMAT, steps
+from .options import FORMAT, not_empty, steps
 
 _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _REPO = click.option("--repo", required=True, metavar="ORG/NAME", help="Where it goes.")
@@ -51,7 +51,7 @@ def publish() -> None:
 
 
 @publish.command()
-@click.argument("source")
+@click.argument("source", callback=not_empty)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to stage it.")
 @_stages
 def stage(*, source: str, out: Path, **options: Any) -> None:
@@ -107,7 +107,7 @@ def diff(*, folder: Path, repo: str, revision: str, public: bool, form: str) -> 
 
 
 @publish.command()
-@click.argument("source")
+@click.argument("source", callback=not_empty)
 @_REPO
 @_REVISION
 @_PUBLIC

@@ -86,7 +86,10 @@ class Generator:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
         except (OSError, ValueError) as exc:
-            raise CheckpointError(source, "has no tokenizer that transformers can load", "pass one that has") from exc
+            problem = f"has no tokenizer that transformers can load ({exc})"
+            raise CheckpointError(source, problem, "pass one that has") from exc
+        if len(tokenizer) <= 1:  # without any file of one, transformers makes one that knows no word
+            raise CheckpointError(source, "has no tokenizer", "pass one that has")
         where = {} if plan.device_map else {"device_map": plan.device.partition(",")[0]}
         model = SafeAutoModel.from_pretrained(source, plan=plan, revision=revision, **where).eval()
         if not getattr(model, "can_generate", lambda: False)():
@@ -97,9 +100,13 @@ class Generator:
         """Continue `prompt`, writing to `stream` as the tokens come.
 
         Raises:
-            CheckpointError: If `chat` is asked of a model without a chat template.
+            CheckpointError: If `chat` is asked of a model without a chat template, or the tokenizer makes nothing of
+                `prompt`.
         """
         inputs = self._chat_inputs(prompt) if chat else self.tokenizer(prompt, return_tensors="pt")
+        if not inputs["input_ids"].numel():
+            problem = "its tokenizer makes no token of this prompt"
+            raise CheckpointError(self.tokenizer.name_or_path, problem, "pass a prompt with words in it")
         inputs.pop("token_type_ids", None)  # some tokenizers make them, no decoder takes them
         inputs = inputs.to(self.model.device)
         streamer = _TimedStreamer(self.tokenizer, stream)

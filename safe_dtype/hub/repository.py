@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, GatedCheckpointError
 from ..facts import TensorFacts, Where
+from ..store.close_names import missing_part
 from .headers import TORCH_NAMES
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class HubRepository:
     def _require_cached(self) -> None:
         prefix = f"{self._where.subfolder}/" if self._where.subfolder else ""
         if not any(self.cached(prefix + name) for name in _TELLTALES):
-            problem = "is no folder here, and not in the cache of the Hub; offline, nothing was asked"
+            problem = f"{self._no_folder}, and not in the cache of the Hub; offline, nothing was asked"
             advice = "check the path, or go online once to download it"
             raise CheckpointNotFoundError(self._where.name, problem, advice)
 
@@ -181,6 +182,14 @@ class HubRepository:
         )
 
     @property
+    def _no_folder(self) -> str:
+        """Say that no folder of this name is here; with where its path ends, where a folder may have been meant."""
+        path = Path(self._where.name)
+        part = missing_part(path)
+        is_meant = part.close or (path.parent.name and path.parent.is_dir())
+        return f"is no folder here ({part})" if is_meant else "is no folder here"
+
+    @property
     def _cache_dir(self) -> Path | None:
         return None if self._where.cache_dir is None else Path(self._where.cache_dir)
 
@@ -210,7 +219,7 @@ class HubRepository:
             raise CheckpointNotFoundError(name, f"has no file {what!r} at revision {revision!r}") from exc
         except hub.RepositoryNotFoundError as exc:
             advice = f"check the name; if it is private, {_LOG_IN}"
-            raise CheckpointNotFoundError(name, "is no folder here and no repository on the Hub", advice) from exc
+            raise CheckpointNotFoundError(name, f"{self._no_folder}, and no repository on the Hub", advice) from exc
         except hub.HFValidationError as exc:
             raise CheckpointNotFoundError(name, "is neither a folder nor a repository's name", "check it") from exc
         except hub.HfHubHTTPError as exc:
@@ -219,5 +228,5 @@ class HubRepository:
                 raise GatedCheckpointError(name, f"the Hub answered {status} for {what}", _LOG_IN) from exc
             raise CheckpointError(name, f"the Hub answered {status} for {what}", "try again later") from exc
         except TRANSPORT_ERROR as exc:
-            problem = f"the Hub cannot be reached for {what} ({type(exc).__name__})"
+            problem = f"{self._no_folder}, and the Hub cannot be reached for {what} ({type(exc).__name__})"
             raise CheckpointError(name, problem, "check the connection, or pass a folder") from exc

@@ -1,6 +1,7 @@
 """Load models of transformers with a plan."""
 
 from .auto import SafeAutoModel, safe_auto_class
+from .foreseen import explained, foreseen
 from .load import load
 from .plan_request import checkpoint_for, device_for, plan_request
 from .request import Request
@@ -11,6 +12,8 @@ __all__ = [
     "SafeAutoModel",
     "checkpoint_for",
     "device_for",
+    "explained",
+    "foreseen",
     "half_of",
     "load",
     "plan_request",

@@ -9,6 +9,7 @@ from typing import Any
 from ..checkpoints import read_checkpoint
 from ..devices import default_device, detect_one
 from ..facts import FLOAT32, Dtype, Where
+from ..loading import Request, foreseen
 from .attempts.dtype_axis import judged_dtypes
 from .environment import environment
 from .nouns.form import Form, FormTarget, GraphNeed
@@ -30,6 +31,7 @@ class DryRun:
     rungs: tuple[tuple[Form, Mapping[Dtype, str]], ...]
     saved: Dtype
     parameters: int
+    warnings: tuple[str, ...] = ()
 
     def as_text(self) -> str:
         """Return one line for each form, then the dtypes."""
@@ -43,14 +45,14 @@ class DryRun:
             f"{', '.join(self._named(*_WHOLE))} need a model that captures as one graph, which is tried before; "
             f"{' and '.join(self._named(*_IN_PIECES))} are for those that do not. Nothing was run or written."
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values."""
         return {
             "schema": 1, "model": self.model, "device": self.device, "dtypes": [one.name for one in self.dtypes],
             "rungs": [{"form": form.name, "missing": missing.get(FLOAT32, "")} for form, missing in self.rungs],
-            "saved": self.saved.name, "parameters": self.parameters,
+            "saved": self.saved.name, "parameters": self.parameters, "warnings": list(self.warnings),
         }  # fmt: skip
 
     def _named(self, *needs: GraphNeed) -> list[str]:
@@ -69,10 +71,12 @@ def dry_run(model: str, goal: Goal) -> DryRun:
     target = FormTarget(environment(), device)
     dtypes = tuple(dict.fromkeys((FLOAT32, *judged_dtypes(goal, device))))
     forms = forms_to_try(goal.form, torchscript=goal.torchscript)
+    failures = foreseen(Request(model, {"revision": goal.revision}), reads_text=False)
+    warnings = tuple(f"loading it will fail: {failure}" for failure in failures)
     return DryRun(
         model, device, dtypes,
         tuple((form, _missing(form, target, dtypes)) for form in forms),
-        checkpoint.saved, checkpoint.parameters,
+        checkpoint.saved, checkpoint.parameters, warnings,
     )  # fmt: skip
 
 

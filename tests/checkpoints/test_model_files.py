@@ -11,7 +11,7 @@ import safetensors
 from publishing.loopback import LoopbackHub, status
 
 from safe_dtype.checkpoints.model_files import files_of
-from safe_dtype.errors import CheckpointNotFoundError
+from safe_dtype.errors import CheckpointNotFoundError, CorruptCheckpointError
 from safe_dtype.facts import Where
 
 WEIGHTS = "model.safetensors"
@@ -82,3 +82,24 @@ def test_what_reads_like_a_folder(name: str) -> None:
     """A name that no repository can have is a folder that is not there; nothing is asked of the Hub."""
     with pytest.raises(CheckpointNotFoundError, match="no such file or folder"):
         files_of(Where(name))
+
+
+def test_git_lfs_pointer(saved: Callable[..., Path]) -> None:
+    """Where Git LFS left a pointer, no file is read: not the config, not the weights."""
+    folder = saved()
+    for name in ("config.json", WEIGHTS):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 123\n")
+        for read in (files_of(Where(folder)).local, files_of(Where(folder)).header):
+            with pytest.raises(CorruptCheckpointError, match=rf"{name}: is a Git LFS pointer.*`git lfs pull`"):
+                read(name)
+
+
+def test_mistyped(saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name like that of a folder which is there is told so, whether or not it could be a repository's."""
+    folder = saved()
+    monkeypatch.chdir(folder.parent.parent)
+    words = f"there is no '{folder.name}x' in .*, but '{folder.name}'"
+    with pytest.raises(CheckpointNotFoundError, match=f"no such file or folder: {words}"):
+        files_of(Where(f"{folder}x"))
+    with pytest.raises(CheckpointNotFoundError, match=rf"is no folder here \({words}\), and"):
+        files_of(Where(f"{folder.parent.name}/{folder.name}x", local_files_only=True)).has(WEIGHTS)

@@ -1,0 +1,129 @@
+"""What loading a checkpoint will fail at, foreseen from its files: said before weights are read, or in place of the failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ..errors import CheckpointError, CorruptCheckpointError, NothingToCompareError
+from ..hub.errors import InvalidConfigError
+from ..store.git_lfs import is_pointer, require_pulled
+from .request import Request
+
+# One of these is beside every model that has a tokenizer. (Those of bytes and characters have a config alone.)
+_OF_A_TOKENIZER = (
+    "tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+    "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.model", "tiktoken.model",
+)  # fmt: skip
+
+
+_OF_LANGUAGE = ("ForCausalLM", "LMHeadModel")
+
+# What transformers raises over a checkpoint that it cannot read.
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, InvalidConfigError)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeseenFailure:
+    """What will fail, and what to do about it."""
+
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}. Next: {self.advice}"
+
+
+def foreseen(request: Request, *, reads_text: bool | None = None) -> tuple[ForeseenFailure, ...]:
+    """Return what loading by transformers, which runs no code of the checkpoint, will fail at. Reads the config alone.
+
+    `reads_text`: whether its tokenizer is wanted as well; by default that of a language model.
+    """
+    folder = Path(os.fspath(request.source or ""))
+    if folder.is_file() or (folder / "adapter_config.json").is_file():
+        return ()  # the config beside an adapter is that of its base, which has been read
+    config = _config_of(request)
+    reads_text = _architecture(config).endswith(_OF_LANGUAGE) if reads_text is None else reads_text
+    return (*_of_config(config, request), *(_of_tokenizer(folder) if reads_text and folder.is_dir() else ()))
+
+
+@contextmanager
+def explained(request: Request, *, reads_text: bool) -> Iterator[None]:
+    """Raise CheckpointError at once where the config cannot be loaded, and later where the tokenizer had to fail.
+
+    Any other error is raised as it is.
+    """
+    source = str(request.source)
+    for failure in foreseen(request, reads_text=False):
+        raise CheckpointError(source, failure.problem, failure.advice)
+    try:
+        yield
+    except (CheckpointError, NothingToCompareError, *_UNREADABLE) as exc:
+        for failure in foreseen(request, reads_text=reads_text):
+            raise CheckpointError(source, failure.problem, failure.advice) from exc
+        raise
+
+
+def _arguments(request: Request) -> dict[str, Any]:
+    names = ("revision", "subfolder", "cache_dir", "token", "local_files_only", "gguf_file")
+    return {name: request.arguments[name] for name in names if request.arguments.get(name) is not None}
+
+
+def _config_of(request: Request) -> Mapping[str, Any]:
+    try:
+        table, _ = transformers.PreTrainedConfig.get_config_dict(request.source, **_arguments(request))
+    except (OSError, ValueError):
+        return {}
+    return dict(table)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def _of_config(config: Mapping[str, Any], request: Request) -> Iterator[ForeseenFailure]:
+    if not config:
+        folder = Path(os.fspath(request.source or ""))
+        if folder.is_dir() and not (folder / "config.json").exists():
+            problem = "it has no config.json, so that transformers cannot tell what it is"
+            yield ForeseenFailure(problem, "download all of its files")
+        return
+    kind, is_known = config.get("model_type"), config.get("model_type") in transformers.CONFIG_MAPPING
+    if "AutoConfig" in (config.get("auto_map") or {}) and not is_known:
+        problem = "it brings Python code of its own, which this command does not run"
+        yield ForeseenFailure(problem, "read that code, then load it in Python with trust_remote_code=True")
+    elif is_known or not hasattr(transformers, _architecture(config)):
+        try:
+            transformers.AutoConfig.from_pretrained(request.source, trust_remote_code=False, **_arguments(request))
+        except _UNREADABLE as exc:
+            yield _of_unreadable(kind, exc)
+
+
+def _of_unreadable(kind: object, exc: Exception) -> ForeseenFailure:
+    if kind is None:
+        return ForeseenFailure(
+            "its config.json names no `model_type`", "take the config.json that its author published"
+        )
+    if kind not in transformers.CONFIG_MAPPING:
+        problem = f"transformers {transformers.__version__} does not know its model_type {kind!r}"
+        return ForeseenFailure(problem, "python -m pip install --upgrade transformers, or check config.json")
+    why = " ".join(str(exc).split())
+    return ForeseenFailure(f"transformers refuses its config.json: {why}", "take the one that its author published")
+
+
+def _of_tokenizer(folder: Path) -> Iterator[ForeseenFailure]:
+    if not any((folder / name).exists() for name in _OF_A_TOKENIZER) and not any(folder.glob("*.tiktoken")):
+        yield ForeseenFailure("it has no tokenizer", "copy that of its base model into the folder")
+        return
+    if any(is_pointer(folder / name) for name in _OF_A_TOKENIZER):
+        try:
+            require_pulled(folder)
+        except CorruptCheckpointError as exc:
+            yield ForeseenFailure(f"{Path(exc.source).name} {exc.problem}", exc.advice)
