@@ -24,7 +24,8 @@ _FULL_TEXTS = (
     "No space left on device",
     "Disk quota exceeded",
     "File too large",
-    "PytorchStreamWriter failed writing",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
 )
 
 
