@@ -26,6 +26,17 @@ class CallersAutocast:
 
     device_type: str
     dtype: torch.dtype
+    inside: str = ""  # the module that opens it, as in `named_modules()`; empty: it is on around the call
+
+    @property
+    def owner(self) -> str:
+        """Whose it is, in words."""
+        return "the model's own" if self.inside else "the caller's"
+
+    @property
+    def place(self) -> str:
+        """Where it is on, in words."""
+        return f"in the forward of {self.inside}" if self.inside else "around this call"
 
     def __str__(self) -> str:
         return f"torch.autocast(dtype={str(self.dtype).removeprefix('torch.')})"
@@ -45,8 +56,8 @@ class AutocastOverride:
 
     def __str__(self) -> str:
         if self.dtype is None:
-            return f"the caller's {self.replaced} turned off"
-        return f"the caller's {self.replaced} in {str(self.dtype).removeprefix('torch.')}"
+            return f"{self.replaced.owner} {self.replaced} turned off"
+        return f"{self.replaced.owner} {self.replaced} in {str(self.dtype).removeprefix('torch.')}"
 
     @contextmanager
     def in_force(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Run a failed step without the caller's own `torch.autocast`: where it comes out right, the weights are not to blame."""
+"""Run a failed step without the `torch.autocast` that is on in it: where it comes out right, the weights are not to blame."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ..events import record
 from ..failure import Event, FailureKind
 from ..recover import first_line
 from ..state import Guard
+from .inner_autocast import autocasts_inside
 from .pristine import as_it_is
 from .trouble import Call, Recovery, StepResult, Trouble
 
@@ -42,7 +43,9 @@ class _Trial:
 def try_without_autocast(
     model: nn.Module, call: Call, trouble: Trouble, since: float, attempt: Attempt
 ) -> Recovery | None:
-    """Repeat a step without the caller's autocast, then with it in the other 16-bit dtype; what comes out right stays so.
+    """Repeat a step without an autocast, then with it in the other 16-bit dtype; what comes out right stays so.
+
+    The autocast is the caller's, around the step, or where there is none one that the model opens inside of it.
 
     Args:
         model: The guarded model.
@@ -52,35 +55,44 @@ def try_without_autocast(
         attempt: Runs a step, and looks at it.
 
     Returns:
-        What came of the step. None where no autocast is on around it, or it fails in any case: the state is that before
+        What came of the step. None where no autocast is on in it, or it fails in any case: the state is that before
         the step then.
 
     Raises:
         StrictModeError: If it was the autocast, in strict mode.
     """
     guard, around, now = call.guard, autocast_around(model), main_dtype(model)
-    if around is None or now is None or guard.override is not None:
+    if now is None or guard.override is not None:
         return None
     with as_it_is(trouble.error):
-        if trouble.error is not None and not _fails_again(call, attempt):
-            return None
-        module = module_raising(model, trouble.error.__traceback__) if trouble.error else trouble.block
-        if trouble.error is None and module is None:
-            module = module_spoiling(model, call.run).module
-            call.snapshot.roll_back()
-        undo = as_they_are(call.arguments, now)
-        for override, args, kwargs in _trials(around, call, now):
-            passed, output = _passes(call, override, args, kwargs, attempt)
-            if passed and guard.policy.mode != "strict":
-                _keep(call, override, _event(call, trouble, name_of(model, module), override, since))
-                guard.aligns_inputs = guard.aligns_inputs or args is not call.args
-                return Recovery(StepResult.PASSED, output)
-            call.snapshot.roll_back()
-            undo()
-            if passed:
-                raise _refusal(
-                    guard, trouble, name_of(model, module) or type(model).__name__, override
-                ) from trouble.error
+        if around is not None:
+            return _without(around, model, call, trouble, since, attempt)
+        inside = autocasts_inside(model, trouble.error, lambda: _fails_again(call, attempt))
+        recoveries = (_without(own, model, call, trouble, since, attempt) for own in inside)
+        return next((recovery for recovery in recoveries if recovery is not None), None)
+
+
+def _without(
+    around: CallersAutocast, model: nn.Module, call: Call, trouble: Trouble, since: float, attempt: Attempt
+) -> Recovery | None:
+    guard, now = call.guard, main_dtype(model)
+    if now is None or (trouble.error is not None and not _fails_again(call, attempt)):
+        return None
+    module = module_raising(model, trouble.error.__traceback__) if trouble.error else trouble.block
+    if trouble.error is None and module is None:
+        module = module_spoiling(model, call.run).module
+        call.snapshot.roll_back()
+    undo = as_they_are(call.arguments, now)
+    for override, args, kwargs in _trials(around, call, now):
+        passed, output = _passes(call, override, args, kwargs, attempt)
+        if passed and guard.policy.mode != "strict":
+            _keep(call, override, _event(call, trouble, name_of(model, module), override, since))
+            guard.aligns_inputs = guard.aligns_inputs or args is not call.args
+            return Recovery(StepResult.PASSED, output)
+        call.snapshot.roll_back()
+        undo()
+        if passed:
+            raise _refusal(guard, trouble, name_of(model, module) or type(model).__name__, override) from trouble.error
     return None
 
 
@@ -157,10 +169,10 @@ def _refusal(guard: Guard, trouble: Trouble, where: str, override: AutocastOverr
     around, dtype = override.replaced, str(guard.dtype())
     reason = f"{_kind(trouble)} in {where} under {around}: {first_line(_text(trouble))}"
     if override.dtype is None:
-        would_work, next_step = f"{dtype} without {around}", "leave out the torch.autocast around this call"
+        would_work, next_step = f"{dtype} without {around}", f"leave out the torch.autocast {around.place}"
     else:
         would_work = str(CallersAutocast(around.device_type, override.dtype))
-        next_step = f"use {would_work} around this call"
+        next_step = f"use {would_work} {around.place}"
     return StrictModeError(dtype, reason, (would_work,), next_step=f"{next_step}, or use no 'strict'")
 
 
@@ -168,7 +180,7 @@ def _event(call: Call, trouble: Trouble, module: str | None, override: AutocastO
     guard = call.guard
     dtype = guard.dtype()
     assert dtype is not None
-    message = f"{_text(trouble)} ({override.replaced} is on around this call)"
+    message = f"{_text(trouble)} ({override.replaced} is on {override.replaced.place})"
     milliseconds = (time.perf_counter() - since) * 1e3
     return Event(
         _kind(trouble), dtype, dtype, module, guard.step() or 0, str(override), message, milliseconds,
