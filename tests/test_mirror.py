@@ -26,7 +26,6 @@ TOGETHER = {
     "patching/planned.py": "patching/test_weird_calls.py",
     "patching/script.py": "patching/test_run.py",
     "publishing/publish_error.py": "publishing/pushing/test_push.py",
-    "publishing/publish_variant.py": "test_docs.py",
     "publishing/release.py": "publishing/pushing/test_push.py",
     "publishing/staging/plain_child.py": "publishing/staging/test_measure.py",
 }

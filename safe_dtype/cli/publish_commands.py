@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .options import FORMAT, not_empty, steps
@@ -123,18 +124,20 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
     read back, 8 published and not what was staged, 9 published and still private.
     """
     from ..hub.client import Hub
-    from ..publishing.publish_variant import prepare, staged_folder
+    from ..publishing.publish_variant import prepare, staged_for
     from ..publishing.pushing.push import push as send
     from ..publishing.release import Target
 
     form, rebase = staging.pop("form"), staging.pop("rebase")
     target = Target(repo, revision, public)
-    with steps(f"staging {source}") as step:
-        folder = staged_folder(source, target, folder=out, options=_asked(staging), tell=step)
     hub = Hub.connect()
-    prepare(folder, target, api=hub)
-    with _bars(f"publishing {target}") as tell:
-        receipt = send(folder, target, api=hub, progress=tell, rebase=rebase)
+    with ExitStack() as stack:
+        with steps(f"staging {source}") as step:
+            staged = staged_for(source, target, folder=out, options=_asked(staging), tell=step)
+            folder = stack.enter_context(staged)
+        prepare(folder, target, api=hub)
+        with _bars(f"publishing {target}") as tell:
+            receipt = send(folder, target, api=hub, progress=tell, rebase=rebase)
     if form == "json":
         click.echo(json.dumps({**receipt.to_dict(), "folder": str(folder)}, indent=2))
     else:
@@ -203,6 +206,9 @@ def rollback(*, target: str, oid: str) -> None:
 
 def _asked(options: dict[str, Any]) -> dict[str, Any]:
     asked = dict(options)
+    # A default is no wish: what was staged earlier may have been held to another limit.
+    if click.get_current_context().get_parameter_source("max_drift") is ParameterSource.DEFAULT:
+        del asked["max_drift"]
     if asked.get("text") is not None:
         asked["text"] = Path(asked["text"]).read_text(encoding="utf-8")
     return asked

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.model_files import files_of
 from ..errors import NotPublishableError
-from ..facts import Where
 from ..facts.variant import VARIANT_FILE
 from ..hub.client import Hub
 from ..hub.errors import HubError
@@ -22,8 +23,12 @@ from .pushing.push import push
 from .release import Receipt, State, Target
 from .staging.card import write_card
 from .staging.check import check
+from .staging.evidence import not_publishable
+from .staging.reuse import Origin, is_intact, origin_of, outdated, require_asked
 from .staging.stage import stage
 from .staging.staged_files import CARD
+
+logger = logging.getLogger(__name__)
 
 Tell = Callable[[str], None]
 
@@ -48,7 +53,8 @@ def publish(
         repo: Where it goes, "org/model-fp16".
         revision: A branch, in place of main.
         public: Whether a new repository is made public once it was verified. It is private until then.
-        folder: Where to stage; by default a folder of the user's cache that is named after source and target.
+        folder: Where to stage; by default a folder of the user's cache that is named after source and target. What was
+            staged there earlier is what is asked for now, or refused; where its base has moved on, it is staged anew.
         api: The Hub; by default that of the environment, with the login of `hf auth login`.
         **staging: What `stage` takes: dtype, base, license, needs, text, max_drift, and the source's own revision as
             `source_revision`.
@@ -59,30 +65,102 @@ def publish(
         CheckpointError, PlanError, VerifyError: If it cannot be staged.
     """
     target = Target(repo, revision, public)
-    staged = staged_folder(source, target, folder=folder, options=staging)
     hub = api or Hub.connect()
-    prepare(staged, target, api=hub)
-    return push(staged, target, api=hub)
+    with staged_for(source, target, folder=folder, options=staging) as staged:
+        prepare(staged, target, api=hub)
+        return push(staged, target, api=hub)
 
 
-def staged_folder(
+@contextmanager
+def staged_for(
     source: str | os.PathLike[str],
     target: Target,
     *,
     folder: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any],
     tell: Tell | None = None,
-) -> Path:
-    """Return `source` itself where it is staged already, else where it is staged now, or was by an earlier run."""
+) -> Iterator[Path]:
+    """Yield `source` itself where it is staged already, else where it is staged now, or was by an earlier run.
+
+    A folder that was staged earlier is what is asked for now, or refused. Where its base has moved on it is staged anew.
+    Until the block ends it is written to by nobody else: another publication that wants the same folder waits.
+
+    Raises:
+        NotPublishableError: If it is another variant than the one that is asked for.
+        CheckpointError, PlanError, VerifyError: If it cannot be staged.
+    """
     if (Path(source) / VARIANT_FILE).is_file():
-        return Path(source)
-    place = Path(folder) if folder is not None else staging_folder(source, target, options)
-    if (place / VARIANT_FILE).is_file():
-        return place
+        with _alone_with(Path(source)):
+            require_asked(Path(source), options)
+            yield Path(source)
+        return
+    origin = origin_of(source, options)
+    place = Path(folder) if folder is not None else staging_folder(source, target, options, origin)
+    with _alone_with(place):
+        if (place / VARIANT_FILE).is_file():
+            _renew(place, source, origin, options, ours=folder is None, tell=tell)
+        else:
+            _make(place, source, origin, options, tell)
+        yield place
+
+
+def _renew(  # what a stage takes, and whose folder it is
+    place: Path,
+    source: str | os.PathLike[str],
+    origin: Origin,
+    options: Mapping[str, Any],
+    *,
+    ours: bool,
+    tell: Tell | None,
+) -> None:
+    """Stage anew what was staged of something that is no longer there; `ours`: in a folder that nobody named."""
+    intact = is_intact(place)
+    if ours and not intact:
+        why = "its files were changed since it was staged"
+    elif not (why := outdated(place, origin, options)):
+        return
+    elif not intact:
+        raise not_publishable(place, f"{why}; and its files were changed since it was staged", "name another folder")
+    logger.info("%s is staged anew: %s", place, why)
+    fresh = place.with_name(f".{place.name}.anew")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        _make(fresh, source, origin, options, tell)
+        shutil.rmtree(place)
+        fresh.rename(place)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _make(
+    place: Path, source: str | os.PathLike[str], origin: Origin, options: Mapping[str, Any], tell: Tell | None
+) -> None:
     asked = dict(options)
     revision = asked.pop("source_revision", None)
-    stage(source, place, revision=revision, progress=tell, **asked)
-    return place
+    # By the commit that was looked at: the branch may move on meanwhile.
+    stage(source, place, revision=origin.commit if origin.sha256 is None else revision, progress=tell, **asked)
+
+
+@contextmanager
+def _alone_with(place: Path) -> Iterator[None]:
+    """Wait until no other process or thread of this user stages or publishes `place`."""
+    from filelock import FileLock, Timeout  # slow to import
+
+    name = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:16]
+    lock = FileLock(cache_folder() / "stage" / f".{name}.lock")
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("%s is being published already: waiting for that", place)
+            lock.acquire()
+    except OSError as exc:  # nobody else can have it either
+        logger.info("%s: without a lock, since none can be made (%s)", place, exc)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def prepare(folder: Path, target: Target, *, api: Hub | None) -> None:
@@ -113,17 +191,11 @@ def _card_there(api: Hub, target: Target) -> str | None:
         raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
 
 
-def staging_folder(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any]) -> Path:
+def staging_folder(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any], origin: Origin) -> Path:
     """Return a folder of its own for every source, state of it, target and wish."""
-    path = Path(source)
-    if not path.is_dir():  # a branch that moved is another source
-        commit = files_of(Where(source, revision=options.get("source_revision"))).commit
-        options = {**options, "source_revision": commit}
-    listed = (
-        sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
-        if path.is_dir()
-        else ()
+    wishes = sorted(
+        (name, value) for name, value in options.items() if value is not None and name != "source_revision"
     )
-    what = json.dumps([os.fspath(source), listed, str(target), sorted(options.items())], default=str)
+    what = json.dumps([os.fspath(source), origin.commit, origin.sha256, str(target), wishes], default=str)
     name = re.sub(r"[^\w.-]+", "--", str(target))
     return cache_folder() / "stage" / f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"

@@ -35,7 +35,7 @@ def check(folder: Path) -> list[str]:
         return [*problems, exc.happened]
     problems += evidence.problems()
     problems += _dtype_problems(folder, evidence)
-    problems += _file_problems(folder, evidence)
+    problems += file_problems(folder, evidence)
     card = folder / CARD
     problems += card_problems(card.read_text(encoding="utf-8"), evidence) if card.is_file() else [f"{CARD} is missing"]
     return problems
@@ -107,7 +107,8 @@ def _said(counts: Any) -> str:
     return ", ".join(f"{count.tensors} tensors in {name}" for name, count in counts.items()) or "nothing"
 
 
-def _file_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
+def file_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
+    """Yield in what the files of a staged folder are not those that were staged. Reads all of them."""
     now = digests_of(folder)
     for path in sorted(now.keys() | evidence.files.keys()):
         if path not in now:

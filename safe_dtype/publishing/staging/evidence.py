@@ -123,6 +123,7 @@ class Evidence:
     command: str = ""  # repeats it
     repo: str | None = None  # where it is going, for the card
     forms: Forms | None = None  # where `optimize` was at work before
+    source_sha256: str | None = None  # of all files of a folder that it was made of; None for a repository
 
     @property
     def bytes(self) -> int:
@@ -146,7 +147,7 @@ class Evidence:
         """
         if record["schema"] != VARIANT_SCHEMA:
             raise ValueError(f"its schema is {record['schema']!r}, not {VARIANT_SCHEMA}")
-        names = {field.name for field in fields(Evidence)} - {"safe_dtype", "plain"}
+        names = {field.name for field in fields(Evidence)} - {"safe_dtype", "plain", "source_sha256"}
         return Evidence(
             **{name: record[name] for name in names}
             | {
@@ -159,6 +160,7 @@ class Evidence:
                 "islands": tuple(record["islands"]),
                 "files": {path: StagedFile(**file) for path, file in record["files"].items()},
                 "forms": _forms(record["forms"]),
+                "source_sha256": record.get("source_sha256"),  # records of earlier versions have none
             }
         )
 

@@ -70,7 +70,12 @@ def inputs_for(checkpoint: Checkpoint, vocab_size: int, text: str | None) -> tup
             "pass a longer one: a few sentences",
         )
     kind = "built-in text" if text is None else "own text"
-    return batches, kind, sha256(words.encode()).hexdigest()
+    return batches, kind, sha256_of_text(words)
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the SHA-256 under which the evidence names a text."""
+    return sha256(text.encode()).hexdigest()
 
 
 def reference_of(checkpoint: Checkpoint, vocab_size: int, text: str | None, folder: Path) -> Reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ from ...checkpoints import read_checkpoint
 from ...errors import CheckpointError
 from ...facts import Where
 from ...hub.repository import HubRepository
+from ...optimizing.environment import files_in
 from ...optimizing.nouns.record_file import FILE as OPTIMIZATION
 from ...optimizing.nouns.record_file import read_record
 from ...optimizing.serving.kept_original import original_files, require_original
 from ...optimizing.serving.trust import require_paths
 from ...store.contained import leads_out
+from ...store.hashing import read_all, sha256_of
 from .evidence import Base, Forms, not_publishable
 from .forms import copy_onnx, forms_of, require_onnx
 from .front_matter import read_front_matter
@@ -46,6 +49,7 @@ class VariantSource:
     base: Base
     dtype: str | None = None  # what `optimize` chose
     optimized: Path | None = None  # the folder that it wrote
+    downloaded: bool = False  # whether it is a repository of the Hub
 
     def beside(self) -> Iterator[str]:
         """Yield the files that go along as they are, by their paths in the folder."""
@@ -62,6 +66,20 @@ class VariantSource:
         if self.optimized is not None:
             shutil.copyfile(self.optimized / OPTIMIZATION, folder / OPTIMIZATION)
             copy_onnx(self.optimized, read_record(self.optimized), folder)
+
+    def sha256(self) -> str | None:
+        """Return one hash of everything that a local folder holds; None of a repository, which has a commit."""
+        if self.downloaded:
+            return None
+        files = {
+            name: path
+            for name, path in files_in(self.weights).items()
+            if not any(part.startswith(".") for part in Path(name).parts)
+        }
+        if self.optimized is not None:  # it has the hashes of the forms
+            files[OPTIMIZATION] = self.optimized / OPTIMIZATION
+        digests = sorted(read_all(files, sha256_of).items())
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
     def forms(self) -> Forms | None:
         """Return what `optimize` found out, where it was at work before."""
@@ -90,7 +108,7 @@ def source_of(
     if not folder.is_dir():
         repo = os.fspath(source)
         folder = _downloaded(repo, revision)
-        return _whole(VariantSource(folder, repo, _base(folder, repo, folder.name, license)))
+        return _whole(VariantSource(folder, repo, _base(folder, repo, folder.name, license), downloaded=True))
     named, _, commit = (base or "").partition("@")
     if not (folder / OPTIMIZATION).is_file():
         name = folder.resolve().name

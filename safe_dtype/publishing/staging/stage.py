@@ -147,6 +147,7 @@ class _Job:
 
     def __init__(self, source: VariantSource, aside: Path, made: Path, wishes: _Wishes) -> None:
         self.source, self.aside, self.made, self.wishes = source, aside, made, wishes
+        self.source_sha256 = source.sha256()  # before it is loaded: what changes meanwhile counts as changed since
 
     def run(self, dtype: Dtype | None) -> Evidence:
         """Make it, and return what is known of it."""
@@ -259,6 +260,7 @@ class _Job:
             versions=versions(),
             command=self._command(plan.storage, needs),
             forms=self.source.forms(),
+            source_sha256=self.source_sha256,
         )
         write_plots(evidence, self.made)
         evidence = replace(evidence, files=digests_of(self.made))
