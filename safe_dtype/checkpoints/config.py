@@ -32,8 +32,11 @@ def read_config(where: Where, files: Files) -> dict[str, Any]:
 
 def as_dict(config: Any) -> dict[str, Any]:
     """Return a config object of transformers, or a table, as a plain table."""
-    table: dict[str, Any] = dict(config) if isinstance(config, Mapping) else config.to_dict()
-    return table
+    if isinstance(config, Mapping):
+        return dict(config)
+    table: dict[str, Any] = config.to_dict()
+    # What is written is the class's; where the class stands in for another model type, the file's is its own.
+    return table | ({"model_type": config.model_type} if hasattr(config, "model_type") else {})
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,3 +56,10 @@ def claimed_dtype(config: Mapping[str, Any]) -> str | None:
     """Return the dtype the config claims, by torch's name; of the text part where the whole claims none."""
     claim = first(config, "dtype", "torch_dtype") or first(text_part(config), "dtype", "torch_dtype")
     return str(claim).removeprefix("torch.") if claim and not isinstance(claim, Mapping) else None
+
+
+def without_dtypes(config: Any) -> Any:
+    """Return a table, and those in it, without what they claim of dtypes."""
+    if not isinstance(config, Mapping):
+        return config
+    return {name: without_dtypes(part) for name, part in config.items() if name not in ("dtype", "torch_dtype")}

@@ -42,12 +42,15 @@ _SAVED = {
 }  # fmt: skip
 
 
-def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None) -> CheckpointFacts:
+def read_checkpoint(
+    where: Where | str | os.PathLike[str], *, config: Any = None, trust_remote_code: bool = False
+) -> CheckpointFacts:
     """Return the facts of a folder, a file, or a repository on the Hub. Reads headers, and samples of files that are here.
 
     Args:
         where: What to read, and where transformers would look for it.
         config: A config object or table that is used instead of the checkpoint's config.json.
+        trust_remote_code: Whether code that comes with the checkpoint may be run, as it was said to `from_pretrained`.
 
     Raises:
         CheckpointNotFoundError: If there is nothing of that name, or no weights in it.
@@ -57,7 +60,18 @@ def read_checkpoint(where: Where | str | os.PathLike[str], *, config: Any = None
         UnsafeCheckpointError: If reading a pickle would run code.
     """
     where = where if isinstance(where, Where) else Where(where)
-    passed_config = None if config is None else as_dict(config)
+    from ..verifying.known_config import (
+        unknown_type,  # imports transformers, as reading does and importing this does not
+    )
+
+    facts = _read(where, None if config is None else as_dict(config))
+    if facts.has_own_code and trust_remote_code:
+        return facts
+    unknown = unknown_type(facts.source, facts.model_type, facts.architecture)
+    return replace(facts, warnings=(*facts.warnings, unknown)) if unknown else facts
+
+
+def _read(where: Where, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
     path = Path(where.source)
     if path.is_file():
         return _read_file(where, path, passed_config)
@@ -114,6 +128,7 @@ def describe(
         config_dtype=claimed,
         architecture=architecture,
         model_type=config.get("model_type"),
+        has_own_code=isinstance(config.get("auto_map"), Mapping) and "AutoConfig" in config["auto_map"],
         linears=linears_of(tensors, config, tied=tied),
         cache=cache_of(tensors, config, architecture),
         vocab_size=first(text, "vocab_size", default=0),
@@ -218,7 +233,7 @@ def base_of(where: Where, files: Files) -> Where:
 def _read_base(where: Where, files: Files, passed_config: Mapping[str, Any] | None) -> CheckpointFacts:
     base = base_of(where, files)
     try:
-        facts = read_checkpoint(base, config=passed_config)
+        facts = _read(base, passed_config)
     except CheckpointNotFoundError as exc:
         problem = f"is an adapter of {base.name}, and that is not to be found ({exc.problem})"
         raise CheckpointNotFoundError(where.name, problem, exc.advice) from exc

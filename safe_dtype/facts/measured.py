@@ -274,6 +274,7 @@ class CheckpointFacts:
     keep_in_fp32: tuple[str, ...] = ()  # patterns kept in float32 under float16
     keep_in_fp32_strict: tuple[str, ...] = ()  # ... under float16 and bfloat16
     quantization: str | None = None  # quantization_config's quant_method
+    has_own_code: bool = False  # its config names code that comes with it, which runs where it is trusted
     adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
     revision: str | None = None  # as asked for
     identity: CheckpointIdentity | None = None  # of the files; None for weights in memory

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
+from transformers.models.auto.auto_factory import _get_model_class
 
 from ..errors.warn import warn
 from ..planning import Plan, Policy
+from ..verifying.known_config import config_of_architecture, known_config
 from .load import load
 from .plan_agreement import check_agreement
 from .plan_request import plan_request
@@ -68,8 +70,26 @@ class SafeAuto:
         cls.auto_class.register(config_class, model_class, exist_ok=exist_ok)
 
     @classmethod
-    def _target(cls, _request: Request) -> Any:
-        return cls.auto_class
+    def _target(cls, request: Request) -> Any:
+        return _WithUnknownTypes(cls.auto_class, request)
+
+
+class _WithUnknownTypes:
+    """An Auto class, and in its place its class for an architecture whose model type transformers does not know."""
+
+    def __init__(self, auto_class: Any, request: Request) -> None:
+        self._auto_class, self._request = auto_class, request
+
+    def from_pretrained(self, source: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as the Auto class does."""
+        try:
+            return self._auto_class.from_pretrained(source, *args, **kwargs)
+        except ValueError:
+            config = config_of_architecture(_config_source(source), **_config_arguments(self._request))
+            if config is None or type(config) not in self._auto_class._model_mapping:
+                raise
+        model_class = _get_model_class(config, self._auto_class._model_mapping)
+        return model_class.from_pretrained(source, *args, **kwargs)
 
 
 class SafeAutoModel(SafeAuto):
@@ -94,11 +114,17 @@ _CONFIG_ARGUMENTS = (
 
 
 def _read_config(source: Any, request: Request) -> Any:
-    arguments = {name: request.arguments[name] for name in _CONFIG_ARGUMENTS if name in request.arguments}
+    return known_config(_config_source(source), **_config_arguments(request))
+
+
+def _config_arguments(request: Request) -> dict[str, Any]:
+    return {name: request.arguments[name] for name in _CONFIG_ARGUMENTS if name in request.arguments}
+
+
+def _config_source(source: Any) -> Any:
+    """Return where the config lies: with the base, of an adapter."""
     adapter = transformers.utils.find_adapter_config_file(source)
-    if adapter is not None:
-        source = _base_of(source, adapter)
-    return transformers.AutoConfig.from_pretrained(source, **arguments)
+    return source if adapter is None else _base_of(source, adapter)
 
 
 def _base_of(source: Any, adapter: str) -> Any:

@@ -65,6 +65,11 @@ def _own_dtype(request: Request, passed: Any) -> str | None:
 
 
 def _own_config(where: Where) -> Mapping[str, Any]:
+    """Return the config in the checkpoint's own files, of an adapter that of its base; empty where there is none.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
     path = Path(where.source)
     if where.gguf_file:
         return gguf_config(files_of(where).local(where.gguf_file))

@@ -13,6 +13,7 @@ from typing import Literal
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..checkpoints import read_checkpoint, read_state_dict
+from ..checkpoints.config import as_dict, without_dtypes
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, memory_of, routes_of
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
@@ -127,17 +128,18 @@ def checkpoint_for(request: Request) -> CheckpointFacts:
         CheckpointError: If it cannot be found or read.
     """
     state_dict = request.arguments.get("state_dict")
+    trusted = bool(request.arguments.get("trust_remote_code"))
     with readable(request):
         config = passed_config(request)
+        if config is not None and request.ordered is not None:
+            # An Auto class writes the ordered dtype into the config before it hands it on: that is no claim.
+            config = without_dtypes(as_dict(config))
         if state_dict is not None:
             facts = read_state_dict(state_dict, config)
             facts = replace(facts, source=str(request.source)) if request.source else facts
         else:
-            facts = read_checkpoint(request.where, config=config)
+            facts = read_checkpoint(request.where, config=config, trust_remote_code=trusted)
         _check_numbers(facts)
-        if config is not None and request.ordered is not None:
-            # An Auto class writes the ordered dtype into the config before it hands it on: that is no claim.
-            facts = replace(facts, config_dtype=None, warnings=())
         return replace(facts, quantization=request.quantizer) if request.quantizer else facts
 
 

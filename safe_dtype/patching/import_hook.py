@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+MODELS, CONFIGS = "transformers.modeling_utils", "transformers.models.auto.configuration_auto"  # what is patched
 STARTUP = "safe_dtype startup"  # marks the hook that a process begins with under `safe-dtype run`
 
 

@@ -13,17 +13,16 @@ from typing import Any
 
 from ..planning import Policy
 from ..processes.forked_lock import ForkedLock
-from .import_hook import STARTUP, ImportHook, remove_marked
+from .import_hook import CONFIGS, MODELS, STARTUP, ImportHook, remove_marked
 
 logger = logging.getLogger(__name__)
 
-_MODULE = "transformers.modeling_utils"
 _NAME = "from_pretrained"
 
 _lock = ForkedLock()
 _of_process: list[Policy] = []  # one, after patch()
 _of_blocks: list[list[Policy]] = []  # one in each, for every open `with patched()`, the innermost last
-_unwrap: list[Callable[[], None]] = []  # takes the wrapper out, once one was put in
+_unwrap: dict[str, Callable[[], None]] = {}  # by module: takes the wrapper out, once one was put in
 
 
 def patch(policy: Policy | str | None = None) -> None:
@@ -92,34 +91,37 @@ def _settle() -> None:
         if policy_now() is None:
             _detach()
             return
-        if _hook not in sys.meta_path:
-            sys.meta_path.insert(0, _hook)
-    module = sys.modules.get(_MODULE)
-    if module is not None and not hasattr(module, "PreTrainedModel"):
-        # Another thread is at the import: wait for it, without the lock that its end may need.
-        module = import_module(_MODULE)
-    if module is not None:
-        _attach(module)
+        for hook in _hooks:
+            if hook not in sys.meta_path:
+                sys.meta_path.insert(0, hook)
+    for hook in _hooks:
+        module = sys.modules.get(hook.module)
+        if module is not None and not hasattr(module, _CLASSES[hook.module]):
+            # Another thread is at the import: wait for it, without the lock that its end may need.
+            module = import_module(hook.module)
+        if module is not None:
+            _attach(module)
 
 
 def _attach(module: Any) -> None:
-    owner: Any = getattr(module, "PreTrainedModel", None)
+    name = _CLASSES[module.__name__]
+    owner: Any = getattr(module, name, None)
     if not isinstance(inspect.getattr_static(owner, _NAME, None), classmethod):
-        logger.warning("%s has no PreTrainedModel with a class method %s: nothing is patched", _MODULE, _NAME)
+        logger.warning("%s has no %s with a class method %s: nothing is patched there", module.__name__, name, _NAME)
         return
     from ..models.wrapped_methods import unwrap_methods, wrap_method  # imports torch, which is here by now
 
+    hook = next(one for one in _hooks if one.module == module.__name__)
     with _lock:
         if policy_now() is not None:
-            wrap_method(owner, _NAME, _planned, _hook)
-            _unwrap[:] = [functools.partial(unwrap_methods, _hook)]
+            wrap_method(owner, _NAME, _WRAPPERS[hook.module], hook)
+            _unwrap[hook.module] = functools.partial(unwrap_methods, hook)
 
 
 def _detach() -> None:
-    if _hook in sys.meta_path:
-        sys.meta_path.remove(_hook)
+    sys.meta_path[:] = [one for one in sys.meta_path if one not in _hooks]
     while _unwrap:
-        _unwrap.pop()()
+        _unwrap.popitem()[1]()
 
 
 def _planned(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,4 +138,23 @@ def _planned(original: Callable[..., Any]) -> Callable[..., Any]:
     return from_pretrained
 
 
-_hook = ImportHook(_MODULE, _attach)
+def _with_unknown_types(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `AutoConfig.from_pretrained`, which every Auto class asks before it comes to a model class."""
+
+    def from_pretrained(cls: type, source: Any, **kwargs: Any) -> Any:
+        try:
+            return original(cls, source, **kwargs)
+        except ValueError:
+            from ..verifying.known_config import config_of_architecture
+
+            config = config_of_architecture(source, **kwargs) if policy_now() is not None else None
+            if config is None:
+                raise
+            return config
+
+    return from_pretrained
+
+
+_CLASSES = {MODELS: "PreTrainedModel", CONFIGS: "AutoConfig"}
+_WRAPPERS = {MODELS: _planned, CONFIGS: _with_unknown_types}
+_hooks = [ImportHook(module, _attach) for module in _CLASSES]

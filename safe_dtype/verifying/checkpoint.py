@@ -13,6 +13,7 @@ import transformers
 
 from ..errors import CheckpointError, NothingToCompareError
 from ..facts import Dtype
+from .known_config import known_config
 from .texts import random_batches, text_batches
 
 _TOKENS_PER_BATCH = 128
@@ -35,7 +36,7 @@ class Checkpoint:
             CheckpointError: If transformers cannot load it, or its main input is not text.
         """
         with self._readable("weights"):
-            config = transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
+            config = known_config(self.source, **self.arguments)
             architecture = next(iter(config.architectures or ()), "")
             model_class = getattr(transformers, architecture, transformers.AutoModel)
             model = model_class.from_pretrained(
@@ -89,7 +90,7 @@ class Checkpoint:
 
     def _config(self) -> Any:
         with self._readable("config"):
-            return transformers.AutoConfig.from_pretrained(self.source, **self.arguments)
+            return known_config(self.source, **self.arguments)
 
     @contextmanager
     def _readable(self, what: str) -> Iterator[None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +45,16 @@ def test_script(saved: Saved, tmp_path: Path) -> None:
     found = python(*COMMANDS["command"], "--policy", "prefer=memory", script(tmp_path, LOAD), str(saved()))
     assert found.returncode == 0, found.stderr
     assert "PLANNED auto,prefer=memory torch.bfloat16" in found.stdout
+
+
+def test_unknown_model_type(saved: Saved, tmp_path: Path) -> None:
+    """A model type that transformers does not know loads by its architecture, in the first line that asks for it."""
+    folder = shutil.copytree(saved(), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
+    done = python(*COMMANDS["command"], script(tmp_path, LOAD), str(folder))
+    assert "PLANNED" in done.stdout, done.stderr
+    assert "no model type 'unheard_of'" in done.stderr
 
 
 def test_module(saved: Saved, tmp_path: Path) -> None:

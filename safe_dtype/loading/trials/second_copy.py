@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import transformers
 
+from ...checkpoints.config import without_dtypes
 from ...devices.probing.verdicts import measured_while_busy
 from ...facts import CheckpointFacts, DeviceFacts, Dtype
 from ...models.load_lock import one_at_a_time
 from ...planning import Plan
 from ...verifying import Checkpoint
+from ...verifying.known_config import known_config
 from ..planned_once import already_planned
 from ..request import Request
 
@@ -77,13 +78,7 @@ def _is_its_own(config: Any, request: Request) -> bool:
     if not isinstance(config, transformers.PreTrainedConfig):
         return False
     try:
-        own = transformers.AutoConfig.from_pretrained(request.source, **_where(request))
+        own = known_config(request.source, **_where(request))
     except (OSError, ValueError):
         return False
-    return type(own) is type(config) and _without_dtypes(own.to_dict()) == _without_dtypes(config.to_dict())
-
-
-def _without_dtypes(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {name: _without_dtypes(part) for name, part in value.items() if name not in ("dtype", "torch_dtype")}
+    return type(own) is type(config) and without_dtypes(own.to_dict()) == without_dtypes(config.to_dict())

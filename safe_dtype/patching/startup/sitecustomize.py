@@ -41,7 +41,8 @@ def _wait_for_transformers() -> None:
     try:
         hook = _load("import_hook", [os.path.dirname(_HERE)])  # noqa: PTH120
         assert hook is not None
-        sys.meta_path.insert(0, hook.ImportHook("transformers.modeling_utils", _patch, hook.STARTUP))
+        for module in (hook.MODELS, hook.CONFIGS):
+            sys.meta_path.insert(0, hook.ImportHook(module, _patch, hook.STARTUP))
     except Exception as exc:  # noqa: BLE001  # a Python that is too old for it, or a folder that is gone
         _say(exc)
 

@@ -1,0 +1,65 @@
+"""The config of a checkpoint, also where transformers does not know its model type and has its architecture (Kimi-K2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from ..errors.warn import warn
+
+
+def known_config(source: Any, **arguments: Any) -> Any:
+    """Return the config that `AutoConfig.from_pretrained` returns, else that of the architecture which it names.
+
+    Raises:
+        ValueError: Transformers' own, where it knows neither.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **arguments)
+    except ValueError:
+        config = config_of_architecture(source, **arguments)
+        if config is None:
+            raise
+    return config
+
+
+def config_of_architecture(source: Any, **arguments: Any) -> Any:
+    """Return what `AutoConfig.from_pretrained` would for a model type that it does not know, by the architecture; or None.
+
+    That is warned of. None is for everything that is its own affair: a model type that it knows, code that comes with the checkpoint and
+    may be run, an architecture that is not transformers' own, a config that cannot be read.
+    """
+    arguments = {name: value for name, value in arguments.items() if name not in ("code_revision", "_from_auto")}
+    trusted = bool(arguments.pop("trust_remote_code", False))
+    try:
+        config, unused = PreTrainedConfig.get_config_dict(source, **arguments, _from_auto=True, name_or_path=source)
+    except (OSError, TypeError, ValueError):
+        return None
+    if trusted and isinstance(config.get("auto_map"), Mapping) and "AutoConfig" in config["auto_map"]:
+        return None
+    architecture = next(iter(config.get("architectures") or ()), "")
+    text = unknown_type(str(source), config.get("model_type"), architecture)
+    if text is None:
+        return None
+    warn(text)
+    return getattr(transformers, architecture).config_class.from_dict(config, **unused)
+
+
+def unknown_type(source: str, model_type: Any, architecture: Any) -> str | None:
+    """Return the warning that a checkpoint is loaded by its architecture; None where transformers knows its model type.
+
+    None, too, where transformers has no such architecture: then it is not loaded.
+    """
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        return None
+    model_class = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+    is_model = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)
+    if not is_model or model_class.config_class is None:  # type: ignore[union-attr]
+        return None
+    return (
+        f"{source}: transformers knows no model type {model_type!r}; it is loaded as the architecture that its config "
+        f"names, {architecture}. Next: compare its outputs with its author's"
+    )
