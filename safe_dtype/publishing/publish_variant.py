@@ -24,7 +24,7 @@ from .release import Receipt, State, Target
 from .staging.card import write_card
 from .staging.check import check
 from .staging.evidence import not_publishable
-from .staging.reuse import Origin, is_intact, origin_of, outdated, require_asked
+from .staging.reuse import SourceState, is_intact, outdated, require_asked, source_state
 from .staging.stage import stage
 from .staging.staged_files import CARD
 
@@ -94,7 +94,7 @@ def staged_for(
             require_asked(Path(source), options)
             yield Path(source)
         return
-    origin = origin_of(source, options)
+    origin = source_state(source, options)
     place = Path(folder) if folder is not None else staging_folder(source, target, options, origin)
     with _alone_with(place):
         if (place / VARIANT_FILE).is_file():
@@ -107,7 +107,7 @@ def staged_for(
 def _renew(  # what a stage takes, and whose folder it is
     place: Path,
     source: str | os.PathLike[str],
-    origin: Origin,
+    origin: SourceState,
     options: Mapping[str, Any],
     *,
     ours: bool,
@@ -133,7 +133,7 @@ def _renew(  # what a stage takes, and whose folder it is
 
 
 def _make(
-    place: Path, source: str | os.PathLike[str], origin: Origin, options: Mapping[str, Any], tell: Tell | None
+    place: Path, source: str | os.PathLike[str], origin: SourceState, options: Mapping[str, Any], tell: Tell | None
 ) -> None:
     asked = dict(options)
     revision = asked.pop("source_revision", None)
@@ -191,7 +191,9 @@ def _card_there(api: Hub, target: Target) -> str | None:
         raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
 
 
-def staging_folder(source: str | os.PathLike[str], target: Target, options: Mapping[str, Any], origin: Origin) -> Path:
+def staging_folder(
+    source: str | os.PathLike[str], target: Target, options: Mapping[str, Any], origin: SourceState
+) -> Path:
     """Return a folder of its own for every source, state of it, target and wish."""
     wishes = sorted(
         (name, value) for name, value in options.items() if value is not None and name != "source_revision"

@@ -9,14 +9,14 @@ from publishing.loopback import LoopbackHub
 
 from safe_dtype.publishing.publish_variant import staging_folder
 from safe_dtype.publishing.release import Target
-from safe_dtype.publishing.staging.reuse import origin_of
+from safe_dtype.publishing.staging.reuse import source_state
 
 TARGET = Target("org/model-fp16", "main", public=False)
 
 
 def place(source: str | Path, **options: Any) -> Path:
     """Return where `source` is staged as it is now."""
-    return staging_folder(source, TARGET, options, origin_of(source, options))
+    return staging_folder(source, TARGET, options, source_state(source, options))
 
 
 def test_moved_main(hub: LoopbackHub) -> None:

@@ -21,7 +21,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SourceState:
     """What a variant would be made of now."""
 
     name: str  # of the repository, or of the folder without the places of this machine
@@ -31,7 +31,7 @@ class Origin:
     dtype: str | None = None  # that `optimize` chose
 
 
-def origin_of(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Origin:
+def source_state(source: str | os.PathLike[str], options: Mapping[str, Any]) -> SourceState:
     """Look at a source as it is now: a repository by its commit, a folder by the hashes of its files.
 
     Raises:
@@ -39,10 +39,10 @@ def origin_of(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Ori
     """
     if not Path(source).is_dir():
         repo = os.fspath(source)
-        return Origin(repo, repo, _commit_of(repo, options.get("source_revision")))
+        return SourceState(repo, repo, _commit_of(repo, options.get("source_revision")))
     of_folder = source_of(source, revision=None, base=options.get("base"), license=options.get("license"))
     base = of_folder.base
-    return Origin(of_folder.name, base.repo, base.revision, of_folder.sha256(), of_folder.dtype)
+    return SourceState(of_folder.name, base.repo, base.revision, of_folder.sha256(), of_folder.dtype)
 
 
 def require_asked(folder: Path, options: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ def require_asked(folder: Path, options: Mapping[str, Any]) -> None:
     _refuse(folder, differences)
 
 
-def outdated(folder: Path, origin: Origin, options: Mapping[str, Any]) -> str:
+def outdated(folder: Path, origin: SourceState, options: Mapping[str, Any]) -> str:
     """Return why the staged `folder`, which is of this source, must be made anew; empty where it need not.
 
     Raises:

@@ -14,11 +14,11 @@ from publishing.variant import BASE, evidence, settled, staged
 
 from safe_dtype.errors import NotPublishableError, UnknownDtypeError
 from safe_dtype.publishing.staging.evidence import MeasuredOn, read_evidence, write_evidence
-from safe_dtype.publishing.staging.reuse import Origin, is_intact, origin_of, outdated, require_asked
+from safe_dtype.publishing.staging.reuse import SourceState, is_intact, outdated, require_asked, source_state
 
 COMMIT, LATER = str(BASE.revision), "f" * 40
 TEXT = "A text of one's own."
-HUB = Origin("org/model", "org/model", COMMIT)
+HUB = SourceState("org/model", "org/model", COMMIT)
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_moved_branch(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.push("org/model", {"config.json": b"{ }"})
     with pytest.raises(NotPublishableError, match="and main is asked for"):
         require_asked(folder, {"source_revision": "main"})
-    assert "org/model was at" in outdated(folder, origin_of("org/model", {}), {})
-    assert outdated(folder, origin_of("org/model", {"source_revision": first}), {}) == ""
+    assert "org/model was at" in outdated(folder, source_state("org/model", {}), {})
+    assert outdated(folder, source_state("org/model", {"source_revision": first}), {}) == ""
 
 
 def test_own_text(tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ def test_unknown_dtype(folder: Path) -> None:
 def test_of_another_source(folder: Path) -> None:
     """A folder that was staged of another model stays."""
     with pytest.raises(NotPublishableError, match="made of org/model, and not of org/other"):
-        outdated(folder, Origin("org/other", "org/other", LATER), {})
+        outdated(folder, SourceState("org/other", "org/other", LATER), {})
 
 
 def test_of_optimize(folder: Path) -> None:
     """The dtype that `optimize` chose counts as asked for, unless another one is."""
     write_evidence(replace(evidence(plan={"source": "tiny"}, source_sha256="a"), files={}), folder)
     settled(folder)
-    chosen = Origin("tiny", sha256="a", dtype="bfloat16")
+    chosen = SourceState("tiny", sha256="a", dtype="bfloat16")
     with pytest.raises(NotPublishableError, match="dtype='bfloat16' is asked for"):
         outdated(folder, chosen, {})
     assert outdated(folder, chosen, {"dtype": "float16"}) == ""
@@ -135,17 +135,17 @@ def test_changed_folder(tmp_path: Path) -> None:
     source = tmp_path / "tiny"
     source.mkdir()
     (source / "config.json").write_text("{}")
-    now = origin_of(source, {"base": "org/model"})
+    now = source_state(source, {"base": "org/model"})
     folder = staged(
         tmp_path / "stage", plan={"source": "tiny"}, source_sha256=now.sha256, base=replace(BASE, revision=None)
     )
-    assert outdated(folder, origin_of(source, {"base": "org/model"}), {"base": "org/model"}) == ""
+    assert outdated(folder, source_state(source, {"base": "org/model"}), {"base": "org/model"}) == ""
     (source / ".DS_Store").write_bytes(b"\0")
-    assert outdated(folder, origin_of(source, {}), {}) == ""
+    assert outdated(folder, source_state(source, {}), {}) == ""
     (source / "README.md").write_text("---\nlicense: other\n---\n")
-    assert "the files of tiny are not those" in outdated(folder, origin_of(source, {}), {})
+    assert "the files of tiny are not those" in outdated(folder, source_state(source, {}), {})
     assert f"org/model was at None, and is at {LATER}" in outdated(
-        folder, origin_of(source, {"base": f"org/model@{LATER}"}), {}
+        folder, source_state(source, {"base": f"org/model@{LATER}"}), {}
     )
 
 
@@ -156,7 +156,7 @@ def test_evidence_of_earlier_versions(folder: Path) -> None:
     del record["source_sha256"]
     file.write_text(json.dumps(record | {"plan": {"source": "tiny"}}))
     assert read_evidence(folder).source_sha256 is None
-    assert "the files of tiny" in outdated(folder, Origin("tiny", sha256="a"), {})
+    assert "the files of tiny" in outdated(folder, SourceState("tiny", sha256="a"), {})
 
 
 def test_intact(folder: Path) -> None:
