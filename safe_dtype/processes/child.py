@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from .watched import start
+
 LAST_WORDS = 300  # characters of a dead child's log that go into the reason
 LAST_ERROR = 600
 
@@ -38,17 +40,10 @@ def run(command: Sequence[str], *, log: Path, end: float | None, environment: Ma
     """Run a command, all its output appended to `log`, and return its exit status.
 
     None where it was stopped at `end`, a moment of `time.monotonic`; below zero the signal that ended it. Whatever it
-    started itself is gone as well when this returns. With None for `end` it may take as long as it needs.
+    started itself is gone as well when this returns, or when this process ends before. With None for `end` it may take as long as it needs.
     """
     with log.open("ab") as writes:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=writes,
-            stderr=writes,
-            env=environment,
-            start_new_session=True,  # a group of its own, with the compilers that it starts
-        )
+        child = start(command, stdin=subprocess.DEVNULL, stdout=writes, stderr=writes, env=environment)
         try:
             return child.wait(None if end is None else max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:

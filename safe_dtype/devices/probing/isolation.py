@@ -21,6 +21,7 @@ from typing import IO, Any
 from ...errors import ProbeError
 from ...facts import Verdict, VerdictKind
 from ...processes.child import stop, with_our_packages
+from ...processes.watched import start
 from .probe_request import ProbeRequest, verdict_from_dict
 
 logger = logging.getLogger(__name__)
@@ -73,14 +74,13 @@ class _Child:
         with tempfile.TemporaryFile() as question:
             question.write(json.dumps(request.to_dict()).encode())
             question.seek(0)
-            self._process = subprocess.Popen(
+            self._process = start(
                 [sys.executable, "-m", "safe_dtype.devices.probing.probe_child"],
                 stdin=question,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 env=with_our_packages(),
                 text=True,
-                start_new_session=True,
             )
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()  # "" at the end
         self._silent_for: float | None = None
