@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from .. import __version__
+from .cache_commands import cache
 from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
@@ -25,7 +26,7 @@ def cli() -> None:
     """
 
 
-for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run):
+for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run, cache):
     cli.add_command(command)
 
 

@@ -29,3 +29,12 @@ def longer_text(ratio: float) -> str:
 def times_text(ratio: float) -> str:
     """Return a ratio in two digits, and all digits before the point: 0.413 -> '0.41 times', 123.4 -> '123 times'."""
     return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
+
+
+def age_text(seconds: float) -> str:
+    """Return how long ago something was, in its largest unit: 90000.0 -> '1 day'."""
+    for name, size in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {name}{'s' * (count != 1)}"
+    return "now"

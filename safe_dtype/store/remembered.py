@@ -43,13 +43,12 @@ def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
     Whatever is in the place of the file, nothing is raised: what has changed since it was written, what `read` cannot
     read, and a dataclass of `read` whose fields are not of their types are all as good as none.
     """
-    file = _file(key)
+    file = file_of(key)
     try:
-        entry = _read_entry(file)
+        entry = read_entry(file)
         if entry["schema"] != _SCHEMA or entry["key"] != json.loads(json.dumps(key)):
             raise ValueError("it belongs to something else")
-        if entry.get("digest", "") not in ("", _digest(entry)):
-            raise ValueError("it was changed after it was written")
+        check_entry(entry)
         return well_typed(read(entry))
     except FileNotFoundError:
         return None
@@ -61,7 +60,7 @@ def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
 def remember(key: Key, values: Mapping[str, Any]) -> None:
     """Write `values` under `key`, atomically; where that is not possible, log it and go on."""
     entry = {"schema": _SCHEMA, "key": key, "measured_at": time.time(), **values}
-    file = _file(key)
+    file = file_of(key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**entry, "digest": _digest(entry)}))
@@ -69,7 +68,25 @@ def remember(key: Key, values: Mapping[str, Any]) -> None:
         logger.warning("%s cannot be written (%s): the next process measures again", file, exc)
 
 
-def _read_entry(file: Path) -> dict[str, Any]:
+def check_entry(entry: Mapping[str, Any]) -> None:
+    """Raise where an entry is not what was written.
+
+    Raises:
+        ValueError: If it is of another schema, or was changed.
+        KeyError: If it lacks what every entry has.
+    """
+    if entry["schema"] != _SCHEMA or not isinstance(entry["key"], dict):
+        raise ValueError("it belongs to something else")
+    if entry.get("digest", "") not in ("", _digest(entry)):
+        raise ValueError("it was changed after it was written")
+
+
+def read_entry(file: Path) -> dict[str, Any]:
+    """Return what a file holds, whatever that is.
+
+    Raises:
+        OSError, ValueError, TypeError: If it cannot be read, or holds no table.
+    """
     status = file.stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
         raise ValueError("it is no file")
@@ -94,7 +111,7 @@ def one_process_at_a_time(key: Key) -> Iterator[None]:
     """Let one process measure while the others wait: at the same time they would only measure each other."""
     from filelock import FileLock, Timeout  # slow to import, and only needed where something is measured
 
-    file = _file(key).with_suffix(".lock")
+    file = file_of(key).with_suffix(".lock")
     lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +124,8 @@ def one_process_at_a_time(key: Key) -> Iterator[None]:
         lock.release()
 
 
-def _file(key: Key) -> Path:
+def file_of(key: Key) -> Path:
+    """Return the file for `key`, whether it is there or not."""
     text = json.dumps([_SCHEMA, key], sort_keys=True)
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safe_dtype.rendering.units import bytes_text, longer_text, seconds_text
+from safe_dtype.rendering.units import age_text, bytes_text, longer_text, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,12 @@ def test_seconds(seconds: float, words: str) -> None:
 def test_longer_text(ratio: float, text: str) -> None:
     """A small difference is a percentage, a large one a factor, and none says so."""
     assert longer_text(ratio) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.0, "now"), (60.0, "1 minute"), (7199.0, "1 hour"), (90_000.0, "1 day"), (4e6, "46 days")],
+)
+def test_age_text(seconds: float, text: str) -> None:
+    """How long ago something was, in its largest unit."""
+    assert age_text(seconds) == text

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...checkpoints.fingerprint import fingerprint
+from ...devices.learned import checkpoint_key
 from ...errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
 from ...facts import (
     BFLOAT16,
@@ -95,7 +96,7 @@ def half_of(
         half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
     except torch.OutOfMemoryError as exc:
         return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
-    remember(key, {"half": half_to_dict(half)})
+    remember(key, {"half": half_to_dict(half), "checkpoint": checkpoint_key(plan.source)})
     return half
 
 

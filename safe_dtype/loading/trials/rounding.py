@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...checkpoints.fingerprint import fingerprint
+from ...devices.learned import checkpoint_key
 from ...errors import CheckpointError, VerifyError
 from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift, drift_from_dict, drift_to_dict
 from ...models.planned_layout import lay_out_as_planned
@@ -49,7 +50,7 @@ def plan_with_drifts(
             if not measure:
                 return plan
             measured = _measured(candidate, plan, request, device)
-            remember(key, {"drift": _to_dict(measured)})
+            remember(key, {"drift": _to_dict(measured), "checkpoint": checkpoint_key(plan.source)})
         checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, measured))
         plan = make_plan(device, checkpoint, policy)
         if measured.drift is None:
