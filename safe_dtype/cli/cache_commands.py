@@ -96,15 +96,12 @@ def clear(wanted: CacheFilter, *, yes: bool, form: str) -> None:
                 f"This deletes {count_text(chosen)} and there is no terminal to ask on: pass --yes."
             )
         click.confirm(f"Delete {count_text(chosen)} of what was measured?", abort=True, err=True)
-    try:
-        gone = clear_entries(chosen)
-    except OSError as exc:
-        raise click.ClickException(f"{exc.filename} cannot be deleted: {exc.strerror}.") from exc
+    gone = clear_entries(chosen)
     if form == "json":
         click.echo(json.dumps({"schema": 1, **cache_to_dict(gone)}, indent=2))
     else:
-        kept = f"; {len(chosen) - len(gone)} measured anew meanwhile stay" if len(gone) < len(chosen) else ""
-        click.echo(f"deleted: {count_text(gone).rstrip(',')}{kept}")
+        staying = f"; {len(chosen) - len(gone)} measured anew meanwhile stay" if len(gone) < len(chosen) else ""
+        click.echo(f"deleted: {count_text(gone).rstrip(',')}{staying}")
 
 
 @cache.command()
