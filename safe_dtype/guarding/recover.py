@@ -132,6 +132,8 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
 
 def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
     findings, error = incident.findings, incident.error
+    if findings is not None and findings.without_onednn:
+        return  # another kernel of the same dtype cures it: later loads need no other dtype
     if error is not None and findings is not None and findings.module is not None and classify(error) is None:
         tried.lessons.append(lesson(incident.model, error, before, findings))
 
@@ -255,7 +257,9 @@ def _refuse(incident: Incident, before: Dtype) -> bool:
         return False
     if not dtypes and before == FLOAT32:
         return False
-    next_step = f"{'load the model in one of these, or ' if dtypes else ''}guard it without 'strict'"
+    other_kernel = incident.findings is not None and incident.findings.without_onednn
+    next_step = "run it under torch.backends.mkldnn.flags(enabled=False), " if other_kernel else ""
+    next_step += f"{'load the model in one of these, or ' if dtypes else ''}guard it without 'strict'"
     raise StrictModeError(str(before), _described(incident.failure), dtypes, next_step=next_step) from incident.error
 
 

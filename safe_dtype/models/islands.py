@@ -32,15 +32,15 @@ class _Later:
         return self._reduced
 
 
-def _hook_or_nothing(make: str, *args: Any) -> tuple[Any, ...]:
-    """Return how a hook is pickled: what `make`, a function of this module, returns; elsewhere a hook of no effect.
+def hook_or_nothing(make: str, *args: Any, module: str = __name__) -> tuple[Any, ...]:
+    """Return how a hook is pickled: what `make`, a function of `module`, returns; elsewhere a hook of no effect.
 
     A pickled model can be read where safe_dtype is not installed. The standard library alone decides there: nothing of
     ours is imported.
     """
     nothing = _Later(getattr, nullcontext(), "__exit__")  # takes any arguments, and returns None
     modules = _Later(getattr, _Later(import_module, "sys"), "modules")
-    here = _Later(_Later(getattr, modules, "get"), __name__)
+    here = _Later(_Later(getattr, modules, "get"), module)
     return getattr, (_Later(_Later(getattr, here, make, nothing), *args), "itself", nothing)
 
 
@@ -53,7 +53,7 @@ class CastInputs:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _hook_or_nothing("CastInputs")
+        return hook_or_nothing("CastInputs")
 
     def __deepcopy__(self, _memo: Any) -> CastInputs:
         return CastInputs()
@@ -112,7 +112,7 @@ class Island:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _hook_or_nothing("Island", self.outside)
+        return hook_or_nothing("Island", self.outside)
 
     def __deepcopy__(self, memo: Any) -> Island:
         return memo.setdefault(id(self), Island(self.outside))  # type: ignore[no-any-return]

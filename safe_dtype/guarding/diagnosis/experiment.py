@@ -13,6 +13,7 @@ from torch import nn
 
 from ...facts import FLOAT32, Dtype
 from ...models.casting import cast, dtypes_of, is_finite
+from ...models.onednn import is_in_use, onednn_off
 from ...models.recast import main_dtype
 from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import name_of
@@ -36,7 +37,8 @@ def diagnose(
 ) -> Findings:
     """Return which dtypes cure `error`, found out on the modules that it passed through.
 
-    Each is run alone: with its inputs in the dtype of its weights, then in each of `dtypes` until one passes. What has
+    Each is run alone: with its inputs in the dtype of its weights, the innermost with oneDNN turned off where that is in
+    use, then in each of `dtypes` until one passes. What has
     passed counts only where the module fails once more as it is. Where none passes the module around it is next.
 
     Nothing is changed: weights are copies while a module runs, inputs and caches are copies too, states and random
@@ -59,15 +61,31 @@ def diagnose(
                 bench.is_conclusive = False
                 break
             aligned = _can_align(call) and bench.passes(call, "with aligned inputs", align=True)
+            other_kernel = (
+                call is calls[0] and not aligned and _asks_onednn(call) and bench.passes_without_onednn(call)
+            )
             passed = next((dtype for dtype in dtypes if bench.passes(call, f"in {dtype}", dtype)), None)
             tried = dtypes if passed is None else dtypes[: dtypes.index(passed)]
             failed += [dtype for dtype in tried if dtype not in failed]
-            if (aligned or passed is not None) and bench.fails_as_it_is(call):
+            if (aligned or other_kernel or passed is not None) and bench.fails_as_it_is(call):
                 after = dtypes[dtypes.index(passed) :] if passed is not None else ()
-                return Findings(call.module, after, tried if after else (), aligned, trials=tuple(bench.trials))
+                return Findings(
+                    call.module, after, tried if after else (), aligned, other_kernel, trials=tuple(bench.trials)
+                )
     return Findings(
         None, (), tuple(failed), is_conclusive=bench.is_conclusive and bool(calls), trials=tuple(bench.trials)
     )
+
+
+def comes_right_without_onednn(guard: Guard, model: nn.Module, call: ModuleCall) -> bool:
+    """Whether a call that has given NaN or Inf gives numbers with oneDNN turned off; nothing is changed by that.
+
+    False where oneDNN has nothing to do with it: for a module on another device, or where it is off.
+    """
+    if not _asks_onednn(call):
+        return False
+    with _inside_a_step(guard, model):
+        return _Bench(guard, model, RuntimeError()).passes_without_onednn(call)
 
 
 @dataclass
@@ -91,6 +109,13 @@ class _Bench:
             former = (_HALVES if dtype == FLOAT32 else {main_dtype(self.model) or new}) - {new}
         outcome = self._run(call, lambda tensor: _cast(tensor, former, new), set() if align else former, new)
         self._note(call, name, outcome)
+        return outcome is None
+
+    def passes_without_onednn(self, call: ModuleCall) -> bool:
+        """Whether a module passes as it is, with torch's own kernels."""
+        with onednn_off():
+            outcome = self._run(call, lambda tensor: tensor.detach().clone(), set(), None)
+        self._note(call, "without oneDNN", outcome)
         return outcome is None
 
     def fails_as_it_is(self, call: ModuleCall) -> bool:
@@ -140,6 +165,10 @@ def _inside_a_step(guard: Guard, model: nn.Module) -> Iterator[None]:
         yield
     finally:
         here.running = around
+
+
+def _asks_onednn(call: ModuleCall) -> bool:
+    return is_in_use() and all(weight.device.type == "cpu" for weight in call.module.parameters())
 
 
 def _is_of_a_compiler(error: BaseException) -> bool:

@@ -39,6 +39,8 @@ def failure_shown(
 def _kind_of(findings: Findings, modules: list[nn.Module]) -> FailureKind | None:
     if findings.aligned:
         return FailureKind.DTYPE_MISMATCH
+    if findings.without_onednn:
+        return FailureKind.KERNEL_ARCH
     if findings.dtypes:
         return FailureKind.OP_UNSUPPORTED
     if findings.is_conclusive and any(_chooses_a_kernel(module) for module in modules):

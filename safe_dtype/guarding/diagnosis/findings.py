@@ -30,6 +30,7 @@ class Findings:
         dtypes: In which other dtypes it passed.
         failed: In which it was tried and failed, or the module around it.
         aligned: Whether it passes with its inputs in the dtype of its weights.
+        without_onednn: Whether it passes in its own dtype with oneDNN turned off: with other kernels of the CPU.
         is_conclusive: Whether the trials could be run. Where they could not, nothing is known but the text.
         trials: All of them, in their order.
     """
@@ -38,13 +39,14 @@ class Findings:
     dtypes: tuple[Dtype, ...] = ()
     failed: tuple[Dtype, ...] = ()
     aligned: bool = False
+    without_onednn: bool = False
     is_conclusive: bool = True
     trials: tuple[Trial, ...] = ()
 
     @property
     def is_hopeful(self) -> bool:
-        """Whether another dtype may cure the failure."""
-        return self.aligned or bool(self.dtypes) or not self.is_conclusive
+        """Whether another dtype, or another kernel, may cure the failure."""
+        return self.aligned or self.without_onednn or bool(self.dtypes) or not self.is_conclusive
 
     def may_work(self, dtype: Dtype) -> bool:
         """Whether nothing speaks against this dtype for the whole model."""

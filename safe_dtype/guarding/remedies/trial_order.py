@@ -18,11 +18,13 @@ from . import (
     rescale_exactly,
     scale_linear,
     without_compilation,
+    without_onednn,
 )
 from .remedy import Proposal, Remedy
 
 Place = Literal[
     "without_compilation",
+    "without_onednn",
     "attention",
     "align_inputs",
     "autocast",
@@ -37,6 +39,7 @@ Place = Literal[
 # What changes least comes first; another dtype for the whole model comes last.
 _OURS: dict[Place, Proposal] = {
     "without_compilation": without_compilation.propose,
+    "without_onednn": without_onednn.propose,
     "attention": attention.propose,
     "align_inputs": align_inputs.propose,
     "autocast": autocast.propose,
@@ -58,9 +61,9 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
             cure it, best first, or nothing. It decides by `incident.failure.kind`, and may look at `incident.model`
             and `incident.blamed`, the module that failed (None where that is not known).
         before: The remedy of safe_dtype before which yours are tried. In their order these are "without_compilation",
-            "attention", "align_inputs", "autocast", "align_module", "raise_rescale", "rescale_exactly",
-            "scale_linear", "float32_island" and "next_dtype". Remedies registered for the same place are tried in the order in which
-            they were registered.
+            "without_onednn", "attention", "align_inputs", "autocast", "align_module", "raise_rescale", "rescale_exactly",
+            "scale_linear", "float32_island" and "next_dtype". Remedies registered for the same place are tried in the
+            order in which they were registered.
 
     Returns:
         The registration. Its `remove()` takes the remedies out again, and so does the end of a `with` block. What they
