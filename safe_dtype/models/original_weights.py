@@ -67,6 +67,12 @@ class OriginalWeights:
         """Whether what the files had for this parameter is rounded in `dtype`. Reads nothing but headers."""
         return any(part.loses(own, dtype) for part, own in self._parts_of(name))
 
+    def dtype_of(self, name: str) -> torch.dtype | None:
+        """Return the dtype that the files hold this parameter in; None where they are not known to. Reads no tensor."""
+        for part, own in self._parts_of(name):
+            return next((dtype for source in part.sources(own) if (dtype := part.dtype_of(source)) is not None), None)
+        return None
+
     def tensor(self, name: str) -> Tensor | None:
         """Return what the files hold for this parameter, in the dtype of the file, on the CPU, in memory of its own.
 
@@ -134,6 +140,12 @@ class _Part:
         if not self._facts:  # nobody knows what each was: what most were decides
             return not _holds(dtype, self._origin.plan.saved.name)
         return any(not _holds(dtype, self._facts[stored].dtype) for stored in names)
+
+    def dtype_of(self, source: Source) -> torch.dtype | None:
+        """Return the dtype of the first tensor that it names."""
+        facts = self._facts.get(source.names[0])
+        dtype = getattr(torch, facts.dtype, None) if facts is not None else None
+        return dtype if isinstance(dtype, torch.dtype) else None
 
     def tensors(self, name: str) -> Iterator[Tensor]:
         """Yield what a parameter may have been, from the files; nothing more once they cannot be believed."""

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...errors import RescaleError
 from ...models.original_weights import Exponents
 from ...models.recast import recast
+from ...processes.forked_lock import ForkedLock
 from .alone import alone
 from .fold import innermost
 from .made_from_weights import in_its_own_size
@@ -34,10 +35,11 @@ _FEW = 8  # positions
 
 
 class _Here(threading.local):
-    """How many calls of rescaled models this thread is in, and which module was called first."""
+    """How many calls of rescaled models this thread is in, which module was called first, and whom it tells nothing."""
 
     depth = 0
     first: weakref.ref[nn.Module] | None = None
+    quiet: tuple[Watch, ...] = ()
 
 
 here = _Here()
@@ -53,7 +55,7 @@ class Watch:
         self.rescaled = rescaled
         self.is_on = False
         self.code = OwnCode(())  # of the modules inside
-        self._is_quiet = False
+        self._changing = ForkedLock()  # taken last, so that who has it waits for nobody
         self._certificate: Certificate | None = None
         self._certified = 0  # after so many changes of the fold
         self._wrapped: tuple[Exponents, bool] | None = None  # of the module that is being wrapped
@@ -63,7 +65,11 @@ class Watch:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out that modules are watched: a pickled model has plain dicts."""
-        return {**self.__dict__, "is_on": False}
+        return {**self.__dict__, "is_on": False, "_changing": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a lock of its own."""
+        self.__dict__.update(state, _changing=ForkedLock())
 
     @property
     def model(self) -> nn.Module:
@@ -73,7 +79,7 @@ class Watch:
     @property
     def is_in_force(self) -> bool:
         """Whether there is anything to watch."""
-        return bool(self.rescaled.rescale.shifts) and not self._is_quiet
+        return bool(self.rescaled.rescale.shifts) and not any(watch is self for watch in here.quiet)
 
     def is_copied_in(self, memo: Mapping[int, Any]) -> bool:
         """Whether a deep copy that is under way takes in the whole model."""
@@ -81,18 +87,24 @@ class Watch:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Let the block read weights as they are."""
-        before, self._is_quiet = self._is_quiet, True
+        """Let the block read weights as they are, in this thread: what others do is seen as ever."""
+        before, here.quiet = here.quiet, (*here.quiet, self)
         try:
             yield
         finally:
-            self._is_quiet = before
+            here.quiet = before
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Let the block read the rescale with the weights that belong to it: whoever takes it back meanwhile waits."""
+        with self._changing, self.quiet():
+            yield
 
     def take_back(self, cause: str, own: frozenset[str] = frozenset(), *, at_once: bool = False) -> None:
         """Take the rescale back, if it is in force; where not `at_once`, when no other thread runs a step."""
         if not self.is_in_force:
             return
-        with nullcontext() if at_once else alone(self.model):
+        with nullcontext() if at_once else alone(self.model), self._changing:
             if self.is_in_force:  # another thread may have been first
                 with self.quiet():
                     self._turn = take_back(self.rescaled, cause, own=own)
@@ -101,7 +113,7 @@ class Watch:
         """Follow what was wrapped or unwrapped; take the rescale back where that fails."""
         if not self.is_in_force or not self.rescaled.fold.is_stale():
             return
-        with alone(self.model), self.quiet():
+        with alone(self.model), self.unchanged():
             try:
                 self.rescaled.fold.follow()
                 return

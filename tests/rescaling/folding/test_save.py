@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from engineered import KINDS, prompts, saved
 from rescaling.gauges_by_hand import residual
 from torch import Tensor, nn
@@ -23,9 +22,10 @@ from safe_dtype import SafeAutoModel, report
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.facts import Part, Rescale
 from safe_dtype.rescaling import Fold, keep_rescaled, rescaled_of
+from safe_dtype.rescaling.folding.own_weights import own_weights
 from safe_dtype.rescaling.folding.prove import Effect
 from safe_dtype.rescaling.folding.rescale_file import FILE, Stored
-from safe_dtype.rescaling.folding.save import own_weights, save_as_it_was
+from safe_dtype.rescaling.folding.save import save_as_it_was
 
 
 @pytest.fixture(
@@ -79,7 +79,7 @@ def test_saving_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_changed_is_kept(tmp_path: Path) -> None:
-    """A weight that was changed after loading, an adapter merged, say, is multiplied back exactly."""
+    """A weight that was changed after loading, an adapter merged, say, is multiplied back, in the checkpoint's dtype."""
     model = rescued("qwen3", saved("qwen3", tmp_path / "before"))
     exponent = report(model).rescale.exponents()[Part.WEIGHT, "model.layers.0.mlp.down_proj.weight", None]
     assert exponent < 0
@@ -87,9 +87,8 @@ def test_what_was_changed_is_kept(tmp_path: Path) -> None:
     with torch.no_grad():
         changed.mul_(1.25)
     model.save_pretrained(tmp_path / "after")
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "after", dtype=torch.float32)
-    found = loaded.model.layers[0].mlp.down_proj.weight
-    assert torch.equal(found, changed.detach().float() * 2.0**-exponent)
+    found = plain("qwen3", tmp_path / "after").model.layers[0].mlp.down_proj.weight
+    assert torch.equal(found, (changed.detach().float() * 2.0**-exponent).bfloat16())
 
 
 def test_saved_without_its_files(tmp_path: Path) -> None:
