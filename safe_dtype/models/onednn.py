@@ -40,7 +40,8 @@ _switch = _Switch()
 
 def is_in_use() -> bool:
     """Whether torch asks oneDNN on the CPU at all."""
-    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return is_built and torch._C._get_mkldnn_enabled()
 
 
 @contextmanager
