@@ -113,9 +113,9 @@ def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form
     as_text = form == "text"
     answer = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
     if as_text:
-        click.echo(answer.closing_line(made), err=True)
+        click.echo(answer.closing_line(generator.plan), err=True)
     else:
-        click.echo(json.dumps({"schema": 1, **answer.to_dict(), "plan": made.to_dict()}, indent=2))
+        click.echo(json.dumps({"schema": 1, **answer.to_dict(), "plan": generator.plan.to_dict()}, indent=2))
 
 
 @click.command()
@@ -247,14 +247,14 @@ def _plan_here(asked: Asked) -> Plan:
 
 
 def _plan_by_priors(asked: Asked) -> Plan:
-    from ..checkpoints import read_checkpoint
     from ..devices import prior_facts
-    from ..facts import Where, dtype_named
-    from ..planning import make_plan
 
     device = prior_facts(str(asked.device))
-    checkpoint = read_checkpoint(Where(asked.model, revision=asked.revision))
-    return make_plan(device, checkpoint, asked.policy, ordered=dtype_named(asked.dtype) if asked.dtype else None)
+    with progress(f"planning {asked.model} for {device.name}"):
+        from ..loading import Request, plan_request
+
+        arguments = {"dtype": asked.dtype, "revision": asked.revision}
+        return plan_request(Request(asked.model, arguments), asked.policy, device=device)
 
 
 def _with_foreseen(made: Plan, asked: Asked) -> Plan:

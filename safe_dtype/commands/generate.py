@@ -12,6 +12,7 @@ import transformers
 from ..errors import CheckpointError
 from ..guarding import report
 from ..loading import SafeAutoModel
+from ..models.origin import plan_of
 from ..planning import Plan
 
 
@@ -75,6 +76,11 @@ class Generator:
 
     model: Any
     tokenizer: Any
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the model was loaded with: what was only expected before is measured in it."""
+        return plan_of(self.model)
 
     @classmethod
     def load(cls, source: str, plan: Plan, *, revision: str | None = None) -> Generator:

@@ -45,6 +45,7 @@ class Prior:
     traps: tuple[str, ...]
     sources: tuple[str, ...]
     wrong: Mapping[str, str] = field(default_factory=dict, hash=False)  # dtype name -> what comes out
+    crashes: Mapping[str, str] = field(default_factory=dict, hash=False)  # dtype name -> how the process ends
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """Return what the row says about whole models in each compute dtype. There are no rates."""
@@ -61,6 +62,8 @@ class Prior:
     def _kind(self, dtype: Dtype) -> tuple[VerdictKind, str]:
         if dtype.name in self.wrong:
             return VerdictKind.WRONG, self.wrong[dtype.name]
+        if dtype.name in self.crashes:
+            return VerdictKind.CRASHES, self.crashes[dtype.name]
         if dtype == FLOAT32:
             return VerdictKind.NATIVE, "float32 runs everywhere"
         return self._float16() if dtype == FLOAT16 else self._bfloat16()
@@ -119,7 +122,18 @@ def prior_facts(name: str) -> DeviceFacts:
     prior = family_of(device)
     if prior is None:
         raise NoSuchDeviceError(name, _near(name))
-    return replace(device, verdicts=prior.verdicts(), family=prior.family, prior_order=prior.order)
+    return replace(
+        device,
+        verdicts=prior.verdicts(),
+        family=prior.family,
+        prior_order=prior.order,
+        published=_published(product),
+    )
+
+
+def _published(product: Mapping[str, Any]) -> tuple[tuple[Dtype, float], ...]:
+    peak = product.get("peak", {})
+    return tuple((dtype, float(peak[dtype.name])) for dtype in COMPUTE if dtype.name in peak)
 
 
 def matches(conditions: Mapping[str, Any], device: DeviceFacts) -> bool:
@@ -168,6 +182,7 @@ def _prior(row: Mapping[str, Any]) -> Prior:
         traps=tuple(row["traps"]),
         sources=tuple(row["source"]),
         wrong=row.get("wrong", {}),
+        crashes=row.get("crashes", {}),
     )
 
 

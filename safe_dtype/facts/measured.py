@@ -100,6 +100,7 @@ class DeviceFacts:
     prior_order: tuple[Dtype, ...] = ()  # the prior table's order of trying, best first
     products: tuple[str, ...] = ()  # the names of several devices that are taken as one; empty: `name` is the only one
     measured: bool = True  # False: the verdicts come from the prior table, nobody measured here
+    published: tuple[tuple[Dtype, float], ...] = ()  # peak arithmetic over float32's, by the maker, where not measured
 
     def verdict(self, dtype: Dtype, op: str = "matmul") -> Verdict:
         """Return the verdict on `dtype` for `op`; UNKNOWN where there is none."""
@@ -221,6 +222,7 @@ class HalfRange:
     certified: float | None = None  # no hidden state goes beyond this, whatever the input; None: nobody knows
     reference: Dtype = FLOAT32  # what the drift is measured from: the checkpoint in this dtype, computed in float32
     stored: bool = False  # read from beside the weights, where all of it was measured before: no figure is known here
+    measured_on: str = ""  # the name of another device, where it was not measured on the one that is planned for
 
     def __str__(self) -> str:
         if self.problem:

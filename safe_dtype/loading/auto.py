@@ -37,7 +37,8 @@ class SafeAuto:
             pretrained_model_name_or_path: A folder, a repository on the Hub, or None with `state_dict` and `config`.
             model_args: Handed on untouched.
             policy: How to choose: a `Policy`, or its short text such as "auto,prefer=memory".
-            plan: A plan made before, for this checkpoint and a device like this one; loading then decides nothing.
+            plan: A plan made before, for this checkpoint and a device like this one; loading then decides nothing, but
+                measures what `plan.pending` says is still to be measured.
             kwargs: Handed on untouched, but for the dtype where it is left to us (absent, None or "auto").
 
         Returns:
@@ -55,6 +56,7 @@ class SafeAuto:
             )  # fmt: skip
         else:
             check_agreement(plan, request, policy)
+            plan = _measured(plan, request) if plan.pending else plan
         for text in plan.warnings:
             warn(text)
         return load(cls._target(request), request, plan, *model_args)
@@ -105,6 +107,12 @@ class SafeAutoModel(SafeAuto):
         # A GGUF file names no class of transformers; all that transformers reads are language models.
         otherwise = transformers.AutoModelForCausalLM if request.arguments.get("gguf_file") else transformers.AutoModel
         return _class_for(config, otherwise)
+
+
+def _measured(plan: Plan, request: Request) -> Plan:
+    """Return what a plan comes to when what it only expects is measured."""
+    ordered = {} if plan.ordered is None else {"dtype": plan.ordered.name}
+    return plan_request(Request(request.source, {**request.arguments, **ordered}), plan.policy, drifts="measured")
 
 
 _CONFIG_ARGUMENTS = (

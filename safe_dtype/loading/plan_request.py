@@ -17,7 +17,7 @@ from ..checkpoints.config import as_dict, without_dtypes
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, memory_of, routes_of
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
-from ..planning import Plan, Policy, combine, make_plan
+from ..planning import Candidate, Plan, Policy, combine, make_plan
 from .config_order import passed_config, with_order_of_config
 from .request import Request
 from .trials.float16 import plan_with_half
@@ -42,13 +42,20 @@ _SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
 def plan_request(
-    request: Request, policy: Policy | str | None = None, *, drifts: Drifts = "remembered", stored: bool = True
+    request: Request,
+    policy: Policy | str | None = None,
+    *,
+    drifts: Drifts = "remembered",
+    stored: bool = True,
+    device: DeviceFacts | None = None,
 ) -> Plan:
     """Return the plan for one call of `from_pretrained`. Reads headers and configs, never weights.
 
     Where a much faster plan depends on what rounding does to the model, `drifts` tells whether to look: "measured" loads
-    and runs the model, and remembers what it found; "remembered" only looks that up; "ignored" rounds nothing.
+    and runs the model, and remembers what it found; "remembered" only looks that up, and plans for what a load would
+    come to if all is well that it would measure (`Plan.pending`); "ignored" rounds nothing.
     `stored` tells whether to believe a rescue that was saved beside the weights: nothing is measured then.
+    `device` is one that is not here, known by the table of priors; None: those that the request names.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read.
@@ -59,19 +66,25 @@ def plan_request(
         request = with_order_of_config(request)
     ordered = request.ordered
     checkpoint = checkpoint_for(request)
-    device = device_for(request, checkpoint)
-    lessons = lessons_for(request.devices, checkpoint.source, checkpoint.model_type)
-    checkpoint = replace(checkpoint, lessons=lessons)
+    if device is None:
+        device = device_for(request, checkpoint)
+        lessons = lessons_for(request.devices, checkpoint.source, checkpoint.model_type)
+        checkpoint = replace(checkpoint, lessons=lessons)
     parsed = Policy.of(policy)
     rounds = drifts != "ignored" or ordered == FLOAT16
     if stored and not is_one_of_many(request):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
-    plan = make_plan(device, checkpoint, parsed, ordered=ordered)
+    expected: tuple[Candidate, ...] = ()
+    plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=expected)
     # Who orders float16 wants results as well, and a model that overflows has none.
     if rounds:
-        plan, checkpoint = plan_with_half(plan, request, device, checkpoint, parsed, measure=drifts != "remembered")
+        plan, checkpoint, expected = plan_with_half(
+            plan, request, device, checkpoint, parsed, measure=drifts != "remembered"
+        )
     if drifts != "ignored":
-        plan = plan_with_drifts(plan, request, device, checkpoint, parsed, measure=drifts == "measured")
+        plan = plan_with_drifts(
+            plan, request, device, checkpoint, parsed, measure=drifts == "measured", expected=expected
+        )
     logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
     return plan
 

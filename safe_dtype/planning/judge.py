@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import replace
 
 from ..facts import (
@@ -54,8 +55,24 @@ def _is_measured(dtype: Dtype, op: str, device: DeviceFacts) -> bool:
     return device.verdict(dtype, op).kind is not VerdictKind.UNKNOWN
 
 
-def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Decision:
-    """Accept or reject one candidate. No other function decides that."""
+def judge(
+    candidate: Candidate,
+    device: DeviceFacts,
+    checkpoint: CheckpointFacts,
+    policy: Policy,
+    *,
+    expected: Container[Candidate] = (),
+) -> Decision:
+    """Accept or reject one candidate. No other function decides that.
+
+    Args:
+        candidate: What could be loaded and run.
+        device: What is known of the device.
+        checkpoint: What the files hold, and what was measured of it.
+        policy: What the user wants.
+        expected: Candidates that the first load measures before it uses them: what nobody has measured yet of their
+            range and rounding is taken to be well.
+    """
     storage, compute = candidate.storage, candidate.compute
     routes = routes_for(
         storage,
@@ -73,12 +90,15 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
         or _bad_kernel(candidate, product, device, checkpoint)
         or _bad_lesson(candidate, checkpoint)
         or _bad_values(candidate, checkpoint, policy)
-        or _bad_range(candidate, checkpoint, policy)
-        or _bad_rounding(candidate, device, checkpoint, policy)
+        or _bad_range(candidate, checkpoint, policy, expected)
+        or _bad_rounding(candidate, device, checkpoint, policy, expected)
         or _bad_memory(cost, device)
     )
     speed = _beside_float32(candidate, cost, device, checkpoint, policy)
-    ground, reason = rejection or (None, _praise(candidate, routes, checkpoint, product, speed))
+    pending = is_pending(candidate, checkpoint, expected)
+    praise = _praise(candidate, routes, checkpoint, product, speed)
+    measured_later = [to_be_measured(candidate, checkpoint)] if pending else []
+    ground, reason = rejection or (None, "; ".join([*praise, *measured_later]))
     return Decision(
         candidate,
         ground,
@@ -88,7 +108,19 @@ def judge(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts
         max_rel_error=product.max_rel_error,
         attention=_attention(candidate.storage, device),
         routes=routes,
+        kind=_kind(product, device, checkpoint),
+        times_float32=None if device.measured else dict(device.published).get(compute),
+        pending=pending and ground in (None, Ground.MEMORY),
     )
+
+
+def is_pending(candidate: Candidate, checkpoint: CheckpointFacts, expected: Container[Candidate]) -> bool:
+    """Whether a candidate is only taken to be well, and is measured at the first load."""
+    if candidate not in expected:
+        return False
+    if candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
+        return checkpoint.half is None
+    return checkpoint.drift(candidate.storage, candidate.compute) is None
 
 
 def _calls(checkpoint: CheckpointFacts, policy: Policy) -> tuple[tuple[int, int], ...]:
@@ -132,7 +164,7 @@ def _bad_kernel(
     candidate: Candidate, product: Verdict, device: DeviceFacts, checkpoint: CheckpointFacts
 ) -> tuple[Ground, str] | None:
     dtype = candidate.storage
-    if device.verdict(dtype).kind is VerdictKind.UNKNOWN:
+    if device.verdict(dtype).kind is VerdictKind.UNKNOWN and not _is_tried(dtype, device, checkpoint):
         return Ground.UNKNOWN, f"nobody has measured {dtype} on {device.name}"
     for op in needed_ops(checkpoint):
         # Products and convolutions need the kernels of the dtype that they are computed in.
@@ -141,6 +173,17 @@ def _bad_kernel(
         if verdict.kind in _GROUNDS:
             return _GROUNDS[verdict.kind], f"{op}: {verdict.reason}"
     return None
+
+
+def _is_tried(dtype: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
+    """Whether float16 is tried although no source tells how fast it is there: the model was made in it."""
+    return not device.measured and dtype == checkpoint.saved == FLOAT16
+
+
+def _kind(product: Verdict, device: DeviceFacts, checkpoint: CheckpointFacts) -> VerdictKind:
+    """Return how a candidate's products do. Accelerators whose float16 is slow are known as such; of CPUs nobody knows."""
+    is_unknown = product.kind is VerdictKind.UNKNOWN and _is_tried(product.dtype, device, checkpoint)
+    return VerdictKind.NATIVE if is_unknown and device.vendor != "cpu" else product.kind
 
 
 def _bad_lesson(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Ground, str] | None:
@@ -157,10 +200,13 @@ def _bad_values(candidate: Candidate, checkpoint: CheckpointFacts, policy: Polic
     return (Ground.RANGE, f"{_reaches(wide)}, and {storage} ends at {storage.largest:.0f}") if wide else None
 
 
-def _bad_range(candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Ground, str] | None:
+def _bad_range(
+    candidate: Candidate, checkpoint: CheckpointFacts, policy: Policy, expected: Container[Candidate]
+) -> tuple[Ground, str] | None:
     storage = candidate.storage
     half = checkpoint.half
-    if not may_overflow(storage, checkpoint.saved) or (half is not None and half.stored):
+    is_taken_to_fit = is_pending(candidate, checkpoint, expected) or (half is not None and half.stored)
+    if is_taken_to_fit or not may_overflow(storage, checkpoint.saved):
         return None
     if half is None:
         return Ground.RANGE, (
@@ -184,7 +230,11 @@ def may_overflow(storage: Dtype, saved: Dtype) -> bool:
 
 
 def _bad_rounding(
-    candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+    candidate: Candidate,
+    device: DeviceFacts,
+    checkpoint: CheckpointFacts,
+    policy: Policy,
+    expected: Container[Candidate],
 ) -> tuple[Ground, str] | None:
     storage = _multiplied(candidate)
     if not rounds(candidate, device, checkpoint):
@@ -194,7 +244,7 @@ def _bad_rounding(
     if (measured := checkpoint.drift(candidate.storage, candidate.compute)) and measured.drift is not None:
         reason = exceeds(measured.drift, policy.max_drift)
         return (Ground.DRIFT, f"against float32 {reason}") if reason else None
-    if policy.prefer == "memory":
+    if policy.prefer == "memory" or is_pending(candidate, checkpoint, expected):
         return None
     why = f" ({measured.problem})" if measured else ""
     is_coarser = storage.epsilon > checkpoint.saved.epsilon
@@ -264,7 +314,7 @@ def _beside_float32(
 
 def _praise(
     candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, product: Verdict, speed: str
-) -> str:
+) -> list[str]:
     words = [_fate(candidate, checkpoint)]
     drift, reference = _drift_of(candidate, checkpoint)
     if drift is not None:
@@ -273,14 +323,24 @@ def _praise(
         words.append(f"measured: KL {drift.kl_mean:.2g} nats to {reference}, {same}{furthest}")
     half = checkpoint.half
     if half is not None and candidate.storage == FLOAT16:
-        words.append(str(half))
+        words.append(f"{half} (measured on {half.measured_on})" if half.measured_on else str(half))
     if wide := out_of_range(candidate.storage, checkpoint):
         words.append(f"{_reaches(wide)}: in float32, as saved")
     if routes and routes.layout == "blocks":
         words.append("laid out in blocks on loading")
     if speed:
         words.append(speed)
-    return "; ".join([*words, *product.notes])
+    return [*words, *product.notes]
+
+
+def to_be_measured(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
+    """Return what the first load measures before it uses a candidate, and what measures it now."""
+    if candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
+        return (
+            "its activations are measured at the first load, and rescaled where float16 needs that: "
+            f"`safe-dtype rescue {checkpoint.source}` measures them now"
+        )
+    return "what that does to the output is measured at the first load"
 
 
 def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift | None, Dtype]:

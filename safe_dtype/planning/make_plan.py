@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, LearnedFailure, VerdictKind
-from .judge import candidates, judge
+from .judge import candidates, judge, to_be_measured
 from .made_for import MadeFor
 from .matmul_routes import product_verdict
 from .mixed_dtypes import rounded_tensors
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
-from .rank import PlanningCase, merit, ranked
+from .rank import PlanningCase, merit, ranked, smallest_first
+from .worth_measuring import first_measurement
 
 _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
 # An order that drifts is rescued all the same: without, it would overflow.
@@ -24,28 +26,59 @@ _TOO_BIG = {
 
 
 def make_plan(
-    device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None = None, *, ordered: Dtype | None = None
+    device: DeviceFacts,
+    checkpoint: CheckpointFacts,
+    policy: Policy | None = None,
+    *,
+    ordered: Dtype | None = None,
+    expected: Collection[Candidate] | None = None,
 ) -> Plan:
-    """Return the plan for one checkpoint on one device. `ordered` is the dtype the caller passed, if any.
+    """Return the plan for one checkpoint on one device.
+
+    Args:
+        device: What was measured on it, or what the table of priors knows of a device that is not here.
+        checkpoint: What its files hold.
+        policy: What the user wants; None is the default.
+        ordered: The dtype that the caller passed, if any.
+        expected: Candidates whose range or rounding the first load measures, and which are taken to be well until then.
+            None: on a device that nobody measured all that a load would measure there, else none.
 
     Raises:
         NoSafeDtypeError: If every candidate was rejected, and not for want of memory alone.
         StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
     """
     policy = policy or Policy()
+    if expected is None:
+        plan = make_plan(device, checkpoint, policy, ordered=ordered, expected=())
+        return plan if device.measured else as_first_loaded(plan, device, checkpoint)
     lessons, checkpoint = checkpoint.lessons, replace(checkpoint, lessons=())
-    plain = _made(device, checkpoint, policy, ordered)
+    plain = _made(device, checkpoint, policy, ordered, expected)
     if not lessons or checkpoint.quantization:
         return plain
     # What was learned of a model says nothing of the device: an order is obeyed, and the guard is there.
     obeyed = ordered or (checkpoint.saved if policy.mode == "strict" else None)
     around = tuple(lesson for lesson in lessons if obeyed is None or lesson.dtype != obeyed.name)
     try:
-        plan = _made(device, replace(checkpoint, lessons=around), policy, ordered)
+        plan = _made(device, replace(checkpoint, lessons=around), policy, ordered, expected)
     except NoSafeDtypeError:  # better tried again than not loaded at all
         plan = plain
     lesson = next((lesson for lesson in lessons if lesson.dtype == plain.storage.name), None)
     return replace(plan, warnings=(_remembered(lesson, plan, plain), *plan.warnings)) if lesson else plan
+
+
+def as_first_loaded(plan: Plan, device: DeviceFacts, checkpoint: CheckpointFacts) -> Plan:
+    """Return what the first load comes to if everything that it measures comes out well.
+
+    Args:
+        plan: Made of the same facts, without a look at what nobody has measured yet.
+        device: The facts that it was made from; so `checkpoint`.
+        checkpoint: The same.
+    """
+    expected: tuple[Candidate, ...] = ()
+    while more := first_measurement(plan, checkpoint):
+        expected += more
+        plan = make_plan(device, checkpoint, plan.policy, ordered=plan.ordered, expected=expected)
+    return plan
 
 
 def _remembered(lesson: LearnedFailure, plan: Plan, plain: Plan) -> str:
@@ -62,8 +95,16 @@ def _remembered(lesson: LearnedFailure, plan: Plan, plain: Plan) -> str:
     )
 
 
-def _made(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy, ordered: Dtype | None) -> Plan:
-    decisions = tuple(judge(one, device, checkpoint, policy) for one in candidates(device, checkpoint))
+def _made(
+    device: DeviceFacts,
+    checkpoint: CheckpointFacts,
+    policy: Policy,
+    ordered: Dtype | None,
+    expected: Collection[Candidate],
+) -> Plan:
+    decisions = tuple(
+        judge(candidate, device, checkpoint, policy, expected=expected) for candidate in candidates(device, checkpoint)
+    )
     case = PlanningCase(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:
         return _quantizers_plan(case)
@@ -76,15 +117,17 @@ def _made(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy, orde
 def _pick(case: PlanningCase) -> Decision:
     if case.accepted:
         return ranked(case)[0]
-    if too_big := [one for one in case.decisions if one.ground is Ground.MEMORY]:
-        return min(too_big, key=lambda one: one.cost.bytes)
+    if too_big := smallest_first(case):
+        return too_big[0]
     raise NoSafeDtypeError(case.checkpoint.source, case.device.name, case.decisions)
 
 
 def _why(picked: Decision, case: PlanningCase) -> str:
     if picked.ground is Ground.MEMORY:
-        return f"nothing that is right here fits whole, and it is the smallest: it {picked.reason}"
-    return merit(picked, case)
+        why = f"nothing that is right here fits whole, and it is the smallest: it {picked.reason}"
+    else:
+        why = merit(picked, case)
+    return f"{why}; {to_be_measured(picked.candidate, case.checkpoint)}" if picked.pending else why
 
 
 def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
@@ -100,6 +143,8 @@ def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
         text = f"{wanted} was asked for, and {case.device.name} cannot: {decision.reason}. "
         return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
     why = "as asked for" if case.ordered else "as saved, in strict mode"
+    if decision.pending:
+        why = f"{why}; {to_be_measured(decision.candidate, case.checkpoint)}"
     return _plan(decision, case, why, *_second_thoughts(decision, case))
 
 

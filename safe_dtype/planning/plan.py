@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
 
-from ..facts import Dtype, Rescale
+from ..facts import Dtype, Rescale, VerdictKind
 from .made_for import MadeFor
 from .matmul_routes import Routes
 from .mixed_dtypes import RoundedTensors
@@ -84,6 +84,9 @@ class Decision:
     max_rel_error: float | None = None
     attention: str | None = None  # the attn_implementation that this dtype needs here; None: transformers' choice
     routes: Routes | None = None  # how its products are computed; None without measured rates
+    kind: VerdictKind = VerdictKind.UNKNOWN  # of its products on the device
+    times_float32: float | None = None  # its peak arithmetic over float32's, by the maker; None: measured, or unknown
+    pending: bool = False  # its range or rounding is measured at the first load, and taken to be well until then
 
     @property
     def accepted(self) -> bool:
@@ -127,6 +130,11 @@ class Plan:
         """The decision on the plan's own candidate; None where a quantizer decides."""
         wanted = Candidate(self.storage, self.compute)
         return next((one for one in self.decisions if one.candidate == wanted), None)
+
+    @property
+    def pending(self) -> bool:
+        """Whether the plan rests on a measurement that the first load makes, and may come out otherwise then."""
+        return self.chosen is not None and self.chosen.pending
 
     @property
     def cost(self) -> Cost | None:
@@ -180,6 +188,7 @@ class Plan:
             "schema": SCHEMA_VERSION,
             **_plain(replace(self, rescale=None)),
             "rescale": rescale,
+            "pending": self.pending,
             "policy": str(self.policy),
             "decisions": decisions,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
+from ..facts import FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from ..rendering.units import bytes_text, longer_text
 from .judge import loses, rounds
 from .plan import Decision, Ground
@@ -58,6 +58,18 @@ def ranked(case: PlanningCase) -> list[Decision]:
     return _ties_by_fidelity(by_speed, case)
 
 
+def smallest_first(case: PlanningCase) -> list[Decision]:
+    """Return the candidates that are right and do not fit, the smallest first, of equal ones the faster.
+
+    A rescued float16 is not among them: what is offloaded cannot be rescaled.
+    """
+    half = case.checkpoint.half
+    is_rescued = half is not None and bool(half.rescale or half.islands)
+    too_big = [one for one in case.decisions if one.ground is Ground.MEMORY]
+    whole = [one for one in too_big if not (is_rescued and one.candidate.storage == FLOAT16)]
+    return sorted(whole or too_big, key=lambda one: (one.cost.bytes, _speed(one, case)))
+
+
 def merit(picked: Decision, case: PlanningCase) -> str:
     """Return the reason why `picked` comes before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
@@ -83,13 +95,28 @@ def _only(picked: Decision, case: PlanningCase) -> str:
     return "the only one accepted here" + (f": {picked.reason}" if not rejected else f"; rejected are {for_what}")
 
 
+def _expected_ratios(picked: Decision, others: list[Decision]) -> list[str]:
+    """Return how much faster than the others a device nobody measured should be, as far as that follows from facts."""
+    if picked.kind is not VerdictKind.NATIVE or picked.candidate.storage.itemsize >= FLOAT32.itemsize:
+        return []
+    prompts = (
+        f", up to {picked.times_float32:.2g} times as fast in prompts (peak rates)" if picked.times_float32 else ""
+    )
+    slow = [str(one.candidate) for one in others if one.kind is VerdictKind.SLOW]
+    return [
+        f"against float32 half the bytes to read for each new token{prompts}",
+        *(f"{dtype} is slow there" for dtype in slow),
+    ]
+
+
 def _speed(decision: Decision, case: PlanningCase) -> tuple[float, ...]:
     if decision.cost.seconds is not None:
         return 0.0, decision.cost.seconds
     # No rates: native before slow, then the prior table's order, then the smaller.
     storage, order = decision.candidate.storage, case.device.prior_order
-    slow = case.device.verdict(storage).kind is not VerdictKind.NATIVE
-    return 1.0, float(slow), order.index(storage) if storage in order else len(order), storage.itemsize
+    slow = VerdictKind.NATIVE not in (decision.kind, case.device.verdict(storage).kind)
+    unlisted = -1 if storage == case.checkpoint.saved else len(order)
+    return 1.0, float(slow), order.index(storage) if storage in order else unlisted, storage.itemsize
 
 
 def _rounding(decision: Decision, case: PlanningCase) -> float:
@@ -120,8 +147,9 @@ def _no_slower(decisions: Iterable[Decision], seconds: float) -> list[Decision]:
 def _merit_in_speed(picked: Decision, others: list[Decision], case: PlanningCase) -> str:
     mine = picked.cost.seconds
     if mine is None:
-        device = case.device
-        return f"of the {len(others) + 1} accepted the published facts put it first for {device.family or device.name}"
+        family = case.device.family or case.device.name
+        order = f"of the {len(others) + 1} accepted the published facts put it first for {family}"
+        return "; ".join([order, *_expected_ratios(picked, others)])
     if faster := _no_slower(others, mine):
         return f"as fast as {faster[0].candidate} within 10 %, and more exact"
     timed = [(one.cost.seconds / mine, one) for one in others if one.cost.seconds is not None]

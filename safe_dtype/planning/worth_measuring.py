@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..facts import FLOAT16, CheckpointFacts
-from .plan import Candidate, Cost, Ground, Plan
+from ..facts import FLOAT16, FLOAT32, CheckpointFacts, VerdictKind
+from .plan import Candidate, Decision, Ground, Plan
 
 # A measurement loads the model a second time. It has to win at least this much.
 _WORTH = 1.2
+_READ_ONCE = ("gguf", "state_dict")  # cannot be loaded a second time, to be measured
 
 
 def worth_measuring(plan: Plan) -> Candidate | None:
@@ -14,38 +15,52 @@ def worth_measuring(plan: Plan) -> Candidate | None:
 
     Where the user orders a dtype, wants memory or fidelity, or is strict, nothing is measured.
     """
-    if plan.ordered or plan.quantization or plan.device_map or plan.cost is None or plan.cost.seconds is None:
+    if plan.ordered or plan.quantization or plan.device_map or plan.chosen is None:
         return None
     if plan.policy.mode == "strict" or plan.policy.prefer != "speed" or plan.policy.ladder:
         return None
     faster = [
-        (decision.cost.seconds, decision.candidate)
+        decision
         for decision in plan.decisions
-        if decision.ground is Ground.ROUNDING
-        and decision.cost.seconds is not None
-        and decision.cost.seconds * _WORTH <= plan.cost.seconds
+        if decision.ground is Ground.ROUNDING and _is_much_faster(decision, plan.chosen, plan)
     ]
-    return min(faster, key=lambda pair: pair[0])[1] if faster else None
+    return min(faster, key=lambda one: one.cost.seconds or 0.0).candidate if faster else None
 
 
 def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
     """Whether float16 would be the plan, or is one by order, and nobody has looked whether the activations fit it."""
     if checkpoint.half is not None or plan.policy.mode == "strict" or plan.quantization:
         return False
-    if plan.device_map:
-        return False  # it does not fit on the device whole, and would have to, to be measured
     unknown = [one for one in plan.decisions if one.candidate.storage == FLOAT16 and one.ground is Ground.RANGE]
     if not unknown:
         return False
     if plan.ordered or plan.policy.ladder:
+        # A model that does not fit is not brought into another dtype than the one that was asked for.
         before = plan.policy.ladder[: plan.policy.ladder.index(plan.storage)] if plan.policy.ladder else ()
-        return FLOAT16 in (plan.ordered, *before)
-    return plan.cost is not None and any(_is_much_better(one.cost, plan.cost, plan) for one in unknown)
+        return not plan.device_map and FLOAT16 in (plan.ordered, *before)
+    return plan.chosen is not None and any(_is_much_better(one, plan.chosen, plan) for one in unknown)
 
 
-def _is_much_better(other: Cost, now: Cost, plan: Plan) -> bool:
+def first_measurement(plan: Plan, checkpoint: CheckpointFacts) -> tuple[Candidate, ...]:
+    """Return the candidates that the first measurement of a load decides on: float16's range, then one rounding."""
+    if checkpoint.adapter or checkpoint.file_format in _READ_ONCE:
+        return ()
+    if range_worth_measuring(plan, checkpoint):
+        return tuple(one.candidate for one in plan.decisions if one.candidate.storage == FLOAT16)
+    candidate = worth_measuring(plan)
+    return () if candidate is None else (candidate,)
+
+
+def _is_much_better(other: Decision, chosen: Decision, plan: Plan) -> bool:
     if plan.policy.prefer == "memory":
-        return other.bytes * _WORTH <= now.bytes
-    if plan.policy.prefer != "speed" or other.seconds is None or now.seconds is None:
+        return other.cost.bytes * _WORTH <= chosen.cost.bytes
+    return plan.policy.prefer == "speed" and _is_much_faster(other, chosen, plan)
+
+
+def _is_much_faster(other: Decision, chosen: Decision, plan: Plan) -> bool:
+    if other.cost.seconds is not None and chosen.cost.seconds is not None:
+        return other.cost.seconds * _WORTH <= chosen.cost.seconds
+    # Nobody measured: native 16 bit against float32, or against 16 bit that is emulated.
+    if plan.measured or other.kind is not VerdictKind.NATIVE:
         return False
-    return other.seconds * _WORTH <= now.seconds
+    return chosen.kind is not VerdictKind.NATIVE or chosen.candidate.storage == FLOAT32

@@ -32,18 +32,27 @@ from ...facts import (
 )
 from ...models.blocks import block_names
 from ...numerics import compute_in
-from ...planning import Plan, Policy, make_plan, range_worth_measuring
+from ...planning import Candidate, Plan, Policy, first_measurement, make_plan, range_worth_measuring
 from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
-from ...store import recall, remember
+from ...store import recall, recall_where, remember
 from ...store.keys import results_key
 from ...store.typed import listed
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
 from ..request import Request
 from .minimal_islands import fewest
-from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, second_copy_of
+from .second_copy import (
+    KERNEL_ARGUMENTS,
+    can_be_loaded_apart,
+    how_it_runs,
+    load_apart,
+    rates_are_sure,
+    reads_text,
+    room_for_a_copy,
+    second_copy_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +60,16 @@ _TOKENS = 512  # of the text, in batches of 128
 _BEFORE_FLOAT32 = 1.1  # of its weights' bytes have to be free, else the reference stays in 16 bit
 
 Batches = Sequence[Mapping[str, Any]]
+Expected = tuple[Candidate, ...]
 
 
 def plan_with_half(
     plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, *, measure: bool
-) -> tuple[Plan, CheckpointFacts]:  # fmt: skip
-    """Return `plan`, or the one in float16 that the measured activations allow, and the facts that it rests on.
+) -> tuple[Plan, CheckpointFacts, Expected]:  # fmt: skip
+    """Return `plan`, or the one in float16 that activations allow, the facts that it rests on, and what it expects.
+
+    Where they were measured on another device only, and cannot be measured on this one now, that is used: how large
+    they become does not depend on the device.
 
     Args:
         plan: Made without a look at activations.
@@ -64,17 +77,23 @@ def plan_with_half(
         device: The facts that it was made from; so `checkpoint` and `policy`.
         checkpoint: The same.
         policy: The same.
-        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text.
+        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text. Else the
+            plan expects what nobody measured to be well, as far as a load would measure it.
     """
     if not range_worth_measuring(plan, checkpoint) or not can_be_loaded_apart(request, device, checkpoint):
-        return plan, checkpoint
+        return plan, checkpoint, ()
     if plan.ordered is None and not rates_are_sure(device):
-        return plan, checkpoint
-    half = half_of(plan, request, device, checkpoint, measure=measure)
-    if half is None:
-        return plan, checkpoint
-    checkpoint = replace(checkpoint, half=half)
-    return make_plan(device, checkpoint, policy, ordered=plan.ordered), checkpoint
+        return plan, checkpoint, ()
+    place = room_for_a_copy(plan, device, checkpoint)
+    half = half_of(plan, request, place or device, checkpoint, measure=measure and place is not None)
+    half = half or _of_another_device(plan, request, checkpoint)
+    if half is not None:
+        checkpoint = replace(checkpoint, half=half)
+        return make_plan(device, checkpoint, policy, ordered=plan.ordered, expected=()), checkpoint, ()
+    if measure or place is None or not reads_text(checkpoint):
+        return plan, checkpoint, ()
+    expected = first_measurement(plan, checkpoint)
+    return make_plan(device, checkpoint, policy, ordered=plan.ordered, expected=expected), checkpoint, expected
 
 
 def half_of(
@@ -98,6 +117,20 @@ def half_of(
         return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
     remember(key, {"half": half_to_dict(half), "checkpoint": checkpoint_key(plan.source)})
     return half
+
+
+def _of_another_device(plan: Plan, request: Request, checkpoint: CheckpointFacts) -> HalfRange | None:
+    """Return what was measured of this checkpoint, run in the same way, on whichever device that was."""
+    how = how_it_runs(request, plan)
+    digest = fingerprint(checkpoint, request.where)
+
+    def matches(key: Mapping[str, Any]) -> bool:
+        return key.get("half_of") == digest and all(key.get(name) == how.get(name) for name in KERNEL_ARGUMENTS)
+
+    def read(entry: Mapping[str, Any]) -> HalfRange:
+        return replace(half_from_dict(entry["half"]), measured_on=str(entry["key"]["device"]))
+
+    return next(iter(recall_where(matches, read)), None)
 
 
 def measure_half(

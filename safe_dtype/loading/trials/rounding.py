@@ -21,15 +21,16 @@ from ...store import recall, remember
 from ...store.keys import results_key
 from ...verifying import Checkpoint, drift_from, record_outputs
 from ..request import Request
-from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, second_copy_of
+from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, reads_text, second_copy_of
 
 logger = logging.getLogger(__name__)
 
 _TOKENS, _FEW_BATCHES = 384, 16  # of 128 and of 8 tokens: 512 positions in all
 
 
-def plan_with_drifts(
-    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, *, measure: bool
+def plan_with_drifts(  # noqa: PLR0913  (all but the first five by name)
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None,
+    *, measure: bool, expected: tuple[Candidate, ...] = (),
 ) -> Plan:  # fmt: skip
     """Return `plan`, or the faster one that a measured drift allows.
 
@@ -39,23 +40,36 @@ def plan_with_drifts(
         device: The facts that it was made from; so `checkpoint` and `policy`.
         checkpoint: The same.
         policy: The same.
-        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text.
+        measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text. Else the
+            plan expects it to be well.
+        expected: What the plan expects to be well already.
     """
     if not can_be_loaded_apart(request, device, checkpoint) or not rates_are_sure(device):
         return plan
     while candidate := worth_measuring(plan):
         key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
         measured = _remembered(candidate, key)
-        if measured is None:
-            if not measure:
-                return plan
+        if measured is None and measure:
             measured = _measured(candidate, plan, request, device)
             remember(key, {"drift": _to_dict(measured), "checkpoint": checkpoint_key(plan.source)})
-        checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, measured))
-        plan = make_plan(device, checkpoint, policy)
-        if measured.drift is None:
+        if measured is None and not (reads_text(checkpoint) and _has_a_text(request, device, plan)):
+            return plan
+        if measured is None:
+            expected += (candidate,)
+        else:
+            checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, measured))
+        plan = make_plan(device, checkpoint, policy, expected=expected)
+        if measured is not None and measured.drift is None:
             break  # what cannot be asked of one way to run it cannot be asked of another
     return plan
+
+
+def _has_a_text(request: Request, device: DeviceFacts, plan: Plan) -> bool:
+    """Whether there is a tokenizer to measure it with. It is read only where nothing was measured yet."""
+    try:
+        return bool(second_copy_of(request, device, plan).batches(tokens=_TOKENS, few=_FEW_BATCHES))
+    except (CheckpointError, VerifyError):
+        return False
 
 
 def _measured(candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts) -> MeasuredDrift:

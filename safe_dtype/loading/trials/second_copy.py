@@ -7,8 +7,9 @@ from typing import Any
 import transformers
 
 from ...checkpoints.config import without_dtypes
+from ...devices import detect_one
 from ...devices.probing.verdicts import measured_while_busy
-from ...facts import CheckpointFacts, DeviceFacts, Dtype
+from ...facts import BFLOAT16, CheckpointFacts, DeviceFacts, Dtype
 from ...models.load_lock import one_at_a_time
 from ...planning import Plan
 from ...verifying import Checkpoint
@@ -17,7 +18,8 @@ from ..planned_once import already_planned
 from ..request import Request
 
 # What decides which kernels run, and what may overflow between them.
-_HOW = ("attn_implementation", "experts_implementation")
+KERNEL_ARGUMENTS = ("attn_implementation", "experts_implementation")
+_ROOM = 1.1  # of the weights' bytes
 # What decides where transformers finds the files, and nothing about how it loads them.
 _WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "code_revision")
 
@@ -39,6 +41,27 @@ def can_be_loaded_apart(request: Request, device: DeviceFacts, checkpoint: Check
     )
 
 
+def room_for_a_copy(plan: Plan, device: DeviceFacts, checkpoint: CheckpointFacts) -> DeviceFacts | None:
+    """Return where a second copy has room: the device that is planned for, else main memory; None where neither has.
+
+    How large activations become does not depend on where they are computed. A device that is not here has the room that
+    its plan says.
+    """
+    if not plan.device_map or not device.measured:
+        return device
+    if device.vendor == "cpu":
+        return None
+    main = detect_one("cpu")
+    needed = checkpoint.parameters * max(BFLOAT16.itemsize, checkpoint.saved.itemsize)
+    return main if needed * _ROOM <= main.memory.free_bytes else None
+
+
+def reads_text(checkpoint: CheckpointFacts) -> bool:
+    """Whether the checkpoint's class takes text, as what is measured of it needs; one that is not known is taken to."""
+    model_class = getattr(transformers, checkpoint.architecture or "", None)
+    return getattr(model_class, "main_input_name", "input_ids") == "input_ids"
+
+
 def rates_are_sure(device: DeviceFacts) -> bool:
     """Whether the rates of the device are worth trusting: nothing else ran while they were measured."""
     return not any(measured_while_busy(one) for one in device.verdicts)
@@ -54,10 +77,10 @@ def second_copy_of(request: Request, device: DeviceFacts, plan: Plan) -> Checkpo
 def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
     """Return the arguments of the call that choose kernels, the plan's attention where the call names none."""
     # An Auto class writes them into the config that it hands on.
-    written = {name: getattr(request.arguments.get("config"), f"_{name}_internal", None) for name in _HOW}
+    written = {name: getattr(request.arguments.get("config"), f"_{name}_internal", None) for name in KERNEL_ARGUMENTS}
     chosen = {
         name: implementation
-        for name in _HOW
+        for name in KERNEL_ARGUMENTS
         if (implementation := request.arguments.get(name) or written[name]) is not None
     }
     return {"attn_implementation": plan.attention, **chosen} if plan.attention else chosen

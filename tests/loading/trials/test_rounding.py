@@ -147,14 +147,15 @@ def test_other_weights_are_measured_again(in_float32: Path, tmp_path: Path) -> N
     model = AutoModelForCausalLM.from_pretrained(copied, dtype="float32")
     model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
     model.save_pretrained(copied)
-    assert gated(copied, measure=False).storage == FLOAT32
+    assert gated(copied, measure=False).pending
 
 
-def test_planning_alone_measures_nothing(in_float32: Path) -> None:
-    """A plan that only reads headers leaves the checkpoint in float32, and says what was not measured."""
+def test_planning_alone_measures_nothing(in_float32: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A plan that only reads headers expects what a load would come to, and says what that measures first."""
     plan = gated(in_float32, measure=False)
-    assert plan.storage == FLOAT32
-    assert any(one.ground is Ground.ROUNDING and "was not measured" in one.reason for one in plan.decisions)
+    assert not [one for one in caplog.records if "once" in one.message]
+    assert (plan.storage, plan.pending) == (BFLOAT16, True)
+    assert "measured at the first load" in plan.reason
 
 
 def test_nothing_to_ask_it(in_float32: Path, tmp_path: Path) -> None:
