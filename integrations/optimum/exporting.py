@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.facts import Dtype
 from safe_dtype.processes.child import how_it_ended, last_error
+from safe_dtype.store.temporary import temporary_folder
 
 from .older import copied_for_4
 from .tasks import class_of, config_of
@@ -55,15 +55,15 @@ def export(order: Order, out: Path, *, via: str = "optimum-onnx", seconds: float
     out.mkdir(parents=True)
     log = out / LOG
     # Beside `out`, not in the system's folder: links to the weights do not cross disks.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix="optimum-") as beside:
+    with temporary_folder(".optimum-", beside=out.parent) as beside:
         asked = {
-            "model": str(copied_for_4(order.model, Path(beside) / "model")),
+            "model": str(copied_for_4(order.model, beside / "model")),
             "model_class": model_class,
             "task": order.task,
             "dtype": order.dtype.name,
             "out": str(out),
         }
-        ticket = Path(beside) / "order.json"
+        ticket = beside / "order.json"
         ticket.write_text(json.dumps(asked), encoding="utf-8")
         status = run_python(python, str(_SCRIPT), str(ticket), log=log, end=time.monotonic() + seconds)
     if status != 0:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from .. import __version__
+from ..processes.termination import tidy_termination
 from .cache_commands import cache
 from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
@@ -34,5 +35,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; an error is one clear message and an exit status, never a traceback."""
     accept_any_text()
     warnings.showwarning = print_warning
-    with one_line_endings():
+    with tidy_termination(), one_line_endings():
         cli(arguments)

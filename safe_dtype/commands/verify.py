@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..devices import default_device, detect_one
@@ -25,6 +24,7 @@ from ..facts import (
 from ..loading import Request, SafeAutoModel, plan_request
 from ..planning import Plan
 from ..rendering.json_numbers import json_numbers
+from ..store.temporary import temporary_folder
 from ..verifying import Checkpoint, drift_from, record_outputs
 
 _FEW_BATCHES = 8  # of 8 tokens
@@ -146,7 +146,7 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
     def after(start: int) -> Callable[[int], None] | None:
         return (lambda done: progress(start + done, 2 * len(batches))) if progress else None
 
-    with TemporaryDirectory(prefix="safe_dtype-verify-") as folder:
+    with temporary_folder("safe_dtype-verify-") as folder:
         recording = record_outputs(checkpoint.load(against), batches, folder, progress=after(0))
         gc.collect()  # models of transformers refer to themselves, and the next one needs the room
         model = _as_planned(question, plan, device) if plan else checkpoint.load(dtype or against)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
-import tempfile
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from ..planning import Candidate, Plan
 from ..rescaling.folding.rescale_file import FILE
 from ..rescaling.folding.rounded_weights import RoundedWeights
 from ..rescaling.to_float16 import before_half, computing_in_full, halve
+from ..store.temporary import TemporaryPlace
 from .plan_request import plan_request
 from .planned_once import already_planned
 from .request import Request
@@ -50,11 +49,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     """
     arguments = _arguments(plan, request)
     with one_at_a_time(), already_planned():
-        loaded = target.from_pretrained(request.source, *model_args, **arguments)
+        loaded = _with_offload_folder(target, request, arguments, *model_args)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
-    folder = arguments.get("offload_folder")
-    if folder is not None and "offload_folder" not in request.arguments:
-        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # ours, and of no use without the model
     origin = _origin(model, plan, request)
     keep_origin(model, origin)
     if halves(plan):
@@ -103,9 +99,25 @@ def _arguments(plan: Plan, request: Request) -> dict[str, Any]:
         arguments.setdefault("attn_implementation", plan.attention)
     if plan.device_map and arguments.get("device_map") is None:
         arguments["device_map"] = plan.device_map
-        # Weights whose layout changes on loading (experts, say) are written again before they are offloaded.
-        arguments.setdefault("offload_folder", tempfile.mkdtemp(prefix="safe_dtype-offload-"))
     return arguments
+
+
+def _with_offload_folder(target: Any, request: Request, arguments: dict[str, Any], *model_args: Any) -> Any:
+    """Call `target.from_pretrained`, with a folder that is there for as long as the model where the plan spreads it.
+
+    Weights whose layout changes on loading (experts, say) are written again before they are offloaded.
+    """
+    is_planned = arguments.get("device_map") is not request.arguments.get("device_map")
+    if not is_planned or "offload_folder" in arguments:
+        return target.from_pretrained(request.source, *model_args, **arguments)
+    place = TemporaryPlace("safe_dtype-offload-")
+    try:
+        loaded = target.from_pretrained(request.source, *model_args, **arguments, offload_folder=str(place.path))
+    except BaseException:
+        place.remove()
+        raise
+    weakref.finalize(loaded[0] if isinstance(loaded, tuple) else loaded, place.remove)
+    return loaded
 
 
 def halves(plan: Plan) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ import torch
 from ..devices import default_device, detect_one, facts_of, memory_of
 from ..errors import BackupError, EnvironmentNotFitError
 from ..facts import FLOAT32, Dtype, dtype_named
+from ..store.temporary import temporary_folder
 from .backup import FOLDER, RECORD, back_up
 from .environment import environment
 from .exporters import exporter_named
@@ -166,8 +166,8 @@ def _fits(needed: int, device: str) -> bool:
 @contextmanager
 def _workplace(out: Path) -> Iterator[Path]:
     """Yield a temporary folder on the file system of `out`, so that files in it can be kept by links."""
-    with tempfile.TemporaryDirectory(prefix=".optimize-", dir=out.resolve().parent) as name:
-        yield Path(name)
+    with temporary_folder(".optimize-", beside=out.resolve().parent) as folder:
+        yield folder
 
 
 def _require_ours(out: Path) -> None:

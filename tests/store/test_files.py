@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from safe_dtype.store import write_whole
+from safe_dtype.store.owner_lock import try_lock
 
 TEXTS = [str(number) * 100_000 for number in range(8)]
 
@@ -48,3 +50,17 @@ def test_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
     write_whole(tmp_path / "whole", "")
     assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks that tell whose a file is")
+def test_what_a_killed_process_left(tmp_path: Path) -> None:
+    """What a process left that was killed while it wrote is deleted by the next write, and nothing that is being written."""
+    left, written, young = (tmp_path / f".values.json.{name}.part" for name in ("left", "written", "young"))
+    for part in (left, written, young):
+        part.write_text("half")
+    for part in (left, written):
+        os.utime(part, (0, 0))
+    with written.open() as busy:
+        assert try_lock(busy.fileno())
+        write_whole(tmp_path / "values.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"values.json", written.name, young.name}

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
 from ...store import recall, recall_where, remember
 from ...store.keys import results_key
+from ...store.temporary import temporary_folder
 from ...store.typed import listed
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
 from ..request import Request
@@ -184,7 +185,7 @@ class _Trial:
         gc.collect()  # models of transformers refer to themselves, and the next one needs the room
         if half.problem:
             return half
-        with TemporaryDirectory(prefix="safe_dtype-half-") as folder:
+        with temporary_folder("safe_dtype-half-") as folder:
             reference = FLOAT32 if self._float32_fits() else self._saved
             recording = self._recorded(reference, folder)
             half = replace(half, drift=self._drift(half, recording), reference=reference)
@@ -205,7 +206,7 @@ class _Trial:
         rescale = replace(half.rescale, unproven=discovery.not_run) if half.rescale else None
         return replace(half, rescale=rescale, unseen=discovery.not_run), doubtful
 
-    def _recorded(self, reference: Dtype, folder: str) -> Recording:
+    def _recorded(self, reference: Dtype, folder: Path) -> Recording:
         model = load_apart(self.source, reference)
         with nullcontext() if reference == FLOAT32 else compute_in(FLOAT32):
             return record_outputs(model, self.batches, folder)

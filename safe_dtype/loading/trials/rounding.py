@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...checkpoints.fingerprint import fingerprint
@@ -19,6 +18,7 @@ from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
 from ...store import recall, remember
 from ...store.keys import results_key
+from ...store.temporary import temporary_folder
 from ...verifying import Checkpoint, drift_from, record_outputs
 from ..request import Request
 from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, reads_text, second_copy_of
@@ -87,7 +87,7 @@ def _measured(candidate: Candidate, plan: Plan, request: Request, device: Device
 
 def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
     batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
-    with TemporaryDirectory(prefix="safe_dtype-drift-") as folder:
+    with temporary_folder("safe_dtype-drift-") as folder:
         model = load_apart(checkpoint, FLOAT32)
         recording = record_outputs(model, batches, folder)
         if candidate.storage != FLOAT32:

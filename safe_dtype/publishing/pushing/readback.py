@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...facts.variant import VARIANT_FILE
@@ -15,6 +14,7 @@ from ...hub.client import Hub
 from ...hub.errors import HubError
 from ...hub.remote_files import Manifest, Progress, Tree
 from ...store.hashing import sha256_of
+from ...store.temporary import temporary_folder
 from ..publish_error import publish_error
 from ..release import State, Target
 from ..staging.manifest import manifest_of
@@ -135,8 +135,8 @@ def _downloaded(api: Hub, repo: str, oid: str, tree: Tree, names: Mapping[str, s
     total, done = sum(tree[path].size for path in there), 0
     for path in there:
         # One at a time: it is looked at once, and need not fit on the disk together with the rest.
-        with TemporaryDirectory(prefix="safe-dtype-verify-") as fresh:
-            if sha256_of(api.download(repo, path, oid, Path(fresh))) != names[path]:
+        with temporary_folder("safe_dtype-verify-") as fresh:
+            if sha256_of(api.download(repo, path, oid, fresh)) != names[path]:
                 problems.append(f"{path} is another file when it is downloaded")
         done += tree[path].size
         progress("download", done, total)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ...errors import PublishError
 from ...hub.client import Commit, Hub
 from ...hub.errors import HubError
 from ...hub.remote_files import Tree
+from ...store.temporary import temporary_folder
 from ..publish_error import publish_error
 from ..release import Receipt, State, Target
 from .commit import Landed, Stranded, land
@@ -49,11 +48,11 @@ def rollback(target: Target, to: str, *, api: Hub) -> Receipt:
 
 def _landed_with_bytes(api: Hub, commit: Commit, target: Target, past: str, then: Tree) -> Landed | Stranded:
     """Download all files of an earlier commit, send them, and make `commit` with them."""
-    with TemporaryDirectory(prefix="safe-dtype-rollback-") as folder:
+    with temporary_folder("safe_dtype-rollback-") as folder:
         try:
             for path in then:
-                api.download(target.repo, path, past, Path(folder))
-            additions = api.additions(Path(folder), then)
+                api.download(target.repo, path, past, folder)
+            additions = api.additions(folder, then)
             api.upload(target.repo, target.revision, additions, lambda *_: None)
         except HubError as error:
             raise publish_error(api, error, State.NOT_PUBLISHED, target, "what was there before") from error

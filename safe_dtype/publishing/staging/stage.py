@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from ...planning import Plan, Policy
 from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling.for_plain import Folded, fold_for_plain
 from ...rescaling.to_float16 import before_half, computing_on, halve
+from ...store.temporary import temporary_folder
 from ...verifying import Checkpoint
 from .card import write_card
 from .config_note import bytes_of, device_to_dict, note_in_config, rescale_to_dict, store_rescue, versions
@@ -114,8 +113,7 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
     wanted = _computable(dtype) if dtype else None
     tell = progress or (lambda _: None)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with temporary_folder(f".{folder.name}-", beside=folder.parent) as aside:
         tell("reading the source")
         variant_source = source_of(source, revision=revision, base=base, license=license)
         made = aside / folder.name
@@ -123,8 +121,6 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
         if folder.exists():
             folder.rmdir()
         made.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Staged(folder, evidence)
 
 
