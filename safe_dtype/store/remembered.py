@@ -72,7 +72,7 @@ def _read_matching(
 ) -> tuple[float, T] | None:
     """Return when an entry was measured, and what `read` makes of it; None where it does not match or cannot be read."""
     try:
-        entry = _read_entry(file)
+        entry = read_entry(file)
         if not matches(entry["key"]) or entry.get("digest", "") not in ("", _digest(entry)):
             return None
         return float(entry["measured_at"]), well_typed(read(entry))
