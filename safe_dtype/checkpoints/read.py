@@ -117,7 +117,7 @@ def describe(
     saved = _saved(source, tensors)
     claimed = claimed_dtype(config)
     tied = is_tied(tensors, config, architecture)
-    sometimes, always = kept_in_float32(architecture)
+    sometimes, always = kept_in_float32(architecture, config)
     quantization = config.get("quantization_config") or text.get("quantization_config")
     return CheckpointFacts(
         source=source,

@@ -225,8 +225,10 @@ def _bad_range(
 
 def may_overflow(storage: Dtype, saved: Dtype) -> bool:
     """Whether a model that was saved in one dtype may leave the range of another one that it is held in."""
+    # Codes of 8 bits have scales beside them, and tell nothing of activations: those were bfloat16's, as a rule.
+    reach = saved if saved.itemsize > 1 else BFLOAT16
     # The same number of exponent bits: bfloat16 ends half a percent below float32 and still spans its range.
-    return storage.largest * 2 < saved.largest
+    return storage.largest * 2 < reach.largest
 
 
 def _bad_rounding(

@@ -168,7 +168,8 @@ def test_the_kernels_that_count() -> None:
         (FLOAT16, BFLOAT16, True, True),
         (BFLOAT16, FLOAT16, True, False),
         (FLOAT16, FLOAT16, False, False),
-        (FLOAT16, FLOAT8_E4M3, False, False),
+        (FLOAT16, FLOAT8_E4M3, False, True),
+        (BFLOAT16, FLOAT8_E4M3, False, False),
     ],
     ids=str,
 )
