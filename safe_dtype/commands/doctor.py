@@ -31,12 +31,12 @@ def device_text(facts: DeviceFacts, *, width: int) -> str:
 def device_to_dict(facts: DeviceFacts, learned: Iterable[LearnedFailure] = ()) -> dict[str, Any]:
     """Return `facts` as plain values, dtypes by name, with `learned` where there is anything.
 
-    `products` is left out: doctor asks each device by itself.
+    `products` and `published` are left out: doctor asks each device by itself, and measures it.
     """
     verdicts = [
         {**asdict(verdict), "dtype": verdict.dtype.name, "kind": str(verdict.kind)} for verdict in facts.verdicts
     ]
-    fields = {name: value for name, value in asdict(facts).items() if name != "products"}
+    fields = {name: value for name, value in asdict(facts).items() if name not in ("products", "published")}
     lessons = [failure.as_dict() for failure in learned]
     return fields | ({"learned": lessons} if lessons else {}) | {
         "verdicts": verdicts, "prior_order": [dtype.name for dtype in facts.prior_order],

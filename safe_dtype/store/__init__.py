@@ -3,7 +3,7 @@
 from .entries import Entry, entries, forget
 from .files import write_whole
 from .json_text import parse_json
-from .remembered import cache_folder, one_process_at_a_time, recall, recall_where, remember
+from .remembered import cache_folder, one_process_at_a_time, recall, remember
 
 __all__ = [
     "Entry",
@@ -13,7 +13,6 @@ __all__ = [
     "one_process_at_a_time",
     "parse_json",
     "recall",
-    "recall_where",
     "remember",
     "write_whole",
 ]

@@ -57,30 +57,6 @@ def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
         return None
 
 
-def recall_where(matches: Callable[[Key], bool], read: Callable[[Mapping[str, Any]], T]) -> tuple[T, ...]:
-    """Return what `read` makes of every entry whose key `matches`, the newest first.
-
-    What cannot be read is left out. It reads all files of the cache, so it is for where nothing was found under a key.
-    """
-    entries = (_read_matching(file, matches, read) for file in sorted(cache_folder().glob("*.json")))
-    newest_first = sorted((entry for entry in entries if entry is not None), key=lambda entry: -entry[0])
-    return tuple(value for _, value in newest_first)
-
-
-def _read_matching(
-    file: Path, matches: Callable[[Key], bool], read: Callable[[Mapping[str, Any]], T]
-) -> tuple[float, T] | None:
-    """Return when an entry was measured, and what `read` makes of it; None where it does not match or cannot be read."""
-    try:
-        entry = read_entry(file)
-        if not matches(entry["key"]) or entry.get("digest", "") not in ("", _digest(entry)):
-            return None
-        return float(entry["measured_at"]), well_typed(read(entry))
-    except Exception as exc:  # noqa: BLE001  (as in `recall`)
-        logger.debug("%s cannot be read: %s: %s", file, type(exc).__name__, exc)
-        return None
-
-
 def remember(key: Key, values: Mapping[str, Any]) -> None:
     """Write `values` under `key`, atomically; where that is not possible, log it and go on."""
     entry = {"schema": _SCHEMA, "key": key, "measured_at": time.time(), **values}

@@ -37,7 +37,7 @@ from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
-from ...store import recall, recall_where, remember
+from ...store import entries, recall, remember
 from ...store.keys import results_key
 from ...store.temporary import temporary_folder
 from ...store.typed import listed
@@ -128,10 +128,11 @@ def _of_another_device(plan: Plan, request: Request, checkpoint: CheckpointFacts
     def matches(key: Mapping[str, Any]) -> bool:
         return key.get("half_of") == digest and all(key.get(name) == how.get(name) for name in KERNEL_ARGUMENTS)
 
-    def read(entry: Mapping[str, Any]) -> HalfRange:
-        return replace(half_from_dict(entry["half"]), measured_on=str(entry["key"]["device"]))
-
-    return next(iter(recall_where(matches, read)), None)
+    # Which file belongs to which device is not known beforehand, so all are read: where nothing was found for this one.
+    keys = [entry.key for entry in entries() if matches(entry.key)]
+    known = (recall(key, lambda entry: half_from_dict(entry["half"])) for key in keys)
+    halves = (replace(half, measured_on=str(key["device"])) for key, half in zip(keys, known, strict=True) if half)
+    return next(halves, None)
 
 
 def measure_half(
