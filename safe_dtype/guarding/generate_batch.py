@@ -7,17 +7,71 @@ made for the requests that failed: prompt and tokens so far are their new prompt
 from __future__ import annotations
 
 import copy
+import logging
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .classify import classify
+import torch
+from torch import nn
+
+from ..errors import NoDtypeLeft, StrictModeError
+from ..facts import FLOAT32
+from .blame import module_raising, name_of
+from .classify import classify, text_of
+from .diagnosis import Findings, calls_in, diagnose, failure_shown, is_vetoed, modules_in
 from .events import changing
+from .failure import Failure, FailureKind
 from .incident import Incident
-from .recover import TriedRemedies, cure
+from .recover import TriedRemedies, cure, keep_lessons, note_refusal
+from .remedies.next_dtype import dtypes_left
 from .state import Guard
+
+logger = logging.getLogger(__name__)
+
+_OWN = "own values in a batch"  # of `Guard.mentioned`
+
+
+class NotANumberInBatchError(FloatingPointError):
+    """Ends a batch in which the logits that are used hold NaN or Inf: transformers would draw token 0 from them."""
+
+    def __init__(self) -> None:
+        super().__init__("NaN or Inf in the results")
+
+
+def step_of_a_batch(
+    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call `forward(*args, **kwargs)` in a batch that runs, and keep what it raises: a request knows its text alone.
+
+    On a CPU the logits are looked at. Elsewhere transformers captures the step in a graph, where nobody can look.
+
+    Raises:
+        NotANumberInBatchError: If they hold NaN or Inf, unless float32 was seen to give that too.
+    """
+    if module is not guard.model():
+        return forward(*args, **kwargs)
+    try:
+        output = forward(*args, **kwargs)
+        if guard.policy.mode != "strict" and _OWN not in guard.mentioned and _holds_no_numbers(output, kwargs):
+            raise NotANumberInBatchError
+    except Exception as exc:
+        guard.batch_errors[str(exc)] = exc
+        raise
+    return output
+
+
+def _holds_no_numbers(output: Any, kwargs: dict[str, Any]) -> bool:
+    logits, used = getattr(output, "logits", None), kwargs.get("logits_indices")
+    if not isinstance(logits, torch.Tensor) or logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if isinstance(used, torch.Tensor) and "logits_to_keep" not in kwargs:
+        logits = logits[:, used]
+    # NaN or +Inf: -Inf is a mask.
+    return logits.numel() > 0 and not bool((logits.amax(-1) < torch.inf).all())
 
 
 def guarded_batch(
@@ -25,40 +79,84 @@ def guarded_batch(
 ) -> Any:
     """Call `generate_batch(*args, **kwargs)`; requests that failed by their dtype are taken up again in another.
 
-    Only exceptions are seen: the pool's tokens are drawn inside a captured graph, where NaN cannot be looked for.
+    Which failures these are is found out as in a guarded step, by trials of the module that failed on its own inputs. A
+    step that failed is not repeated, for its pool is gone: an attention that reads the pool cannot be tried alone, and
+    there the text decides. NaN is seen on a CPU, and not in strict mode.
 
     Raises:
         NoDtypeLeft: If every remedy failed.
     """
     tried = TriedRemedies()
+    let_be: set[str] = set()  # texts of what no dtype has to do with
     guard.batches += 1
     try:
         done = generate_batch(*args, **kwargs)
-        while failed := _failed(done):
-            key, failure = next(iter(failed.items()))
-            model = guard.model()
-            error = RuntimeError(done[key].error)
-            if model is None:
-                return done
+        while (model := guard.model()) is not None and (failed := _failed(done, let_be)):
+            text = done[failed[0]].error
+            error = guard.batch_errors.pop(text, None) or RuntimeError(text)
             steps = max(len(done[name].generated_tokens) for name in failed)
-            with changing(guard):
-                incident = Incident(
-                    guard, model, replace(failure, step=steps), time.perf_counter(), error=error, log=tried.log
-                )
-                if not cure(incident, tried):
-                    tried.take_back(guard)
-                    return done
+            if not _is_cured(guard, model, error, tried, steps):
+                let_be.add(text)
+                continue
             _forget_pool(model)
-            _take_up(generate_batch, model, done, tuple(failed), args, kwargs)
+            _take_up(generate_batch, model, done, failed, args, kwargs)
+        keep_lessons(guard, tried)
         return done
+    except BaseException as exc:
+        if isinstance(exc, (StrictModeError, NoDtypeLeft)):
+            note_refusal(guard, exc)
+        with changing(guard):
+            tried.take_back(guard, ended_by=exc)
+        raise
     finally:
         guard.batches -= 1
+        guard.batch_errors.clear()
 
 
-def _failed(done: dict[str, Any]) -> dict[str, Any]:
-    """Return the failure of every request that failed by its dtype."""
+def _failed(done: dict[str, Any], let_be: set[str]) -> tuple[str, ...]:
+    """Return the requests that ended with one and the same text, which is none of `let_be`."""
     texts = {key: request.error for key, request in done.items() if request.error is not None}
-    return {key: failure for key, text in texts.items() if (failure := classify(RuntimeError(text))) is not None}
+    text = next((text for text in texts.values() if text not in let_be), None)
+    return tuple(key for key in texts if texts[key] == text)
+
+
+def _is_cured(guard: Guard, model: nn.Module, error: Exception, tried: TriedRemedies, steps: int) -> bool:
+    """Cure the model of `error`; False where it is no matter of dtypes. What did not help is taken back then."""
+    since = time.perf_counter()
+    with changing(guard):
+        if isinstance(error, NotANumberInBatchError) and guard.dtype() == FLOAT32:
+            tried.take_back(guard, own="")
+            guard.mentioned.add(_OWN)
+            logger.warning("NaN or Inf in a batch comes in float32 as well: the requests go on as they are")
+            return True
+        failure, blamed, findings = _examined(guard, model, error)
+        traceback.clear_frames(error.__traceback__)  # they hold the activations of the failed step
+        if failure is not None:
+            failure = replace(failure, module=name_of(model, blamed), step=steps)
+            incident = Incident(guard, model, failure, since, blamed, error=error, findings=findings, log=tried.log)
+            if cure(incident, tried):
+                return True
+        tried.take_back(guard)
+        return False
+
+
+def _examined(
+    guard: Guard, model: nn.Module, error: Exception
+) -> tuple[Failure | None, nn.Module | None, Findings | None]:
+    """Return what `error` is a failure of, of which module, and what trials of it showed."""
+    if isinstance(error, NotANumberInBatchError):
+        return Failure(FailureKind.NONFINITE, text_of(error), guard.dtype()), None, None
+    by_text = classify(error)
+    if (by_text is None and is_vetoed(error)) or (by_text is not None and by_text.sticky):
+        return by_text, None, None
+    blamed = module_raising(model, error.__traceback__)
+    calls = calls_in(model, error.__traceback__)
+    if not calls:  # it was raised elsewhere, and only its text is left
+        return by_text, blamed, None
+    modules = modules_in(model, error.__traceback__)
+    findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
+    failure = failure_shown(findings, by_text, error, guard.dtype(), modules)
+    return failure, findings.module or blamed, findings
 
 
 def _take_up(

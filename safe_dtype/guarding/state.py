@@ -69,6 +69,7 @@ class Guard:
         self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
         self.aligns_inputs = False
         self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
+        self.batch_errors: dict[str, Exception] = {}  # that ended them, by text: requests know nothing else
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
         self.override: AutocastOverride | None = None  # of the caller's own autocast
@@ -99,7 +100,7 @@ class Guard:
             fresh.__dict__.update(
                 left=set(self.left), mentioned=set(self.mentioned), written={}, learned=list(self.learned)
             )
-            fresh.refusals = list(self.refusals)
+            fresh.refusals, fresh.batch_errors = list(self.refusals), {}
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
             fresh._blocks = fresh._places = fresh._parts = None

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ...models.wrapped_methods import Wrap, owner_of, wrap_method
 from ...numerics.followed import is_followed
-from ..generate_batch import guarded_batch
+from ..generate_batch import guarded_batch, step_of_a_batch
 from ..restart_generate import guarded_generate
 from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from .codes import Codes, with_numbers
@@ -53,8 +53,10 @@ def _is_method(attribute: object) -> bool:
 def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: N807  (it is one)
         guard, call = self.__dict__.get(ATTRIBUTE), original.__get__(self)
-        if guard is None or _is_let_be(guard, self, CALL):
+        if guard is None:
             return call(*args, **kwargs)
+        if _is_let_be(guard, self, CALL):
+            return step_of_a_batch(guard, self, call, args, kwargs) if guard.batches else call(*args, **kwargs)
         return run_step(guard, self, call, args, kwargs)
 
     return __call__
