@@ -62,8 +62,8 @@ def autocasts_inside(model: nn.Module, error: BaseException | None, run: Callabl
             run()
     finally:
         unwrap_methods(look)
-    found = list(seen.values())
-    return found if error is None else found[::-1]
+    opened = list(seen.values())
+    return opened if error is None else opened[::-1]
 
 
 def _module_running(frame: FrameType | None, members: set[nn.Module]) -> nn.Module | None:
