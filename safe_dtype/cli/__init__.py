@@ -9,13 +9,13 @@ import click
 
 from .. import __version__
 from ..processes.termination import tidy_termination
+from ..rendering.streams import accept_any_text
 from .cache_commands import cache
 from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
 from .options import print_warning
 from .publish_commands import publish
-from .streams import accept_any_text
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

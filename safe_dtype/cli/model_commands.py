@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,9 @@ from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .options import DEVICE, FORMAT, PLOT, bar, columns, not_empty, progress, write_picture
+
+if TYPE_CHECKING:
+    from ..patching.telling import Telling
 
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
@@ -215,17 +218,21 @@ def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **opt
 @click.command(context_settings={"allow_interspersed_args": False})
 @_POLICY
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
+@click.option("--explain", "tell", flag_value="all", help="Print the whole plan of each model, in place of one line.")
+@click.option("--quiet", "-q", "tell", flag_value="nothing", help="Print nothing of what is chosen; warnings stay.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(*, policy: str, as_module: bool, script: str, arguments: tuple[str, ...]) -> None:
+def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, arguments: tuple[str, ...]) -> None:
     """Run the Python program SCRIPT as it is, with every model that it loads planned and guarded.
+
+    For each model one line on stderr says which dtype was chosen and why. The output of SCRIPT stays its own.
 
     What comes after SCRIPT is its own. The processes that it starts are covered as well. Launchers that take a module
     take this one: `accelerate launch -m safe_dtype.run train.py`, `torchrun -m safe_dtype.run train.py`.
     """
     from ..patching.script import become_python
 
-    become_python([*(["-m"] if as_module else []), script, *arguments], Policy.parse(policy))
+    become_python([*(["-m"] if as_module else []), script, *arguments], Policy.parse(policy), tell or "line")
 
 
 def _is_here(device: str) -> bool:

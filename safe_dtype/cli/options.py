@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..rendering.streams import columns as columns_of
 from ..store import write_whole
 
 FORMAT = click.option(
@@ -18,8 +19,6 @@ FORMAT = click.option(
 )
 ENVIRONMENT = 5  # the exit status where something is missing on this machine; 2 is click's own, for a wrong usage
 DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
-
-_NARROWEST, _IN_A_FILE, _WIDEST = 40, 110, 140  # columns; beyond the last, lines are hard to follow with the eye
 
 
 def not_empty(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -85,15 +84,8 @@ def bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def columns() -> int:
-    """Return how wide a text may be: COLUMNS where it is set, else the terminal's width, or what suits a file."""
-    asked = os.environ.get("COLUMNS", "")
-    if asked.isdecimal() and int(asked):
-        return max(int(asked), _NARROWEST)
-    try:
-        shown = os.get_terminal_size(sys.stdout.fileno()).columns
-    except (AttributeError, OSError, ValueError):  # a pipe, a file, or no stream of the system at all
-        shown = 0
-    return max(min(shown, _WIDEST), _NARROWEST) if shown else _IN_A_FILE
+    """Return how wide a text on stdout may be."""
+    return columns_of(sys.stdout)
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import transformers
 from transformers.models.auto.auto_factory import _get_model_class
 
 from ..errors.warn import warn
+from ..models.origin import plan_of
 from ..planning import Plan, Policy
 from ..verifying.known_config import config_of_architecture, known_config
 from .load import load
@@ -19,6 +21,8 @@ from .plan_agreement import check_agreement
 from .plan_request import plan_request
 from .published_variants import with_variant
 from .request import Request
+
+logger = logging.getLogger(__name__)
 
 
 class SafeAuto:
@@ -59,7 +63,9 @@ class SafeAuto:
             plan = _measured(plan, request) if plan.pending else plan
         for text in plan.warnings:
             warn(text)
-        return load(cls._target(request), request, plan, *model_args)
+        loaded = load(cls._target(request), request, plan, *model_args)
+        logger.info("%s", plan_of(loaded[0] if isinstance(loaded, tuple) else loaded).summary)
+        return loaded
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:

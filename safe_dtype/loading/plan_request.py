@@ -85,7 +85,7 @@ def plan_request(
         plan = plan_with_drifts(
             plan, request, device, checkpoint, parsed, measure=drifts == "measured", expected=expected
         )
-    logger.info("%s: %s on %s, %s", plan.source, plan.storage, plan.device_name, plan.reason)
+    logger.debug("%s", plan.summary)
     return plan
 
 

@@ -12,7 +12,9 @@ from ..errors.warn import warn
 from ..loading import Request, load, plan_request
 from ..loading.planned_once import take_planned
 from ..models.load_lock import one_at_a_time
+from ..models.origin import plan_of
 from ..planning import Plan, Policy
+from .telling import Telling, tell_plan
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,9 @@ class _Plainly:
 
 
 def from_pretrained_planned(
-    original: Callable[..., Any], policy: Policy, args: tuple[Any, ...], kwargs: dict[str, Any]
+    original: Callable[..., Any], policy: Policy, tell: Telling, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Call `original` with the plan's dtype, and guard the model. What cannot be planned is the caller's plain call.
+    """Call `original` with the plan's dtype, guard the model, and say so. What cannot be planned is the plain call.
 
     Raises:
         StrictModeError: If `policy` is strict, and the dtype ordered (else the saved one) is rejected here.
@@ -52,7 +54,9 @@ def from_pretrained_planned(
         return result
     for text in plan.warnings:
         warn(text)
-    return load(_Plainly(original), request, plan, *model_args)
+    loaded = load(_Plainly(original), request, plan, *model_args)
+    tell_plan(plan_of(loaded[0] if isinstance(loaded, tuple) else loaded), tell)
+    return loaded
 
 
 def _plan(request: Request, policy: Policy) -> tuple[Plan | None, str]:

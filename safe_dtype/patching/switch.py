@@ -8,37 +8,50 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from ..planning import Policy
 from ..processes.forked_lock import ForkedLock
 from .import_hook import CONFIGS, MODELS, STARTUP, ImportHook, remove_marked
+from .telling import Telling, telling_of
 
 logger = logging.getLogger(__name__)
 
 _NAME = "from_pretrained"
 
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    """How models are loaded, and what is said of them."""
+
+    policy: Policy
+    tell: Telling
+
+
 _lock = ForkedLock()
-_of_process: list[Policy] = []  # one, after patch()
-_of_blocks: list[list[Policy]] = []  # one in each, for every open `with patched()`, the innermost last
+_of_process: list[_Patch] = []  # one, after patch()
+_of_blocks: list[list[_Patch]] = []  # one in each, for every open `with patched()`, the innermost last
 _unwrap: dict[str, Callable[[], None]] = {}  # by module: takes the wrapper out, once one was put in
 
 
-def patch(policy: Policy | str | None = None) -> None:
+def patch(policy: Policy | str | None = None, *, tell: str = "line") -> None:
     """Plan and guard every model that this process loads with transformers from now on.
 
     `PreTrainedModel.from_pretrained` is wrapped: Auto classes, concrete classes, pipelines, sentence-transformers and
     PEFT all load through it. Imports neither torch nor transformers: where they are not imported yet, their import
-    does the rest. A second call changes the policy and nothing else.
+    does the rest. A second call changes the policy, and what is said, and nothing else.
 
     Args:
         policy: How to choose: a `Policy`, or its short text such as "auto,prefer=memory".
+        tell: What is said of each model, on stderr or in the log: "line" (what was chosen and why), "all" (the whole plan)
+            or "nothing". Of several processes that load one model only the first says it.
 
     Raises:
-        PolicyError: If `policy` is a text that cannot be read.
+        PolicyError: If `policy` or `tell` is a text that cannot be read.
     """
-    parsed = _parsed(policy)
+    parsed = _parsed(policy, tell)
     with _lock:
         _of_process[:] = [parsed]
     _settle()
@@ -55,13 +68,13 @@ def unpatch() -> None:
 
 
 @contextmanager
-def patched(policy: Policy | str | None = None) -> Iterator[None]:
+def patched(policy: Policy | str | None = None, *, tell: str = "line") -> Iterator[None]:
     """Do what `patch` does, in all threads, for as long as the block runs. Of several, the last one opened decides.
 
     Raises:
-        PolicyError: If `policy` is a text that cannot be read.
+        PolicyError: If `policy` or `tell` is a text that cannot be read.
     """
-    own = [_parsed(policy)]
+    own = [_parsed(policy, tell)]
     with _lock:
         _of_blocks.append(own)
     try:
@@ -73,22 +86,22 @@ def patched(policy: Policy | str | None = None) -> Iterator[None]:
         _settle()
 
 
-def policy_now() -> Policy | None:
-    """Return the policy that models are loaded with; None where nothing is patched."""
+def _patch_now() -> _Patch | None:
+    """Return how models are loaded; None where nothing is patched."""
     with _lock:
         holding = [*_of_process, *(one for (one,) in _of_blocks)]
     return holding[-1] if holding else None
 
 
-def _parsed(policy: Policy | str | None) -> Policy:
-    return Policy.of(policy) or Policy()
+def _parsed(policy: Policy | str | None, tell: str) -> _Patch:
+    return _Patch(Policy.of(policy) or Policy(), telling_of(tell))
 
 
 def _settle() -> None:
     """Patch or unpatch transformers, by the policies that are in force now."""
     remove_marked(STARTUP)  # from here on the program decides, not how it was started
     with _lock:
-        if policy_now() is None:
+        if _patch_now() is None:
             _detach()
             return
         for hook in _hooks:
@@ -113,7 +126,7 @@ def _attach(module: Any) -> None:
 
     hook = next(one for one in _hooks if one.module == module.__name__)
     with _lock:
-        if policy_now() is not None:
+        if _patch_now() is not None:
             wrap_method(owner, _NAME, _WRAPPERS[hook.module], hook)
             _unwrap[hook.module] = functools.partial(unwrap_methods, hook)
 
@@ -128,12 +141,14 @@ def _planned(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the class method where every way of loading a model passes exactly once."""
 
     def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
-        policy = policy_now()
-        if policy is None:
+        patch_now = _patch_now()
+        if patch_now is None:
             return original(cls, *args, **kwargs)
         from .planned import from_pretrained_planned  # imports the whole of transformers, which is here by now
 
-        return from_pretrained_planned(functools.partial(original, cls), policy, args, kwargs)
+        return from_pretrained_planned(
+            functools.partial(original, cls), patch_now.policy, patch_now.tell, args, kwargs
+        )
 
     return from_pretrained
 
@@ -147,7 +162,7 @@ def _with_unknown_types(original: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError:
             from ..verifying.known_config import config_of_architecture
 
-            config = config_of_architecture(source, **kwargs) if policy_now() is not None else None
+            config = config_of_architecture(source, **kwargs) if _patch_now() is not None else None
             if config is None:
                 raise
             return config

@@ -157,7 +157,7 @@ class Plan:
     @property
     def summary(self) -> str:
         """What is loaded, where and why, in one line."""
-        return f"{self.source}: {self.what} on {self.where}: {self.reason}"
+        return f"{self.source} in {self.what} on {self.where}: {self.reason}"
 
     def __repr__(self) -> str:
         return f"<Plan: {self.summary}>"

@@ -32,7 +32,7 @@ def _patch(_: object) -> None:
     try:
         import safe_dtype
 
-        safe_dtype.patch(os.environ.get("SAFE_DTYPE_PATCH"))
+        safe_dtype.patch(os.environ.get("SAFE_DTYPE_PATCH"), tell=os.environ.get("SAFE_DTYPE_TELL") or "line")
     except Exception as exc:  # noqa: BLE001  # nobody chose this interpreter for safe_dtype: it may hold any, or half of one
         _say(exc)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 import unicodedata
+from typing import TextIO
 
 _SIGNS = {
     "\N{HORIZONTAL ELLIPSIS}": "...", "\N{BOX DRAWINGS LIGHT HORIZONTAL}": "-", "\N{BOX DRAWINGS HEAVY HORIZONTAL}": "-",
@@ -19,19 +21,38 @@ _SIGNS = {
 }  # fmt: skip
 _ERRORS = _CODEC = "safe_dtype_ascii"
 
+_NARROWEST, _IN_A_FILE, _WIDEST = 40, 110, 140  # columns; beyond the last, lines are hard to follow with the eye
+
 
 def accept_any_text() -> None:
     """Let stdout and stderr take every text, whatever their encoding has no sign for.
 
     `PYTHONIOENCODING=latin-1:replace` and its like stay as they are: who names a way to handle errors gets it.
     """
-    codecs.register_error(_ERRORS, _in_ascii)
     codecs.register(_ascii_codec)
     for stream, default in ((sys.stdout, ("strict", "surrogateescape")), (sys.stderr, ("backslashreplace",))):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in default:
             # click takes a stream in ASCII for one that is set up badly, and writes UTF-8 past it.
             is_ascii = codecs.lookup(stream.encoding).name == "ascii"
             stream.reconfigure(encoding=_CODEC if is_ascii else None, errors=_ERRORS)
+
+
+def writable(text: str, stream: TextIO) -> str:
+    """Return `text` with what the encoding of `stream` has no sign for in ASCII."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, _ERRORS).decode(encoding)
+
+
+def columns(stream: TextIO) -> int:
+    """Return how wide a text may be: COLUMNS where it is set, else the terminal's width, or what suits a file."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked):
+        return max(int(asked), _NARROWEST)
+    try:
+        shown = os.get_terminal_size(stream.fileno()).columns
+    except (AttributeError, OSError, ValueError):  # a pipe, a file, or no stream of the system at all
+        shown = 0
+    return max(min(shown, _WIDEST), _NARROWEST) if shown else _IN_A_FILE
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -62,3 +83,6 @@ def _ascii_codec(name: str) -> codecs.CodecInfo | None:
         incrementalencoder=_Encoder,
         incrementaldecoder=ascii_codec.incrementaldecoder,
     )
+
+
+codecs.register_error(_ERRORS, _in_ascii)

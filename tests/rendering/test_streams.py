@@ -20,7 +20,7 @@ from safe_dtype.rendering.tables import Column, page, table
 PRINT = """
 import sys
 import click
-from safe_dtype.cli.streams import accept_any_text
+from safe_dtype.rendering.streams import accept_any_text
 accept_any_text()
 text = "a\\u2500\\u2026 \\u00e9 \\u2265 \\u0142 \\u4f60 \\udcff \\u00b5s"
 click.echo(text)

@@ -1,0 +1,66 @@
+"""What a patched program says of each model that it loads: one line, all of the plan, or nothing."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+from typing import Literal, get_args
+
+from ..errors import PolicyError
+from ..planning import Plan
+from ..rendering.streams import columns, writable
+
+logger = logging.getLogger(__name__)
+
+Telling = Literal["line", "all", "nothing"]
+
+# Where several processes load one model, each its part or its copy: torchrun, accelerate, deepspeed, Open MPI, Slurm.
+_RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
+def telling_of(tell: str) -> Telling:
+    """Return `tell` itself.
+
+    Raises:
+        PolicyError: If it is none of "line", "all" and "nothing".
+    """
+    for telling in get_args(Telling):
+        if tell == telling:
+            return telling  # type: ignore[no-any-return]
+    raise PolicyError(f"tell={tell!r}", f"it is none of {', '.join(get_args(Telling))}")
+
+
+def tell_plan(plan: Plan, tell: Telling) -> None:
+    """Say what was chosen for a model and why, once, in the first of the processes that load it.
+
+    It goes through the log, where the program shows events of this level, and to stderr where it does not.
+    """
+    if tell == "nothing" or not _is_first_process():
+        return
+    handlers = logger if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else _ON_STDERR
+    text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary
+    fields = {"model": plan.source, "storage": plan.storage.name, "compute": plan.compute.name, "reason": plan.reason}
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s", (text,), None, "tell_plan", fields)
+    handlers.handle(record)
+
+
+def _is_first_process() -> bool:
+    ranks = (os.environ.get(name, "") for name in _RANKS)
+    return multiprocessing.parent_process() is None and all(rank in ("", "0") for rank in ranks)
+
+
+class _OnStderr(logging.Handler):
+    """Writes to what is stderr now, which a program may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if sys.stderr is not None:  # as in a program without a console
+                sys.stderr.write(writable(f"{self.format(record)}\n", sys.stderr))
+        except (OSError, ValueError):  # closed
+            self.handleError(record)
+
+
+_ON_STDERR = _OnStderr()
+_ON_STDERR.setFormatter(logging.Formatter("safe_dtype: %(message)s"))
