@@ -140,13 +140,13 @@ PATHS: dict[str, Load] = {
 
 def times_planned(caplog: pytest.LogCaptureFixture) -> int:
     """Count the plans that were logged."""
-    return sum(one.name == "safe_dtype.loading.plan_request" and one.levelno == logging.INFO for one in caplog.records)
+    return sum(one.name == "safe_dtype.loading.plan_request" and one.levelno == logging.DEBUG for one in caplog.records)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_planned_once(path: str, saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each model has a plan and a guard, and was planned exactly once."""
-    with safe_dtype.patched(), caplog.at_level(logging.INFO, "safe_dtype"):
+    with safe_dtype.patched(), caplog.at_level(logging.DEBUG, "safe_dtype"):
         models = PATHS[path](saved, tmp_path)
     check(models, caplog)
 
@@ -176,7 +176,7 @@ def test_peft(auto: bool, saved: Saved, tmp_path: Path, caplog: pytest.LogCaptur
     folder = adapter(saved, tmp_path)
     wanted = plan_of(SafeAutoModel.from_pretrained(saved())).storage
     loader = peft.AutoPeftModelForCausalLM if auto else transformers.AutoModelForCausalLM
-    with safe_dtype.patched(), caplog.at_level(logging.INFO, "safe_dtype"):
+    with safe_dtype.patched(), caplog.at_level(logging.DEBUG, "safe_dtype"):
         model = loader.from_pretrained(folder)
     assert plan_of(model).storage == wanted
     assert any("lora" in name for name, _ in model.named_parameters())
@@ -185,7 +185,7 @@ def test_peft(auto: bool, saved: Saved, tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_pipeline(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`pipeline` of a folder loads a planned model, and generates with it."""
-    with safe_dtype.patched(), caplog.at_level(logging.INFO, "safe_dtype"):
+    with safe_dtype.patched(), caplog.at_level(logging.DEBUG, "safe_dtype"):
         words = transformers.pipeline("text-generation", str(saved()), tokenizer=tokenizer(tmp_path), device="cpu")
         assert words("a b", max_new_tokens=2, do_sample=False)
     check([words.model], caplog)
@@ -194,7 +194,7 @@ def test_pipeline(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_sentence_transformers(saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A SentenceTransformer's model is planned."""
     pytest.importorskip("sentence_transformers")
-    with caplog.at_level(logging.INFO, "safe_dtype"):
+    with caplog.at_level(logging.DEBUG, "safe_dtype"):
         models = sentence_transformer(saved, tmp_path)
     check(models, caplog)
 
@@ -209,7 +209,7 @@ def test_overriding_class(tmp_path: Path, saved: Saved, caplog: pytest.LogCaptur
             model.was_here = True
             return model
 
-    with safe_dtype.patched(), caplog.at_level(logging.INFO, "safe_dtype"):
+    with safe_dtype.patched(), caplog.at_level(logging.DEBUG, "safe_dtype"):
         model = Own.from_pretrained(saved())
     assert model.was_here
     check([model], caplog)
@@ -225,6 +225,6 @@ def test_model_inside_a_model(saved: Saved, caplog: pytest.LogCaptureFixture) ->
                 Outer.inner = transformers.Qwen3ForCausalLM.from_pretrained(folder)
             super().post_init()
 
-    with safe_dtype.patched(), caplog.at_level(logging.INFO, "safe_dtype"):
+    with safe_dtype.patched(), caplog.at_level(logging.DEBUG, "safe_dtype"):
         model = Outer.from_pretrained(folder)
     check([model, Outer.inner], caplog)
