@@ -140,7 +140,9 @@ PATHS: dict[str, Load] = {
 
 def times_planned(caplog: pytest.LogCaptureFixture) -> int:
     """Count the plans that were logged."""
-    return sum(one.name == "safe_dtype.loading.plan_request" and one.levelno == logging.DEBUG for one in caplog.records)
+    return sum(
+        one.name == "safe_dtype.loading.plan_request" and one.levelno == logging.DEBUG for one in caplog.records
+    )
 
 
 @pytest.mark.parametrize("path", PATHS)
