@@ -185,6 +185,9 @@ def _card_there(api: Hub, target: Target) -> str | None:
         if CARD not in api.tree(target.repo, head.oid):
             return None
         return api.fetch(target.repo, CARD, head.oid).decode("utf-8")
+    except UnicodeDecodeError as exc:
+        happened = f"the {CARD} that is there is no UTF-8"
+        raise not_publishable(Path(CARD), happened, "save it as UTF-8 on the Hub first") from exc
     except HubError as error:
         if error.missing in ("repository", "revision"):
             return None

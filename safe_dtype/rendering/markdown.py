@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-_MARKUP = re.compile(r"[\\`*_<\[\]~]")
+# Underscores inside of a word are none. Addresses are: GitHub makes links of them where they begin so.
+_MARKUP = re.compile(r"[\\`*<\[\]~@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -24,7 +25,11 @@ def code(text: str) -> str:
     """Return text in one line as a code span, also where it has backticks itself."""
     # A backslash before the bar would end the cell of a table there, whatever is done about the bar.
     line = one_line(text).replace("\\|", "\\ |")
-    return f"`` {line} ``" if "`" in line else f"`{line}`"
+    longest = max(map(len, re.findall("`+", line)), default=0)
+    if not longest:
+        return f"`{line}`"
+    ends = "`" * max(2, longest + 1)  # a run of as many would end it
+    return f"{ends} {line} {ends}"
 
 
 def one_line(text: str) -> str:

@@ -81,6 +81,23 @@ def test_two_targets_at_once(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> No
         assert f'from_pretrained("{repo}"' in hub.files(repo)["README.md"].decode()
 
 
+def test_card_of_others(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> None:
+    """A README that is there keeps its text and its line ends; one that cannot be read is refused, and stays."""
+    hub.push("org/theirs", {"README.md": b"\xef\xbb\xbf---\r\nlanguage: de\r\n---\r\n# Theirs\r\n"})
+    folder = staged(tmp_path / "stage")
+    assert publish(folder, "org/theirs", public=True, api=Hub(api)).state is State.PUBLISHED
+    card = hub.files("org/theirs")["README.md"].decode()
+    assert card.startswith("---\r\nlanguage: de\r\nbase_model: org/model\r\n")
+    assert "---\r\n# Theirs\r\n\r\n<!-- safe_dtype:begin -->\r\n" in card
+    assert publish(folder, "org/theirs", public=True, api=Hub(api)).state is State.PUBLISHED
+    assert commits_of_ours(hub, "org/theirs") == 1
+    latin = {"README.md": "# Größe\n".encode("latin-1")}
+    hub.push("org/latin", latin)
+    with pytest.raises(NotPublishableError, match=r"README\.md that is there is no UTF-8"):
+        publish(folder, "org/latin", public=True, api=Hub(api))
+    assert hub.files("org/latin")["README.md"] == latin["README.md"]
+
+
 def test_without_a_cache(hub: LoopbackHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no lock can be made, a staged folder is published all the same."""
     (tmp_path / "file").write_text("")

@@ -10,8 +10,10 @@ from safe_dtype.rendering.markdown import code, inline, one_line, table
 @pytest.mark.parametrize(
     ("text", "rendered"),
     [
-        pytest.param("a_b*c", r"a\_b\*c", id="emphasis"),
+        pytest.param("a_b*c", r"a_b\*c", id="emphasis"),
+        pytest.param("_a_ __b__", r"\_a\_ \_\_b\_\_", id="underscores"),
         pytest.param("<b>[x](y)", r"\<b>\[x\](y)", id="html-and-links"),
+        pytest.param("https://x.y WWW.x a@b.c", r"https\://x.y WWW\.x a\@b.c", id="addresses"),
         pytest.param("two\n lines\t", "two lines", id="white-space"),
         pytest.param("C:\\a", "C:\\\\a", id="backslash"),
     ],
@@ -22,7 +24,8 @@ def test_inline(text: str, rendered: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "rendered"), [("x*y", "`x*y`"), ("a`b", "`` a`b ``"), ("a\\|b", "`a\\ |b`"), ("a\nb", "`a b`")]
+    ("text", "rendered"),
+    [("x*y", "`x*y`"), ("a`b", "`` a`b ``"), ("a``b`", "``` a``b` ```"), ("a\\|b", "`a\\ |b`"), ("a\nb", "`a b`")],
 )
 def test_code(text: str, rendered: str) -> None:
     """A code span, also of text with backticks, and one that a bar in a table does not end."""

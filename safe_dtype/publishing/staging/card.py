@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -12,13 +13,15 @@ from typing import Any
 import jinja2
 
 from ...rendering.json_numbers import number_from_json
+from ...rendering.markdown import code, inline, one_line
 from .evidence import Evidence, not_publishable, read_evidence, write_evidence
-from .front_matter import dumped, merged, parted, read_front_matter
+from .front_matter import body_of, dumped, merged, parted, read_front_matter
 from .plots import DRIFT, RANGES
 from .staged_files import CARD
 
 BEGIN, END = "<!-- safe_dtype:begin -->", "<!-- safe_dtype:end -->"
 _TEMPLATE = "variant.md.j2"
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9./_~%?&=#:+-]+")  # no sign that Markdown or HTML gives a meaning
 _TAGS = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 
 
@@ -35,7 +38,10 @@ def card_text(evidence: Evidence, existing: str | None = None) -> str:
     if existing is None:
         return f"---\n{dumped(_keys(evidence))}---\n\n{block}"
     top, body = parted(existing)
-    return f"---\n{merged(top, _keys(evidence))}---\n{_with_block(body, block)}"
+    ours = f"---\n{merged(top, _keys(evidence))}---\n"
+    if "\r\n" in existing.partition("\n")[0] + "\n":  # a file of Windows: our lines end as its own do
+        ours, block = ours.replace("\n", "\r\n"), block.replace("\n", "\r\n")
+    return ours + _with_block(body, block)
 
 
 def write_card(folder: Path, *, repo: str | None = None, existing: str | None = None) -> str:
@@ -59,7 +65,8 @@ def write_card(folder: Path, *, repo: str | None = None, existing: str | None = 
 
 
 def block_of(card: str) -> str | None:
-    """Return our block of a card, with its markers; None where there is none, or not one whole."""
+    """Return our block of a card, with its markers; None where there is none, or not one whole. Line ends are those of Linux."""
+    card = body_of(card).replace("\r\n", "\n")
     if card.count(BEGIN) != 1 or card.count(END) != 1 or card.index(BEGIN) > card.index(END):
         return None
     return card[card.index(BEGIN) : card.index(END) + len(END)] + "\n"
@@ -103,19 +110,38 @@ def _keys(evidence: Evidence) -> dict[str, Any]:
 
 def _rendered(evidence: Evidence) -> str:
     templates = files("safe_dtype.model_cards")
-    environment = jinja2.Environment(  # Markdown, not HTML: what goes into it is made fit below
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
         undefined=jinja2.StrictUndefined,
+        finalize=_escaped,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": _figure, "ratio": _ratio, "share": _share, "size": _size, "code": _code}
+    environment.filters |= _FILTERS
     plots = {"drift": DRIFT if DRIFT in evidence.files else "", "ranges": RANGES if RANGES in evidence.files else ""}
     values = evidence.to_dict()
     reach = max(evidence.ranges, key=lambda layer: layer.variant, default=None)
     text = environment.get_template(_TEMPLATE).render(values, bytes=evidence.bytes, plots=plots, reach=reach)
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+class _Markdown(str):
+    """Text that is fit to stand in a card as it is."""
+
+    __slots__ = ()
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value of a template as Markdown: names are somebody else's, and must not become markup or HTML."""
+    if isinstance(value, _Markdown) or not isinstance(value, str):
+        return value
+    return inline(_without_markers(value)).replace("|", "\\|")
+
+
+def _without_markers(text: str) -> str:
+    """Return text in which nothing is taken for the begin or the end of our block."""
+    return text.replace("<!--", "<! --")
 
 
 def _figure(value: Any) -> str:
@@ -142,17 +168,46 @@ def _size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _code(value: Any) -> str:
+def _code(value: Any) -> _Markdown:
     """Return a value as code in Markdown, on one line and inside of a table."""
-    text = " ".join(str(value).split()).replace("`", "'").replace("|", "\\|")
-    return f"`{text}`" if text else ""
+    text = code(_without_markers(str(value))).replace("|", "\\|")
+    return _Markdown(text if str(value).strip() else "")
+
+
+def _fenced(value: Any) -> _Markdown:
+    """Return a value as one line of a block of code, which it cannot end."""
+    return _Markdown(one_line(_without_markers(str(value))).replace("```", "'''"))
+
+
+def _literal(value: Any) -> _Markdown:
+    """Return a text as it is written in Python."""
+    return _fenced(json.dumps(str(value)))
+
+
+def _loader(architecture: str) -> _Markdown:
+    """Return the class that a snippet loads a model with."""
+    named = architecture.isidentifier() and "CausalLM" not in architecture
+    return _Markdown(architecture if named else "AutoModelForCausalLM" if "CausalLM" in architecture else "AutoModel")
+
+
+def _link(value: str) -> _Markdown:
+    """Return the address of a license so that it can be followed; anything else than an address as code."""
+    return _Markdown(value) if _ADDRESS.fullmatch(value) else _code(value)
+
+
+_FILTERS = {
+    "figure": _figure, "ratio": _ratio, "share": _share, "size": _size, "code": _code, "fenced": _fenced,
+    "literal": _literal, "loader": _loader, "link": _link,
+}  # fmt: skip
 
 
 def _with_block(body: str, block: str) -> str:
     if BEGIN not in body and END not in body:
-        return f"{body.rstrip()}\n\n{block}" if body.strip() else f"\n{block}"
+        line = "\r\n" if "\r\n" in block else "\n"
+        return f"{body.rstrip()}{line}{line}{block}" if body.strip() else f"{line}{block}"
     if block_of(body) is None:
         raise not_publishable(
             Path(CARD), f"the README that is there has not one {BEGIN} before one {END}", "repair it on the Hub first"
         )
-    return body[: body.index(BEGIN)] + block + body[body.index(END) + len(END) :].removeprefix("\n")
+    after = body[body.index(END) + len(END) :]
+    return body[: body.index(BEGIN)] + block + after.removeprefix("\r").removeprefix("\n")

@@ -138,7 +138,7 @@ def _whole(source: VariantSource) -> VariantSource:
 
 def _base(folder: Path, repo: str | None, revision: str | None, passed: str | None) -> Base:
     card = folder / _CARD
-    of_card: Mapping[str, Any] = read_front_matter(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    of_card: Mapping[str, Any] = _front_matter_of(card) if card.is_file() else {}
     of_card = {name: value for name, value in of_card.items() if isinstance(value, str) and value}
     if passed and of_card.get("license", passed) != passed:
         happened = f"license={passed!r} was passed, and the card of the base says {of_card['license']!r}"
@@ -147,6 +147,11 @@ def _base(folder: Path, repo: str | None, revision: str | None, passed: str | No
         repo=repo, revision=revision, license=of_card.get("license") or passed, license_name=of_card.get("license_name"),
         license_link=of_card.get("license_link"), pipeline_tag=of_card.get("pipeline_tag"),
     )  # fmt: skip
+
+
+def _front_matter_of(card: Path) -> Mapping[str, Any]:
+    # The keys are ASCII: a text in another encoding than UTF-8 does not hide them.
+    return read_front_matter(card.read_text(encoding="utf-8", errors="replace"))
 
 
 def _downloaded(repo: str, revision: str | None) -> Path:

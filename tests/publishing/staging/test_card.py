@@ -9,11 +9,21 @@ from pathlib import Path
 import jinja2
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 from publishing.variant import BASE, evidence, fidelity, staged
 
 from safe_dtype.errors import NotPublishableError
-from safe_dtype.publishing.staging.card import BEGIN, END, block_of, card_text, write_card
-from safe_dtype.publishing.staging.evidence import Evidence, Forms, TriedForm, read_evidence
+from safe_dtype.publishing.staging.card import BEGIN, END, block_of, card_problems, card_text, write_card
+from safe_dtype.publishing.staging.evidence import (
+    DtypeCount,
+    Evidence,
+    Forms,
+    LayerRange,
+    MeasuredOn,
+    StagedFile,
+    TriedForm,
+    read_evidence,
+)
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[3] / "model_cards" / "examples").glob("*/safe_dtype.json"))
 
@@ -130,8 +140,8 @@ def test_merged_with_theirs() -> None:
     merged = card_text(evidence(), THEIRS)
     top, _, body = merged.removeprefix("---\n").partition("\n---\n")
     assert top.splitlines()[:9] == [
-        "# kept: a comment", "language: [en, de]  # in flow style", "license: mit", "tags:", "- chat", "- fp16",
-        "- safe-dtype", "# of the next one", "datasets:",
+        "# kept: a comment", "language: [en, de]  # in flow style", "license: mit", "tags:", "  - chat", "  - fp16",
+        "  - safe-dtype", "# of the next one", "datasets:",
     ]  # fmt: skip
     assert body.startswith("\n# Mine\n\nText of mine.\n\n" + BEGIN)
     assert ModelCard(merged).data.base_model == "org/model"
@@ -175,6 +185,92 @@ def test_what_cannot_be_read_is_not_touched(existing: str) -> None:
     """A README that we would have to guess at is refused."""
     with pytest.raises(NotPublishableError, match="README that is there"):
         card_text(evidence(), existing)
+
+
+WRITTEN_SO = {
+    "byte-order-mark": "\ufeff---\nlanguage: de\nlicense: mit\ntags: [x]\n---\n# Titel\n",
+    "leading-blank-line": "\n---\nlanguage: de\ndatasets: [a/b]\n---\n# Titel\n",
+    "spaces-after-the-dashes": "--- \nlanguage: de\n--- \n# T\n",
+    "windows": "---\r\nlanguage: de\r\nlicense: mit\r\n---\r\n# T\r\nline\r\n",
+    "quoted-key": '---\n"license": apache-2.0\nlanguage: fr\n---\n# T\n',
+    "in-braces": "---\n{language: fr, license: apache-2.0}\n---\n# T\n",
+    "a-rule": "---\n\n# Just a rule above\n\ntext\n",
+    "rules-in-the-body": "# T\n\n---\n\ntext\n---\nmore\n",
+    "tags-as-text": "---\ntags: bert\n---\nx\n",
+    "comments": "---\nlicense: mit  # theirs\n# kept?\ntags:\n# a comment\n- a\nlanguage: hu\n---\nx\n",
+    "folded-license": "---\nlicense: >\n  other\n\nlicense_name: foo\nlanguage: hu\n---\nx\n",
+    "own-license": "---\nlicense: other\nlicense_name: llama3\nlicense_link: LICENSE\n---\nx\n",
+    "texts-like-keys": "---\nextra_gated_prompt: |-\n  Line\n  license: not a key\nlanguage: de\n---\nx\n",
+    "end-of-file": "---\nlanguage: fr\n---",
+}
+
+
+@pytest.mark.parametrize("existing", WRITTEN_SO.values(), ids=WRITTEN_SO)
+def test_however_theirs_is_written(existing: str) -> None:
+    """One block of YAML that the Hub reads, with theirs and ours in it; the body to the byte; the same a second time."""
+    card = card_text(evidence(), existing)
+    found = ModelCard(card).data.to_dict()
+    assert (found["base_model"], found["license"]) == ("org/model", "mit")
+    assert {"safe-dtype", "fp16"} <= set(found["tags"])
+    for name, value in (ModelCard(existing.lstrip("\ufeff")).data.to_dict()).items():
+        if name not in ("license", "license_name", "license_link", "tags"):
+            assert found[name] == value
+    assert not found.keys() & {"license_name", "license_link"}, "of a license that it has no more"
+    assert card_problems(card, evidence()) == []
+    assert card_text(evidence(), card) == card
+    body = existing.rpartition("---")[2].strip("\r\n ")
+    assert card.count(body) >= 1
+    assert ("\r\n" in card) is ("\r\n" in existing)
+    assert not card.replace("\r\n", "").count("\r")
+    assert "\n" not in card.replace("\r\n", "") or "\r\n" not in existing
+
+
+HOSTILE = "<script>alert(1)</script> [x](javascript:1) ![i](http://e/i.png) `|`` \n\n# Title\n" + END
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *(
+            pytest.param({"base": replace(BASE, **{name: HOSTILE})}, id=f"base-{name}")
+            for name in ("repo", "revision", "license", "license_name", "license_link", "pipeline_tag", "saved")
+        ),
+        pytest.param({"architecture": HOSTILE}, id="architecture"),
+        pytest.param({"dtype": HOSTILE}, id="dtype"),
+        pytest.param({"repo": HOSTILE}, id="target"),
+        pytest.param({"islands": (HOSTILE,)}, id="islands"),
+        pytest.param({"command": f"x\n```\n{HOSTILE}"}, id="command"),
+        pytest.param({"device": {"name": HOSTILE, "verdicts": []}}, id="device"),
+        pytest.param({"versions": {HOSTILE: HOSTILE}}, id="versions"),
+        pytest.param({"tensors": {HOSTILE: DtypeCount(1, 1)}}, id="tensors"),
+        pytest.param({"ranges": (LayerRange(HOSTILE, 1.0, 1.0),)}, id="layers"),
+        pytest.param({"files": {HOSTILE: StagedFile(1, HOSTILE)}}, id="files"),
+        pytest.param({"measured_on": MeasuredOn(HOSTILE, HOSTILE, 4)}, id="text"),
+        pytest.param({"needs": "safe_dtype", "plain": fidelity("transformers", beyond=HOSTILE)}, id="verdict"),
+        pytest.param({"forms": Forms((TriedForm(HOSTILE, HOSTILE, 0.0, 1.0),), 0, HOSTILE)}, id="forms"),
+        pytest.param(
+            {"rescale": {"shifts": [{"gauge": HOSTILE, "bits": 8}], "folded": True, "config": {HOSTILE: HOSTILE},
+                         "untied": True}}, id="rescale",
+        ),
+    ],
+)  # fmt: skip
+def test_names_of_others_are_text(changes: dict[str, object]) -> None:
+    """Whatever a base or a foreign form is called, it becomes no HTML, link, picture, heading or marker of ours."""
+    card = card_text(evidence(**changes))
+    html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(ModelCard(card).text)
+    for tag in ("<script", "<img", 'href="javascript', 'evil.example"', "<h1>Title"):
+        assert tag not in html
+    assert block_of(card) is not None
+    assert card_text(evidence(**changes), card) == card
+
+
+def test_address_of_a_license() -> None:
+    """The address of a license can be followed, and one that is a name is code."""
+    address = "https://org.example/LICENSE_2.txt"
+    card = card_text(evidence(base=replace(BASE, license="other", license_name="own", license_link=address)))
+    assert f"other (own), {address}, as the base model" in card
+    card = card_text(evidence(base=replace(BASE, license="other", license_name="own", license_link="LICENSE")))
+    assert "other (own), `LICENSE`, as the base model" in card
 
 
 def test_repo_is_noted(tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ def test_license_is_never_guessed(tiny_qwen3: Path, tmp_path: Path) -> None:
         source_of(tmp_path, revision=None, base=None, license="mit")
 
 
+def test_card_in_another_encoding(tmp_path: Path) -> None:
+    """The license is read from a card that is no UTF-8 as well."""
+    (tmp_path / "README.md").write_bytes("---\r\nlicense: mit\r\n---\r\n# Größe\r\n".encode("latin-1"))
+    assert source_of(tmp_path, revision=None, base=None, license=None).base.license == "mit"
+
+
 @pytest.mark.slow
 def test_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
     """A repository is staged from the commit that its branch was at, with the license of its card."""
