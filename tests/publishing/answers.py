@@ -356,7 +356,7 @@ def _content(asked: Asked, entry: Entry, headers: Mapping[str, str]) -> Answer:
 
 def front_matter(text: str) -> dict[str, Any]:
     """Return the YAML at the top of a card."""
-    match = re.match(r"\s*---\n(.*?)\n---", text, re.DOTALL)
+    match = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     return (yaml.safe_load(match[1]) or {}) if match else {}
 
 
