@@ -8,6 +8,7 @@ who goes through the `__dict__`: copies, also those that are made by hand, are p
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterator
@@ -36,16 +37,26 @@ _LINEAR_FUNCTION, _EMBEDDING_FUNCTION = torch._C._nn.linear, F.embedding
 class _Bound:
     """A function bound to a module, weakly, so that the module dies with its last user; in the place of its forward."""
 
-    __slots__ = ("_function", "_module")
+    __slots__ = ("_function", "_module", "_own")
 
-    def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
-        self._function, self._module = function, weakref.ref(module)
+    def __init__(self, function: Callable[..., Any], module: nn.Module, own: _Attributes) -> None:
+        self._function, self._module, self._own = function, weakref.ref(module), weakref.ref(own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module()
-        if module is None:
-            raise ReferenceError("the module of this method is gone: keep it as long as its method")
+        if module is None or module.__dict__ is not self._own():
+            module = self._bound_anew(module)
         return self._function(module, *args, **kwargs)
+
+    def _bound_anew(self, module: nn.Module | None) -> nn.Module:
+        """Return the module that the `__dict__` with this method is of now: somebody has given it to another one."""
+        own = self._own()
+        owners = gc.get_referrers(own) if own is not None else ()
+        owner = next((one for one in owners if isinstance(one, nn.Module) and one.__dict__ is own), module)
+        if owner is None:
+            raise ReferenceError("the module of this method is gone: keep it as long as its method")
+        self._module = weakref.ref(owner)
+        return owner
 
     # What asks a method for its module, its name or its signature finds those of the class's.
 
@@ -88,7 +99,7 @@ class _Attributes(dict[str, Any]):
     its methods, and finds the others, in a plain dict where it makes another.
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__",)
 
     def copy(self) -> dict[str, Any]:
         """Return what would be in it if nothing had been attached."""
@@ -139,7 +150,7 @@ def attach(module: nn.Linear | nn.Embedding, weight: BlockedWeight) -> None:
         own = _Attributes(own)
         object.__setattr__(module, "__dict__", own)
     own[_WEIGHT] = weight
-    own[_FORWARD] = _Bound(_linear_forward if isinstance(module, nn.Linear) else _embedding_forward, module)
+    own[_FORWARD] = _Bound(_linear_forward if isinstance(module, nn.Linear) else _embedding_forward, module, own)
 
 
 def detach(module: nn.Module) -> bool:

@@ -232,3 +232,50 @@ def test_a_copy_of_a_module_with_hooks_of_accelerate(model: Any, plain: Any) -> 
         for one in (model, plain):
             accelerate.hooks.remove_hook_from_module(first(one))
         assert near(first(model)(x), first(plain)(x), 0.01)
+
+
+def _swapped(model: Any) -> None:
+    one, other = (getattr(model.model.decoder.layers[0].self_attn, name) for name in ("k_proj", "v_proj"))
+    one.__dict__, other.__dict__ = other.__dict__, one.__dict__
+
+
+def _shared(model: Any) -> None:
+    attention = model.model.decoder.layers[0].self_attn
+    attention.k_proj.__dict__ = attention.v_proj.__dict__
+
+
+def _taken_over(model: Any) -> None:
+    attention = model.model.decoder.layers[0].self_attn
+    heir = nn.Linear(1, 1)
+    heir.__dict__ = attention.v_proj.__dict__
+    attention.v_proj = heir  # the module that it was made for is gone
+
+
+class Doubled(nn.Linear):
+    """A class with a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Twice as much."""
+        return 2 * super().forward(x)
+
+
+def _in_another_class(model: Any) -> None:
+    attention = model.model.decoder.layers[0].self_attn
+    heir = Doubled(1, 1)
+    heir.__dict__ = attention.v_proj.__dict__
+    attention.v_proj = heir
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("change", [_swapped, _shared, _taken_over, _in_another_class])
+def test_a_dict_that_is_given_to_another_module(change: Any, rows: int, folder: Path) -> None:
+    """A module computes with what its `__dict__` holds, whoever had that before."""
+    model, plain = load(folder), load(folder)
+    assert lay_out(model).modules
+    for one in (model, plain):
+        logits(one, rows)
+        change(one)
+        gc.collect()
+    expected = logits(plain, rows)
+    for _ in range(2):
+        assert near(logits(model, rows), expected)
