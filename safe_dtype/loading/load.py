@@ -25,6 +25,7 @@ from ..models.recast import recast
 from ..planning import Candidate, Plan
 from ..rescaling.folding.rescale_file import FILE
 from ..rescaling.folding.rounded_weights import RoundedWeights
+from ..rescaling.folding.save import save_in_saved_dtype
 from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from ..store.temporary import TemporaryPlace
 from .plan_request import plan_request
@@ -66,6 +67,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     keep_origin(model, replace(origin, plan=plan))
     if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
+    save_in_saved_dtype(model, plan)
     guard(model)
     return loaded
 

@@ -14,6 +14,7 @@ from ..checkpoints import read_checkpoint
 from ..errors import CheckpointError, NotOptimizableError, SafeDtypeError
 from ..facts import FLOAT32, Dtype, Where, dtype_named
 from ..hub.repository import HubRepository
+from ..models.saved_dtype import saved_as_it_is
 from .attempts.load_model import save_module, settings_of
 
 MODULE_FILE = "model.pt"
@@ -53,7 +54,8 @@ def _of_object(model: torch.nn.Module, work: Path) -> ModelSource:
     count, name = sum(one.numel() for one in parameters), type(model).__name__
     if _is_of_transformers(model):
         folder = work / "model"
-        model.save_pretrained(folder)  # type: ignore[operator]  # it is a PreTrainedModel
+        with saved_as_it_is():
+            model.save_pretrained(folder)  # type: ignore[operator]  # it is a PreTrainedModel
         return ModelSource(name, folder, name, saved, count, settings_of(model))
     try:
         save_module(model, work / MODULE_FILE)

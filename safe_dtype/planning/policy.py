@@ -12,8 +12,9 @@ from ..facts import COMPUTE, Dtype, dtype_named
 Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]
 Variants = Literal["say", "use", "ignore"]
+Save = Literal["as-saved", "as-is"]
 
-_CHOICES = {"prefer": get_args(Prefer), "mode": get_args(Mode), "variants": get_args(Variants)}
+_CHOICES = {"prefer": get_args(Prefer), "mode": get_args(Mode), "variants": get_args(Variants), "save": get_args(Save)}
 
 DEFAULT_MAX_DRIFT = 0.02  # nats of mean KL; examples/tiny-qwen3 drifts 1.1e-4 in bfloat16, 1.8e-6 in float16
 
@@ -36,6 +37,8 @@ class Policy:
     `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.
     `variants` is for a checkpoint on the Hub that is to be loaded in another dtype than it was saved in: whether one
     that was published in that dtype is named in the log, loaded in its place, or not looked for.
+    `save` tells in which dtype a model is written that was loaded in another than its checkpoint's: in the
+    checkpoint's, or as it is in memory.
     """
 
     prefer: Prefer = "speed"
@@ -45,6 +48,7 @@ class Policy:
     islands: bool = False
     max_drift: float = DEFAULT_MAX_DRIFT
     variants: Variants = "say"
+    save: Save = "as-saved"
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
@@ -71,7 +75,7 @@ class Policy:
         """Read the short form: comma-separated words.
 
         They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`,
-        `max_drift=0.02` and `variants=use`.
+        `max_drift=0.02`, `variants=use` and `save=as-is`.
 
         Raises:
             PolicyError: If a word is unknown, or its value cannot be read.
@@ -94,6 +98,8 @@ class Policy:
             words.append(f"max_drift={self.max_drift}")
         if self.variants != "say":
             words.append(f"variants={self.variants}")
+        if self.save != "as-saved":
+            words.append(f"save={self.save}")
         return ",".join(words)
 
 
@@ -102,7 +108,7 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, mode=cast(Mode, key))
     if key == "islands" and not value:
         return replace(policy, islands=True)
-    if key in ("prefer", "variants"):
+    if key in ("prefer", "variants", "save"):
         if value not in _CHOICES[key]:
             raise PolicyError(text, f"{key}={value!r} is none of {', '.join(_CHOICES[key])}")
         chosen: dict[str, Any] = {key: value}
@@ -115,7 +121,8 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
     if key == "max_drift":
         return replace(policy, max_drift=_drift(value, text))
     raise PolicyError(
-        text, f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=, variants="
+        text,
+        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=, variants=, save=",
     )
 
 

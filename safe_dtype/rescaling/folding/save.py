@@ -15,11 +15,14 @@ from transformers import PreTrainedModel
 from ...facts import Rescale
 from ...models.islands import islands_in
 from ...models.origin import known_origin
+from ...models.saved_dtype import config_saying, keep_saved_dtype
 from ...models.undo_log import UndoLog
 from ...models.wrapped_methods import wrap_method
+from ...planning import Plan
 from .. import rescaled_of
 from .own_weights import own_weights, saved_dtype
 from .rescale_file import Stored, write_stored
+from .save_in_its_dtype import save_in_its_dtype, wrap_accelerate
 from .seams import Place, place_of
 
 _ATTRIBUTE = "_safe_dtype_saved_as_it_was"  # in the __dict__ of the model
@@ -52,8 +55,9 @@ def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
                 return original(self, save_directory, *args, **kwargs)
         with nullcontext() if watch is None else watch.unchanged():
             config_saved, state = _as_it_was(self, place, kwargs)
-        if state is not None:
-            kwargs["state_dict"] = state
+        if state is None:
+            return save_in_its_dtype(original, self, save_directory, *args, **kwargs)
+        kwargs["state_dict"] = state
         with config_saved, nullcontext() if watch is None else watch.quiet():
             return original(self, save_directory, *args, **kwargs)
 
@@ -74,6 +78,16 @@ def _as_it_was(
         return nullcontext(), None
     state = own_weights(model, model.state_dict() if state is None else state)
     return _config_as_it_was(model, stored, saved_dtype(model)), state
+
+
+def save_in_saved_dtype(model: nn.Module, plan: Plan) -> None:
+    """Have `save_pretrained` write `model`, which was loaded as planned, in the dtype that `keep_saved_dtype` names."""
+    keep_saved_dtype(model, plan, _wrap_saves)
+
+
+def _wrap_saves(user: object) -> None:
+    wrap_method(PreTrainedModel, "save_pretrained", _saving_as_it_was, user)
+    wrap_accelerate(user)
 
 
 def _below(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,21 +114,10 @@ def _rescale_of(model: Any) -> Rescale | None:
 @contextmanager
 def _config_as_it_was(model: Any, stored: Stored | None, dtype: torch.dtype) -> Iterator[None]:
     """Save the config with the dtype of the original files, and the rescue in a file beside it."""
-    config = model.config
-    now = config.dtype
-    save = config.save_pretrained
 
-    def save_pretrained(directory: Any, **kwargs: Any) -> Any:
-        config.__dict__.pop("save_pretrained", None)  # it is no part of what is saved
-        config.dtype = dtype
-        result = save(directory, **kwargs)
+    def beside(directory: Any) -> None:
         if stored is not None:
             write_stored(stored, Path(directory))
-        return result
 
-    config.__dict__["save_pretrained"] = save_pretrained
-    try:
+    with config_saying(model.config, dtype, beside):
         yield
-    finally:
-        config.__dict__.pop("save_pretrained", None)
-        config.dtype = now

@@ -1,0 +1,72 @@
+"""Save a model that is not rescued in the dtype of its checkpoint: `save_pretrained`, and accelerate's own way."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ...models.saved_dtype import config_saying, dtype_of_save, in_saved_dtype
+from ...models.wrapped_methods import wrap_method
+
+logger = logging.getLogger(__name__)
+
+
+def wrap_accelerate(user: object) -> None:
+    """Have `Accelerator.save_model` write models in the dtype that they are saved in, for as long as `user` lives."""
+    wrap_method(Accelerator, "save_model", _saving_by_accelerate, user)
+    wrap_method(Accelerator, "get_state_dict", _state_for_accelerate, user)
+
+
+class _Here(threading.local):
+    by_accelerate = False  # this thread is in `Accelerator.save_model`; `save_state` saves what it resumes from
+
+
+_here = _Here()
+
+
+def _saving_by_accelerate(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before, _here.by_accelerate = _here.by_accelerate, True
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _here.by_accelerate = before
+
+    return save_model
+
+
+def _state_for_accelerate(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_state_dict(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        state = original(self, model, *args, **kwargs)
+        whole = self.unwrap_model(model)
+        if not _here.by_accelerate or not state or dtype_of_save(whole) is None:
+            return state
+        return in_saved_dtype(whole, state)
+
+    return get_state_dict
+
+
+def save_in_its_dtype(original: Callable[..., Any], model: Any, folder: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `original`, which is `save_pretrained`, with weights and config in the dtype that `model` is saved in."""
+    dtype = dtype_of_save(model)
+    if dtype is None or kwargs.get("distributed_checkpoint"):
+        return original(model, folder, *args, **kwargs)
+    call = inspect.signature(original).bind(model, folder, *args, **kwargs)
+    passed = call.arguments.get("state_dict")
+    state = model.state_dict() if passed is None else passed
+    cast = in_saved_dtype(model, state)
+    changed = [tensor for name, tensor in cast.items() if tensor is not state[name]]
+    if not changed or any(tensor.is_meta for tensor in changed):  # offloaded weights are written as they lie there
+        return original(model, folder, *args, **kwargs)
+    name = type(model).__name__
+    logger.info("%s is saved in %s, as its checkpoint was; in memory it is in %s", name, dtype, model.dtype)
+    call.arguments["state_dict"] = cast
+    with config_saying(model.config, getattr(torch, dtype.name)):
+        return original(*call.args, **call.kwargs)
