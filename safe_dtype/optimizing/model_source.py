@@ -14,7 +14,7 @@ from ..checkpoints import read_checkpoint
 from ..errors import CheckpointError, NotOptimizableError, SafeDtypeError
 from ..facts import FLOAT32, Dtype, Where, dtype_named
 from ..hub.repository import HubRepository
-from ..models.saved_dtype import saved_as_it_is
+from ..models.saving.saved_dtype import saved_as_it_is
 from .attempts.load_model import save_module, settings_of
 
 MODULE_FILE = "model.pt"

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from ...facts import Rescale
 from ...models.islands import islands_in
 from ...models.origin import known_origin
-from ...models.saved_dtype import config_saying, keep_saved_dtype
+from ...models.saving.save_in_its_dtype import save_in_its_dtype, wrap_accelerate
+from ...models.saving.saved_dtype import config_saying, keep_saved_dtype
 from ...models.undo_log import UndoLog
 from ...models.wrapped_methods import wrap_method
 from ...planning import Plan
 from .. import rescaled_of
 from .own_weights import own_weights, saved_dtype
 from .rescale_file import Stored, write_stored
-from .save_in_its_dtype import save_in_its_dtype, wrap_accelerate
 from .seams import Place, place_of
 
 _ATTRIBUTE = "_safe_dtype_saved_as_it_was"  # in the __dict__ of the model

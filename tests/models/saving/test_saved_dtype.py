@@ -24,7 +24,7 @@ from torch import nn
 
 import safe_dtype
 from safe_dtype import Policy, SafeAutoModel, SafeDtypeWarning, guard, plan_of, unguard
-from safe_dtype.models.saved_dtype import SavedDtype
+from safe_dtype.models.saving.saved_dtype import SavedDtype
 
 Saved = Callable[..., Path]
 FLOATS = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..facts import COMPUTE, Dtype
-from ..planning import Plan
-from .original_weights import OriginalWeights
-from .wrapped_methods import wrap_method
+from ...facts import COMPUTE, Dtype
+from ...planning import Plan
+from ..original_weights import OriginalWeights
+from ..wrapped_methods import wrap_method
 
 logger = logging.getLogger(__name__)
 

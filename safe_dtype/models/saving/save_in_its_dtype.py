@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ...models.saved_dtype import config_saying, dtype_of_save, in_saved_dtype
-from ...models.wrapped_methods import wrap_method
+from ..wrapped_methods import wrap_method
+from .saved_dtype import config_saying, dtype_of_save, in_saved_dtype
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The dtype that models are saved in, and the calls that save them."""
