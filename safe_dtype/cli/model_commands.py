@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
     help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, max_drift=X, "
-    "variants=say|use|ignore; comma-separated.",
+    "variants=say|use|ignore, save=as-saved|as-is; comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (
     click.argument("model", metavar="MODEL", callback=not_empty),
