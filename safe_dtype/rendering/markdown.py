@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 # Underscores inside of a word are none. Addresses are: GitHub makes links of them where they begin so.
-_MARKUP = re.compile(r"[\\`*<\[\]~@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*\[\]~@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -18,7 +19,7 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 def inline(text: str) -> str:
     """Return foreign text in one line, with nothing in it that Markdown takes for markup."""
-    return _MARKUP.sub(r"\\\g<0>", one_line(text))
+    return _ENTITY.sub("&amp;", _MARKUP.sub(r"\\\g<0>", one_line(text))).replace("<", "&lt;")
 
 
 def code(text: str) -> str:

@@ -166,7 +166,7 @@ def _information(asked: Asked, name: str, revision: str = "main") -> Any:
         "private": repository.private, "gated": "auto" if repository.gated else False, "disabled": False,
         "downloads": 0, "likes": 0, "lastModified": _WHEN, "createdAt": _WHEN,
         "siblings": [{"rfilename": path} | (entry.blob if with_blobs else {}) for path, entry in sorted(tree.items())],
-        "cardData": front_matter((card.content or b"").decode()) if card else None,
+        "cardData": front_matter((card.content or b"").decode(errors="replace")) if card else None,
     }  # fmt: skip
 
 

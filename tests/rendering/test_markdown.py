@@ -12,7 +12,8 @@ from safe_dtype.rendering.markdown import code, inline, one_line, table
     [
         pytest.param("a_b*c", r"a_b\*c", id="emphasis"),
         pytest.param("_a_ __b__", r"\_a\_ \_\_b\_\_", id="underscores"),
-        pytest.param("<b>[x](y)", r"\<b>\[x\](y)", id="html-and-links"),
+        pytest.param("<b>[x](y)", r"&lt;b>\[x\](y)", id="html-and-links"),
+        pytest.param("&lt; &#60; a & b", "&amp;lt; &amp;#60; a & b", id="entities"),
         pytest.param("https://x.y WWW.x a@b.c", r"https\://x.y WWW\.x a\@b.c", id="addresses"),
         pytest.param("two\n lines\t", "two lines", id="white-space"),
         pytest.param("C:\\a", "C:\\\\a", id="backslash"),

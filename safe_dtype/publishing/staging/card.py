@@ -191,8 +191,8 @@ def _loader(architecture: str) -> _Markdown:
 
 
 def _link(value: str) -> _Markdown:
-    """Return the address of a license so that it can be followed; anything else than an address as code."""
-    return _Markdown(value) if _ADDRESS.fullmatch(value) else _code(value)
+    """Return the address of a license so that it can be followed; anything else than an address as text."""
+    return _Markdown(value if _ADDRESS.fullmatch(value) else _escaped(value).replace(":", "\\:"))
 
 
 _FILTERS = {

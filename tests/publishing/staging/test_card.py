@@ -265,12 +265,12 @@ def test_names_of_others_are_text(changes: dict[str, object]) -> None:
 
 
 def test_address_of_a_license() -> None:
-    """The address of a license can be followed, and one that is a name is code."""
+    """The address of a license can be followed, and one that is a name is text."""
     address = "https://org.example/LICENSE_2.txt"
     card = card_text(evidence(base=replace(BASE, license="other", license_name="own", license_link=address)))
     assert f"other (own), {address}, as the base model" in card
     card = card_text(evidence(base=replace(BASE, license="other", license_name="own", license_link="LICENSE")))
-    assert "other (own), `LICENSE`, as the base model" in card
+    assert "other (own), LICENSE, as the base model" in card
 
 
 def test_repo_is_noted(tmp_path: Path) -> None:
