@@ -81,7 +81,7 @@ def dry_run(model: str, goal: Goal) -> DryRun:
 
 
 def _missing(form: Form, target: FormTarget, dtypes: tuple[Dtype, ...]) -> Mapping[Dtype, str]:
-    return {dtype: missing for dtype in dtypes if (missing := form.missing_to_build(target.of(dtype)))}
+    return {dtype: missing for dtype in dtypes if (missing := form.lacks_to_build(target.of(dtype)))}
 
 
 def _what_happens(form: Form, missing: Mapping[Dtype, str]) -> str:

@@ -102,7 +102,7 @@ def reach(  # noqa: PLR0913
     folder = out.resolve()
     device = detect_one(goal.device).device if goal.device else default_device()
     facts = environment()
-    if goal.form and not goal.via and (missing := form_named(goal.form).missing_to_build(FormTarget(facts, device))):
+    if goal.form and not goal.via and (missing := form_named(goal.form).lacks_to_build(FormTarget(facts, device))):
         raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
     if goal.via:
         exporter_named(goal.via).environment(goal.via, progress=tell)  # first: without it, nothing else is done

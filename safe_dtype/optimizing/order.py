@@ -65,7 +65,7 @@ def rungs_of(form: Form, dtype: Dtype, known: Known, tried: Iterable[FormAttempt
     plain = Rung(form.name, dtype)
     if form.name == EAGER:
         return (plain,)
-    if missing := form.missing_to_build(known.target.of(dtype)):
+    if missing := form.lacks_to_build(known.target.of(dtype)):
         return (replace(plain, skip=f"it needs {missing}"),)
     if form.name in known.by_others:
         return (_after_float32(plain, tried),)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 from ..incident import Incident
@@ -21,6 +22,8 @@ from . import (
     without_onednn,
 )
 from .remedy import Proposal, Remedy
+
+logger = logging.getLogger(__name__)
 
 Place = Literal[
     "without_compilation",
@@ -59,7 +62,8 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
     Args:
         propose: Called with each `Incident` that the remedies before its place did not cure; returns or yields what may
             cure it, best first, or nothing. It decides by `incident.failure.kind`, and may look at `incident.model`
-            and `incident.blamed`, the module that failed (None where that is not known).
+            and `incident.blamed`, the module that failed (None where that is not known). Where it raises, or proposes what
+            is no remedy, that is logged, and the remedies after it are tried.
         before: The remedy of safe_dtype before which yours are tried. In their order these are "without_compilation",
             "without_onednn", "attention", "align_inputs", "autocast", "align_module", "raise_rescale", "rescale_exactly",
             "scale_linear", "float32_island" and "next_dtype". Remedies registered for the same place are tried in the
@@ -82,6 +86,22 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
 def remedies_for(incident: Incident) -> Iterator[Remedy]:
     """Yield what may cure the failure, best first. Each is proposed only once those before it were tried."""
     for place, ours in _OURS.items():
-        registered = [propose for before, propose in _registered if before == place]
-        for propose in (*registered, ours):
-            yield from propose(incident) or ()
+        for propose in [propose for before, propose in _registered if before == place]:
+            yield from _registered_by(propose, incident)
+        yield from ours(incident) or ()
+
+
+def _registered_by(propose: Proposal, incident: Incident) -> Iterator[Remedy]:
+    """Yield what code of the user proposes. What is wrong with it is logged, and costs only itself."""
+    name = getattr(propose, "__qualname__", repr(propose))
+    try:
+        proposed: object = propose(incident)
+        if proposed is not None and not isinstance(proposed, Iterable):
+            raise TypeError(f"it returned a {type(proposed).__name__}, and not remedies that can be iterated over")
+        for remedy in proposed or ():
+            if all(hasattr(remedy, part) for part in ("changes_dtype", "apply", "undo")):
+                yield remedy
+            else:
+                logger.warning("%r, which %s proposes, is no remedy, and is left out", remedy, name)
+    except Exception as exc:  # noqa: BLE001  # whatever it raises, the remedies after it are tried
+        logger.warning("what %s proposes is left out: %s: %s", name, type(exc).__name__, exc)

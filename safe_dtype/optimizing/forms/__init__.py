@@ -7,6 +7,7 @@ Another package adds a form by an entry point of the group `safe_dtype.forms`, w
 from __future__ import annotations
 
 import logging
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
@@ -28,8 +29,10 @@ def form_names() -> tuple[str, ...]:
 def forms() -> tuple[Form, ...]:
     """Return every form that is installed, in the order in which they are tried.
 
-    One of another package that cannot be imported is left out, and the log says why.
+    One of another package that cannot be imported, or that has the name of one of ours, is left out, and the log says why.
     """
+    for name in set(_own()) & _others().keys():
+        _shadowed(name, _others()[name].value)
     installed = (find_form(name) for name in form_names())
     return tuple(sorted((form for form in installed if form is not None), key=lambda form: form.rank))
 
@@ -68,10 +71,15 @@ def _others() -> dict[str, EntryPoint]:
     return {one.name: one for one in entry_points(group=GROUP)}
 
 
+@cache  # said once: forms are looked for often
+def _shadowed(name: str, value: str) -> None:
+    logger.warning("the form %s of %s is left out: a form of safe_dtype has that name", name, value)
+
+
 def _loaded(other: EntryPoint) -> Form | None:
     try:
         form = other.load()
-    except Exception as exc:  # noqa: BLE001  # whatever its code raises, the others are tried
+    except (Exception, SystemExit) as exc:  # noqa: BLE001  # whatever its code raises, the others are tried
         logger.warning(
             "the form %s of %s cannot be imported: %s: %s", other.name, other.value, type(exc).__name__, exc
         )

@@ -108,6 +108,22 @@ class Form:
     of_one_torch: bool = False  # its files are for the version of torch that wrote them
     of_one_machine: bool = False  # its files are for the system and the processor that they were made on
 
+    def __post_init__(self) -> None:
+        """Raise a TypeError that names the field: a form of another package is left out, and the log says why."""
+        for field, holds, what in (
+            ("name", isinstance(self.name, str) and bool(self.name), "a name"),
+            ("rank", isinstance(self.rank, int) and not isinstance(self.rank, bool), "a whole number"),
+            ("about", isinstance(self.about, str), "a text"),
+            ("build", callable(self.build), "a function"),
+            ("load", self.load is None or callable(self.load), "a function or None"),
+            ("files", all(isinstance(kind, FileKind) for kind in self.files), "a tuple of FileKind"),
+            ("graph", isinstance(self.graph, GraphNeed), "a GraphNeed"),
+            ("missing_to_build", callable(self.missing_to_build), "a function"),
+            ("missing_to_load", callable(self.missing_to_load), "a function"),
+        ):
+            if not holds:
+                raise TypeError(f"{field} of the form {self.name!r} must be {what}, not {getattr(self, field)!r}")
+
     def __str__(self) -> str:
         return self.name
 
@@ -118,4 +134,14 @@ class Form:
 
     def missing(self, target: FormTarget) -> str:
         """Return what is missing to use the form on `target` after it was made elsewhere; empty where nothing is."""
-        return self.missing_to_load(target) if self.leaves_a_file else self.missing_to_build(target)
+        return self._lacks(self.missing_to_load, target) if self.leaves_a_file else self.lacks_to_build(target)
+
+    def lacks_to_build(self, target: FormTarget) -> str:
+        """Return what is missing to make the form on `target`; empty where nothing is. Raises nothing."""
+        return self._lacks(self.missing_to_build, target)
+
+    def _lacks(self, missing: Callable[[FormTarget], str], target: FormTarget) -> str:
+        try:
+            return str(missing(target) or "")
+        except (Exception, SystemExit) as exc:  # noqa: BLE001  # code of another package, which costs only its form
+            return f"a package that can say what {self.name} needs ({type(exc).__name__}: {exc})"

@@ -188,7 +188,7 @@ class Optimized:
             run = self._ready(inputs)
             doing = "run"
             return dict(run(**inputs)), ""
-        except Exception as exc:  # noqa: BLE001  # eager decides whether the form or the caller is to blame
+        except (Exception, SystemExit) as exc:  # noqa: BLE001  # eager decides whether the form or the caller is to blame
             # As text: an exception keeps its frames, and with them memory that eager may need.
             return {}, f"{self._named} could not {doing} ({_words(exc)})"
 
@@ -212,7 +212,7 @@ class Optimized:
         assert load is not None  # the form is a file
         try:
             self._run = load(self._folder / self.attempt.artifact)
-        except Exception as exc:  # noqa: BLE001  # whatever the runtime raises, eager takes over
+        except (Exception, SystemExit) as exc:  # noqa: BLE001  # whatever the runtime raises, eager takes over
             self._give_up("load", f"{self._named} could not be loaded ({_words(exc)})")
 
     def _eagerly(self, inputs: Mapping[str, Any]) -> Outputs:
@@ -356,5 +356,5 @@ def eager_twin(model: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def _words(exc: Exception) -> str:
+def _words(exc: Exception | SystemExit) -> str:
     return f"{type(exc).__name__}: {reason_of(exc)}"

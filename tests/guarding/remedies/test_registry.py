@@ -196,6 +196,35 @@ def test_nothing_to_propose() -> None:
     assert [event.remedy for event in report(model).events] == ["float32"]
 
 
+def raising(incident: Incident) -> Iterator[Named]:
+    """Propose one remedy, and fail after it."""
+    yield Named("first")
+    raise RuntimeError("of its own")
+
+
+@pytest.mark.parametrize(
+    ("propose", "logged"),
+    [
+        pytest.param(lambda _: Named("alone"), "it returned a Named, and not remedies", id="one-remedy"),
+        pytest.param(lambda _: 3, "it returned a int", id="no-iterable"),
+        pytest.param(lambda _: "float32", "'f', which test_proposals_that_are_wrong", id="a-text"),
+        pytest.param(lambda _: [None, Named("second")], "None, which", id="among-others"),
+        pytest.param(raising, "what raising proposes is left out: RuntimeError: of its own", id="raises"),
+        pytest.param(list, "TypeError", id="wrong-signature"),
+    ],
+)
+@torch.no_grad()
+def test_proposals_that_are_wrong(propose: Any, logged: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no remedy is named in the log, and the remedies after it are tried."""
+    if propose.__name__ == "<lambda>":
+        propose.__qualname__ = "test_proposals_that_are_wrong"
+    model = guard(nn.Sequential(nn.Linear(4, 4)).to(BF16).eval())
+    with register_remedy(propose), fault(model, "0", "not_implemented"):
+        model(torch.ones(1, 4, dtype=BF16))
+    assert [event.remedy for event in report(model).events] == ["float32"]
+    assert logged in caplog.text
+
+
 class Plain:
     """A remedy without `__eq__`, proposed anew each time, that changes nothing."""
 

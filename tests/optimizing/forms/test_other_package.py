@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,10 @@ def test_not_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
     assert find_form("gone") is None
     with pytest.raises(EnvironmentNotFitError, match="the form gone, for no_such_module:FORM cannot be imported"):
         form_named("gone")
+    assert (
+        "the form eager of optimizing.snapshot_form:FORM is left out: a form of safe_dtype has that name"
+        in caplog.text
+    )
     assert form_named("eager").about.startswith("as it is")
     assert form_names().count("eager") == 1
 
@@ -121,6 +126,7 @@ def test_not_as_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
     "code",
     [
         pytest.param("raise RuntimeError('of its own')", id="raises"),
+        pytest.param("import sys; sys.exit(7)", id="exits", marks=pytest.mark.slow),
         pytest.param("def (", id="no-python", marks=pytest.mark.slow),
     ],
 )
@@ -138,6 +144,74 @@ def test_module_raises(
         capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
+
+
+FIELDS = """
+from safe_dtype.optimizing import Form
+def fails(target): raise RuntimeError("of its own")
+def leaves(*_): raise SystemExit(3)
+FORM = Form(**dict(name="odd", rank=3, about="odd", build=leaves) | dict({fields}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "logged"),
+    [
+        pytest.param("rank='first'", "rank of the form 'odd' must be a whole number, not 'first'", id="rank"),
+        pytest.param("rank=None", "must be a whole number, not None", id="no-rank"),
+        pytest.param("build=None", "build of the form 'odd' must be a function", id="build"),
+        pytest.param("files=('.x',)", "files of the form 'odd' must be a tuple of FileKind", id="files"),
+        pytest.param("graph='whole'", "graph of the form 'odd' must be a GraphNeed", id="graph"),
+    ],
+)
+def test_fields_of_the_wrong_type(
+    fields: str, logged: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A form with a field that cannot be used is left out, and the log names the field."""
+    module_of(fields, tmp_path, monkeypatch)
+    assert "odd" not in [form.name for form in forms()]
+    assert logged in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        pytest.param("missing_to_build=fails", r"what odd needs (RuntimeError: of its own)", id="raises"),
+        pytest.param("missing_to_build=leaves", "what odd needs (SystemExit: 3)", id="exits"),
+        pytest.param("missing_to_build=lambda _: 5", "5", id="no-text"),
+        pytest.param("missing_to_build=lambda: ''", "what odd needs (TypeError", id="wrong-signature"),
+    ],
+)
+def test_needs_that_cannot_be_told(fields: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that cannot say what it needs is not tried; the others are, and who asks for it is told why."""
+    module_of(fields, tmp_path, monkeypatch)
+    planned = dry_run(str(ROOT / "examples" / "tiny-qwen3"), Goal(device="cpu")).as_text()
+    assert needed in next(line for line in planned.splitlines() if " odd " in line)
+    assert " export " in planned
+    with pytest.raises(EnvironmentNotFitError) as raised:
+        optimize(ROOT / "examples" / "tiny-qwen3", out=tmp_path / "out", form="odd")
+    assert needed in str(raised.value)
+
+
+@pytest.mark.slow
+def test_build_that_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that ends the process in which it is made has failed, and another one takes its place."""
+    module_of("", tmp_path, monkeypatch)
+    ZOO["vit"].model().save_pretrained(tmp_path / "vit")
+    record = optimize(tmp_path / "vit", out=tmp_path / "out", form="odd", dtype="float32", device="cpu", seconds=240)
+    (attempt,) = (one for one in record.attempts if one.form == "odd")
+    assert not attempt.artifact
+    assert str(attempt.outcome) in ("failed", "crashed")
+    assert record.winner is not None
+    assert record.winner.form != "odd"
+
+
+def module_of(fields: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the form `odd`, with these fields in place of its own."""
+    name = f"odd_{sha256(fields.encode()).hexdigest()[:8]}"  # a module of its own for each: imports are kept
+    install(tmp_path / "site", f"odd = {name}:FORM")
+    (tmp_path / "site" / f"{name}.py").write_text(FIELDS.format(fields=fields))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
 
 def test_needs_any_package() -> None:
