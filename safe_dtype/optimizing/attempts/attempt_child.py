@@ -26,7 +26,7 @@ from ..nouns.form import BuildRequest, Run
 from ..nouns.job import AttemptResult, Job
 from ..nouns.record import EAGER, Outcome, Seconds, Stage
 from .limits import NO_DISTANCE, distance_between, form_problem
-from .load_model import apply_remedies, load_subject
+from .load_model import apply_remedies, decides_by_sigmoid, load_subject
 from .stopwatch import in_turns, timed
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ def _copied(outputs: Mapping[str, torch.Tensor]) -> Outputs:
 def _compared(name: str, run: Run, pairs: Mapping[int, tuple[Outputs, Outputs]], job: Job) -> Stage:
     """Run the form on batches by number, each with eager's outputs in the same dtype, and compare the outputs."""
     worst = NO_DISTANCE
-    drift = _drift_from_float32(job)
+    drift, by_sigmoid = _drift_from_float32(job), decides_by_sigmoid(job)
     for number, (batch, reference) in pairs.items():
         outputs = run(**batch)
-        worst = worst.worse(distance_between(outputs, reference))
+        worst = worst.worse(distance_between(outputs, reference, by_sigmoid=by_sigmoid))
         if job.drift_limit is not None and drift is not None:
             drift.add(batch, load_file(job.drift_limit.reference(number)), outputs)
     return Stage(name, worst, form_problem(worst, job.dtype) or (drift.problem() if drift else ""))

@@ -19,6 +19,7 @@ from ..nouns.goal import Goal
 from ..nouns.job import Job
 from ..nouns.record import Distance, DtypeVerdict, FormAttempt, Outcome
 from .limits import NO_DISTANCE, data_problem, distance_between, dtype_problem
+from .load_model import decides_by_sigmoid
 from .max_drift import drift_of_job
 from .runner import run_attempt
 
@@ -103,10 +104,10 @@ def _drift_problem(job: Job, reference: Job, stage: str, max_drift: float) -> st
 
 
 def _distance(job: Job, reference: Job, stage: str) -> Distance:
-    worst = NO_DISTANCE
+    worst, by_sigmoid = NO_DISTANCE, decides_by_sigmoid(job)
     for number in _batches_of(stage, job):
         outputs, expected = load_file(job.reference(number)), load_file(reference.reference(number))
-        worst = worst.worse(distance_between(outputs, expected))
+        worst = worst.worse(distance_between(outputs, expected, by_sigmoid=by_sigmoid))
     return worst
 
 

@@ -58,7 +58,9 @@ FEW_SCALE = 1.05
 FEW = ChoiceLimits(top1_agreement=0.0, miou=0.85, kl=1e-2)  # first choices have no limit: 5 of 20 queries changed
 
 
-def distance_between(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> Distance:
+def distance_between(
+    outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], *, by_sigmoid: bool = False
+) -> Distance:
     """Return the worst distance over the outputs, each compared with the reference's output of the same name, in float64.
 
     Outputs with other names or other shapes are infinitely far apart.
@@ -67,13 +69,14 @@ def distance_between(outputs: Mapping[str, torch.Tensor], reference: Mapping[str
     of 4-dimensional logits (batch, classes, height, width), over the last of all others. `kl` is the mean over the
     positions of 2- and 3-dimensional ones, padded ones included, in nats. `miou` is the mean over the classes that
     either side gives to a pixel; of masks (batch, queries, height, width), like `masks_queries_logits`, over the
-    queries that either side sees anywhere.
+    queries that either side sees anywhere. Where labels are decided `by_sigmoid`, each label of 2- and 3-dimensional
+    logits is a choice of its own, between two classes.
     """
     if outputs.keys() != reference.keys() or not reference:
         return INFINITELY_FAR
     worst = NO_DISTANCE
     for name, expected in reference.items():
-        worst = worst.worse(_distance_of_one(name, outputs[name], expected))
+        worst = worst.worse(_distance_of_one(name, outputs[name], expected, by_sigmoid=by_sigmoid))
     return worst
 
 
@@ -150,13 +153,13 @@ def _choice_problem(distance: Distance, limits: ChoiceLimits) -> str:
     return ""
 
 
-def _distance_of_one(name: str, output: torch.Tensor, expected: torch.Tensor) -> Distance:
+def _distance_of_one(name: str, output: torch.Tensor, expected: torch.Tensor, *, by_sigmoid: bool) -> Distance:
     if output.shape != expected.shape:
         return INFINITELY_FAR
     if not expected.numel():
         return NO_DISTANCE
     a, b = output.detach().cpu().double(), expected.detach().cpu().double()
-    choices = _choices(name, a, b)
+    choices = _choices(name, a, b, by_sigmoid=by_sigmoid)
     same = (a == b) | (a.isnan() & b.isnan())  # also where both are infinite: masked logits often are
     nonfinite = int((~a.isfinite() & ~same).sum())
     if bool((a.isfinite() & ~b.isfinite()).any()):
@@ -184,7 +187,7 @@ def _scale(a: torch.Tensor, b: torch.Tensor) -> float:
     return larger / smaller if smaller else math.inf
 
 
-def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+def _choices(name: str, a: torch.Tensor, b: torch.Tensor, *, by_sigmoid: bool) -> dict[str, Any]:
     """Return how far the choices that logits stand for differ: `top1_agreement`, `kl`, `miou`."""
     if not name.endswith("logits") or b.dim() < 2:
         return {}
@@ -195,6 +198,9 @@ def _choices(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
     classes = 1 if b.dim() == 4 else b.dim() - 1
     if b.shape[classes] < 2:
         return {}  # a single number, which is no choice
+    if by_sigmoid and b.dim() in (2, 3):
+        a, b = (torch.stack([torch.zeros_like(one), one], -1).flatten(0, -2) for one in (a, b))
+        classes = 1
     chosen, expected = a.argmax(classes), b.argmax(classes)
     figures: dict[str, Any] = {"top1_agreement": float((chosen == expected).double().mean())}
     if b.dim() in (2, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def load_subject(job: Job) -> torch.nn.Module:
         model = torch.load(job.model, weights_only=False).to(dtype)
     apply_remedies(model, job.loaded_with)
     return model.eval().requires_grad_(requires_grad=False).to(job.device)  # type: ignore[no-any-return]  # torch.load gives Any
+
+
+def decides_by_sigmoid(job: Job) -> bool:
+    """Whether the logits of the job's model stand for several labels, each decided for itself."""
+    if not job.model_class:  # a module of the user's own: nobody says what its logits decide
+        return False
+    # Imported here, because it loads transformers: a child that runs a plain module starts sooner without.
+    from ...verifying.decisions import class_decides_labels
+
+    try:
+        config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = {}
+    return class_decides_labels(job.model_class, config if isinstance(config, dict) else {})
 
 
 def settings_of(model: torch.nn.Module) -> tuple[str, ...]:

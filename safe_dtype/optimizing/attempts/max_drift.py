@@ -6,18 +6,17 @@ with limits of their own: see `limits`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from ...facts import exceeds
-from ...verifying.decisions import class_decides_labels
 from ...verifying.output_kinds import as_compared
 from ...verifying.outputs import Outputs
 from ...verifying.positions import Alignment
 from ...verifying.tally import Tally
 from ..nouns.job import Job
+from .load_model import decides_by_sigmoid
 
 Tensors = Mapping[str, Tensor]
 
@@ -74,12 +73,8 @@ class DriftFromFloat32:
 
 
 def drift_of_job(job: Job, max_drift: float) -> DriftFromFloat32:
-    """Return what compares the job's outputs with those in float32, as its model decides: see `class_decides_labels`."""
-    try:
-        config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a file of a module of the user's own: nobody says what its logits decide
-        config = {}
-    return DriftFromFloat32(max_drift, by_sigmoid=class_decides_labels(job.model_class, config))
+    """Return what compares the job's outputs with those in float32, as its model decides."""
+    return DriftFromFloat32(max_drift, by_sigmoid=decides_by_sigmoid(job))
 
 
 def _difference_in_form(float32: Tensors, candidate: Tensors) -> str:

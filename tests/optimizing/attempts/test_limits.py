@@ -127,6 +127,18 @@ def test_kl_by_hand() -> None:
     assert distance_between({"logits": certain}, {"logits": undecided}).kl == pytest.approx(0.5 * 1e4 - math.log(2))
 
 
+def test_labels_each_for_itself() -> None:
+    """Logits of labels that all shift change choices that a softmax over them does not see."""
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    outputs, reference = {"logits": logits - 1}, {"logits": logits}
+    assert distance_between(outputs, reference).top1_agreement == 1.0
+    assert distance_between(outputs, reference).kl == pytest.approx(0, abs=1e-6)
+    distance = distance_between(outputs, reference, by_sigmoid=True)
+    assert distance.top1_agreement == pytest.approx(2 / 3)  # 0.5 has become -0.5
+    p, q = logits.double().sigmoid(), (logits - 1).double().sigmoid()
+    assert distance.kl == pytest.approx(float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()))
+
+
 def test_kl_is_a_mean_over_positions() -> None:
     """Of (batch, positions, classes), each position counts once; a constant added to all logits counts nothing."""
     reference = torch.tensor([[[0.0, -1e4], [0.0, 0.0]], [[1.0, 2.0], [3.0, 4.0]]])
