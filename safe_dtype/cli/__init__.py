@@ -15,16 +15,21 @@ from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
 from .options import print_warning
+from .progress import silence
 from .publish_commands import publish
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="safe-dtype")
-def cli() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr; also where stderr is no terminal.")
+@click.pass_context
+def cli(context: click.Context, *, quiet: bool) -> None:
     """Load and run models in the fastest dtype this machine really has.
 
     MODEL is a folder, a file, or a repository on the Hugging Face Hub.
     """
+    if context.invoked_subcommand != "run":  # whose program shows what it likes
+        context.with_resource(silence(wanted=quiet))
 
 
 for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run, cache):

@@ -16,7 +16,8 @@ import click
 from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
-from .options import DEVICE, FORMAT, PLOT, bar, columns, not_empty, progress, write_picture
+from .options import DEVICE, FORMAT, PLOT, columns, not_empty, write_picture
+from .progress import bar, progress
 
 if TYPE_CHECKING:
     from ..patching.telling import Telling

@@ -18,6 +18,7 @@ from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
 from .options import DEVICE, FORMAT, not_empty
+from .progress import progress, say
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
 
@@ -111,9 +112,8 @@ def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **op
     from ..optimizing.report.report import summary_text
 
     inputs = read_inputs(options["inputs"]) if options["inputs"] else None
-    optimization = reach(
-        goal, model, inputs, out=options["out"], data=options["data"], tell=lambda text: click.echo(text, err=True)
-    )
+    with progress(f"optimizing {model}"):
+        optimization = reach(goal, model, inputs, out=options["out"], data=options["data"], tell=say)
     click.echo(json.dumps(to_dict(optimization), indent=2) if form == "json" else summary_text(optimization))
     if optimization.status is not Status.REACHED:
         click.get_current_context().exit(int(optimization.status))

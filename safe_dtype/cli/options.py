@@ -1,11 +1,9 @@
-"""What every command shares: options, and how progress and warnings are shown."""
+"""What every command shares: options, and how pictures and warnings are shown."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import click
 
 from ..rendering.streams import columns as columns_of
 from ..store import write_whole
+from .progress import say
 
 FORMAT = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
@@ -54,35 +53,6 @@ def write_picture(file: Path, svg: str) -> None:
         write_whole(file, svg)
 
 
-@contextmanager
-def progress(what: str) -> Iterator[None]:
-    """Show on a terminal's stderr that something takes its time."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{what} ..."):
-        yield
-
-
-@contextmanager
-def steps(what: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal's stderr what is being done: call what is yielded with each step."""
-    from rich.console import Console
-
-    with Console(stderr=True).status(f"{what} ...") as shown:
-        yield lambda step: shown.update(f"{what}: {step} ...")
-
-
-@contextmanager
-def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal's stderr how far something has come: call what is yielded with (done, of how many)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
-
-
 def columns() -> int:
     """Return how wide a text on stdout may be."""
     return columns_of(sys.stdout)
@@ -90,4 +60,4 @@ def columns() -> int:
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as one line on stderr, without the place in our code that raised it."""
-    click.echo(f"warning: {message}", err=True)
+    say(f"warning: {message}")

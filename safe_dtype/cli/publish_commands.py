@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import click
 from click.core import ParameterSource
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
-from .options import FORMAT, not_empty, steps
+from .options import FORMAT, not_empty
+from .progress import bars, steps
 
+_STEPS = 6  # that staging tells of: the source, the base, saving, plain transformers, safe_dtype, writing
 _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _REPO = click.option("--repo", required=True, metavar="ORG/NAME", help="Where it goes.")
 _REVISION = click.option("--revision", default="main", show_default=True, metavar="BRANCH", help="The branch.")
@@ -63,7 +65,7 @@ def stage(*, source: str, out: Path, **options: Any) -> None:
     from ..publishing.staging.stage import stage as make
 
     asked = _asked(options)
-    with steps(f"staging {source}") as tell:
+    with steps(f"staging {source}", of=_STEPS) as tell:
         staged = make(source, out, revision=asked.pop("source_revision"), progress=tell, **asked)
     click.echo(f"staged in {staged.folder}: {staged.evidence.dtype}, {staged.evidence.bytes:,} bytes of weights")
 
@@ -132,11 +134,11 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
     target = Target(repo, revision, public)
     hub = Hub.connect()
     with ExitStack() as stack:
-        with steps(f"staging {source}") as step:
+        with steps(f"staging {source}", of=_STEPS) as step:
             staged = staged_for(source, target, folder=out, options=_asked(staging), tell=step)
             folder = stack.enter_context(staged)
         prepare(folder, target, api=hub)
-        with _bars(f"publishing {target}") as tell:
+        with bars(f"publishing {target}") as tell:
             receipt = send(folder, target, api=hub, progress=tell, rebase=rebase)
     if form == "json":
         click.echo(json.dumps({**receipt.to_dict(), "folder": str(folder)}, indent=2))
@@ -158,7 +160,7 @@ def verify(*, target: str, against: Path | None, full: bool, form: str) -> None:
     from ..publishing.pushing.readback import verify as held_against
     from ..publishing.release import State
 
-    with _bars(f"verifying {target}") as tell:
+    with bars(f"verifying {target}") as tell:
         verification = held_against(_target(target), api=Hub.connect(), against=against, full=full, progress=tell)
     if form == "json":
         click.echo(json.dumps(verification.to_dict(), indent=2))
@@ -221,20 +223,3 @@ def _target(named: str) -> Any:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo):
         raise click.BadParameter(f"{named!r} is no repository such as org/name or org/name@branch.")
     return Target(repo, revision or "main")
-
-
-@contextmanager
-def _bars(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show a bar for every step: call what is yielded with (step, done, of how many)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as shown:
-        bars: dict[str, Any] = {}
-
-        def tell(step: str, done: int, total: int) -> None:
-            if step not in bars:
-                bars[step] = shown.add_task(f"{what}: {step}", total=total)
-            shown.update(bars[step], completed=done, total=total)
-
-        yield tell

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..devices import memory_of
 from ..facts import FLOAT32, Dtype
+from ..rendering.progress import tell as tell_progress
 from .attempts.diagnosis import Diagnosis, diagnose
 from .attempts.dtype_axis import judge_dtypes, judged_dtypes
 from .attempts.runner import run_attempt
@@ -32,6 +33,7 @@ ATTEMPTS, REPORT, PICTURE = "attempts", "report.md", "report.svg"
 # In `auto`, no forms are tried in a dtype in which eager has less than this share of the speed of float32. Where a CPU
 # emulates a dtype, the matrix products are slow, and compilers only make faster what lies between them.
 _HOPELESS = 0.67
+_BEFORE_FORMS = 2  # what takes about as long as a form: the reference with its graphs, and eager in all dtypes
 
 Tell = Callable[[str], None]
 
@@ -93,10 +95,12 @@ class Climb:
         dtypes = self._ladder_dtypes(record)
         by_others = frozenset({exporter_named(self.goal.via).FORM}) if self.goal.via else frozenset()
         known = Known(diagnosis, FormTarget(record.environment, self.device), by_others)
-        for form in forms_to_try(self.goal.form, torchscript=self.goal.torchscript):
-            if form.name == EAGER:
-                continue  # `_with_dtypes` has tried it
-            for dtype in dtypes:
+        # `_with_dtypes` has tried eager.
+        forms = [one for one in forms_to_try(self.goal.form, torchscript=self.goal.torchscript) if one.name != EAGER]
+        for number, form in enumerate(forms):
+            for place, dtype in enumerate(dtypes):
+                done = _BEFORE_FORMS + number + place / len(dtypes)
+                tell_progress(f"{form} in {dtype}", done, _BEFORE_FORMS + len(forms))
                 for rung in rungs_of(form, dtype, known, tried):
                     attempt = self._tried(rung, record.batches)
                     tried.append(attempt)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 
 from ..errors import IncomparableOutputsError
 from ..facts import Drift
+from ..rendering.progress import tell
 from .outputs import Batch, Model, evaluating, outputs_of
 from .positions import alignment_of
 from .recording import Recording, write_outputs
@@ -61,8 +62,7 @@ def measure_drift(
     with evaluating(candidate, reference):
         for done, (batch, expected) in enumerate(checked_outputs(reference, batches, alignment), 1):
             tally.add(expected, outputs_of(candidate, batch), batch)
-            if progress:
-                progress(done)
+            _tell(progress, done, batches)
     return tally.drift()
 
 
@@ -84,8 +84,7 @@ def record_outputs(
             write_outputs(outputs, Path(folder), number)
             kinds.append(outputs.kind)
             inputs.append(digest(batch.items()))
-            if progress:
-                progress(number + 1)
+            _tell(progress, number + 1, batches)
     return Recording(Path(folder), alignment, tuple(kinds), tuple(inputs))
 
 
@@ -105,10 +104,16 @@ def drift_from(
             expected = recording.outputs(number, batch)
             tally.add(expected, outputs_of(candidate, batch), batch)
             done = number + 1
-            if progress:
-                progress(done)
+            _tell(progress, done, batches)
     if done != len(recording.inputs):
         raise IncomparableOutputsError(
             f"{done} batches came, and the reference was recorded on {len(recording.inputs)}", "pass all of them"
         )
     return tally.drift()
+
+
+def _tell(progress: Progress | None, done: int, batches: Iterable[Batch]) -> None:
+    if progress:
+        progress(done)
+    if isinstance(batches, Sized):
+        tell("running it on batches", done, len(batches))

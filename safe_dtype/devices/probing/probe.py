@@ -10,6 +10,7 @@ import torch
 
 from ...errors import ProbeError
 from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
+from ...rendering.progress import tell
 from ..inventory import detect_one
 from ..priors import child_needed
 from ..settings import float32_precision
@@ -59,7 +60,10 @@ def measure(
         threads=torch.get_num_threads(),
         float32_precision=float32_precision(),
     )
-    measured = tuple(measure_in_children(request) if _wants_child(facts) else measure_here(request, OPS))
+    measured: list[Verdict] = []
+    for verdict in measure_in_children(request) if _wants_child(facts) else measure_here(request, OPS):
+        measured.append(verdict)
+        tell(f"{verdict.op} in {verdict.dtype}", len(measured), len(request.cells))
     judged = beside_float32(measured, [one for one in measured if one.dtype == FLOAT32])
     return tuple(verdict for verdict in judged if verdict.dtype in dtypes)
 

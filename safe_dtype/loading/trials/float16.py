@@ -34,6 +34,7 @@ from ...models.blocks import block_names
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, first_measurement, make_plan, range_worth_measuring
 from ...planning.policy import DEFAULT_MAX_DRIFT
+from ...rendering.progress import part
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
@@ -58,6 +59,7 @@ from .second_copy import (
 logger = logging.getLogger(__name__)
 
 _TOKENS = 512  # of the text, in batches of 128
+_PARTS = 4  # that it is tried in
 _BEFORE_FLOAT32 = 1.1  # of its weights' bytes have to be free, else the reference stays in 16 bit
 
 Batches = Sequence[Mapping[str, Any]]
@@ -182,15 +184,19 @@ class _Trial:
 
     def half(self) -> HalfRange:
         """Return what it takes, with the drift. No two models are held at a time."""
-        half, doubtful = self._fitted()
+        with part("looking at its activations", 0, _PARTS):
+            half, doubtful = self._fitted()
         gc.collect()  # models of transformers refer to themselves, and the next one needs the room
         if half.problem:
             return half
         with temporary_folder("safe_dtype-half-") as folder:
             reference = FLOAT32 if self._float32_fits() else self._saved
-            recording = self._recorded(reference, folder)
-            half = replace(half, drift=self._drift(half, recording), reference=reference)
-            return self._with_fewest_islands(half, doubtful, recording)
+            with part(f"running it in {reference}", 1, _PARTS):
+                recording = self._recorded(reference, folder)
+            with part("running it in float16", 2, _PARTS):
+                half = replace(half, drift=self._drift(half, recording), reference=reference)
+            with part("looking for fewer islands", 3, _PARTS):
+                return self._with_fewest_islands(half, doubtful, recording)
 
     @property
     def _saved(self) -> Dtype:

@@ -16,6 +16,7 @@ from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift
 from ...models.planned_layout import lay_out_as_planned
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
+from ...rendering.progress import part
 from ...store import recall, remember
 from ...store.keys import results_key
 from ...store.temporary import temporary_folder
@@ -88,13 +89,14 @@ def _measured(candidate: Candidate, plan: Plan, request: Request, device: Device
 def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
     batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
     with temporary_folder("safe_dtype-drift-") as folder:
-        model = load_apart(checkpoint, FLOAT32)
-        recording = record_outputs(model, batches, folder)
+        with part("running it in float32", 0, 2):
+            model = load_apart(checkpoint, FLOAT32)
+            recording = record_outputs(model, batches, folder)
         if candidate.storage != FLOAT32:
             del model
             gc.collect()  # models of transformers refer to themselves, and the next one needs the room
             model = load_apart(checkpoint, candidate.storage)
-        with _as_planned(model, candidate, _routes(candidate, plan)):
+        with part(f"running it as {candidate}", 1, 2), _as_planned(model, candidate, _routes(candidate, plan)):
             return drift_from(recording, model, batches)
 
 
