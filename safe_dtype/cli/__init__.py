@@ -15,7 +15,7 @@ from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
 from .options import print_warning
-from .progress import silence
+from .progress_line import silence
 from .publish_commands import publish
 
 

@@ -17,7 +17,7 @@ from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .options import DEVICE, FORMAT, PLOT, columns, not_empty, write_picture
-from .progress import bar, progress
+from .progress_line import bar, progress
 
 if TYPE_CHECKING:
     from ..patching.telling import Telling

@@ -18,7 +18,7 @@ from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
 from .options import DEVICE, FORMAT, not_empty
-from .progress import progress, say
+from .progress_line import progress, say
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
 

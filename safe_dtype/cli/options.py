@@ -11,7 +11,7 @@ import click
 
 from ..rendering.streams import columns as columns_of
 from ..store import write_whole
-from .progress import say
+from .progress_line import say
 
 FORMAT = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .options import FORMAT, not_empty
-from .progress import bars, steps
+from .progress_line import bars, steps
 
 _STEPS = 6  # that staging tells of: the source, the base, saving, plain transformers, safe_dtype, writing
 _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))

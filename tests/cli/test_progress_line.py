@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-termi
 
 SHOWS = """
 import sys, time
-from safe_dtype.cli.progress import bar, progress, say, silence, steps
+from safe_dtype.cli.progress_line import bar, progress, say, silence, steps
 from safe_dtype.rendering.progress import tell
 with silence(wanted="--quiet" in sys.argv), {context}:
     {work}
