@@ -87,14 +87,26 @@ def doctor(*, device: str | None, refresh: bool, form: str) -> None:
         click.echo("\n\n".join(pages))
 
 
+def _list_devices(context: click.Context, _option: click.Parameter, asked: bool) -> None:  # noqa: FBT001  (click's own call)
+    if asked and not context.resilient_parsing:
+        from ..commands.list_devices import list_devices
+
+        click.echo(list_devices(width=columns()))
+        context.exit()
+
+
 @click.command()
 @_asks_for_a_plan
+@click.option(
+    "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
+    help="List the devices that are known without being here, and exit.",
+)  # fmt: skip
 @FORMAT
 def plan(asked: Asked, *, form: str) -> None:
     """Show the dtype MODEL is loaded in here, and why no other.
 
     Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
-    "NVIDIA Tesla T4": the plan then rests on a table of priors, and says so.
+    "NVIDIA Tesla T4" or "Apple M2 24 GB": the plan then rests on published facts, and says so.
     """
     here = asked.device is None or _is_here(asked.device)
     made = _with_foreseen(_plan_here(asked) if here else _plan_by_priors(asked), asked)
@@ -237,11 +249,19 @@ def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, argu
 
 
 def _is_here(device: str) -> bool:
+    """Whether the device is on this machine; what only a machine can have, as "cuda:0", has to be.
+
+    Raises:
+        NoSuchDeviceError: If it is torch's name of a device, and that is not here.
+    """
     from ..devices import detect_one
+    from ..devices.products import is_a_place
 
     try:
         detect_one(device)
     except NoSuchDeviceError:
+        if is_a_place(device):
+            raise
         return False
     return True
 

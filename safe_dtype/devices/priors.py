@@ -5,7 +5,6 @@ A prior orders the measurements and stands in for devices that nobody can measur
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ..errors import NoSuchDeviceError
+from ..errors import UnknownDeviceError
 from ..facts import (
     BFLOAT16,
     COMPUTE,
@@ -27,8 +26,8 @@ from ..facts import (
     VerdictKind,
     dtype_named,
 )
+from .products import bytes_in, close_names, product_named
 
-_CLOSEST = 6  # names offered where none matched
 _SHORT = {BFLOAT16: "bf16", FLOAT16: "fp16"}  # as the traps call them
 _CITED = 3  # sources named in a reason; priors.json has them all
 
@@ -105,12 +104,22 @@ def prior_facts(name: str) -> DeviceFacts:
     A size in the name ("A100 80GB", "M2 24 GB") is its memory, else the product's usual one, else 0: unknown.
 
     Raises:
-        NoSuchDeviceError: If no product or family of this name is known; it lists the nearest names.
+        UnknownDeviceError: If no product or family of this name is known; it lists the names that are close.
     """
-    product = _product(name)
+    rows = _table()["names"]
+    product = product_named(name, rows)
     if product is None:
-        raise NoSuchDeviceError(name, _near(name))
-    total = _gigabytes_in(name) or product["gb"] * 10**9
+        raise UnknownDeviceError(name, close_names(name, rows))
+    return _facts(name, product)
+
+
+def known_products() -> tuple[DeviceFacts, ...]:
+    """Return what the table knows of every product in it, in its order, each with its usual memory."""
+    return tuple(_facts(row["name"], row) for row in _table()["names"])
+
+
+def _facts(name: str, product: Mapping[str, Any]) -> DeviceFacts:
+    total = bytes_in(name) or product["gb"] * 10**9
     device = DeviceFacts(
         device=name,
         name=name if product["vendor"] == "cpu" else product["name"],
@@ -121,7 +130,7 @@ def prior_facts(name: str) -> DeviceFacts:
     )
     prior = family_of(device)
     if prior is None:
-        raise NoSuchDeviceError(name, _near(name))
+        raise UnknownDeviceError(name, ())
     return replace(
         device,
         verdicts=prior.verdicts(),
@@ -184,32 +193,3 @@ def _prior(row: Mapping[str, Any]) -> Prior:
         wrong=row.get("wrong", {}),
         crashes=row.get("crashes", {}),
     )
-
-
-def _product(name: str) -> Mapping[str, Any] | None:
-    gfx = re.search(r"\bgfx[0-9a-f]{3,4}\b", name.lower())
-    if gfx:
-        return {"name": name, "vendor": "amd", "capability": gfx[0], "gb": 0}
-    cc = re.search(r"\bsm_?(\d{1,2})(\d)\b", name.lower())
-    if cc:
-        return {"name": name, "vendor": "nvidia", "capability": f"{cc[1]}.{cc[2]}", "gb": 0}
-    # Marks and separators carry no meaning: "Intel(R) Arc(TM) A770", "RTX-3090", "V100-SXM2".
-    plain = re.sub(r"\((r|tm)\)", "", name.lower()).replace("-", " ")
-    for row in _table()["names"]:
-        if re.search(row["re"], plain) or re.search(row["re"], name.lower()):
-            entry: Mapping[str, Any] = row
-            return entry
-    return None
-
-
-def _near(name: str) -> tuple[str, ...]:
-    rows = _table()["names"]
-    known = {row["name"].lower(): row["name"] for row in rows}
-    close = difflib.get_close_matches(name.lower(), known, n=_CLOSEST, cutoff=0.6)
-    one_a_vendor = {row["vendor"]: row["name"] for row in reversed(rows)}
-    return tuple(known[one] for one in close) or tuple(one_a_vendor.values())[::-1]
-
-
-def _gigabytes_in(name: str) -> int:
-    match = re.search(r"(\d+) ?gb\b", name.lower())
-    return int(match[1]) * 10**9 if match else 0

@@ -5,6 +5,7 @@
     ├── PolicyError              (ValueError)   a policy that cannot be read
     ├── DeviceError              (RuntimeError)
     │   ├── NoSuchDeviceError                   the device asked for is not here
+    │   │   └── UnknownDeviceError              no product of this name is known
     │   └── ProbeError                          the measurement itself could not run
     ├── CheckpointError          (OSError)
     │   ├── CheckpointNotFoundError             no folder, file, cached or remote repository of that name
@@ -51,7 +52,7 @@ from .checkpoints import (
     MissingShardError,
     UnsafeCheckpointError,
 )
-from .devices import DeviceError, NoSuchDeviceError, ProbeError, UnknownDtypeError
+from .devices import DeviceError, NoSuchDeviceError, ProbeError, UnknownDeviceError, UnknownDtypeError
 from .guarding import CannotResumeError, DeviceLostError, GuardError, NoDtypeLeft, NotGuardedError, RescaleError
 from .optimizing import (
     BackupError,
@@ -115,6 +116,7 @@ __all__ = [
     "SafeDtypeWarning",
     "StalePlanError",
     "StrictModeError",
+    "UnknownDeviceError",
     "UnknownDtypeError",
     "UnsafeCheckpointError",
     "UnsteadyReferenceError",

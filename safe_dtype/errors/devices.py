@@ -32,8 +32,20 @@ class NoSuchDeviceError(DeviceError):
 
     def __str__(self) -> str:
         return (
-            f"No device {self.device!r} here. Would work: {', '.join(self.found)}. "
-            "Next: pass one of these, or the product name of a known device to `safe-dtype plan --device`."
+            f"No device {self.device!r} here. Would work: {', '.join(self.found)}. Next: pass one of these; "
+            "`safe-dtype plan --device` also takes the name of a product that is not here, as in "
+            "'NVIDIA Tesla T4', and `safe-dtype plan --list-devices` lists them."
+        )
+
+
+class UnknownDeviceError(NoSuchDeviceError):
+    """No product of this name is known. `found` are the known names that are close."""
+
+    def __str__(self) -> str:
+        close = f" Close to it: {', '.join(self.found)}." if self.found else ""
+        return (
+            f"The device {self.device!r} is not known.{close} Next: `safe-dtype plan --list-devices` lists the known "
+            "ones; an architecture is one too, as in 'gfx1030' or 'sm_75'."
         )
 
 

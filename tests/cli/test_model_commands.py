@@ -41,7 +41,16 @@ def test_plan_for_another_device(run: Run, tiny_qwen3: Path) -> None:
         pytest.param(("plan", "MODEL", "--policy", "quick"), ("quick", "prefer=memory"), id="bad-policy"),
         pytest.param(("plan", "MODEL", "--dtype", "bf17"), ("bf17", "bfloat16"), id="bad-dtype"),
         pytest.param(("plan", "MODEL", "--dtype", "int8"), ("int8", "float32"), id="no-compute-dtype"),
-        pytest.param(("plan", "MODEL", "--device", "Abacus 3000"), ("Abacus 3000",), id="no-such-device"),
+        pytest.param(
+            ("plan", "MODEL", "--device", "Abacus 3000"),
+            ("'Abacus 3000' is not known", "--list-devices"),
+            id="no-such-device",
+        ),
+        pytest.param(
+            ("plan", "MODEL", "--device", "cuda:77"),
+            ("No device 'cuda:77' here", "cpu", "Tesla T4"),
+            id="not-on-this-machine",
+        ),
         pytest.param(("generate", "MODEL", "x", "--device", "cuda:77"), ("cuda:77",), id="generate-elsewhere"),
         pytest.param(("doctor", "--device", "cuda:77"), ("cuda:77", "cpu"), id="doctor-elsewhere"),
     ],

@@ -21,6 +21,7 @@ EXAMPLES = [
     errors.UnknownDtypeError("bf17", ("float32",)),
     errors.PolicyError("fast", "unknown word"),
     errors.NoSuchDeviceError("cuda:7", ("cpu",)),
+    errors.UnknownDeviceError("Tesla T5", ("NVIDIA Tesla T4",)),
     errors.ProbeError("cpu", "no memory"),
     errors.CheckpointNotFoundError("x", "no such folder", "check the name"),
     errors.GatedCheckpointError("x", "gated", "log in"),

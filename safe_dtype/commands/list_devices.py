@@ -1,0 +1,42 @@
+"""The devices that are known without being here: `safe-dtype plan --list-devices`. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..devices.priors import known_products
+from ..facts import DeviceFacts, VerdictKind
+from ..rendering.tables import Column, Table, page, table
+from ..rendering.units import bytes_text
+
+_GROUPS = {"nvidia": "NVIDIA", "amd": "AMD", "intel_gpu": "Intel", "apple": "Apple (GPU)", "cpu": "CPUs"}
+_OTHERS = "Others"
+_NOTES = (
+    "Native: at least about as fast as float32, and right, by published facts; float32 runs on all of them.",
+    "A size in the name is its memory: --device 'Apple M2 24 GB', 'AMD EPYC 9654 384 GB'. An architecture is a device, "
+    "too: 'gfx1030', 'sm_75'.",
+)
+
+
+def list_devices(*, width: int) -> str:
+    """Return the known products by maker, each with its usual memory and the 16-bit dtypes that are native on it."""
+    return page([*_tables(), "", *_NOTES], width=width)
+
+
+def _tables() -> Iterator[str | Table]:
+    groups: dict[str, list[DeviceFacts]] = {name: [] for name in (*_GROUPS.values(), _OTHERS)}
+    for product in known_products():
+        groups[_GROUPS.get(product.vendor, _OTHERS)].append(product)
+    for name, products in groups.items():
+        columns = (Column(name, wraps=True), Column("memory", number=True), Column("native"))
+        yield table(columns, (_row(product) for product in products))
+
+
+def _row(product: DeviceFacts) -> tuple[str, str, str]:
+    memory = bytes_text(product.memory.total_bytes) if product.memory.total_bytes else "varies"
+    native = (verdict.dtype.name for verdict in product.verdicts if verdict.kind is VerdictKind.NATIVE)
+    return (
+        product.device,
+        memory,
+        ", ".join(sorted(dtype for dtype in native if dtype != "float32")) or "float32 alone",
+    )
