@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..devices.priors import known_products
-from ..facts import DeviceFacts, VerdictKind
+from ..facts import FLOAT32, DeviceFacts, VerdictKind
 from ..rendering.tables import Column, Table, page, table
 from ..rendering.units import bytes_text
 
 _GROUPS = {"nvidia": "NVIDIA", "amd": "AMD", "intel_gpu": "Intel", "apple": "Apple (GPU)", "cpu": "CPUs"}
 _OTHERS = "Others"
+_MARKS = {VerdictKind.NATIVE: "", VerdictKind.UNKNOWN: "?"}
 _NOTES = (
-    "Native: at least about as fast as float32, and right, by published facts; float32 runs on all of them.",
+    "Native: at least about as fast as float32, and right, by published facts; with a question mark where no source "
+    "tells. float32 runs on all of them.",
     "A size in the name is its memory: --device 'Apple M2 24 GB', 'AMD EPYC 9654 384 GB'. An architecture is a device, "
     "too: 'gfx1030', 'sm_75'.",
 )
@@ -34,9 +36,6 @@ def _tables() -> Iterator[str | Table]:
 
 def _row(product: DeviceFacts) -> tuple[str, str, str]:
     memory = bytes_text(product.memory.total_bytes) if product.memory.total_bytes else "varies"
-    native = (verdict.dtype.name for verdict in product.verdicts if verdict.kind is VerdictKind.NATIVE)
-    return (
-        product.device,
-        memory,
-        ", ".join(sorted(dtype for dtype in native if dtype != "float32")) or "float32 alone",
-    )
+    kinds = {verdict.dtype.name: verdict.kind for verdict in product.verdicts if verdict.dtype != FLOAT32}
+    native = [f"{name}{_MARKS[kind]}" for name, kind in sorted(kinds.items()) if kind in _MARKS]
+    return product.device, memory, ", ".join(native) or "float32 alone"
