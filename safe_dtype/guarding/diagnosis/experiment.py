@@ -13,8 +13,8 @@ from torch import nn
 
 from ...facts import FLOAT32, Dtype
 from ...models.casting import cast, dtypes_of, is_finite
-from ...models.onednn import is_in_use, onednn_off
 from ...models.recast import main_dtype
+from ...numerics.onednn import is_in_use, onednn_off
 from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import name_of
 from ..classify import text_of

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ...models.onednn import WithoutOneDNN, runs_without_onednn
 from ..diagnosis.experiment import comes_right_without_onednn
 from ..failure import FailureKind
 from ..incident import Incident
+from .onednn_hooks import WithoutOneDNN, runs_without_onednn
 from .remedy import NotPossible
 
 

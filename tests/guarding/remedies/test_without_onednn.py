@@ -11,7 +11,8 @@ from torch import nn
 
 from safe_dtype import FailureKind, guard, report
 from safe_dtype.errors import StrictModeError
-from safe_dtype.models.onednn import is_in_use, runs_without_onednn
+from safe_dtype.guarding.remedies.onednn_hooks import runs_without_onednn
+from safe_dtype.numerics.onednn import is_in_use
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 

@@ -281,9 +281,14 @@ def test_one_judge() -> None:
         for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "integrations").rglob("*.py")]
         if _compared_names(path) & {*FIGURES, "max_drift"}
     }
-    # `limits` compares the mean IoU of a Distance with that of its own; `saved_rescale` a limit with a limit; `policy`
-    # asks whether a limit is one: a number from 0 on.
-    others = {"optimizing/attempts/limits.py", "loading/trials/saved_rescale.py", "planning/policy.py"}
+    # `limits` compares the mean IoU of a Distance with that of its own; `saved_rescale` and `reuse` a limit with a limit;
+    # `policy` asks whether a limit is one: a number from 0 on.
+    others = {
+        "optimizing/attempts/limits.py",
+        "loading/trials/saved_rescale.py",
+        "planning/policy.py",
+        "publishing/staging/reuse.py",
+    }
     assert judging == {"facts/drift_limit.py", *others}
 
 

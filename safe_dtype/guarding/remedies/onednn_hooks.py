@@ -1,57 +1,14 @@
-"""oneDNN turned off while one module runs: torch then computes on the CPU with kernels of its own."""
+"""Hooks of a module that computes without oneDNN."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
-from .islands import hook_or_nothing
-
-
-class _Switch:
-    """torch's own switch is one for all threads: the first to turn it off notes how it was, the last brings that back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._off = 0
-        self._was_on = False
-
-    def turn_off(self) -> None:
-        with self._lock:
-            if not self._off:
-                self._was_on = torch._C._get_mkldnn_enabled()
-                torch._C._set_mkldnn_enabled(False)  # noqa: FBT003  (torch's)
-            self._off += 1
-
-    def turn_back(self) -> None:
-        with self._lock:
-            self._off -= 1
-            if not self._off:
-                torch._C._set_mkldnn_enabled(self._was_on)
-
-
-_switch = _Switch()
-
-
-def is_in_use() -> bool:
-    """Whether torch asks oneDNN on the CPU at all."""
-    is_built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return is_built and torch._C._get_mkldnn_enabled()
-
-
-@contextmanager
-def onednn_off() -> Iterator[None]:
-    """Turn oneDNN off in the block. What other threads run meanwhile is computed without it as well, and as right."""
-    _switch.turn_off()
-    try:
-        yield
-    finally:
-        _switch.turn_back()
+from ...models.islands import hook_or_nothing
+from ...numerics.onednn import SWITCH
 
 
 class WithoutOneDNN:
@@ -87,14 +44,14 @@ class WithoutOneDNN:
     def enter(self) -> None:
         """Turn it off. An interrupt leaves torch's hooks out: what an earlier call has left turned off is turned back."""
         self.leave()
-        _switch.turn_off()
+        SWITCH.turn_off()
         self._running.is_on = True
 
     def leave(self) -> None:
         """Turn it back."""
         if getattr(self._running, "is_on", False):
             self._running.is_on = False
-            _switch.turn_back()
+            SWITCH.turn_back()
 
     def __call__(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Turn it back."""
