@@ -110,19 +110,20 @@ class Form:
 
     def __post_init__(self) -> None:
         """Raise a TypeError that names the field: a form of another package is left out, and the log says why."""
+        values: dict[str, Any] = {field: getattr(self, field) for field in self.__slots__}
         for field, holds, what in (
-            ("name", isinstance(self.name, str) and bool(self.name), "a name"),
-            ("rank", isinstance(self.rank, int) and not isinstance(self.rank, bool), "a whole number"),
-            ("about", isinstance(self.about, str), "a text"),
-            ("build", callable(self.build), "a function"),
-            ("load", self.load is None or callable(self.load), "a function or None"),
-            ("files", all(isinstance(kind, FileKind) for kind in self.files), "a tuple of FileKind"),
-            ("graph", isinstance(self.graph, GraphNeed), "a GraphNeed"),
-            ("missing_to_build", callable(self.missing_to_build), "a function"),
-            ("missing_to_load", callable(self.missing_to_load), "a function"),
+            ("name", bool(values["name"]) and isinstance(values["name"], str), "a name"),
+            ("rank", type(values["rank"]) is int, "a whole number"),
+            ("about", isinstance(values["about"], str), "a text"),
+            ("build", callable(values["build"]), "a function"),
+            ("load", values["load"] is None or callable(values["load"]), "a function or None"),
+            ("files", all(isinstance(kind, FileKind) for kind in values["files"]), "a tuple of FileKind"),
+            ("graph", isinstance(values["graph"], GraphNeed), "a GraphNeed"),
+            ("missing_to_build", callable(values["missing_to_build"]), "a function"),
+            ("missing_to_load", callable(values["missing_to_load"]), "a function"),
         ):
             if not holds:
-                raise TypeError(f"{field} of the form {self.name!r} must be {what}, not {getattr(self, field)!r}")
+                raise TypeError(f"{field} of the form {self.name!r} must be {what}, not {values[field]!r}")
 
     def __str__(self) -> str:
         return self.name
