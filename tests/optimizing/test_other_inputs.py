@@ -1,0 +1,99 @@
+"""What was optimized answers twenty inputs that nobody verified as plain eager does: by the form, or by eager itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optimizing.zoo import ZOO, Specimen
+from optimizing.zoo_inputs import image, seeded
+from optimizing.zoo_segmentation import SEGMENTATION
+
+from safe_dtype.optimizing import load_optimized, optimize
+from safe_dtype.optimizing.graphs.flat import outputs_of
+from safe_dtype.optimizing.nouns.job import Dynamic
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("forked_children"),
+    pytest.mark.filterwarnings("ignore::safe_dtype.SafeDtypeWarning"),
+]
+
+MODELS = {
+    **{name: ZOO[name] for name in ("segformer", "upernet", "mask2former", "sapiens2")},
+    **{name: ZOO[name] for name in ("switch", "mixtral", "mixtral_eager", "dbrx", "longformer")},
+    **{
+        name: Specimen(make, image, 1 if name in ("detr", "maskformer") else 2, 3)
+        for name, make in SEGMENTATION.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_twenty(name: str, tmp_path: Path) -> None:
+    """Other sizes, batches, masks and values: the same tensors, within rounding, or the same class of error."""
+    model = MODELS[name].model()
+    model.save_pretrained(tmp_path / "model")
+    made = optimize(
+        tmp_path / "model", out=tmp_path / "out", form="export", dtype="float32", dynamic=Dynamic(batch=(1, 4)),
+        seconds=240.0,
+    )  # fmt: skip
+    assert made.winner is not None, made.why
+    optimized = load_optimized(tmp_path / "out")
+    answered = 0
+    for inputs in twenty(MODELS[name]):
+        expected, problem = answer(model, inputs)
+        outputs, other_problem = answer(optimized, inputs)
+        assert type(problem) is type(other_problem), (problem, other_problem)
+        assert outputs.keys() == expected.keys()
+        for path, tensor in expected.items():
+            torch.testing.assert_close(outputs[path], tensor, rtol=1e-3, atol=1e-4, equal_nan=True, msg=path)
+        answered += not problem
+    assert answered >= 10
+
+
+def answer(model: Any, inputs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], Exception | None]:
+    """Return the outputs of one call by path, and what it raised instead."""
+    torch.manual_seed(0)
+    try:
+        with torch.no_grad():
+            return dict(outputs_of(model(**copy.deepcopy(inputs)))), None
+    except Exception as exc:  # noqa: BLE001  # which one is what is compared
+        return {}, exc
+
+
+def twenty(specimen: Specimen) -> Iterator[dict[str, Any]]:
+    """Yield batches of 1 to 4 rows in three sizes: of noise, constants, huge and tiny values, NaN, and with masks."""
+    for number in range(20):
+        size = (specimen.size, specimen.other_size, specimen.size + 1)[number % 3]
+        inputs = specimen.batch(50 + number, 1 + number % 4, size)
+        yield {name: varied(name, tensor, number) for name, tensor in inputs.items()}
+
+
+def varied(name: str, tensor: torch.Tensor, number: int) -> torch.Tensor:
+    """Return an input as the batch `number` has it."""
+    if "mask" in name:
+        return masked(tensor, number)
+    if not tensor.is_floating_point():
+        return {5: torch.zeros_like(tensor), 6: torch.full_like(tensor, int(tensor.max())), 7: tensor[:, :1]}.get(
+            number, tensor
+        )
+    values = {
+        5: torch.zeros_like(tensor), 6: torch.full_like(tensor, 3.0), 7: tensor * 1e3, 8: tensor * 1e-4,
+        9: -tensor.abs(), 10: tensor[..., :-8, :], 11: tensor.transpose(-1, -2), 12: tensor * torch.nan,
+    }  # fmt: skip
+    return values.get(number, tensor)
+
+
+def masked(mask: torch.Tensor, number: int) -> torch.Tensor:
+    """Return a mask of its shape: all of it, padded on either side, random, or nothing at all."""
+    columns = torch.arange(mask.shape[1]).expand_as(mask)
+    kinds = [
+        mask, (columns < mask.shape[1] // 2), (columns >= mask.shape[1] // 3),
+        torch.randint(0, 2, mask.shape, generator=seeded(number)), torch.zeros_like(mask),
+    ]  # fmt: skip
+    return kinds[number % 5].to(mask.dtype)
