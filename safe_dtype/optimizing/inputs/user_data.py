@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ...errors import NotOptimizableError
+from ...facts import FEW_POSITIONS
 from ..nouns.job import Dynamic
 from . import images as pictures
 from .signature import positions_of
 from .synthetic import Made, complete, read_inputs
+
+logger = logging.getLogger(__name__)
 
 _TEXTS, _TENSORS = (".txt", ".jsonl"), (".safetensors",)
 _KINDS: Mapping[str, str] = {
@@ -137,6 +141,15 @@ def _of_texts(  # the arguments of `user_batches`
     tokenizer, positions = _tokenizer(folder)
     shortest, longest = lengths[0], max(lengths[0], min(lengths[1], positions))
     batches = []
+    own = sum(
+        len(tokenizer(text, truncation=True, max_length=longest, verbose=False).input_ids)
+        for text in texts[:FEW_POSITIONS]
+    )
+    if own < FEW_POSITIONS:
+        logger.warning(
+            "the texts have %d tokens altogether, on which little can be verified. Next: pass more of them, or longer ones",
+            own,
+        )
     for group, about in _groups(texts, batch_size, limit):
         rows = [dict(tokenizer(text, truncation=True, max_length=longest, verbose=False)) for text in group]
         tensors = _padded(rows, shortest, tokenizer)

@@ -104,6 +104,17 @@ def test_limit(tmp_path: Path, tiny_qwen3: Path) -> None:
     assert tokenizer.decode(batches[0].tensors["input_ids"][0]) == "a 0"
 
 
+@pytest.mark.parametrize(("text", "said"), [("The", True), ("The function returns\n" * 8, False)])
+def test_too_little_text(
+    tmp_path: Path, tiny_qwen3: Path, text: str, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text of one token says little, and the log says so."""
+    path = tmp_path / "mine.txt"
+    path.write_text(text, encoding="utf-8")
+    user_batches(path, tiny_qwen3, batch_size=1, limit=8)
+    assert ("the texts have 1 tokens altogether" in caplog.text) == said == bool(caplog.records)
+
+
 def test_long_texts_are_cut(tmp_path: Path, tiny_qwen3: Path) -> None:
     """A text is cut at `max_length`, and where the model has no more positions."""
     path = tmp_path / "mine.txt"
