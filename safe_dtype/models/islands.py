@@ -121,9 +121,10 @@ class Island:
         """Cast the inputs of `module` to float32, and its output to the dtype of the model around it."""
         module.register_forward_pre_hook(self.entry, with_kwargs=True, prepend=True)
         module.register_forward_hook(self)
-        self._mark(module)
+        self.mark(module)
 
-    def _mark(self, module: nn.Module) -> None:
+    def mark(self, module: nn.Module) -> None:
+        """Have the parameters of `module` pickled in the dtype of the model around it."""
         for parameter in module.parameters():
             parameter.__dict__["__reduce_ex__"] = _PickledIn(parameter, self)
 
@@ -144,7 +145,7 @@ class Island:
         else:
             own = first.dtype if first.dtype == self.outside else torch.float32
             if "__reduce_ex__" not in first.__dict__:  # a copy of the module
-                self._mark(module)
+                self.mark(module)
         return cast(args, {self.outside}, own), cast(dict(kwargs), {self.outside}, own)
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:

@@ -20,6 +20,7 @@ from ...models.watched_modules import WatchedModules, watch_dicts, watch_no_more
 from ...models.wrapped_methods import wrap_method
 from .fold import Fold
 from .own_code import OwnCode
+from .pickled import pickle_as_others, prepare_pickling
 from .prove import innermost_models
 from .scaled_numbers import scale_back
 from .watch import Watch
@@ -39,6 +40,8 @@ def put_on(watch: Watch, log: UndoLog) -> None:
     targets = list(fold.moved())
     inside: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
+        log.add(functools.partial(pickle_as_others, module))
+        prepare_pickling(module)
         below = f"{path}." if path else ""
         holds = any(target.startswith(below) for target in targets)
         is_body = path in bodies

@@ -39,25 +39,16 @@ def take_back(rescaled: Rescaled, cause: str, *, own: Collection[str] = ()) -> t
     Raises:
         RescaleError: If the model has not what was rescaled any more.
     """
-    fold, model = rescaled.fold, rescaled.fold.model
+    model = rescaled.fold.model
     if not rescaled.rescale.shifts:
         return None
     name = type(model).__name__
     if main_dtype(model) != torch.float16:
-        fold.leave(own)
-        fold.undo()
-        forget_rescaled(model)
+        leave_for(rescaled, None, own=own)
         warn(f"{cause}: the rescaling of {name} is taken back, its weights are its own again")
         return None
     wider, reason = _wider(model)
-    norms = list(norms_in_float32(model))
-    if wider is not None:
-        _recast(model, wider, own)
-    fold.leave(own)
-    fold.undo()
-    forget_rescaled(model)
-    dtype = wider or FLOAT16
-    _settle(model, norms, getattr(torch, dtype.name))
+    leave_for(rescaled, wider, own=own)
     text = f"{cause}: the rescaling of {name} is taken back, its weights are its own again"
     if wider is None:
         warn(f"{text}. It stays in float16, where it may overflow: {reason}")
@@ -65,6 +56,26 @@ def take_back(rescaled: Rescaled, cause: str, *, own: Collection[str] = ()) -> t
     model.__dict__[_LEFT] = torch.float16
     warn(f"{text}, and it goes on in {wider}. Next: to train it or put hooks on it, load it with dtype='{wider}'")
     return torch.float16, getattr(torch, wider.name)
+
+
+def leave_for(rescaled: Rescaled, wider: Dtype | None, *, own: Collection[str] = ()) -> None:
+    """Undo the rescale in force, and bring a model in float16 to `wider`; None: it stays in the dtype that it is in.
+
+    Args:
+        rescaled: What is in force.
+        wider: With a wider range than float16.
+        own: Names of weights and numbers that stay as they are.
+    """
+    fold, model = rescaled.fold, rescaled.fold.model
+    was_half = main_dtype(model) == torch.float16
+    norms = list(norms_in_float32(model))
+    if wider is not None:
+        _recast(model, wider, own)
+    fold.leave(own)
+    fold.undo()
+    forget_rescaled(model)
+    if was_half:
+        _settle(model, norms, getattr(torch, (wider or FLOAT16).name))
 
 
 def dtype_left(model: nn.Module) -> torch.dtype | None:
