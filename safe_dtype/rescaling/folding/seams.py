@@ -20,7 +20,7 @@ from ...models.watched_modules import WatchedModules, watch_dicts, watch_no_more
 from ...models.wrapped_methods import wrap_method
 from .fold import Fold
 from .own_code import OwnCode
-from .pickled import pickle_as_others, prepare_pickling
+from .plain_pickle import pickle_as_others, prepare_pickling
 from .prove import innermost_models
 from .scaled_numbers import scale_back
 from .watch import Watch

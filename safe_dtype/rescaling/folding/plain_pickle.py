@@ -28,7 +28,7 @@ _HOOKS = (
 _OF_HOOKS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
 
 
-class Pickled:
+class _Pickled:
     """What a module of a rescaled model has as its `__reduce_ex__`: it is pickled without the rescale.
 
     The whole model in the dtype of its checkpoint, whose range holds what it computes; a part of it as it is copied.
@@ -37,34 +37,44 @@ class Pickled:
     def __init__(self, module: nn.Module) -> None:
         self._module = ref(module)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Pickled:
+        return _Pickled(memo[id(self._module())])
+
     def __call__(self, protocol: Any) -> Any:
         """Return how the module is pickled."""
         module = self._module()
         assert module is not None
         copied = _plain_copy(module)
-        return type(copied).__reduce_ex__(copied, protocol)
+        return _reduced(copied, protocol)
 
 
-class Copied:
+class _Copied:
     """What it has as its `__deepcopy__`, which would ask the other one: a copy is rescaled as the model is."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = ref(module)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Copied:
+        return _Copied(memo[id(self._module())])
+
     def __call__(self, memo: dict[int, Any]) -> Any:
         """Return a copy."""
         module: Any = self._module()
-        reduced: Any = type(module).__reduce_ex__(module, 4)
-        function, args, state = reduced[:3]
+        function, args, state = _reduced(module, 4)[:3]
         copied = function(*args)
         memo[id(module)] = copied
         copied.__setstate__(copy.deepcopy(state, memo))
         return copied
 
 
+def _reduced(module: Any, protocol: int) -> Any:
+    method: Any = type(module).__reduce_ex__
+    return method(module, protocol)
+
+
 def prepare_pickling(module: nn.Module) -> None:
     """Have a module of a rescaled model pickled without the rescale."""
-    module.__dict__["__reduce_ex__"], module.__dict__["__deepcopy__"] = Pickled(module), Copied(module)
+    module.__dict__["__reduce_ex__"], module.__dict__["__deepcopy__"] = _Pickled(module), _Copied(module)
 
 
 def pickle_as_others(module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import subprocess
@@ -106,6 +107,20 @@ def test_every_bit(family: str) -> None:
         ours = [key for key in module.__dict__ if "safe_dtype" in key or key.startswith(("__reduce", "__deepcopy"))]
         assert not ours
     assert is_near(results(read.float(), family), results(plain, family))
+
+
+def test_a_copy_is_pickled_itself() -> None:
+    """What is changed in a copy is in its pickle, and the model that it is a copy of can be gone."""
+    model = rescued("qwen3")
+    twin = copy.deepcopy(model)
+    del model
+    gc.collect()
+    with torch.no_grad():
+        twin.model.norm.weight.mul_(3.0)
+    read = pickle.loads(pickle.dumps(twin))
+    torch.testing.assert_close(
+        read.model.norm.weight.float(), engineered("qwen3").model.norm.weight * 3, rtol=0.01, atol=0
+    )
 
 
 def test_nothing_of_ours_is_named() -> None:
