@@ -10,6 +10,12 @@ from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, seconds_text
 from .plan import Decision, Plan
 
+_WAYS = (
+    Column("to make it fit", wraps=True),
+    *(Column(title, number=True) for title in ("weights", "KV cache", "total")),
+    Column("fits"),
+    Column("", wraps=True),
+)
 _REASONS_BESIDE = 100  # columns; on a narrower page the reasons stand below the table
 
 
@@ -32,27 +38,43 @@ def plan_text(plan: Plan, *, width: int) -> str:
         shown = table(columns, (row.cells for row in rows))
         reasons = [f"{row.name}: {row.reason}" for row in rows if row.reason]
     gap = [""] if reasons else []
-    return page([*_headline(plan), shown, *reasons, *gap, *_notes(plan)], width=width)
+    ways = [table(_WAYS, _ways(plan))] if plan.ways else []
+    return page([*_headline(plan), shown, *reasons, *gap, *_notes(plan), *ways], width=width)
 
 
 def plan_html(plan: Plan) -> str:
     """Return the same as `plan_text`, as HTML for a notebook."""
-    columns, rows = (*_columns(plan), Column("reason")), _rows(plan)
+    shown = _html_table((*_columns(plan), Column("reason")), [(*row.cells, row.reason) for row in _rows(plan)])
+    lines = [
+        f"<p>{'<br>'.join(map(html.escape, lines))}</p>" for lines in (_headline(plan), tuple(_notes(plan))) if lines
+    ]
+    lines.insert(1, shown)
+    ways = _html_table(_WAYS, _ways(plan)) if plan.ways else ""
+    return f"<div>{''.join(lines)}{ways}</div>"
+
+
+def _html_table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
     head = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
     body = "".join(
         "<tr>"
         + "".join(
             f'<td style="text-align: {"right" if column.number else "left"}">{html.escape(cell)}</td>'
-            for column, cell in zip(columns, (*row.cells, row.reason), strict=True)
+            for column, cell in zip(columns, row, strict=True)
         )
         + "</tr>"
         for row in rows
     )
-    lines = [
-        f"<p>{'<br>'.join(map(html.escape, lines))}</p>" for lines in (_headline(plan), tuple(_notes(plan))) if lines
-    ]
-    lines.insert(1, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
-    return f"<div>{''.join(lines)}</div>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _ways(plan: Plan) -> list[tuple[str, ...]]:
+    return [
+        (
+            way.name, bytes_text(way.weight_bytes), bytes_text(way.cache_bytes), bytes_text(way.total_bytes),
+            "yes" if way.fits else "no", way.note,
+        )
+        for way in plan.ways
+    ]  # fmt: skip
 
 
 def _headline(plan: Plan) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from .mixed_dtypes import rounded_tensors
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import PlanningCase, merit, ranked, smallest_first
+from .ways import ways_to_fit
 from .worth_measuring import first_measurement
 
 _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
@@ -181,6 +182,11 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
     too_big = picked.ground is Ground.MEMORY
     if too_big:
         warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
+    if not device.measured and not device.memory.total_bytes:
+        warnings += (
+            f"how much memory {device.name} has is not known, nor whether the model fits: name it with the device, "
+            f"as in --device '{device.name} 24 GB'",
+        )
     half = checkpoint.half if candidate.storage == FLOAT16 and not strict else None
     if half and half.unseen:
         seen = f"float16 was measured on a text, which does not reach {', '.join(half.unseen)}"
@@ -207,6 +213,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         islands=rescue.islands if rescue else (),
         stored=rescue is not None and rescue.stored,
         warnings=(*warnings, *checkpoint.warnings),
+        ways=ways_to_fit(picked, case.decisions, device, checkpoint, case.policy) if too_big else (),
         rounded=None if checkpoint.quantization else rounded_tensors(candidate.storage, checkpoint),
         made_for=MadeFor.of(checkpoint).on(device),
     )

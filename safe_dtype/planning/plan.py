@@ -99,6 +99,18 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a checkpoint on a device that it does not fit on as it is."""
+
+    name: str
+    weight_bytes: int  # on the device; over several devices on each
+    cache_bytes: int  # keys and values of the workload
+    total_bytes: int  # with activations: the peak
+    fits: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to load, in which dtype, on what device, and why."""
 
@@ -123,6 +135,7 @@ class Plan:
     stored: bool = False  # rescale and islands were read from beside the weights
     warnings: tuple[str, ...] = ()
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
+    ways: tuple[Way, ...] = ()  # what would fit; empty where the plan does, or nobody knows
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
 
     @property

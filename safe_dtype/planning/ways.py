@@ -1,0 +1,102 @@
+"""What would fit where a checkpoint does not: other dtypes, fewer bits, more devices, a smaller context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..facts import CheckpointFacts, DeviceFacts
+from ..rendering.units import bytes_text
+from .plan import Decision, Ground, Way
+from .policy import Policy, Workload
+from .predict import predict
+
+# A float32 scale for each row of int8, and for each 64 numbers of 4 bits, as bitsandbytes keeps them by default. The
+# head, embeddings and norms stay in 16 bit.
+_BITS = {"int8": 8.0, "int4": 4.5}
+_MOST_DEVICES = 16
+
+
+def ways_to_fit(
+    picked: Decision, decisions: tuple[Decision, ...], device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+) -> tuple[Way, ...]:
+    """Return the dtypes that are right on the device and what they take, then the ways that would take less.
+
+    Args:
+        picked: The decision that is planned although it does not fit.
+        decisions: Those on all candidates.
+        device: Its memory is known.
+        checkpoint: What its files hold.
+        policy: With the workload.
+    """
+    free = device.memory.free_bytes
+    right = [one for one in decisions if one.ground in (None, Ground.MEMORY)]
+    plain = [one for one in right if one.candidate.storage == one.candidate.compute]
+    return (
+        *(_whole(str(one.candidate), one.cost.weight_bytes, one, free) for one in plain),
+        *_fewer_bits(picked, checkpoint, free),
+        *_smaller_context(picked, device, checkpoint, policy),
+        *_offloaded(picked, free),
+        *_several_devices(picked, device.name, free),
+    )
+
+
+def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "") -> Way:
+    total = weights + decision.cost.cache_bytes + decision.cost.work_bytes
+    return Way(name, weights, decision.cost.cache_bytes, total, fits=total <= free, note=note)
+
+
+def _fewer_bits(picked: Decision, checkpoint: CheckpointFacts, free: int) -> Iterator[Way]:
+    body = sum(linear.numel for linear in checkpoint.linears if linear.per_position)
+    if not body:
+        return
+    rest = max(0, picked.cost.weight_bytes - body * picked.candidate.storage.itemsize)
+    for name, bits in _BITS.items():
+        note = "rounds the weights; quantization_config= of transformers, measure it with `safe-dtype verify`"
+        yield _whole(f"{name} weights", rest + round(body * bits / 8), picked, free, note)
+
+
+def _smaller_context(
+    picked: Decision, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
+) -> Iterator[Way]:
+    """Yield the longest prompt and answer, in the proportion of the workload, that fit with the weights whole."""
+    workload = policy.workload
+    tokens = workload.prompt_tokens + workload.new_tokens
+    lower, upper = 0, tokens  # the first fits (nothing is asked), the second does not
+    while upper - lower > max(1, tokens // 128):
+        middle = (lower + upper) // 2
+        cost = predict(picked.candidate, picked.routes, device, checkpoint, _of_length(middle, workload))
+        lower, upper = (middle, upper) if cost.bytes <= device.memory.free_bytes else (lower, middle)
+    if lower < 1:
+        return
+    shorter = _of_length(lower, workload)
+    cost = predict(picked.candidate, picked.routes, device, checkpoint, shorter)
+    note = f"in place of {tokens:,}: --policy prompt={shorter.prompt_tokens},new={shorter.new_tokens}"
+    name = f"{picked.candidate}, {lower:,} tokens"
+    yield Way(name, cost.weight_bytes, cost.cache_bytes, cost.bytes, fits=True, note=note)
+
+
+def _of_length(tokens: int, workload: Workload) -> Workload:
+    prompt = max(1, tokens * workload.prompt_tokens // (workload.prompt_tokens + workload.new_tokens))
+    return replace(workload, prompt_tokens=prompt, new_tokens=max(0, tokens - prompt))
+
+
+def _offloaded(picked: Decision, free: int) -> Iterator[Way]:
+    cost = picked.cost
+    here = free - cost.cache_bytes - cost.work_bytes
+    if here > 0:
+        elsewhere = bytes_text(cost.weight_bytes - min(here, cost.weight_bytes))
+        note = f"{elsewhere} of the weights in main memory or on disk, and every step waits for them"
+        yield _whole(f"{picked.candidate}, device_map='auto'", min(here, cost.weight_bytes), picked, free, note)
+
+
+def _several_devices(picked: Decision, name: str, free: int) -> Iterator[Way]:
+    cost = picked.cost
+    room = free - cost.work_bytes
+    count = max(2, math.ceil((cost.weight_bytes + cost.cache_bytes) / room)) if room > 0 else _MOST_DEVICES + 1
+    if count <= _MOST_DEVICES:
+        weights, cache = math.ceil(cost.weight_bytes / count), math.ceil(cost.cache_bytes / count)
+        note = f"on each of {count} x {name}, with device_map='auto'"
+        name_of_all = f"{picked.candidate}, {count} devices"
+        yield Way(name_of_all, weights, cache, weights + cache + cost.work_bytes, fits=True, note=note)
