@@ -20,7 +20,10 @@ from .options import DEVICE, FORMAT, PLOT, columns, not_empty, write_picture
 from .progress_line import bar, progress
 
 if TYPE_CHECKING:
+    from ..commands.generate import Generator
     from ..patching.telling import Telling
+
+_OF_ONE_ANSWER, _IN_A_CHAT = 64, 512  # new tokens, where nobody says how many
 
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
@@ -115,19 +118,42 @@ def plan(asked: Asked, *, form: str) -> None:
 
 @click.command()
 @_asks_for_a_plan
-@click.argument("prompt")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="When to stop.")
-@click.option("--chat", is_flag=True, help="Send PROMPT as a user's message, through the model's chat template.")
+@click.argument("prompt", required=False)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="When to stop an answer.  [default: 64, or 512 of each answer of a chat in turns]",
+)
+@click.option(
+    "--chat",
+    is_flag=True,
+    help="Send PROMPT as a user's message, through the model's chat template. Without PROMPT: talk in turns.",
+)
 @FORMAT
-def generate(asked: Asked, *, prompt: str, max_new_tokens: int, chat: bool, form: str) -> None:
-    """Continue PROMPT with MODEL, token by token; then say in which dtype, why, and how fast."""
+def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, chat: bool, form: str) -> None:
+    """Continue PROMPT with MODEL, token by token; then say in which dtype, why, and how fast.
+
+    Only the answer goes to stdout; on a terminal PROMPT stands before it. With --chat and without PROMPT every line of
+    stdin is a turn of one conversation: Ctrl-C stops an answer, Ctrl-D ends the chat.
+    """
+    if prompt is None and not chat:
+        raise click.UsageError("Missing argument 'PROMPT'. Only --chat talks without one, in turns.")
     made = _plan_here(asked)
     from ..commands.generate import Generator
 
     with progress(f"loading {asked.model} in {made.storage}"), _explained(asked.model, asked.revision):
         generator = Generator.load(asked.model, made, revision=asked.revision)
     as_text = form == "text"
-    answer = generator.answer(prompt, max_new_tokens=max_new_tokens, chat=chat, stream=sys.stdout if as_text else None)
+    if prompt is None:
+        _talk(generator, max_new_tokens or _IN_A_CHAT, as_text=as_text)
+        return
+    answer = generator.answer(
+        prompt,
+        max_new_tokens=max_new_tokens or _OF_ONE_ANSWER,
+        chat=chat,
+        stream=sys.stdout if as_text else None,
+        echo=sys.stdout.isatty(),
+    )
     if as_text:
         click.echo(answer.closing_line(generator.plan), err=True)
     else:
@@ -246,6 +272,21 @@ def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, argu
     from ..patching.script import become_python
 
     become_python([*(["-m"] if as_module else []), script, *arguments], Policy.parse(policy), tell or "line")
+
+
+def _talk(generator: Generator, max_new_tokens: int, *, as_text: bool) -> None:
+    from ..commands.chat import Chat
+    from .talk import talk
+
+    chat, plan = Chat(generator, max_new_tokens=max_new_tokens), generator.plan
+    if as_text:
+        click.echo(f"[{plan.what} on {plan.where}, {plan.reason}]", err=True)
+    answers = talk(chat, streams=as_text)
+    if not as_text:
+        turns = [answer.to_dict() for answer in answers]
+        click.echo(
+            json.dumps({"schema": 1, "turns": turns, "messages": chat.messages, "plan": plan.to_dict()}, indent=2)
+        )
 
 
 def _is_here(device: str) -> bool:

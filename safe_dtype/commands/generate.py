@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from threading import Event
 from typing import Any, TextIO
 
 import torch
@@ -15,6 +17,8 @@ from ..loading import SafeAutoModel
 from ..models.origin import plan_of
 from ..planning import Plan
 
+Message = dict[str, str]  # "role" and "content", as chat templates take them
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -25,6 +29,7 @@ class Answer:
     first_token_seconds: float  # the prompt's forward pass and the first token
     seconds: float  # everything
     events: tuple[str, ...] = ()  # what the guard had to do
+    stopped: bool = False  # by the user, before it came to its end
 
     @property
     def tokens_per_second(self) -> float:
@@ -35,10 +40,16 @@ class Answer:
     def closing_line(self, plan: Plan) -> str:
         """Return the dtype, why, and the speed, in one line; in lines below it what the guard had to do."""
         dtype = plan.chosen.candidate if plan.chosen else plan.compute
+        events = "".join(f"\n[{event}]" for event in self.events)
+        return f"[{dtype} on {plan.device_name}, {plan.reason} | {self.speed}]{events}"
+
+    @property
+    def speed(self) -> str:
+        """How many tokens, how fast, and whether that is all of it."""
+        stopped = ", stopped" if self.stopped else ""
         return (
-            f"[{dtype} on {plan.device_name}, {plan.reason} | {self.new_tokens} tokens, "
-            f"{self.tokens_per_second:.1f} tokens/s, first after {self.first_token_seconds * 1e3:.0f} ms]"
-            + "".join(f"\n[{event}]" for event in self.events)
+            f"{self.new_tokens} tokens{stopped}, {self.tokens_per_second:.1f} tokens/s, "
+            f"first after {self.first_token_seconds * 1e3:.0f} ms"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,10 +58,10 @@ class Answer:
 
 
 class _TimedStreamer(transformers.TextStreamer):  # type: ignore[misc]
-    """Writes text to `stream` as it comes, and notes when the first token came."""
+    """Writes text to `stream` as it comes, with `echo` the prompt before it, and notes when the first token came."""
 
-    def __init__(self, tokenizer: Any, stream: TextIO | None) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, tokenizer: Any, stream: TextIO | None, *, echo: bool) -> None:
+        super().__init__(tokenizer, skip_prompt=not echo, skip_special_tokens=True)
         self._stream = stream
         self._started = time.perf_counter()
         self._puts = 0
@@ -68,6 +79,16 @@ class _TimedStreamer(transformers.TextStreamer):  # type: ignore[misc]
         if self._stream is not None:
             self._stream.write(text + "\n" * stream_end)
             self._stream.flush()
+
+
+class _Stopped(transformers.StoppingCriteria):  # type: ignore[misc]
+    """Ends the generation after the step in which `stop` is set."""
+
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        return torch.full((input_ids.shape[0],), self._stop.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 @dataclass(frozen=True)
@@ -102,33 +123,81 @@ class Generator:
             raise CheckpointError(source, f"{type(model).__name__} does not generate text", "pass a language model")
         return cls(model, tokenizer)
 
-    def answer(self, prompt: str, *, max_new_tokens: int, chat: bool = False, stream: TextIO | None = None) -> Answer:
-        """Continue `prompt`, writing to `stream` as the tokens come.
+    def answer(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int,
+        chat: bool = False,
+        stream: TextIO | None = None,
+        echo: bool = False,
+    ) -> Answer:
+        """Continue `prompt`, writing to `stream` as the tokens come, with `echo` the prompt as the model reads it first.
 
         Raises:
             CheckpointError: If `chat` is asked of a model without a chat template, or the tokenizer makes nothing of
                 `prompt`.
         """
-        inputs = self._chat_inputs(prompt) if chat else self.tokenizer(prompt, return_tensors="pt")
+        if chat:
+            self.require_chat_template()
+            return self.run(
+                self.chat_inputs([{"role": "user", "content": prompt}]), max_new_tokens=max_new_tokens, stream=stream
+            )
+        inputs = self.tokenizer(prompt, return_tensors="pt")
+        echo = echo and not self.model.config.is_encoder_decoder  # what that writes is no continuation
+        return self.run(inputs, max_new_tokens=max_new_tokens, stream=stream, echo=echo)
+
+    def run(
+        self,
+        inputs: Any,
+        *,
+        max_new_tokens: int,
+        stream: TextIO | None = None,
+        echo: bool = False,
+        stop: Event | None = None,
+    ) -> Answer:
+        """Generate from what the tokenizer made, until the model ends, the tokens are used up, or `stop` is set.
+
+        Raises:
+            CheckpointError: If the tokenizer made nothing.
+        """
         if not inputs["input_ids"].numel():
             problem = "its tokenizer makes no token of this prompt"
             raise CheckpointError(self.tokenizer.name_or_path, problem, "pass a prompt with words in it")
         inputs.pop("token_type_ids", None)  # some tokenizers make them, no decoder takes them
         inputs = inputs.to(self.model.device)
-        streamer = _TimedStreamer(self.tokenizer, stream)
+        streamer = _TimedStreamer(self.tokenizer, stream, echo=echo)
+        criteria = [_Stopped(stop)] if stop is not None else []
         started = time.perf_counter()
         with torch.inference_mode():
-            tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer)[0]
+            tokens = self.model.generate(
+                **inputs, max_new_tokens=max_new_tokens, streamer=streamer, stopping_criteria=criteria
+            )[0]
         seconds = time.perf_counter() - started
         prompt_length = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         text = self.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
         events = tuple(str(event) for event in report(self.model).events)
-        return Answer(text, len(tokens) - prompt_length, streamer.first_token_seconds, seconds, events)
+        stopped = stop is not None and stop.is_set()
+        return Answer(text, len(tokens) - prompt_length, streamer.first_token_seconds, seconds, events, stopped)
 
-    def _chat_inputs(self, prompt: str) -> Any:
+    def require_chat_template(self) -> None:
+        """Raise where the model was not made to chat.
+
+        Raises:
+            CheckpointError: If it has no chat template.
+        """
         if not self.tokenizer.chat_template:
-            raise CheckpointError(self.tokenizer.name_or_path, "has no chat template", "leave out --chat")
-        messages = [{"role": "user", "content": prompt}]
+            raise CheckpointError(
+                self.tokenizer.name_or_path, "has no chat template", "leave out --chat, or pass a chat model"
+            )
+
+    def chat_inputs(self, messages: Sequence[Message]) -> Any:
+        """Return the tokens of a conversation, with the beginning of the next answer."""
         return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
+
+    def longest_prompt(self, new_tokens: int) -> int:
+        """Return how many tokens may stand before `new_tokens` others; 0 where the model tells no limit."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return max(limit - new_tokens, 1) if isinstance(limit, int) else 0
