@@ -21,6 +21,7 @@ TOGETHER = {
     "optimizing/forms": "optimizing/forms/test_forms.py",
     "checkpoints/gguf.py": "checkpoints/test_read.py",
     "cli/options.py": "cli/test_model_commands.py",
+    "cli/talk.py": "commands/test_chat.py",
     "commands/cache_listing.py": "cli/test_cache_commands.py",
     "loading/trials/second_copy.py": "loading/trials/test_float16.py",
     "numerics/scratch.py": "numerics/test_cast_products.py",
