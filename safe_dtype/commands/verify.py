@@ -100,7 +100,7 @@ class Verification:
         lines += [f"  {name:<26}{value}" for name, value in figures.items() if value is not None]
         lines += [f"  note: {self.too_few}"] if self.too_few else []
         if self.beyond:
-            return "\n".join([*lines, f"BEYOND: {self.beyond}", f"Next: {self.next_step}."])
+            return "\n".join([*lines, f"BEYOND: {self.beyond}. Next: {self.next_step}."])
         return "\n".join([*lines, f"within the limit of {self.max_drift:.3g}"])
 
     def _changed_choices(self) -> str | None:
