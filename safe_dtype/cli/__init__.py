@@ -11,6 +11,7 @@ from .. import __version__
 from ..processes.termination import tidy_termination
 from ..rendering.streams import accept_any_text
 from .cache_commands import cache
+from .completion import completion
 from .endings import one_line_endings
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
@@ -32,7 +33,7 @@ def cli(context: click.Context, *, quiet: bool) -> None:
         context.with_resource(silence(wanted=quiet))
 
 
-for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run, cache):
+for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run, cache, completion):
     cli.add_command(command)
 
 

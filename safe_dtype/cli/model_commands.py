@@ -16,6 +16,7 @@ import click
 from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
+from .completion import complete_dtype, complete_path
 from .options import DEVICE, FORMAT, PLOT, columns, not_empty, write_picture
 from .progress_line import bar, progress
 
@@ -31,10 +32,10 @@ _POLICY = click.option(
     "variants=say|use|ignore, save=as-saved|as-is; comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (
-    click.argument("model", metavar="MODEL", callback=not_empty),
+    click.argument("model", metavar="MODEL", callback=not_empty, shell_complete=complete_path),
     DEVICE,
     _POLICY,
-    click.option("--dtype", metavar="DTYPE", help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong."),
+    click.option("--dtype", metavar="DTYPE", shell_complete=complete_dtype, help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong."),
     click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
 )  # fmt: skip
 
@@ -161,9 +162,14 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
 
 
 @click.command()
-@click.argument("model", callback=not_empty)
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
 @DEVICE
-@click.option("--dtype", metavar="DTYPE", help="What to verify.  [default: what `plan` chooses here, as it is loaded]")
+@click.option(
+    "--dtype",
+    metavar="DTYPE",
+    shell_complete=complete_dtype,
+    help="What to verify.  [default: what `plan` chooses here, as it is loaded]",
+)
 @click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8; else one of ours.")
 @click.option(
@@ -197,7 +203,7 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
 
 
 @click.command()
-@click.argument("model", callback=not_empty)
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @PLOT
 @FORMAT
@@ -223,7 +229,7 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
 
 
 @click.command()
-@click.argument("model", callback=not_empty)
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
 @DEVICE
 @click.option(
     "--text",
@@ -259,8 +265,8 @@ def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **opt
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.option("--explain", "tell", flag_value="all", help="Print the whole plan of each model, in place of one line.")
 @click.option("--quiet", "-q", "tell", flag_value="nothing", help="Print nothing of what is chosen; warnings stay.")
-@click.argument("script")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("script", shell_complete=complete_path)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_path)
 def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, arguments: tuple[str, ...]) -> None:
     """Run the Python program SCRIPT as it is, with every model that it loads planned and guarded.
 

@@ -17,6 +17,7 @@ from ..optimizing.forms import form_names
 from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
+from .completion import complete_path
 from .options import DEVICE, FORMAT, not_empty
 from .progress_line import progress, say
 
@@ -45,7 +46,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 
 
 @click.command()
-@click.argument("model", required=False, callback=not_empty)
+@click.argument("model", required=False, callback=not_empty, shell_complete=complete_path)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
+from .completion import complete_path
 from .options import FORMAT, not_empty
 from .progress_line import bars, steps
 
@@ -54,7 +55,7 @@ def publish() -> None:
 
 
 @publish.command()
-@click.argument("source", callback=not_empty)
+@click.argument("source", callback=not_empty, shell_complete=complete_path)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to stage it.")
 @_stages
 def stage(*, source: str, out: Path, **options: Any) -> None:
@@ -110,7 +111,7 @@ def diff(*, folder: Path, repo: str, revision: str, public: bool, form: str) -> 
 
 
 @publish.command()
-@click.argument("source", callback=not_empty)
+@click.argument("source", callback=not_empty, shell_complete=complete_path)
 @_REPO
 @_REVISION
 @_PUBLIC
