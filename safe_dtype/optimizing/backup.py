@@ -37,6 +37,7 @@ RECORD = "original.json"
 SCHEMA = "safe_dtype.original/1"
 
 _SMALL_BYTES = 2**20
+LOCK = ".original.lock"
 _ASIDE = ".original.part"  # below OUT; a run that was killed leaves it, and the next run deletes it
 _FICLONE = 0x40049409  # <linux/fs.h>
 
@@ -127,7 +128,7 @@ def back_up(
     _refuse_overlap(source, out)
     out.mkdir(parents=True, exist_ok=True)
     # Two runs at a time: the second one finds what the first one has kept.
-    with FileLock(out / f".{FOLDER}.lock"):
+    with FileLock(out / LOCK):
         if (out / FOLDER).exists():
             return _kept_already(source, out, hashes(source, progress=progress))
         return _keep(source, out, ways, hashes(source, progress=progress))

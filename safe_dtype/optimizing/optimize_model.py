@@ -17,7 +17,7 @@ from ..devices import default_device, detect_one, facts_of, memory_of
 from ..errors import BackupError, EnvironmentNotFitError
 from ..facts import FLOAT32, Dtype, dtype_named
 from ..store.temporary import temporary_folder
-from .backup import FOLDER, RECORD, back_up
+from .backup import FOLDER, LOCK, RECORD, back_up
 from .environment import environment
 from .exporters import exporter_named
 from .forms import form_named
@@ -106,40 +106,40 @@ def reach(  # noqa: PLR0913
         raise EnvironmentNotFitError(missing, f"install it, or ask for another form than {goal.form}")
     if goal.via:
         exporter_named(goal.via).environment(goal.via, progress=tell)  # first: without it, nothing else is done
-    folder.mkdir(parents=True, exist_ok=True)
-    _require_ours(folder)
-    with _workplace(folder) as work:
-        tell("reading the model")
-        source = source_of(model, work, revision=goal.revision)
-        _require_memory(source, device)
-        tell("keeping the original")
-        backup = back_up(source.path, folder)
-        _clear(folder)
-        original = folder / FOLDER / (source.path.name if source.path.is_file() else "")
-    source = replace(source, path=original)
-    tell("making inputs")
-    batches, dynamic = write_batches(
-        source, folder / INPUTS, inputs=inputs, held_out=held_out, data=data, dynamic=goal.dynamic
-    )
-    goal = replace(goal, dynamic=dynamic)
-    record = Optimization(
-        source=source.name,
-        model_class=source.model_class,
-        device=device,
-        asked_form=goal.form or "auto",
-        asked_dtype=str(goal.dtype or "auto"),
-        max_drift=goal.max_drift,
-        saved_dtype=source.saved.name,
-        parameters=source.parameters,
-        loaded_with=source.loaded_with,
-        original=original.relative_to(folder).as_posix(),
-        environment=facts,
-        verdicts=_verdicts(device),
-        files={name: one.sha256 for name, one in backup.files.items()},
-        batches=batches,
-        dynamic=asdict(dynamic),
-    )
-    return Climb(source, folder, goal, device, tell).all_the_way(record)
+    with _nothing_half_made(folder):
+        _require_ours(folder)
+        with _workplace(folder) as work:
+            tell("reading the model")
+            source = source_of(model, work, revision=goal.revision)
+            _require_memory(source, device)
+            tell("keeping the original")
+            backup = back_up(source.path, folder)
+            _clear(folder, *_WRITTEN)
+            original = folder / FOLDER / (source.path.name if source.path.is_file() else "")
+        source = replace(source, path=original)
+        tell("making inputs")
+        batches, dynamic = write_batches(
+            source, folder / INPUTS, inputs=inputs, held_out=held_out, data=data, dynamic=goal.dynamic
+        )
+        goal = replace(goal, dynamic=dynamic)
+        record = Optimization(
+            source=source.name,
+            model_class=source.model_class,
+            device=device,
+            asked_form=goal.form or "auto",
+            asked_dtype=str(goal.dtype or "auto"),
+            max_drift=goal.max_drift,
+            saved_dtype=source.saved.name,
+            parameters=source.parameters,
+            loaded_with=source.loaded_with,
+            original=original.relative_to(folder).as_posix(),
+            environment=facts,
+            verdicts=_verdicts(device),
+            files={name: one.sha256 for name, one in backup.files.items()},
+            batches=batches,
+            dynamic=asdict(dynamic),
+        )
+        return Climb(source, folder, goal, device, tell).all_the_way(record)
 
 
 def _verdicts(device: str) -> tuple[Mapping[str, Any], ...]:
@@ -170,6 +170,25 @@ def _workplace(out: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def _nothing_half_made(out: Path) -> Iterator[None]:
+    """Make the output folder, and delete what was made in it where that ends before anything was tried.
+
+    What an earlier run left in it stays, and so do the attempts of a run that is stopped later.
+    """
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    is_empty = not any(out.iterdir())
+    try:
+        yield
+    except BaseException:  # a signal as well
+        if is_empty and not (out / FILE).exists():
+            _clear(out, *_WRITTEN, FOLDER, RECORD, LOCK)
+            if is_new and not any(out.iterdir()):
+                out.rmdir()
+        raise
+
+
 def _require_ours(out: Path) -> None:
     """Refuse a folder that holds files with the names of ours, but no record of an earlier run."""
     taken = [name for name in _WRITTEN if (out / name).exists()]
@@ -177,9 +196,9 @@ def _require_ours(out: Path) -> None:
         raise BackupError(f"{out} has {', '.join(taken)}, which no optimization wrote", "choose another output folder")
 
 
-def _clear(out: Path) -> None:
+def _clear(out: Path, *names: str) -> None:
     """Delete what an earlier run left."""
-    for name in _WRITTEN:
+    for name in names:
         path = out / name
         if path.is_dir():
             shutil.rmtree(path)

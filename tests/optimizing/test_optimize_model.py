@@ -8,7 +8,7 @@ import pytest
 from optimizing.made import agrees, zoo_folder
 from optimizing.zoo import ZOO
 
-from safe_dtype.errors import BackupError, EnvironmentNotFitError, NotOptimizableError
+from safe_dtype.errors import BackupError, CheckpointError, EnvironmentNotFitError, NotOptimizableError
 from safe_dtype.facts import FLOAT32
 from safe_dtype.optimizing import Dynamic, Status, optimize, read_record
 from safe_dtype.optimizing.environment import hashes
@@ -42,9 +42,23 @@ def test_somebody_elses_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_inputs(tmp_path: Path) -> None:
-    """A module whose inputs nobody knows needs some; nothing is left but the original."""
+    """A module whose inputs nobody knows needs some; no folder is left."""
     with pytest.raises(NotOptimizableError, match="pass inputs="):
         optimize(ZOO["branch"].model(), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    """Where nothing was tried, nothing is left of it: what is the user's own stays."""
+    for out in (tmp_path / "new", tmp_path / "there"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match="no such file or folder"):
+            optimize(tmp_path / "nothing", out=out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "there" / "mine").write_text("precious")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        optimize(tmp_path / "nothing", out=tmp_path / "there")
+    assert (tmp_path / "there" / "mine").read_text() == "precious"
 
 
 def test_missing_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
