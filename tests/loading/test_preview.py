@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safe_dtype import SafeAutoModel, SafeDtypeWarning, make_plan, plan_of, read_checkpoint
 from safe_dtype.devices import prior_facts
-from safe_dtype.facts import FLOAT16, FLOAT32, DeviceFacts
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, MemoryFacts
 from safe_dtype.loading import Request, plan_request
+from safe_dtype.loading.trials.float16 import plan_with_half
 from safe_dtype.planning import Plan
 
 # The CPU of this machine with the rates of others: only which plan is made depends on them.
@@ -195,3 +196,35 @@ def test_another_attention_is_another_measurement(
     t4 = prior_facts("NVIDIA Tesla T4")
     assert plan_request(Request(str(folder), {}), device=t4).pending
     assert not plan_request(Request(str(folder), {"attn_implementation": "eager"}), device=t4).pending
+
+
+def too_small(folder: Path) -> tuple[DeviceFacts, CheckpointFacts]:
+    """Return the facts of a card that `folder` does not fit on, and of the checkpoint."""
+    memory = MemoryFacts(100_000, 100_000, "device")
+    return replace(f.TURING, device="cuda:0", vendor="nvidia", memory=memory), read_checkpoint(folder)
+
+
+def test_measured_in_main_memory(trained: Callable[[str], Path]) -> None:
+    """What does not fit on the card is measured in main memory, and spread in the dtype that is native there."""
+    folder = trained("bfloat16")
+    device, checkpoint = too_small(folder)
+    plain = make_plan(device, checkpoint, expected=())
+    assert (plain.storage, plain.device_map) == (BFLOAT16, "auto")
+    request = Request(str(folder), {})
+    plan, facts, expected = plan_with_half(plain, request, device, checkpoint, None, measure=False)
+    assert (plan.storage, plan.device_map, plan.pending) == (FLOAT16, "auto", True)
+    assert expected
+    plan, facts, expected = plan_with_half(plain, request, device, checkpoint, None, measure=True)
+    assert (plan.storage, plan.device_map, plan.pending, expected) == (FLOAT16, "auto", False, ())
+    assert facts.half is not None
+
+
+def test_rescaled_and_offloaded(overflows: Callable[[str], Path]) -> None:
+    """A model that has to be rescaled is not spread in float16, whatever was expected: offloaded weights are not rescaled."""
+    folder = overflows("bfloat16")
+    device, checkpoint = too_small(folder)
+    plain = make_plan(device, checkpoint, expected=())
+    plan, facts, _ = plan_with_half(plain, Request(str(folder), {}), device, checkpoint, None, measure=True)
+    assert facts.half is not None
+    assert facts.half.rescale is not None
+    assert (plan.storage, plan.device_map, plan.rescale) == (BFLOAT16, "auto", None)
