@@ -30,7 +30,7 @@ class Rescue:
         lines = [f"{self.model} (saved in {self.saved}) in float16 on {self.device}: {half}"]
         for gauge, bits in half.rescale.shifts if half.rescale else ():
             lines.append(f"  {gauge.name} 2^-{bits}")
-            lines += [f"    {line}" for line in summary(gauge.moves)]
+            lines += [f"    {line}" for line in summary(gauge, bits)]
         lines += [f"  in float32: {name}" for name in half.islands]
         if half.drift is not None:
             drift = half.drift

@@ -7,7 +7,7 @@ something after them, which forgets their size or is multiplied by the inverse, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
@@ -151,14 +151,14 @@ def gauge_to_dict(gauge: Gauge) -> dict[str, Any]:
     return {"name": gauge.name, "moves": [_plain(move) for move in gauge.moves]}
 
 
-def summary(moves: Iterable[Move]) -> tuple[str, ...]:
-    """Return one line for all moves that differ in nothing but numbers in their names (layers, experts)."""
+def summary(gauge: Gauge, bits: int) -> tuple[str, ...]:
+    """Return what a gauge multiplies, and by what: one line for all that differ in nothing but numbers in their names."""
     counts: dict[str, int] = {}
-    for move in moves:
+    for move in gauge.moves:
         where = re.sub(r"\b\d+\b", "*", move.target)
         part = "" if move.part in (Part.WEIGHT, Part.NUMBER) else f"{move.part} of "
         rows = "" if move.rows is None else f" ({move.rows})"
-        line = f"{part}{where}{rows} 2^{move.power:+d}"
+        line = f"{part}{where}{rows} 2^{move.power * bits:+d}"
         counts[line] = counts.get(line, 0) + 1
     return tuple(f"{line} ({count})" if count > 1 else line for line, count in counts.items())
 

@@ -102,7 +102,7 @@ class Report:
         head = f"{self.model} in {self.dtype}, {len(self.events)} event{'s' * (len(self.events) != 1)}"
         lines = [head]
         for gauge, bits in self.rescale.shifts if self.rescale else ():
-            lines += [f"  rescaled exactly: {gauge.name} 2^-{bits}", *(f"    {line}" for line in summary(gauge.moves))]
+            lines += [f"  rescaled exactly: {gauge.name} 2^-{bits}", *(f"    {line}" for line in summary(gauge, bits))]
         lines += [f"  in float32: {name}" for name in self.islands]
         for event in self.events:
             lines += [f"  {event}", *(f"    instead of {attempt}" for attempt in event.tried)]

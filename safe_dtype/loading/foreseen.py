@@ -64,7 +64,9 @@ def explained(request: Request, *, reads_text: bool) -> Iterator[None]:
         raise CheckpointError(source, failure.problem, failure.advice)
     try:
         yield
-    except (CheckpointError, NothingToCompareError, *_UNREADABLE) as exc:
+    except (NothingToCompareError, *_UNREADABLE) as exc:
+        if isinstance(exc, CheckpointError):  # an OSError, which says already what is wrong
+            raise
         for failure in foreseen(request, reads_text=reads_text):
             raise CheckpointError(source, failure.problem, failure.advice) from exc
         raise

@@ -143,7 +143,7 @@ def test_summary() -> None:
     layer = Move(Part.WEIGHT, "model.layers.0.mlp.experts.3.w2.weight", -1)
     moves = [replace(layer, target=layer.target.replace("s.0.", f"s.{number}.")) for number in range(12)]
     moves += [Move(Part.INPUT, "model.layers.0", -1), Move(Part.NUMBER, "model.norm.eps", -2), PRODUCT.moves[0]]
-    assert summary(moves) == (
+    assert summary(Gauge("g", tuple(moves)), 1) == (
         "model.layers.*.mlp.experts.*.w2.weight 2^-1 (12)",
         "input of model.layers.* 2^-1",
         "model.norm.eps 2^-2",
@@ -154,4 +154,11 @@ def test_summary() -> None:
 @pytest.mark.parametrize("name", ["w1.weight", "layer_2.bias", "h2o"])
 def test_summary_keeps_numbers_in_words(name: str) -> None:
     """Only a number of its own is a layer's: `w1` and `w2` stay apart."""
-    assert summary([Move(Part.WEIGHT, f"blocks.0.{name}", 1)]) == (f"blocks.*.{name} 2^+1",)
+    gauge = Gauge("g", (Move(Part.WEIGHT, f"blocks.0.{name}", 1),))
+    assert summary(gauge, 1) == (f"blocks.*.{name} 2^+1",)
+
+
+def test_summary_tells_the_factors() -> None:
+    """A line has the power of two that a weight is multiplied by, not that of one bit of its gauge."""
+    gauge = Gauge("mlp", (Move(Part.WEIGHT, "up", -1), Move(Part.WEIGHT, "down", 1), Move(Part.NUMBER, "eps", -2)))
+    assert summary(gauge, 8) == ("up 2^-8", "down 2^+8", "eps 2^-16")
