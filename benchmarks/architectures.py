@@ -113,7 +113,7 @@ def rescalings(twin: Twin, model_class: type[PreTrainedModel], config: Pretraine
         "max_rel_error_float64": max((one.proof.max_rel_error for one in residual), default=None),
         "bitwise_float32": all(one.proof.bitwise_float32 for one in residual),
         "bitwise_bfloat16": all(one.proof.bitwise_bfloat16 for one in residual),
-        "moves": {one.gauge.name: summary(one.gauge.moves) for one in residual},
+        "moves": {one.gauge.name: summary(one.gauge, 1) for one in residual},
         "interior": [one.gauge.name for one in found.proved if one.stack is None],
     }
     return row | spoilt(twin, found) | transferred(twin, found, model_class, config)
