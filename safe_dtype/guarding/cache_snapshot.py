@@ -7,7 +7,7 @@ full static window) is cloned before the step; it is small. A class of cache tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -50,8 +50,8 @@ class CacheSnapshot:
         self._count = profile.count
         self._own = cache.__dict__.copy()
         self._lengths = profile.lengths()
-        self._counters = profile.counters() if profile.static else []
-        self._restores: list[Restore] = []
+        self._counters = profile.counters() if profile.static else ()
+        self._restores: Sequence[Restore] = ()
         if profile.special:
             new_tokens = _new_tokens(kwargs)
             self._restores = [take(layer, new_tokens) for take, layer in profile.special]
@@ -70,10 +70,10 @@ class CacheSnapshot:
         for restore in self._restores:
             restore()
         static = self._profile.static
-        counters = self._counters * len(static) if self._profile.static_even else self._counters
+        counters = [*self._counters] * len(static) if self._profile.static_even else self._counters
         for layer, counter in zip(static, counters, strict=True):
             _rewind(layer, counter)
-        lengths = self._lengths * len(self._profile.grown) if self._profile.even else self._lengths
+        lengths = [*self._lengths] * len(self._profile.grown) if self._profile.even else self._lengths
         done = [_cut(layer, length) for layer, length in zip(self._profile.grown, lengths, strict=True)]
         return all(done)
 
@@ -119,16 +119,17 @@ class _Profile:
         self.static_even = len({int(layer.cumulative_length) for layer in self.static}) == 1
 
     def is_of(self, cache: Any) -> bool:
-        """Whether it still holds for the cache that it was made of."""
-        return self.settled and self.count == len(cache.layers) and not cache.offloading
+        """Whether `cache` is the one that it was made of, for which it still holds."""
+        is_same = self.cache() is cache
+        return is_same and self.settled and self.count == len(cache.layers) and not cache.offloading
 
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Return the length of every layer that grows; where all are even, of the first."""
         if self.even:
-            return [_length(self.grown[0])]
+            return (_length(self.grown[0]),)
         return [_length(layer) for layer in self.grown]
 
-    def counters(self) -> list[torch.Tensor]:
+    def counters(self) -> Sequence[torch.Tensor]:
         """Return copies of the counters of the static layers, one for all where they are even.
 
         They stay on their device: reading one would synchronize.
@@ -146,7 +147,7 @@ _latest: list[ref[_Profile]] = []
 def _profile_of(cache: Any) -> _Profile | None:
     """Return how snapshots of a cache are taken; None where its class is not known."""
     latest = _latest[0]() if _latest else None
-    if latest is not None and latest.cache() is cache and latest.is_of(cache):
+    if latest is not None and latest.is_of(cache):
         return latest
     if not _is_of_known_class(cache):
         return None

@@ -13,16 +13,16 @@ _LOOK_AGAIN = 0.05  # seconds; a thread that was interrupted while it let go may
 
 
 class Turn:
-    """What a thread has while it runs a step, or waits for a change or makes one.
+    """What a thread has while it runs a step, or waits for a change or makes one. The lock keeps which thread that is.
 
     The lock references it weakly: an exception of a signal may end a thread's step between any two lines, and what
     nobody has any more does not count.
     """
 
-    __slots__ = ("__weakref__", "thread")
+    __slots__ = ("__weakref__",)
 
-    def __init__(self) -> None:
-        self.thread = get_ident()
+
+Turns = dict[int, tuple[ref[Turn], int]]  # by the id of the turn: the turn, and the thread
 
 
 class ModelLock:
@@ -37,15 +37,15 @@ class ModelLock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
-        self._steps: dict[int, ref[Turn]] = {}  # by the id of the turn
-        self._changes: dict[int, ref[Turn]] = {}  # the first is made, unless it waits for steps; the others wait
+        self._steps: Turns = {}
+        self._changes: Turns = {}  # the first is made, unless it waits for steps; the others wait
         _locks.add(self)
 
     def begin_step(self, turn: Turn | None = None) -> Turn:
         """Wait until nobody changes the model, then count as running until `end_step`. With a turn, it is used again."""
         turn = turn or Turn()
         # First told, then looked; who changes the model is told first as well. So one of both sees the other, unlocked.
-        self._steps[id(turn)] = ref(turn)
+        self._steps[id(turn)] = ref(turn), get_ident()
         if self._changes:
             self._give_way(turn)
         return turn
@@ -68,8 +68,8 @@ class ModelLock:
         turn = turn or Turn()
         try:
             with self._lock:
-                self._changes[id(turn)] = ref(turn)
-                while not self._may_change(turn.thread):
+                self._changes[id(turn)] = ref(turn), get_ident()
+                while not self._may_change(get_ident()):
                     self._condition.wait(_LOOK_AGAIN)
             yield
         finally:
@@ -90,9 +90,9 @@ class ModelLock:
         with self._lock:
             self._steps.pop(id(turn), None)
             self._condition.notify_all()  # a change may have seen it
-            while self._changes and self._must_wait(turn.thread):
+            while self._changes and self._must_wait(get_ident()):
                 self._condition.wait(_LOOK_AGAIN)
-            self._steps[id(turn)] = ref(turn)
+            self._steps[id(turn)] = ref(turn), get_ident()
 
     def _must_wait(self, thread: int) -> bool:
         changing = {changer for _, changer in _alive(self._changes)}
@@ -106,13 +106,14 @@ class ModelLock:
         return changing[0] == thread and not running
 
 
-def _alive(turns: dict[int, ref[Turn]]) -> list[tuple[int, int]]:
+def _alive(turns: Turns) -> list[tuple[int, int]]:
     """Return the turns that somebody still has, by number and thread, in their order."""
     alive = []
-    for number, reference in list(turns.items()):
-        if (turn := reference()) is not None:
-            alive.append((number, turn.thread))
-        elif turns.get(number) is reference:
+    for number, entry in list(turns.items()):
+        turn, thread = entry
+        if turn() is not None:
+            alive.append((number, thread))
+        elif turns.get(number) is entry:
             del turns[number]
     return alive
 

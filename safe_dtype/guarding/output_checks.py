@@ -16,13 +16,15 @@ from torch import nn
 
 from ..models.blocks import block_names
 from ..numerics.followed import is_followed
-from ..verifying.result_fields import is_looked_at, results_of
+from ..verifying.result_fields import Named, is_looked_at, results_of
 from .passing_hooks import hooked
 
 # -Inf is legal in scores, where it rules classes out, and in what has no name; a box or a depth of -Inf is an overflow.
 _RULED_OUT = ("logit", "score", "prob", "mask", "bias")
 # Clamped values lie at the end of float16 or 1000 below it (64504 is rounded to 64512).
 _PINNED = 64504.0
+_TENSOR = torch.Tensor
+_largest = torch.max  # quicker than the method, and than amax
 
 Peaks = list[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
 
@@ -50,15 +52,13 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     or hidden states. Costs one reduction for each tensor of results, and one read of a device's memory for all of them.
     `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
     """
-    results = numbers_of(output)
+    named = results_of(output)
+    if len(named) == 1 and _is_finite_at_once(*named[0]):  # as at nearly every step
+        return SOUND
+    results = _numbers_in(named)
     if "labels" in kwargs and isinstance(output, tuple):
         results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
-    if len(results) == 1:
-        name, tensor = results[0]
-        is_right = math.isfinite(_soundness_flag(name, tensor).item())
-    else:
-        is_right = all(_read([_soundness_flag(name, tensor) for name, tensor in results]))
-    if is_right:
+    if all(_read([_soundness_flag(name, tensor) for name, tensor in results])):
         return SOUND
     spoiled = spoiled_rows(results)
     mask = _mask_of(kwargs)
@@ -68,11 +68,15 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     return Soundness.PADDING if hidden else _SPOILED
 
 
-def numbers_of(output: Any) -> list[tuple[str, torch.Tensor]]:
+def numbers_of(output: Any) -> Named:
     """Return the results in `output` by name, as real numbers that can be looked at."""
+    return _numbers_in(results_of(output))
+
+
+def _numbers_in(named: Named) -> Named:
     results = []
-    for name, tensor in results_of(output):  # at every step, where a comprehension is one more call
-        if is_looked_at(tensor) and not (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+    for name, tensor in named:
+        if is_looked_at(tensor) and not _is_captured(tensor):
             real = tensor.detach() if tensor.requires_grad else tensor
             results.append((name, torch.view_as_real(real.resolve_conj()) if real.dtype.is_complex else real))
     return results
@@ -93,20 +97,41 @@ def _mask_of(kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     return mask if isinstance(mask, torch.Tensor) else None
 
 
-@cache
-def _may_be_ruled_out(name: str) -> bool:
-    last = name.rpartition(".")[2]
-    return last == "output" or last.isdigit() or any(word in last for word in _RULED_OUT)
+class _RuledOut(dict[str, bool]):
+    """Whether -Inf is legal in a result, by each name that was asked for: at every step, where a call takes longer."""
+
+    def __missing__(self, name: str) -> bool:
+        last = name.rpartition(".")[2]
+        self[name] = legal = last == "output" or last.isdigit() or any(word in last for word in _RULED_OUT)
+        return legal
+
+
+_ruled_out = _RuledOut()
+
+
+def _is_captured(tensor: torch.Tensor) -> bool:
+    """Whether what is done with `tensor` goes into a CUDA graph: nothing can be read meanwhile."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _is_finite_at_once(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is sound, asked before whether it has numbers at all: to tell that takes longer."""
+    if type(tensor) is not _TENSOR or (not tensor.is_cpu and _is_captured(tensor)):
+        return False
+    try:
+        return math.isfinite(_soundness_flag(name, tensor).item())
+    except RuntimeError:  # complex, sparse, nested, empty, meta: it has no largest number
+        return False
 
 
 def _soundness_flag(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor of one element that is finite where all of `tensor` is sound. Nothing is read."""
-    if not _may_be_ruled_out(name):
+    if not _ruled_out[name]:
         smallest, largest = tensor.aminmax()
         return torch.maximum(largest, -smallest)
     shape = tensor.shape
     if len(shape) < 2 or tensor.numel() == shape[-1]:
-        return tensor.max()  # quicker than amax
+        return _largest(tensor)
     # The finite lie between -Inf and +Inf; a sum of finite numbers may overflow, a largest may not.
     smallest, largest = tensor.amax(-1).aminmax()
     return torch.maximum(largest, -smallest)
@@ -131,7 +156,7 @@ def _of_one_dtype(flags: list[torch.Tensor]) -> list[torch.Tensor]:
 def _row_is_spoiled(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dim() == 0:
         return ~tensor.isfinite()
-    return ~(tensor.amax(-1).isfinite() if _may_be_ruled_out(name) else tensor.isfinite().all(-1))
+    return ~(tensor.amax(-1).isfinite() if _ruled_out[name] else tensor.isfinite().all(-1))
 
 
 @contextmanager

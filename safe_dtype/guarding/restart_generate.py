@@ -65,7 +65,9 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
         kwargs = {**kwargs, "streamer": streamer}
     if guard.version:
         args, kwargs = up_to_date(guard, args, kwargs)
-    snapshot = StepSnapshot(guard.places, args, kwargs, module=guard.model(), written=guard.written_in_steps())
+    snapshot = StepSnapshot(
+        guard.places, args, kwargs, module=guard.model(), written=replace(guard.written_in_steps(), draws=True)
+    )
     tried = TriedRemedies()
     failed_at = 0
     around, asked, step = here.nets, here.asked, here.step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 from weakref import WeakSet
 
@@ -20,7 +21,7 @@ from ..models.needed import changing, share
 from ..models.recast import main_dtype
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
-from ..rescaling import dtype_left, rescaled_of
+from ..rescaling import departures, dtype_left, rescaled_of
 from .callers_autocast import AutocastOverride
 from .failure import Event, Report
 from .model_lock import ModelLock
@@ -64,6 +65,7 @@ class Guard:
         self.refusals: list[str] = []  # the texts of the errors of ours that have ended calls, the latest last
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
+        self.departures = -1  # of all models, when this one was last asked whether it was among them
         self.written: dict[tuple[Any, ...], Written] = {}  # by the module called and the names of its arguments
         self.calls = 0  # how many steps were run outside `generate`
         self.left: set[torch.dtype] = set()  # dtypes the model was in: what comes in them is cast
@@ -75,9 +77,6 @@ class Guard:
         self.override: AutocastOverride | None = None  # of the caller's own autocast
         self.runs_eagerly = False  # the compiled form failed
         self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
-        self._blocks: list[nn.Module] | None = None
-        self._places: list[Place] | None = None
-        self._parts: WeakSet[nn.Module] | None = None
         # Methods, by class and name, that were found to run no module, and those that return floating numbers.
         self.without_modules: set[tuple[type, str]] = set()
         self.with_numbers: set[tuple[type, str]] = set()
@@ -103,7 +102,8 @@ class Guard:
             fresh.refusals, fresh.batch_errors = list(self.refusals), {}
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
-            fresh._blocks = fresh._places = fresh._parts = None
+            for name in ("blocks", "places", "parts"):
+                fresh.__dict__.pop(name, None)
             share(self, fresh)
             with changing():
                 _guards.add(fresh)
@@ -113,13 +113,11 @@ class Guard:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    @property
+    @cached_property
     def blocks(self) -> list[nn.Module]:
         """The blocks whose values are watched in float16: those that clamp; all where the model was made wider."""
-        if self._blocks is None:
-            model = self.model()
-            self._blocks = watched_blocks(model, self._was_wider()) if model is not None else []
-        return self._blocks
+        model = self.model()
+        return watched_blocks(model, self._was_wider()) if model is not None else []
 
     def _was_wider(self) -> bool:
         """Whether the model was made in a dtype whose range float16 does not have."""
@@ -133,6 +131,7 @@ class Guard:
 
     def notice_change(self) -> None:
         """Follow the model where its rescale was taken back since, and its dtype with it."""
+        self.departures = departures.count
         model = self.model()
         if model is not None and (left := dtype_left(model)) is not None:
             self.left.add(left)
@@ -142,24 +141,20 @@ class Guard:
 
     def look_anew(self) -> None:
         """Find out again which blocks are to be watched."""
-        self._blocks = None
+        self.__dict__.pop("blocks", None)
 
-    @property
+    @cached_property
     def places(self) -> list[Place]:
         """Where modules keep states as plain attributes."""
-        if self._places is None:
-            model = self.model()
-            self._places = state_places(model) if model is not None else []
-        return self._places
+        model = self.model()
+        return state_places(model) if model is not None else []
 
-    @property
+    @cached_property
     def parts(self) -> WeakSet[nn.Module]:
         """The modules whose calls are steps of this guard: its model and the models of transformers inside it."""
-        if self._parts is None:
-            model = self.model()
-            inner = model.modules() if model is not None else ()
-            self._parts = WeakSet(part for part in inner if part is model or isinstance(part, PreTrainedModel))
-        return self._parts
+        model = self.model()
+        inner = model.modules() if model is not None else ()
+        return WeakSet(part for part in inner if part is model or isinstance(part, PreTrainedModel))
 
     def written_in_steps(self) -> Written:
         """Return what steps of all kinds were seen to write into; of their inputs those that have a name."""

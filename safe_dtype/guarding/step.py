@@ -20,10 +20,11 @@ from ..facts import FLOAT32
 from ..models.cast_back import as_they_are
 from ..models.casting import FLOATS, cast, cast_cache, is_finite
 from ..models.recast import main_dtype
+from ..rescaling import departures
 from .blame import Blame, module_raising, module_spoiling, name_of
 from .classify import classify
 from .compute_dtype import as_planned
-from .diagnosis import Findings, ModuleCall, is_vetoed, leaves_on_purpose
+from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, is_vetoed, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
 from .diagnosis.module_call import FinishedCall, finished_calls
@@ -45,9 +46,7 @@ from .output_checks import SOUND, Soundness, numbers_of, saturated, saturation_w
 from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, note_refusal, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .written.written_places import NOTHING, Written, hand_back
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from .written.written_places import NOTHING, hand_back
 
 
 class RestartNeededError(Exception):
@@ -68,6 +67,8 @@ def guarded_step(
 ) -> Any:  # fmt: skip
     """Call `forward(*args, **kwargs)`, a call of the guarded model or of a model inside it, until it comes out right.
 
+    What runs in it is a part of this step, see `is_covered`.
+
     Args:
         guard: The guard.
         module: The model that is called.
@@ -82,75 +83,69 @@ def guarded_step(
         CannotResumeError: If the model was cured, and the call cannot be repeated.
         DeviceLostError: If the device is lost.
     """
-    chain = _Chain(entry)
+    turn = Turn()  # one for all attempts and changes, so that all end with it
+    snapshot: StepSnapshot | None = None  # of the state before the latest attempt
+    tried: TriedRemedies | None = None
+    plain, own = forward, (args, kwargs)
+    thread = here.__dict__  # found once for all that follows: that of a thread takes longer than another
+    around = thread.get("running", ())
+    thread["running"] = (*around, (guard, module, entry))
     try:
-        return _until_right(guard, module, forward, args, kwargs, chain)
+        while True:
+            guard.lock.begin_step(turn)
+            try:
+                if guard.version or guard.departures != departures.count:
+                    args, kwargs = _up_to_date(guard, args, kwargs, tried)
+                version = guard.version
+                kind = (module, entry, len(args), *kwargs)
+                written = guard.written.get(kind, NOTHING)
+                snapshot = StepSnapshot(guard.places, args, kwargs, module, written)
+                forward = as_planned(guard, plain, args, kwargs)
+                output, trouble = _attempt(guard, forward, args, kwargs)
+            finally:
+                guard.lock.end_step(turn)
+            if trouble is None:
+                if not written.is_settled:
+                    guard.written[kind] = written = written.and_then(snapshot.written())
+                break
+            tried = tried or _nothing_tried(trouble, output)
+            call = Call(guard, module, forward, args, kwargs, snapshot, entry)
+            recovery = _after_trouble(call, tried, trouble, output, version, turn)
+            if recovery.result is StepResult.PASSED:
+                output = recovery.output
+                break
+            if recovery.result is not StepResult.CURED:
+                return _ended(recovery, tried, trouble, call, output, (plain, *own))
+            del output
+        if written.inputs:  # into copies of inputs, it may be
+            hand_back(written.inputs, own, (args, kwargs))
+        if tried is not None:
+            keep_lessons(guard, tried)
+        guard.count_step(output)
     except BaseException as exc:
-        guard.lock.end(chain.turn)
-        _leave(guard, exc, chain)
-        if isinstance(exc, (StrictModeError, NoDtypeLeft)):
-            note_refusal(guard, exc)
+        guard.lock.end(turn)
+        _leave(guard, exc, snapshot, tried)
         raise
+    finally:
+        thread["running"] = around
+    return output
 
 
-class _Chain:
-    """What one call of `entry` has led to: the state before its latest attempt, and the remedies that were tried."""
-
-    __slots__ = ("entry", "snapshot", "tried", "turn")
-
-    def __init__(self, entry: str) -> None:
-        self.entry = entry
-        self.turn = Turn()  # one for all attempts and changes, so that all end with it
-        self.snapshot: StepSnapshot | None = None
-        self.tried: TriedRemedies | None = None
-
-
-def _until_right(
-    guard: Guard, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-    chain: _Chain,
-) -> Any:  # fmt: skip
-    own = (args, kwargs)
-    while True:
-        guard.lock.begin_step(chain.turn)
-        try:
-            guard.notice_change()
-            version = guard.version
-            if version:
-                if chain.tried is not None:
-                    chain.tried.log.add(as_they_are([*args, *kwargs.values()], main_dtype_of(guard)))
-                args, kwargs = up_to_date(guard, args, kwargs)
-            kind = (module, chain.entry, len(args), *kwargs)
-            written = guard.written.get(kind, NOTHING)
-            random = written.draws or not written.is_settled
-            chain.snapshot = snapshot = StepSnapshot(
-                guard.places, args, kwargs, random=random, module=module, written=written
-            )
-            forward = as_planned(guard, plain, args, kwargs)
-            output, trouble = _attempt(guard, forward, args, kwargs)
-        finally:
-            guard.lock.end_step(chain.turn)
-        if trouble is None:
-            if not written.is_settled:
-                guard.written[kind] = written = written.and_then(snapshot.written())
-            return _counted(guard, chain, written, own, (args, kwargs), output)
-        tried = chain.tried = chain.tried or _nothing_tried(trouble, output)
-        call = Call(guard, module, forward, args, kwargs, snapshot, chain.entry)
-        with changing(guard, chain.turn):
-            # While this thread waited, another may have cured the model; or the call itself had it changed.
-            guard.notice_change()
-            if guard.version != version and snapshot.roll_back(recast=True):
-                continue
-            # A model compiled around its guard has a compiler follow all that runs in it: not what is done to cure it.
-            recovery = torch.compiler.disable(_recover)(  # type: ignore[no-untyped-call]
-                guard, tried, trouble, call, output
-            )
-        if recovery.result is StepResult.PASSED:
-            return _counted(guard, chain, written, own, (args, kwargs), recovery.output)
-        if recovery.result is StepResult.OWN:
-            call = replace(call, forward=as_planned(guard, plain, *own), args=own[0], kwargs=own[1])
-        if recovery.result is not StepResult.CURED:
-            return _ended(recovery, tried, trouble, call, output)
-        del output
+def _after_trouble(
+    call: Call, tried: TriedRemedies, trouble: Trouble, output: Any, version: int, turn: Turn
+) -> Recovery:
+    """Change the model, with everybody else waiting, so that the step comes out right; `version` is what it ran with."""
+    guard = call.guard
+    with changing(guard, turn):
+        # While this thread waited, another may have cured the model; or the call itself had it changed.
+        guard.notice_change()
+        if guard.version != version and call.snapshot.roll_back(recast=True):
+            return Recovery(StepResult.CURED)
+        # A model compiled around its guard has a compiler follow all that runs in it: not what is done to cure it.
+        recovery: Recovery = torch.compiler.disable(_recover)(  # type: ignore[no-untyped-call]
+            guard, tried, trouble, call, output
+        )
+        return recovery
 
 
 def _nothing_tried(trouble: Trouble, output: Any) -> TriedRemedies:
@@ -159,12 +154,18 @@ def _nothing_tried(trouble: Trouble, output: Any) -> TriedRemedies:
     return tried
 
 
-def _ended(recovery: Recovery, tried: TriedRemedies, trouble: Trouble, call: Call, output: Any) -> Any:
-    """Return or raise what the caller gets of a step that was not cured."""
+def _ended(
+    recovery: Recovery, tried: TriedRemedies, trouble: Trouble, call: Call, output: Any,
+    own: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]],
+) -> Any:  # fmt: skip
+    """Return or raise what the caller gets of a step that was not cured; `own` is what it has called, and with what."""
     if trouble.error is not None:
         raise tried.error_for(trouble.error)
     if recovery.result is StepResult.LET_BE:
         return output
+    if recovery.result is StepResult.OWN:
+        forward, args, kwargs = own
+        call = replace(call, forward=as_planned(call.guard, forward, args, kwargs), args=args, kwargs=kwargs)
     # Handed on as it is. The state was brought back, so the step is made once more.
     repeated = call.forward(*call.args, **call.kwargs)
     if recovery.result is StepResult.OWN:
@@ -173,21 +174,13 @@ def _ended(recovery: Recovery, tried: TriedRemedies, trouble: Trouble, call: Cal
     return repeated
 
 
-def _counted(guard: Guard, chain: _Chain, written: Written, own: Arguments, passed: Arguments, output: Any) -> Any:
-    """Return what a step that came out right returns; what it wrote into copies of inputs is in those of the caller."""
-    if written.inputs:
-        hand_back(written.inputs, own, passed)
-    if chain.tried is not None:
-        keep_lessons(guard, chain.tried)
-    guard.count_step(output)
-    return output
-
-
-def _leave(guard: Guard, exc: BaseException, chain: _Chain) -> None:
+def _leave(guard: Guard, exc: BaseException, snapshot: StepSnapshot | None, tried: TriedRemedies | None) -> None:
     """Bring back what the step changed, and what remedies did that have not helped; `exc` ends the call."""
-    snapshot, tried = chain.snapshot, chain.tried
+    if isinstance(exc, (StrictModeError, NoDtypeLeft)):
+        note_refusal(guard, exc)
     has_changed = tried is not None and tried.has_changed
-    if snapshot is None or isinstance(exc, CHANGES_STAY) or (not has_changed and leaves_on_purpose(exc)):
+    is_wanted = leaves_on_purpose(exc) or (tried is None and is_raised_by_a_hook(exc))
+    if snapshot is None or isinstance(exc, CHANGES_STAY) or (not has_changed and is_wanted):
         return
     with suppress(RuntimeError):  # the device may be lost
         snapshot.roll_back()
@@ -354,6 +347,17 @@ def _by_experiment(
         return examined
     failure, findings = examined
     return failure, Blame(blamed if findings.module in (None, model) else findings.module), findings
+
+
+def _up_to_date(
+    guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any], tried: TriedRemedies | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    guard.notice_change()
+    if not guard.version:
+        return args, kwargs
+    if tried is not None:
+        tried.log.add(as_they_are([*args, *kwargs.values()], main_dtype_of(guard)))
+    return up_to_date(guard, args, kwargs)
 
 
 def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -39,7 +39,6 @@ class StepSnapshot:
         places: Where modules keep states as plain attributes.
         args: The arguments of the call.
         kwargs: Its keyword arguments.
-        random: Whether it may draw random numbers.
         module: What is called.
         written: What such calls were seen to write into; while that is not settled, everything is looked at.
     """
@@ -49,11 +48,11 @@ class StepSnapshot:
     )  # fmt: skip
 
     def __init__(
-        self, places: Sequence[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, random: bool = True,
+        self, places: Sequence[Place], args: tuple[Any, ...], kwargs: Mapping[str, Any],
         module: nn.Module | None = None, written: Written = NOTHING,
     ) -> None:  # fmt: skip
         self._caches: list[CacheSnapshot] = []
-        self._lists: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._lists: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
         self.obstacle = ""  # why the last way back did not lead to the beginning
         self.resumable = True
         versions: Versions = []
@@ -64,11 +63,11 @@ class StepSnapshot:
             elif type(value) not in _PLAIN:
                 self._add(value, kwargs)
             elif name in STATE_LISTS and isinstance(value, (list, tuple)):
-                self._lists += [(item, item.clone()) for item in value if isinstance(item, torch.Tensor)]
+                self._lists += tuple((item, item.clone()) for item in value if isinstance(item, torch.Tensor))
         if args:
             self._add_positional(args, kwargs, versions)
         self._model: ModelMemo | None = None
-        self._places: list[PlaceMemo] = []
+        self._places: Sequence[PlaceMemo] = ()
         is_new = module is not None and not written.is_settled
         room = Room(ROOM) if is_new or written.places else UNBOUNDED
         self._inputs: InputMemo | None = None
@@ -78,10 +77,12 @@ class StepSnapshot:
         if module is not None and is_new:
             self._model = ModelMemo(module, room)
         if places or written.places:  # nearly no model has any: not even a loop over nothing
-            self._places = [PlaceMemo(WrittenPlace(*place, is_buffer=False), UNBOUNDED) for place in places]
-            self._places += [PlaceMemo(place, room if into else None) for place, into in written.places.items()]
+            self._places = [
+                *(PlaceMemo(WrittenPlace(*place, is_buffer=False), UNBOUNDED) for place in places),
+                *(PlaceMemo(place, room if into else None) for place, into in written.places.items()),
+            ]
         self._weights = written.weights
-        self._random = _random_states() if random else []
+        self._random = _random_states() if written.draws or not written.is_settled else ()
 
     def _add_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], versions: Versions) -> None:
         for value in args:
@@ -172,7 +173,7 @@ def _keeps_state(value: Any) -> bool:
     return any(word in type(value).__name__ for word in ("Cache", "State", "Session"))
 
 
-def _random_states() -> list[tuple[torch.Generator, torch.Tensor]]:
+def _random_states() -> Sequence[tuple[torch.Generator, torch.Tensor]]:
     generators = [torch.default_generator]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         generators += torch.cuda.default_generators

@@ -14,7 +14,7 @@ from types import FunctionType
 from typing import Any
 from weakref import WeakSet
 
-import torch
+from torch.compiler import is_dynamo_compiling
 
 from .needed import Needed, changing, let_go
 
@@ -82,7 +82,7 @@ class _Wrapper:
         @functools.wraps(getattr(static, "__func__", static))
         def wrapper(self_or_class: Any, /, *args: Any, **kwargs: Any) -> Any:
             # First, for a compiler follows this line and nothing else of ours.
-            if torch.compiler.is_compiling():
+            if is_dynamo_compiling():
                 return original(self_or_class, *args, **kwargs)
             return (wrapped if active else pass_on)(self_or_class, args, kwargs)
 

@@ -6,13 +6,14 @@ from .folding.fold import Fold
 from .folding.in_force import keep_rescaled
 from .folding.prove import Effect, fold_in
 from .folding.rescaled import Rescaled, rescaled_of
-from .folding.taking_back import dtype_left
+from .folding.taking_back import departures, dtype_left
 
 __all__ = [
     "Effect",
     "Fold",
     "Found",
     "Rescaled",
+    "departures",
     "dtype_left",
     "fit_to_half",
     "fold_in",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import cache
 from typing import Any
 
 import torch
@@ -35,10 +34,23 @@ class Role(Enum):
 _ASIDE, _PART, _RESULT = Role.ASIDE, Role.PART, Role.RESULT  # asking the class takes longer than the rest of a look
 
 
-@cache
+class _Roles(dict[object, Role]):
+    """What a field of each name is that was asked for: asked at every step, where a call takes longer."""
+
+    def __missing__(self, field_name: object) -> Role:
+        self[field_name] = role = _role(str(field_name))
+        return role
+
+
+_roles = _Roles()
+
+
 def role_of(field_name: object) -> Role:
     """Return what a field of this name is, from the names that transformers' outputs have. A number names nothing."""
-    name = str(field_name)
+    return _roles[field_name]
+
+
+def _role(name: str) -> Role:
     if "loss" in name.split("_") or name in _STATES or name.endswith(("past_key_values", "_cache", "cache_params")):
         return Role.ASIDE
     if name.endswith("attentions") or "router" in name.split("_"):
@@ -70,12 +82,12 @@ def results_of(output: Any) -> Named:
 
 def _collect(path: str, items: Iterable[tuple[Any, Any]], results: Named, parts: Named, depth: int) -> None:
     for name, item in items:
-        role = role_of(name)
+        role = _roles[name]
         if role is _ASIDE or item is None:
             continue
         if isinstance(item, Tensor):
             if (dtype := item.dtype).is_floating_point or dtype.is_complex:
-                (parts if role is _PART else results).append((f"{path}{name}", item))
+                (parts if role is _PART else results).append((path + str(name), item))
         elif role is _RESULT and depth < _DEEPEST and (inner := _items(item, depth + 1)):
             _collect(f"{path}{name}.", inner, results, parts, depth + 1)
 

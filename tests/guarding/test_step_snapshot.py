@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from guarding.generators import tiny
 from torch import nn
 
 from safe_dtype.guarding.step_snapshot import StepSnapshot, state_places
+from safe_dtype.guarding.written.written_places import NOTHING
 
 IDS = torch.arange(3, 9)[None]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -36,7 +39,8 @@ def test_random_numbers() -> None:
     assert snapshot.drew()
     assert snapshot.roll_back()
     assert torch.equal(torch.rand(3), drawn)
-    assert not StepSnapshot([], (), {}, random=False).drew()
+    settled = replace(NOTHING, is_settled=True)
+    assert not StepSnapshot([], (), {}, written=settled).drew()
 
 
 @torch.no_grad()

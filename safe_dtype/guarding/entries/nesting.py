@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
 from ..state import CALL, Guard, here
-from ..step import guarded_step
 from .entry_methods import FORWARD
 
 _GENERATE = "generate"
@@ -21,13 +19,14 @@ def is_covered(guard: Guard, module: nn.Module, entry: str) -> bool:
     Only steps of the guard that answers for `module` count, and of those whose models contain it: a model that is merely
     called by another one, as a teacher is, has steps of its own.
     """
-    running = here.running
-    if not running:
-        return False
-    return any(
-        (running_guard is guard or module in running_guard.parts) and not _drives(caller, entered, module, entry)
-        for running_guard, caller, entered in running
-    )
+    for running_guard, caller, entered in reversed(here.running):
+        if (
+            running_guard is guard and entered is CALL
+        ):  # nearly always the innermost is one, and this all there is to it
+            return True
+        if (running_guard is guard or module in running_guard.parts) and not _drives(caller, entered, module, entry):
+            return True
+    return False
 
 
 def _drives(caller: nn.Module, method: str, module: nn.Module, entry: str) -> bool:
@@ -36,19 +35,6 @@ def _drives(caller: nn.Module, method: str, module: nn.Module, entry: str) -> bo
         return False
     can_generate = getattr(module, "can_generate", None)
     return module is caller or (callable(can_generate) and bool(can_generate()))
-
-
-def run_step(
-    guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any],
-    entry: str = CALL,
-) -> Any:  # fmt: skip
-    """Run a guarded step that is no part of another; see `guarded_step`."""
-    around = here.running
-    here.running = (*around, (guard, module, entry))
-    try:
-        return guarded_step(guard, module, forward, args, kwargs, entry)
-    finally:
-        here.running = around
 
 
 @contextmanager

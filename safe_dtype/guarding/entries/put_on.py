@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import compiler, nn
 from transformers import PreTrainedModel
 
 from ...models.wrapped_methods import Wrap, owner_of, wrap_method
@@ -15,10 +15,13 @@ from ...numerics.followed import is_followed
 from ..generate_batch import guarded_batch, step_of_a_batch
 from ..restart_generate import guarded_generate
 from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
+from ..step import guarded_step
 from .codes import Codes, with_numbers
 from .entry_methods import FORWARD, entry_methods, is_step
-from .nesting import is_covered, run_step, set_aside
+from .nesting import is_covered, set_aside
 from .own_forward import put_on_own
+
+_is_tracing = torch._C._is_tracing
 
 
 def put_on(guard: Guard, model: nn.Module) -> None:
@@ -57,7 +60,7 @@ def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
             return call(*args, **kwargs)
         if _is_let_be(guard, self, CALL):
             return step_of_a_batch(guard, self, call, args, kwargs) if guard.batches else call(*args, **kwargs)
-        return run_step(guard, self, call, args, kwargs)
+        return guarded_step(guard, self, call, args, kwargs)
 
     return __call__
 
@@ -68,11 +71,11 @@ def _guard_method(name: str) -> Wrap:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def method(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            guard = self.__dict__.get(ATTRIBUTE)
-            # Inside a call of the same model, as nearly always, at no cost that counts.
-            if guard is None or ((steps := here.running) and steps[-1][0] is guard and steps[-1][2] is CALL):
+            # Inside a call of the same module, as nearly always, at no cost that counts.
+            if (steps := here.running) and steps[-1][1] is self and steps[-1][2] is CALL:
                 return original(self, *args, **kwargs)
-            if _is_let_be(guard, self, name):
+            guard = self.__dict__.get(ATTRIBUTE)
+            if guard is None or _is_let_be(guard, self, name):
                 return original(self, *args, **kwargs)
             return run(guard, self, original.__get__(self), args, kwargs)
 
@@ -84,7 +87,7 @@ def _guard_method(name: str) -> Wrap:
 def _run_forward(
     guard: Guard, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    return run_step(guard, module, forward, args, kwargs, FORWARD)
+    return guarded_step(guard, module, forward, args, kwargs, FORWARD)
 
 
 def _run_method(
@@ -95,8 +98,8 @@ def _run_method(
     if known in guard.without_modules or not is_step(args, kwargs):
         return method(*args, **kwargs)
     if known in guard.with_numbers:
-        return run_step(guard, module, method, args, kwargs, name)
-    output = run_step(guard, module, with_numbers(module, method), args, kwargs, name)
+        return guarded_step(guard, module, method, args, kwargs, name)
+    output = guarded_step(guard, module, with_numbers(module, method), args, kwargs, name)
     if isinstance(output, Codes):
         return output.output
     guard.with_numbers.add(known)
@@ -104,11 +107,11 @@ def _run_method(
 
 
 def _is_let_be(guard: Guard, module: nn.Module, entry: str) -> bool:
-    """Whether a call is no step: in training, while tracing, and inside of one."""
+    """Whether a call is no step: in training, while tracing or exporting, and inside of one."""
     if (here.running and is_covered(guard, module, entry)) or module.training or guard.batches:
         return True
     # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
-    return "_is_replica" in module.__dict__ or torch._C._is_tracing() or is_followed()
+    return "_is_replica" in module.__dict__ or compiler._is_compiling_flag or _is_tracing() or is_followed()
 
 
 def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,7 +126,7 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
                 return self(*args, **kwargs)
             if is_followed():
                 return compiled(*args, **kwargs)
-            return run_step(guard, self, forward, args, kwargs)
+            return guarded_step(guard, self, forward, args, kwargs)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return (self if guard.runs_eagerly else compiled)(*args, **kwargs)

@@ -22,6 +22,15 @@ from .rounded_weights import RoundedWeights
 _LEFT = "_safe_dtype_left"  # in the __dict__ of the model, until its guard has read it
 
 
+class _Departures:
+    """How often models of this process have left their dtype so: whoever asks at every step asks this first."""
+
+    count = 0
+
+
+departures = _Departures()
+
+
 def take_back(rescaled: Rescaled, cause: str, *, own: Collection[str] = ()) -> tuple[torch.dtype, torch.dtype] | None:
     """Undo the rescale in force, because the model is about to be changed or was; warn where it leaves float16 by that.
 
@@ -54,6 +63,7 @@ def take_back(rescaled: Rescaled, cause: str, *, own: Collection[str] = ()) -> t
         warn(f"{text}. It stays in float16, where it may overflow: {reason}")
         return None
     model.__dict__[_LEFT] = torch.float16
+    departures.count += 1
     warn(f"{text}, and it goes on in {wider}. Next: to train it or put hooks on it, load it with dtype='{wider}'")
     return torch.float16, getattr(torch, wider.name)
 
