@@ -21,11 +21,12 @@ def is_of_a_signal(exc: BaseException) -> bool:
 
 def _codes_of_handlers() -> set[CodeType]:
     handlers = (signal.getsignal(number) for number in signal.valid_signals())
-    codes = {_code_of(handler) for handler in handlers if callable(handler)}
+    codes = {code_of(handler) for handler in handlers if callable(handler)}
     return {code for code in codes if isinstance(code, CodeType)}
 
 
-def _code_of(handler: Any) -> Any:
+def code_of(handler: Any) -> Any:
+    """Return the code that runs when a function, method, partial or object is called; None where it is not Python's."""
     while isinstance(handler, functools.partial):
         handler = handler.func
     code = getattr(handler, "__code__", None)

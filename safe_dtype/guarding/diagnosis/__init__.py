@@ -6,6 +6,7 @@ Texts only order the trials, and rule out what must not run twice.
 from .experiment import diagnose
 from .failure_shown import failure_shown
 from .findings import Findings
+from .hook_errors import is_raised_by_a_hook
 from .module_call import ModuleCall, calls_in, modules_in
 from .veto import is_vetoed, leaves_on_purpose, passes_through_callers
 
@@ -15,6 +16,7 @@ __all__ = [
     "calls_in",
     "diagnose",
     "failure_shown",
+    "is_raised_by_a_hook",
     "is_vetoed",
     "leaves_on_purpose",
     "modules_in",

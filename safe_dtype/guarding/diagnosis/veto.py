@@ -11,6 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from ...processes.handler_exceptions import is_of_a_signal
 from ..classify import links_of, text_of
 from ..families.refused import is_sticky, is_vetoed_text
+from .hook_errors import is_raised_by_a_hook
 
 # By name, for some are of libraries that may not be here. Memory, lost devices, communication; what ends a loop; what a
 # filter of the user's makes of a warning; ours, which quote a failure that was cured.
@@ -29,7 +30,7 @@ _CALLERS = (LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCrit
 
 def is_vetoed(exc: BaseException) -> bool:
     """Whether no dtype can have to do with `exc`, or what raised it must not run again."""
-    return any(_is_vetoed(link) for link in links_of(exc))
+    return is_raised_by_a_hook(exc) or any(_is_vetoed(link) for link in links_of(exc))
 
 
 def leaves_on_purpose(exc: BaseException) -> bool:
