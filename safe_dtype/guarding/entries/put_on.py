@@ -18,6 +18,7 @@ from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from ..step import guarded_step
 from .codes import Codes, with_numbers
 from .entry_methods import FORWARD, entry_methods, is_step
+from .left_out import leave_out_of_graphs
 from .nesting import is_covered, set_aside
 from .own_forward import put_on_own
 
@@ -31,6 +32,7 @@ def put_on(guard: Guard, model: nn.Module) -> None:
     wrapper passes on calls of instances that no guard answers for. Only a `forward` that an instance has of its own is
     wrapped in its place.
     """
+    leave_out_of_graphs()
     wrap_method(
         PreTrainedModel if isinstance(model, PreTrainedModel) else type(model), CALL, _guard_call, guard, packed=True
     )
