@@ -16,6 +16,7 @@ from transformers import cache_utils as cu
 
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
 _CACHES = (cu.Cache, cu.DynamicCache, cu.StaticCache, cu.QuantizedCache, cu.MtpCache, cu.DFlashCache)
+_WITH_HALVES = cu.EncoderDecoderCache
 
 Restore = Callable[[], None]
 TakeSnapshot = Callable[[Any, int | None], Restore]
@@ -35,7 +36,7 @@ class CacheSnapshot:
     def __init__(self, cache: Any, kwargs: Mapping[str, Any]) -> None:
         self._cache = cache
         self._halves: tuple[CacheSnapshot, ...] = ()
-        if type(cache) is cu.EncoderDecoderCache:
+        if type(cache) is _WITH_HALVES:
             halves = (cache.self_attention_cache, cache.cross_attention_cache)
             self._halves = tuple(CacheSnapshot(half, kwargs) for half in halves)
             self._own = dict(cache.is_updated)

@@ -23,7 +23,7 @@ from .passing_hooks import hooked
 _RULED_OUT = ("logit", "score", "prob", "mask", "bias")
 # Clamped values lie at the end of float16 or 1000 below it (64504 is rounded to 64512).
 _PINNED = 64504.0
-_TENSOR = torch.Tensor
+_TENSOR, _is_finite = torch.Tensor, math.isfinite
 _largest = torch.max  # quicker than the method, and than amax
 
 Peaks = list[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
@@ -53,8 +53,10 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
     """
     named = results_of(output)
-    if len(named) == 1 and _is_finite_at_once(*named[0]):  # as at nearly every step
-        return SOUND
+    if len(named) == 1:  # as at nearly every step
+        name, tensor = named[0]
+        if _is_finite_at_once(name, tensor):
+            return SOUND
     results = _numbers_in(named)
     if "labels" in kwargs and isinstance(output, tuple):
         results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
@@ -119,7 +121,7 @@ def _is_finite_at_once(name: str, tensor: torch.Tensor) -> bool:
     if type(tensor) is not _TENSOR or (not tensor.is_cpu and _is_captured(tensor)):
         return False
     try:
-        return math.isfinite(_soundness_flag(name, tensor).item())
+        return _is_finite(_soundness_flag(name, tensor).item())
     except RuntimeError:  # complex, sparse, nested, empty, meta: it has no largest number
         return False
 
@@ -142,9 +144,7 @@ def _read(flags: list[torch.Tensor]) -> list[bool]:
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for flag in flags:
         by_device.setdefault(flag.device, []).append(flag)
-    return [
-        math.isfinite(value) for group in by_device.values() for value in torch.stack(_of_one_dtype(group)).tolist()
-    ]
+    return [_is_finite(value) for group in by_device.values() for value in torch.stack(_of_one_dtype(group)).tolist()]
 
 
 def _of_one_dtype(flags: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -174,9 +174,12 @@ class Guard:
         """Return which step this thread is at: of the generation, or of all the calls outside of one."""
         return here.step if id(self) in here.nets else self.calls
 
-    def count_step(self, output: Any) -> None:
-        """Count a step that came out right. In a generation that is a call with logits: encoders run before it."""
-        if id(self) not in here.nets:
+    def count_step(self, output: Any, nets: tuple[int, ...]) -> None:
+        """Count a step that came out right.
+
+        In a generation of one of the guards in `nets` that is a call with logits: encoders run before it.
+        """
+        if id(self) not in nets:
             self.calls += 1
         elif getattr(output, "logits", None) is not None:
             here.step += 1

@@ -121,7 +121,7 @@ def guarded_step(
             hand_back(written.inputs, own, (args, kwargs))
         if tried is not None:
             keep_lessons(guard, tried)
-        guard.count_step(output)
+        guard.count_step(output, thread.get("nets", ()))
     except BaseException as exc:
         guard.lock.end(turn)
         _leave(guard, exc, snapshot, tried)
@@ -170,7 +170,7 @@ def _ended(
     repeated = call.forward(*call.args, **call.kwargs)
     if recovery.result is StepResult.OWN:
         remember_own_step(call, repeated)
-        call.guard.count_step(repeated)
+        call.guard.count_step(repeated, here.nets)
     return repeated
 
 

@@ -94,7 +94,7 @@ def _codes_of(model: nn.Module) -> Iterator[CodeType]:
     ):
         for value in list(namespace.values()):
             function = getattr(value, "__func__", value)
-            if isinstance(function, FunctionType) and function.__module__.partition(".")[0] != "torch":
+            if isinstance(function, FunctionType) and (function.__module__ or "torch").partition(".")[0] != "torch":
                 yield function.__code__
                 yield from _codes_wrapped_in(function)
 
