@@ -171,3 +171,28 @@ def test_compiled_around_a_guard() -> None:
     with fault(guard(model), "model.layers.1.mlp.down_proj", "cublas"), torch.no_grad():
         assert torch.equal(torch.compile(model, backend="eager")(input_ids=IDS).logits, truth)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["in-bfloat16", "in-every-dtype"])
+@torch.no_grad()
+def test_an_assertion_of_the_compiler(always: bool) -> None:
+    """A compiler that stumbles over an exception of the model's raises another: what the model raises is found eagerly."""
+
+    class Failing(nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            if always or hidden.dtype == BF16:
+                raise RuntimeError("no encoding for opcode 0x3f")
+            return super().forward(hidden)
+
+    model, plain = tiny(), tiny().float()
+    model.model.layers[1].mlp.down_proj.__class__ = Failing
+    graph = guard(torch.compile(model, backend="eager"))
+    if always:
+        with pytest.raises(Exception):  # noqa: B017, PT011  (whatever the compiler makes of it)
+            graph(input_ids=IDS)
+        assert (model.dtype, report(graph).events) == (BF16, ())
+    else:
+        assert torch.allclose(graph(input_ids=IDS).logits, plain(input_ids=IDS).logits, atol=1e-5)
+        (event,) = report(graph).events
+        assert event.module == "_orig_mod.model.layers.1.mlp.down_proj"
+    torch.compiler.reset()

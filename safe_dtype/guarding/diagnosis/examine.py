@@ -6,15 +6,16 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ...processes.handler_exceptions import is_of_a_signal
-from ..classify import text_of
+from ..classify import classify, text_of
 from ..failure import Failure
 from ..recover import first_line
 from ..remedies.next_dtype import dtypes_left
 from ..step_snapshot import StepSnapshot, state_places
-from .experiment import diagnose
+from .experiment import diagnose, is_of_a_compiler
 from .failure_shown import failure_shown
 from .findings import Findings
 from .module_call import ModuleCall, calls_in, captured_calls, modules_in
@@ -54,8 +55,27 @@ def examine(
                 type(model).__name__, guard.step(), first_line(text_of(error) or type(error).__name__),
             )  # fmt: skip
             return again
+        if is_of_a_compiler(error) and (told := _told_eagerly(repeat, call)) is not None:
+            error, by_text = told, by_text or classify(told)
+            modules = modules_in(model, told.__traceback__)
+            with torch.compiler.set_stance("force_eager"):
+                _, calls = _again(repeat, call, modules)
     findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
     return failure_shown(findings, by_text, error, guard.dtype(), modules), findings
+
+
+def _told_eagerly(repeat: Repeat, call: Call) -> Exception | None:
+    """Return what the step raises where nothing of it is compiled; None where it passes, or no trial is due."""
+    before = StepSnapshot(state_places(call.module), call.args, call.kwargs, module=call.module)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            _, trouble = repeat()
+    except Exception as exc:
+        if is_of_a_signal(exc):
+            raise
+        trouble = None
+    before.roll_back()
+    return trouble.error if trouble is not None else None
 
 
 def _again(repeat: Repeat, call: Call, modules: list[nn.Module]) -> tuple[Recovery | None, list[ModuleCall]]:

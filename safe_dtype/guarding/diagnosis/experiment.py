@@ -29,6 +29,7 @@ from .weights_in import NoRoomError, weights_in
 _PATIENCE = 60.0  # seconds after which no further trial is begun
 _HALVES = {torch.bfloat16, torch.float16}
 _FLOATS = {torch.float32, *_HALVES}
+_COMPILERS = ("torch._dynamo.", "torch._inductor.")
 _LONGEST_OUTCOME = 200  # characters
 
 
@@ -122,7 +123,7 @@ class _Bench:
         """Whether a module fails once more, with nothing changed: else it is not the dtype that made the difference."""
         outcome = self._run(call, lambda tensor: tensor.detach().clone(), set(), None)
         self._note(call, "as it is", outcome)
-        return isinstance(outcome, Exception) and (type(outcome) is type(self.error) or _is_of_a_compiler(self.error))
+        return isinstance(outcome, Exception) and (type(outcome) is type(self.error) or is_of_a_compiler(self.error))
 
     def _note(self, call: ModuleCall, name: str, outcome: Exception | str | None) -> None:
         text = f"{type(outcome).__name__}: {text_of(outcome)}" if isinstance(outcome, Exception) else outcome
@@ -171,9 +172,15 @@ def _asks_onednn(call: ModuleCall) -> bool:
     return is_in_use() and all(weight.device.type == "cpu" for weight in call.module.parameters())
 
 
-def _is_of_a_compiler(error: BaseException) -> bool:
+def is_of_a_compiler(error: BaseException) -> bool:
     """Whether a compiler raised `error` in place of what the module itself raises."""
-    return any(base.__name__ == "TorchDynamoException" for base in type(error).__mro__)
+    if any(base.__name__ == "TorchDynamoException" for base in type(error).__mro__):
+        return True
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        name = str(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    return name.startswith(_COMPILERS)  # one of its assertions
 
 
 def _can_align(call: ModuleCall) -> bool:

@@ -27,13 +27,20 @@ def leave_out_of_graphs() -> None:
     A compiler that cannot follow a guarded model as a whole, because it fails while it is followed, runs it frame by frame,
     and would compile each function of the guard: hundreds, for nothing.
     """
-    skip_code = getattr(torch._C._dynamo.eval_frame, "skip_code", None)  # what compiler.disable(recursive=False) calls
-    if skip_code is None:
-        return
     ours = [module for name, module in list(sys.modules.items()) if name.startswith(_GUARDING) and name != _INSIDE]
     for module in (*ours, followed, result_fields):
         for code in _codes_of(vars(module).values(), module.__name__):
-            skip_code(code)
+            _skip(code)
+
+
+def _skip(code: CodeType) -> None:
+    """Do as `torch.compiler.disable(function, recursive=False)`, for which torch would import its compiler."""
+    eval_frame: Any = torch._C._dynamo.eval_frame
+    if hasattr(eval_frame, "skip_code"):  # of an older torch
+        eval_frame.skip_code(code)
+    else:
+        action = eval_frame._FrameAction
+        eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT))
 
 
 def _codes_of(values: Iterable[Any], name: str) -> Iterator[CodeType]:
