@@ -17,7 +17,7 @@ from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_dtype, complete_path
-from .options import DEVICE, FORMAT, PLOT, columns, not_empty, write_picture
+from .options import DEVICE, FORMAT, PLOT, columns, is_text, not_empty, write_picture
 from .progress_line import bar, progress
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def plan(asked: Asked, *, form: str) -> None:
 
 @click.command()
 @_asks_for_a_plan
-@click.argument("prompt", required=False)
+@click.argument("prompt", required=False, callback=is_text)
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(min=1),

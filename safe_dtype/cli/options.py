@@ -27,6 +27,15 @@ def not_empty(_: click.Context, parameter: click.Parameter, value: str | None) -
     return value
 
 
+def is_text(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse bytes that are no text in the shell's encoding."""
+    if value is not None and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise click.BadParameter(
+            "is no text: it holds bytes that your shell's encoding does not have.", param=parameter
+        )
+    return value
+
+
 def _picture(_: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
     """Refuse a file that cannot be written before what it shows is measured."""
     if value is None or str(value) == "-":

@@ -124,3 +124,10 @@ def test_empty_prompt(run: Run, tiny_qwen3: Path) -> None:
     assert done.stderr.splitlines()[-1].endswith(
         "its tokenizer makes no token of this prompt. Next: pass a prompt with words in it."
     )
+
+
+def test_prompt_that_is_no_text(run: Run, tiny_qwen3: Path) -> None:
+    """Bytes that are no text, as the system hands them over, are a wrong usage."""
+    done = run("generate", tiny_qwen3, "a\udcff")
+    assert done.returncode == 2
+    assert "is no text" in done.stderr
