@@ -153,7 +153,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
         max_new_tokens=max_new_tokens or _OF_ONE_ANSWER,
         chat=chat,
         stream=sys.stdout if as_text else None,
-        echo=sys.stdout.isatty(),
+        echo=sys.stdout is not None and sys.stdout.isatty(),
     )
     if as_text:
         click.echo(answer.closing_line(generator.plan), err=True)
