@@ -93,22 +93,22 @@ class Hub:
 
         return self._again(f"the head of {revision}", read, also_missing=just_made)
 
-    def tree(self, repo: str, oid: str) -> Tree:
-        """Return every file at a commit."""
+    def tree(self, repo: str, oid: str, *, just_made: bool = False) -> Tree:
+        """Return every file at a commit. `just_made` waits for one that is not seen at once."""
 
         def read() -> Tree:
             entries = list(self._client.list_repo_tree(repo, revision=oid, recursive=True))
             return {entry.path: _remote(entry) for entry in entries if isinstance(entry, RepoFile)}
 
-        return self._again("the list of files", read)
+        return self._again("the list of files", read, also_missing=just_made)
 
     def commits(self, repo: str, revision: str) -> list[tuple[str, str]]:
         """Return (commit, title), the newest first."""
         listed = self._again("the commits", lambda: self._client.list_repo_commits(repo, revision=revision))
         return [(commit.commit_id, commit.title) for commit in listed]
 
-    def fetch(self, repo: str, path: str, oid: str) -> bytes:
-        """Return the bytes of a small file."""
+    def fetch(self, repo: str, path: str, oid: str, *, just_made: bool = False) -> bytes:
+        """Return the bytes of a small file. `just_made` waits for one that is not seen at once."""
         url = hf_hub_url(repo, path, revision=oid, endpoint=self._client.endpoint)
 
         def read() -> bytes:
@@ -117,10 +117,10 @@ class Hub:
             hf_raise_for_status(answer)
             return bytes(answer.content)
 
-        return self._again(path, read)
+        return self._again(path, read, also_missing=just_made)
 
     def header(self, repo: str, path: str, oid: str) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """Return dtype, shape and place of every tensor of a safetensors file, by a request for its first bytes."""
+        """Return dtype, shape and place of every tensor of a safetensors file of a new commit, from its first bytes."""
 
         def read() -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
             parsed = self._client.parse_safetensors_file_metadata(repo, path, revision=oid, timeout=_TIMEOUT_SECONDS)
@@ -129,7 +129,7 @@ class Hub:
                 for name, tensor in parsed.tensors.items()
             }
 
-        return self._again(f"the header of {path}", read)
+        return self._again(f"the header of {path}", read, also_missing=True)
 
     def download(self, repo: str, path: str, oid: str, folder: Path) -> Path:
         """Download one file into a folder of its own, past every cache."""

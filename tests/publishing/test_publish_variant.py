@@ -19,7 +19,7 @@ from safetensors.torch import load
 from tiny_models import TINY
 
 from safe_dtype import publish
-from safe_dtype.errors import NotPublishableError
+from safe_dtype.errors import GatedCheckpointError, NotPublishableError
 from safe_dtype.hub.client import Hub
 from safe_dtype.publishing.release import State
 from safe_dtype.publishing.staging.check import check
@@ -96,6 +96,16 @@ def test_card_of_others(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> None:
     with pytest.raises(NotPublishableError, match=r"README\.md that is there is no UTF-8"):
         publish(folder, "org/latin", public=True, api=Hub(api))
     assert hub.files("org/latin")["README.md"] == latin["README.md"]
+
+
+def test_gated_base(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gated base that this login may not read is an error of the base, before anything is made or sent."""
+    hub.create("other/gated", gated=True)
+    hub.push("other/gated", {"config.json": b"{}", "model.safetensors": b"x"})
+    with pytest.raises(GatedCheckpointError, match="other/gated"):
+        publish("other/gated", VARIANT, dtype="float16", public=True)
+    assert VARIANT not in hub.repositories
+    assert all(method in ("GET", "HEAD") for method, _ in hub.requests)
 
 
 def test_without_a_cache(hub: LoopbackHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from ...errors import NotPublishableError
 from ...facts.variant import VARIANT_FILE
 from ...hub.client import Hub
 from ...hub.errors import HubError
-from ...hub.remote_files import Manifest, Progress, Tree
+from ...hub.remote_files import Manifest, Progress, RemoteFile, Tree
 from ..publish_error import publish_error
 from ..release import Changes, Receipt, State, Target, publish_id
 from ..staging.manifest import manifest_of
@@ -153,8 +154,20 @@ def _stale(
     ours = {path for path in others if previous and path in previous.files and tree[path].holds(previous.files[path])}
     if others - weights - ours and VARIANT_FILE in tree:
         listed = evidence_of(api.fetch(target.repo, VARIANT_FILE, oid)).get("files")
-        ours |= others & {str(path) for path in listed} if isinstance(listed, dict) else set()
+        for path in sorted(others & listed.keys()) if isinstance(listed, dict) else ():
+            if _is_as_listed(api, target, oid, path, tree[path], listed[path]):
+                ours.add(path)
     return tuple(sorted(weights | ours))
+
+
+def _is_as_listed(  # one file at one commit, and what is said of it
+    api: Hub, target: Target, oid: str, path: str, file: RemoteFile, listed: object
+) -> bool:
+    """Whether a file is still what the evidence in the repository says: what somebody changed since is theirs."""
+    if not isinstance(listed, dict) or listed.get("size") != file.size:
+        return False
+    sha256 = file.oid if file.large else hashlib.sha256(api.fetch(target.repo, path, oid)).hexdigest()
+    return bool(sha256 == listed.get("sha256"))
 
 
 def _refuse_variants(target: Target, paths: Iterable[str]) -> None:

@@ -95,15 +95,17 @@ class Expected:
 def read_back(api: Hub, repo: str, oid: str, expected: Expected, progress: Progress | None = None) -> list[str]:
     """Compare a commit with the staged folder: the hashes of all files, the bytes of small ones, headers of weights.
 
+    The commit may have been made just now: what is not seen yet is waited for.
+
     Raises:
         HubError: If something cannot be read.
     """
-    manifest, tree = expected.manifest, api.tree(repo, oid)
+    manifest, tree = expected.manifest, api.tree(repo, oid, just_made=True)
     problems = tree_problems(tree, manifest, expected.deleted)
     there = [path for path in manifest if path in tree]
     for at, path in enumerate(there, 1):
         if not tree[path].large:
-            if hashlib.sha256(api.fetch(repo, path, oid)).hexdigest() != manifest[path].sha256:
+            if hashlib.sha256(api.fetch(repo, path, oid, just_made=True)).hexdigest() != manifest[path].sha256:
                 problems.append(f"{path} is another file when it is downloaded")
         elif path.endswith(".safetensors") and api.header(repo, path, oid) != _local_header(expected.folder / path):
             problems.append(f"{path} has another header when it is downloaded")

@@ -62,7 +62,7 @@ def _landed_with_bytes(api: Hub, commit: Commit, target: Target, past: str, then
 
 def _same(api: Hub, target: Target, oid: str, then: Tree) -> None:
     try:
-        tree = api.tree(target.repo, oid)
+        tree = api.tree(target.repo, oid, just_made=True)
     except HubError as error:
         visible = f"the new commit {oid[:12]}, which could not be read back"
         raise publish_error(api, error, State.UNVERIFIED, target, visible) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,23 @@ def test_not_over_the_model_itself(hub: LoopbackHub, tmp_path: Path) -> None:
 def test_evidence_that_is_none(hub: LoopbackHub, stage: Path) -> None:
     """Only what a readable list names is taken for ours."""
     hub.push(REPO, {"safe_dtype.json": b"[1]", "notes.txt": b"theirs"})
+    assert diff(stage, TARGET, api=hurried(hub)).delete == ()
+
+
+def test_what_somebody_changed_since_is_theirs(hub: LoopbackHub, stage: Path) -> None:
+    """A file that an earlier publication brought goes where it is still that file, and stays where somebody wrote it."""
+    earlier = {
+        "vocab.txt": b"a b",
+        "LICENSE": b"as it was",
+        "onnx/model.onnx": b"graph",
+        "old.safetensors": b"weights",
+    }
+    listed = {path: {"size": len(one), "sha256": sha256(one).hexdigest()} for path, one in earlier.items()}
+    evidence = json.dumps({"schema": "safe_dtype.variant/1", "files": listed}).encode()
+    changed = {"LICENSE": b"as it is!", "onnx/model.onnx": b"GRAPH"}
+    hub.push(REPO, {**earlier, **changed, "safe_dtype.json": evidence})
+    assert diff(stage, TARGET, api=hurried(hub)).delete == ("old.safetensors", "vocab.txt")
+    hub.push(REPO, {"safe_dtype.json": json.dumps({"files": dict.fromkeys(earlier, "odd")}).encode()})
     assert diff(stage, TARGET, api=hurried(hub)).delete == ()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_new_state_replaces_the_old(hub: LoopbackHub, tmp_path: Path) -> None:
     """What the earlier publication had brought and this one has not is deleted; nobody else's file is."""
     before = {**sharded(), "plots/range.svg": b"<svg/>"}
     evidence = json.loads(before["safe_dtype.json"])
-    evidence["files"]["plots/range.svg"] = {"size": 6, "sha256": "?"}
+    evidence["files"]["plots/range.svg"] = {"size": 6, "sha256": sha256(b"<svg/>").hexdigest()}
     before["safe_dtype.json"] = json.dumps(evidence).encode()
     push(written(tmp_path / "old", before), PUBLIC, api=hurried(hub))
     hub.push(REPO, {"notes.txt": b"theirs"})

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from publishing.loopback import LoopbackHub, call
-from publishing.stages import REPO, hurried, safetensors, sharded, written
+from publishing.faults import Action
+from publishing.loopback import LoopbackHub, call, status
+from publishing.stages import REPO, hurried, ours, safetensors, sharded, written
 
 from safe_dtype.errors import PublishError
 from safe_dtype.publishing.pushing.push import push
 from safe_dtype.publishing.pushing.readback import verify
-from safe_dtype.publishing.release import Target
+from safe_dtype.publishing.release import State, Target
 
 TARGET = Target(REPO, public=True)
 SHARD = "model-00001-of-00002.safetensors"
@@ -38,6 +39,46 @@ def spoilt(path: str, content: bytes | None) -> Callable[[LoopbackHub], None]:
         repository.commits[repository.branches["main"]] = replace(commit, tree=tree)
 
     return spoil
+
+
+@pytest.mark.parametrize(
+    ("path", "action"),
+    [
+        pytest.param("/tree/{oid}", status(404, error_code="RevisionNotFound"), id="the-list-of-files"),
+        pytest.param("/resolve/{oid}/config.json", status(404, error_code="EntryNotFound"), id="a-small-file"),
+        pytest.param(f"/resolve/{{oid}}/{SHARD}", status(404, error_code="RevisionNotFound"), id="a-header"),
+        pytest.param("/tree/{oid}", status(503), id="overloaded"),
+        pytest.param("/tree/{oid}", status(429, retry_after=0), id="too-many-requests"),
+    ],
+)
+def test_a_server_that_lags(hub: LoopbackHub, stage: Path, path: str, action: Action) -> None:
+    """A commit that is not seen everywhere at once is waited for: it is published, and not called unverified."""
+
+    def lag(hub: LoopbackHub) -> None:
+        hub.fault("*", path.format(oid=hub.branches(REPO)["main"]), action, times=2)
+
+    hub.fault("POST", "/commit/", call(lag, after=True))
+    receipt = push(stage, TARGET, api=hurried(hub))
+    assert (receipt.state, receipt.oid) == (State.PUBLISHED, hub.branches(REPO)["main"])
+    assert len(ours(hub)) == 1
+    assert not hub.is_private(REPO)
+
+
+def test_a_server_that_lags_behind_for_ever(hub: LoopbackHub, stage: Path) -> None:
+    """It is not waited for without end; a later run reads it back, and makes no second commit."""
+
+    def lag(hub: LoopbackHub) -> None:
+        hub.fault(
+            "GET", f"/tree/{hub.branches(REPO)['main']}", status(404, error_code="RevisionNotFound"), times=FOR_EVER
+        )
+
+    hub.fault("POST", "/commit/", call(lag, after=True))
+    with pytest.raises(PublishError) as error:
+        push(stage, TARGET, api=hurried(hub))
+    assert error.value.state == "published-unverified"
+    hub.clear_faults()
+    assert push(stage, TARGET, api=hurried(hub)).state is State.PUBLISHED
+    assert len(ours(hub)) == 1
 
 
 @pytest.mark.parametrize(
