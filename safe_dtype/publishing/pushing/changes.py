@@ -154,9 +154,9 @@ def _stale(
     ours = {path for path in others if previous and path in previous.files and tree[path].holds(previous.files[path])}
     if others - weights - ours and VARIANT_FILE in tree:
         listed = evidence_of(api.fetch(target.repo, VARIANT_FILE, oid)).get("files")
-        for path in sorted(others & listed.keys()) if isinstance(listed, dict) else ():
-            if _is_as_listed(api, target, oid, path, tree[path], listed[path]):
-                ours.add(path)
+        records: dict[str, object] = listed if isinstance(listed, dict) else {}
+        named = sorted(others & records.keys())
+        ours |= {path for path in named if _is_as_listed(api, target, oid, path, tree[path], records[path])}
     return tuple(sorted(weights | ours))
 
 
