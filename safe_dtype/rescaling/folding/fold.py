@@ -17,7 +17,7 @@ from ...models.original_weights import Exponents, OriginalWeights
 from ...models.shift_hooks import shift_on
 from .scaled_numbers import forget_exponent, is_number_of, scale_number
 from .stored_weights import stored_weight
-from .underflow import Underflow, moved, unmoved
+from .underflow import Underflow, moved, moved_from, unmoved
 
 logger = logging.getLogger(__name__)
 
@@ -229,12 +229,15 @@ class Fold:
         self, target: str, owner: nn.Module, before: Exponents, after: Exponents, original: OriginalWeights
     ) -> None:
         weight: Any = owner._parameters[target.rpartition(".")[2]]
-        stored = None if after else self._stored(target, weight.data, before, original)
+        stored = self._stored(target, weight.data, before, original)
         lost = self._lost.pop(target, None)
-        if stored is not None:
+        if stored is not None and not after:
             weight.data = stored.to(weight.data)
             return
-        weight.data, lost = moved(weight.data, before, after, lost)
+        if stored is not None:  # rounded once, whatever was in force in between
+            weight.data, lost = moved_from(stored.float(), after, weight.data)
+        else:
+            weight.data, lost = moved(weight.data, before, after, lost)
         if lost is not None:
             self._lost[target] = lost
 

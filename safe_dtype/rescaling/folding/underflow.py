@@ -66,6 +66,20 @@ def moved(
     return product, _kept(product, after, whole, differs)
 
 
+def moved_from(whole: Tensor, exponents: Exponents, like: Tensor) -> tuple[Tensor, Underflow | None]:
+    """Return a weight that is `whole` when it is not moved, rounded once to the dtype of `like`, and what it has lost.
+
+    Args:
+        whole: In float32.
+        exponents: That it is multiplied by.
+        like: The weight so far: for its dtype and its device.
+    """
+    whole = whole.to(like.device)
+    product = (whole * _all_factors(exponents, whole)).to(like.dtype)
+    differs = _wide(product) * _all_factors(_inverse(exponents), whole) != whole
+    return product, _kept(product, exponents, whole, differs)
+
+
 def unmoved(weight: Tensor, exponents: Exponents, lost: Underflow | None) -> Tensor:
     """Return a moved weight without its exponents, in float32 at least, on the CPU."""
     here = weight.detach().cpu()

@@ -157,3 +157,17 @@ def test_raised_and_lowered_again_and_again(folder: Path, seed: int, tmp_path: P
     assert not differs(stored(tmp_path / "saved"), stored(folder))
     force.raise_bits(-3)
     assert force.rescale == loaded
+
+
+@pytest.mark.parametrize("steps", [(4,), (1, 1, 2), (3, -2, 3)], ids=str)
+def test_a_raise_is_that_of_the_file(folder: Path, steps: tuple[int, ...]) -> None:
+    """Raised in float16 a weight is its file's, multiplied and rounded once, whatever loading had rounded before."""
+    model = rescaled(folder)
+    kept = rescaled_of(model)
+    assert kept is not None
+    for bits in steps:
+        kept.raise_bits(bits)
+    whole = stored(folder)
+    for name, exponents in kept.fold.moved().items():
+        (exponent,) = exponents.values()
+        assert torch.equal(model.get_parameter(name), (whole[name].float() * 2.0**exponent).half()), name
