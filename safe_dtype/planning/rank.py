@@ -104,7 +104,7 @@ def _expected_ratios(picked: Decision, others: list[Decision]) -> list[str]:
     )
     slow = [str(one.candidate) for one in others if one.kind is VerdictKind.SLOW]
     return [
-        f"against float32 half the bytes to read for each new token{prompts}",
+        f"against float32, half the bytes to read for each new token{prompts}",
         *(f"{dtype} is slow there" for dtype in slow),
     ]
 
@@ -148,7 +148,7 @@ def _merit_in_speed(picked: Decision, others: list[Decision], case: PlanningCase
     mine = picked.cost.seconds
     if mine is None:
         family = case.device.family or case.device.name
-        order = f"of the {len(others) + 1} accepted the published facts put it first for {family}"
+        order = f"published facts about {family} put it first of the {len(others) + 1} accepted"
         return "; ".join([order, *_expected_ratios(picked, others)])
     if faster := _no_slower(others, mine):
         return f"as fast as {faster[0].candidate} within 10 %, and more exact"
