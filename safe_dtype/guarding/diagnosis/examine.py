@@ -55,16 +55,16 @@ def examine(
                 type(model).__name__, guard.step(), first_line(text_of(error) or type(error).__name__),
             )  # fmt: skip
             return again
-        if is_of_a_compiler(error) and (told := _told_eagerly(repeat, call)) is not None:
-            error, by_text = told, by_text or classify(told)
-            modules = modules_in(model, told.__traceback__)
+        if is_of_a_compiler(error) and (eager_error := _raised_eagerly(repeat, call)) is not None:
+            error, by_text = eager_error, by_text or classify(eager_error)
+            modules = modules_in(model, eager_error.__traceback__)
             with torch.compiler.set_stance("force_eager"):
                 _, calls = _again(repeat, call, modules)
     findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
     return failure_shown(findings, by_text, error, guard.dtype(), modules), findings
 
 
-def _told_eagerly(repeat: Repeat, call: Call) -> Exception | None:
+def _raised_eagerly(repeat: Repeat, call: Call) -> Exception | None:
     """Return what the step raises where nothing of it is compiled; None where it passes, or no trial is due."""
     before = StepSnapshot(state_places(call.module), call.args, call.kwargs, module=call.module)
     try:
