@@ -136,8 +136,8 @@ TINY: dict[str, TinyModel] = {
 }  # fmt: skip
 
 
-def tiny_gguf(path: Path) -> Path:
-    """Write a Llama of one layer whose matrices are quantized to Q8_0, as a GGUF file."""
+def tiny_gguf(path: Path, kind: str = "Q8_0") -> Path:
+    """Write a Llama of one layer whose matrices are in a format of GGUF, as a GGUF file."""
     import gguf
     import numpy as np
 
@@ -160,10 +160,36 @@ def tiny_gguf(path: Path) -> Path:
     quantized = {"output": (96, 32)} | {f"blk.0.{name}": shape for name, shape in shapes.items()}
     for name, shape in quantized.items():
         numbers = random.standard_normal(shape).astype(np.float32)
-        blocks = gguf.quants.quantize(numbers, gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(f"{name}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        blocks = gguf.quants.quantize(numbers, gguf.GGMLQuantizationType[kind])
+        writer.add_tensor(f"{name}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def float8(folder: Path, *, block: int = 16) -> Path:
+    """Quantize the projections of a saved checkpoint to float8, as DeepSeek-V3 and MiniMax-M2 are: blocks with a scale."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    weights = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.endswith("proj.weight"):
+            weights[name] = tensor
+            continue
+        rows, columns = (side // block for side in tensor.shape)
+        blocks = tensor.float().reshape(rows, block, columns, block)
+        scales = blocks.abs().amax((1, 3)) / 448
+        weights[name] = (blocks / scales[:, None, :, None]).reshape(tensor.shape).to(torch.float8_e4m3fn)
+        weights[f"{name}_scale_inv"] = scales
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block],
+        "modules_to_not_convert": ["lm_head"],
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

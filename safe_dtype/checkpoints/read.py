@@ -209,7 +209,9 @@ def _read_gguf(where: Where, path: Path, passed_config: Mapping[str, Any] | None
     facts = describe(
         where.name, tensors, gguf_config(path) if passed_config is None else passed_config, file_format="gguf"
     )
-    return replace(facts, quantization=quantization or "gguf", identity=identity_of(tensors, [path]))
+    return replace(
+        facts, quantization=quantization or "gguf", loaded_as=FLOAT32, identity=identity_of(tensors, [path])
+    )
 
 
 def is_adapter(files: Files) -> bool:

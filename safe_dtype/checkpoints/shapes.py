@@ -14,7 +14,9 @@ from typing import Any
 from ..facts import CacheShape, LinearFacts, TensorFacts
 from .config import first, text_part
 
-_LOOKED_UP = re.compile(r"embed|wte|wpe|shared\.weight|relative_attention_bias|token_type|\.bias$|norm|codebook")
+_LOOKED_UP = re.compile(
+    r"embed|wte|wpe|shared\.weight|relative_attention_bias|token_type|\.bias$|norm|codebook|scale(_inv)?$"
+)
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output|proj_out|cls\.predictions\.decoder)\.weight$")
 _EXPERT = re.compile(r"experts?\.")
 _SHARED_EXPERT = re.compile(r"shared_expert")

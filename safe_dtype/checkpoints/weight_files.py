@@ -91,4 +91,6 @@ def _marked(source: str, paths: list[Path]) -> WeightFiles:
     is_safe = all(path.suffix == ".safetensors" for path in paths)
     marks = tuple(map(FileMark.of, paths))
     tensors = tuple(tensor for path in paths for tensor in read_local_header(path)) if is_safe else ()
+    if any(tensor.dtype.startswith("float8") for tensor in tensors):
+        return WeightFiles(source, problem="its float8 weights are dequantized as they are loaded")
     return WeightFiles(source, marks, "safetensors" if is_safe else "pytorch", tensors)

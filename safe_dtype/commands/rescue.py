@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..facts import FLOAT16, Dtype, HalfRange, drift_to_dict, exceeds, summary
 from ..loading import Request, checkpoint_for, device_for, half_of
+from ..loading.plan_request import as_loaded_here
 from ..planning import Policy, make_plan
 from ..rendering.json_numbers import json_number, json_numbers
 from ..rendering.range_bars import RangeKey, RangeRow, range_bars
@@ -86,6 +87,7 @@ def rescue(
     if checkpoint.saved == FLOAT16:
         raise CheckpointError(model, "it was made in float16", "load it: there is nothing to rescue")
     facts = device_for(request, checkpoint)
+    checkpoint = as_loaded_here(checkpoint, facts)
     plan = make_plan(facts, checkpoint, Policy(max_drift=max_drift), ordered=FLOAT16)
     half = half_of(plan, request, facts, checkpoint, measure=True, text=text)
     if half is None:

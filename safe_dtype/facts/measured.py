@@ -261,7 +261,7 @@ class CheckpointFacts:
 
     source: str  # as the user wrote it
     files: tuple[str, ...]
-    file_format: str  # "safetensors", "pytorch", "gguf", "state_dict"
+    file_format: str  # "safetensors", "pytorch", "gguf", "state_dict"; "dequantized": see `as_loaded`
     tensors: tuple[TensorFacts, ...]
     saved: Dtype  # the floating format that holds most bytes
     config_dtype: str | None = None
@@ -276,6 +276,7 @@ class CheckpointFacts:
     keep_in_fp32: tuple[str, ...] = ()  # patterns kept in float32 under float16
     keep_in_fp32_strict: tuple[str, ...] = ()  # ... under float16 and bfloat16
     quantization: str | None = None  # quantization_config's quant_method
+    loaded_as: Dtype | None = None  # what a quantized checkpoint comes out in unless ordered otherwise; None: `saved`
     has_own_code: bool = False  # its config names code that comes with it, which runs where it is trusted
     adapter: str | None = None  # the adapter's folder or repository, where `source` is one; facts are the base's
     revision: str | None = None  # as asked for

@@ -28,6 +28,7 @@ from ..rescaling.folding.rounded_weights import RoundedWeights
 from ..rescaling.folding.save import save_in_saved_dtype
 from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from ..store.temporary import TemporaryPlace
+from ..verifying.in_one_dtype import in_one_dtype
 from .plan_request import plan_request
 from .planned_once import already_planned
 from .request import Request
@@ -52,6 +53,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     with one_at_a_time(), already_planned():
         loaded = _with_offload_folder(target, request, arguments, *model_args)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if plan.dequantized:
+        in_one_dtype(model, arguments["dtype"])
     origin = _origin(model, plan, request)
     keep_origin(model, origin)
     if halves(plan):

@@ -10,6 +10,7 @@ from dataclasses import astuple, replace
 from itertools import islice
 from typing import Literal
 
+import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..checkpoints import read_checkpoint, read_state_dict
@@ -18,6 +19,7 @@ from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, memory
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Candidate, Plan, Policy, combine, make_plan
+from ..planning.as_loaded import as_loaded
 from .config_order import passed_config, with_order_of_config
 from .request import Request
 from .trials.float16 import plan_with_half
@@ -68,8 +70,13 @@ def plan_request(
     checkpoint = checkpoint_for(request)
     if device is None:
         device = device_for(request, checkpoint)
+        loaded = as_loaded_here(checkpoint, device)
+        if loaded is not checkpoint:  # other shapes and dtypes are multiplied
+            checkpoint, device = loaded, device_for(request, loaded)
         lessons = lessons_for(request.devices, checkpoint.source, checkpoint.model_type)
         checkpoint = replace(checkpoint, lessons=lessons)
+    else:
+        checkpoint = as_loaded(checkpoint, device)
     parsed = Policy.of(policy)
     rounds = drifts != "ignored" or ordered == FLOAT16
     if stored and not is_one_of_many(request):
@@ -87,6 +94,13 @@ def plan_request(
         )
     logger.debug("%s", plan.summary)
     return plan
+
+
+def as_loaded_here(checkpoint: CheckpointFacts, device: DeviceFacts) -> CheckpointFacts:
+    """Return the facts of what transformers loads in this process, where it asks for GPUs whatever the model's device."""
+    has_xpu = torch.xpu.is_available()
+    has_float8 = has_xpu or (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
+    return checkpoint if has_float8 else as_loaded(checkpoint, device)
 
 
 def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:

@@ -216,13 +216,14 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         ways=ways_to_fit(picked, case.decisions, device, checkpoint, case.policy) if too_big else (),
         rounded=None if checkpoint.quantization else rounded_tensors(candidate.storage, checkpoint),
         made_for=MadeFor.of(checkpoint).on(device),
+        dequantized=checkpoint.file_format == "dequantized",
     )
 
 
 def _quantizers_plan(case: PlanningCase) -> Plan:
     # AWQ, GPTQ, FBGEMM, ... each has a rule of its own for the dtype beside the codes (transformers' update_dtype).
     method = case.checkpoint.quantization
-    beside = case.ordered or case.checkpoint.saved
+    beside = case.ordered or case.checkpoint.loaded_as or case.checkpoint.saved
     candidate = Candidate(beside, beside) if beside in COMPUTE else Candidate(FLOAT32, FLOAT32)
     decision = judge(candidate, case.device, case.checkpoint, case.policy)
     left = replace(decision, ground=None, reason=f"left to {method}")

@@ -128,6 +128,7 @@ class Plan:
     attention: str | None = None
     device_map: str | None = None  # "auto" where the model does not fit on the device whole
     quantization: str | None = None  # set: the quantizer's own dtype rule holds, ours does not
+    dequantized: bool = False  # transformers dequantizes what the files hold, and `saved` is what comes of it
     ordered: Dtype | None = None  # the dtype that the caller passed
     routes: Routes | None = None  # how products are computed; None without measured rates
     rescale: Rescale | None = None  # powers of two moved between layers, so that float16 holds the activations

@@ -13,6 +13,7 @@ import transformers
 
 from ..errors import CheckpointError, NothingToCompareError
 from ..facts import Dtype
+from .in_one_dtype import in_one_dtype
 from .known_config import known_config
 from .texts import random_batches, text_batches
 
@@ -42,6 +43,8 @@ class Checkpoint:
             model = model_class.from_pretrained(
                 self.source, dtype=getattr(torch, dtype.name), **self.arguments, **self.how
             )
+            if getattr(config, "quantization_config", None) is not None:
+                in_one_dtype(model, getattr(torch, dtype.name))
         if model.main_input_name != "input_ids":
             problem = f"{type(model).__name__} reads {model.main_input_name}, not text"
             raise CheckpointError(self.source, problem, "call safe_dtype.measure_drift with batches of its inputs")

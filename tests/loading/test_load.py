@@ -133,3 +133,19 @@ def test_gguf(tmp_path: Path) -> None:
     assert (type(model), model.dtype) == (type(plain), plain.dtype)
     assert plan_of(model).quantization == "gguf:Q8_0"
     assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
+
+
+@pytest.mark.parametrize("ordered", [None, "float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
+def test_gguf_as_it_comes_out(kind: str, ordered: str | None, tmp_path: Path) -> None:
+    """The plan names the dtype and the bytes that come out of transformers, whatever the file holds."""
+    tiny_gguf(tmp_path / "model.gguf", kind)
+    model = SafeAutoModel.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=ordered)
+    plan = plan_of(model)
+    assert (
+        {str(one.dtype) for one in model.parameters()}
+        == {f"torch.{plan.storage}"}
+        == {f"torch.{ordered or 'float32'}"}
+    )
+    assert plan.cost is not None
+    assert plan.cost.weight_bytes == sum(one.numel() * one.element_size() for one in model.parameters())
