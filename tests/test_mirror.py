@@ -14,6 +14,7 @@ BY_NAME = {path.stem.removeprefix("test_"): path for path in TESTS.rglob("test_*
 # Modules that are tested together, by what they do for their user.
 TOGETHER = {
     "guarding/remedies": "guarding/test_remedies.py",
+    "verifying/in_one_dtype.py": "planning/test_as_loaded.py",
     "models/saving/save_in_its_dtype.py": "models/saving/test_saved_dtype.py",
     "models/cast_back.py": "guarding/diagnosis/test_taken_back.py",
     "guarding/diagnosis": "guarding/diagnosis/test_unknown_texts.py",
