@@ -99,7 +99,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class WayToFit:
     """One way to run a checkpoint on a device that it does not fit on as it is."""
 
     name: str
@@ -136,7 +136,7 @@ class Plan:
     stored: bool = False  # rescale and islands were read from beside the weights
     warnings: tuple[str, ...] = ()
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
-    ways: tuple[Way, ...] = ()  # what would fit; empty where the plan does, or nobody knows
+    ways: tuple[WayToFit, ...] = ()  # what would fit; empty where the plan does, or nobody knows
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..facts import CheckpointFacts, DeviceFacts
 from ..rendering.units import bytes_text
-from .plan import Decision, Ground, Way
+from .plan import Decision, Ground, WayToFit
 from .policy import Policy, Workload
 from .predict import predict
 
@@ -20,7 +20,7 @@ _MOST_DEVICES = 16
 
 def ways_to_fit(
     picked: Decision, decisions: tuple[Decision, ...], device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
-) -> tuple[Way, ...]:
+) -> tuple[WayToFit, ...]:
     """Return the dtypes that are right on the device and what they take, then the ways that would take less.
 
     Args:
@@ -42,12 +42,12 @@ def ways_to_fit(
     )
 
 
-def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "") -> Way:
+def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "") -> WayToFit:
     total = weights + decision.cost.cache_bytes + decision.cost.work_bytes
-    return Way(name, weights, decision.cost.cache_bytes, total, fits=total <= free, note=note)
+    return WayToFit(name, weights, decision.cost.cache_bytes, total, fits=total <= free, note=note)
 
 
-def _fewer_bits(picked: Decision, checkpoint: CheckpointFacts, free: int) -> Iterator[Way]:
+def _fewer_bits(picked: Decision, checkpoint: CheckpointFacts, free: int) -> Iterator[WayToFit]:
     body = sum(linear.numel for linear in checkpoint.linears if linear.per_position)
     if not body:
         return
@@ -59,7 +59,7 @@ def _fewer_bits(picked: Decision, checkpoint: CheckpointFacts, free: int) -> Ite
 
 def _smaller_context(
     picked: Decision, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
-) -> Iterator[Way]:
+) -> Iterator[WayToFit]:
     """Yield the longest prompt and answer, in the proportion of the workload, that fit with the weights whole."""
     workload = policy.workload
     tokens = workload.prompt_tokens + workload.new_tokens
@@ -74,7 +74,7 @@ def _smaller_context(
     cost = predict(picked.candidate, picked.routes, device, checkpoint, shorter)
     note = f"in place of {tokens:,}: --policy prompt={shorter.prompt_tokens},new={shorter.new_tokens}"
     name = f"{picked.candidate}, {lower:,} tokens"
-    yield Way(name, cost.weight_bytes, cost.cache_bytes, cost.bytes, fits=True, note=note)
+    yield WayToFit(name, cost.weight_bytes, cost.cache_bytes, cost.bytes, fits=True, note=note)
 
 
 def _of_length(tokens: int, workload: Workload) -> Workload:
@@ -82,7 +82,7 @@ def _of_length(tokens: int, workload: Workload) -> Workload:
     return replace(workload, prompt_tokens=prompt, new_tokens=max(0, tokens - prompt))
 
 
-def _offloaded(picked: Decision, free: int) -> Iterator[Way]:
+def _offloaded(picked: Decision, free: int) -> Iterator[WayToFit]:
     cost = picked.cost
     here = free - cost.cache_bytes - cost.work_bytes
     if here > 0:
@@ -91,7 +91,7 @@ def _offloaded(picked: Decision, free: int) -> Iterator[Way]:
         yield _whole(f"{picked.candidate}, device_map='auto'", min(here, cost.weight_bytes), picked, free, note)
 
 
-def _several_devices(picked: Decision, name: str, free: int) -> Iterator[Way]:
+def _several_devices(picked: Decision, name: str, free: int) -> Iterator[WayToFit]:
     cost = picked.cost
     room = free - cost.work_bytes
     count = max(2, math.ceil((cost.weight_bytes + cost.cache_bytes) / room)) if room > 0 else _MOST_DEVICES + 1
@@ -99,4 +99,4 @@ def _several_devices(picked: Decision, name: str, free: int) -> Iterator[Way]:
         weights, cache = math.ceil(cost.weight_bytes / count), math.ceil(cost.cache_bytes / count)
         note = f"on each of {count} x {name}, with device_map='auto'"
         name_of_all = f"{picked.candidate}, {count} devices"
-        yield Way(name_of_all, weights, cache, weights + cache + cost.work_bytes, fits=True, note=note)
+        yield WayToFit(name_of_all, weights, cache, weights + cache + cost.work_bytes, fits=True, note=note)

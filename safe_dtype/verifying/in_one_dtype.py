@@ -20,12 +20,12 @@ def in_one_dtype(model: Any, dtype: torch.dtype) -> bool:
     """
     if getattr(model, "hf_quantizer", None) is not None:
         return False
-    kept: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(dtype)
+    exceptions: dict[str, torch.dtype] = getattr(model, "_get_dtype_plan", lambda _: {})(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dtype not in _FLOATS or parameter.dtype == dtype or parameter.is_meta:
                 continue
-            wanted = next((kept[pattern] for pattern in kept if re.search(pattern, name)), dtype)
+            wanted = next((exceptions[pattern] for pattern in exceptions if re.search(pattern, name)), dtype)
             parameter.data = parameter.data.to(wanted)
     model._weight_conversions = None  # with its quantizer's: without them it is saved as a model of its class
     return True

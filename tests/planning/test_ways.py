@@ -11,7 +11,7 @@ import pytest
 from safe_dtype.devices import prior_facts
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, MemoryFacts
 from safe_dtype.planning import Plan, Policy, make_plan
-from safe_dtype.planning.plan import Way
+from safe_dtype.planning.plan import WayToFit
 
 GB = 10**9
 
@@ -21,7 +21,7 @@ def plan_of_8b(device: str = "NVIDIA Tesla T4", policy: str = "auto", *, billion
     return make_plan(prior_facts(device), f.checkpoint(BFLOAT16, billions=billions), Policy.parse(policy))
 
 
-def named(plan: Plan, start: str) -> Way:
+def named(plan: Plan, start: str) -> WayToFit:
     """Return the one way whose name begins so."""
     (way,) = (way for way in plan.ways if way.name.startswith(start))
     return way
