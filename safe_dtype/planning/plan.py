@@ -95,7 +95,7 @@ class Decision:
 
     def __repr__(self) -> str:
         verdict = "accepted" if self.accepted else f"rejected for {self.ground}"
-        return f"<Decision: {self.candidate} {verdict}: {self.reason}>"
+        return f"<Decision: {self.candidate} {verdict}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class Plan:
         return f"{self.source} in {self.what} on {self.where}: {self.reason}"
 
     def __repr__(self) -> str:
-        return f"<Plan: {self.summary}>"
+        return f"<Plan: {self.source} in {self.what} on {self.where}>"
 
     def _repr_html_(self) -> str:
         from .explain import plan_html

@@ -106,9 +106,9 @@ def test_times_are_left_out_where_nobody_measured() -> None:
 
 def test_short_forms() -> None:
     """`repr` of a plan, a decision and a dtype is one short line with what matters; a plan pickles."""
-    assert repr(T4_RESCUED) == f"<Plan: 0.6B-bfloat16 in float16 on T4 (cuda:0): {T4_RESCUED.reason}>"
+    assert repr(T4_RESCUED) == "<Plan: 0.6B-bfloat16 in float16 on T4 (cuda:0)>"
     rejected = PLANS["native"].decisions[-1]
-    assert repr(rejected).startswith("<Decision: float16 rejected for range: float16 ends at 65504")
+    assert repr(rejected) == "<Decision: float16 rejected for range>"
     assert repr(BFLOAT16) == "<Dtype bfloat16>"
     assert pickle.loads(pickle.dumps(T4_RESCUED)) == T4_RESCUED
 
