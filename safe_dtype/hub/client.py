@@ -50,6 +50,7 @@ class Head:
 
     oid: str
     private: bool
+    gated: bool = False  # whether each reader must ask, or agree to terms, before the files are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Hub:
 
         def read() -> Head:
             described = self._client.model_info(repo, revision=revision, timeout=_TIMEOUT_SECONDS)
-            return Head(str(described.sha), bool(described.private))
+            return Head(str(described.sha), bool(described.private), bool(described.gated))
 
         return self._again(f"the head of {revision}", read, also_missing=just_made)
 

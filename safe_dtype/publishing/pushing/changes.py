@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...errors import NotPublishableError
 from ...facts.variant import VARIANT_FILE
 from ...hub.client import Hub
 from ...hub.errors import HubError
@@ -17,6 +15,7 @@ from ..publish_error import publish_error
 from ..release import Changes, Receipt, State, Target, publish_id
 from ..staging.manifest import manifest_of
 from .journal import receipt_for
+from .refuse_for_base import evidence_of, refuse_for_base, refused
 
 # What from_pretrained looks for, in its order: a model.safetensors that was left over is loaded instead of the shards
 # that were just published, and nobody is told.
@@ -38,7 +37,7 @@ def diff(folder: Path, target: Target, *, api: Hub, progress: Progress | None = 
         PublishError: If the Hub cannot be read.
     """
     manifest = manifest_of(folder, progress=progress)
-    refuse_own_base(folder, target)
+    refuse_for_base(folder, target, api)
     return plan_changes(api, manifest, target, previous=receipt_for(folder, target))
 
 
@@ -54,7 +53,7 @@ def plan_changes(api: Hub, manifest: Manifest, target: Target, *, previous: Rece
         PublishError: If the Hub cannot be read.
     """
     if not _REPO.fullmatch(target.repo):
-        raise _refused(target, f"{target.repo!r} is no name of a repository", "name it as org/name")
+        raise refused(target, f"{target.repo!r} is no name of a repository", "name it as org/name")
     _refuse_variants(target, manifest)
     try:
         return _plan(api, manifest, target, previous)
@@ -78,31 +77,10 @@ def changes_text(changes: Changes) -> str:
     return "\n".join([*lines, f"{counts}, {len(changes.keep)} there already; {changes.bytes:,} bytes to send."])
 
 
-def refuse_own_base(folder: Path, target: Target) -> None:
-    """Do nothing, unless a variant is about to take the place of the very model it was made of.
-
-    Raises:
-        NotPublishableError: In that case.
-    """
-    base = evidence_of((folder / VARIANT_FILE).read_bytes() if (folder / VARIANT_FILE).is_file() else b"").get("base")
-    if isinstance(base, dict) and base.get("repo") == target.repo and target.revision == "main":
-        advice = "name another repository, or a branch with --revision"
-        raise _refused(target, "it is the model that this variant was made of, and would be overwritten", advice)
-
-
 def shadowing(there: Iterable[str], published: Iterable[str]) -> set[str]:
     """Return the weights among `there` that from_pretrained may take for those that are published with them."""
     ours = {path for path in published if _WEIGHTS.fullmatch(path)}
     return {path for path in there if _WEIGHTS.fullmatch(path)} - ours if ours else set()
-
-
-def evidence_of(text: bytes) -> dict[str, object]:
-    """Read a safe_dtype.json that somebody else may have written: empty where it is none."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _plan(api: Hub, manifest: Manifest, target: Target, previous: Receipt | None) -> Changes:
@@ -117,7 +95,7 @@ def _plan(api: Hub, manifest: Manifest, target: Target, previous: Receipt | None
         raise
     if not main.private and not target.public:
         advice = "make it private in its settings, or push with --public if everybody may see it"
-        raise _refused(target, "the repository is public, and this was not to be published to everybody", advice)
+        raise refused(target, "the repository is public, and this was not to be published to everybody", advice)
     head, missing = main, False
     if target.revision != "main":
         try:
@@ -172,13 +150,9 @@ def _is_as_listed(  # one file at one commit, and what is said of it
 
 def _refuse_variants(target: Target, paths: Iterable[str]) -> None:
     if variants := sorted(path for path in paths if _VARIANT.fullmatch(re.sub(r"-\d{5}-of-\d{5}", "", path))):
-        raise _refused(
+        raise refused(
             target,
             f"{', '.join(variants)} would share one config.json with the other weights, and transformers casts all of "
             "them to the dtype in it",
             "publish every dtype in a repository or a branch of its own",
         )
-
-
-def _refused(target: Target, happened: str, advice: str) -> NotPublishableError:
-    return NotPublishableError(str(State.NOT_STARTED), str(target), happened, "what was there before", advice)

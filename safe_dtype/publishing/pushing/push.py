@@ -12,10 +12,11 @@ from ...hub.remote_files import Manifest, Progress
 from ..publish_error import publish_error
 from ..release import Changes, Receipt, State, Target, publish_id
 from ..staging.manifest import manifest_of
-from .changes import plan_changes, refuse_own_base
+from .changes import plan_changes
 from .journal import Journal, receipt_for
 from .new_branch import send_on_new_branch, tidy
 from .readback import Expected, read_back
+from .refuse_for_base import refuse_for_base
 from .upload import Parcel, send
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def push(folder: Path, target: Target, *, api: Hub, progress: Progress | None = 
         PublishError: In every other case; `state` says how things stand.
     """
     manifest = manifest_of(folder, progress=progress)
-    refuse_own_base(folder, target)
+    refuse_for_base(folder, target, api)
     previous = receipt_for(folder, target)
     name = publish_id(manifest)
     parcel = Parcel(folder, manifest, target, rebase, progress or _nobody)

@@ -18,7 +18,8 @@ from ...store.temporary import temporary_folder
 from ..publish_error import publish_error
 from ..release import State, Target
 from ..staging.manifest import manifest_of
-from .changes import evidence_of, shadowing
+from .changes import shadowing
+from .refuse_for_base import evidence_of
 
 
 @dataclass(frozen=True, slots=True)

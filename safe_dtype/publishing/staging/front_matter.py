@@ -198,7 +198,8 @@ def _flat(comments: Any) -> Iterator[Any]:
 def _same(values: Any, others: Any, seen: set[tuple[int, int]]) -> bool:
     """Whether two structures hold the same; each pair is compared once, since anchors may nest without end."""
     if not isinstance(values, dict | list):
-        return type(others) not in (dict, list) and bool(values == others)
+        both_nan = values != values and others != others  # NaN equals nothing, itself included
+        return type(others) not in (dict, list) and bool(both_nan or values == others)
     if (id(values), id(others)) in seen:
         return True
     seen.add((id(values), id(others)))

@@ -89,15 +89,6 @@ def test_variants_beside_one_config(hub: LoopbackHub, tmp_path: Path, name: str,
         diff(stage, TARGET, api=hurried(hub))
 
 
-def test_not_over_the_model_itself(hub: LoopbackHub, tmp_path: Path) -> None:
-    """A variant does not replace what it was made of; a branch of it is fine."""
-    hub.push(REPO, whole())
-    stage = written(tmp_path / "stage", sharded(base=REPO))
-    with pytest.raises(NotPublishableError, match="made of"):
-        diff(stage, TARGET, api=hurried(hub))
-    assert diff(stage, Target(REPO, "fp16", public=True), api=hurried(hub)).creates_branch
-
-
 def test_evidence_that_is_none(hub: LoopbackHub, stage: Path) -> None:
     """Only what a readable list names is taken for ours."""
     hub.push(REPO, {"safe_dtype.json": b"[1]", "notes.txt": b"theirs"})

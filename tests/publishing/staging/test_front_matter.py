@@ -174,6 +174,12 @@ def test_comments_are_never_lost() -> None:
     assert literal(new) == {"license": "mit", "datasets": ["a/b"]}
 
 
+def test_not_a_number() -> None:
+    """A metric that is NaN equals nothing, itself included, and is kept like any other."""
+    top = "score: .nan\nbest: .inf\n"
+    assert merged(top, OURS).startswith(top)
+
+
 def test_tags_that_are_no_list() -> None:
     """Where a list of ours would take the place of something else, nothing is changed."""
     with pytest.raises(NotPublishableError, match="tags is no list"):
