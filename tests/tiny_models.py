@@ -169,6 +169,46 @@ def tiny_gguf(path: Path, kind: str = "Q8_0") -> Path:
     return path
 
 
+def readable_gguf(path: Path, kind: str, tokenizer: Path | None) -> Path:
+    """Write a Qwen2 whose matrices are in a format of GGUF, with the byte-level tokenizer of a folder where there is one."""
+    import json
+
+    import gguf
+    import numpy as np
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = tf.Qwen2ForCausalLM(
+        tf.Qwen2Config(**size, num_key_value_heads=2, vocab_size=2048, initializer_range=0.2, tie_word_embeddings=True)
+    )
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_block_count(2)
+    writer.add_context_length(256)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(2048)
+    if tokenizer is not None:
+        words = json.loads((tokenizer / "tokenizer.json").read_text())["model"]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(sorted(words["vocab"], key=words["vocab"].__getitem__))
+        writer.add_token_types([1] * 2048)
+        writer.add_token_merges([" ".join(pair) for pair in words["merges"]])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 2)
+    for name, tensor in model.named_parameters():
+        numbers = tensor.detach().numpy().astype(np.float32)
+        written = gguf.GGMLQuantizationType[kind if numbers.ndim > 1 else "F32"]
+        blocks = gguf.quants.quantize(numbers, written)
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), blocks, raw_dtype=written)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def float8(folder: Path, *, block: int = 16) -> Path:
     """Quantize the projections of a saved checkpoint to float8, as DeepSeek-V3 and MiniMax-M2 are: blocks with a scale."""
     import json

@@ -35,8 +35,16 @@ _OF_A_PLAN = (
     click.argument("model", metavar="MODEL", callback=not_empty, shell_complete=complete_path),
     DEVICE,
     _POLICY,
-    click.option("--dtype", metavar="DTYPE", shell_complete=complete_dtype, help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong."),
+    click.option(
+        "--dtype",
+        metavar="DTYPE",
+        shell_complete=complete_dtype,
+        help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong.",
+    ),
     click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
+)
+_GGUF_FILE = click.option(
+    "--gguf-file", metavar="FILE", help="Which GGUF file of a folder or repository; MODEL may be one itself."
 )  # fmt: skip
 
 
@@ -49,6 +57,12 @@ class Asked:
     policy: Policy
     dtype: str | None
     revision: str | None
+    gguf_file: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, str | None]:
+        """The arguments of `from_pretrained` that are asked for, beside the device."""
+        return {"dtype": self.dtype, "revision": self.revision, "gguf_file": self.gguf_file}
 
 
 def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
@@ -105,13 +119,15 @@ def _list_devices(context: click.Context, _option: click.Parameter, asked: bool)
     "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices,
     help="List the devices that are known without being here, and exit.",
 )  # fmt: skip
+@_GGUF_FILE
 @FORMAT
-def plan(asked: Asked, *, form: str) -> None:
+def plan(asked: Asked, *, form: str, gguf_file: str | None) -> None:
     """Show the dtype MODEL is loaded in here, and why no other.
 
     Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
     "NVIDIA Tesla T4" or "Apple M2 24 GB": the plan then rests on published facts, and says so.
     """
+    asked = replace(asked, gguf_file=gguf_file)
     here = asked.device is None or _is_here(asked.device)
     made = _with_foreseen(_plan_here(asked) if here else _plan_by_priors(asked), asked)
     click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=columns()))
@@ -183,6 +199,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
     help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
 )
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@_GGUF_FILE
 @FORMAT
 def verify(*, model: str, text: Path | None, max_drift: float, form: str, **options: Any) -> None:
     """Measure how far MODEL in one dtype drifts from MODEL in another.
@@ -193,7 +210,7 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
     from ..commands.verify import Question, verify
 
     words = _text_of(text) if text else None
-    with bar(f"verifying {model}") as tell, _explained(model, options["revision"]):
+    with bar(f"verifying {model}") as tell, _explained(model, options["revision"], options["gguf_file"]):
         verification = verify(Question(model, text=words, max_drift=max_drift, **options), tell)
     click.echo(
         json.dumps({"schema": 1, **verification.to_dict()}, indent=2) if form == "json" else verification.as_text()
@@ -317,7 +334,7 @@ def _plan_here(asked: Asked) -> Plan:
     with progress(f"measuring {asked.device or 'this machine'} for {asked.model}"):
         from ..loading import Request, plan_request
 
-        arguments = {"dtype": asked.dtype, "revision": asked.revision, "device_map": asked.device}
+        arguments = {**asked.arguments, "device_map": asked.device}
         return plan_request(Request(asked.model, arguments), asked.policy)
 
 
@@ -328,22 +345,21 @@ def _plan_by_priors(asked: Asked) -> Plan:
     with progress(f"planning {asked.model} for {device.name}"):
         from ..loading import Request, plan_request
 
-        arguments = {"dtype": asked.dtype, "revision": asked.revision}
-        return plan_request(Request(asked.model, arguments), asked.policy, device=device)
+        return plan_request(Request(asked.model, asked.arguments), asked.policy, device=device)
 
 
 def _with_foreseen(made: Plan, asked: Asked) -> Plan:
     """Return the plan with warnings of what loading will fail at."""
     from ..loading import Request, foreseen
 
-    failures = foreseen(Request(asked.model, {"revision": asked.revision}))
+    failures = foreseen(Request(asked.model, {"revision": asked.revision, "gguf_file": asked.gguf_file}))
     return replace(made, warnings=(*made.warnings, *(f"loading it will fail: {failure}" for failure in failures)))
 
 
-def _explained(model: str, revision: str | None) -> AbstractContextManager[None]:
+def _explained(model: str, revision: str | None, gguf_file: str | None = None) -> AbstractContextManager[None]:
     from ..loading import Request, explained
 
-    return explained(Request(model, {"revision": revision}), reads_text=True)
+    return explained(Request(model, {"revision": revision, "gguf_file": gguf_file}), reads_text=True)
 
 
 def _text_of(file: Path) -> str:

@@ -15,6 +15,7 @@ from ..facts import (
     FLOAT16,
     Drift,
     Dtype,
+    Where,
     drift_to_dict,
     dtype_named,
     exceeds,
@@ -42,6 +43,12 @@ class Question:
     text: str | None  # None: the built-in one
     tokens: int  # of the text, at most; above 128 rounded up to batches of 128
     max_drift: float  # in the unit of `safe_dtype.exceeds`
+    gguf_file: str | None = None  # in the folder or repository; of a path to a GGUF file its name
+
+    @property
+    def place(self) -> Where:
+        """Where the model is, as `from_pretrained` takes it."""
+        return Where(self.model, revision=self.revision, gguf_file=self.gguf_file).in_folder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +62,20 @@ class Verification:
     drift: Drift
     max_drift: float
     beyond: str | None  # why the drift is too large; None where it is not
+    gguf_file: str | None = None  # in the folder or repository
 
     @property
     def next_step(self) -> str | None:
         """What to do about a drift that is too large; None where it is not."""
         if self.beyond is None:
             return None
-        if self.candidate == FLOAT16.name:
+        is_gguf = self.gguf_file is not None  # which no rescue takes
+        if self.candidate == FLOAT16.name and not is_gguf:
             return f"`safe-dtype rescue {self.model}` looks for what keeps float16 within the limit"
         if self.candidate == self.against.name:
             return "run it once more on one thread (OMP_NUM_THREADS=1): the same dtype gives different outputs here"
-        return (
-            f"`safe-dtype plan {self.model}` shows what else runs here; load it with dtype='{self.against}' until then"
-        )
+        of_gguf = "" if self.gguf_file is None or self.model.endswith(".gguf") else f" --gguf-file {self.gguf_file}"
+        return f"`safe-dtype plan {self.model}{of_gguf}` shows what else runs here; load it with dtype='{self.against}' until then"
 
     @property
     def too_few(self) -> str | None:
@@ -139,7 +147,7 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
     against = _computable(question.against)
     dtype = _computable(question.dtype) if question.dtype else None
     plan = None if dtype else plan_request(_request(question, device), drifts="measured")
-    checkpoint = Checkpoint(question.model, device, {"revision": question.revision})
+    checkpoint = Checkpoint(question.place.name, device, _arguments(question))
     # A plan may compute few rows in another way than many.
     batches = checkpoint.batches(question.text, tokens=question.tokens, few=_FEW_BATCHES if plan else 0)
 
@@ -152,8 +160,9 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
         model = _as_planned(question, plan, device) if plan else checkpoint.load(dtype or against)
         drift = drift_from(recording, model, batches, progress=after(len(batches)))
     candidate = str(plan.chosen.candidate if plan and plan.chosen else dtype or against)
+    beyond = exceeds(drift, question.max_drift)
     return Verification(
-        question.model, candidate, against, device, drift, question.max_drift, exceeds(drift, question.max_drift)
+        question.model, candidate, against, device, drift, question.max_drift, beyond, question.place.gguf_file
     )
 
 
@@ -165,9 +174,15 @@ def _computable(name: str) -> Dtype:
 
 
 def _request(question: Question, device: str) -> Request:
-    return Request(question.model, {"revision": question.revision, "device_map": device})
+    return Request(question.place.name, {**_arguments(question), "device_map": device})
+
+
+def _arguments(question: Question) -> dict[str, Any]:
+    place = question.place
+    of_gguf = {} if place.gguf_file is None else {"gguf_file": place.gguf_file}
+    return {"revision": place.revision, **of_gguf}
 
 
 def _as_planned(question: Question, plan: Plan, device: str) -> Any:
-    arguments = {} if plan.device_map else {"device_map": device}
-    return SafeAutoModel.from_pretrained(question.model, plan=plan, revision=question.revision, **arguments).eval()
+    arguments = _arguments(question) | ({} if plan.device_map else {"device_map": device})
+    return SafeAutoModel.from_pretrained(question.place.name, plan=plan, **arguments).eval()

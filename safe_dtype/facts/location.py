@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,13 @@ class Where:
     local_files_only: bool = False
     use_safetensors: bool | None = None
     gguf_file: str | None = None
+
+    def in_folder(self) -> Where:
+        """Return the same place as `from_pretrained` takes it: of the path of a GGUF file its folder, and `gguf_file`."""
+        path = Path(self.source)
+        if self.gguf_file is not None or path.suffix != ".gguf" or not path.is_file():
+            return self
+        return replace(self, source=str(path.parent), gguf_file=path.name)
 
     @property
     def name(self) -> str:

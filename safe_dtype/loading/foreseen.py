@@ -46,11 +46,15 @@ def foreseen(request: Request, *, reads_text: bool | None = None) -> tuple[Fores
     `reads_text`: whether its tokenizer is wanted as well; by default that of a language model.
     """
     folder = Path(os.fspath(request.source or ""))
+    is_gguf = request.arguments.get("gguf_file") is not None  # which may hold its tokenizer
     if folder.is_file() or (folder / "adapter_config.json").is_file():
         return ()  # the config beside an adapter is that of its base, which has been read
     config = _config_of(request)
     reads_text = _architecture(config).endswith(_OF_LANGUAGE) if reads_text is None else reads_text
-    return (*_of_config(config, request), *(_of_tokenizer(folder) if reads_text and folder.is_dir() else ()))
+    return (
+        *_of_config(config, request),
+        *(_of_tokenizer(folder) if reads_text and folder.is_dir() and not is_gguf else ()),
+    )
 
 
 @contextmanager

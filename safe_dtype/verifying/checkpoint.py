@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ class Checkpoint:
 
     source: str
     device: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained: revision, cache_dir, token, ...
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of from_pretrained: revision, gguf_file, token, ...
     how: Mapping[str, Any] = field(default_factory=dict)  # those for the model alone: attn_implementation, ...
 
     def load(self, dtype: Dtype) -> Any:
@@ -39,7 +39,10 @@ class Checkpoint:
         with self._readable("weights"):
             config = known_config(self.source, **self.arguments)
             architecture = next(iter(config.architectures or ()), "")
-            model_class = getattr(transformers, architecture, transformers.AutoModel)
+            # A GGUF file names no class of transformers; all that transformers reads are language models.
+            is_gguf = self.arguments.get("gguf_file") is not None
+            otherwise = transformers.AutoModelForCausalLM if is_gguf else transformers.AutoModel
+            model_class = getattr(transformers, architecture, otherwise)
             model = model_class.from_pretrained(
                 self.source, dtype=getattr(torch, dtype.name), **self.arguments, **self.how
             )
@@ -63,8 +66,7 @@ class Checkpoint:
             NothingToCompareError: If the text is too short.
         """
         config = self._config()
-        with self._readable("tokenizer"):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.source, **self.arguments)
+        tokenizer = self._tokenizer()
         length = min(_TOKENS_PER_BATCH, _longest(config), tokens)
         batches = text_batches(tokenizer, text, tokens_per_batch=length, batches=math.ceil(tokens / length))
         if few:
@@ -90,6 +92,22 @@ class Checkpoint:
             for batch in batches:
                 batch["input_ids"][:, 0] = first
         return [_completed(batch, config) for batch in batches]
+
+    def _tokenizer(self) -> Any:
+        """Return the tokenizer beside the weights; of a GGUF file without one that of its folder or repository."""
+        gguf_file = self.arguments.get("gguf_file")
+        if gguf_file is None:
+            with self._readable("tokenizer"):
+                return transformers.AutoTokenizer.from_pretrained(self.source, **self.arguments)
+        beside = {name: value for name, value in self.arguments.items() if name != "gguf_file"}
+        try:
+            return transformers.AutoTokenizer.from_pretrained(self.source, **self.arguments)
+        except (OSError, ValueError, KeyError) as exc:
+            with suppress(OSError, ValueError):
+                return transformers.AutoTokenizer.from_pretrained(self.source, **beside)
+            problem = f"transformers makes no tokenizer of what is in {gguf_file} ({exc})"
+            advice = "put tokenizer.json and tokenizer_config.json of the original model beside it"
+            raise CheckpointError(self.source, problem, advice) from exc
 
     def _config(self) -> Any:
         with self._readable("config"):

