@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from ..wrapped_methods import wrap_method
 from .saved_dtype import config_saying, dtype_of_save, in_saved_dtype
@@ -62,7 +62,10 @@ def save_in_its_dtype(original: Callable[..., Any], model: Any, folder: Any, *ar
     passed = call.arguments.get("state_dict")
     state = model.state_dict() if passed is None else passed
     cast = in_saved_dtype(model, state)
-    changed = [tensor for name, tensor in cast.items() if tensor is not state[name]]
+    # Asked by dtype: what stays as it is may stand there as another of its tied tensors.
+    changed = [
+        tensor for name, tensor in cast.items() if isinstance(tensor, Tensor) and tensor.dtype != state[name].dtype
+    ]
     if not changed or any(tensor.is_meta for tensor in changed):  # offloaded weights are written as they lie there
         return original(model, folder, *args, **kwargs)
     name = type(model).__name__

@@ -186,6 +186,21 @@ def test_ordered(saved: Saved, tmp_path: Path) -> None:
     assert dtypes_in(tmp_path) == {"float16"}
 
 
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+def test_ordered_narrower(is_tied: bool, saved: Saved, tmp_path: Path) -> None:
+    """Where a model has left an ordered dtype that holds less than its files, weights and config say one dtype."""
+    from safe_dtype.models.recast import recast
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(saved("qwen3", "bfloat16"), dtype=torch.bfloat16)
+    config = plain.config
+    config.tie_word_embeddings = is_tied
+    type(plain)(config).bfloat16().save_pretrained(tmp_path / "model")
+    model = loaded(tmp_path / "model", dtype="float16")
+    recast(model, {torch.float16}, torch.float32)
+    model.save_pretrained(tmp_path / "saved")
+    assert len(dtypes_in(tmp_path / "saved")) == 1
+
+
 def test_float16_is_not_overrun(saved: Saved, tmp_path: Path) -> None:
     """A weight that training took beyond float16 stays in float32, for infinity is no weight."""
     model = loaded(saved("qwen3", "float16"))
