@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FORMAT, columns
+from .options import FORMAT, columns, not_empty
 
 if TYPE_CHECKING:
     from ..commands.cache_listing import CacheFilter
@@ -30,8 +30,15 @@ def _seconds(_context: click.Context, _option: click.Parameter, age: str | None)
 
 
 _FILTERS = (
-    click.option("--device", metavar="NAME", help="Only of this device: a part of its name, or cpu, cuda:0, ..."),
-    click.option("--model", metavar="MODEL", help="Only of this model: a folder, or a part of its name."),
+    click.option(
+        "--device",
+        metavar="NAME",
+        callback=not_empty,
+        help="Only of this device: a part of its name, or cpu, cuda:0, ...",
+    ),
+    click.option(
+        "--model", metavar="MODEL", callback=not_empty, help="Only of this model: a folder, or a part of its name."
+    ),
     click.option("--older-than", metavar="AGE", callback=_seconds, help="Only what is older: 30m, 12h, 7d, 4w."),
     click.option("--damaged", is_flag=True, help="Only what cannot be read."),
 )

@@ -18,7 +18,7 @@ from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
 from .completion import complete_path
-from .options import DEVICE, FORMAT, not_empty
+from .options import DEVICE, FORMAT, NewFolder, not_empty
 from .progress_line import progress, say
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
@@ -49,7 +49,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 @click.argument("model", required=False, callback=not_empty, shell_complete=complete_path)
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NewFolder(),
     metavar="DIR",
     help="The output folder; only --dry-run needs none.",
 )

@@ -17,14 +17,28 @@ FORMAT = click.option(
     "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
 )
 ENVIRONMENT = 5  # the exit status where something is missing on this machine; 2 is click's own, for a wrong usage
+_EMPTY = "is empty. Is a variable of your shell not set?"
 DEVICE = click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: the first accelerator, else cpu]")
 
 
 def not_empty(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Refuse an empty name: a variable of the shell that is not set, mostly."""
     if value is not None and not value.strip():
-        raise click.BadParameter("is empty. Is a variable of your shell not set?", param=parameter)
+        raise click.BadParameter(_EMPTY, param=parameter)
     return value
+
+
+class NewFolder(click.Path):
+    """A folder to write, which has a name: Python takes the empty one for the present folder."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not os.fspath(value).strip():
+            self.fail(_EMPTY, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def is_text(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_path
-from .options import FORMAT, not_empty
+from .options import FORMAT, NewFolder, not_empty
 from .progress_line import bars, steps
 
 _STEPS = 6  # that staging tells of: the source, the base, saving, plain transformers, safe_dtype, writing
@@ -56,7 +56,7 @@ def publish() -> None:
 
 @publish.command()
 @click.argument("source", callback=not_empty, shell_complete=complete_path)
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Where to stage it.")
+@click.option("--out", required=True, type=NewFolder(), metavar="DIR", help="Where to stage it.")
 @_stages
 def stage(*, source: str, out: Path, **options: Any) -> None:
     """Make the folder that is to be published of SOURCE, and measure it.
@@ -115,7 +115,7 @@ def diff(*, folder: Path, repo: str, revision: str, public: bool, form: str) -> 
 @_REPO
 @_REVISION
 @_PUBLIC
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to stage.  [default: in the cache]")
+@click.option("--out", type=NewFolder(), metavar="DIR", help="Where to stage.  [default: in the cache]")
 @click.option("--rebase", is_flag=True, help="Go on where somebody else's commit touched none of these files.")
 @_stages
 @FORMAT

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import torch
 import transformers
+from jinja2 import TemplateError  # transformers' own dependency for templates
 
 from ..errors import CheckpointError
 from ..guarding import report
@@ -169,16 +170,30 @@ class Generator:
         streamer = _TimedStreamer(self.tokenizer, stream, echo=echo)
         criteria = [_Stopped(stop)] if stop is not None else []
         started = time.perf_counter()
+        streams = not self._searches  # which knows its tokens at the end alone
         with torch.inference_mode():
             tokens = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, streamer=streamer, stopping_criteria=criteria
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                streamer=streamer if streams else None,
+                stopping_criteria=criteria,
             )[0]
         seconds = time.perf_counter() - started
         prompt_length = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         text = self.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True)
+        if not streams:
+            streamer.first_token_seconds = seconds
+            streamer.on_finalized_text(
+                self.tokenizer.decode(tokens, skip_special_tokens=True) if echo else text, stream_end=True
+            )
         events = tuple(str(event) for event in report(self.model).events)
         stopped = stop is not None and stop.is_set()
         return Answer(text, len(tokens) - prompt_length, streamer.first_token_seconds, seconds, events, stopped)
+
+    @property
+    def _searches(self) -> bool:
+        """Whether the model's own generation config asks for beams."""
+        return (getattr(self.model.generation_config, "num_beams", None) or 1) > 1
 
     def require_chat_template(self) -> None:
         """Raise where the model was not made to chat.
@@ -192,10 +207,20 @@ class Generator:
             )
 
     def chat_inputs(self, messages: Sequence[Message]) -> Any:
-        """Return the tokens of a conversation, with the beginning of the next answer."""
-        return self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        """Return the tokens of a conversation, with the beginning of the next answer.
+
+        Raises:
+            CheckpointError: If its chat template is none, or refuses the conversation.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as exc:
+            problem = f"its chat template ends with an error ({exc})"
+            raise CheckpointError(
+                self.tokenizer.name_or_path, problem, "leave out --chat, or mend the template"
+            ) from exc
 
     def longest_prompt(self, new_tokens: int) -> int:
         """Return how many tokens may stand before `new_tokens` others; 0 where the model tells no limit."""

@@ -14,6 +14,7 @@ import transformers
 from ..errors import CheckpointError, CorruptCheckpointError, NothingToCompareError
 from ..hub.errors import InvalidConfigError
 from ..store.git_lfs import is_pointer, require_pulled
+from ..verifying.known_config import unknown_type
 from .request import Request
 
 # One of these is beside every model that has a tokenizer. (Those of bytes and characters have a config alone.)
@@ -27,6 +28,8 @@ _OF_LANGUAGE = ("ForCausalLM", "LMHeadModel")
 
 # What transformers raises over a checkpoint that it cannot read.
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, InvalidConfigError)
+
+_OTHER_SHAPES = "ignore_mismatched_sizes"  # what transformers names where it refuses them
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,16 @@ def explained(request: Request, *, reads_text: bool) -> Iterator[None]:
     try:
         yield
     except (NothingToCompareError, *_UNREADABLE) as exc:
-        if isinstance(exc, CheckpointError):  # an OSError, which says already what is wrong
-            raise
+        if isinstance(exc, CheckpointError) and not (reads_text and _has_pointers(request)):
+            raise  # an OSError, which says already what is wrong
         for failure in foreseen(request, reads_text=reads_text):
             raise CheckpointError(source, failure.problem, failure.advice) from exc
         raise
+    except RuntimeError as exc:
+        if _OTHER_SHAPES not in str(exc):
+            raise
+        problem = "its weights have other shapes than its config.json says"
+        raise CheckpointError(source, problem, "take both as their author published them") from exc
 
 
 def _arguments(request: Request) -> dict[str, Any]:
@@ -97,11 +105,13 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _of_config(config: Mapping[str, Any], request: Request) -> Iterator[ForeseenFailure]:
     if not config:
         folder = Path(os.fspath(request.source or ""))
-        if folder.is_dir() and not (folder / "config.json").exists():
+        if folder.is_dir() and not (folder / "config.json").is_file():
             problem = "it has no config.json, so that transformers cannot tell what it is"
             yield ForeseenFailure(problem, "download all of its files")
         return
     kind, is_known = config.get("model_type"), config.get("model_type") in transformers.CONFIG_MAPPING
+    if not is_known and unknown_type("", kind, _architecture(config)):
+        return  # it is loaded as that architecture, whatever code comes with it
     if "AutoConfig" in (config.get("auto_map") or {}) and not is_known:
         problem = "it brings Python code of its own, which this command does not run"
         yield ForeseenFailure(problem, "read that code, then load it in Python with trust_remote_code=True")
@@ -122,6 +132,11 @@ def _of_unreadable(kind: object, exc: Exception) -> ForeseenFailure:
         return ForeseenFailure(problem, "python -m pip install --upgrade transformers, or check config.json")
     why = " ".join(str(exc).split())
     return ForeseenFailure(f"transformers refuses its config.json: {why}", "take the one that its author published")
+
+
+def _has_pointers(request: Request) -> bool:
+    folder = Path(os.fspath(request.source or ""))
+    return any(is_pointer(folder / name) for name in _OF_A_TOKENIZER)
 
 
 def _of_tokenizer(folder: Path) -> Iterator[ForeseenFailure]:

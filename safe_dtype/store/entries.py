@@ -82,12 +82,12 @@ def _entry(file: Path) -> Entry | None:
         if stat.S_ISLNK(status.st_mode):
             raise ValueError("it is a link")
         values = read_entry(file)
-        if "key" not in values and "schema" not in values:
+        if "schema" not in values:
             return None
         check_entry(values)
         if file_of(values["key"]).name != file.name:
             raise ValueError("it belongs to something else")
-    except FileNotFoundError:
+    except (FileNotFoundError, TypeError):  # gone, or JSON that is no table: none of ours was ever anything else
         return None
     except Exception as exc:  # noqa: BLE001  (there is no end to what can be wrong with a damaged file)
         values, problem = {}, str(exc) or type(exc).__name__

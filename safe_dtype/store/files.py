@@ -10,6 +10,8 @@ from pathlib import Path
 
 from .owner_lock import try_lock
 
+_TOKEN_BYTES = 4
+_TOKEN_PATTERN = "[0-9a-f]" * 2 * _TOKEN_BYTES  # no other name: a user's own file may end in .part as well
 _YOUNG = 60.0  # seconds: its process may not have locked it yet
 
 
@@ -23,7 +25,7 @@ def write_whole(file: Path, text: str) -> None:
         OSError: If it cannot be written. What was there before is still there then, and nothing is beside it.
     """
     _remove_left_behind(file)
-    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(_TOKEN_BYTES)}.part")
     try:
         with beside.open("x", encoding="utf-8") as out:
             try_lock(out.fileno())
@@ -36,7 +38,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def _remove_left_behind(file: Path) -> None:
-    for part in file.parent.glob(f".{glob.escape(file.name)}.*.part"):
+    for part in file.parent.glob(f".{glob.escape(file.name)}.{_TOKEN_PATTERN}.part"):
         with suppress(OSError), part.open("rb") as left:
             if time.time() - part.stat().st_mtime > _YOUNG and try_lock(left.fileno()):
                 part.unlink()

@@ -95,6 +95,14 @@ def test_clear(run: Run, folder: Path, words: tuple[str, ...], left: int) -> Non
     assert (done.returncode, files(folder)) == (0, left), done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("option", ["--model", "--device"])
+def test_empty_name(run: Run, folder: Path, option: str) -> None:
+    """A variable of the shell that is not set clears nothing."""
+    done = run("cache", "clear", "--yes", option, "")
+    assert (done.returncode, files(folder)) == (2, 4)
+    assert "is empty" in done.stderr
+
+
 def test_asks_first(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal it asks, and only "yes" deletes; without one it needs --yes."""
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))

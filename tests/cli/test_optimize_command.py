@@ -55,6 +55,7 @@ def test_dry_run_json() -> None:
     [
         ((), "Missing argument 'MODEL'"),
         ((MODEL,), "Missing option '--out'"),
+        ((MODEL, "--out", ""), "is empty. Is a variable of your shell not set?"),
         (("--restore",), "--restore needs --out"),
         ((MODEL, "--out", "x", "--batch", "32..1"), "'32..1' is no range such as 1..32"),
         ((MODEL, "--out", "x", "--dtype", "bf17"), "No dtype is called 'bf17'"),

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,15 @@ def without_an_end(tiny_qwen3: Path, folder: Path) -> Path:
         values.pop("eos_token_id", None)
         (folder / name).write_text(json.dumps(values))
     return folder
+
+
+@pytest.mark.parametrize("template", ["{% for m in %}", "{{ raise_exception('no users here') }}"])
+def test_template_that_ends_with_an_error(generator: Generator, template: str) -> None:
+    """A chat template that cannot be read, or refuses the conversation, is named as what is wrong."""
+    tokenizer = deepcopy(generator.tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(CheckpointError, match="its chat template ends with an error"):
+        Chat(Generator(generator.model, tokenizer), max_new_tokens=2).reply("Hello")
 
 
 def test_turns_know_the_ones_before(generator: Generator) -> None:

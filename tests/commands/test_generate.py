@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import transformers
 from command_run import Run, run_apart
 
 
@@ -37,3 +39,18 @@ def test_model_that_does_not_generate(run: Run) -> None:
     assert done.returncode == 1
     assert "does not generate text" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_beams(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
+    """A model whose own generation config asks for beams answers with them, all at once."""
+    folder = shutil.copytree(tiny_qwen3, tmp_path / "beams")
+    (folder / "generation_config.json").write_text(json.dumps({"num_beams": 3, "do_sample": False}))
+    words = ("generate", str(folder), "The argument is", "--dtype", "float32", "--max-new-tokens", "6")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer("The argument is", return_tensors="pt")
+    tokens = model.generate(**prompt, max_new_tokens=6)[0, prompt["input_ids"].shape[1] :]
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (0, tokenizer.decode(tokens, skip_special_tokens=True) + "\n"), (
+        done.stderr
+    )

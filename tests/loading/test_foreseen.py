@@ -99,6 +99,31 @@ def test_tokenizer(change: Callable[[Path], None], words: str, model: Path) -> N
         raise too_short
 
 
+def test_pointer_behind_an_error_of_ours(model: Path) -> None:
+    """A tokenizer that is a Git LFS pointer is named as one, where it was said already that it cannot be read."""
+    (model / "tokenizer.json").write_text(POINTER)
+    unreadable = CheckpointError(str(model), "has no tokenizer that transformers can load", "pass one that has")
+    with pytest.raises(CheckpointError, match="git lfs pull"), explained(Request(str(model), {}), reads_text=True):
+        raise unreadable
+
+
+def test_other_shapes(model: Path) -> None:
+    """Weights of other shapes than the config says are named as that, where loading comes to them."""
+    with_config(hidden_size=2 * json.loads((model / "config.json").read_text())["hidden_size"])(model)
+    request = Request(str(model), {})
+    with pytest.raises(CheckpointError, match="other shapes than its config"), explained(request, reads_text=False):
+        SafeAutoModel.from_pretrained(model, dtype="float32")
+
+
+def test_own_code_that_is_not_needed(model: Path) -> None:
+    """A model type with code of its own and an architecture of transformers' loads without that code (Kimi-K2)."""
+    with_config(model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})(model)
+    request = Request(str(model), {})
+    assert foreseen(request) == ()
+    with explained(request, reads_text=True), pytest.warns(UserWarning, match="no model type 'own'"):
+        assert type(SafeAutoModel.from_pretrained(model, dtype="float32")).__name__ == "Qwen3ForCausalLM"
+
+
 def test_nothing(model: Path) -> None:
     """Nothing is foreseen of a model that loads, and its errors stay as they are."""
     request = Request(str(model), {})

@@ -84,6 +84,9 @@ def test_what_is_not_ours_stays(folder: Path, tmp_path: Path) -> None:
     for file in kept:
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"of": "somebody else"}))
+    for digit, values in enumerate(([1, 2], "a text", {"key": "of somebody else"})):
+        kept.append(folder / f"{str(digit) * 32}.json")
+        kept[-1].write_text(json.dumps(values))
     directory = folder / f"{NAME[::-1]}.json"
     directory.mkdir()
     forget(entries())

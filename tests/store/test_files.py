@@ -54,13 +54,16 @@ def test_permissions(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks that tell whose a file is")
 def test_what_a_killed_process_left(tmp_path: Path) -> None:
-    """What a process left that was killed while it wrote is deleted by the next write, and nothing that is being written."""
-    left, written, young = (tmp_path / f".values.json.{name}.part" for name in ("left", "written", "young"))
-    for part in (left, written, young):
+    """What a process left that was killed while it wrote is deleted by the next write; what is being written stays, and a user's files."""
+    left, written, young = (tmp_path / f".values.json.{name}.part" for name in ("0a1b2c3d", "4e5f6071", "8293a4b5"))
+    users = [tmp_path / f".values.json.{name}.part" for name in ("download", "0a1b2c3d.0a1b2c3d", "0A1B2C3D")]
+    for part in (left, written, young, *users):
         part.write_text("half")
-    for part in (left, written):
+    for part in (left, written, *users):
         os.utime(part, (0, 0))
     with written.open() as busy:
         assert try_lock(busy.fileno())
         write_whole(tmp_path / "values.json", "{}")
-    assert {path.name for path in tmp_path.iterdir()} == {"values.json", written.name, young.name}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "values.json", written.name, young.name, *(part.name for part in users),
+    }  # fmt: skip
