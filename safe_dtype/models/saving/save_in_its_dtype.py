@@ -56,10 +56,10 @@ def _state_for_accelerate(original: Callable[..., Any]) -> Callable[..., Any]:
 def save_in_its_dtype(original: Callable[..., Any], model: Any, folder: Any, *args: Any, **kwargs: Any) -> Any:
     """Call `original`, which is `save_pretrained`, with weights and config in the dtype that `model` is saved in."""
     dtype = dtype_of_save(model)
+    args, kwargs = by_name(original, args, kwargs)
     if dtype is None or kwargs.get("distributed_checkpoint"):
         return original(model, folder, *args, **kwargs)
-    call = inspect.signature(original).bind(model, folder, *args, **kwargs)
-    passed = call.arguments.get("state_dict")
+    passed = kwargs.get("state_dict")
     state = model.state_dict() if passed is None else passed
     cast = in_saved_dtype(model, state)
     # Asked by dtype: what stays as it is may stand there as another of its tied tensors.
@@ -70,6 +70,18 @@ def save_in_its_dtype(original: Callable[..., Any], model: Any, folder: Any, *ar
         return original(model, folder, *args, **kwargs)
     name = type(model).__name__
     logger.info("%s is saved in %s, as its checkpoint was; in memory it is in %s", name, dtype, model.dtype)
-    call.arguments["state_dict"] = cast
+    kwargs["state_dict"] = cast
     with config_saying(model.config, getattr(torch, dtype.name)):
-        return original(*call.args, **call.kwargs)
+        return original(model, folder, *args, **kwargs)
+
+
+def by_name(
+    original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `save_pretrained` after the folder by their names, and those positional ones that have none."""
+    parameters = inspect.signature(original).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD][2:]
+    named = dict(zip(names, args, strict=False))
+    if named.keys() & kwargs.keys():  # passed twice, which `original` refuses
+        return args, kwargs
+    return args[len(names) :], {**named, **kwargs}

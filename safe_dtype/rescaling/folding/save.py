@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ...facts import Rescale
 from ...models.islands import islands_in
 from ...models.origin import known_origin
-from ...models.saving.save_in_its_dtype import save_in_its_dtype, wrap_accelerate
+from ...models.saving.save_in_its_dtype import by_name, save_in_its_dtype, wrap_accelerate
 from ...models.saving.saved_dtype import config_saying, keep_saved_dtype
 from ...models.undo_log import UndoLog
 from ...models.wrapped_methods import wrap_method
@@ -53,6 +53,7 @@ def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
         if getattr(self, "_hf_peft_config_loaded", False):
             with nullcontext() if watch is None else watch.quiet():
                 return original(self, save_directory, *args, **kwargs)
+        args, kwargs = by_name(original, args, kwargs)
         with nullcontext() if watch is None else watch.unchanged():
             config_saved, state = _as_it_was(self, place, kwargs)
         if state is None:

@@ -117,6 +117,23 @@ def test_sharded_and_with_a_state_dict(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("with_state", [False, True])
+def test_positional_arguments(with_state: bool, tmp_path: Path) -> None:
+    """`is_main_process` and a state dict may be passed by position, as plain transformers takes them."""
+    folder = saved("llama", tmp_path / "before")
+    model = rescued("llama", folder)
+    passed = (dict(model.named_parameters()),) if with_state else (None, False, "200KB")
+    model.save_pretrained(tmp_path / "after", True, *passed)
+    model.save_pretrained(tmp_path / "other rank", False, *passed)
+    assert not [*(tmp_path / "other rank").glob("*.safetensors")]
+    loaded = plain("llama", tmp_path / "after")
+    assert all(
+        torch.equal(one, loaded.state_dict()[name]) for name, one in plain("llama", folder).state_dict().items()
+    )
+    with pytest.raises(TypeError, match="multiple values"):
+        model.save_pretrained(tmp_path / "twice", True, None, is_main_process=True)
+
+
 def test_without_a_trace(tmp_path: Path) -> None:
     """With the last rescued model `save_pretrained` is what it was; until then a copy of one needs it."""
     gc.collect()
