@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...facts import COMPUTE, Dtype
 from ...planning import Plan
+from ...processes.forked_lock import ForkedLock
 from ..original_weights import OriginalWeights
 from ..wrapped_methods import wrap_method
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "_safe_dtype_saved_dtype"  # in the __dict__ of the model, and of the models in it
 _CASTS = ("to", "float", "half", "bfloat16", "double", "type")
+_config_changes = ForkedLock()
 _FLOATS = tuple(getattr(torch, dtype.name) for dtype in COMPUTE)
 
 
@@ -145,27 +147,31 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def config_saying(config: Any, dtype: torch.dtype, then: Callable[[Any], object] | None = None) -> Iterator[None]:
-    """Have `config`, and those in it, say `dtype` where it is saved within the block; call `then` with the folder."""
-    parts = [config, *_configs_in(config)]
-    before = [part.dtype for part in parts]
-    save = config.save_pretrained
+    """Have `config`, and those in it, say `dtype` where it is saved within the block; call `then` with the folder.
 
-    def save_pretrained(directory: Any, **kwargs: Any) -> Any:
-        config.__dict__.pop("save_pretrained", None)  # it is no part of what is saved
-        for part, now in zip(parts, before, strict=True):
-            part.dtype = None if now is None and part is not config else dtype
-        result = save(directory, **kwargs)
-        if then is not None:
-            then(directory)
-        return result
+    Other threads that want this wait: a config says one dtype at a time.
+    """
+    with _config_changes:
+        parts = [config, *_configs_in(config)]
+        before = [part.dtype for part in parts]
+        save = config.save_pretrained
 
-    config.__dict__["save_pretrained"] = save_pretrained
-    try:
-        yield
-    finally:
-        config.__dict__.pop("save_pretrained", None)
-        for part, now in zip(parts, before, strict=True):
-            part.dtype = now
+        def save_pretrained(directory: Any, **kwargs: Any) -> Any:
+            config.__dict__.pop("save_pretrained", None)  # it is no part of what is saved
+            for part, now in zip(parts, before, strict=True):
+                part.dtype = None if now is None and part is not config else dtype
+            result = save(directory, **kwargs)
+            if then is not None:
+                then(directory)
+            return result
+
+        config.__dict__["save_pretrained"] = save_pretrained
+        try:
+            yield
+        finally:
+            config.__dict__.pop("save_pretrained", None)
+            for part, now in zip(parts, before, strict=True):
+                part.dtype = now
 
 
 def _configs_in(config: Any) -> list[Any]:

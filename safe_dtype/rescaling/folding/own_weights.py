@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -34,31 +34,41 @@ def own_weights(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     A tensor that is still what was loaded comes from its file, bit for bit and in the file's dtype. One that was changed
     since, or whose file cannot be read, is moved back, with the bits that it lost meanwhile, and rounded to that dtype, as
-    if the model had been changed in it; where numbers leave its range, it stays in float32.
+    if the model had been changed in it; where numbers leave its range, it stays in float32. Tied weights stay tied.
     """
     rescaled = rescaled_of(model)
     moved = rescaled.fold.moved() if rescaled is not None else {}
     loaded = exponents_of_weights(rescaled.fold.loaded) if rescaled is not None else {}
     present = {name: tensor.dtype for name, tensor in model.state_dict(keep_vars=True).items()}
-    weights: dict[str, Tensor] = {}
+    weights: dict[Hashable, Tensor] = {}
     converted = _Converted(type(model).__name__)
     with OriginalWeights(model) as original:
-        for name, tensor in state.items():
+        for name, tensor in sorted(state.items(), key=lambda item: item[0] not in moved):
+            place = _place(name, tensor)
+            if place in weights:
+                continue
             if rescaled is None or name not in moved:
                 own, stored = tensor, original.unchanged(name, tensor)
             else:
                 own = rescaled.fold.unmoved(name, tensor, moved[name])
                 stored = stored_weight(original, name, own, tensor.dtype, loaded.get(name, {}))
             if stored is not None:
-                weights[name] = stored
+                weights[place] = stored
             elif tensor.dtype == present.get(name):
-                weights[name] = converted.of(name, own, original.dtype_of(name) or saved_dtype(model))
+                weights[place] = converted.of(name, own, original.dtype_of(name) or saved_dtype(model))
             else:  # the caller's own choice
-                weights[name] = own.to(tensor.dtype)
+                weights[place] = own.to(tensor.dtype)
     if original.problems:
         logger.warning("%s: %s: weights are saved as they are now", type(model).__name__, "; ".join(original.problems))
     converted.tell()
-    return weights
+    return {name: weights[_place(name, tensor)] for name, tensor in state.items()}
+
+
+def _place(name: str, tensor: Tensor) -> Hashable:
+    """Return what names of tied weights, of which a save writes one, have in common."""
+    if tensor.is_meta or type(tensor.data) is not Tensor:
+        return name
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 class _Converted:

@@ -13,6 +13,7 @@ from torch import nn
 from ...facts import FLOAT16, FLOAT32, dtype_named
 from ...models.islands import Island
 from ...models.watched_modules import watch_no_more
+from .alone import alone
 from .own_weights import saved_dtype
 from .rescaled import Rescaled, rescaled_of
 from .taking_back import leave_for
@@ -34,17 +35,19 @@ class _Pickled:
     The whole model in the dtype of its checkpoint, whose range holds what it computes; a part of it as it is copied.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = ref(module)
+    def __init__(self, module: nn.Module, model: nn.Module) -> None:
+        self._module, self._model = ref(module), ref(model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Pickled:
-        return _Pickled(memo[id(self._module())])
+        module = memo[id(self._module())]
+        return _Pickled(module, memo.get(id(self._model()), module))
 
     def __call__(self, protocol: Any) -> Any:
         """Return how the module is pickled."""
         module = self._module()
         assert module is not None
-        copied = _plain_copy(module)
+        with alone(self._model() or module):  # a step has hooks of its own on modules while it runs
+            copied = _plain_copy(module)
         return _reduced(copied, protocol)
 
 
@@ -72,9 +75,9 @@ def _reduced(module: Any, protocol: int) -> Any:
     return method(module, protocol)
 
 
-def prepare_pickling(module: nn.Module) -> None:
-    """Have a module of a rescaled model pickled without the rescale."""
-    module.__dict__["__reduce_ex__"], module.__dict__["__deepcopy__"] = _Pickled(module), _Copied(module)
+def prepare_pickling(module: nn.Module, model: nn.Module) -> None:
+    """Have a module of `model`, which is rescaled, pickled without the rescale."""
+    module.__dict__["__reduce_ex__"], module.__dict__["__deepcopy__"] = _Pickled(module, model), _Copied(module)
 
 
 def pickle_as_others(module: nn.Module) -> None:

@@ -41,7 +41,7 @@ def put_on(watch: Watch, log: UndoLog) -> None:
     inside: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         log.add(functools.partial(pickle_as_others, module))
-        prepare_pickling(module)
+        prepare_pickling(module, model)
         below = f"{path}." if path else ""
         holds = any(target.startswith(below) for target in targets)
         is_body = path in bodies

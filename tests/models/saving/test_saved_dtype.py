@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import pickle
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from torch import nn
 
 import safe_dtype
 from safe_dtype import Policy, SafeAutoModel, SafeDtypeWarning, guard, plan_of, unguard
-from safe_dtype.models.saving.saved_dtype import SavedDtype
+from safe_dtype.models.saving.saved_dtype import SavedDtype, config_saying
 
 Saved = Callable[..., Path]
 FLOATS = {"BF16": "bfloat16", "F32": "float32", "F16": "float16"}
@@ -347,3 +348,23 @@ def test_guarded_by_hand(saved: Saved, tmp_path: Path) -> None:
     assert dtypes_in(tmp_path) == {"float32"}
     with pytest.raises(safe_dtype.errors.NoPlanError):
         plan_of(model)
+
+
+def test_two_threads_at_once(tmp_path: Path) -> None:
+    """The config says what it said before, whichever of two threads that save is done first."""
+    config = transformers.LlamaConfig(dtype="float16")
+    entered, leave = threading.Event(), threading.Event()
+
+    def save() -> None:
+        with config_saying(config, torch.bfloat16):
+            entered.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=save)
+    with config_saying(config, torch.bfloat16):
+        config.save_pretrained(tmp_path)
+        other.start()
+        entered.wait(0.5)
+    leave.set()
+    other.join()
+    assert config.dtype == torch.float16

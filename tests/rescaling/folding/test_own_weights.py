@@ -18,7 +18,7 @@ from rescaling.folding.changes import blocks, is_near, results
 from rescaling.gauges_by_hand import residual
 from safetensors.torch import load_file
 
-from safe_dtype import SafeAutoModelForCausalLM
+from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.facts import Rescale
 from safe_dtype.rescaling import Fold, keep_rescaled, rescaled_of
@@ -80,6 +80,19 @@ def test_one_dtype(family: str, name: str, tmp_path: Path, caplog: pytest.LogCap
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "after", dtype=torch.float32)
     for one, weight in expected.named_parameters():
         torch.testing.assert_close(loaded.get_parameter(one), weight, rtol=2.0**-7, atol=2e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "t5"])
+def test_tied_weights_are_saved_once(family: str, tmp_path: Path) -> None:
+    """The files have the names that they had: an embedding that is also the head takes its space once."""
+    source = saved(family, tmp_path / "before")
+    model = SafeAutoModel.from_pretrained(source, dtype="float16")
+    assert rescaled_of(model) is not None
+    for name, state in (("alone", None), ("passed", model.state_dict(keep_vars=True))):
+        model.save_pretrained(tmp_path / name, state_dict=state)
+        before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / name))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[one]) for one, tensor in before.items())
 
 
 def test_beyond_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,27 @@ def test_a_copy_is_pickled_itself() -> None:
     torch.testing.assert_close(
         read.model.norm.weight.float(), engineered("qwen3").model.norm.weight * 3, rtol=0.01, atol=0
     )
+
+
+def test_while_another_thread_runs_it(tmp_path: Path) -> None:
+    """A step that runs meanwhile has hooks on modules that cannot be pickled: it is waited for."""
+    model = SafeAutoModelForCausalLM.from_pretrained(saved("llama", tmp_path), dtype="float16")
+    batch = prompts("llama", count=1, tokens=24, seed=3)[0]
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            model(**batch)
+
+    running = threading.Thread(target=run)
+    running.start()
+    try:
+        pickled = [pickle.dumps(part) for part in (model, model.model, model.model.layers[1]) for _ in range(3)]
+    finally:
+        ended.set()
+        running.join()
+    assert len(pickled) == 9
+    assert rescaled_of(model) is not None
 
 
 def test_nothing_of_ours_is_named() -> None:
