@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from ...devices import shortage
 from ...errors.warn import warn
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...models import block_layout
-from ...models.islands import Island
+from ...models.islands import Island, islands_in
 from ...models.origin import known_origin
 from ...models.recast import growth, kept_in_float32, main_dtype, recast
 from ...models.shift_hooks import norms_in_float32
@@ -78,14 +78,14 @@ def leave_for(rescaled: Rescaled, wider: Dtype | None, *, own: Collection[str] =
     """
     fold, model = rescaled.fold, rescaled.fold.model
     was_half = main_dtype(model) == torch.float16
-    norms = list(norms_in_float32(model))
+    norms, others = list(norms_in_float32(model)), list(_wide_in_float16(model))
     if wider is not None:
         _recast(model, wider, own)
     fold.leave(own)
     fold.undo()
     forget_rescaled(model)
     if was_half:
-        _settle(model, norms, getattr(torch, (wider or FLOAT16).name))
+        _settle(model, norms, others, getattr(torch, (wider or FLOAT16).name))
 
 
 def dtype_left(model: nn.Module) -> torch.dtype | None:
@@ -121,13 +121,26 @@ def _recast(model: nn.Module, wider: Dtype, own: Collection[str]) -> None:
         weights.tell()
 
 
-def _settle(model: nn.Module, norms: Collection[str], dtype: torch.dtype) -> None:
+def _wide_in_float16(model: nn.Module) -> Iterator[str]:
+    """Yield what the class keeps in float32 in a model in float16, as T5 its `wo`; of islands nothing."""
+    is_kept, islands = kept_in_float32(model, torch.float16), tuple(f"{name}." for name in islands_in(model))
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float32 and is_kept(name) and not name.startswith(islands):
+            yield name
+
+
+def _settle(model: nn.Module, norms: Collection[str], others: Collection[str], dtype: torch.dtype) -> None:
     """Bring along what is in float32 only because the model around it was rescaled, or in float16."""
     in_float32 = kept_in_float32(model, dtype)
     for name in norms:
         parameter: Any = model.get_parameter(name)
         if not in_float32(name):
             parameter.data = parameter.data.to(dtype)
+    for name in others:
+        parameter = model.get_parameter(name)
+        narrow = parameter.data.to(dtype)
+        if not in_float32(name) and torch.equal(narrow.float(), parameter.data.float()):
+            parameter.data = narrow
     for module in model.modules():
         for hook in module._forward_hooks.values():
             if isinstance(hook, Island):

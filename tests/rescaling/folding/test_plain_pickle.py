@@ -21,7 +21,7 @@ from engineered import KINDS, engineered, prompts, saved
 from rescaling.folding.changes import FAMILIES, blocks, is_near, rescued, results
 from torch import Tensor, nn
 
-from safe_dtype import SafeAutoModelForCausalLM
+from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.rescaling import rescaled_of
 
@@ -122,6 +122,17 @@ def test_a_copy_is_pickled_itself() -> None:
     torch.testing.assert_close(
         read.model.norm.weight.float(), engineered("qwen3").model.norm.weight * 3, rtol=0.01, atol=0
     )
+
+
+@pytest.mark.parametrize("family", ["t5", "gpt_oss"])
+def test_kept_in_float32_beside_float16_alone(family: str, tmp_path: Path) -> None:
+    """What the class keeps in float32 in a model in float16, and not in bfloat16, is in the dtype of the checkpoint."""
+    source = saved(family, tmp_path)
+    model = SafeAutoModel.from_pretrained(source, dtype="float16")
+    assert rescaled_of(model) is not None
+    plain, pickled = KINDS[family].auto.from_pretrained(source, dtype="auto"), pickle.loads(pickle.dumps(model))
+    for name, expected in plain.state_dict().items():
+        torch.testing.assert_close(pickled.state_dict()[name], expected, rtol=0, atol=0, msg=name)
 
 
 def test_while_another_thread_runs_it(tmp_path: Path) -> None:
