@@ -26,7 +26,7 @@ from ..nouns.form import BuildRequest, Run
 from ..nouns.job import AttemptResult, Job
 from ..nouns.record import EAGER, Outcome, Seconds, Stage
 from .limits import NO_DISTANCE, distance_between, form_problem
-from .load_model import apply_remedies, decides_by_sigmoid, load_subject
+from .load_model import apply_remedies, decides_by_sigmoid, load_artifact, load_subject
 from .stopwatch import in_turns, timed
 
 if TYPE_CHECKING:
@@ -96,11 +96,8 @@ def _made(job: Job) -> Iterator[AttemptResult]:
 
 def _reloaded(job: Job) -> Iterator[AttemptResult]:
     """Load what another process made, and compare it with what eager returned there."""
-    load = form_named(job.form).load
-    if load is None:
-        raise ValueError(f"{job.form} leaves no file that could be loaded again")
     yield (now := AttemptResult("loading the artifact"))
-    run = load(job.artifact_folder)
+    run = load_artifact(form_named(job.form), job.artifact_folder, job.model_class)
     pairs = {number: (_batch(path, job), load_file(job.reference(number))) for number, path in enumerate(job.batches)}
     yield (now := replace(now, at="running what was loaded"))
     yield _judged(replace(now, at="leaving", stages=(_compared("reloaded", run, pairs, job),)))

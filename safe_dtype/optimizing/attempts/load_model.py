@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..nouns.form import Form, Run
 from ..nouns.job import Job
 
 _IMPLEMENTATIONS = {"experts_implementation": ("batched_mm", "grouped_mm"), "attn_implementation": ("sdpa", "eager")}
@@ -53,6 +54,25 @@ def load_subject(job: Job) -> torch.nn.Module:
         model = torch.load(job.model, weights_only=False).to(dtype)
     apply_remedies(model, job.loaded_with)
     return model.eval().requires_grad_(requires_grad=False).to(job.device)  # type: ignore[no-any-return]  # torch.load gives Any
+
+
+def load_artifact(form: Form, folder: Path, model_class: str) -> Run:
+    """Load what `form` left in `folder`, made of a `model_class` of transformers (empty: of another module).
+
+    Trust the folder first. A program of torch names the operators of its model's code (the experts of a mixture on the
+    CPU), and a process has those only once that code is imported.
+
+    Raises:
+        ValueError: If the form leaves no file.
+        Exception: What its runtime raises.
+    """
+    if form.load is None:
+        raise ValueError(f"{form.name} leaves no file that could be loaded again")
+    if model_class and form.of_one_torch:
+        import transformers
+
+        getattr(transformers, model_class, None)  # imports the module that defines it
+    return form.load(folder)
 
 
 def decides_by_sigmoid(job: Job) -> bool:

@@ -19,7 +19,7 @@ from ...errors import NoSuchDeviceError, NotOptimizedError
 from ...errors.warn import warn
 from ...facts import Dtype
 from ...guarding import guard, unguard
-from ..attempts.load_model import apply_remedies, load_subject
+from ..attempts.load_model import apply_remedies, load_artifact, load_subject
 from ..environment import files_in
 from ..forms import find_form, form_named
 from ..graphs.flat import outputs_of
@@ -208,10 +208,9 @@ class Optimized:
         return form_named(self.form).build(request)
 
     def _load(self) -> None:
-        load = form_named(self.form).load
-        assert load is not None  # the form is a file
+        artifact = self._folder / self.attempt.artifact
         try:
-            self._run = load(self._folder / self.attempt.artifact)
+            self._run = load_artifact(form_named(self.form), artifact, self.record.model_class)
         except (Exception, SystemExit) as exc:  # noqa: BLE001  # whatever the runtime raises, eager takes over
             self._give_up("load", f"{self._named} could not be loaded ({_words(exc)})")
 
