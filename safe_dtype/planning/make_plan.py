@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, LearnedFailure, VerdictKind
+from .as_loaded import as_loaded
 from .judge import candidates, judge, to_be_measured
 from .made_for import MadeFor
 from .matmul_routes import product_verdict
@@ -49,6 +50,8 @@ def make_plan(
         StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
     """
     policy = policy or Policy()
+    if not device.measured:
+        checkpoint = as_loaded(checkpoint, device)
     if expected is None:
         plan = make_plan(device, checkpoint, policy, ordered=ordered, expected=())
         return plan if device.measured else as_first_loaded(plan, device, checkpoint)
@@ -57,7 +60,7 @@ def make_plan(
     if not lessons or checkpoint.quantization:
         return plain
     # What was learned of a model says nothing of the device: an order is obeyed, and the guard is there.
-    obeyed = ordered or (checkpoint.saved if policy.mode == "strict" else None)
+    obeyed = ordered or (_by_transformers(checkpoint) if policy.mode == "strict" else None)
     around = tuple(lesson for lesson in lessons if obeyed is None or lesson.dtype != obeyed.name)
     try:
         plan = _made(device, replace(checkpoint, lessons=around), policy, ordered, expected)
@@ -110,9 +113,19 @@ def _made(
     if checkpoint.quantization:
         return _quantizers_plan(case)
     if ordered or policy.mode == "strict":
-        return _obey(ordered or checkpoint.saved, case)
+        return _obey(ordered or _by_transformers(checkpoint), case)
     picked = _pick(case)
     return _plan(picked, case, _why(picked, case))
+
+
+def _by_transformers(checkpoint: CheckpointFacts) -> Dtype:
+    """Return the dtype that transformers loads where nobody orders one: its config's, else that of the files."""
+    claimed = next((dtype for dtype in COMPUTE if dtype.name == checkpoint.config_dtype), None)
+    return claimed or checkpoint.saved
+
+
+def _kept_as(wanted: Dtype, checkpoint: CheckpointFacts) -> str:
+    return "as saved" if wanted == checkpoint.saved else "as its config says"
 
 
 def _pick(case: PlanningCase) -> Decision:
@@ -143,7 +156,7 @@ def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
         picked = _pick(case)
         text = f"{wanted} was asked for, and {case.device.name} cannot: {decision.reason}. "
         return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
-    why = "as asked for" if case.ordered else "as saved, in strict mode"
+    why = "as asked for" if case.ordered else f"{_kept_as(wanted, case.checkpoint)}, in strict mode"
     if decision.pending:
         why = f"{why}; {to_be_measured(decision.candidate, case.checkpoint)}"
     return _plan(decision, case, why, *_second_thoughts(decision, case))
@@ -161,7 +174,8 @@ def _ordered_decision(wanted: Dtype, case: PlanningCase) -> Decision | None:
 
 def _second_thoughts(decision: Decision, case: PlanningCase) -> tuple[str, ...]:
     candidate, device = decision.candidate, case.device
-    asked = f"{candidate} {'was asked for' if case.ordered else 'is kept, as saved'}, and on {device.name}"
+    whose = "was asked for" if case.ordered else f"is kept, {_kept_as(candidate.storage, case.checkpoint)}"
+    asked = f"{candidate} {whose}, and on {device.name}"
     verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes)
     if decision.ground in (Ground.WRONG, Ground.RANGE):
         return (f"{asked} its results may be wrong: {decision.reason}",)
@@ -224,6 +238,8 @@ def _quantizers_plan(case: PlanningCase) -> Plan:
     # AWQ, GPTQ, FBGEMM, ... each has a rule of its own for the dtype beside the codes (transformers' update_dtype).
     method = case.checkpoint.quantization
     beside = case.ordered or case.checkpoint.loaded_as or case.checkpoint.saved
+    if beside not in COMPUTE:  # that of the codes
+        beside = _by_transformers(case.checkpoint)
     candidate = Candidate(beside, beside) if beside in COMPUTE else Candidate(FLOAT32, FLOAT32)
     decision = judge(candidate, case.device, case.checkpoint, case.policy)
     left = replace(decision, ground=None, reason=f"left to {method}")

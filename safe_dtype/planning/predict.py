@@ -118,13 +118,15 @@ def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows:
 
 
 def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
-    """Return the bytes of all tensors loaded in `storage`, those kept in float32 and the integers as they are."""
+    """Return the bytes of all tensors loaded in `storage`, those kept in float32 and the codes as they are."""
     return sum(tensor.numel * _itemsize(tensor, storage, checkpoint) for tensor in checkpoint.tensors)
 
 
 def _itemsize(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> int:
     if integer := re.fullmatch(r"u?int(\d+)|bool", tensor.dtype):
         return max(1, int(integer[1] or 8) // 8)
+    if checkpoint.quantization and tensor.dtype.startswith("float8"):
+        return 1
     islands = checkpoint.half.islands if checkpoint.half and storage == FLOAT16 else ()
     in_an_island = tensor.name.startswith(tuple(f"{island}." for island in islands))
     if in_an_island or is_kept(tensor, storage, checkpoint):

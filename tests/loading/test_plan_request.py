@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +54,25 @@ def test_memory_rounds_no_float16(saved: Callable[..., Path]) -> None:
         warnings.simplefilter("error", SafeDtypeWarning)
         model = SafeAutoModel.from_pretrained(saved("qwen3", "float16"), policy="prefer=memory")
     assert model.dtype == torch.float16
+
+
+@pytest.mark.parametrize("claimed", ["float32", "float16", "bfloat16", None])
+@pytest.mark.parametrize("files", ["float32", "float16", "bfloat16"])
+def test_strict_is_transformers_own(
+    files: str, claimed: str | None, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Where the config and the files contradict each other, strict mode loads what transformers loads."""
+    folder = Path(shutil.copytree(saved("qwen3", files), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": claimed}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SafeDtypeWarning)
+        model = SafeAutoModel.from_pretrained(folder, policy="strict")
+    assert model.dtype == transformers.AutoModel.from_pretrained(folder).dtype
+    assert (
+        plan_of(model).reason
+        == ("as saved" if claimed in (files, None) else "as its config says") + ", in strict mode"
+    )
 
 
 def test_strict_keeps_saved(saved: Callable[..., Path]) -> None:

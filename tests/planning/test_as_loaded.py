@@ -21,6 +21,7 @@ from safe_dtype import Policy, SafeAutoModel, SafeAutoModelForCausalLM, SafeDtyp
 from safe_dtype.checkpoints import read_checkpoint
 from safe_dtype.commands.rescue import rescue
 from safe_dtype.commands.verify import Question, verify
+from safe_dtype.devices import prior_facts
 from safe_dtype.facts import BFLOAT16, DeviceFacts
 from safe_dtype.planning import make_plan
 from safe_dtype.planning.as_loaded import as_loaded
@@ -137,6 +138,18 @@ def test_devices(vendor: str, capability: str, is_dense: bool, packed: Path) -> 
     device: DeviceFacts = replace(f.TURING, vendor=vendor, capability=capability)
     plan = make_plan(device, as_loaded(read_checkpoint(packed), device), Policy(prefer="memory"))
     assert (plan.quantization is None, plan.dequantized) == (is_dense, is_dense)
+
+
+def test_device_that_is_not_here(packed: Path) -> None:
+    """A plan for a device of the table is that of what comes out there: dense on a T4, a byte for each code on an H100."""
+    checkpoint = read_checkpoint(packed)
+    turing, hopper = (make_plan(prior_facts(name), checkpoint) for name in ("NVIDIA Tesla T4", "NVIDIA H100"))
+    assert (turing.quantization, turing.saved) == (None, BFLOAT16)
+    codes = sum(one.numel for one in checkpoint.tensors if one.dtype.startswith("float8"))
+    others = sum(one.numel for one in checkpoint.tensors if not one.dtype.startswith("float8"))
+    assert (hopper.quantization, hopper.storage) == ("fp8", BFLOAT16)
+    assert hopper.cost is not None
+    assert hopper.cost.weight_bytes == codes + 2 * others
 
 
 def test_others_stay(saved: Saved) -> None:
