@@ -39,7 +39,12 @@ def send_on_new_branch(api: Hub, parcel: Parcel, name: str, journal: Journal) ->
         happened = f"what the Hub gives back is not what was sent: {'; '.join(problems)}"
         raise PublishError(str(State.NOT_PUBLISHED), str(target), happened, visible, "push again")
     journal.note(State.UNKNOWN, note="the branch was being made")
-    _name(api, target, oid)
+    try:
+        _name(api, target, oid)
+    except PublishError as error:
+        if error.state == State.CONFLICT:  # the next push goes to the branch that is there now
+            tidy(api, target, name)
+        raise
     journal.note(State.UNVERIFIED)
     return oid, deleted
 

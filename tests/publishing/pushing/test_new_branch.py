@@ -58,7 +58,7 @@ def test_in_a_new_repository(hub: LoopbackHub, stage: Path) -> None:
 
 
 def test_somebody_else_makes_the_branch(hub: LoopbackHub, stage: Path) -> None:
-    """A branch of that name that came meanwhile is left alone."""
+    """A branch of that name that came meanwhile is left alone, and nothing of ours stays to be seen."""
     hub.push(REPO, whole())
 
     def make(hub: LoopbackHub) -> None:
@@ -69,6 +69,7 @@ def test_somebody_else_makes_the_branch(hub: LoopbackHub, stage: Path) -> None:
     with pytest.raises(PublishError, match="somebody else made") as error:
         push(stage, TARGET, api=hurried(hub))
     assert error.value.state == "conflict"
+    assert set(hub.branches(REPO)) == {"main", "fp16"}
     assert hub.branches(REPO)["fp16"] == hub.branches(REPO)["main"]
 
 
