@@ -112,7 +112,7 @@ class Generator:
             CheckpointError: If it has no tokenizer, or its architecture does not generate.
         """
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as exc:
             problem = f"has no tokenizer that transformers can load ({exc})"
             raise CheckpointError(source, problem, "pass one that has") from exc

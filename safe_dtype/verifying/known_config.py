@@ -14,13 +14,20 @@ from ..errors.warn import warn
 def known_config(source: Any, **arguments: Any) -> Any:
     """Return the config that `AutoConfig.from_pretrained` returns, else that of the architecture which it names.
 
+    Whether code of the checkpoint may be run is asked, as transformers asks it, only where nothing else makes a config.
+
     Raises:
         ValueError: Transformers' own, where it knows neither.
     """
+    trusted = arguments.get("trust_remote_code")
     try:
-        config = transformers.AutoConfig.from_pretrained(source, **arguments)
+        config = transformers.AutoConfig.from_pretrained(
+            source, **{**arguments, "trust_remote_code": trusted or False}
+        )
     except ValueError:
         config = config_of_architecture(source, **arguments)
+        if config is None and trusted is None:
+            return transformers.AutoConfig.from_pretrained(source, **arguments)
         if config is None:
             raise
     return config

@@ -17,6 +17,7 @@ from command_run import Run, run  # noqa: F401  # a fixture
 
 import safe_dtype
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
+from safe_dtype.verifying.known_config import known_config
 
 Saved = Callable[..., Path]
 UNKNOWN = "no model type 'kimi_k2'.*Qwen3ForCausalLM"
@@ -98,6 +99,20 @@ def test_own_code(tiny_qwen3: Path, tmp_path: Path) -> None:
         with safe_dtype.patched():
             also = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert [type(one).__name__ for one in (trusted, also)] == ["KimiForCausalLM"] * 2
+
+
+def test_asks_nothing_that_it_need_not(tiny_qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether code may be run is asked on a terminal only where transformers has no such architecture."""
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
+    own = {"AutoConfig": "kimi.KimiConfig"}
+    known = relabelled(tiny_qwen3, tmp_path / "known", auto_map=own)
+    with pytest.warns(SafeDtypeWarning, match=UNKNOWN):
+        assert type(known_config(known)) is transformers.Qwen3Config
+    assert questions == []
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        known_config(relabelled(tiny_qwen3, tmp_path / "unknown", auto_map=own, architectures=["KimiForCausalLM"]))
+    assert len(questions) == 1
 
 
 def test_adapter(kimi: Path, tmp_path: Path) -> None:

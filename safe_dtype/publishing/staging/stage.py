@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import RescaleError, UnknownDtypeError
 from ...facts import COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
-from ...loading import Request, checkpoint_for, device_for, plan_request
+from ...loading import Request, checkpoint_for, device_for, explained, plan_request
 from ...loading.trials.second_copy import load_apart
 from ...planning import Plan, Policy
 from ...planning.policy import DEFAULT_MAX_DRIFT
@@ -117,7 +117,8 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
         tell("reading the source")
         variant_source = source_of(source, revision=revision, base=base, license=license)
         made = aside / folder.name
-        evidence = _Job(variant_source, aside, made, _Wishes(text, max_drift, needs, tell)).run(wanted)
+        with explained(Request(variant_source.weights, {}), reads_text=False):
+            evidence = _Job(variant_source, aside, made, _Wishes(text, max_drift, needs, tell)).run(wanted)
         if folder.exists():
             folder.rmdir()
         made.rename(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from engineered import engineered, prompts, saved
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, plan_of, report
-from safe_dtype.errors import NotPublishableError, UnknownDtypeError
+from safe_dtype.errors import CheckpointError, NotPublishableError, UnknownDtypeError
 from safe_dtype.facts import FLOAT16, Rescale
 from safe_dtype.publishing.staging.check import check
 from safe_dtype.publishing.staging.stage import Staged, stage
@@ -159,6 +160,16 @@ def test_unknown(tiny_qwen3: Path, tmp_path: Path, given: dict[str, str], error:
     with pytest.raises(error, match=match):
         stage(tiny_qwen3, tmp_path / "staged", **given)  # type: ignore[arg-type]
     assert not any(tmp_path.iterdir())
+
+
+def test_config_that_transformers_refuses(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """A source that transformers cannot load is named as that, and nothing is left of it."""
+    source = Path(shutil.copytree(tiny_qwen3, tmp_path / "source"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 0}))
+    with pytest.raises(CheckpointError, match=r"transformers refuses its config\.json"):
+        stage(source, tmp_path / "staged", base=f"org/base@{COMMIT}")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_taken(tiny_qwen3: Path, tmp_path: Path) -> None:
