@@ -98,7 +98,7 @@ def clear(wanted: CacheFilter, *, yes: bool, form: str) -> None:
 
     chosen = listed(wanted)
     if chosen and not yes:
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError(
                 f"This deletes {count_text(chosen)} and there is no terminal to ask on: pass --yes."
             )

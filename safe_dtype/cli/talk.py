@@ -43,6 +43,8 @@ def talk(chat: Chat, *, streams: bool) -> list[Answer]:
 
 def _lines() -> Iterator[str]:
     """Yield what is typed or piped in, without empty lines."""
+    if sys.stdin is None:  # closed from the start
+        return
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     typed = sys.stdin.isatty()

@@ -42,7 +42,10 @@ def table(columns: Iterable[Column], rows: Iterable[Sequence[str]], *, tight: bo
 def page(parts: Iterable[str | Table], *, width: int) -> str:
     """Return lines and tables as plain text, `width` characters wide at most, without spaces at the ends of lines."""
     text = StringIO()
-    console = Console(file=text, width=width, color_system=None, highlight=False, markup=False, emoji=False)
+    # Without the environment: rich fails on a COLUMNS that is no number.
+    console = Console(
+        file=text, width=width, color_system=None, highlight=False, markup=False, emoji=False, _environ={}
+    )
     for part in parts:
         console.print(_visible(part) if isinstance(part, str) else part)
     return "\n".join(line.rstrip() for line in text.getvalue().split("\n")).rstrip()

@@ -33,7 +33,7 @@ def cache_folder() -> Path:
     """Return where values are remembered: SAFE_DTYPE_CACHE, else the user's cache folder."""
     asked = os.environ.get("SAFE_DTYPE_CACHE")
     if asked:
-        return Path(asked).expanduser()
+        return Path(os.path.expanduser(asked))  # noqa: PTH111  # pathlib raises over a user who is not there
     return _user_cache() / "safe_dtype"
 
 

@@ -119,6 +119,19 @@ def test_asks_first(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (agreed.returncode, files(folder)) == (0, 0)
 
 
+def test_stdin_closed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was started without stdin cannot be asked either."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert (run("cache", "clear").returncode, files(folder)) == (2, 4)
+
+
+@pytest.mark.parametrize("width", ["\N{SUPERSCRIPT TWO}", "-5", "0", "wide"])
+def test_width_that_is_none(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, width: str) -> None:
+    """Tables are drawn whatever COLUMNS says."""
+    monkeypatch.setenv("COLUMNS", width)
+    assert run("cache", "list").returncode == 0
+
+
 def test_nothing_to_clear(run: Run, folder: Path) -> None:
     """An empty cache is no question and no error; the JSON says what is gone."""
     cleared = json.loads(run("cache", "clear", "--yes", "--format", "json").stdout)

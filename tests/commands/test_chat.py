@@ -221,3 +221,10 @@ def test_refused_by_name(generator: Generator) -> None:
     mute = Generator(generator.model, SimpleNamespace(chat_template=None, name_or_path="org/mute"))
     with pytest.raises(CheckpointError, match="org/mute"):
         Chat(mute, max_new_tokens=1)
+
+
+def test_without_stdin(run: Run, tiny_qwen3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat of a process without stdin ends before its first turn."""
+    monkeypatch.setattr(sys, "stdin", None)
+    done = run("generate", str(tiny_qwen3), "--chat", "--dtype", "float32")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr

@@ -252,3 +252,9 @@ def test_entry(folder: Path) -> None:
     remember(KEY, {"value": 1})
     entry = json.loads(only_file(folder).read_text("utf-8"))
     assert (entry["schema"], entry["key"], entry["value"]) == (1, KEY, 1)
+
+
+def test_folder_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in the home of a user who is not there is a folder called so, as in a shell."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", "~nobody-of-that-name/cache")
+    assert cache_folder() == Path("~nobody-of-that-name/cache")
