@@ -25,6 +25,7 @@ from ..output_checks import numbers_of, spoiled_rows
 from ..recover import TriedRemedies
 from ..state import Guard, here
 from ..step_snapshot import undone
+from .experiment import comes_right_without_onednn
 from .module_call import FinishedCall, ModuleCall, finished_calls
 from .trouble import Call, Recovery, StepResult
 from .weights_in import weights_in
@@ -64,7 +65,7 @@ def without_own_values(model: nn.Module, call: Call, output: Any) -> tuple[Blame
     step = FinishedCall(ModuleCall(call.module, call.args, call.kwargs, call.entry), output)
     if not (answers == [True] and blame.module is call.module) and float32_agrees(step, model) is not True:
         return blame, None
-    if not call.snapshot.roll_back():
+    if not call.snapshot.roll_back() or _is_of_a_kernel(guard, model, blame):
         return blame, None
     own = None if is_mended else blame.module
     if is_mended:
@@ -79,6 +80,17 @@ def without_own_values(model: nn.Module, call: Call, output: Any) -> tuple[Blame
     if watched and watched[0] not in guard.own_modules and explains(calls, repeated):
         guard.own_modules = (*guard.own_modules, *watched)
     return blame, Recovery(StepResult.PASSED, repeated)
+
+
+def _is_of_a_kernel(guard: Guard, model: nn.Module, blame: Blame) -> bool:
+    """Whether the module that made the first NaN or Inf makes none with oneDNN turned off, whose kernels fail in any dtype."""
+    call = ModuleCall(*blame.calls[0]) if blame.calls else None
+    return (
+        call is not None
+        and call.module is blame.module
+        and is_finite([call.args, call.kwargs])  # NaN from a mask of -Inf is no kernel's
+        and comes_right_without_onednn(guard, model, call)
+    )
 
 
 def is_known_to_be_own(call: Call, calls: list[FinishedCall], output: Any) -> bool:

@@ -66,6 +66,21 @@ def test_the_module_alone(text: str | None) -> None:
 
 
 @torch.no_grad()
+def test_broken_in_every_dtype() -> None:
+    """NaN that a kernel makes in float32 as well is not the model's own."""
+
+    def spoil(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * torch.nan if is_in_use() else output
+
+    model, twin = guard(tiny()), tiny()
+    model.get_submodule(DOWN).register_forward_hook(spoil)
+    assert model(input_ids=IDS).logits.equal(twin(input_ids=IDS).logits)
+    (event,) = report(model).events
+    assert (event.remedy, event.module) == ("the module without oneDNN", DOWN)
+    assert model.dtype is BF16
+
+
+@torch.no_grad()
 def test_where_it_does_not_help() -> None:
     """What fails without oneDNN as well goes on as ever, and no module is left without it."""
     model = guard(tiny())
