@@ -63,3 +63,20 @@ def without_dtypes(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
     return {name: without_dtypes(part) for name, part in config.items() if name not in ("dtype", "torch_dtype")}
+
+
+def packed_bits(quantization: Mapping[str, Any]) -> int | None:
+    """Return how many bits a packed number takes by a quantization_config of compressed-tensors; None: it names none.
+
+    Where its groups differ, the fewest: more numbers are in a word then.
+    """
+    groups = quantization.get("config_groups")
+    parts = groups.values() if isinstance(groups, Mapping) else ()
+    schemes = [group.get("weights") for group in parts if isinstance(group, Mapping)]
+    bits = [scheme.get("num_bits") for scheme in schemes if isinstance(scheme, Mapping)]
+    return min((count for count in bits if isinstance(count, int) and count > 0), default=None)
+
+
+def is_to_dequantize(quantization: Mapping[str, Any]) -> bool:
+    """Whether a quantization_config has transformers dequantize the weights, whatever device they go to."""
+    return quantization.get("dequantize") is True or quantization.get("run_compressed") is False

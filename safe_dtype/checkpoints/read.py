@@ -26,7 +26,7 @@ from ..facts import (
 from ..hub.headers import read_local_header
 from ..store import parse_json
 from ..store.git_lfs import pulled
-from .config import as_dict, claimed_dtype, first, read_config, text_part
+from .config import as_dict, claimed_dtype, first, is_to_dequantize, packed_bits, read_config, text_part
 from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
 from .keep_in_fp32 import kept_in_float32
@@ -118,7 +118,7 @@ def describe(
     claimed = claimed_dtype(config)
     tied = is_tied(tensors, config, architecture)
     sometimes, always = kept_in_float32(architecture, config)
-    quantization = config.get("quantization_config") or text.get("quantization_config")
+    quantization = as_dict(config.get("quantization_config") or text.get("quantization_config") or {})
     return CheckpointFacts(
         source=source,
         files=tuple(dict.fromkeys(tensor.file for tensor in tensors)),
@@ -137,7 +137,9 @@ def describe(
         has_conv2d=any(len(tensor.shape) == 4 for tensor in tensors),
         keep_in_fp32=sometimes,
         keep_in_fp32_strict=always,
-        quantization=str(as_dict(quantization).get("quant_method", "unknown")) if quantization else None,
+        quantization=str(quantization.get("quant_method", "unknown")) if quantization else None,
+        packed_bits=packed_bits(quantization),
+        is_to_dequantize=is_to_dequantize(quantization),
         revision=revision,
         versions=_versions(),
         warnings=() if quantization else _lies(saved, claimed, config),

@@ -100,7 +100,7 @@ def as_loaded_here(checkpoint: CheckpointFacts, device: DeviceFacts) -> Checkpoi
     """Return the facts of what transformers loads in this process, where it asks for GPUs whatever the model's device."""
     has_xpu = torch.xpu.is_available()
     has_float8 = has_xpu or (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
-    return checkpoint if has_float8 else as_loaded(checkpoint, device)
+    return as_loaded(checkpoint, device, multiplies_float8=has_float8)
 
 
 def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
@@ -167,7 +167,9 @@ def checkpoint_for(request: Request) -> CheckpointFacts:
         else:
             facts = read_checkpoint(request.where, config=config, trust_remote_code=trusted)
         _check_numbers(facts)
-        return replace(facts, quantization=request.quantizer) if request.quantizer else facts
+        if not request.quantizer:
+            return facts
+        return replace(facts, quantization=request.quantizer, is_to_dequantize=request.dequantizes)
 
 
 def _check_numbers(facts: CheckpointFacts) -> None:

@@ -64,6 +64,14 @@ class Request:
         return str(getattr(method, "value", method) or type(config).__name__)
 
     @property
+    def dequantizes(self) -> bool:
+        """Whether a `quantization_config` argument has the weights dequantized; it comes before that of the files."""
+        config = self.arguments.get("quantization_config")
+        return (
+            config.get("dequantize") if isinstance(config, Mapping) else getattr(config, "dequantize", None)
+        ) is True
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Every device that will compute, torch's names.
 

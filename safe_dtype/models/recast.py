@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..numerics import as_half
+from ..numerics.packed_weights import holds_codes
 from . import offloaded
 from .shift_hooks import norms_in_float32, shifted_modules
 from .undo_log import UndoLog, way_back
@@ -56,7 +57,7 @@ def refusal(model: nn.Module) -> str | None:
             continue
         method = getattr(quantizer.quantization_config, "quant_method", "unknown")
         method = getattr(method, "value", method)  # an enum, for the methods that transformers knows
-        if method not in _CODES_STAY:
+        if method not in _CODES_STAY and any(holds_codes(part) for part in module.modules()):
             return f"its weights are quantized with {method}, whose kernels fix the dtype beside the codes"
     return None
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY
+from tiny_models import TINY, tiny_gguf
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
@@ -283,6 +283,7 @@ def test_quantizers_with_kernels_of_their_own() -> None:
 
     model = tiny()
     model.hf_quantizer = AwqQuantizer(transformers.AwqConfig(bits=4))
+    model.model.layers[1].mlp.register_buffer("qweight", torch.zeros(4, 4, dtype=torch.int32))
     guard(model)
     with (
         fault(model, "model.layers.1.mlp.down_proj", "cublas"),
@@ -291,6 +292,20 @@ def test_quantizers_with_kernels_of_their_own() -> None:
         model.generate(IDS, max_new_tokens=2)
     assert main_dtype(model) == BF16
     assert report(model).events == ()
+
+
+def test_dequantized_steps_down(tmp_path: Path) -> None:
+    """A quantizer that left dense weights is no reason to stop: the live modules are what is judged."""
+    tiny_gguf(tmp_path / "model.gguf")
+    model = guard(
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=BF16).eval()
+    )
+    assert model.hf_quantizer is not None
+    with fault(model, "model.layers.0.mlp.down_proj", "cublas") as put:
+        model.generate(IDS, max_new_tokens=2)
+    assert put.fired
+    assert [event.after for event in report(model).events] == [FLOAT32]
+    assert {one.dtype for one in model.parameters()} == {FP32}
 
 
 PEAK = """

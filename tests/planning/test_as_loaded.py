@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -150,6 +151,47 @@ def test_device_that_is_not_here(packed: Path) -> None:
     assert (hopper.quantization, hopper.storage) == ("fp8", BFLOAT16)
     assert hopper.cost is not None
     assert hopper.cost.weight_bytes == codes + 2 * others
+
+
+def test_its_config_dequantizes(packed: Path) -> None:
+    """Where the config says so it is dequantized on every device, and that is the reason that is given."""
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"]["dequantize"] = True
+    (packed / "config.json").write_text(json.dumps(config))
+    hopper = replace(f.TURING, vendor="nvidia", capability="9.0")
+    plan = make_plan(hopper, as_loaded(read_checkpoint(packed), hopper), Policy(prefer="memory"))
+    assert (plan.quantization, plan.dequantized) == (None, True)
+    assert any("its config has it dequantized" in warning for warning in plan.warnings)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed(bits: int, saved: Saved, tmp_path: Path) -> None:
+    """Packed weights of compressed-tensors count as what the first forward makes of them: dense, in the config's dtype."""
+    folder = Path(shutil.copytree(saved("qwen3"), tmp_path / "int4"))
+    plain = load_file(folder / "model.safetensors")
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in plain.items():
+        if not name.endswith("proj.weight"):
+            weights[name] = tensor.bfloat16()
+            continue
+        rows, columns = tensor.shape
+        weights[f"{name}_packed"] = torch.zeros(rows, columns * bits // 32, dtype=torch.int32)
+        weights[f"{name}_scale"] = torch.ones(rows, 1, dtype=torch.bfloat16)
+        weights[f"{name}_shape"] = torch.tensor([rows, columns])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    scheme = {"targets": ["Linear"], "weights": {"num_bits": bits, "type": "int", "group_size": -1}}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": scheme},
+    }  # fmt: skip
+    config["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config))
+    plan = make_plan(f.TURING, as_loaded(read_checkpoint(folder), f.TURING), Policy())
+    scales = sum(2 * one.numel() for name, one in weights.items() if name.endswith("_scale"))
+    assert plan.cost is not None
+    assert plan.cost.weight_bytes == sum(2 * one.numel() for one in plain.values()) + scales
+    assert (plan.quantization, plan.storage) == ("compressed-tensors", BFLOAT16)
+    assert any(f"packed in {bits} bit, and its first forward unpacks it" in warning for warning in plan.warnings)
 
 
 def test_others_stay(saved: Saved) -> None:
