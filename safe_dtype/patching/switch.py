@@ -112,8 +112,13 @@ def _settle() -> None:
         if module is not None and not hasattr(module, _CLASSES[hook.module]):
             # Another thread is at the import: wait for it, without the lock that its end may need.
             module = import_module(hook.module)
-        if module is not None:
+        if module is not None and not _is_being_imported(module, _CLASSES[hook.module]):
             _attach(module)
+
+
+def _is_being_imported(module: Any, name: str) -> bool:
+    """Whether this very thread is at the import of `module`: another one that it needs is patched first."""
+    return not hasattr(module, name) and getattr(module.__spec__, "_initializing", False)
 
 
 def _attach(module: Any) -> None:

@@ -47,6 +47,16 @@ def test_script(saved: Saved, tmp_path: Path) -> None:
     assert "PLANNED auto,prefer=memory torch.bfloat16" in found.stdout
 
 
+@pytest.mark.parametrize(
+    "first", ["from transformers import pipeline", "import transformers.pipelines", "import peft"]
+)
+def test_whatever_is_imported_first(first: str, saved: Saved, tmp_path: Path) -> None:
+    """Modules that import one another are patched as they are ready, without a word of those that are not yet."""
+    done = python(*COMMANDS["command"], script(tmp_path, first + LOAD), str(saved()))
+    assert "PLANNED" in done.stdout, done.stderr
+    assert "nothing is patched" not in done.stderr
+
+
 def test_unknown_model_type(saved: Saved, tmp_path: Path) -> None:
     """A model type that transformers does not know loads by its architecture, in the first line that asks for it."""
     folder = shutil.copytree(saved(), tmp_path / "model")

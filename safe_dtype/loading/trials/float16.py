@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ...checkpoints.fingerprint import fingerprint
-from ...devices.learned import checkpoint_key
 from ...errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
 from ...facts import (
     BFLOAT16,
@@ -38,13 +37,14 @@ from ...rendering.progress import part
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
 from ...rescaling.to_float16 import before_half, computing_on, halve, keep_as_in_half
-from ...store import entries, recall, remember
+from ...store import entries
 from ...store.keys import results_key
 from ...store.temporary import temporary_folder
 from ...store.typed import listed
 from ...verifying import Checkpoint, Recording, drift_from, record_outputs
 from ..request import Request
 from .minimal_islands import fewest
+from .remembered_trial import recall_trial, remember_trial
 from .second_copy import (
     KERNEL_ARGUMENTS,
     can_be_loaded_apart,
@@ -107,7 +107,7 @@ def half_of(
     With a `text` of the user's own it is measured anew on that, and remembered in place of what was.
     """
     key = {**_key(device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
-    half = recall(key, lambda entry: half_from_dict(entry["half"])) if text is None else None
+    half = None if text is not None else recall_trial(key, request.where, lambda entry: half_from_dict(entry["half"]))
     if half is not None or not measure:
         return half
     logger.warning(
@@ -118,7 +118,7 @@ def half_of(
         half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
     except torch.OutOfMemoryError as exc:
         return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
-    remember(key, {"half": half_to_dict(half), "checkpoint": checkpoint_key(plan.source)})
+    remember_trial(key, request.where, plan.source, {"half": half_to_dict(half)})
     return half
 
 
@@ -132,7 +132,7 @@ def _of_another_device(plan: Plan, request: Request, checkpoint: CheckpointFacts
 
     # Which file belongs to which device is not known beforehand, so all are read: where nothing was found for this one.
     keys = [entry.key for entry in entries() if matches(entry.key)]
-    known = (recall(key, lambda entry: half_from_dict(entry["half"])) for key in keys)
+    known = (recall_trial(key, request.where, lambda entry: half_from_dict(entry["half"])) for key in keys)
     halves = (replace(half, measured_on=str(key["device"])) for key, half in zip(keys, known, strict=True) if half)
     return next(halves, None)
 

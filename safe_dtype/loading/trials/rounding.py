@@ -10,18 +10,17 @@ from dataclasses import replace
 from typing import Any
 
 from ...checkpoints.fingerprint import fingerprint
-from ...devices.learned import checkpoint_key
 from ...errors import CheckpointError, VerifyError
 from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift, drift_from_dict, drift_to_dict
 from ...models.planned_layout import lay_out_as_planned
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
 from ...rendering.progress import part
-from ...store import recall, remember
 from ...store.keys import results_key
 from ...store.temporary import temporary_folder
 from ...verifying import Checkpoint, drift_from, record_outputs
 from ..request import Request
+from .remembered_trial import recall_trial, remember_trial
 from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are_sure, reads_text, second_copy_of
 
 logger = logging.getLogger(__name__)
@@ -49,10 +48,10 @@ def plan_with_drifts(  # noqa: PLR0913  (all but the first five by name)
         return plan
     while candidate := worth_measuring(plan):
         key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
-        measured = _remembered(candidate, key)
+        measured = _remembered(candidate, key, request)
         if measured is None and measure:
             measured = _measured(candidate, plan, request, device)
-            remember(key, {"drift": _to_dict(measured), "checkpoint": checkpoint_key(plan.source)})
+            remember_trial(key, request.where, plan.source, {"drift": _to_dict(measured)})
         if measured is None and not (reads_text(checkpoint) and _has_a_text(request, device, plan)):
             return plan
         if measured is None:
@@ -113,8 +112,8 @@ def _routes(candidate: Candidate, plan: Plan) -> Routes | None:
     return next(decision.routes for decision in plan.decisions if decision.candidate == candidate)
 
 
-def _remembered(candidate: Candidate, key: Mapping[str, Any]) -> MeasuredDrift | None:
-    return recall(key, lambda entry: _from_dict(candidate, entry["drift"]))
+def _remembered(candidate: Candidate, key: Mapping[str, Any], request: Request) -> MeasuredDrift | None:
+    return recall_trial(key, request.where, lambda entry: _from_dict(candidate, entry["drift"]))
 
 
 def _key(candidate: Candidate, plan: Plan, device: DeviceFacts, digest: str) -> Mapping[str, Any]:
