@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..devices.priors import known_products
+from ..devices.priors import is_known_not_native, known_products
 from ..facts import FLOAT32, DeviceFacts, VerdictKind
 from ..rendering.tables import Column, Table, page, table
 from ..rendering.units import bytes_text
@@ -36,6 +36,10 @@ def _tables() -> Iterator[str | Table]:
 
 def _row(product: DeviceFacts) -> tuple[str, str, str]:
     memory = bytes_text(product.memory.total_bytes) if product.memory.total_bytes else "varies"
-    kinds = {verdict.dtype.name: verdict.kind for verdict in product.verdicts if verdict.dtype != FLOAT32}
+    kinds = {
+        verdict.dtype.name: verdict.kind
+        for verdict in product.verdicts
+        if verdict.dtype != FLOAT32 and not is_known_not_native(verdict.dtype, product)
+    }
     native = [f"{name}{_MARKS[kind]}" for name, kind in sorted(kinds.items()) if kind in _MARKS]
     return product.device, memory, ", ".join(native) or "float32 alone"

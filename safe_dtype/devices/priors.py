@@ -90,6 +90,12 @@ def family_of(device: DeviceFacts) -> Prior | None:
     return None
 
 
+def is_known_not_native(dtype: Dtype, device: DeviceFacts) -> bool:
+    """Whether a source says that `device` has no arithmetic of this dtype, even if none tells whether it runs."""
+    prior = family_of(device)
+    return dtype == BFLOAT16 and prior is not None and prior.bf16_native is False
+
+
 def child_needed(device: DeviceFacts) -> str | None:
     """Return why kernels of `device` are measured in a child process, with the sources, or None."""
     for row in _table()["child_process"]:

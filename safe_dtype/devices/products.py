@@ -10,11 +10,13 @@ from typing import Any
 Row = Mapping[str, Any]
 
 _CLOSEST = 3  # names offered where none matched
+_MOST_OF_A_WORD = 6  # names offered that hold what was typed: "Xeon", "Core i7"
 _CLOSE = 0.8  # of difflib's ratio: one wrong digit in a short name, and no other product line
 # As a person leaves them out, and as torch names places on a machine.
 _MAKERS = re.compile(r"\b(nvidia|amd|intel|apple|aws|qualcomm|google|microsoft)\b")
 _BRANDS = re.compile(r"\b(geforce|radeon|instinct|tesla|quadro|generation)\b")
 _PLACES = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|mlu|musa|mtia|meta)(:\d+)?")
+_SIZE = re.compile(r"(\d+(?:[.,]\d+)?) ?([kmgtp])(i?)b\b")
 
 
 def is_a_place(name: str) -> bool:
@@ -35,12 +37,27 @@ def product_named(name: str, rows: Sequence[Row]) -> Row | None:
 
 
 def close_names(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the known names that `name` may be meant for, the closest first; none where none is really close."""
-    asked = re.sub(r"\d+(\.\d+)? ?[gt]i?b\b", "", name.lower())
+    """Return the known names that `name` may be meant for, the closest first; none where none is really close.
+
+    A word that names no single product, as "Intel" or "Core i7", is close to the names that hold it.
+    """
+    asked = _SIZE.sub("", name.lower())
     forms = [(form(asked), form) for form in (_without_maker, _bare)]
     ratios = [(max(_likeness(text, form(row["name"])) for text, form in forms), row["name"]) for row in rows]
     close = sorted((pair for pair in ratios if pair[0] >= _CLOSE), key=lambda pair: -pair[0])
-    return tuple(product for _, product in close[:_CLOSEST])
+    return tuple(product for _, product in close[:_CLOSEST]) or _with_words_of(asked, rows)
+
+
+def _with_words_of(asked: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the names that hold every word asked for; else all of its words that are no number or maker."""
+    words = re.findall(r"\w+", _plain(asked))
+    for wanted in (words, [word for word in words if word.isalpha() and not _MAKERS.fullmatch(word)]):
+        holding = [
+            row["name"] for row in rows if wanted and set(wanted) <= set(re.findall(r"\w+", _plain(row["name"])))
+        ]
+        if holding:
+            return tuple(holding[:_MOST_OF_A_WORD])
+    return ()
 
 
 def _likeness(name: str, other: str) -> float:
@@ -49,11 +66,11 @@ def _likeness(name: str, other: str) -> float:
 
 def bytes_in(name: str) -> int:
     """Return the size that a name ends with or holds, in bytes: "M2 24 GB", "A100-80GB", "EPYC 1.5 TB"; 0 where there is none."""
-    match = re.search(r"(\d+(?:\.\d+)?) ?([gt])(i?)b\b", name.lower())
+    match = _SIZE.search(name.lower())
     if match is None:
         return 0
-    unit = (1024 if match[3] else 1000) ** {"g": 3, "t": 4}[match[2]]
-    return int(float(match[1]) * unit)
+    unit = (1024 if match[3] else 1000) ** ("kmgtp".index(match[2]) + 1)
+    return int(float(match[1].replace(",", ".")) * unit)
 
 
 def _plain(name: str) -> str:

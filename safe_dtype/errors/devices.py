@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .base import SafeDtypeError
 
+_PRODUCTS = {"mps": "Apple M2", "xpu": "Intel Arc A770"}  # by torch's kind of a device, as an example
+
 
 class UnknownDtypeError(SafeDtypeError, ValueError):
     """There is no number format of this name."""
@@ -31,10 +33,11 @@ class NoSuchDeviceError(DeviceError):
         self.device, self.found = device, found
 
     def __str__(self) -> str:
+        product = _PRODUCTS.get(self.device.strip().lower().partition(":")[0], "NVIDIA Tesla T4")
         return (
             f"No device {self.device!r} here. Would work: {', '.join(self.found)}. Next: pass one of these; "
             "`safe-dtype plan --device` also takes the name of a product that is not here, as in "
-            "'NVIDIA Tesla T4', and `safe-dtype plan --list-devices` lists them."
+            f"{product!r}, and `safe-dtype plan --list-devices` lists them."
         )
 
 
@@ -42,7 +45,7 @@ class UnknownDeviceError(NoSuchDeviceError):
     """No product of this name is known. `found` are the known names that are close."""
 
     def __str__(self) -> str:
-        close = f" Close to it: {', '.join(self.found)}." if self.found else ""
+        close = f" Close to it: {'; '.join(self.found)}." if self.found else ""
         return (
             f"The device {self.device!r} is not known.{close} Next: `safe-dtype plan --list-devices` lists the known "
             "ones; an architecture is one too, as in 'gfx1030' or 'sm_75'."

@@ -22,12 +22,13 @@ class JudgedCandidate(Protocol):
 class PolicyError(SafeDtypeError, ValueError):
     """A policy that cannot be read."""
 
-    def __init__(self, text: str, problem: str) -> None:
+    def __init__(self, text: str, problem: str, *, example: str = "auto,prefer=memory") -> None:
         super().__init__(text, problem)
         self.text, self.problem = text, problem
+        self.example = example  # what may have been meant, as it is written
 
     def __str__(self) -> str:
-        return f"Bad policy {self.text!r}: {self.problem}. Next: write it like 'auto,prefer=memory'."
+        return f"Bad policy {self.text!r}: {self.problem}. Next: write it like {self.example!r}."
 
 
 class PlanError(SafeDtypeError, ValueError):
@@ -52,13 +53,21 @@ class NoSafeDtypeError(PlanError):
 class StrictModeError(PlanError):
     """The dtype that was ordered in strict mode was rejected or failed; or, in any mode, no model computes in it."""
 
-    def __init__(self, ordered: str, reason: str, would_work: tuple[str, ...], *, next_step: str = "") -> None:
+    def __init__(
+        self, ordered: str, reason: str, would_work: tuple[str, ...], *, next_step: str = "", only_stores: bool = False
+    ) -> None:
         super().__init__(ordered, reason, would_work)
         self.ordered, self.reason, self.would_work = ordered, reason, would_work
         self.next_step = next_step  # of a model that failed when it ran; empty: it is about what is to be loaded
+        self.only_stores = only_stores  # True: `ordered` is a format of files, in any mode no dtype to load in
 
     def __str__(self) -> str:
         others = ", ".join(self.would_work) or "none"
+        if self.only_stores:
+            return (
+                f"{self.ordered} is no dtype to load a model in: {self.reason}. "
+                f"Would work: {others}. Next: order one of these, or leave the dtype to the plan."
+            )
         if self.next_step:
             return (
                 f"In strict mode this model stays in {self.ordered}, and it failed: {self.reason}. "

@@ -149,7 +149,7 @@ def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
     strict = case.policy.mode == "strict"
     decision = _ordered_decision(wanted, case)
     if decision is None:  # float8, int8: formats to store in
-        raise StrictModeError(str(wanted), "no model computes in it", _would_work(case))
+        raise StrictModeError(str(wanted), "no model computes in it", _would_be_obeyed(case), only_stores=True)
     if strict and decision.ground in (*_KNOWN_TO_FAIL, Ground.WRONG):
         raise StrictModeError(str(wanted), decision.reason, _would_work(case))
     if not strict and decision.ground in _KNOWN_TO_FAIL:
@@ -188,6 +188,13 @@ def _second_thoughts(decision: Decision, case: PlanningCase) -> tuple[str, ...]:
 
 def _would_work(case: PlanningCase) -> tuple[str, ...]:
     return tuple(str(one.candidate) for one in case.accepted)
+
+
+def _would_be_obeyed(case: PlanningCase) -> tuple[str, ...]:
+    """Return the dtypes that an order gets here, the accepted ones first: float16 is rescued where it has to be."""
+    refused = (*_KNOWN_TO_FAIL, Ground.WRONG)
+    orders = sorted(case.decisions, key=lambda one: not one.accepted)
+    return tuple(dict.fromkeys(one.candidate.storage.name for one in orders if one.ground not in refused))
 
 
 def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Plan:

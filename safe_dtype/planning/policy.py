@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -15,6 +17,17 @@ Variants = Literal["say", "use", "ignore"]
 Save = Literal["as-saved", "as-is"]
 
 _CHOICES = {"prefer": get_args(Prefer), "mode": get_args(Mode), "variants": get_args(Variants), "save": get_args(Save)}
+
+# What each key takes, as an error shows it.
+_EXAMPLES = {
+    "prefer": "prefer=speed", "variants": "variants=use", "save": "save=as-is", "prompt": "prompt=512", "new": "new=128",
+    "ladder": "ladder=bf16>fp32", "max_drift": "max_drift=0.02",
+}  # fmt: skip
+# What a value is taken to mean that stands alone, or beside a wrong key.
+_MEANT = {value: f"{key}={value}" for key, values in _CHOICES.items() for value in values if key != "mode"} | {
+    "fast": "prefer=speed", "auto": "auto", "strict": "strict", "islands": "islands",
+}  # fmt: skip
+_UNKNOWN = "auto,prefer=memory"  # where nothing is like what was written
 
 DEFAULT_MAX_DRIFT = 0.02  # nats of mean KL; examples/tiny-qwen3 drifts 1.1e-4 in bfloat16, 1.8e-6 in float16
 
@@ -53,9 +66,15 @@ class Policy:
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
-                raise PolicyError(f"{key}={getattr(self, key)!r}", f"it is none of {', '.join(known)}")
+                raise PolicyError(
+                    f"{key}={getattr(self, key)!r}",
+                    f"it is none of {', '.join(known)}",
+                    example=_meant(key, str(getattr(self, key))),
+                )
         if not 0 <= self.max_drift < math.inf:
-            raise PolicyError(f"max_drift={self.max_drift!r}", "it is not a number from 0 on")
+            raise PolicyError(
+                f"max_drift={self.max_drift!r}", "it is not a number from 0 on", example=_EXAMPLES["max_drift"]
+            )
 
     @classmethod
     def of(cls, policy: Policy | str | None) -> Policy | None:
@@ -110,7 +129,9 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, islands=True)
     if key in ("prefer", "variants", "save"):
         if value not in _CHOICES[key]:
-            raise PolicyError(text, f"{key}={value!r} is none of {', '.join(_CHOICES[key])}")
+            raise PolicyError(
+                text, f"{key}={value!r} is none of {', '.join(_CHOICES[key])}", example=_meant(key, value)
+            )
         chosen: dict[str, Any] = {key: value}
         return replace(policy, **chosen)
     if key in ("prompt", "new"):
@@ -123,12 +144,26 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
     raise PolicyError(
         text,
         f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=, variants=, save=",
+        example=_meant(key, value),
     )
+
+
+def _meant(key: str, value: str) -> str:
+    """Return what a word that cannot be read may have been meant for, as it is written."""
+    key = _closest(key, (*_EXAMPLES, *_MEANT))
+    if key in _MEANT:
+        return _MEANT[key]
+    values = {meant: word for meant, word in _MEANT.items() if word.startswith(f"{key}=")}
+    return values.get(_closest(value, values)) or _EXAMPLES.get(key) or _MEANT.get(value) or _UNKNOWN
+
+
+def _closest(word: str, words: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(word.lower(), tuple(words), n=1)), "")
 
 
 def _count(key: str, value: str, text: str) -> int:
     if not value.isdecimal() or (key == "prompt" and int(value) == 0):
-        raise PolicyError(text, f"{key}={value!r} is not a number of tokens")
+        raise PolicyError(text, f"{key}={value!r} is not a number of tokens", example=_EXAMPLES[key])
     return int(value)
 
 
@@ -138,7 +173,7 @@ def _drift(value: str, text: str) -> float:
     except ValueError:
         drift = math.nan
     if not 0 <= drift < math.inf:
-        raise PolicyError(text, f"max_drift={value!r} is not a number from 0 on")
+        raise PolicyError(text, f"max_drift={value!r} is not a number from 0 on", example=_EXAMPLES["max_drift"])
     return drift
 
 
@@ -147,9 +182,10 @@ def _ladder(value: str, text: str) -> tuple[Dtype, ...]:
         ladder = tuple(dtype_named(name) for name in value.split(">"))
     except UnknownDtypeError as exc:
         known = ", ".join(dtype.name for dtype in COMPUTE)
-        raise PolicyError(text, f"No dtype is called {exc.name!r}; a ladder takes {known}") from exc
+        problem = f"no dtype is called {exc.name!r}; a ladder takes {known}"
+        raise PolicyError(text, problem, example=_EXAMPLES["ladder"]) from exc
     if not_computable := [dtype.name for dtype in ladder if dtype not in COMPUTE]:
-        raise PolicyError(text, f"no model computes in {', '.join(not_computable)}")
+        raise PolicyError(text, f"no model computes in {', '.join(not_computable)}", example=_EXAMPLES["ladder"])
     if len(set(ladder)) < len(ladder):
-        raise PolicyError(text, "the ladder names a dtype twice")
+        raise PolicyError(text, "the ladder names a dtype twice", example=_EXAMPLES["ladder"])
     return ladder

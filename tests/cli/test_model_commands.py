@@ -51,6 +51,8 @@ def test_plan_for_another_device(run: Run, tiny_qwen3: Path) -> None:
             ("No device 'cuda:77' here", "cpu", "Tesla T4"),
             id="not-on-this-machine",
         ),
+        pytest.param(("plan", "MODEL", "--device", "xpu:77"), ("No device 'xpu:77' here", "Intel Arc"), id="no-xpu"),
+        pytest.param(("plan", "MODEL", "--device", "Xeon"), ("Intel Xeon", "--list-devices"), id="many-of-a-name"),
         pytest.param(("generate", "MODEL", "x", "--device", "cuda:77"), ("cuda:77",), id="generate-elsewhere"),
         pytest.param(("doctor", "--device", "cuda:77"), ("cuda:77", "cpu"), id="doctor-elsewhere"),
     ],

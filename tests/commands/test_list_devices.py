@@ -15,6 +15,7 @@ def test_list_devices(run: Run) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "NVIDIA Tesla T4 16 GB float16" in lines
     assert "NVIDIA Tesla P40 24 GB float32 alone" in lines
+    assert "NVIDIA Tesla K80 12 GB float32 alone" in lines
     assert "Apple M2 varies float16" in lines
     assert "AMD Radeon RX 7900 XTX 24 GB bfloat16, float16?" in lines
     assert "NVIDIA H100 80 GB bfloat16, float16" in lines

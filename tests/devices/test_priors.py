@@ -121,7 +121,19 @@ def test_close_names(name: str, offered: str) -> None:
     assert len(caught.value.found) <= 3
 
 
-@pytest.mark.parametrize("name", ["toaster", "Abacus 3000", "cuda:0", "", "Xeon"])
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [("Xeon", "Intel Xeon"), ("intel", "Intel Xeon"), ("Tesla", "NVIDIA Tesla"), ("Core i7", "Intel Core")],
+)
+def test_names_of_a_word(name: str, offered: str) -> None:
+    """A word that many names hold is answered with some of them, and with the list."""
+    with pytest.raises(UnknownDeviceError, match=r"Close to it: .*--list-devices") as caught:
+        prior_facts(name)
+    assert 1 < len(caught.value.found) <= 6
+    assert all(one.startswith(offered) for one in caught.value.found)
+
+
+@pytest.mark.parametrize("name", ["toaster", "Abacus 3000", "cuda:0", ""])
 def test_no_close_names(name: str) -> None:
     """A name that is close to none is not known, and no other product is offered in its place."""
     with pytest.raises(UnknownDeviceError, match=r"is not known\. Next: .*--list-devices") as caught:

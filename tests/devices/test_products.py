@@ -34,6 +34,9 @@ def test_no_place(name: str) -> None:
         ("EPYC 9654 1.5 TB", 1.5e12),
         ("RTX 4090 24 GiB", 24 * 2**30),
         ("Raspberry Pi 4 8gb", 8e9),
+        ("NVIDIA H100 1 MB", 1e6),
+        ("Arduino 512KiB", 512 * 2**10),
+        ("EPYC 9654 1,5 TB", 1.5e12),
         ("Ryzen 7 8700G", 0),
         ("i5-1135G7", 0),
         ("T4", 0),
@@ -54,12 +57,15 @@ def test_size(name: str, size: float) -> None:
         ("EPYC 9005", ("AMD EPYC 9004 (Genoa)",)),
         ("Abacus 3000", ()),
         ("toaster", ()),
-        ("NVIDIA", ()),
+        ("NVIDIA", ("NVIDIA Tesla T4", "NVIDIA GeForce RTX 4090")),
+        ("tesla", ("NVIDIA Tesla T4",)),
+        ("Tesla 16 MB", ("NVIDIA Tesla T4",)),
+        ("EPYC i7", ("AMD EPYC 9004 (Genoa)",)),
         ("", ()),
     ],
 )
 def test_close(name: str, close: tuple[str, ...]) -> None:
-    """One wrong digit is close; another product line is not, whoever makes it."""
+    """One wrong digit is close, and so is a name that holds the word; another product line is not, whoever makes it."""
     assert close_names(name, ROWS) == close
 
 

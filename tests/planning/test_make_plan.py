@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import factories as f
@@ -277,8 +278,19 @@ def test_strict_never_spreads() -> None:
 
 def test_storage_format_is_no_compute_dtype() -> None:
     """Ordering float8 is an error: models are stored in it, not computed."""
-    with pytest.raises(StrictModeError, match="no model computes in it"):
+    with pytest.raises(StrictModeError, match="no model computes in it") as caught:
         make_plan(f.AMPERE, f.checkpoint(), ordered=FLOAT8_E4M3)
+    assert "strict" not in str(caught.value)
+    assert set(caught.value.would_work) == {"float32", "bfloat16", "float16"}
+    assert pickle.loads(pickle.dumps(caught.value)).only_stores
+
+
+def test_only_dtypes_that_an_order_gets_are_named() -> None:
+    """A dtype that would be replaced, or comes out wrong, is not among those that would work."""
+    with pytest.raises(StrictModeError) as caught:
+        make_plan(f.GTX_1660, f.checkpoint(FLOAT32), ordered=FLOAT8_E4M3)
+    assert "float16" not in caught.value.would_work
+    assert "float32" in caught.value.would_work
 
 
 @pytest.mark.parametrize("device", [f.AMPERE, f.TURING, f.ARC], ids=lambda device: device.name)

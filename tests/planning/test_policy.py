@@ -47,7 +47,7 @@ def test_parse(text: str, policy: Policy) -> None:
         pytest.param("max_drift=-1", "not a number from 0 on", id="negative-drift"),
         pytest.param("max_drift=nan", "not a number from 0 on", id="drift-of-nan"),
         pytest.param("max_drift=inf", "not a number from 0 on", id="endless-drift"),
-        pytest.param("ladder=bf17", "No dtype is called 'bf17'", id="unknown-dtype"),
+        pytest.param("ladder=bf17", "no dtype is called 'bf17'", id="unknown-dtype"),
         pytest.param("ladder=int8", "no model computes in int8", id="storage-format"),
         pytest.param("ladder=bf16>bfloat16", "twice", id="twice"),
     ],
@@ -56,6 +56,35 @@ def test_bad_policy(text: str, problem: str) -> None:
     """A word that cannot be read is an error that names it."""
     with pytest.raises(PolicyError, match=problem):
         Policy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [
+        ("fast", "prefer=speed"),
+        ("memory", "prefer=memory"),
+        ("prefr=speed", "prefer=speed"),
+        ("prefer=memry", "prefer=memory"),
+        ("prefer=fast", "prefer=speed"),
+        ("prefer=cheap", "prefer=speed"),
+        ("mode=strict", "strict"),
+        ("strct", "strict"),
+        ("strict=yes", "strict"),
+        ("prompt=4k", "prompt=512"),
+        ("new=many", "new=128"),
+        ("ladder=fp16>fp33", "ladder=bf16>fp32"),
+        ("ladder=int8", "ladder=bf16>fp32"),
+        ("max_drift=abc", "max_drift=0.02"),
+        ("maxdrift=0.1", "max_drift=0.02"),
+        ("quick", "auto,prefer=memory"),
+    ],
+)
+def test_advice(text: str, example: str) -> None:
+    """The error shows what the key takes, or the word that is close; what it shows can be read."""
+    with pytest.raises(PolicyError) as caught:
+        Policy.parse(text)
+    assert str(caught.value).endswith(f"Next: write it like {example!r}.")
+    Policy.parse(example)
 
 
 def test_default_drift_is_not_said() -> None:
