@@ -17,7 +17,7 @@ from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_dtype, complete_path
-from .options import DEVICE, FORMAT, PLOT, columns, is_text, not_empty, write_picture
+from .options import DEVICE, FORMAT, PLOT, FiniteLimit, columns, is_text, not_empty, write_picture
 from .progress_line import bar, progress
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
 )
 @click.option(
     "--max-drift",
-    type=click.FloatRange(min=0),
+    type=FiniteLimit(),
     default=DEFAULT_MAX_DRIFT,
     show_default=True,
     help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
@@ -253,9 +253,7 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
 )
-@click.option(
-    "--max-drift", type=click.FloatRange(min=0), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
-)
+@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
 @click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
 @PLOT
 @FORMAT
@@ -349,11 +347,14 @@ def _plan_by_priors(asked: Asked) -> Plan:
 
 
 def _with_foreseen(made: Plan, asked: Asked) -> Plan:
-    """Return the plan with warnings of what loading will fail at."""
+    """Return the plan with warnings of what loading will fail at, and of what it ignores."""
     from ..loading import Request, foreseen
 
     failures = foreseen(Request(asked.model, {"revision": asked.revision, "gguf_file": asked.gguf_file}))
-    return replace(made, warnings=(*made.warnings, *(f"loading it will fail: {failure}" for failure in failures)))
+    warnings = [f"loading it will fail: {failure}" for failure in failures]
+    if asked.revision is not None and Path(asked.model).exists():
+        warnings.append(f"--revision {asked.revision} is ignored: {asked.model} is on this machine, not on the Hub")
+    return replace(made, warnings=(*made.warnings, *warnings))
 
 
 def _explained(model: str, revision: str | None, gguf_file: str | None = None) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
 from .completion import complete_path
-from .options import DEVICE, FORMAT, NewFolder, not_empty
+from .options import DEVICE, FORMAT, FiniteLimit, NewFolder, not_empty
 from .progress_line import progress, say
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
@@ -67,7 +67,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     help="Your texts, images or tensors, a file or a folder: what is chosen is verified on them as well.",
 )  # fmt: skip
 @click.option(
-    "--max-drift", type=click.FloatRange(min=0),
+    "--max-drift", type=FiniteLimit(),
     help="Most drift from float32 of any dtype and form, in the unit of `verify`.  [default: rounding alone]",
 )  # fmt: skip
 @click.option(

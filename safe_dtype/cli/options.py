@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,20 @@ def not_empty(_: click.Context, parameter: click.Parameter, value: str | None) -
     if value is not None and not value.strip():
         raise click.BadParameter(_EMPTY, param=parameter)
     return value
+
+
+class FiniteLimit(click.FloatRange):
+    """A number from 0 on, as `Policy.max_drift` takes it: neither NaN nor infinity."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        limit = float(super().convert(value, param, ctx))
+        if not math.isfinite(limit):
+            self.fail(f"{value} is not a number from 0 on.", param, ctx)
+        return limit
 
 
 class NewFolder(click.Path):

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_path
-from .options import FORMAT, NewFolder, not_empty
+from .options import FORMAT, FiniteLimit, NewFolder, not_empty
 from .progress_line import bars, steps
 
 _STEPS = 6  # that staging tells of: the source, the base, saving, plain transformers, safe_dtype, writing
@@ -34,7 +34,7 @@ _STAGING = (
         "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8, to measure on."
     ),
     click.option(
-        "--max-drift", type=click.FloatRange(min=0), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
+        "--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
     ),
     click.option("--source-revision", metavar="REV", help="A branch, tag or commit of SOURCE on the Hub."),
 )  # fmt: skip

@@ -63,6 +63,17 @@ class Verification:
     max_drift: float
     beyond: str | None  # why the drift is too large; None where it is not
     gguf_file: str | None = None  # in the folder or repository
+    other: Dtype | None = None  # to name instead: set where nobody named one, and the plan is to load the reference
+
+    @property
+    def nothing_to_compare(self) -> str | None:
+        """Why the answer says nothing of another dtype: it is the reference that is planned; None where it is not."""
+        if self.other is None:
+            return None
+        return (
+            f"the plan for {self.device} loads {self.candidate}, which is the reference: there is nothing to compare. "
+            f"Next: name a dtype, as --dtype {self.other}"
+        )
 
     @property
     def next_step(self) -> str | None:
@@ -109,6 +120,8 @@ class Verification:
         lines += [f"  note: {self.too_few}"] if self.too_few else []
         if self.beyond:
             return "\n".join([*lines, f"BEYOND: {self.beyond}. Next: {self.next_step}."])
+        if self.nothing_to_compare:
+            return "\n".join([*lines, f"{self.nothing_to_compare}."])
         return "\n".join([*lines, f"within the limit of {self.max_drift:.3g}"])
 
     def _changed_choices(self) -> str | None:
@@ -121,7 +134,7 @@ class Verification:
         return {
             "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
             "drift": json_numbers(drift_to_dict(self.drift)), "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
-            "next": self.next_step, "too_few": self.too_few,
+            "next": self.next_step, "too_few": self.too_few, "nothing_to_compare": self.nothing_to_compare,
         }  # fmt: skip
 
 
@@ -162,8 +175,23 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
     candidate = str(plan.chosen.candidate if plan and plan.chosen else dtype or against)
     beyond = exceeds(drift, question.max_drift)
     return Verification(
-        question.model, candidate, against, device, drift, question.max_drift, beyond, question.place.gguf_file
+        question.model,
+        candidate,
+        against,
+        device,
+        drift,
+        question.max_drift,
+        beyond,
+        question.place.gguf_file,
+        _other_than(against, plan) if plan else None,
     )
+
+
+def _other_than(against: Dtype, plan: Plan) -> Dtype | None:
+    """Return a dtype to compare with the reference where the plan loads just that: the saved one, or a usual one."""
+    same = plan.what == against.name and plan.rescale is None and not plan.quantization
+    usual = (plan.saved, *plan.ladder, *COMPUTE)
+    return next(dtype for dtype in usual if dtype in COMPUTE and dtype != against) if same else None
 
 
 def _computable(name: str) -> Dtype:

@@ -294,6 +294,11 @@ class CheckpointFacts:
         """Number of elements in all tensors."""
         return sum(tensor.numel for tensor in self.tensors)
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether it reads or writes tokens; else pictures or sound, whose rows nobody makes fewer by a shorter prompt."""
+        return bool(self.vocab_size or self.cache.layers)
+
     def drift(self, storage: Dtype, compute: Dtype) -> MeasuredDrift | None:
         """Return what was measured of this pair; None where nobody looked."""
         return next((one for one in self.drifts if (one.storage, one.compute) == (storage, compute)), None)

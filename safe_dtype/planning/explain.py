@@ -91,7 +91,7 @@ def _headline(plan: Plan) -> tuple[str, ...]:
 
 def _columns(plan: Plan) -> tuple[Column, ...]:
     workload = plan.policy.workload
-    titles = (f"{workload.prompt_tokens} in", f"{workload.new_tokens} out")
+    titles = (f"{workload.prompt_tokens} {'in' if plan.has_tokens else 'rows'}", f"{workload.new_tokens} out")
     shown = [title for title, is_shown in zip(titles, _has_times(plan), strict=True) if is_shown]
     computed = [Column("computed")] if _has_pairs(plan) else []
     numbers = [Column(title, number=True) for title in (*shown, "memory")]
@@ -130,7 +130,9 @@ def _notes(plan: Plan) -> Iterator[str]:
     if _has_times(plan)[0]:
         prompt, new = plan.policy.workload.prompt_tokens, plan.policy.workload.new_tokens
         answer = f", then for {new} new ones" if _has_times(plan)[1] else ""
-        yield f"Times are predicted for a prompt of {prompt} tokens{answer}; memory is the peak on the device."
+        rows = f"an input of {prompt} rows (patches or frames: it takes no tokens)"
+        what = f"a prompt of {prompt} tokens{answer}" if plan.has_tokens else rows
+        yield f"Times are predicted for {what}; memory is the peak on the device."
     if plan.rounded:
         yield f"Rounded to {plan.storage} on loading: {plan.rounded}: {plan.rounded.names}"
     for warning in plan.warnings:

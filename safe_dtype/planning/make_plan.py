@@ -235,6 +235,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         stored=rescue is not None and rescue.stored,
         warnings=(*warnings, *checkpoint.warnings),
         ways=ways_to_fit(picked, case.decisions, device, checkpoint, case.policy) if too_big else (),
+        has_tokens=checkpoint.takes_tokens,
         rounded=None if checkpoint.quantization else rounded_tensors(candidate.storage, checkpoint),
         made_for=MadeFor.of(checkpoint).on(device),
         dequantized=checkpoint.file_format == "dequantized",

@@ -137,6 +137,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
     ways: tuple[WayToFit, ...] = ()  # what would fit; empty where the plan does, or nobody knows
+    has_tokens: bool = True  # False: it takes pictures or sound, and the policy's tokens are rows of its products
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
 
     @property

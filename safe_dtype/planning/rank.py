@@ -95,16 +95,16 @@ def _only(picked: Decision, case: PlanningCase) -> str:
     return "the only one accepted here" + (f": {picked.reason}" if not rejected else f"; rejected are {for_what}")
 
 
-def _expected_ratios(picked: Decision, others: list[Decision]) -> list[str]:
+def _expected_ratios(picked: Decision, others: list[Decision], case: PlanningCase) -> list[str]:
     """Return how much faster than the others a device nobody measured should be, as far as that follows from facts."""
     if picked.kind is not VerdictKind.NATIVE or picked.candidate.storage.itemsize >= FLOAT32.itemsize:
         return []
-    prompts = (
-        f", up to {picked.times_float32:.2g} times as fast in prompts (peak rates)" if picked.times_float32 else ""
-    )
+    decodes = bool(case.checkpoint.cache.layers)
+    where = " in prompts" if decodes else ""
+    faster = f", up to {picked.times_float32:.2g} times as fast{where} (peak rates)" if picked.times_float32 else ""
     slow = [str(one.candidate) for one in others if one.kind is VerdictKind.SLOW]
     return [
-        f"against float32, half the bytes to read for each new token{prompts}",
+        f"against float32, half the bytes to read{' for each new token' if decodes else ''}{faster}",
         *(f"{dtype} is slow there" for dtype in slow),
     ]
 
@@ -149,7 +149,7 @@ def _merit_in_speed(picked: Decision, others: list[Decision], case: PlanningCase
     if mine is None:
         family = case.device.family or case.device.name
         order = f"published facts about {family} put it first of the {len(others) + 1} accepted"
-        return "; ".join([order, *_expected_ratios(picked, others)])
+        return "; ".join([order, *_expected_ratios(picked, others, case)])
     if faster := _no_slower(others, mine):
         return f"as fast as {faster[0].candidate} within 10 %, and more exact"
     timed = [(one.cost.seconds / mine, one) for one in others if one.cost.seconds is not None]

@@ -60,7 +60,9 @@ def _fewer_bits(picked: Decision, checkpoint: CheckpointFacts, free: int) -> Ite
 def _smaller_context(
     picked: Decision, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
 ) -> Iterator[WayToFit]:
-    """Yield the longest prompt and answer, in the proportion of the workload, that fit with the weights whole."""
+    """Yield the longest prompt and answer, in the proportion of the workload, that fit with the weights whole; none without tokens."""
+    if not checkpoint.takes_tokens:
+        return
     workload = policy.workload
     tokens = workload.prompt_tokens + workload.new_tokens
     lower, upper = 0, tokens  # the first fits (nothing is asked), the second does not

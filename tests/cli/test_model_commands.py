@@ -33,6 +33,22 @@ def test_plan_for_another_device(run: Run, tiny_qwen3: Path) -> None:
     assert "Nobody measured this device here" in done.stdout
 
 
+def test_revision_of_a_folder(run: Run, tiny_qwen3: Path) -> None:
+    """A folder has no revisions, and the plan says that the one named is ignored."""
+    asked = ("plan", str(tiny_qwen3), "--device", "NVIDIA Tesla T4")
+    assert "--revision v2 is ignored" in " ".join(run(*asked, "--revision", "v2").stdout.split())
+    assert "is ignored" not in run(*asked).stdout
+
+
+@pytest.mark.parametrize("limit", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("command", [("verify",), ("rescue",), ("optimize",)], ids=str)
+def test_limit_of_the_drift(run: Run, command: tuple[str, ...], limit: str, tiny_qwen3: Path) -> None:
+    """A limit that is no number from 0 on is refused before anything is loaded, as a policy refuses it."""
+    done = run(*command, str(tiny_qwen3), "--max-drift", limit)
+    assert done.returncode == 2
+    assert "--max-drift" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

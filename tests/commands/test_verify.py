@@ -12,6 +12,8 @@ import transformers
 from command_run import Run
 from tiny_models import TINY, readable_gguf
 
+from safe_dtype.loading import Request, plan_request
+
 
 @pytest.fixture
 def verify(run: Run) -> Run:
@@ -35,6 +37,17 @@ def test_beyond(verify: Run, tiny_qwen3: Path) -> None:
     assert status == 3
     assert out.splitlines()[-1].startswith("BEYOND: mean KL is 0.0001")
     assert f"Next: `safe-dtype plan {tiny_qwen3}` shows" in out.splitlines()[-1]
+
+
+def test_nothing_to_compare(verify: Run, tiny_qwen3: Path) -> None:
+    """Where the plan is to load the reference itself, the answer says so, and which dtype to name."""
+    plan = plan_request(Request(str(tiny_qwen3), {"device_map": "cpu"}), drifts="measured")
+    status, out, err = verify(tiny_qwen3, "--against", plan.storage.name, "--tokens", 64)
+    assert status == 0, err
+    same = plan.what == plan.storage.name  # else products are computed in another way, which is compared
+    assert ("there is nothing to compare. Next: name a dtype, as --dtype" in out) is same
+    assert out.endswith("within the limit of 0.02\n") is not same
+    assert "nothing to compare" not in verify(tiny_qwen3, "--dtype", "fp32", "--tokens", 64)[1]
 
 
 def test_few_positions(verify: Run, tiny_qwen3: Path) -> None:

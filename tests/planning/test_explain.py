@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import factories as f
 import pytest
 
-from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts, VerdictKind
+from safe_dtype.devices.priors import prior_facts
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, CacheShape, DeviceFacts, VerdictKind
 from safe_dtype.planning import Plan, Policy, make_plan
 
 T4_RESCUED = make_plan(f.TURING, f.checkpoint(half=f.rescued()))
@@ -61,6 +62,19 @@ def test_what_all_share_is_said_once() -> None:
     assert "Every accepted dtype: keeps every bit of the weights; native here." in text
     rounds = flat(PLANS["memory"].explain(width=300))
     assert rounds.count("rounds the weights") == rounds.count("keeps every bit of the weights") == 1
+
+
+def test_pictures_are_no_tokens() -> None:
+    """The plan of a model without a vocabulary and a cache speaks of rows, not of tokens or prompts."""
+    pictures = replace(f.checkpoint(), vocab_size=0, cache=CacheShape())
+    for device in (f.AMPERE, f.AVX2_CPU, prior_facts("NVIDIA Tesla T4"), prior_facts("NVIDIA Tesla P40 1.21 GB")):
+        plan = make_plan(device, pictures)
+        text = flat(plan.explain(width=300))
+        assert "prompt" not in text
+        assert "new token" not in text
+        assert " tokens" not in text.replace("it takes no tokens", "")
+        assert not plan.measured or ("512 rows" in text and "an input of 512 rows" in text)
+    assert "512 in" in make_plan(f.AMPERE, f.checkpoint()).explain(width=300)
 
 
 def test_reasons_explain_the_seconds() -> None:
