@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from ..errors import NotPublishableError
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_path
 from .options import FORMAT, FiniteLimit, NewFolder, not_empty
 from .progress_line import bars, steps
 
+# As errors of staging name what was passed, or is to be: license='mit'.
+_ARGUMENT = re.compile(r"\b(base|license|dtype|max_drift|needs|folder)='?([^\s',;)]+)'?")
+_OPTIONS = {"folder": "out", "max_drift": "max-drift"}
 _STEPS = 6  # that staging tells of: the source, the base, saving, plain transformers, safe_dtype, writing
 _FOLDER = click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _REPO = click.option("--repo", required=True, metavar="ORG/NAME", help="Where it goes.")
@@ -66,9 +70,12 @@ def stage(*, source: str, out: Path, **options: Any) -> None:
     from ..publishing.staging.stage import stage as make
 
     asked = _asked(options)
-    with steps(f"staging {source}", of=_STEPS) as tell:
+    with steps(f"staging {source}", of=_STEPS) as tell, _in_options():
         staged = make(source, out, revision=asked.pop("source_revision"), progress=tell, **asked)
     click.echo(f"staged in {staged.folder}: {staged.evidence.dtype}, {staged.evidence.bytes:,} bytes of weights")
+    if problems := staged.evidence.problems():
+        click.echo("\n".join(("not fit to be published yet:", *(f"  {_as_options(one)}" for one in problems))))
+        click.echo("Next: stage it anew with these, into another folder or once this one is removed.")
 
 
 @publish.command()
@@ -77,7 +84,7 @@ def check(*, folder: Path) -> None:
     """Check a staged FOLDER without sending anything. Exits with status 0 where all is well, 3 where not."""
     from ..publishing.staging.check import check as problems_of
 
-    problems = problems_of(folder)
+    problems = [_as_options(problem) for problem in problems_of(folder)]
     click.echo("\n".join(problems) or f"{folder}: fit to be published")
     if problems:
         click.get_current_context().exit(3)
@@ -134,7 +141,7 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
     form, rebase = staging.pop("form"), staging.pop("rebase")
     target = Target(repo, revision, public)
     hub = Hub.connect()
-    with ExitStack() as stack:
+    with _in_options(), ExitStack() as stack:
         with steps(f"staging {source}", of=_STEPS) as step:
             staged = staged_for(source, target, folder=out, options=_asked(staging), tell=step)
             folder = stack.enter_context(staged)
@@ -215,6 +222,21 @@ def _asked(options: dict[str, Any]) -> dict[str, Any]:
     if asked.get("text") is not None:
         asked["text"] = Path(asked["text"]).read_text(encoding="utf-8")
     return asked
+
+
+def _as_options(text: str) -> str:
+    """Return a text that names arguments of Python with the command's options in their place."""
+    return _ARGUMENT.sub(lambda match: f"--{_OPTIONS.get(match[1], match[1])} {match[2].replace('...', 'NAME')}", text)
+
+
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """Raise what keeps a model from being published in the words of the command."""
+    try:
+        yield
+    except NotPublishableError as exc:
+        words = (_as_options(exc.happened), exc.visible, _as_options(exc.advice))
+        raise NotPublishableError(exc.state, exc.repo, *words) from exc
 
 
 def _target(named: str) -> Any:

@@ -18,6 +18,8 @@ from ..loading import SafeAutoModel
 from ..models.origin import plan_of
 from ..planning import Plan
 
+_NO_TOKENIZER = "copy that of its base model into the folder, or pass a model that has one"
+
 Message = dict[str, str]  # "role" and "content", as chat templates take them
 
 
@@ -42,7 +44,8 @@ class Answer:
         """Return the dtype, why, and the speed, in one line; in lines below it what the guard had to do."""
         dtype = plan.chosen.candidate if plan.chosen else plan.compute
         events = "".join(f"\n[{event}]" for event in self.events)
-        return f"[{dtype} on {plan.device_name}, {plan.reason} | {self.speed}]{events}"
+        how = " rescaled exactly" if plan.rescale else ""
+        return f"[{dtype}{how} on {plan.device_name}, {plan.reason} | {self.speed}]{events}"
 
     @property
     def speed(self) -> str:
@@ -111,17 +114,18 @@ class Generator:
         Raises:
             CheckpointError: If it has no tokenizer, or its architecture does not generate.
         """
+        _require_generating(source, revision)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         except (OSError, ValueError) as exc:
             problem = f"has no tokenizer that transformers can load ({exc})"
-            raise CheckpointError(source, problem, "pass one that has") from exc
+            raise CheckpointError(source, problem, _NO_TOKENIZER) from exc
         if len(tokenizer) <= 1:  # without any file of one, transformers makes one that knows no word
-            raise CheckpointError(source, "has no tokenizer", "pass one that has")
+            raise CheckpointError(source, "has no tokenizer", _NO_TOKENIZER)
         where = {} if plan.device_map else {"device_map": plan.device.partition(",")[0]}
         model = SafeAutoModel.from_pretrained(source, plan=plan, revision=revision, **where).eval()
         if not getattr(model, "can_generate", lambda: False)():
-            raise CheckpointError(source, f"{type(model).__name__} does not generate text", "pass a language model")
+            raise _silent(source, type(model).__name__)
         return cls(model, tokenizer)
 
     def answer(
@@ -226,3 +230,18 @@ class Generator:
         """Return how many tokens may stand before `new_tokens` others; 0 where the model tells no limit."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return max(limit - new_tokens, 1) if isinstance(limit, int) else 0
+
+
+def _require_generating(source: str, revision: str | None) -> None:
+    """Raise where the config names an architecture that generates nothing: before a tokenizer is missed."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError):
+        return  # an adapter, say: the model tells, once it is loaded
+    architecture = next(iter(config.architectures or ()), "")
+    if not getattr(getattr(transformers, architecture, None), "can_generate", lambda: True)():
+        raise _silent(source, architecture)
+
+
+def _silent(source: str, architecture: str) -> CheckpointError:
+    return CheckpointError(source, f"{architecture} does not generate text", "pass a language model")

@@ -25,6 +25,11 @@ class Rescue:
     half: HalfRange
     beyond: str | None  # why float16 is rejected; None where it is safe
 
+    @property
+    def mends(self) -> bool:
+        """Whether float16 is safe here, and only with what was found: plain float16 is another computation."""
+        return self.beyond is None and (self.half.rescale is not None or bool(self.half.islands))
+
     def as_text(self) -> str:
         """Return the verdict, then every gauge with its moves, the islands, and the drift that was measured."""
         half = self.half
@@ -82,6 +87,24 @@ def rescue(
         CheckpointError: If the checkpoint cannot be found or read, or it was made in float16 itself.
         NoSuchDeviceError: If the device is not here.
     """
+    found = _rescue(model, device, revision, max_drift, text=text, measure=True)
+    if found is None:
+        raise CheckpointError(model, "nothing was measured", "report this")
+    return found
+
+
+def remembered_rescue(model: str, *, device: str, revision: str | None, max_drift: float) -> Rescue | None:
+    """Return what an earlier rescue of this checkpoint on this device found; None where none is remembered.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, or was made in float16 itself.
+    """
+    return _rescue(model, device, revision, max_drift, text=None, measure=False)
+
+
+def _rescue(
+    model: str, device: str | None, revision: str | None, max_drift: float, *, text: str | None, measure: bool
+) -> Rescue | None:  # fmt: skip
     request = Request(model, {"revision": revision, "device_map": device, "dtype": "float16"})
     checkpoint = checkpoint_for(request)
     if checkpoint.saved == FLOAT16:
@@ -89,8 +112,8 @@ def rescue(
     facts = device_for(request, checkpoint)
     checkpoint = as_loaded_here(checkpoint, facts)
     plan = make_plan(facts, checkpoint, Policy(max_drift=max_drift), ordered=FLOAT16)
-    half = half_of(plan, request, facts, checkpoint, measure=True, text=text)
+    half = half_of(plan, request, facts, checkpoint, measure=measure, text=text)
     if half is None:
-        raise CheckpointError(model, "nothing was measured", "report this")
+        return None
     why = half.problem or (exceeds(half.drift, max_drift) if half.drift else "its drift was not measured")
     return Rescue(model, checkpoint.saved, facts.name, half, why or None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from ..devices import default_device, detect_one
-from ..errors import UnknownDtypeError
+from ..errors import CheckpointError, UnknownDtypeError
 from ..facts import (
     COMPUTE,
     FEW_POSITIONS,
@@ -27,6 +28,7 @@ from ..planning import Plan
 from ..rendering.json_numbers import json_numbers
 from ..store.temporary import temporary_folder
 from ..verifying import Checkpoint, drift_from, record_outputs
+from .rescue import Rescue, remembered_rescue
 
 _FEW_BATCHES = 8  # of 8 tokens
 
@@ -64,6 +66,7 @@ class Verification:
     beyond: str | None  # why the drift is too large; None where it is not
     gguf_file: str | None = None  # in the folder or repository
     other: Dtype | None = None  # to name instead: set where nobody named one, and the plan is to load the reference
+    rescue: Rescue | None = None  # remembered of a checkpoint that plain float16 takes beyond the limit
 
     @property
     def nothing_to_compare(self) -> str | None:
@@ -76,12 +79,24 @@ class Verification:
         )
 
     @property
+    def rescued(self) -> str | None:
+        """What safe_dtype makes of a checkpoint that fails in plain float16; None where no rescue of it is remembered."""
+        if self.rescue is None or not self.rescue.mends:
+            return None
+        half = self.rescue.half
+        how = "rescaled exactly" if half.rescale else "with some modules in float32"
+        kl = "" if half.drift is None else f", measured: KL {half.drift.kl_mean:.2g} nats to {half.reference}"
+        return f"plain float16 fails; safe_dtype loads it {how}{kl}"
+
+    @property
     def next_step(self) -> str | None:
         """What to do about a drift that is too large; None where it is not."""
         if self.beyond is None:
             return None
         is_gguf = self.gguf_file is not None  # which no rescue takes
-        if self.candidate == FLOAT16.name and not is_gguf:
+        if self.rescued:
+            return f"load it in float16 with safe_dtype, never with transformers alone: `safe-dtype plan {self.model} --dtype float16`"
+        if self.candidate == FLOAT16.name and not is_gguf and self.rescue is None:
             return f"`safe-dtype rescue {self.model}` looks for what keeps float16 within the limit"
         if self.candidate == self.against.name:
             return "run it once more on one thread (OMP_NUM_THREADS=1): the same dtype gives different outputs here"
@@ -118,6 +133,7 @@ class Verification:
             figures["worst output"] = f"{name or 'the main one'} ({worst.kind}), of {len(drift.heads) + 1}"
         lines += [f"  {name:<26}{value}" for name, value in figures.items() if value is not None]
         lines += [f"  note: {self.too_few}"] if self.too_few else []
+        lines += [f"  note: {self.rescued}"] if self.rescued else []
         if self.beyond:
             return "\n".join([*lines, f"BEYOND: {self.beyond}. Next: {self.next_step}."])
         if self.nothing_to_compare:
@@ -135,6 +151,7 @@ class Verification:
             "model": self.model, "candidate": self.candidate, "against": self.against.name, "device": self.device,
             "drift": json_numbers(drift_to_dict(self.drift)), "max_drift": self.max_drift, "within": self.beyond is None, "beyond": self.beyond,
             "next": self.next_step, "too_few": self.too_few, "nothing_to_compare": self.nothing_to_compare,
+            "rescued": self.rescued,
         }  # fmt: skip
 
 
@@ -174,17 +191,21 @@ def verify(question: Question, progress: Callable[[int, int], None] | None = Non
         drift = drift_from(recording, model, batches, progress=after(len(batches)))
     candidate = str(plan.chosen.candidate if plan and plan.chosen else dtype or against)
     beyond = exceeds(drift, question.max_drift)
+    gguf_file = question.place.gguf_file
+    fails_plainly = beyond is not None and dtype == FLOAT16 and gguf_file is None
     return Verification(
-        question.model,
-        candidate,
-        against,
-        device,
-        drift,
-        question.max_drift,
-        beyond,
-        question.place.gguf_file,
-        _other_than(against, plan) if plan else None,
-    )
+        question.model, candidate, against, device, drift, question.max_drift, beyond, gguf_file,
+        other=_other_than(against, plan) if plan else None,
+        rescue=_remembered(question, device) if fails_plainly else None,
+    )  # fmt: skip
+
+
+def _remembered(question: Question, device: str) -> Rescue | None:
+    with suppress(CheckpointError):  # made in float16 itself: no rescue takes it
+        return remembered_rescue(
+            question.model, device=device, revision=question.revision, max_drift=question.max_drift
+        )
+    return None
 
 
 def _other_than(against: Dtype, plan: Plan) -> Dtype | None:

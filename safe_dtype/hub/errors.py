@@ -33,7 +33,7 @@ _ADVICE = {
     409: "wait until nobody else writes to it, then push again",
     412: "look at what changed there, then push again, with --rebase to keep both",
     413: "split the weights into smaller shards",
-    429: "wait five minutes, then push again: what has arrived is not sent again",
+    429: "wait five minutes, then try again: what has arrived is not sent again",
 }
 
 
@@ -82,7 +82,7 @@ def fault_of(exc: Exception, what: str) -> HubError:
 def _refused_by_the_client(exc: Exception) -> HubError | None:
     """Say why nothing was sent; None where something may have been."""
     if isinstance(exc, hub.OfflineModeIsEnabled):
-        return HubError("the client is offline (HF_HUB_OFFLINE is set)", "unset it, then push again", definite=True)
+        return HubError("the client is offline (HF_HUB_OFFLINE is set)", "unset it, then try again", definite=True)
     if isinstance(exc, hub.HFValidationError):
         return HubError("the Hub allows no such name", "name a repository as org/name", definite=True, ours=True)
     if isinstance(exc, OSError) and exc.filename is not None and not isinstance(exc, hub.LocalEntryNotFoundError):
@@ -98,21 +98,21 @@ def _unanswered(exc: Exception, what: str) -> HubError:
         return HubError("the Hub has no Xet storage for it", advice, definite=True)
     if isinstance(exc, (TRANSPORT_ERROR, OSError, RuntimeError)):
         happened = f"the connection to the Hub failed at {what} ({type(exc).__name__})"
-        return HubError(happened, "check the network, then push again: what has arrived is not sent again")
+        return HubError(happened, "check the network, then try again: what has arrived is not sent again")
     # An answer that is no JSON, from a proxy for one, says nothing about whether the request was carried out.
-    return HubError(f"the Hub gave an answer at {what} that makes no sense ({type(exc).__name__})", "push again")
+    return HubError(f"the Hub gave an answer at {what} that makes no sense ({type(exc).__name__})", "try again")
 
 
 def _answered(exc: Exception, status: int, what: str) -> HubError:
     missing = _missing(exc)
     happened = f"the Hub answered {status} for {what}{_server_message(exc)}"
-    advice = _ADVICE.get(status, "push again later; what has arrived is not sent again")
+    advice = _ADVICE.get(status, "try again later; what has arrived is not sent again")
     if missing == "repository" and status == 401:
         missing = ""  # it may well be there: nobody is logged in
     elif missing or status == 404:
         advice = _LOG_IN
     if isinstance(exc, hub.GatedRepoError):
-        missing, advice = "", "ask for access on its page, then push again"
+        missing, advice = "", "ask for access on its page, then try again"
     definite = 400 <= status < 500 and status not in _DOUBTFUL
     return HubError(
         happened, advice, status=status, missing=missing, definite=definite, ours=status == 400,

@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 import transformers
 from command_run import Run, run_apart
+from tiny_models import TINY
 
 
 def test_generate(tiny_qwen3: Path) -> None:
@@ -54,3 +56,30 @@ def test_beams(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, tokenizer.decode(tokens, skip_special_tokens=True) + "\n"), (
         done.stderr
     )
+
+
+def test_a_segmentation_model(run: Run, tmp_path: Path) -> None:
+    """What cannot generate is refused for that, not for the tokenizer that it has no use for."""
+    folder = TINY["segformer"].save(tmp_path / "vision", torch.float32)
+    done = run("generate", folder, "x")
+    assert done.returncode == 1
+    assert "SegformerForSemanticSegmentation does not generate text. Next: pass a language model" in done.stderr
+
+
+def test_without_a_tokenizer(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
+    """The next step is what to do about it."""
+    folder = shutil.copytree(
+        tiny_qwen3, tmp_path / "notok", ignore=shutil.ignore_patterns("*token*", "vocab*", "merges*")
+    )
+    done = run("generate", folder, "x")
+    assert done.returncode == 1
+    assert "Next: copy that of its base model into the folder" in done.stderr
+
+
+def test_a_rescaled_model(run: Run, overflowing: Path) -> None:
+    """The last line says that float16 is rescaled."""
+    done = run(
+        "generate", overflowing, "The argument is", "--dtype", "float16", "--max-new-tokens", "4", "--device", "cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("[float16 rescaled exactly on ")

@@ -96,6 +96,7 @@ def test_overflow(verify: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     assert status == 3
     assert found["drift"]["kl_mean"] == "inf"
     assert "NaN or infinity" in found["beyond"]
+    assert found["next"].startswith("`safe-dtype rescue ")  # nobody has rescued it yet
 
 
 @pytest.mark.parametrize(
@@ -158,3 +159,16 @@ def test_gguf_without_a_tokenizer(verify: Run, tiny_qwen3: Path, tmp_path: Path)
     status, out, err = verify(path, "--dtype", "fp16", "--tokens", 64)
     assert status in (0, 3), err
     assert "float16 against float32 on cpu, 64 tokens" in out
+
+
+def test_a_rescued_checkpoint_that_plain_float16_breaks(run: Run, overflowing: Path) -> None:
+    """Where a rescue is remembered the answer names it and its drift, and sends nobody to the rescue again."""
+    assert run("rescue", overflowing, "--device", "cpu").returncode == 0
+    status, out, _ = run("verify", overflowing, "--dtype", "fp16", "--tokens", 32, "--device", "cpu")
+    assert status == 3
+    assert "note: plain float16 fails; safe_dtype loads it rescaled exactly, measured: KL " in out
+    assert "safe-dtype rescue" not in out
+    assert (
+        f"Next: load it in float16 with safe_dtype, never with transformers alone: `safe-dtype plan {overflowing}"
+        in out
+    )

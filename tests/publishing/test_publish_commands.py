@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from huggingface_hub import constants
 from publishing.loopback import LoopbackHub, status
 from publishing.variant import staged
 
 from safe_dtype.cli import cli, main
+from safe_dtype.errors import PublishError
 
 REPO = "org/model-fp16"
 
@@ -85,3 +87,35 @@ def test_status_of_a_failure(hub: LoopbackHub, folder: Path, capsys: pytest.Capt
 def test_no_repository(named: str) -> None:
     """What is no name of a repository is a wrong usage."""
     assert invoke("verify", named).exit_code == 2
+
+
+def test_no_stage(tmp_path: Path) -> None:
+    """A folder that is none is one line: what is missing, and what makes one."""
+    done = invoke("check", tmp_path)
+    assert done.exit_code == 3
+    line = "it is no staged folder: there is no safe_dtype.json in it. Next: make one with `safe-dtype publish stage`"
+    assert done.stdout == f"{line}\n"
+
+
+def test_what_a_stage_still_lacks(tiny_qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with no base and no license is staged; the end says what is missing, and again how to go on."""
+    out = tmp_path / "stage"
+    done = invoke("stage", tiny_qwen3, "--out", out, "--dtype", "bfloat16", "--max-drift", "1")
+    assert done.exit_code == 0, done.output
+    assert "not fit to be published yet:" in done.stdout
+    assert "(--base org/model)" in done.stdout
+    assert "(--license NAME, as the base has it)" in done.stdout
+    assert "(--base org/model)" in invoke("check", out).stdout
+    with pytest.raises(SystemExit):
+        main(["publish", "stage", str(tiny_qwen3), "--out", str(out), "--license", "mit"])
+    err = capsys.readouterr().err
+    assert f"a variant is staged there already. Now visible: nothing: nothing was sent. Next: remove {out}" in err
+    assert "or name another folder (--out NAME)" in err
+
+
+def test_diff_offline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words are those of a verb that only looks."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PublishError, match="Next: unset it, then try again") as failed:
+        invoke("diff", folder, "--repo", REPO)
+    assert failed.value.visible == "what was there before, for diff sends nothing"

@@ -118,8 +118,13 @@ def half_of(
         half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
     except torch.OutOfMemoryError as exc:
         return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
+    logger.warning("%s: measured in float16: %s%s", plan.source, half, _kl_of(half))
     remember_trial(key, request.where, plan.source, {"half": half_to_dict(half)})
     return half
+
+
+def _kl_of(half: HalfRange) -> str:
+    return "" if half.drift is None else f"; KL {half.drift.kl_mean:.2g} nats to {half.reference}"
 
 
 def _of_another_device(plan: Plan, request: Request, checkpoint: CheckpointFacts) -> HalfRange | None:
@@ -168,7 +173,6 @@ def measure_half(
     except RUN_FAILURES as exc:  # a model of text and images, say, and no room for a second one beside others
         text_only = f"it cannot be run on a text here: {type(exc).__name__}: {exc}"
         half = HalfRange(0.0, 0.0, problem=text_only.partition("\n")[0])
-    logger.info("%s in float16: %s", source.source, half)
     return half
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...errors import PublishError
 from ...facts.variant import VARIANT_FILE
 from ...hub.client import Hub
 from ...hub.errors import HubError
@@ -37,8 +38,12 @@ def diff(folder: Path, target: Target, *, api: Hub, progress: Progress | None = 
         PublishError: If the Hub cannot be read.
     """
     manifest = manifest_of(folder, progress=progress)
-    refuse_for_base(folder, target, api)
-    return plan_changes(api, manifest, target, previous=receipt_for(folder, target))
+    try:
+        refuse_for_base(folder, target, api)
+        return plan_changes(api, manifest, target, previous=receipt_for(folder, target))
+    except PublishError as error:
+        visible = "what was there before, for diff sends nothing"
+        raise type(error)(error.state, error.repo, error.happened, visible, error.advice) from error
 
 
 def plan_changes(api: Hub, manifest: Manifest, target: Target, *, previous: Receipt | None = None) -> Changes:

@@ -28,11 +28,13 @@ _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpa
 
 def check(folder: Path) -> list[str]:
     """Return what keeps a staged folder from being published, a sentence each; none where it is fit."""
-    problems = [*_stray(folder), *_index_problems(folder)]
     try:
         evidence = read_evidence(folder)
     except NotPublishableError as exc:
-        return [*problems, exc.happened]
+        if not (folder / VARIANT_FILE).exists():  # what else is wrong with any other folder helps nobody
+            return [f"{exc.happened}. Next: {exc.advice}"]
+        return [*_stray(folder), *_index_problems(folder), exc.happened]
+    problems = [*_stray(folder), *_index_problems(folder)]
     problems += evidence.problems()
     problems += _dtype_problems(folder, evidence)
     problems += file_problems(folder, evidence)

@@ -194,6 +194,9 @@ def read_evidence(folder: Path) -> Evidence:
     """
     try:
         return Evidence.from_dict(json.loads((folder / VARIANT_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError as exc:
+        happened = f"it is no staged folder: there is no {VARIANT_FILE} in it"
+        raise not_publishable(folder, happened, "make one with `safe-dtype publish stage`") from exc
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as exc:
         raise not_publishable(folder, f"{VARIANT_FILE} cannot be read ({type(exc).__name__}: {exc})") from exc
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import RescaleError, UnknownDtypeError
 from ...facts import COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
+from ...facts.variant import VARIANT_FILE
 from ...loading import Request, checkpoint_for, device_for, explained, plan_request
 from ...loading.trials.second_copy import load_apart
 from ...planning import Plan, Policy
@@ -134,7 +135,9 @@ def _computable(name: str) -> Dtype:
 
 def _check_free(folder: Path, needs: str | None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise not_publishable(folder, "there is something at that place already", "remove it, or name another folder")
+        is_staged = (folder / VARIANT_FILE).is_file()
+        happened = "a variant is staged there already" if is_staged else "there is something at that place already"
+        raise not_publishable(folder, happened, f"remove {folder}, or name another folder (folder='...')")
     if needs not in (None, "safe_dtype"):
         raise not_publishable(folder, f"needs={needs!r} is unknown", "pass needs='safe_dtype', or leave it out")
 

@@ -117,6 +117,7 @@ def test_measured_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     first = load(folder)
     assert measured(caplog) == 1
+    assert f"{folder}: measured in float16: rescaled exactly: " in caplog.text
     second = load(folder)
     assert measured(caplog) == 1
     assert plan_of(first) == plan_of(second)
