@@ -87,10 +87,10 @@ def rescue(
         CheckpointError: If the checkpoint cannot be found or read, or it was made in float16 itself.
         NoSuchDeviceError: If the device is not here.
     """
-    found = _rescue(model, device, revision, max_drift, text=text, measure=True)
-    if found is None:
+    rescued = _rescue(model, device, revision, max_drift, text=text, measure=True)
+    if rescued is None:
         raise CheckpointError(model, "nothing was measured", "report this")
-    return found
+    return rescued
 
 
 def remembered_rescue(model: str, *, device: str, revision: str | None, max_drift: float) -> Rescue | None:

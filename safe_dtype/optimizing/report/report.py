@@ -8,6 +8,7 @@ from typing import Any
 from ...rendering.markdown import code, inline, one_line, table
 from ..forms import find_form
 from ..nouns.record import BreakSite, Distance, DtypeVerdict, FormAttempt, Optimization, Outcome, Status
+from .answered_inputs import ranges, sizes_answered, traced_tensors
 from .choose import gain_of
 
 PICTURE = "report.svg"
@@ -49,6 +50,8 @@ def summary_text(record: Optimization) -> str:
     lines += [f"  {'*' if number == record.chosen else ' '} {_line(number, record, gains)}" for number in verified[:5]]
     if others := len(record.attempts) - len(verified[:5]):
         lines.append(f"  {others} more attempts: see report.md, with the reason of each")
+    if sizes := sizes_answered(record):
+        lines.append(f"  {sizes}")
     if sites := _all_sites(record):
         lines.append(f"  first break: {sites[0].file}:{sites[0].line} {one_line(sites[0].code)}")
     lines.append(
@@ -227,9 +230,9 @@ def _inputs(record: Optimization) -> Iterator[str]:
         yield ""
         rows = ((one.role, inline(one.about), _shapes(one.tensors), code(one.file)) for one in record.batches)
         yield from table(("role", "about", "tensors", "file"), rows)
-    if ranges := list(_ranges(record)):
+    if varying := list(ranges(record)):
         yield ""
-        yield f"May vary: {', '.join(ranges)}."
+        yield f"May vary: {', '.join(varying)}."
     for name, why in dict(record.graphs.get("unusable") or {}).items():
         yield f"- {code(name)} was left out, because eager fails on it: {inline(why)}"
     if record.files:
@@ -243,7 +246,7 @@ def _use(record: Optimization) -> Iterator[str]:
     yield "## Use it"
     yield ""
     if record.winner is not None:
-        call = ", ".join(f"{name}={name}" for name in _traced(record)) or "**inputs"
+        call = ", ".join(f"{name}={name}" for name in traced_tensors(record)) or "**inputs"
         yield from (
             "```python", "from safe_dtype import load_optimized", "", 'model = load_optimized("DIR")  # this folder',
             f"outputs = model({call})  # float tensors by name", "```", "",
@@ -281,13 +284,6 @@ def _command(record: Optimization) -> str:
     return " ".join((*words, f"--device {record.device}"))
 
 
-def _ranges(record: Optimization) -> Iterator[str]:
-    if batch := record.dynamic.get("batch"):
-        yield f"the batch from {batch[0]} to {batch[1]}"
-    for name, dims in dict(record.dynamic.get("dims") or {}).items():
-        yield from (f"dimension {dim} of {code(name)} from {low} to {high}" for dim, (low, high) in dims.items())
-
-
 def _all_sites(record: Optimization) -> list[BreakSite]:
     """Return every line that a graph breaks at, each once: of the diagnosis first, then of the attempts."""
     known: dict[tuple[str, int], BreakSite] = {}
@@ -308,10 +304,6 @@ def _worst(attempt: FormAttempt) -> Distance | None:
     for stage in attempt.stages:
         worst = stage.distance if worst is None else worst.worse(stage.distance)
     return worst
-
-
-def _traced(record: Optimization) -> Iterable[str]:
-    return next((batch.tensors for batch in record.batches if batch.role == "traced"), {})
 
 
 def _line(number: int, record: Optimization, gains: Sequence[float | None]) -> str:
