@@ -36,8 +36,8 @@ def known_config(source: Any, **arguments: Any) -> Any:
 def config_of_architecture(source: Any, **arguments: Any) -> Any:
     """Return what `AutoConfig.from_pretrained` would for a model type that it does not know, by the architecture; or None.
 
-    That is warned of. None is for everything that is its own affair: a model type that it knows, code that comes with the checkpoint and
-    may be run, an architecture that is not transformers' own, a config that cannot be read.
+    That is warned of. None is for everything that is its own affair: a model type that it knows, or that is none, code
+    that comes with the checkpoint and may be run, an architecture that it has not, a config that cannot be read.
     """
     arguments = {name: value for name, value in arguments.items() if name not in ("code_revision", "_from_auto")}
     trusted = bool(arguments.pop("trust_remote_code", False))
@@ -60,7 +60,7 @@ def unknown_type(source: str, model_type: Any, architecture: Any) -> str | None:
 
     None, too, where transformers has no such architecture: then it is not loaded.
     """
-    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type in CONFIG_MAPPING:
         return None
     model_class = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
     is_model = isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)

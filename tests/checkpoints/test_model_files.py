@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,9 +85,9 @@ def test_what_reads_like_a_folder(name: str) -> None:
         files_of(Where(name))
 
 
-def test_git_lfs_pointer(saved: Callable[..., Path]) -> None:
+def test_git_lfs_pointer(saved: Callable[..., Path], tmp_path: Path) -> None:
     """Where Git LFS left a pointer, no file is read: not the config, not the weights."""
-    folder = saved()
+    folder = shutil.copytree(saved(), tmp_path / "model")
     for name in ("config.json", WEIGHTS):
         (folder / name).write_text("version https://git-lfs.github.com/spec/v1\nsize 123\n")
         for read in (files_of(Where(folder)).local, files_of(Where(folder)).header):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from safe_dtype.processes.interruption import first_interrupt_stops
 
 
+@pytest.fixture
+def _not_ignored() -> Iterator[None]:
+    """Give Ctrl-C the meaning that it has in Python: a shell's background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_not_ignored")
 def test_first_stops_second_raises() -> None:
     """The first Ctrl-C sets the event, the second raises, and afterwards everything is as it was."""
     before = signal.getsignal(signal.SIGINT)

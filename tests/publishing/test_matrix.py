@@ -133,7 +133,7 @@ def test_nobody_knows(hub: LoopbackHub, tmp_path: Path, action: Action) -> None:
     """Where a commit fails and nothing can be read any more, that is what is said, and a re-run finds out."""
     folder, target = written(tmp_path / "stage", STAGED), prepared(hub, "existing")
     before = seen(hub, target)
-    hub.fault("GET", "/revision/main", call(lambda _: None))  # the plan
+    hub.fault("GET", "/revision/main", call(lambda _: None), times=2)  # the plan, and whether the base may be opened
     hub.fault("GET", "/revision/main", drop, times=FOR_EVER)
     hub.fault("POST", "/commit/", action)
     assert outcome(folder, target, hub)[0] is State.UNKNOWN

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ...models.original_weights import Exponents
 from .fold import Fold
 
-_SAMPLES = 32  # elements of each weight that are compared
+_SAMPLES = 32  # elements of each weight that are compared, evenly spread, beside one row and one column
+_LINE = 2**18  # elements of a row or a column, at most
 _LOST = 2.0**-24  # what float16 loses of a number that is too small for it, at most
 
 
@@ -45,7 +46,7 @@ class _Weight:
     pointer: int
     version: int
     dtype: torch.dtype
-    sample: Tensor  # (_SAMPLES,) or fewer, float32
+    sample: Tensor  # of `_some`, float32
     exponents: Exponents
 
     def is_as_it_was(self) -> bool:
@@ -174,8 +175,14 @@ def _sample(weight: Tensor) -> Tensor:
 
 
 def _some(weight: Tensor) -> Tensor:
+    """Return some elements of every part of a weight: whoever writes a whole row or column writes into one of them."""
     flat = weight.detach().flatten()
-    return flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+    spread = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+    if weight.dim() < 2 or not weight.is_contiguous():
+        return spread
+    rows = flat.view(-1, weight.shape[-1])
+    column = rows[:: max(1, len(rows) // _LINE), rows.shape[1] // 2]
+    return torch.cat((spread, column, rows[len(rows) // 2, :_LINE]))
 
 
 def _version(weight: Tensor) -> int:

@@ -55,6 +55,8 @@ OWN = {
 RELATIVE = {
     "multiplied": lambda model: writers(model)[1].weight.data.mul_(1.3),
     "half of it": lambda model: writers(model)[1].weight.data[:40].mul_(2.0),
+    "a row": lambda model: writers(model)[1].weight.data[7].mul_(2.0),
+    "a column": lambda model: writers(model)[1].weight.data[:, 11].mul_(2.0),
 }
 
 
