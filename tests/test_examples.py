@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,37 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False, timeout=600
     )
+
+
+# One line that each of the ten jobs ends with, on any machine; the jobs themselves compare their results with plain ones.
+ENDS = {
+    "chat": r"stored in \w+, 0 steps were repeated",
+    "pipelines": r"audio-classification: Wav2Vec2ForSequenceClassification in torch\.\w+: .*LABEL_\d.*",
+    "embeddings": r"planned: stored in \w+",
+    "lora": r"loss 2\.\d\d -> 0\.\d\d; merged and loaded again: 0\.\d\d in torch\.bfloat16",
+    "train": r"saved in torch\.bfloat16, as it was",
+    "launch": r"2 processes, 20 steps: loss 2\.\d\d -> 0\.\d\d; their weights are equal: True",
+    "plan": r"NVIDIA Tesla T4: float16",
+    "rescue": r"torch\.float16: The argument is the name of the file\.",
+    "optimize": r"export in \w+: a mask of \(1, 56, 56\)",
+    "publish": r"plain transformers, torch\.float16: The argument is the name of the file\.",
+}
+
+
+@pytest.mark.parametrize("job", ENDS)
+def test_ten_jobs(job: str) -> None:
+    """What somebody new does in the first hour works, and every job ends as the documents say."""
+    done = run("ten_jobs.py", job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"^{ENDS[job]}$", done.stdout, re.MULTILINE), done.stdout + done.stderr
+
+
+def test_ten_jobs_are_all_named() -> None:
+    """A job that is not there is named, with those that are: the ten of the documents."""
+    done = run("ten_jobs.py", "sing")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"no such job: sing. There are: {', '.join(ENDS)}"
+    assert {file.stem for file in (EXAMPLES / "ten_jobs").iterdir()} == set(ENDS)
 
 
 @pytest.mark.slow
