@@ -36,3 +36,4 @@ accelerator.print(
     f"{accelerator.num_processes} processes, {len(losses)} steps: loss {losses[0]:.2f} -> {losses[-1]:.2f}; "
     f"their weights are equal: {len(set(checksums.tolist())) == 1}"
 )
+accelerator.end_training()

@@ -147,6 +147,7 @@ class Terminal:
         pty = pytest.importorskip("pty")
         self.process, self._screen = pty.fork()
         if self.process == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which the background of a shell ignores
             os.execv(sys.executable, [sys.executable, "-m", "safe_dtype", *arguments])
         self.text, self._seen = "", 0
 

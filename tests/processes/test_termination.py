@@ -17,6 +17,7 @@ import signal, sys, time
 from pathlib import Path
 from safe_dtype.processes.termination import tidy_termination
 from safe_dtype.store.temporary import temporary_folder
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started under
 {before}
 with tidy_termination(), temporary_folder(".work-", beside=Path(sys.argv[1])):
     try:
@@ -37,7 +38,10 @@ def told(folder: Path, *numbers: int, before: str = "", cleanup: str = "pass") -
         for number in numbers:
             process.stdout.readline()
             process.send_signal(number)
-        return process.wait(60)
+        try:
+            return process.wait(60)
+        finally:
+            process.kill()  # else the end of the block would wait for it
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -30,7 +30,8 @@ os.replace("pids.part", "pids")
 time.sleep(600)
 """
 PARENT = f"""
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started under
 from pathlib import Path
 from safe_dtype.processes.child import run
 
