@@ -29,6 +29,12 @@ def overflowing(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give tables the room for whole names, whatever terminal the tests run in."""
+    monkeypatch.setenv("COLUMNS", "140")
+
+
 def test_fits(run: Run, tiny_qwen3: Path) -> None:
     """The verdict comes first, then one row for each place in the layers; status 0."""
     done = run("audit", tiny_qwen3)
