@@ -60,9 +60,7 @@ def read_checkpoint(
         UnsafeCheckpointError: If reading a pickle would run code.
     """
     where = where if isinstance(where, Where) else Where(where)
-    from ..verifying.known_config import (
-        unknown_type,  # imports transformers, as reading does and importing this does not
-    )
+    from .known_config import unknown_type  # imports transformers, as reading does and importing this does not
 
     facts = _read(where, None if config is None else as_dict(config))
     if facts.has_own_code and trust_remote_code:

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import transformers
 from transformers.models.auto.auto_factory import _get_model_class
 
+from ..checkpoints.known_config import config_of_architecture, known_config
 from ..errors.warn import warn
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
-from ..verifying.known_config import config_of_architecture, known_config
 from .load import load
 from .plan_agreement import check_agreement
 from .plan_request import plan_request

@@ -11,10 +11,10 @@ from typing import Any
 
 import transformers
 
+from ..checkpoints.known_config import unknown_type
 from ..errors import CheckpointError, CorruptCheckpointError, NothingToCompareError
 from ..hub.errors import InvalidConfigError
 from ..store.git_lfs import is_pointer, require_pulled
-from ..verifying.known_config import unknown_type
 from .request import Request
 
 # One of these is beside every model that has a tokenizer. (Those of bytes and characters have a config alone.)

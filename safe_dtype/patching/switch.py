@@ -165,7 +165,7 @@ def _with_unknown_types(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(cls, source, **kwargs)
         except ValueError:
-            from ..verifying.known_config import config_of_architecture
+            from ..checkpoints.known_config import config_of_architecture
 
             config = config_of_architecture(source, **kwargs) if _patch_now() is not None else None
             if config is None:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import transformers
 
+from ..checkpoints.known_config import known_config
 from ..errors import CheckpointError, NothingToCompareError
 from ..facts import Dtype
 from .in_one_dtype import in_one_dtype
-from .known_config import known_config
 from .texts import random_batches, text_batches
 
 _TOKENS_PER_BATCH = 128

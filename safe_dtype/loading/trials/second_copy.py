@@ -7,13 +7,13 @@ from typing import Any
 import transformers
 
 from ...checkpoints.config import without_dtypes
+from ...checkpoints.known_config import known_config
 from ...devices import detect_one
 from ...devices.probing.verdicts import measured_while_busy
 from ...facts import BFLOAT16, CheckpointFacts, DeviceFacts, Dtype
 from ...models.load_lock import one_at_a_time
 from ...planning import Plan
 from ...verifying import Checkpoint
-from ...verifying.known_config import known_config
 from ..planned_once import already_planned
 from ..request import Request
 

@@ -17,7 +17,7 @@ from command_run import Run, run  # noqa: F401  # a fixture
 
 import safe_dtype
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
-from safe_dtype.verifying.known_config import known_config
+from safe_dtype.checkpoints.known_config import known_config
 
 Saved = Callable[..., Path]
 UNKNOWN = "no model type 'kimi_k2'.*Qwen3ForCausalLM"
