@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from numerics.laid_out import MODELS, load, save
+from numerics.laid_out import IDS, MODELS, load, save
 from torch import Tensor, nn
 
 from safe_dtype.models.block_layout import Layout, blocks_of, lay_out, take_back
@@ -21,7 +21,6 @@ from safe_dtype.numerics import compute_in
 
 pytestmark = pytest.mark.needs("pagemap")
 BF16 = torch.bfloat16
-IDS = torch.arange(3, 23)[None]
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import accelerate
 import peft
 import pytest
 import torch
-from numerics.laid_out import load, save
+from numerics.laid_out import IDS, load, logits, near, save
 from torch import Tensor, nn
 
 from safe_dtype.models.block_layout import blocks_of, lay_out
@@ -25,24 +25,10 @@ pytestmark = pytest.mark.needs("pagemap")
 BF16 = torch.bfloat16
 
 
-IDS = torch.arange(3, 23)[None]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a tied Qwen3 is saved."""
     return save("qwen3-tied", tmp_path_factory.mktemp("qwen3"))
-
-
-def logits(model: Any, rows: int = 20) -> Tensor:
-    """Return the logits of one forward pass without gradients."""
-    with torch.no_grad():
-        return model(input_ids=IDS[:, :rows]).logits
-
-
-def near(found: Tensor, expected: Tensor, limit: float = 0.02) -> bool:
-    """Whether the root mean squared difference is within some roundings of bfloat16."""
-    return float((found.double() - expected.double()).norm()) < limit * float(expected.double().norm())
 
 
 def first(model: Any) -> nn.Linear:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from numerics.laid_out import load, save
-from torch import Tensor, nn
+from numerics.laid_out import IDS, load, logits, save
+from torch import nn
 
 from safe_dtype.models.block_layout import lay_out
 
@@ -20,19 +20,10 @@ pytestmark = pytest.mark.needs("pagemap")
 BF16 = torch.bfloat16
 
 
-IDS = torch.arange(3, 23)[None]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a tied Qwen3 is saved."""
     return save("qwen3-tied", tmp_path_factory.mktemp("qwen3"))
-
-
-def logits(model: Any, rows: int = 20) -> Tensor:
-    """Return the logits of one forward pass without gradients."""
-    with torch.no_grad():
-        return model(input_ids=IDS[:, :rows]).logits
 
 
 def first(model: Any) -> nn.Linear:

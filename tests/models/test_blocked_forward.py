@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
-from numerics.laid_out import load, save
+from numerics.laid_out import load, logits, near, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -28,9 +28,6 @@ pytestmark = [
 
 
 BF16 = torch.bfloat16
-
-
-IDS = torch.arange(3, 23)[None]
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +62,6 @@ def tied(folder: Path) -> tuple[Any, Any]:
 def first(model: Any) -> nn.Linear:
     """Return one linear module."""
     return model.model.decoder.layers[0].fc1
-
-
-def logits(model: Any, rows: int = 20) -> Tensor:
-    """Return the logits of one forward pass without gradients."""
-    with torch.no_grad():
-        return model(input_ids=IDS[:, :rows]).logits
-
-
-def near(found: Tensor, expected: Tensor, limit: float = 0.02) -> bool:
-    """Whether the root mean squared difference is within some roundings of bfloat16."""
-    return float((found.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
 
 
 def test_classes_and_what_is_in_them(model: Any, plain: Any) -> None:

@@ -9,18 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from models.speakers import User, classes, ours, own
 
 from safe_dtype.models.needed import share
 from safe_dtype.models.wrapped_methods import owner_of, unwrap_methods, wrap_method
-
-
-class User:
-    """Somebody who needs a method wrapped."""
-
-
-def ours(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `!` to what the method says."""
-    return lambda self, *args, **kwargs: original(self, *args, **kwargs) + "!"
 
 
 def ours_too(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,30 +36,6 @@ class Library:
             del self._owner.say  # type: ignore[attr-defined]
         else:
             self._owner.say = self._had  # type: ignore[attr-defined]
-
-
-def classes() -> tuple[Any, Any]:
-    """Return a class with the method `say` and the class method `named`, and a subclass that inherits them."""
-
-    class Base:
-        def say(self, word: str) -> str:
-            """Say it."""
-            return word
-
-        @classmethod
-        def named(cls, word: str, *, times: int = 1) -> str:
-            """Say it with the name of the class."""
-            return cls.__name__ + word * times
-
-    class Child(Base):
-        pass
-
-    return Base, Child
-
-
-def own(owner: type) -> dict[str, Any]:
-    """Return the attributes of the class itself."""
-    return dict(vars(owner))
 
 
 @pytest.mark.parametrize("inherits", [False, True])

@@ -6,45 +6,12 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+
+from models.speakers import User, classes, ours, own
 
 from safe_dtype.models.needed import changing
 from safe_dtype.models.wrapped_methods import unwrap_methods, wrap_method
-
-
-class User:
-    """Somebody who needs a method wrapped."""
-
-
-def ours(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `!` to what the method says."""
-    return lambda self, *args, **kwargs: original(self, *args, **kwargs) + "!"
-
-
-def classes() -> tuple[Any, Any]:
-    """Return a class with the method `say` and the class method `named`, and a subclass that inherits them."""
-
-    class Base:
-        def say(self, word: str) -> str:
-            """Say it."""
-            return word
-
-        @classmethod
-        def named(cls, word: str, *, times: int = 1) -> str:
-            """Say it with the name of the class."""
-            return cls.__name__ + word * times
-
-    class Child(Base):
-        pass
-
-    return Base, Child
-
-
-def own(owner: type) -> dict[str, Any]:
-    """Return the attributes of the class itself."""
-    return dict(vars(owner))
 
 
 def test_threads() -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 import transformers as tf
+from torch import Tensor
+
+IDS = torch.arange(3, 23)[None]
 
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 
@@ -64,3 +67,14 @@ def load(folder: Path) -> Any:
     """Load it in its saved dtype, so that its weights are views of the file."""
     config = tf.AutoConfig.from_pretrained(folder)
     return getattr(tf, config.architectures[0]).from_pretrained(folder, dtype="auto").eval()
+
+
+def logits(model: Any, rows: int = 20) -> Tensor:
+    """Return the logits of one forward pass without gradients."""
+    with torch.no_grad():
+        return model(input_ids=IDS[:, :rows]).logits
+
+
+def near(found: Tensor, expected: Tensor, limit: float = 0.02) -> bool:
+    """Whether the root mean squared difference is within some roundings of bfloat16."""
+    return float((found.double() - expected.double()).norm()) <= limit * float(expected.double().norm())

@@ -11,35 +11,15 @@ import pytest
 import torch
 import transformers
 from engineered import KINDS, saved
+from rescaling.folding.rounded import BF16, DOWN, FP16, FP32, IDS, load, reference, step_down, weights
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY
 
-from safe_dtype import BFLOAT16, FLOAT16, Dtype, SafeAutoModel, SafeAutoModelForCausalLM, report
+from safe_dtype import BFLOAT16, FLOAT16, SafeAutoModel, SafeAutoModelForCausalLM, report
 from safe_dtype.rescaling import Fold, rescaled_of
 from safe_dtype.testing import fault
 
-BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-IDS = torch.arange(3, 9)[None]
-
-
-DOWN = "model.layers.1.mlp.down_proj"
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:bfloat16 was asked for", "ignore:float16 was asked for")
-
-
-def step_down(model: Any, dtype: Dtype = BFLOAT16) -> None:
-    """Have the device refuse a product in 16 bit."""
-    with fault(model, DOWN, "cublas", dtype=dtype):
-        model.generate(IDS, max_new_tokens=2)
-    assert model.dtype == FP32
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return a copy of the parameters, in float32."""
-    return {name: one.detach().float().clone() for name, one in model.named_parameters()}
 
 
 @pytest.fixture
@@ -48,16 +28,6 @@ def folder(tmp_path: Path) -> Path:
     made = TINY["qwen3"].save(tmp_path / "model", FP32, max_shard_size="14KB")
     assert len(list(made.glob("*.safetensors"))) >= 3
     return made
-
-
-def load(folder: Path, dtype: torch.dtype = BF16) -> Any:
-    """Load with us."""
-    return SafeAutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-
-
-def reference(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights that plain transformers loads in float32."""
-    return weights(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=FP32))
 
 
 def test_all_bits_are_back(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
