@@ -38,7 +38,8 @@ class SafeAuto:
         """Load as `from_pretrained` of the Auto class does, in the planned dtype. See `safe_dtype.plan_of`.
 
         Args:
-            pretrained_model_name_or_path: A folder, a repository on the Hub, or None with `state_dict` and `config`.
+            pretrained_model_name_or_path: A folder, a GGUF file, a repository on the Hub, or None with `state_dict` and
+                `config`.
             model_args: Handed on untouched.
             policy: How to choose: a `Policy`, or its short text such as "auto,prefer=memory".
             plan: A plan made before, for this checkpoint and a device like this one; loading then decides nothing, but
@@ -52,7 +53,7 @@ class SafeAuto:
             CheckpointError: If the checkpoint cannot be found or read.
             PlanError: If no dtype is accepted here, or `plan` contradicts the other arguments.
         """
-        request = Request(pretrained_model_name_or_path, kwargs)
+        request = Request(pretrained_model_name_or_path, kwargs).in_folder()
         if plan is None:
             plan = plan_request(request, policy, drifts="measured")
             request, plan = with_variant(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,15 @@ class Request:
         places = {name: self.arguments[name] for name in names if self.arguments.get(name) is not None}
         local_only = bool(self.arguments.get("local_files_only", False))
         return Where(os.fspath(self.source or ""), local_files_only=local_only, **places)
+
+    def in_folder(self) -> Request:
+        """Return the same request as `from_pretrained` takes it: of the path of a GGUF file its folder, and `gguf_file`."""
+        if not isinstance(self.source, str | os.PathLike):
+            return self
+        where = self.where.in_folder()
+        if where.name == os.fspath(self.source):
+            return self
+        return replace(self, source=where.source, arguments={**self.arguments, "gguf_file": where.gguf_file})
 
     @property
     def ordered(self) -> Dtype | None:

@@ -135,6 +135,31 @@ def test_gguf(tmp_path: Path) -> None:
     assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
 
 
+@pytest.mark.parametrize("name", ["SafeAutoModel", "SafeAutoModelForCausalLM"])
+def test_gguf_by_its_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GGUF file loads that file, absolute or relative, also with the plan that was made for that path."""
+    path = tiny_gguf(tmp_path / "model.gguf")
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf")
+    monkeypatch.chdir(tmp_path)
+    auto = getattr(safe_dtype, name)
+    for arguments in ({}, {"plan": plan_of(auto.from_pretrained(path))}, {"dtype": "float16"}):
+        for source in (path, str(path), "model.gguf"):
+            model = auto.from_pretrained(source, **arguments)
+            assert type(model) is type(expected)
+            assert torch.equal(model.lm_head.weight, expected.lm_head.weight.to(model.dtype))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gguf_file": "model.gguf"}])
+def test_patch_takes_no_path_of_gguf(arguments: dict[str, str], tmp_path: Path) -> None:
+    """Plain transformers refuses the path of a GGUF file: so does the patch, in the same words."""
+    path = tiny_gguf(tmp_path / "model.gguf")
+    with pytest.raises((OSError, ValueError)) as plain:
+        transformers.AutoModelForCausalLM.from_pretrained(path, **arguments)
+    with safe_dtype.patched(), pytest.raises(type(plain.value)) as patched:
+        transformers.AutoModelForCausalLM.from_pretrained(path, **arguments)
+    assert str(patched.value) == str(plain.value)
+
+
 @pytest.mark.parametrize("ordered", [None, "float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
 def test_gguf_as_it_comes_out(kind: str, ordered: str | None, tmp_path: Path) -> None:
