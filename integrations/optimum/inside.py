@@ -57,7 +57,7 @@ def with_outputs(config: Any, outputs: dict[str, int]) -> Any:
 
 
 def _outputs_of(model: Any, config: Any) -> dict[str, int]:
-    """Return the names of the float tensors that the model answers with, in its order."""
+    """Return the names of the tensors that the model answers with, in its order, and how many dimensions each has."""
     import torch
 
     model.config.use_cache = False  # as in the call that is exported
@@ -67,7 +67,7 @@ def _outputs_of(model: Any, config: Any) -> dict[str, int]:
     return {
         name: value.dim()
         for name, value in answer.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        if isinstance(value, torch.Tensor) and not value.is_complex()
     }
 
 

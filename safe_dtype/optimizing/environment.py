@@ -111,8 +111,8 @@ def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
     - `steady`: whether both runs gave the same up to rounding, and `repeat_max_abs`: the largest difference (None
       where there is no number for it: other shapes, or NaN in other places);
     - `finite`: no NaN and no infinity, the -inf that masks logits aside;
-    - `degenerate`: whether an output is only rounding, or every output is empty or constant;
-    - `largest`: the largest finite |element|, and `outputs`: shape, dtype, `absmax`, `std` and the like of each;
+    - `degenerate`: whether an output is only rounding, or every floating output is empty or constant;
+    - `largest`: the largest finite |element| of floating outputs, where there are any, and `outputs`: shape, dtype, `absmax`, `std` and the like of each;
     - `problems`: why no form can be compared with it; empty where it is usable;
     - `weak`: which figures say less than they seem to, although it is usable: a constant output among others that vary
       (a mask), logits with the same top class in all rows (every form agrees on the top class then).
@@ -122,7 +122,11 @@ def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
     second = {name: value.detach().cpu() for name, value in run().items()}
     outputs = {name: _facts(name, value) for name, value in first.items()}
     repeated = _repeated(first, second)
-    steady = all(difference <= _SAME * (outputs[name]["absmax"] or 0.0) for name, difference in repeated.items())
+    floating = {name for name, value in first.items() if not _is_whole(value)}
+    steady = all(
+        difference <= (_SAME * (outputs[name]["absmax"] or 0.0) if name in floating else 0.0)
+        for name, difference in repeated.items()
+    )
     largest_difference = max(repeated.values(), default=0.0)
     idle = {name: facts["problem"] for name, facts in outputs.items() if facts["problem"]}
     broken = [
@@ -132,7 +136,9 @@ def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
     ]
     # A constant output may be a mask. An output that is only noise is unfit: it hides a form that computes it wrongly.
     noise = {name: problem for name, problem in idle.items() if outputs[name]["noise"]}
-    unfit = idle if len(idle) == len(outputs) else noise
+    # Ids and masks say nothing of the numbers beside them.
+    judged = floating or outputs.keys()
+    unfit = {name: idle[name] for name in judged} if judged <= idle.keys() else noise
     degenerate = bool(unfit) or not outputs
     problems = list(broken)
     if not steady:
@@ -149,7 +155,7 @@ def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
         "repeat_max_abs": largest_difference if math.isfinite(largest_difference) else None,
         "finite": not broken,
         "degenerate": degenerate,
-        "largest": max((facts["absmax"] or 0.0 for facts in outputs.values()), default=0.0),
+        "largest": max((outputs[name]["absmax"] or 0.0 for name in judged), default=0.0),
         "outputs": outputs,
         "problems": problems,
         "weak": weak,
@@ -234,6 +240,10 @@ def _facts(name: str, value: Tensor) -> dict[str, Any]:
         "noise": noise,
         "problem": problem,
     }
+
+
+def _is_whole(value: Tensor) -> bool:
+    return not value.is_floating_point() and not value.is_complex()
 
 
 def _repeated(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:

@@ -35,6 +35,21 @@ class Mlp(torch.nn.Module):
         return {"logits": self.second(hidden), "hidden": hidden}
 
 
+class Ids(torch.nn.Module):
+    """A classifier that returns, beside its logits, what is no floating-point number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.linear = Layer(), torch.nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the class of each row, which logits are positive, how many of them, and the mask that it was given."""
+        logits = self.linear(self.first(x))
+        count = (logits > 0).sum(-1).to(torch.int32)
+        return {"logits": logits, "ids": logits.argmax(-1), "positive": logits > 0, "count": count, "mask": mask}
+
+
 class OneLargeValue(torch.nn.Module):
     """An embedding with one large element; in bfloat16 all others are rounded to multiples of 2."""
 

@@ -188,6 +188,21 @@ def test_a_mask_among_others() -> None:
     assert (found["problems"], found["weak"]) == ([], ["mask is 1 everywhere, up to rounding"])
 
 
+def test_ids_beside_numbers() -> None:
+    """Ids that vary do not make a reference of numbers that are all the same; ids alone are one."""
+    ids = torch.arange(6)
+    assert reference_sanity(always(ids=ids, x=torch.ones(2, 3)))["degenerate"]
+    assert reference_sanity(always(ids=ids))["problems"] == []
+    assert reference_sanity(always(ids=ids * 1000, x=RANDOM))["largest"] == float(RANDOM.abs().max())
+
+
+def test_unsteady_ids() -> None:
+    """Ids that differ between two runs are other ids, however large they are."""
+    runs = iter([torch.tensor([10**6, 5]), torch.tensor([10**6 + 1, 5])])
+    found = reference_sanity(lambda: {"x": RANDOM, "ids": next(runs)})
+    assert (found["steady"], found["repeat_max_abs"]) == (False, 1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [("lightglue", "matching_scores is zero but for rounding"), ("vilt", "two runs on the same inputs"), ("vit", "")],

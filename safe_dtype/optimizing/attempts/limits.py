@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,8 @@ def distance_between(
 ) -> Distance:
     """Return the worst distance over the outputs, each compared with the reference's output of the same name, in float64.
 
-    Outputs with other names or other shapes are infinitely far apart.
+    Outputs with other names or other shapes are infinitely far apart. Integers and booleans are compared entry by entry
+    (`equal_entries`), and must have the reference's dtype: how far one id is from another says nothing.
 
     Outputs whose name ends in "logits" stand for choices. `top1_agreement` is the share of equal ones: over dimension 1
     of 4-dimensional logits (batch, classes, height, width), over the last of all others. `kl` is the mean over the
@@ -99,7 +100,7 @@ def dtype_problem(distance: Distance, dtype: Dtype) -> str:
 
 
 def _rounding_problem(distance: Distance, dtype: Dtype, reference: str) -> str:
-    if problem := _broken(distance, reference):
+    if problem := _broken(distance, reference) or entries_problem(distance.equal_entries, dtype):
         return problem
     too_far = _size_problem(distance, dtype, reference)
     if not too_far or dtype not in (FLOAT16, BFLOAT16):
@@ -118,7 +119,7 @@ def data_problem(distance: Distance, dtype: Dtype) -> str:
     Where the outputs stand for choices, the choices are judged: a logit that is never chosen may be far off. Other
     outputs are judged by their size, as in `dtype_problem`. It applies where the user sets no `max_drift`.
     """
-    if problem := _broken(distance, "the reference"):
+    if problem := _broken(distance, "the reference") or entries_problem(distance.equal_entries, dtype):
         return problem
     if distance.top1_agreement is None and distance.miou is None and distance.kl is None:
         return dtype_problem(distance, dtype)
@@ -126,12 +127,28 @@ def data_problem(distance: Distance, dtype: Dtype) -> str:
     return f"on the user's data it differs from float32 by more than rounding: {problem} in {dtype}" if problem else ""
 
 
+def entries_problem(share: float | None, dtype: Dtype) -> str:
+    """Return why too few entries of integers and masks are those of the reference; empty where enough are, or None.
+
+    Most of them are choices, and rounding decides a tie: as many may differ as first choices may on the user's data.
+    """
+    limit = DATA_LIMITS.get(dtype, DATA_LIMITS[FLOAT32]).top1_agreement
+    if share is None or share >= limit:
+        return ""
+    return f"its integers and masks agree in {share:.2%} of their entries; at least {limit:.2%} must in {dtype}"
+
+
+def equal_entries(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the share of the same entries of two tensors of one shape; 1 where there are none."""
+    return float((output.cpu() == expected.cpu()).double().mean()) if expected.numel() else 1.0
+
+
 def _broken(distance: Distance, reference: str) -> str:
     """Return why rounding cannot explain this distance; empty where it may."""
     if distance.nonfinite:
         return f"{distance.nonfinite:,} values are NaN or infinite where {reference}'s are finite"
     if math.isinf(distance.max_abs):
-        return f"its outputs have other names or shapes than {reference}'s, or are finite where {reference}'s are not"
+        return f"its outputs have other names, shapes or dtypes than {reference}'s, or are finite where {reference}'s are not"
     return ""
 
 
@@ -154,8 +171,11 @@ def _choice_problem(distance: Distance, limits: ChoiceLimits) -> str:
 
 
 def _distance_of_one(name: str, output: torch.Tensor, expected: torch.Tensor, *, by_sigmoid: bool) -> Distance:
-    if output.shape != expected.shape:
+    whole = not (output.is_floating_point() and expected.is_floating_point())
+    if output.shape != expected.shape or (whole and output.dtype != expected.dtype):
         return INFINITELY_FAR
+    if whole:
+        return replace(NO_DISTANCE, equal_entries=equal_entries(output, expected))
     if not expected.numel():
         return NO_DISTANCE
     a, b = output.detach().cpu().double(), expected.detach().cpu().double()

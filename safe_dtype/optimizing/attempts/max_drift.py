@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
-from ...facts import exceeds
+from ...facts import FLOAT32, Dtype, exceeds
 from ...verifying.output_kinds import as_compared
 from ...verifying.outputs import Outputs
 from ...verifying.positions import Alignment
 from ...verifying.tally import Tally
 from ..nouns.job import Job
+from .limits import entries_problem, equal_entries
 from .load_model import decides_by_sigmoid
 
 Tensors = Mapping[str, Tensor]
@@ -30,13 +32,15 @@ class DriftFromFloat32:
     `kind_of`). Each batch must be within the limit, and so must all of them together: what
     `measure_drift` rejects on the same batches is rejected here too.
 
-    Positions that `attention_mask` hides do not count.
+    Positions that `attention_mask` hides do not count. Integers and masks have no drift: as many of their entries must be
+    equal as in any candidate of its dtype (see `entries_problem`).
     """
 
-    def __init__(self, max_drift: float, *, by_sigmoid: bool = False) -> None:
-        """Compare logits of classes label by label where the model decides each `by_sigmoid`."""
-        self._max_drift, self._by_sigmoid = max_drift, by_sigmoid
+    def __init__(self, max_drift: float, *, dtype: Dtype = FLOAT32, by_sigmoid: bool = False) -> None:
+        """Compare the outputs of a candidate in `dtype`; logits label by label where it decides each `by_sigmoid`."""
+        self._max_drift, self._dtype, self._by_sigmoid = max_drift, dtype, by_sigmoid
         self._batches = 0
+        self._entries = False  # integers or masks were compared
         self._not_comparable = ""
         self._together: dict[tuple[str, str], Tally] = {}  # by output and kind, which may differ from batch to batch
         self._reasons: dict[str, str] = {}  # of the first batch that is too far off, by output
@@ -53,13 +57,18 @@ class DriftFromFloat32:
                 tally.add(expected, output, inputs)
             if reason := self._reason(alone):
                 self._reasons.setdefault(name, f"{reason}, in batch {self._batches}")
+        for name, expected in float32.items():
+            if not expected.is_floating_point():
+                self._entries = True
+                if reason := entries_problem(equal_entries(candidate[name], expected), self._dtype):
+                    self._reasons.setdefault(name, f"{reason}, in batch {self._batches}")
         self._batches += 1
 
     def problem(self) -> str:
         """Return why the candidate drifts further than `max_drift` allows; empty where it does not."""
         if self._not_comparable:
             return f"it cannot be held to max_drift: {self._not_comparable}"
-        if not any(tally.positions for tally in self._together.values()):
+        if not self._entries and not any(tally.positions for tally in self._together.values()):
             return "it cannot be held to max_drift: no output was compared"
         # Where all batches together are too far off as well, their figure is reported: it is the one of `verify`.
         together = {name: reason for (name, _), tally in self._together.items() if (reason := self._reason(tally))}
@@ -74,17 +83,21 @@ class DriftFromFloat32:
 
 def drift_of_job(job: Job, max_drift: float) -> DriftFromFloat32:
     """Return what compares the job's outputs with those in float32, as its model decides."""
-    return DriftFromFloat32(max_drift, by_sigmoid=decides_by_sigmoid(job))
+    return DriftFromFloat32(max_drift, dtype=job.dtype, by_sigmoid=decides_by_sigmoid(job))
 
 
 def _difference_in_form(float32: Tensors, candidate: Tensors) -> str:
-    """Return how the outputs differ in names or shapes; empty where they do not."""
+    """Return how the outputs differ in names, shapes or dtypes of integers; empty where they do not."""
     if candidate.keys() != float32.keys():
         names, names_float32 = (", ".join(outputs) or "none" for outputs in (candidate, float32))
         return f"its outputs are {names}, those of float32 {names_float32}"
     for name, expected in float32.items():
         if (shape := candidate[name].shape) != expected.shape:
             return f"{name} has the shape {tuple(shape)}, in float32 {tuple(expected.shape)}"
+        if expected.dtype != (dtype := candidate[name].dtype) and not (
+            expected.is_floating_point() and dtype.is_floating_point
+        ):
+            return f"{name} is in {_name(dtype)}, in float32 in {_name(expected.dtype)}"
     return ""
 
 
@@ -97,7 +110,11 @@ def _compared_outputs(
     float32: Tensors, candidate: Tensors, *, by_sigmoid: bool
 ) -> Iterator[tuple[str, Outputs, Outputs]]:
     for name, expected in float32.items():
-        if expected.numel():
+        if expected.numel() and expected.is_floating_point():
             pair = (expected.detach().cpu(), candidate[name].detach().cpu())
             kind, reference, output = as_compared(name, *pair, by_sigmoid=by_sigmoid)
             yield name, Outputs(kind, reference), Outputs(kind, output)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -70,8 +70,7 @@ def load(folder: Path) -> Run:
 
     def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         complete = {name: _default(name, inputs) for name in defaults if name not in inputs} | inputs
-        # transformers' exporter puts a prefix before the name of an input that is also the name of an output.
-        names = {name: name.removeprefix("input.") for name in wanted}
+        names = {name: name if name in complete else _own_name(name) for name in wanted}
         if missing := [name for name in names.values() if name not in complete]:
             raise ValueError(f"{FILE} needs {', '.join(missing)}; the call has {', '.join(inputs)}")
         feed = {name: complete[ours].detach().cpu().numpy() for name, ours in names.items()}
@@ -79,6 +78,11 @@ def load(folder: Path) -> Run:
         return {name: torch.from_numpy(one).to(device) for name, one in zip(outputs, answers, strict=True)}
 
     return run
+
+
+def _own_name(name: str) -> str:
+    """Return the name that an input had before an exporter changed it, because an output has it, too."""
+    return name.removeprefix("input.").removesuffix("_orig")  # transformers' exporter, and torch's
 
 
 def session_of(file: Path, device: str) -> Any:

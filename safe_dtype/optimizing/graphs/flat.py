@@ -1,4 +1,4 @@
-"""A model's outputs as a plain dict of float tensors, which every form can return without transformers."""
+"""A model's outputs as a plain dict of tensors, which every form can return without transformers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch
 
 
 def outputs_of(answer: Any) -> dict[str, torch.Tensor]:
-    """Return the float tensors of what a model returned, in its order, by dotted name.
+    """Return the tensors of what a model returned, in its order, by dotted name, each in its dtype: ids and masks, too.
 
-    A tensor alone is called "output"; items of tuples are numbered. Caches, integers and None are left out.
+    A tensor alone is called "output"; items of tuples are numbered. Caches, complex numbers, what is no tensor, and None
+    are left out.
 
     Raises:
-        TypeError: If there is no float tensor in it.
+        TypeError: If there is no tensor in it.
     """
     outputs = dict(_leaves("", answer))
     if not outputs:
-        raise TypeError(f"The model returned {type(answer).__name__} without a float tensor: nothing to compare.")
+        raise TypeError(f"The model returned {type(answer).__name__} without a tensor: nothing to compare.")
     return outputs
 
 
@@ -47,7 +48,7 @@ def flat_outputs(model: torch.nn.Module) -> Iterator[None]:
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
+        if not value.is_complex():
             yield name or "output", value
     elif isinstance(value, Mapping):  # ModelOutput is one, and holds no None
         for key, item in value.items():

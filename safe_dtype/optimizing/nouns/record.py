@@ -59,6 +59,7 @@ class Distance:
     kl: float | None = None  # nats, the mean over positions, of logits of tokens and classes
     miou: float | None = None  # of the classes of pixels, the mean over the classes that either has
     scale: float = 1.0  # how many times as large one side is as the other, by their norms: 1 or more
+    equal_entries: float | None = None  # share of ids, counts and elements of masks that are the same
 
     def worse(self, other: Distance) -> Distance:
         """Return the worse of both, figure by figure."""
@@ -71,6 +72,7 @@ class Distance:
             _of_both(max, self.kl, other.kl),
             _of_both(min, self.miou, other.miou),
             max(self.scale, other.scale),
+            _of_both(min, self.equal_entries, other.equal_entries),
         )
 
 

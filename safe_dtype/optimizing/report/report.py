@@ -80,11 +80,11 @@ def _dtypes(record: Optimization) -> Iterator[str]:
         return
     yield "## Dtypes"
     yield ""
-    yield "Eager in each dtype, compared with eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output."  # fmt: skip
+    yield "Eager in each dtype, compared with eager in float32: the error of the dtype alone. `relative` is the largest difference over the largest output; `equal ids` is the share of integers and masks that are the same."  # fmt: skip
     yield ""
     yield _limit(record)
     yield ""
-    titles = ("dtype", "relative", "largest difference", "cosine", "top-1", "mIoU", "KL (nats)", "NaN or infinite", "run ms", "x float32", "verdict")  # fmt: skip
+    titles = ("dtype", "relative", "largest difference", "cosine", "top-1", "equal ids", "mIoU", "KL (nats)", "NaN or infinite", "run ms", "x float32", "verdict")  # fmt: skip
     yield from table(titles, (_dtype_row(one) for one in record.dtypes))
 
 
@@ -101,10 +101,10 @@ def _limit(record: Optimization) -> str:
 def _dtype_row(verdict: DtypeVerdict) -> tuple[str, ...]:
     far = verdict.distance
     figures: Sequence[str] = (
-        (_small(far.relative), _small(far.max_abs), f"{far.cosine:.6f}", _share(far.top1_agreement), _share(far.miou),
-         _small(far.kl), f"{far.nonfinite:,}")
+        (_small(far.relative), _small(far.max_abs), f"{far.cosine:.6f}", _share(far.top1_agreement), _share(far.equal_entries),
+         _share(far.miou), _small(far.kl), f"{far.nonfinite:,}")
         if far is not None
-        else (_NONE,) * 7
+        else (_NONE,) * 8
     )  # fmt: skip
     return (
         str(verdict.dtype),
@@ -122,7 +122,7 @@ def _attempts(record: Optimization) -> Iterator[str]:
     yield ""
     yield "Each form, compared with eager in the same dtype: the error of the form alone, the worst of the stages that it reached. A form and eager are timed in turns in one process: `x eager` is the speedup. `x eager float32` is that times the speedup of the dtype, from the table of the dtypes."  # fmt: skip
     yield ""
-    titles = ("no.", "form", "dtype", "remedies", "outcome", "stages", "form error", "top-1", "mIoU", "KL (nats)", "build s", "run ms", "x eager", "x eager float32", "size")  # fmt: skip
+    titles = ("no.", "form", "dtype", "remedies", "outcome", "stages", "form error", "top-1", "equal ids", "mIoU", "KL (nats)", "build s", "run ms", "x eager", "x eager float32", "size")  # fmt: skip
     gains = _gains(record)
     rows = (_attempt_row(number, one, gains[number], record) for number, one in enumerate(record.attempts))
     yield from table(titles, rows)
@@ -141,9 +141,15 @@ def _attempt_row(number: int, attempt: FormAttempt, gain: float | None, record: 
         str(attempt.outcome),
         ", ".join(stage.name for stage in attempt.stages) or _NONE,
         *(
-            (_small(far.relative), _share(far.top1_agreement), _share(far.miou), _small(far.kl))
+            (
+                _small(far.relative),
+                _share(far.top1_agreement),
+                _share(far.equal_entries),
+                _share(far.miou),
+                _small(far.kl),
+            )
             if far
-            else (_NONE,) * 4
+            else (_NONE,) * 5
         ),
         f"{attempt.seconds.build:.1f}" if attempt.seconds.build is not None else _NONE,
         _milliseconds(attempt.seconds.run)
@@ -249,7 +255,7 @@ def _use(record: Optimization) -> Iterator[str]:
         call = ", ".join(f"{name}={name}" for name in traced_tensors(record)) or "**inputs"
         yield from (
             "```python", "from safe_dtype import load_optimized", "", 'model = load_optimized("DIR")  # this folder',
-            f"outputs = model({call})  # float tensors by name", "```", "",
+            f"outputs = model({call})  # tensors by name", "```", "",
             "Where it cannot be used (another version of torch, inputs beyond the ranges, NaN), eager runs on the "
             "original weights, with a warning. A folder that was made elsewhere needs `trust=True` where it holds code.",
         )  # fmt: skip
@@ -314,7 +320,7 @@ def _line(number: int, record: Optimization, gains: Sequence[float | None]) -> s
 def _against(far: Distance | None) -> str:
     if far is None:
         return ""
-    figures = (("top-1", far.top1_agreement), ("mIoU", far.miou))
+    figures = (("top-1", far.top1_agreement), ("equal ids", far.equal_entries), ("mIoU", far.miou))
     return f", relative error {_small(far.relative)}" + "".join(
         f", {name} {_share(value)}" for name, value in figures if value is not None
     )

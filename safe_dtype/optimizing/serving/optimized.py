@@ -79,7 +79,7 @@ def load_optimized(
 
 
 class Optimized:
-    """A form of a model: `optimized(**inputs)` takes the model's keyword inputs, and returns float outputs by name.
+    """A form of a model: `optimized(**inputs)` takes the model's keyword inputs, and returns its outputs by name.
 
     Float inputs are cast to the form's dtype, and tensors are brought to its device. Where the form raises, or answers
     NaN or infinity where eager does not, the call is answered by eager on the original weights, in the same dtype and
@@ -133,7 +133,7 @@ class Optimized:
         return f"<Optimized {self.record.source} as {self._named} on {self.device}{now}>"
 
     def __call__(self, **inputs: Any) -> Outputs:
-        """Return the float outputs by name, dotted where they are nested; without gradients."""
+        """Return the outputs by name, dotted where they are nested, each in its dtype; without gradients."""
         placed = self._placed(inputs)
         with torch.no_grad():
             if self.form == EAGER or self.given_up:
@@ -242,7 +242,7 @@ class Optimized:
 
     def _broken(self, outputs: Outputs) -> list[str]:
         """Return the outputs with NaN or infinity; -inf does not count in an output where eager has it, too."""
-        names = [name for name, one in outputs.items() if one.numel()]
+        names = [name for name, one in outputs.items() if one.numel() and one.is_floating_point()]
         # One pass over each, in which NaN wins: twelve times as fast as isfinite().all() on the CPU, measured on 65
         # million numbers in bfloat16. Brought to the host at once: one wait for the device, not one per output.
         ends = [torch.stack(torch.aminmax(outputs[name].detach())).float() for name in names]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from safe_dtype.optimizing.attempts.limits import (
+    DATA_LIMITS,
     INFINITELY_FAR,
     data_problem,
     distance_between,
@@ -102,6 +104,47 @@ def test_top1_of_images() -> None:
     outputs = reference.clone()
     outputs[0, 2, 0, 0] = 1.5
     assert distance_between({"logits": outputs}, {"logits": reference}).top1_agreement == 0.75
+
+
+def test_ids_are_compared_entry_by_entry() -> None:
+    """Ids that are near each other are as wrong as any others: only equal ones agree. Values beside them have no part in it."""
+    reference = {"x": torch.ones(4), "ids": torch.tensor([5, 6, 7, 8]), "mask": torch.tensor([True, False])}
+    outputs = {**reference, "ids": torch.tensor([5, 6, 7, 9])}
+    found = distance_between(outputs, reference)
+    assert (found.max_abs, found.relative, found.cosine, found.equal_entries) == (0.0, 0.0, 1.0, 0.75)
+    assert distance_between({**reference, "mask": torch.tensor([True, True])}, reference).equal_entries == 0.5
+    assert distance_between(reference, reference).equal_entries == 1.0
+    assert distance_between({"x": torch.ones(4)}, {"x": torch.ones(4)}).equal_entries is None
+
+
+@pytest.mark.parametrize("other", [torch.tensor([5, 6], dtype=torch.int32), torch.tensor([5.0, 6.0])])
+def test_ids_keep_their_dtype(other: torch.Tensor) -> None:
+    """Ids in another dtype are another output."""
+    assert distance_between({"ids": other}, {"ids": torch.tensor([5, 6])}) == INFINITELY_FAR
+
+
+def test_no_ids() -> None:
+    """Where there are no entries, as of no keypoints, all of them are equal."""
+    nothing = {"matches": torch.zeros(0, 2, dtype=torch.long)}
+    assert distance_between(nothing, nothing).equal_entries == 1.0
+
+
+@pytest.mark.parametrize("problem", [form_problem, dtype_problem, data_problem])
+@pytest.mark.parametrize(
+    ("equal", "dtype", "fine"),
+    [
+        (1.0, FLOAT32, True), (0.9998, FLOAT32, False), (0.991, FLOAT16, True), (0.98, FLOAT16, False),
+        (0.96, BFLOAT16, True), (0.94, BFLOAT16, False),
+    ],
+)  # fmt: skip
+def test_ids_may_differ_as_first_choices_may(
+    problem: Callable[[Distance, Dtype], str], equal: float, dtype: Dtype, *, fine: bool
+) -> None:
+    """So many entries may be others as first choices may be on the user's data: rounding decides ties."""
+    found = problem(Distance(0.0, 0.0, 1.0, equal_entries=equal), dtype)
+    assert (found == "") is fine
+    assert fine or f"{equal:.2%}" in found
+    assert fine == (equal >= DATA_LIMITS[dtype].top1_agreement)
 
 
 @pytest.mark.parametrize(

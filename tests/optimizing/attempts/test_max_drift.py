@@ -36,6 +36,30 @@ def drift_of(candidate: Tensors, float32: Tensors, inputs: Tensors = IDS) -> Dri
     return measure_drift(lambda **_: candidate, lambda **_: float32, [inputs])
 
 
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        pytest.param([1, 2, 3, 4], "", id="equal"),
+        pytest.param([1, 2, 3, 9], "75.00%", id="others"),
+        pytest.param([1, 2, 3], "shape", id="fewer"),
+        pytest.param([1.0, 2.0, 3.0, 4.0], "int64", id="numbers"),
+    ],
+)
+def test_ids(ids: list[float], words: str) -> None:
+    """Ids are compared entry by entry under `max_drift`, too, whatever it allows of numbers."""
+    candidate, float32 = ({"x": torch.ones(2, 3), "ids": torch.tensor(one)} for one in (ids, [1, 2, 3, 4]))
+    problem = problem_of(10.0, (candidate, float32))
+    assert words in problem
+    assert bool(problem) is bool(words)
+
+
+def test_ids_alone() -> None:
+    """A model that returns nothing but ids is held to them."""
+    same, other = {"ids": torch.arange(9)}, {"ids": torch.arange(9) + 1}
+    assert problem_of(0.1, (same, same)) == ""
+    assert "0.00%" in problem_of(0.1, (other, same))
+
+
 def embeddings() -> tuple[Tensors, Tensors]:
     """Return a candidate's embeddings, off by 30 % but for one large element; and float32's."""
     random = torch.Generator().manual_seed(0)

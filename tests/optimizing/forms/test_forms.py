@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from optimizing.form_models import Branch, Eigenvalues, Mlp
+from optimizing.form_models import Branch, Eigenvalues, Ids, Mlp
 from optimizing.jobs import attempt, skip_where_unavailable
 
 from safe_dtype.facts import BFLOAT16
+from safe_dtype.optimizing.attempts.load_model import load_artifact
 from safe_dtype.optimizing.forms import form_named
+from safe_dtype.optimizing.graphs.flat import outputs_of
 from safe_dtype.optimizing.nouns.job import Dynamic
 from safe_dtype.optimizing.nouns.record import Outcome
 
 pytestmark = pytest.mark.usefixtures("forked_children")
-_TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-
-
-@pytest.mark.parametrize(
+FORMS = pytest.mark.parametrize(
     "form",
     [
         "eager",
@@ -33,6 +32,10 @@ _TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "nu
     ],
     ids=str,
 )
+_TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+
+
+@FORMS
 def test_form(form: str, tmp_path: Path) -> None:
     """A form that is available verifies a plain module, also at another batch size; files are loaded again."""
     skip_where_unavailable(form)
@@ -47,6 +50,21 @@ def test_form(form: str, tmp_path: Path) -> None:
     assert bool(found.artifact) is leaves_a_file
     assert found.speedup is not None
     assert found.seconds.build is not None
+
+
+@FORMS
+def test_other_dtypes(form: str, tmp_path: Path) -> None:
+    """Ids, counts and masks come back from every form, with their dtypes, also from what was loaded again."""
+    skip_where_unavailable(form)
+    mask = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    batches = [{"x": torch.randn(2, 16), "mask": mask}, {"x": torch.randn(5, 16), "mask": mask[:1].repeat(5, 1)}]
+    found = attempt(Ids(), batches, tmp_path, form=form)
+    assert found.outcome is Outcome.VERIFIED, found.reason
+    assert all(stage.distance.equal_entries == 1 for stage in found.stages)
+    if form_named(form).leaves_a_file:
+        run = load_artifact(form_named(form), tmp_path / found.artifact, "")
+        expected = outputs_of(Ids()(**batches[1]))
+        torch.testing.assert_close(run(**batches[1]), expected)  # their dtypes, too
 
 
 @pytest.mark.slow

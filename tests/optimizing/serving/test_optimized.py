@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from optimizing.form_models import Mlp
+from optimizing.form_models import Ids, Mlp
 from optimizing.made import INPUTS, Sum, expected, inductor, keep_original, missing_here, optimized, record_of
 from safetensors.torch import save_file
 
@@ -91,6 +92,22 @@ def test_one_callable(form: str, tmp_path: Path) -> None:
         torch.testing.assert_close(answer, expected(Mlp(), inputs))
         assert not answer["logits"].requires_grad
     assert loaded.fell_back == ""
+
+
+@pytest.mark.parametrize("form", ["eager", "export", "torchscript"])
+def test_other_dtypes(form: str, tmp_path: Path) -> None:
+    """Ids, counts and masks are answered in their dtypes: by the form, by eager in its place, and beside a NaN."""
+    inputs = {"x": INPUTS["x"], "mask": torch.tensor([[True, False], [True, True]])}
+    optimized(Ids(), tmp_path / "out", form, inputs=inputs)
+    loaded = load_optimized(tmp_path / "out")
+    for x in (inputs["x"], torch.full((2, 16), torch.nan)):
+        changed = {**inputs, "x": x}
+        torch.testing.assert_close(loaded(**changed), expected(Ids(), changed), equal_nan=True)
+    assert loaded.fell_back == ""
+    larger = {"x": torch.randn(9, 16), "mask": torch.ones(9, 2, dtype=torch.bool)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SafeDtypeWarning)  # that eager answered, for the form that has a range
+        torch.testing.assert_close(loaded(**larger), expected(Ids(), larger))
 
 
 def test_cast(tmp_path: Path) -> None:
