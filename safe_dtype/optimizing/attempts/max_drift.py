@@ -57,10 +57,10 @@ class DriftFromFloat32:
                 tally.add(expected, output, inputs)
             if reason := self._reason(alone):
                 self._reasons.setdefault(name, f"{reason}, in batch {self._batches}")
-        for name, expected in float32.items():
-            if not expected.is_floating_point():
+        for name, entries in float32.items():
+            if not entries.is_floating_point():
                 self._entries = True
-                if reason := entries_problem(equal_entries(candidate[name], expected), self._dtype):
+                if reason := entries_problem(equal_entries(candidate[name], entries), self._dtype):
                     self._reasons.setdefault(name, f"{reason}, in batch {self._batches}")
         self._batches += 1
 
