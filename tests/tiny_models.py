@@ -233,3 +233,33 @@ def float8(folder: Path, *, block: int = 16) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def mxfp4(folder: Path) -> Path:
+    """Save a tiny gpt-oss whose experts are in MXFP4, as gpt-oss is published: blocks of 32 numbers with a scale."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    torch.manual_seed(0)
+    config = tf.GptOssConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=2, eos_token_id=1, pad_token_id=0,
+        **heads, **experts,
+    )  # fmt: skip
+    tf.GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    weights = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.endswith("_proj"):
+            weights[name] = tensor
+            continue
+        count, rows, columns = tensor.shape
+        weights[f"{name}_blocks"] = torch.randint(0, 256, (count, columns, rows // 32, 16), dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.full((count, columns, rows // 32), 120, dtype=torch.uint8)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    table = json.loads((folder / "config.json").read_text())
+    rest = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    table["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": rest}
+    (folder / "config.json").write_text(json.dumps(table))
+    return folder

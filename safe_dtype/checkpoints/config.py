@@ -66,15 +66,27 @@ def without_dtypes(config: Any) -> Any:
 
 
 def packed_bits(quantization: Mapping[str, Any]) -> int | None:
-    """Return how many bits a packed number takes by a quantization_config of compressed-tensors; None: it names none.
+    """Return how many bits a code takes by a quantization_config; None: it names none.
 
-    Where its groups differ, the fewest: more numbers are in a word then.
+    Where the groups of compressed-tensors differ, the fewest: more numbers are in a word then.
     """
+    for loads, bits in (("load_in_4bit", 4), ("load_in_8bit", 8)):
+        if quantization.get(loads) is True:
+            return bits
+    named = first(quantization, "bits", "w_bit")
     groups = quantization.get("config_groups")
     parts = groups.values() if isinstance(groups, Mapping) else ()
     schemes = [group.get("weights") for group in parts if isinstance(group, Mapping)]
-    bits = [scheme.get("num_bits") for scheme in schemes if isinstance(scheme, Mapping)]
-    return min((count for count in bits if isinstance(count, int) and count > 0), default=None)
+    counts = [scheme.get("num_bits") for scheme in schemes if isinstance(scheme, Mapping)]
+    return min((count for count in (named, *counts) if isinstance(count, int) and count > 0), default=None)
+
+
+def code_format(quantization: Mapping[str, Any]) -> str | None:
+    """Return how the codes of GPTQ and AWQ lie in their words, by a quantization_config; None: it names none."""
+    if quantization.get("is_marlin_format") is True:
+        return "marlin"
+    named = first(quantization, "checkpoint_format", "version")
+    return str(named).lower() if isinstance(named, str) else None
 
 
 def is_to_dequantize(quantization: Mapping[str, Any]) -> bool:

@@ -26,7 +26,7 @@ from ..facts import (
 from ..hub.headers import read_local_header
 from ..store import parse_json
 from ..store.git_lfs import pulled
-from .config import as_dict, claimed_dtype, first, is_to_dequantize, packed_bits, read_config, text_part
+from .config import as_dict, claimed_dtype, code_format, first, is_to_dequantize, packed_bits, read_config, text_part
 from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
 from .keep_in_fp32 import kept_in_float32
@@ -137,6 +137,7 @@ def describe(
         keep_in_fp32_strict=always,
         quantization=str(quantization.get("quant_method", "unknown")) if quantization else None,
         packed_bits=packed_bits(quantization),
+        code_format=code_format(quantization),
         is_to_dequantize=is_to_dequantize(quantization),
         revision=revision,
         versions=_versions(),

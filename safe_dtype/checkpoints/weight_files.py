@@ -93,4 +93,6 @@ def _marked(source: str, paths: list[Path]) -> WeightFiles:
     tensors = tuple(tensor for path in paths for tensor in read_local_header(path)) if is_safe else ()
     if any(tensor.dtype.startswith("float8") for tensor in tensors):
         return WeightFiles(source, problem="its float8 weights are dequantized as they are loaded")
+    if any(tensor.dtype == "uint8" and tensor.name.endswith("_proj_blocks") for tensor in tensors):
+        return WeightFiles(source, problem="its MXFP4 weights are dequantized as they are loaded")
     return WeightFiles(source, marks, "safetensors" if is_safe else "pytorch", tensors)

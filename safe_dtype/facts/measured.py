@@ -276,7 +276,8 @@ class CheckpointFacts:
     keep_in_fp32: tuple[str, ...] = ()  # patterns kept in float32 under float16
     keep_in_fp32_strict: tuple[str, ...] = ()  # ... under float16 and bfloat16
     quantization: str | None = None  # quantization_config's quant_method
-    packed_bits: int | None = None  # of a number in `weight_packed`, where quantization_config names them
+    packed_bits: int | None = None  # of a code, where quantization_config names them
+    code_format: str | None = None  # of GPTQ and AWQ codes, where quantization_config names one: "marlin", "gemv"
     is_to_dequantize: bool = False  # quantization_config says so, whatever the device
     loaded_as: Dtype | None = None  # what a quantized checkpoint comes out in unless ordered otherwise; None: `saved`
     has_own_code: bool = False  # its config names code that comes with it, which runs where it is trusted

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils.import_utils import is_kernels_available, is_triton_available
 
 from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import as_dict, without_dtypes
@@ -98,9 +99,19 @@ def plan_request(
 
 def as_loaded_here(checkpoint: CheckpointFacts, device: DeviceFacts) -> CheckpointFacts:
     """Return the facts of what transformers loads in this process, where it asks for GPUs whatever the model's device."""
+    return as_loaded(checkpoint, device, keeps_codes=_keeps_codes_here(checkpoint.quantization))
+
+
+def _keeps_codes_here(method: str | None) -> bool:
+    """Whether transformers' quantizers for float8 and MXFP4 leave the codes as they are, by their own conditions."""
     has_xpu = torch.xpu.is_available()
-    has_float8 = has_xpu or (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9))
-    return as_loaded(checkpoint, device, multiplies_float8=has_float8)
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    if method == "mxfp4":
+        triton = is_triton_available("3.5.0") if has_xpu else is_triton_available("3.4.0")
+        return (has_xpu or capability >= (7, 5)) and triton and is_kernels_available()
+    if method == "metal":
+        return torch.backends.mps.is_available()
+    return has_xpu or capability >= (8, 9)
 
 
 def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from ..facts import BFLOAT16, COMPUTE, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
 from ..rendering.units import bytes_text
+from .dense import dense
 from .predict import weight_bytes
+from .quantizers import Quantizer, quantizer_of
 
-_FLOAT8_FROM = (8, 9)  # compute capability; as in transformers' FineGrainedFP8HfQuantizer.validate_environment
 _PACKED = re.compile(r"\.weight_packed$")
 _WORD_BYTES = {
     "int32": 4,
@@ -18,46 +19,51 @@ _WORD_BYTES = {
     "int8": 1,
     "float32": 4,
 }  # of the tensors beside packed ones as well
+_FORMATS = {"fp8": "float8", "mxfp8": "MXFP8", "mxfp4": "MXFP4", "metal": "Metal's format"}
 _COMPUTED = {dtype.name: dtype for dtype in COMPUTE}
-_SCALE = re.compile(r"(_scale_inv|\.scale|\.qscale_weight|\.activation_scale)$")
 
 
-def as_loaded(
-    checkpoint: CheckpointFacts, device: DeviceFacts, *, multiplies_float8: bool | None = None
-) -> CheckpointFacts:
-    """Return the facts of what transformers loads on `device`: of float8 weights their values in bfloat16.
+def as_loaded(checkpoint: CheckpointFacts, device: DeviceFacts, *, keeps_codes: bool | None = None) -> CheckpointFacts:
+    """Return the facts of what transformers loads on `device`: of float8 and MXFP4 weights their values in bfloat16.
 
-    That is so for `quant_method="fp8"` (DeepSeek-V3, MiniMax-M2) on CPUs, on GPUs that do not multiply float8, and where
-    the config has it dequantized. The model is an ordinary one then: its quantizer has left it. Packed weights of
-    compressed-tensors are unpacked at the first forward and stay so: dense tensors are what memory has to hold.
+    That is so for `quant_method="fp8"` (DeepSeek-V3, MiniMax-M2) and "mxfp4" (gpt-oss) on CPUs, on GPUs that do not
+    multiply them, and where the config has them dequantized. The model is an ordinary one then: its quantizer has left
+    it. Packed weights of compressed-tensors are unpacked at the first forward and stay so: dense tensors are what memory
+    has to hold.
 
     Args:
         checkpoint: What the files hold.
         device: Where it is loaded.
-        multiplies_float8: Whether transformers thinks so; by default as it would of that device.
+        keeps_codes: Whether transformers leaves them as they are; by default as it would on that device.
     """
     if checkpoint.quantization == "compressed-tensors":
         return _unpacked(checkpoint)
-    if checkpoint.quantization != "fp8" or not _holds_float8(checkpoint):
+    quantizer = quantizer_of(checkpoint)
+    if quantizer is None or not quantizer.else_dense:
         return checkpoint
-    does_multiply = _multiplies_float8(device) if multiplies_float8 is None else multiplies_float8
-    if does_multiply and not checkpoint.is_to_dequantize:
+    stays = _keeps_codes(quantizer, device) if keeps_codes is None else keeps_codes
+    if stays and not checkpoint.is_to_dequantize:
         return checkpoint
-    tensors = tuple(_dense(tensor) for tensor in checkpoint.tensors if not _SCALE.search(tensor.name))
-    dense = replace(
-        checkpoint, tensors=tensors, saved=BFLOAT16, quantization=None, file_format="dequantized", config_dtype=None
-    )
-    packed = sum(tensor.numel * (1 if tensor.dtype.startswith("float8") else 2) for tensor in checkpoint.tensors)
+    unpacked = dense(checkpoint, BFLOAT16)
+    if unpacked is None:
+        return checkpoint
     why = (
         "and its config has it dequantized"
         if checkpoint.is_to_dequantize
         else f"which transformers does not multiply on {device.name}"
     )
     text = (
-        f"{checkpoint.source} is in float8, {why}: it is dequantized to "
-        f"bfloat16, {bytes_text(weight_bytes(BFLOAT16, dense))} instead of {bytes_text(packed)}"
+        f"{checkpoint.source} is in {_FORMATS[quantizer.method]}, {why}: it is dequantized to "
+        f"bfloat16, {bytes_text(weight_bytes(BFLOAT16, unpacked))} instead of {bytes_text(_packed_bytes(checkpoint))}"
     )
-    return replace(dense, warnings=(*checkpoint.warnings, text))
+    return replace(unpacked, file_format="dequantized", warnings=(*checkpoint.warnings, text))
+
+
+def _packed_bytes(checkpoint: CheckpointFacts) -> int:
+    return sum(
+        tensor.numel * (1 if tensor.dtype.startswith("float8") else _WORD_BYTES.get(tensor.dtype, 2))
+        for tensor in checkpoint.tensors
+    )
 
 
 def _unpacked(checkpoint: CheckpointFacts) -> CheckpointFacts:
@@ -88,18 +94,7 @@ def _dense_of_words(tensor: TensorFacts, bits: int, dtype: Dtype) -> TensorFacts
     return replace(tensor, name=_PACKED.sub(".weight", tensor.name), dtype=dtype.name, shape=shape)
 
 
-def _holds_float8(checkpoint: CheckpointFacts) -> bool:
-    return any(tensor.dtype.startswith("float8") for tensor in checkpoint.tensors)
-
-
-def _dense(tensor: TensorFacts) -> TensorFacts:
-    return replace(tensor, dtype=BFLOAT16.name) if tensor.dtype.startswith("float8") else tensor
-
-
-def _multiplies_float8(device: DeviceFacts) -> bool:
-    if device.vendor in ("amd", "intel_gpu", "xpu"):  # torch's capability of an AMD GPU is above 8.9 for all of them
-        return True
-    capability = re.fullmatch(r"(\d+)\.(\d+)", device.capability)
-    return (
-        device.vendor == "nvidia" and capability is not None and tuple(map(int, capability.groups())) >= _FLOAT8_FROM
-    )
+def _keeps_codes(quantizer: Quantizer, device: DeviceFacts) -> bool:
+    """Whether transformers leaves the codes as they are: it asks NVIDIA's GPUs what they can, others whether they are there."""
+    # torch's capability of an AMD GPU is above 8.9 for all that it still supports.
+    return device.vendor in ("amd", "intel_gpu", "xpu") or quantizer.problem_on(device) is None

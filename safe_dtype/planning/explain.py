@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, seconds_text
-from .plan import Decision, Plan
+from .plan import Decision, Ground, Plan
 
-_WAYS = (
-    Column("to make it fit", wraps=True),
+_OF_WAYS = (
     *(Column(title, number=True) for title in ("weights", "KV cache", "total")),
     Column("fits"),
     Column("", wraps=True),
@@ -38,7 +37,7 @@ def plan_text(plan: Plan, *, width: int) -> str:
         shown = table(columns, (row.cells for row in rows))
         reasons = [f"{row.name}: {row.reason}" for row in rows if row.reason]
     gap = [""] if reasons else []
-    ways = [table(_WAYS, _ways(plan))] if plan.ways else []
+    ways = [table(_way_columns(plan), _ways(plan))] if plan.ways else []
     return page([*_headline(plan), shown, *reasons, *gap, *_notes(plan), *ways], width=width)
 
 
@@ -49,7 +48,7 @@ def plan_html(plan: Plan) -> str:
         f"<p>{'<br>'.join(map(html.escape, lines))}</p>" for lines in (_headline(plan), tuple(_notes(plan))) if lines
     ]
     lines.insert(1, shown)
-    ways = _html_table(_WAYS, _ways(plan)) if plan.ways else ""
+    ways = _html_table(_way_columns(plan), _ways(plan)) if plan.ways else ""
     return f"<div>{''.join(lines)}{ways}</div>"
 
 
@@ -65,6 +64,11 @@ def _html_table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> s
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _way_columns(plan: Plan) -> tuple[Column, ...]:
+    is_refused = any(decision.ground is Ground.UNSUPPORTED for decision in plan.decisions if plan.quantization)
+    return Column("in its place" if is_refused else "to make it fit", wraps=True), *_OF_WAYS
 
 
 def _ways(plan: Plan) -> list[tuple[str, ...]]:
@@ -112,13 +116,14 @@ def _row(decision: Decision, plan: Plan, shared: Sequence[str]) -> _Row:
         if is_shown
     ]
     dtypes = [storage.name, *["" if storage == compute else compute.name] * _has_pairs(plan)]
-    cells = (*dtypes, *times, bytes_text(cost.bytes), _verdict(decision, is_chosen=decision is plan.chosen))
+    cells = (*dtypes, *times, bytes_text(cost.bytes), _verdict(decision, plan))
     own = "; ".join(part for part in decision.reason.split("; ") if part not in shared or not decision.accepted)
     return _Row(cells, str(decision.candidate), own)
 
 
-def _verdict(decision: Decision, *, is_chosen: bool) -> str:
-    if is_chosen:
+def _verdict(decision: Decision, plan: Plan) -> str:
+    is_chosen = decision is plan.chosen
+    if is_chosen and (decision.accepted or not plan.quantization):
         return "chosen" if decision.accepted else f"chosen despite {decision.ground}"
     return "accepted" if decision.accepted else f"rejected: {decision.ground}"
 

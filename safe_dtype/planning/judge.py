@@ -335,11 +335,22 @@ def _praise(
     return [*words, *product.notes]
 
 
-def to_be_measured(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
-    """Return what the first load measures before it uses a candidate, and what measures it now."""
+def to_be_measured(candidate: Candidate, checkpoint: CheckpointFacts, *, is_spread: bool = False) -> str:
+    """Return what the first load measures before it uses a candidate, and what measures it now.
+
+    Args:
+        candidate: What is taken to be well until then.
+        checkpoint: With its source.
+        is_spread: Whether the model does not fit whole: what is offloaded cannot be rescaled.
+    """
     if candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
+        then = (
+            "and if float16 would need a rescale, which a model that is spread cannot have, another dtype is loaded"
+            if is_spread
+            else "and rescaled where float16 needs that"
+        )
         return (
-            "its activations are measured at the first load, and rescaled where float16 needs that: "
+            f"its activations are measured at the first load, {then}: "
             f"`safe-dtype rescue {checkpoint.source}` measures them now"
         )
     return "what that does to the output is measured at the first load"

@@ -6,16 +6,28 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from ..errors import NoSafeDtypeError, StrictModeError
-from ..facts import COMPUTE, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, LearnedFailure, VerdictKind
+from ..facts import (
+    BFLOAT16,
+    COMPUTE,
+    FLOAT16,
+    FLOAT32,
+    CheckpointFacts,
+    DeviceFacts,
+    Dtype,
+    LearnedFailure,
+    VerdictKind,
+)
 from .as_loaded import as_loaded
+from .dense import dense
 from .judge import candidates, judge, to_be_measured
+from .left_to_quantizer import left_to_quantizer
 from .made_for import MadeFor
 from .matmul_routes import product_verdict
 from .mixed_dtypes import rounded_tensors
 from .plan import Candidate, Decision, Ground, Plan
 from .policy import Policy
 from .rank import PlanningCase, merit, ranked, smallest_first
-from .ways import ways_to_fit
+from .ways import ways_to_fit, ways_with_codes
 from .worth_measuring import first_measurement
 
 _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
@@ -120,8 +132,11 @@ def _made(
 
 def _by_transformers(checkpoint: CheckpointFacts) -> Dtype:
     """Return the dtype that transformers loads where nobody orders one: its config's, else that of the files."""
-    claimed = next((dtype for dtype in COMPUTE if dtype.name == checkpoint.config_dtype), None)
-    return claimed or checkpoint.saved
+    return _claimed(checkpoint) or checkpoint.saved
+
+
+def _claimed(checkpoint: CheckpointFacts) -> Dtype | None:
+    return next((dtype for dtype in COMPUTE if dtype.name == checkpoint.config_dtype), None)
 
 
 def _kept_as(wanted: Dtype, checkpoint: CheckpointFacts) -> str:
@@ -141,7 +156,11 @@ def _why(picked: Decision, case: PlanningCase) -> str:
         why = f"nothing that is right here fits whole, and it is the smallest: it {picked.reason}"
     else:
         why = merit(picked, case)
-    return f"{why}; {to_be_measured(picked.candidate, case.checkpoint)}" if picked.pending else why
+    return f"{why}; {_measured_later(picked, case)}" if picked.pending else why
+
+
+def _measured_later(decision: Decision, case: PlanningCase) -> str:
+    return to_be_measured(decision.candidate, case.checkpoint, is_spread=decision.ground is Ground.MEMORY)
 
 
 def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
@@ -158,7 +177,7 @@ def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
         return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
     why = "as asked for" if case.ordered else f"{_kept_as(wanted, case.checkpoint)}, in strict mode"
     if decision.pending:
-        why = f"{why}; {to_be_measured(decision.candidate, case.checkpoint)}"
+        why = f"{why}; {_measured_later(decision, case)}"
     return _plan(decision, case, why, *_second_thoughts(decision, case))
 
 
@@ -244,12 +263,26 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
 
 def _quantizers_plan(case: PlanningCase) -> Plan:
     # AWQ, GPTQ, FBGEMM, ... each has a rule of its own for the dtype beside the codes (transformers' update_dtype).
-    method = case.checkpoint.quantization
-    beside = case.ordered or case.checkpoint.loaded_as or case.checkpoint.saved
-    if beside not in COMPUTE:  # that of the codes
-        beside = _by_transformers(case.checkpoint)
+    device, checkpoint = case.device, case.checkpoint
+    beside = case.ordered or checkpoint.loaded_as or _by_transformers(checkpoint)
     candidate = Candidate(beside, beside) if beside in COMPUTE else Candidate(FLOAT32, FLOAT32)
-    decision = judge(candidate, case.device, case.checkpoint, case.policy)
-    left = replace(decision, ground=None, reason=f"left to {method}")
-    plan = _plan(left, case, f"quantized with {method}: its own rule for the dtype holds")
-    return replace(plan, decisions=(left,), ladder=(candidate.storage,), quantization=method)
+    left = left_to_quantizer(judge(candidate, device, checkpoint, case.policy), device, checkpoint)
+    # Where its codes may be offloaded to is a rule of its own as well: nothing is spread unasked.
+    plan = _plan(replace(left.decision, ground=None), case, left.reason, *left.warnings)
+    ways = () if left.decision.accepted else ways_with_codes(left.decision, case, _without_codes(case))
+    decisions, ladder = (left.decision,), (candidate.storage,)
+    return replace(plan, decisions=decisions, ladder=ladder, quantization=checkpoint.quantization, ways=ways)
+
+
+def _without_codes(case: PlanningCase) -> tuple[Plan, CheckpointFacts] | None:
+    """Return the plan of what a quantized checkpoint was made from, and its facts; None where its codes are not known."""
+    checkpoint = case.checkpoint
+    original = dense(checkpoint, _claimed(checkpoint) or BFLOAT16)
+    if original is None:
+        return None
+    wanted = replace(case.policy, mode="auto", ladder=())
+    try:
+        plan = make_plan(case.device, original, wanted, expected=())
+    except NoSafeDtypeError:
+        return None
+    return as_first_loaded(plan, case.device, original), original

@@ -8,13 +8,15 @@ from dataclasses import replace
 
 from ..facts import CheckpointFacts, DeviceFacts
 from ..rendering.units import bytes_text
-from .plan import Decision, Ground, WayToFit
+from .plan import Decision, Ground, Plan, WayToFit
 from .policy import Policy, Workload
 from .predict import predict
+from .quantizers import quantizes_to
+from .rank import PlanningCase
 
 # A float32 scale for each row of int8, and for each 64 numbers of 4 bits, as bitsandbytes keeps them by default. The
 # head, embeddings and norms stay in 16 bit.
-_BITS = {"int8": 8.0, "int4": 4.5}
+_BITS = {8: 8.0, 4: 4.5}
 _MOST_DEVICES = 16
 
 
@@ -35,11 +37,40 @@ def ways_to_fit(
     plain = [one for one in right if one.candidate.storage == one.candidate.compute]
     return (
         *(_whole(str(one.candidate), one.cost.weight_bytes, one, free) for one in plain),
-        *_fewer_bits(picked, checkpoint, free),
+        *_fewer_bits(picked, device, checkpoint),
         *_smaller_context(picked, device, checkpoint, policy),
         *_offloaded(picked, free),
         *_several_devices(picked, device.name, free),
     )
+
+
+def ways_with_codes(
+    left: Decision, case: PlanningCase, without_codes: tuple[Plan, CheckpointFacts] | None
+) -> tuple[WayToFit, ...]:
+    """Return what would run in place of a quantized checkpoint whose codes do not run on the device, or do not fit.
+
+    Args:
+        left: The decision that its quantizer is left with.
+        case: What it was made from.
+        without_codes: The plan of the model that it was quantized from, and its facts.
+    """
+    device, free = case.device, case.device.memory.free_bytes
+    if left.ground is Ground.MEMORY:
+        return (
+            _whole("as it is", left.cost.weight_bytes, left, free),
+            *_smaller_context(left, device, case.checkpoint, case.policy),
+            *_several_devices(left, device.name, free),
+        )
+    plan, original = without_codes or (None, None)
+    picked = plan.chosen if plan else None
+    if not (plan and original and picked):
+        return ()
+    note = "what it was quantized from; its bytes follow from the codes"
+    row = _whole(f"{picked.candidate}, not quantized", picked.cost.weight_bytes, picked, free, note)
+    known = device.memory.total_bytes > 0
+    whole = {str(decision.candidate) for decision in plan.decisions}
+    others = [way for way in plan.ways if way.name not in whole] or _fewer_bits(picked, device, original)
+    return (replace(row, fits=row.fits or not known), *others)
 
 
 def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "") -> WayToFit:
@@ -47,14 +78,19 @@ def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "
     return WayToFit(name, weights, decision.cost.cache_bytes, total, fits=total <= free, note=note)
 
 
-def _fewer_bits(picked: Decision, checkpoint: CheckpointFacts, free: int) -> Iterator[WayToFit]:
+def _fewer_bits(picked: Decision, device: DeviceFacts, checkpoint: CheckpointFacts) -> Iterator[WayToFit]:
+    """Yield the weights in 8 and 4 bits, where something runs on the device that quantizes them while it loads."""
     body = sum(linear.numel for linear in checkpoint.linears if linear.per_position)
-    if not body:
-        return
     rest = max(0, picked.cost.weight_bytes - body * picked.candidate.storage.itemsize)
-    for name, bits in _BITS.items():
-        note = "rounds the weights; quantization_config= of transformers, measure it with `safe-dtype verify`"
-        yield _whole(f"{name} weights", rest + round(body * bits / 8), picked, free, note)
+    for bits, bits_in_all in _BITS.items():
+        quantizer = quantizes_to(bits, device)
+        if quantizer is None or not body:
+            continue
+        packages = " and ".join(quantizer.packages)
+        config = f"quantization_config=BitsAndBytesConfig(load_in_{bits}bit=True)"
+        note = f"rounds the weights; {config}, with the package {packages}"
+        weights = rest + round(body * bits_in_all / 8)
+        yield _whole(f"int{bits} weights", weights, picked, device.memory.free_bytes, note)
 
 
 def _smaller_context(

@@ -52,8 +52,9 @@ def first_measurement(plan: Plan, checkpoint: CheckpointFacts) -> tuple[Candidat
 
 
 def _is_much_better(other: Decision, chosen: Decision, plan: Plan) -> bool:
-    if plan.policy.prefer == "memory":
-        return other.cost.bytes * _WORTH <= chosen.cost.bytes
+    # Where nothing fits whole, half the bytes are worth more than any arithmetic.
+    if plan.policy.prefer == "memory" or (plan.device_map and plan.policy.prefer == "speed"):
+        return other.cost.bytes * _WORTH <= chosen.cost.bytes or _is_much_faster(other, chosen, plan)
     return plan.policy.prefer == "speed" and _is_much_faster(other, chosen, plan)
 
 

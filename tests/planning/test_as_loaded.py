@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import float8
+from tiny_models import float8, mxfp4
 
 import safe_dtype
 from safe_dtype import Policy, SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
@@ -199,3 +199,20 @@ def test_others_stay(saved: Saved) -> None:
     checkpoint = read_checkpoint(saved("qwen3"))
     assert as_loaded(checkpoint, f.TURING) is checkpoint
     assert as_loaded(replace(checkpoint, quantization="fp8"), f.TURING).quantization == "fp8"
+
+
+def test_mxfp4(tmp_path: Path) -> None:
+    """gpt-oss: dense where transformers dequantizes it, as here, in one dtype and with the bytes of that; codes on a T4."""
+    folder = mxfp4(tmp_path / "oss")
+    model = quiet(SafeAutoModelForCausalLM.from_pretrained, folder, policy="prefer=memory")
+    plan = plan_of(model)
+    assert plan.cost is not None
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+    assert (plan.quantization, plan.dequantized, plan.cost.weight_bytes) == (None, True, bytes_of(model))
+    assert any("is in MXFP4" in warning for warning in plan.warnings)
+    with fault(model, "model.layers.0.mlp", "nan"):
+        assert quiet(model, torch.arange(3, 20)[None]).logits.isfinite().all()
+    here = make_plan(prior_facts("NVIDIA Tesla T4"), read_checkpoint(folder))
+    assert (here.quantization, here.warnings) == ("mxfp4", ())
+    volta = make_plan(prior_facts("NVIDIA V100"), read_checkpoint(folder))
+    assert (volta.quantization, volta.storage.name) == (None, "float16")

@@ -58,6 +58,25 @@ def test_rescue_that_is_known() -> None:
     assert (lost.storage, lost.pending) == (FLOAT32, False)
 
 
+def test_half_the_bytes() -> None:
+    """Where float32 does not fit, float16 is tried on a card that gains nothing else by it: it holds the model whole."""
+    plan = make_plan(prior_facts("NVIDIA Tesla K80"), f.checkpoint(BFLOAT16, billions=4))
+    assert (plan.storage, plan.pending, plan.device_map) == (FLOAT16, True, None)
+    assert (
+        make_plan(prior_facts("NVIDIA Tesla K80"), f.checkpoint(BFLOAT16, billions=2)).storage == FLOAT32
+    )  # fits, and is exact
+
+
+def test_what_is_spread_is_not_rescaled() -> None:
+    """A pending plan that is spread does not promise the rescale which a load would refuse."""
+    spread = make_plan(prior_facts("NVIDIA Tesla T4"), f.checkpoint(BFLOAT16, billions=8.2))
+    assert "which a model that is spread cannot have, another dtype is loaded" in spread.reason
+    assert "rescaled where" not in spread.reason
+    assert (
+        "rescaled where float16 needs that" in make_plan(prior_facts("NVIDIA Tesla T4"), f.checkpoint(BFLOAT16)).reason
+    )
+
+
 def test_rescue_that_cannot_be_offloaded() -> None:
     """A model that has to be rescaled is not spread in float16: what is offloaded cannot be rescaled."""
     plan = make_plan(prior_facts("NVIDIA Tesla T4"), f.checkpoint(BFLOAT16, billions=8.2, half=f.rescued()))
