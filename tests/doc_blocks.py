@@ -79,7 +79,7 @@ def commands_of(block: Block) -> list[list[str]] | None:
     lines = block.text.replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     commands = [line for line in words if line]
-    plain = all(line[0] == "safe-dtype" and line[1] != "run" for line in commands)
+    plain = all(line[0] == "safe-dtype" and line[1] not in ("run", "launch") for line in commands)
     return [line[1:] for line in commands] if plain and not re.search(r"[|&;<>$`]", block.text) else None
 
 

@@ -31,7 +31,7 @@ from safe_dtype.planning import policy
 DOCS = PAGES[1:]
 RUN = (*PAGES, ROOT / "examples" / "tiny-qwen3" / "README.md")
 INSTALLS = 2  # the first blocks of the README install: `.ci/run` runs them, in new virtual environments
-# Pages whose blocks optimize or publish a model, which takes half a minute each.
+# Pages whose blocks optimize or publish a model, which takes half a minute each; so do launches on any page.
 SLOW = {"optimize.md", "publish.md"}
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -48,7 +48,8 @@ def marks_of(page: Path, text: str) -> list[pytest.MarkDecorator]:
     """Return the marks of a block: the quick ones run by default."""
     # The client sends bytes in a way that its own HTTP library is about to drop.
     marks = [pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")]
-    return [*marks, pytest.mark.slow] if page.name in SLOW and "--dry-run" not in text else marks
+    is_slow = page.name in SLOW or re.search(r"safe-dtype launch|accelerate launch", text)
+    return [*marks, pytest.mark.slow] if is_slow and "--dry-run" not in text else marks
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from ..rendering.streams import accept_any_text
 from .cache_commands import cache
 from .completion import completion
 from .endings import one_line_endings
+from .launch_commands import accelerate_config, launch
 from .model_commands import audit, doctor, generate, plan, rescue, run, verify
 from .optimize_command import optimize
 from .options import print_warning
@@ -29,11 +30,13 @@ def cli(context: click.Context, *, quiet: bool) -> None:
 
     MODEL is a folder, a file, or a repository on the Hugging Face Hub.
     """
-    if context.invoked_subcommand != "run":  # whose program shows what it likes
+    if context.invoked_subcommand not in ("run", "launch"):  # whose program shows what it likes
         context.with_resource(silence(wanted=quiet))
 
 
-for command in (doctor, plan, generate, verify, audit, rescue, optimize, publish, run, cache, completion):
+for command in (
+    doctor, plan, generate, verify, audit, rescue, optimize, publish, run, accelerate_config, launch, cache, completion,
+):  # fmt: skip
     cli.add_command(command)
 
 

@@ -25,6 +25,7 @@
     │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
     │   └── DeviceLostError                     the process has lost its device
     ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
+    ├── LaunchError              (ValueError)   a launch that cannot be configured or started
     ├── VerifyError              (RuntimeError)
     │   ├── UnsteadyReferenceError              the reference does not repeat itself
     │   ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
@@ -54,6 +55,7 @@ from .checkpoints import (
 )
 from .devices import DeviceError, NoSuchDeviceError, ProbeError, UnknownDeviceError, UnknownDtypeError
 from .guarding import CannotResumeError, DeviceLostError, GuardError, NoDtypeLeft, NotGuardedError, RescaleError
+from .launching import LaunchError
 from .optimizing import (
     BackupError,
     EnvironmentNotFitError,
@@ -95,6 +97,7 @@ __all__ = [
     "GatedCheckpointError",
     "GuardError",
     "IncomparableOutputsError",
+    "LaunchError",
     "MissingShardError",
     "NoDtypeLeft",
     "NoPlanError",
