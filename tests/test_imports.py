@@ -205,6 +205,8 @@ def test_one_way(module: Module) -> None:
     ours = {name for name in imported(module) if name in (*LAYERS, FACE)}
     if module.path.name == "sitecustomize.py":
         ours -= {FACE}  # it stands outside: the Python that runs it may have no safe_dtype
+    if str(module) == "integrations/accelerate/launching.py":
+        ours -= {"run"}  # what other processes start with; nothing is imported in this one
     assert ours - {module.room} <= set(below)
 
 
