@@ -45,7 +45,7 @@ def outputs_of(model: Model, batch: Batch) -> Outputs:
         IncomparableOutputsError: If it returns no floating tensor.
     """
     with torch.inference_mode():
-        returned = model(**(_fitted(model, batch) if isinstance(model, nn.Module) else batch))
+        returned = model(**(batch_for(model, batch) if isinstance(model, nn.Module) else batch))
     hidden = _last_hidden(returned)
     results = {name: tensor for name, tensor in results_of(returned) if tensor.numel()}
     logits = _named(returned, "logits")
@@ -93,7 +93,8 @@ def evaluating(*models: Model) -> Iterator[None]:
             part.training = True
 
 
-def _fitted(model: nn.Module, batch: Batch) -> dict[str, Any]:
+def batch_for(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Return `batch` on the device of the first parameter of `model`, floating inputs in the dtype of its weights."""
     parameters = [one for one in model.parameters() if one.device.type != "meta" and one.is_floating_point()]
     if not parameters:
         return dict(batch)

@@ -14,6 +14,7 @@ from torch import nn
 from ...errors import RescaleError
 from ...facts import FLOAT16, LEAST_SPARE_BITS, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
 from ...models.recast import main_dtype
+from ...verifying.outputs import batch_for
 from ..folding.fold import Fold
 from .norm_bound import certified_bound
 from .overflow import shows
@@ -97,10 +98,10 @@ class _Search:
 
     def __init__(self, model: nn.Module, batches: Batches, blocks: tuple[str, ...]) -> None:
         self.model = model
-        self.batches = batches
+        self.batches = [batch_for(model, one) for one in batches]
         self.dtype = main_dtype(model) or torch.float32
         self.fold = Fold(model)
-        self._by_batch = [record_peaks(model, [one], self.dtype, blocks=blocks) for one in batches]
+        self._by_batch = [record_peaks(model, [one], self.dtype, blocks=blocks) for one in self.batches]
         self._tried_on = tuple(range(len(batches)))
         self.peaks = together(self._by_batch)
         self.certified: float | None = None  # the largest bound of a stream that is rescaled, where all have one
