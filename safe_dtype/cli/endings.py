@@ -12,6 +12,7 @@ from typing import NoReturn, TextIO
 import click
 
 from ..errors import EnvironmentNotFitError, PublishError, SafeDtypeError
+from ..errors.of_the_moment import is_of_memory
 from ..publishing.release import State
 from .options import ENVIRONMENT
 
@@ -40,10 +41,9 @@ def one_line_endings() -> Iterator[None]:
         _end(exc, "", 1)
     except OSError as exc:
         _end(exc, _full_disk(exc) or _of_the_system(exc), 1)
-    except MemoryError as exc:
-        _end(exc, "no memory is left. Next: free some, or plan with --policy prefer=memory.", 1)
     except Exception as exc:  # noqa: BLE001  (what transformers and its kind may raise has no end)
-        _end(exc, _full_disk(exc) or f"{type(exc).__name__}: {_shortened(exc)} ({TRACEBACK}=1 shows where.)", 1)
+        words = f"{type(exc).__name__}: {_shortened(exc)} ({TRACEBACK}=1 shows where.)"
+        _end(exc, _full_disk(exc) or _no_memory(exc) or words, 1)
 
 
 def _end(exc: BaseException, words: str, status: int) -> NoReturn:
@@ -87,6 +87,14 @@ def _full_disk(exc: BaseException) -> str:
             return f"{where}the disk is full, or your share of it. Next: free some space, or name a folder elsewhere."
         cause = cause.__cause__ or cause.__context__
     return ""
+
+
+def _no_memory(exc: BaseException) -> str:
+    """Say that there was no room, in main memory or on a device, where that is what happened; else nothing."""
+    if not is_of_memory(exc):
+        return ""
+    where = "" if isinstance(exc, MemoryError) else f": {_shortened(exc).rstrip('.')}"
+    return f"no memory is left{where}. Next: free some, use another device, or plan with --policy prefer=memory."
 
 
 def _of_the_system(exc: OSError) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..devices import remember_failure
 from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
+from ..errors.of_the_moment import is_of_memory
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype, LearnedFailure
 from ..models.undo_log import UndoLog
@@ -156,7 +157,7 @@ def _apply(remedy: Remedy, incident: Incident) -> int:
         grown = remedy.apply(incident)
     except BaseException as exc:
         log.undo(before)
-        if isinstance(exc, torch.OutOfMemoryError):
+        if is_of_memory(exc):
             raise NotPossible(first_line(str(exc))) from exc
         raise
     if len(log) == before:  # one from outside, which knows of no log

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from ..errors import NothingToCompareError, RescaleError, VerifyError
+from ..errors.of_the_moment import is_of_the_moment
 from ..facts import Drift, Rescale, exceeds
 from ..models.islands import Island
 from ..models.origin import known_origin
@@ -200,6 +201,8 @@ def _measuring(model: Any) -> Iterator[None]:
         with evaluating(model), torch.compiler.set_stance("force_eager"):
             yield
     except (*RUN_FAILURES, VerifyError) as exc:
+        if is_of_the_moment(exc):
+            raise
         raise RescaleError(f"what it does to ordinary text cannot be measured ({exc})") from exc
     finally:
         if "flash" in attention:

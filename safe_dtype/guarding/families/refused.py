@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...errors.of_the_moment import LOST_TEXTS, MEMORY_TEXTS
 from . import nonfinite
 from .family import any_of
 
@@ -16,10 +17,7 @@ _REFUSED_TYPES = frozenset({
 _TAKEN_BACK = frozenset({"FloatingPointError"})  # an ArithmeticError, and ours
 # Never a matter of dtypes, and some of it makes a second run harmful: these are not put to the test.
 _VETOED = any_of(
-    # memory
-    r"out of memory|OUT_OF_(?:HOST_|DEVICE_)?MEMORY|OUT_OF_RESOURCES|out of resource|ALLOC_FAILED|bad_alloc",
-    r"(?:can'?t|cannot|could not|unable to|failed to) allocate|tried to allocate|No available (?:memory|blocks)",
-    r"not enough (?:GPU |free |shared )?memory|insufficient memory",
+    *MEMORY_TEXTS,
     # shapes
     r"shapes? cannot be multiplied|(?:size|shape) mismatch|Sizes of tensors must match|is invalid for input of size",
     r"must match the (?:existing )?size|The expanded size|expected input\[.*\] to have|inconsistent tensor size",
@@ -57,10 +55,7 @@ _UNLIKELY = any_of(
     r"can require gradients|can't convert np|Could not run 'aten::|not current(?:ly)? implemented for the MPS",
     r"could not create a primitive$|to be Float8 matrix|complex(?:64|128|float|double)",
 )
-_STICKY = any_of(
-    r"device-side assert|illegal (?:memory access|address|instruction)|misaligned address|unspecified launch failure",
-    r"sampleMultinomialOnce|_assert_async|HSA_STATUS_ERROR",
-)
+_STICKY = any_of(*LOST_TEXTS)
 
 
 def is_refused(exc: BaseException, text: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from ...checkpoints.fingerprint import fingerprint
 from ...errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
+from ...errors.of_the_moment import is_of_memory, is_of_the_moment
 from ...facts import (
     BFLOAT16,
     FLOAT32,
@@ -50,6 +51,7 @@ from .second_copy import (
     can_be_loaded_apart,
     how_it_runs,
     load_apart,
+    main_memory_for,
     rates_are_sure,
     reads_text,
     room_for_a_copy,
@@ -113,14 +115,30 @@ def half_of(
     logger.warning(
         "%s: measuring whether float16 holds its activations, once; loading takes longer this time", plan.source
     )
-    source = second_copy_of(request, device, plan)
-    try:
-        half = measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift)
-    except torch.OutOfMemoryError as exc:
-        return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {exc}".partition("\n")[0])
+    half, no_room = _measured_on(device, plan, request, checkpoint, text)
+    if half is None and (main := main_memory_for(device, checkpoint)) is not None:
+        logger.warning("%s: %s; measuring it in main memory, which takes longer", plan.source, no_room)
+        half, no_room = _measured_on(main, plan, request, checkpoint, text)
+    if half is None:
+        return HalfRange(0.0, 0.0, problem=f"there is no room to measure it now: {no_room}")
     logger.warning("%s: measured in float16: %s%s", plan.source, half, _kl_of(half))
     remember_trial(key, request.where, plan.source, {"half": half_to_dict(half)})
     return half
+
+
+def _measured_on(
+    device: DeviceFacts, plan: Plan, request: Request, checkpoint: CheckpointFacts, text: str | None
+) -> tuple[HalfRange | None, str]:  # fmt: skip
+    """Return what was measured on `device`; where it has no room, None and its words."""
+    try:
+        source = second_copy_of(request, device, plan)
+        return measure_half(source, checkpoint, device, text=text, max_drift=plan.policy.max_drift), ""
+    except RUN_FAILURES as exc:
+        if not is_of_memory(exc):
+            raise
+        return None, str(exc).partition("\n")[0]
+    finally:
+        gc.collect()  # models of transformers refer to themselves, and the caller's own needs the room
 
 
 def _kl_of(half: HalfRange) -> str:
@@ -160,7 +178,7 @@ def measure_half(
         max_drift: What islands have to bring the drift below.
 
     Raises:
-        torch.OutOfMemoryError: If there is no room for the model beside what is there.
+        RuntimeError: If there is no room for the model beside what is there, or the device is lost.
     """
     try:
         with torch.inference_mode(mode=False), torch.enable_grad():  # whatever the caller is in
@@ -168,9 +186,9 @@ def measure_half(
             half = replace(_Trial(source, checkpoint, device, batches, max_drift).half(), on_noise=noise)
     except (CheckpointError, VerifyError, RescaleError) as exc:
         half = HalfRange(0.0, 0.0, problem=str(exc).partition("\n")[0])
-    except torch.OutOfMemoryError:
-        raise  # of this moment, nothing to be remembered
-    except RUN_FAILURES as exc:  # a model of text and images, say, and no room for a second one beside others
+    except RUN_FAILURES as exc:  # a model of text and images, say
+        if is_of_the_moment(exc):
+            raise  # nothing to be remembered
         text_only = f"it cannot be run on a text here: {type(exc).__name__}: {exc}"
         half = HalfRange(0.0, 0.0, problem=text_only.partition("\n")[0])
     return half

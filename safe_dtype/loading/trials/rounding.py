@@ -11,6 +11,7 @@ from typing import Any
 
 from ...checkpoints.fingerprint import fingerprint
 from ...errors import CheckpointError, VerifyError
+from ...errors.of_the_moment import is_of_memory
 from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift, drift_from_dict, drift_to_dict
 from ...models.planned_layout import lay_out_as_planned
 from ...numerics import compute_in
@@ -50,8 +51,9 @@ def plan_with_drifts(  # noqa: PLR0913  (all but the first five by name)
         key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
         measured = _remembered(candidate, key, request)
         if measured is None and measure:
-            measured = _measured(candidate, plan, request, device)
-            remember_trial(key, request.where, plan.source, {"drift": _to_dict(measured)})
+            measured, is_lasting = _measured(candidate, plan, request, device)
+            if is_lasting:
+                remember_trial(key, request.where, plan.source, {"drift": _to_dict(measured)})
         if measured is None and not (reads_text(checkpoint) and _has_a_text(request, device, plan)):
             return plan
         if measured is None:
@@ -72,17 +74,29 @@ def _has_a_text(request: Request, device: DeviceFacts, plan: Plan) -> bool:
         return False
 
 
-def _measured(candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts) -> MeasuredDrift:
-    """Run the checkpoint in float32, then as `candidate` would, and compare."""
+def _measured(
+    candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts
+) -> tuple[MeasuredDrift, bool]:  # fmt: skip
+    """Run the checkpoint in float32, then as `candidate` would, and compare.
+
+    Returns the drift, or why there is none, and whether that lasts: a lack of room is of this moment.
+    """
     logger.warning(
         "%s: measuring what %s does to its results, once; loading takes longer this time", plan.source, candidate
     )
+    is_lasting = True
     try:
         drift, problem = _drift(candidate, plan, second_copy_of(request, device, plan)), ""
     except (CheckpointError, VerifyError) as exc:
         drift, problem = None, str(exc).partition("\n")[0]
+    except RuntimeError as exc:
+        if not is_of_memory(exc):
+            raise
+        drift, problem, is_lasting = None, f"there is no room for it now: {exc}".partition("\n")[0], False
+    finally:
+        gc.collect()  # models of transformers refer to themselves, and the caller's own needs the room
     logger.info("%s: %s drifts by %s", plan.source, candidate, drift or problem)
-    return MeasuredDrift(candidate.storage, candidate.compute, drift, problem)
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, problem), is_lasting
 
 
 def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:

@@ -49,7 +49,12 @@ def room_for_a_copy(plan: Plan, device: DeviceFacts, checkpoint: CheckpointFacts
     """
     if not plan.device_map or not device.measured:
         return device
-    if device.vendor == "cpu":
+    return main_memory_for(device, checkpoint)
+
+
+def main_memory_for(device: DeviceFacts, checkpoint: CheckpointFacts) -> DeviceFacts | None:
+    """Return main memory where a copy that `device` has no room for fits into it; None where it is what has none."""
+    if device.vendor == "cpu" or not device.measured:
         return None
     main = detect_one("cpu")
     needed = checkpoint.parameters * max(BFLOAT16.itemsize, checkpoint.saved.itemsize)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +81,10 @@ class Fold:
         In float16 small weights lose bits. Those are kept, on the CPU, and a later `move_to` starts from them: whatever
         was in force in between, a weight that is moved is rounded once, and one that is not is what it was, bit for bit.
 
+        Whatever ends it midway (a device without room for a weight's copy, an interrupt), nothing has changed.
+
         Raises:
-            RescaleError: If the model has not what the rescale names, or it names one weight twice. Nothing has changed
-                then.
+            RescaleError: If the model has not what the rescale names, or it names one weight twice.
         """
         wanted = rescale.exponents()
         changes = {
@@ -95,16 +98,19 @@ class Fold:
             if part is Part.WEIGHT:
                 _check_wrapper(target, self.model.get_submodule(place.path), place, rows)
         with _disable_current_modes(), torch.inference_mode(mode=False), torch.no_grad():
-            for key, exponent in changes.items():
-                if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
-                    self._multiply(key, places[key], exponent)
-            before, after = _by_weight(self._done), _by_weight(wanted)
-            weights = {key[1]: place for key, place in places.items() if key[0] is Part.WEIGHT}
-            with OriginalWeights(self.model) as original:
+            with OriginalWeights(self.model) as original, _all_or_nothing() as way_back:
+                for key, exponent in changes.items():
+                    if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
+                        self._multiply(key, places[key], exponent)
+                        way_back.append(functools.partial(self._multiply, key, places[key], -exponent))
+                before, after = _by_weight(self._done), _by_weight(wanted)
+                weights = {key[1]: place for key, place in places.items() if key[0] is Part.WEIGHT}
                 for target, place in weights.items():
                     if not self._is_wrapped(place):
-                        exponents = before.get(target, {}), after.get(target, {})
-                        self._move_weight(target, place.owner, *exponents, original)
+                        was, will_be = before.get(target, {}), after.get(target, {})
+                        move = functools.partial(self._move_weight, target, place.owner, original=original)
+                        move(was, will_be)
+                        way_back.append(functools.partial(move, will_be, was, in_place=True))
         self._done = wanted
         self.rescale = rescale
         self.changes += 1
@@ -226,18 +232,25 @@ class Fold:
         self._lost.pop(target, None)
 
     def _move_weight(
-        self, target: str, owner: nn.Module, before: Exponents, after: Exponents, original: OriginalWeights
-    ) -> None:
+        self, target: str, owner: nn.Module, before: Exponents, after: Exponents, original: OriginalWeights,
+        *, in_place: bool = False,
+    ) -> None:  # fmt: skip
+        """Multiply a weight by `after` in place of `before`; `in_place` takes no memory of the device for that."""
         weight: Any = owner._parameters[target.rpartition(".")[2]]
-        stored = self._stored(target, weight.data, before, original)
-        lost = self._lost.pop(target, None)
+        present = weight.data.cpu() if in_place else weight.data
+        stored = self._stored(target, present, before, original)
+        lost = self._lost.get(target)
         if stored is not None and not after:
-            weight.data = stored.to(weight.data)
-            return
-        if stored is not None:  # rounded once, whatever was in force in between
-            weight.data, lost = moved_from(stored.float(), after, weight.data)
+            product, lost = stored.to(present), None
+        elif stored is not None:  # rounded once, whatever was in force in between
+            product, lost = moved_from(stored.float(), after, present)
         else:
-            weight.data, lost = moved(weight.data, before, after, lost)
+            product, lost = moved(present, before, after, lost)
+        if in_place and not weight.is_cpu and not weight.is_inference():
+            weight.data.copy_(product)
+        else:
+            weight.data = product.to(weight.data)
+        self._lost.pop(target, None)
         if lost is not None:
             self._lost[target] = lost
 
@@ -284,6 +297,18 @@ class Fold:
             _shift(self.model.get_submodule(place.path), Part.INPUT, exponent)
         else:
             _shift(place.owner, part, exponent)
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[list[Callable[[], None]]]:
+    """Give a list for the ways back of what is done in the block; whatever ends it early, they are gone, latest first."""
+    way_back: list[Callable[[], None]] = []
+    try:
+        yield way_back
+    except BaseException:
+        for undo in reversed(way_back):
+            undo()
+        raise
 
 
 def _shift(module: nn.Module, part: Part, exponent: int) -> None:

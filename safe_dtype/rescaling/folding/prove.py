@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import RescaleError
+from ...errors.of_the_moment import is_of_the_moment
 from ...facts import Rescale
 from ...models.recast import main_dtype
 from .fold import Fold
@@ -65,7 +66,8 @@ def fold_in(
     """
     fold = Fold(model)
     batch = _few_tokens(model)
-    originals = [(one, one.data) for one in model.parameters()]  # in float16 multiplying back may lose bits
+    # Views of files stay views of them. On a device they would take its memory twice, and moving back loses no bit.
+    originals = [(one, one.data) for one in model.parameters() if one.is_cpu]
     with computing or nullcontext():
         before = _run(model, batch)
         fold.move_to(rescale)
@@ -107,6 +109,8 @@ def _run(model: Any, batch: Mapping[str, Tensor]) -> _Run:
         with torch.inference_mode():
             returned = model(**batch, output_hidden_states=True, **_asked(model))
     except RUN_FAILURES as exc:
+        if is_of_the_moment(exc):
+            raise
         problem = f"{type(model).__name__} cannot be run on a few tokens: {type(exc).__name__}: {exc}"
         raise RescaleError(problem) from exc
     finally:
