@@ -97,20 +97,22 @@ class Fold:
         for (part, target, rows), place in places.items():
             if part is Part.WEIGHT:
                 _check_wrapper(target, self.model.get_submodule(place.path), place, rows)
-        with _disable_current_modes(), torch.inference_mode(mode=False), torch.no_grad():
-            with OriginalWeights(self.model) as original, _all_or_nothing() as way_back:
-                for key, exponent in changes.items():
-                    if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
-                        self._multiply(key, places[key], exponent)
-                        way_back.append(functools.partial(self._multiply, key, places[key], -exponent))
-                before, after = _by_weight(self._done), _by_weight(wanted)
-                weights = {key[1]: place for key, place in places.items() if key[0] is Part.WEIGHT}
-                for target, place in weights.items():
-                    if not self._is_wrapped(place):
-                        was, will_be = before.get(target, {}), after.get(target, {})
-                        move = functools.partial(self._move_weight, target, place.owner, original=original)
-                        move(was, will_be)
-                        way_back.append(functools.partial(move, will_be, was, in_place=True))
+        with (
+            _disable_current_modes(), torch.inference_mode(mode=False), torch.no_grad(),
+            OriginalWeights(self.model) as original, _all_or_nothing() as way_back,
+        ):  # fmt: skip
+            for key, exponent in changes.items():
+                if key[0] is not Part.WEIGHT or self._is_wrapped(places[key]):
+                    self._multiply(key, places[key], exponent)
+                    way_back.append(functools.partial(self._multiply, key, places[key], -exponent))
+            before, after = _by_weight(self._done), _by_weight(wanted)
+            weights = {key[1]: place for key, place in places.items() if key[0] is Part.WEIGHT}
+            for target, place in weights.items():
+                if not self._is_wrapped(place):
+                    was, will_be = before.get(target, {}), after.get(target, {})
+                    move = functools.partial(self._move_weight, target, place.owner, original=original)
+                    move(was, will_be)
+                    way_back.append(functools.partial(move, will_be, was, in_place=True))
         self._done = wanted
         self.rescale = rescale
         self.changes += 1
