@@ -1,4 +1,7 @@
-"""Hardware markers: `@pytest.mark.needs("cuda")` skips elsewhere, and `--must-have cuda` turns the skip into a failure."""
+"""Hardware markers: `@pytest.mark.needs("cuda")` skips elsewhere, and `--must-have cuda` turns the skip into a failure.
+
+`--device rehearsal` gives this run an accelerator of host memory: see tests/accelerator/conftest.py.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +55,28 @@ HARDWARE: dict[str, Callable[[], bool]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--must-have`."""
+    """Add `--must-have` and `--device`."""
     parser.addoption("--must-have", default="", help="hardware (comma separated) whose absence is a failure")
+    parser.addoption("--device", choices=["rehearsal"], help="have an accelerator that is rehearsed in host memory")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the rehearsal device, before anything that looks for accelerators is imported."""
+    if config.getoption("--device") == "rehearsal":
+        from accelerator.building import UnbuildableError, load
+
+        try:
+            load()
+        except UnbuildableError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the children of tests/accelerator have skipped."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == "skipped in a child":
+                terminalreporter.line(str(text))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,0 +1,89 @@
+"""Tests on the rehearsal device: in this process with `--device rehearsal`, else each file in a process of its own.
+
+A backend cannot be taken out of a process again, and all other tests are to run without one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from accelerator.building import UnbuildableError, library
+from recorded_cpu import recorded
+
+from safe_dtype.devices import DEFAULT_OPS, DEFAULT_WIDTHS
+from safe_dtype.facts import COMPUTE, Dtype, Verdict
+
+if TYPE_CHECKING:
+    from accelerator.rehearsal import Rehearsal
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehearsal]:
+    """Two devices of 16 GiB that count from zero and refuse nothing yet; plans take them for as fast as the recorded CPU."""
+    from accelerator.rehearsal import Rehearsal  # it needs the device
+
+    def measure_device(
+        device: str,
+        dtypes: Sequence[Dtype] = COMPUTE,
+        widths: Sequence[tuple[int, int]] = DEFAULT_WIDTHS,
+        *,
+        ops: Sequence[str] = DEFAULT_OPS,
+        routes: Sequence[tuple[Dtype, str]] = (),
+    ) -> tuple[Verdict, ...]:
+        where = device if rehearsal.is_measured else "cpu"
+        return recorded(where, dtypes, widths, ops=ops, routes=routes)
+
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "verdicts"))
+    monkeypatch.setattr("safe_dtype.devices.survey.measure", measure_device)
+    rehearsal = Rehearsal()
+    rehearsal.reset()
+    yield rehearsal
+    rehearsal.reset()
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Without the device, take each file as one test that runs it elsewhere."""
+    if parent.config.getoption("--device") == "rehearsal":
+        return None
+    return _FileInAChild.from_parent(parent, path=module_path)
+
+
+class _FileInAChild(pytest.File):
+    def collect(self) -> Iterable[pytest.Item]:
+        yield _OnTheDevice.from_parent(self, name="on_the_rehearsal_device")
+
+
+class _ChildFailedError(Exception):
+    """The tests of the file have failed; the message is what pytest wrote."""
+
+
+class _OnTheDevice(pytest.Item):
+    def runtest(self) -> None:
+        must_have = self.config.getoption("--must-have")
+        try:
+            library()
+        except UnbuildableError as error:
+            (pytest.fail if "rehearsal" in must_have.split(",") else pytest.skip)(str(error))
+        command = [sys.executable, "-m", "pytest", "--device", "rehearsal", "--must-have", must_have, "--color=no"]
+        command += ["-q", "-p", "no:cacheprovider", "-m", self.config.getoption("-m"), str(self.path)]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if child.returncode:
+            raise _ChildFailedError(f"{' '.join(command)}\n{child.stdout}{child.stderr}")
+        skipped = [line for line in child.stdout.splitlines() if line.startswith("SKIPPED")]
+        self.user_properties += [("skipped in a child", line) for line in skipped]
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException]) -> str:  # type: ignore[override]
+        is_ours = isinstance(excinfo.value, _ChildFailedError)
+        return str(excinfo.value) if is_ours else str(super().repr_failure(excinfo))
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, 0, f"{self.path.name} on the rehearsal device"
