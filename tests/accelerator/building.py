@@ -59,7 +59,9 @@ def _compiler() -> str:
     for name in (asked,) if asked else ("g++", "clang++", "c++"):
         if path := shutil.which(name):
             return path
-    raise UnbuildableError(f"the rehearsal device is built with a C++ compiler: there is no {asked or 'g++, clang++ or c++'}")
+    raise UnbuildableError(
+        f"the rehearsal device is built with a C++ compiler: there is no {asked or 'g++, clang++ or c++'}"
+    )
 
 
 def _key(compiler: str) -> str:

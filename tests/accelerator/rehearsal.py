@@ -12,6 +12,7 @@ import torch
 
 from torch_musa.cards import CARDS, MATRIX_PRODUCTS, NO_BFLOAT16_PRODUCT
 
+
 @dataclass(frozen=True)
 class Counts:
     """What devices have done.

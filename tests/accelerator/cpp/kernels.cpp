@@ -5,6 +5,8 @@
 #include <ATen/core/op_registration/adaption.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TensorFactories.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/native/transformers/sdp_utils_cpp.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -276,6 +278,7 @@ at::Scalar local_scalar_dense(const at::Tensor& tensor) {
 }
 
 const at::Tensor& resize_(const at::Tensor& tensor, c10::SymIntArrayRef size, std::optional<at::MemoryFormat> format) {
+  c10::DeviceGuard guard(tensor.device());
   return at::native::resize_(tensor, C10_AS_INTARRAYREF_SLOW(size), format);
 }
 
@@ -301,7 +304,7 @@ at::Tensor& set_nothing(at::Tensor& tensor) {
   return set_part(tensor, std::move(nothing), 0, {0}, {1});
 }
 
-// torch takes these two for what a backend brings itself, instead of the fallback.
+// Convolution and attention are composed by torch of what a backend brings for them: the fallback is never asked.
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
                        at::IntArrayRef output_padding, int64_t groups) {
@@ -330,8 +333,56 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
   return {on_device(of_input, on), on_device(of_weight, on), on_device(of_bias, on)};
 }
 
+// Fused attention where the CPU would use its own.
+int64_t choose_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                         const std::optional<at::Tensor>& mask, double dropout, bool is_causal,
+                         std::optional<double> scale, bool enable_gqa) {
+  auto host_mask = mask ? std::make_optional(on_host(*mask)) : mask;
+  auto choice = static_cast<sdp::SDPBackend>(at::_fused_sdp_choice(
+      on_host(query), on_host(key), on_host(value), host_mask, dropout, is_causal, scale, enable_gqa));
+  bool is_fused = choice == sdp::SDPBackend::flash_attention && !(mask && mask->requires_grad());
+  return static_cast<int64_t>(is_fused ? sdp::SDPBackend::overrideable : sdp::SDPBackend::math);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, c10::SymInt, c10::SymInt, at::Tensor, at::Tensor, at::Tensor>
+attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+          const std::optional<at::Tensor>& mask, double dropout, bool is_causal, bool, std::optional<double> scale) {
+  std::optional<c10::Device> on;
+  for (const auto& tensor : {query, key, value, mask.value_or(at::Tensor())})
+    c10::impl::check_and_update_common_device(on, tensor, "scaled_dot_product_attention", "query, key, value or mask");
+  Kernel kernel("scaled_dot_product_attention", on->index());
+  kernel.take(query.scalar_type());
+  auto host_mask = mask ? std::make_optional(on_host(*mask)) : mask;
+  auto [output, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
+      on_host(query), on_host(key), on_host(value), dropout, is_causal, host_mask, scale);
+  kernel.give(output);
+  kernel.end();
+  return {on_device(output, *on), on_device(logsumexp, *on), {}, {}, query.sym_size(2), key.sym_size(2), {}, {}, {}};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attention_backward(
+    const at::Tensor& grad, const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& mask, std::array<bool, 4>, const at::Tensor& output, const at::Tensor& logsumexp,
+    const at::Tensor&, const at::Tensor&, c10::SymInt, c10::SymInt, double dropout, bool is_causal, const at::Tensor&,
+    const at::Tensor&, std::optional<double> scale) {
+  auto on = query.device();
+  Kernel kernel("scaled_dot_product_attention_backward", on.index());
+  kernel.take(query.scalar_type());
+  auto host_mask = mask.defined() ? std::make_optional(on_host(mask)) : std::nullopt;
+  auto [of_query, of_key, of_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      on_host(grad), on_host(query), on_host(key), on_host(value), on_host(output), on_host(logsumexp), dropout,
+      is_causal, host_mask, scale);
+  for (const auto& result : {of_query, of_key, of_value}) kernel.give(result);
+  kernel.end();
+  return {on_device(of_query, on), on_device(of_key, on), on_device(of_value, on), {}};
+}
+
 }  // namespace
 }  // namespace rehearsal
+
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &rehearsal::choose_attention)
+}
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&rehearsal::any_operation>());
@@ -357,7 +408,16 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_", set_nothing);
   m.impl("convolution_overrideable", convolution);
   m.impl("convolution_backward_overrideable", convolution_backward);
+  m.impl("_scaled_dot_product_fused_attention_overrideable", attention);
+  m.impl("_scaled_dot_product_fused_attention_overrideable_backward", attention_backward);
+  // These have a formula for backends without a kernel, which rounds in another way than the CPU's kernel.
+  for (const auto* name : {"native_layer_norm", "native_group_norm", "addr", "linalg__powsum"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&any_operation>());
 }
+
+// A copy resolves the bits itself, as copy_ of torch.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution")
+MATRIX_PRODUCTS = (
+    "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "convolution", "scaled_dot_product_attention",
+)  # fmt: skip
 
 # What cuBLAS answers where a card has no such product.
 NO_BFLOAT16_PRODUCT = (
@@ -49,7 +51,9 @@ CARDS = {
     "T4": Card("Tesla T4", 15_828_320_256, (7, 5), behaviours=(_EMULATED_BFLOAT16,), **_OLDER),
     "T4 refusing": Card("Tesla T4", 15_828_320_256, (7, 5), behaviours=(_REFUSED_BFLOAT16,), **_OLDER),
     "V100": Card("Tesla V100-SXM2-16GB", 16_935_682_048, (7, 0), behaviours=(_REFUSED_BFLOAT16,), **_OLDER),
-    "RTX 2080 Ti": Card("NVIDIA GeForce RTX 2080 Ti", 11_543_379_968, (7, 5), behaviours=(_EMULATED_BFLOAT16,), **_OLDER),
+    "RTX 2080 Ti": Card(
+        "NVIDIA GeForce RTX 2080 Ti", 11_543_379_968, (7, 5), behaviours=(_EMULATED_BFLOAT16,), **_OLDER
+    ),
     "A100": Card("NVIDIA A100-SXM4-40GB", 42_297_786_368, (8, 0)),
     "H100": Card("NVIDIA H100 80GB HBM3", 84_929_347_584, (9, 0)),
 }
