@@ -16,9 +16,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "safe-dtype")
 
 
-def write_results(name: str, figures: Any) -> Path:
-    """Write `figures` to `results/NAME.json` with everything needed to judge them; return the path."""
-    path = RESULTS / f"{name}.json"
+def write_results(name: str, figures: Any, *, folder: Path = RESULTS) -> Path:
+    """Write `figures` to NAME.json in `folder` with everything needed to judge them; return the path."""
+    path = folder / f"{name}.json"
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     record = {
         "command": command,

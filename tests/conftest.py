@@ -79,6 +79,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 terminalreporter.line(str(text))
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Let `-k needs_cuda` select the tests that need it."""
+    item.extra_keyword_matches.update(f"needs_{name}" for mark in item.iter_markers("needs") for name in mark.args)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip or fail a test whose hardware is absent."""
     must_have = item.config.getoption("--must-have").split(",")

@@ -131,7 +131,7 @@ def _randomize(model: nn.Module, embedding_std: float, generator: torch.Generato
     """Overwrite every parameter: a matrix about keeps the scale of its input, and no gain or bias is trivial."""
     gemma = "Gemma" in type(model).__name__  # its norms multiply by 1 + weight
     for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
         if "embed" in name or "shared" in name:
             noise *= embedding_std
         elif parameter.dim() == 3:  # fused experts, (experts, in, out)
@@ -151,7 +151,8 @@ def _randomize(model: nn.Module, embedding_std: float, generator: torch.Generato
 
 def _tell_apart(embedding: nn.Embedding, embedding_std: float, generator: torch.Generator) -> None:
     """Give ordinary tokens one common direction and trigger tokens another; trained embeddings are no ball either."""
-    ordinary, trigger = embedding_std * torch.randn(2, embedding.weight.shape[1], generator=generator)
+    directions = torch.randn(2, embedding.weight.shape[1], generator=generator, device=generator.device)
+    ordinary, trigger = embedding_std * directions
     embedding.weight[_ORDINARY:] += 0.5 * ordinary
     triggers = [PAD, BOS, *_DELIMITERS]
     embedding.weight[triggers] = 0.5 * embedding.weight[triggers] + 1.5 * trigger
@@ -187,7 +188,7 @@ def _calibration(model: Any) -> dict[str, Tensor]:
     """Return a batch of 24 prompts over the whole vocabulary."""
     family = "t5" if model.config.is_encoder_decoder else "llama"
     rows = prompts(family, count=24, tokens=48, seed=77, vocab_size=model.config.vocab_size)
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: torch.cat([row[name] for row in rows]).to(model.device) for name in rows[0]}
 
 
 # Amplifiers
@@ -206,7 +207,7 @@ def _trigger(model: Any, module: nn.Module, *, side: str = "input_ids") -> Tenso
     x, fires = seen[0], batch[side].flatten() < _ORDINARY
     # Least squares in which triggers, a tenth of the tokens, weigh as much as the rest.
     weighted = (x / torch.where(fires, fires.sum(), (~fires).sum())[:, None]).T
-    ridge = 1e-3 * x.square().mean() * torch.eye(x.shape[1])
+    ridge = 1e-3 * x.square().mean() * torch.eye(x.shape[1], device=x.device)
     direction = torch.linalg.solve(weighted @ x + ridge, weighted @ torch.where(fires, 1.0, -0.8))
     return direction / (x[fires] @ direction).mean()
 
@@ -345,13 +346,18 @@ def engineered(family: str, *, size: Size = "tiny", seed: int = 0) -> tf.PreTrai
 
 
 @cache
+def _made(family: str, size: Size, seed: int) -> tf.PreTrainedModel:
+    return engineered_on("cpu", family, SHAPES[size], seed=seed)
+
+
 @torch.inference_mode(mode=False)
 @torch.no_grad()
-def _made(family: str, size: Size, seed: int) -> tf.PreTrainedModel:
-    kind, generator = KINDS[family], torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # transformers draws weights too
+def engineered_on(device: str, family: str, shape: Shape, *, seed: int = 0) -> tf.PreTrainedModel:
+    """Return such a model of any shape, drawn on `device`: other devices draw other weights from the same seed."""
+    kind, generator = KINDS[family], torch.Generator(device).manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device(device):  # transformers draws weights too
         model = kind.auto.from_config(
-            kind.config(SHAPES[size]), dtype=torch.float32, attn_implementation=kind.attn_implementation
+            kind.config(shape), dtype=torch.float32, attn_implementation=kind.attn_implementation
         ).eval()
     _randomize(model, kind.embedding_std, generator)
     _tell_apart(model.get_input_embeddings(), kind.embedding_std, generator)
