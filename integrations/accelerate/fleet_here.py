@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safe_dtype.devices import detect, facts_of, prior_facts
+from safe_dtype.devices.priors import prior_facts
 from safe_dtype.devices.products import is_a_place
 from safe_dtype.facts import DeviceFacts
 
@@ -22,6 +22,8 @@ def fleet_here(per_machine: int | None = None, machines: int = 1, engine: Engine
     Raises:
         ProbeError: If a device cannot be measured.
     """
+    from safe_dtype.devices import detect, facts_of  # loads torch: not for --help
+
     first, *others = detect()
     alike = [device for device in (first, *others) if device.vendor == first.vendor]
     kinds = {device.name: device.device for device in reversed(alike)}
@@ -40,4 +42,8 @@ def fleet_named(names: Sequence[str], per_machine: int = 1, machines: int = 1, e
 
 
 def _facts(name: str) -> DeviceFacts:
-    return facts_of(name) if is_a_place(name) else prior_facts(name)
+    if not is_a_place(name):
+        return prior_facts(name)
+    from safe_dtype.devices import facts_of
+
+    return facts_of(name)

@@ -55,7 +55,7 @@ from .checkpoints import (
 )
 from .devices import DeviceError, NoSuchDeviceError, ProbeError, UnknownDeviceError, UnknownDtypeError
 from .guarding import CannotResumeError, DeviceLostError, GuardError, NoDtypeLeft, NotGuardedError, RescaleError
-from .launching import LaunchError
+from .launches import LaunchError
 from .optimizing import (
     BackupError,
     EnvironmentNotFitError,

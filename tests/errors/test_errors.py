@@ -48,6 +48,7 @@ EXAMPLES = [
     errors.NotOptimizableError("its inputs are not known", "pass some"),
     errors.NotOptimizedError("out", "there is no optimization.json in it"),
     errors.UntrustedFolderError("out", "native code"),
+    errors.LaunchError("2 machines, and no address", "pass --main_process_ip"),
     errors.NotPublishableError("not-started", "org/m", "its license is not known", "nothing", "name it"),
 ]
 
