@@ -348,10 +348,10 @@ def _plan_by_priors(asked: Asked) -> Plan:
 
 def _with_foreseen(made: Plan, asked: Asked) -> Plan:
     """Return the plan with warnings of what loading will fail at, and of what it ignores."""
-    from ..loading import Request, foreseen
+    from ..loading import Request, foreseen_in_all
 
-    failures = foreseen(Request(asked.model, {"revision": asked.revision, "gguf_file": asked.gguf_file}))
-    warnings = [f"loading it will fail: {failure}" for failure in failures]
+    request = Request(asked.model, {"revision": asked.revision, "gguf_file": asked.gguf_file})
+    warnings = [failure.warning for failure in foreseen_in_all(request)]
     if asked.revision is not None and Path(asked.model).exists():
         warnings.append(f"--revision {asked.revision} is ignored: {asked.model} is on this machine, not on the Hub")
     return replace(made, warnings=(*made.warnings, *warnings))

@@ -143,7 +143,7 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
     hub = Hub.connect()
     with _in_options(), ExitStack() as stack:
         with steps(f"staging {source}", of=_STEPS) as step:
-            staged = staged_for(source, target, folder=out, options=_asked(staging), tell=step)
+            staged = staged_for(source, target, folder=out, options=_asked(staging), tell=step, api=hub)
             folder = stack.enter_context(staged)
         prepare(folder, target, api=hub)
         with bars(f"publishing {target}") as tell:

@@ -3,6 +3,7 @@
 from .drift_limit import FEW_POSITIONS, exceeds, is_nearly_uniform, worst_output
 from .drift_values import drift_from_dict, drift_to_dict
 from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, dtype_named
+from .foreseen_failure import ForeseenFailure
 from .learned_failure import LearnedFailure
 from .location import Where
 from .measured import (
@@ -56,6 +57,7 @@ __all__ = [
     "DeviceFacts",
     "Drift",
     "Dtype",
+    "ForeseenFailure",
     "Gauge",
     "HalfRange",
     "LearnedFailure",

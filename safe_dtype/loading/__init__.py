@@ -1,7 +1,7 @@
 """Load models of transformers with a plan."""
 
 from .auto import SafeAutoModel, safe_auto_class
-from .foreseen import explained, foreseen
+from .foreseen import explained, foreseen, foreseen_in_all
 from .load import load
 from .plan_request import checkpoint_for, device_for, plan_request
 from .request import Request
@@ -14,6 +14,7 @@ __all__ = [
     "device_for",
     "explained",
     "foreseen",
+    "foreseen_in_all",
     "half_of",
     "load",
     "plan_request",

@@ -5,24 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 
 from ..checkpoints.known_config import unknown_type
-from ..errors import CheckpointError, CorruptCheckpointError, NothingToCompareError
+from ..errors import CheckpointError, NothingToCompareError
+from ..facts import CheckpointFacts, ForeseenFailure
 from ..hub.errors import InvalidConfigError
-from ..store.git_lfs import is_pointer, require_pulled
+from .foreseen_text import foreseen_of_text, has_pointers
+from .foreseen_weights import foreseen_of_weights
+from .plan_request import checkpoint_for
 from .request import Request
-
-# One of these is beside every model that has a tokenizer. (Those of bytes and characters have a config alone.)
-_OF_A_TOKENIZER = (
-    "tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-    "sentencepiece.bpe.model", "source.spm", "tekken.json", "vocab.model", "tiktoken.model",
-)  # fmt: skip
-
 
 _OF_LANGUAGE = ("ForCausalLM", "LMHeadModel")
 
@@ -30,17 +25,6 @@ _OF_LANGUAGE = ("ForCausalLM", "LMHeadModel")
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, InvalidConfigError)
 
 _OTHER_SHAPES = "ignore_mismatched_sizes"  # what transformers names where it refuses them
-
-
-@dataclass(frozen=True, slots=True)
-class ForeseenFailure:
-    """What will fail, and what to do about it."""
-
-    problem: str
-    advice: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}. Next: {self.advice}"
 
 
 def foreseen(request: Request, *, reads_text: bool | None = None) -> tuple[ForeseenFailure, ...]:
@@ -56,8 +40,25 @@ def foreseen(request: Request, *, reads_text: bool | None = None) -> tuple[Fores
     reads_text = _architecture(config).endswith(_OF_LANGUAGE) if reads_text is None else reads_text
     return (
         *_of_config(config, request),
-        *(_of_tokenizer(folder) if reads_text and folder.is_dir() and not is_gguf else ()),
+        *(foreseen_of_text(folder) if reads_text and folder.is_dir() and not is_gguf else ()),
     )
+
+
+def foreseen_in_all(
+    request: Request, checkpoint: CheckpointFacts | None = None, *, reads_text: bool | None = None
+) -> tuple[ForeseenFailure, ...]:
+    """Return the same, and what is foreseen of the weights: their shapes, and what the files lack. Reads headers as well.
+
+    Args:
+        request: The call that will load it.
+        checkpoint: What its files hold; None: they are read.
+        reads_text: As in `foreseen`.
+    """
+    failures = foreseen(request, reads_text=reads_text)
+    if any(failure.stops_loading for failure in failures):
+        return failures
+    facts = checkpoint_for(request) if checkpoint is None else checkpoint
+    return *failures, *foreseen_of_weights(request, facts)
 
 
 @contextmanager
@@ -72,10 +73,11 @@ def explained(request: Request, *, reads_text: bool) -> Iterator[None]:
     try:
         yield
     except (NothingToCompareError, *_UNREADABLE) as exc:
-        if isinstance(exc, CheckpointError) and not (reads_text and _has_pointers(request)):
+        if isinstance(exc, CheckpointError) and not (reads_text and has_pointers(Path(source))):
             raise  # an OSError, which says already what is wrong
         for failure in foreseen(request, reads_text=reads_text):
-            raise CheckpointError(source, failure.problem, failure.advice) from exc
+            if failure.stops_loading:
+                raise CheckpointError(source, failure.problem, failure.advice) from exc
         raise
     except RuntimeError as exc:
         if _OTHER_SHAPES not in str(exc):
@@ -132,19 +134,3 @@ def _of_unreadable(kind: object, exc: Exception) -> ForeseenFailure:
         return ForeseenFailure(problem, "python -m pip install --upgrade transformers, or check config.json")
     why = " ".join(str(exc).split())
     return ForeseenFailure(f"transformers refuses its config.json: {why}", "take the one that its author published")
-
-
-def _has_pointers(request: Request) -> bool:
-    folder = Path(os.fspath(request.source or ""))
-    return any(is_pointer(folder / name) for name in _OF_A_TOKENIZER)
-
-
-def _of_tokenizer(folder: Path) -> Iterator[ForeseenFailure]:
-    if not any((folder / name).exists() for name in _OF_A_TOKENIZER) and not any(folder.glob("*.tiktoken")):
-        yield ForeseenFailure("it has no tokenizer", "copy that of its base model into the folder")
-        return
-    if any(is_pointer(folder / name) for name in _OF_A_TOKENIZER):
-        try:
-            require_pulled(folder)
-        except CorruptCheckpointError as exc:
-            yield ForeseenFailure(f"{Path(exc.source).name} {exc.problem}", exc.advice)

@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoints import read_checkpoint
 from ..devices import default_device, detect_one
 from ..facts import FLOAT32, Dtype, Where
-from ..loading import Request, foreseen
+from ..loading import Request, foreseen_in_all
 from .attempts.dtype_axis import judged_dtypes
 from .environment import environment
 from .nouns.form import Form, FormTarget, GraphNeed
@@ -71,8 +71,8 @@ def dry_run(model: str, goal: Goal) -> DryRun:
     target = FormTarget(environment(), device)
     dtypes = tuple(dict.fromkeys((FLOAT32, *judged_dtypes(goal, device))))
     forms = forms_to_try(goal.form, torchscript=goal.torchscript)
-    failures = foreseen(Request(model, {"revision": goal.revision}), reads_text=False)
-    warnings = tuple(f"loading it will fail: {failure}" for failure in failures)
+    failures = foreseen_in_all(Request(model, {"revision": goal.revision}), checkpoint, reads_text=False)
+    warnings = tuple(failure.warning for failure in failures)
     return DryRun(
         model, device, dtypes,
         tuple((form, _missing(form, target, dtypes)) for form in forms),

@@ -20,6 +20,7 @@ from ..hub.errors import HubError
 from ..store import cache_folder
 from .publish_error import publish_error
 from .pushing.push import push
+from .pushing.refuse_for_base import refuse_before_staging
 from .release import Receipt, State, Target
 from .staging.card import write_card
 from .staging.check import check
@@ -66,7 +67,7 @@ def publish(
     """
     target = Target(repo, revision, public)
     hub = api or Hub.connect()
-    with staged_for(source, target, folder=folder, options=staging) as staged:
+    with staged_for(source, target, folder=folder, options=staging, api=hub) as staged:
         prepare(staged, target, api=hub)
         return push(staged, target, api=hub)
 
@@ -79,6 +80,7 @@ def staged_for(
     folder: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any],
     tell: Tell | None = None,
+    api: Hub | None = None,
 ) -> Iterator[Path]:
     """Yield `source` itself where it is staged already, else where it is staged now, or was by an earlier run.
 
@@ -86,7 +88,9 @@ def staged_for(
     Until the block ends it is written to by nobody else: another publication that wants the same folder waits.
 
     Raises:
-        NotPublishableError: If it is another variant than the one that is asked for.
+        NotPublishableError: If it is another variant than the one that is asked for; with an `api` also where its base
+            speaks against publishing it there, before it is staged.
+        PublishError: If the Hub cannot be read.
         CheckpointError, PlanError, VerifyError: If it cannot be staged.
     """
     if (Path(source) / VARIANT_FILE).is_file():
@@ -95,6 +99,8 @@ def staged_for(
             yield Path(source)
         return
     origin = source_state(source, options)
+    if api is not None:
+        refuse_before_staging(source, options, target, api)
     place = Path(folder) if folder is not None else staging_folder(source, target, options, origin)
     with _alone_with(place):
         if (place / VARIANT_FILE).is_file():

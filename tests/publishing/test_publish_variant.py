@@ -21,7 +21,8 @@ from tiny_models import TINY
 from safe_dtype import publish
 from safe_dtype.errors import GatedCheckpointError, NotPublishableError
 from safe_dtype.hub.client import Hub
-from safe_dtype.publishing.release import State
+from safe_dtype.publishing.publish_variant import staged_for
+from safe_dtype.publishing.release import State, Target
 from safe_dtype.publishing.staging.check import check
 
 BASE, VARIANT = "org/base", "org/base-fp16"
@@ -106,6 +107,23 @@ def test_gated_base(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         publish("other/gated", VARIANT, dtype="float16", public=True)
     assert VARIANT not in hub.repositories
     assert all(method in ("GET", "HEAD") for method, _ in hub.requests)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["a-folder-of-it", "the-repository"])
+def test_gated_base_before_the_expensive_part(hub: LoopbackHub, tmp_path: Path, *, named: bool) -> None:
+    """A base that may be read and is gated is refused before the model is loaded and measured, not after."""
+    pushed_base(hub, tmp_path / "base")
+    hub.repositories[BASE].gated = True
+    begun: list[str] = []
+    source, options = (tmp_path / "base", {"base": BASE}) if named else (BASE, {})
+    target = Target(VARIANT, public=True)
+    with (
+        pytest.raises(NotPublishableError, match=f"access to its base {BASE} must be asked for"),
+        staged_for(source, target, folder=tmp_path / "stage", options=options, tell=begun.append, api=Hub.connect()),
+    ):
+        pytest.fail("staged for nothing")
+    assert begun == []
+    assert not (tmp_path / "stage").exists()
 
 
 def test_without_a_cache(hub: LoopbackHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...errors import NotPublishableError
 from ...facts.variant import VARIANT_FILE
@@ -26,6 +29,29 @@ def refuse_for_base(folder: Path, target: Target, api: Hub) -> None:
     repo = base.get("repo") if isinstance(base, dict) else None
     if not isinstance(repo, str):
         return
+    _refuse(repo, target, api)
+
+
+def refuse_before_staging(
+    source: str | os.PathLike[str], options: Mapping[str, Any], target: Target, api: Hub
+) -> None:
+    """Do nothing, unless the base of what is yet to be staged speaks against it: staging loads and measures the model.
+
+    Args:
+        source: What is to be staged: a repository is its own base.
+        options: What `stage` takes; a folder's base is named there.
+        target: Where it is to go.
+        api: The Hub.
+
+    Raises:
+        NotPublishableError, PublishError: As `refuse_for_base`.
+    """
+    base = options.get("base") if Path(source).exists() else os.fspath(source)
+    if base:
+        _refuse(str(base).partition("@")[0], target, api)
+
+
+def _refuse(repo: str, target: Target, api: Hub) -> None:
     if repo == target.repo and target.revision == "main":
         advice = "name another repository, or a branch with --revision"
         raise refused(target, "it is the model that this variant was made of, and would be overwritten", advice)

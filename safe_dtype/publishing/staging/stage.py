@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import RescaleError, UnknownDtypeError
+from ...errors import CheckpointError, RescaleError, UnknownDtypeError
 from ...facts import COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
 from ...facts.variant import VARIANT_FILE
-from ...loading import Request, checkpoint_for, device_for, explained, plan_request
+from ...loading import Request, checkpoint_for, device_for, explained, foreseen_in_all, plan_request
 from ...loading.trials.second_copy import load_apart
 from ...planning import Plan, Policy
 from ...planning.policy import DEFAULT_MAX_DRIFT
@@ -118,7 +118,10 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
         tell("reading the source")
         variant_source = source_of(source, revision=revision, base=base, license=license)
         made = aside / folder.name
-        with explained(Request(variant_source.weights, {}), reads_text=False):
+        request = Request(variant_source.weights, {})
+        for failure in foreseen_in_all(request, reads_text=False):  # random weights are no variant either
+            raise CheckpointError(variant_source.name, failure.problem, failure.advice)
+        with explained(request, reads_text=False):
             evidence = _Job(variant_source, aside, made, _Wishes(text, max_drift, needs, tell)).run(wanted)
         if folder.exists():
             folder.rmdir()

@@ -1,0 +1,29 @@
+"""What will go wrong with a checkpoint, foreseen from its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOADING = "loading it will fail"
+
+
+@dataclass(frozen=True, slots=True)
+class ForeseenFailure:
+    """What will fail, and what to do about it."""
+
+    problem: str
+    advice: str
+    consequence: str = LOADING
+
+    @property
+    def stops_loading(self) -> bool:
+        """Whether there will be no model, not only a wrong one or one that does not talk."""
+        return self.consequence == LOADING
+
+    @property
+    def warning(self) -> str:
+        """The failure as a plan warns of it."""
+        return f"{self.consequence}: {self}"
+
+    def __str__(self) -> str:
+        return f"{self.problem}. Next: {self.advice}"
