@@ -19,9 +19,10 @@ from .optimize_command import optimize
 from .options import print_warning
 from .progress_line import silence
 from .publish_commands import publish
+from .whole_summaries import WholeSummaries
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=WholeSummaries, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="safe-dtype")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr; also where stderr is no terminal.")
 @click.pass_context

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import FORMAT, columns, not_empty
+from .whole_summaries import WholeSummaries
 
 if TYPE_CHECKING:
     from ..commands.cache_listing import CacheFilter
@@ -60,7 +61,7 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
     return with_filter
 
 
-@click.group()
+@click.group(cls=WholeSummaries)
 def cache() -> None:
     """Show and clear what was measured and is remembered: for which device and model, how old, how big.
 

@@ -17,6 +17,7 @@ from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_path
 from .options import FORMAT, FiniteLimit, NewFolder, not_empty
 from .progress_line import bars, steps
+from .whole_summaries import WholeSummaries
 
 # As errors of staging name what was passed, or is to be: license='mit'.
 _ARGUMENT = re.compile(r"\b(base|license|dtype|max_drift|needs|folder)='?([^\s',;)]+)'?")
@@ -50,7 +51,7 @@ def _stages(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group()
+@click.group(cls=WholeSummaries)
 def publish() -> None:
     """Put a variant of a model on the Hub: measured, in one commit, and read back.
 

@@ -1,0 +1,23 @@
+"""A group of commands whose help shows the first sentence of each command whole, on as many lines as it takes."""
+
+from __future__ import annotations
+
+import click
+
+_LONGER_THAN_ANY = 1000  # characters: click shortens what is longer than its limit
+
+
+class WholeSummaries(click.Group):
+    """A group of commands; click's own cuts their summaries off at the end of the line."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, each with its first sentence."""
+        commands = [(name, self.get_command(context, name)) for name in self.list_commands(context)]
+        rows = [
+            (name, command.get_short_help_str(limit=_LONGER_THAN_ANY))
+            for name, command in commands
+            if command is not None and not command.hidden
+        ]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
