@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
+from ..devices.random_states import RandomStates
 from .cache_snapshot import CacheSnapshot
 from .written.memo import UNBOUNDED, Room
 from .written.written_places import (
@@ -44,7 +45,8 @@ class StepSnapshot:
     """
 
     __slots__ = (
-        "_caches", "_inputs", "_lists", "_model", "_places", "_random", "_versions", "_weights", "obstacle", "resumable",
+        "_caches", "_generators", "_inputs", "_lists", "_model", "_places", "_random", "_versions", "_weights", "obstacle",
+        "resumable",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +55,7 @@ class StepSnapshot:
     ) -> None:  # fmt: skip
         self._caches: list[CacheSnapshot] = []
         self._lists: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+        self._generators: tuple[tuple[torch.Generator, torch.Tensor], ...] = ()  # of the caller
         self.obstacle = ""  # why the last way back did not lead to the beginning
         self.resumable = True
         versions: Versions = []
@@ -82,7 +85,7 @@ class StepSnapshot:
                 *(PlaceMemo(place, room if into else None) for place, into in written.places.items()),
             ]
         self._weights = written.weights
-        self._random = _random_states() if written.draws or not written.is_settled else ()
+        self._random = RandomStates() if written.draws or not written.is_settled else None
 
     def _add_positional(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], versions: Versions) -> None:
         for value in args:
@@ -96,6 +99,8 @@ class StepSnapshot:
             snapshot = CacheSnapshot(value, kwargs)
             self._caches.append(snapshot)
             self.resumable = self.resumable and snapshot.known
+        elif isinstance(value, torch.Generator):
+            self._generators += ((value, value.get_state()),)
         elif _keeps_state(value):
             self.resumable = False
 
@@ -112,7 +117,9 @@ class StepSnapshot:
         if not self._bring_inputs_back():
             lost.append("an input")
         # A few models draw numbers in their forward, in inference too; they draw the same again.
-        for generator, state in self._random:
+        if self._random is not None:
+            self._random.set_again()
+        for generator, state in self._generators:
             generator.set_state(state)
         self.obstacle = f"it has written into {', '.join(lost[:3])}, of which there is no copy" if lost else ""
         return all(done) and self.resumable and not lost
@@ -138,10 +145,8 @@ class StepSnapshot:
         return is_newer(self._versions) or (self._inputs is not None and bool(self._inputs.written()))
 
     def drew(self) -> bool:
-        """Whether random numbers have been drawn since."""
-        changes = [generator.get_state() ^ state for generator, state in self._random]
-        # A fake tensor does not tell.
-        return any(type(change) is not torch.Tensor or bool(change.any()) for change in changes)
+        """Whether random numbers have been drawn since, other than from the caller's own generators."""
+        return self._random is not None and self._random.have_moved()
 
 
 @contextmanager
@@ -171,10 +176,3 @@ def state_places(model: nn.Module) -> list[Place]:
 def _keeps_state(value: Any) -> bool:
     """Whether an argument of an unknown class looks like a state that the step writes into."""
     return any(word in type(value).__name__ for word in ("Cache", "State", "Session"))
-
-
-def _random_states() -> Sequence[tuple[torch.Generator, torch.Tensor]]:
-    generators = [torch.default_generator]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        generators += torch.cuda.default_generators
-    return [(generator, generator.get_state()) for generator in generators]

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-
 from torch_musa.cards import CARDS, MATRIX_PRODUCTS, NO_BFLOAT16_PRODUCT
 
 

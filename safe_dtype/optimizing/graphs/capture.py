@@ -21,6 +21,7 @@ import torch
 from torch import _dynamo as dynamo
 from torch.utils._pytree import tree_map
 
+from ...devices.random_states import random_states_kept
 from ..nouns.record import BreakSite
 from .graph_breaks import kind_of, reason_of, sites_of
 
@@ -128,7 +129,7 @@ def _kept(value: Any) -> Any:
 
 def _run_eagerly(model: torch.nn.Module, call: CapturedCall) -> None:
     fresh = snapshot(call)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), random_states_kept():
         model(*fresh.args, **fresh.kwargs)
 
 
@@ -156,7 +157,7 @@ def _clean_dynamo(model: torch.nn.Module, settings: Mapping[str, bool] = Mapping
         with (
             warnings.catch_warnings(),
             torch.no_grad(),
-            torch.random.fork_rng(),
+            random_states_kept(),
             dynamo.config.patch({"suppress_errors": False, "disable": False, **settings}),
         ):
             warnings.simplefilter("ignore")

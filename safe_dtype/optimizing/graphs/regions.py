@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ...devices.random_states import random_states_kept
 from .capture import CapturedCall, capture, snapshot
 
 # What a compiled module is specialised on: the shapes of its tensors, and its numbers and flags.
@@ -153,7 +154,7 @@ def _watched(model: torch.nn.Module, inputs: Mapping[str, Any], seen: Callable[[
 
     handles = [part.register_forward_pre_hook(hook(name), with_kwargs=True) for name, part in model.named_modules()]
     try:
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), random_states_kept():
             model(**snapshot(CapturedCall((), inputs)).kwargs)
     finally:
         for handle in handles:
