@@ -10,7 +10,7 @@ from run to run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,8 +55,16 @@ def recorded(
     """Return what `measure` would on the recorded CPU; other devices are measured."""
     if device != "cpu":
         return measure(device, dtypes, widths, ops=ops, routes=routes)
+    return figures(dtypes, widths, ops, routes)
+
+
+def figures(
+    dtypes: Sequence[Dtype], widths: Sequence[tuple[int, int]], ops: Sequence[str], routes: Sequence[tuple[Dtype, str]],
+    rates: Mapping[Dtype, tuple[float, float]] = _RATES,
+) -> tuple[Verdict, ...]:  # fmt: skip
+    """Return verdicts of a device that reads and computes at `rates`; it has nothing in a dtype without one."""
     cells = [(dtype, op) for op in ops for dtype in dict.fromkeys((*dtypes, FLOAT32))]
-    verdicts = [_verdict(dtype, op, widths) for dtype, op in (*cells, *routes)]
+    verdicts = [_verdict(dtype, op, widths, rates) for dtype, op in (*cells, *routes)]
     judged = beside_float32(verdicts, [verdict for verdict in verdicts if verdict.dtype == FLOAT32])
     return tuple(verdict for verdict in judged if verdict.dtype in dtypes)
 
@@ -82,10 +90,12 @@ def record_for_children(*checkpoints: Path) -> None:
         device_for(request, checkpoint_for(request))
 
 
-def _verdict(dtype: Dtype, op: str, widths: Sequence[tuple[int, int]]) -> Verdict:
-    if dtype not in _RATES:
-        return Verdict(dtype, op, VerdictKind.UNSUPPORTED, f"the recorded CPU has no {op} in {dtype}")
-    read, work = _ROUTE_RATES.get((dtype, op), _RATES[dtype])
+def _verdict(
+    dtype: Dtype, op: str, widths: Sequence[tuple[int, int]], rates: Mapping[Dtype, tuple[float, float]]
+) -> Verdict:
+    if dtype not in rates:
+        return Verdict(dtype, op, VerdictKind.UNSUPPORTED, f"the recorded device has no {op} in {dtype}")
+    read, work = _ROUTE_RATES.get((dtype, op), rates[dtype])
     if not op.startswith(_MULTIPLIES):
         timings = tuple(
             Timing(rows, widths[0], _SECONDS_AT_ONE_ROW + (rows - 1) * widths[0][1] * _SECONDS_A_NUMBER)

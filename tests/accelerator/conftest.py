@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from accelerator.building import UnbuildableError, library
-from recorded_cpu import recorded
+from recorded_cpu import figures, recorded
 
-from safe_dtype.devices import DEFAULT_OPS, DEFAULT_WIDTHS
-from safe_dtype.facts import COMPUTE, Dtype, Verdict
+from safe_dtype.devices import DEFAULT_OPS, DEFAULT_WIDTHS, measure
+from safe_dtype.facts import COMPUTE, Dtype, Verdict, dtype_named
 
 if TYPE_CHECKING:
     from accelerator.rehearsal import Rehearsal
@@ -38,11 +39,16 @@ def rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rehea
         ops: Sequence[str] = DEFAULT_OPS,
         routes: Sequence[tuple[Dtype, str]] = (),
     ) -> tuple[Verdict, ...]:
-        where = device if rehearsal.is_measured else "cpu"
-        return recorded(where, dtypes, widths, ops=ops, routes=routes)
+        if rehearsal.is_measured:
+            return measure(device, dtypes, widths, ops=ops, routes=routes)
+        rates = rehearsal.card(torch.device(device).index).rates if device != "cpu" else None
+        if rates is None:
+            return recorded("cpu", dtypes, widths, ops=ops, routes=routes)
+        return figures(dtypes, widths, ops, routes, {dtype_named(name): each for name, each in rates.items()})
 
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "verdicts"))
     monkeypatch.setattr("safe_dtype.devices.survey.measure", measure_device)
+    monkeypatch.setattr("safe_dtype.devices.inventory.accelerators", lambda: rehearsal.hardware())
     rehearsal = Rehearsal()
     rehearsal.reset()
     yield rehearsal

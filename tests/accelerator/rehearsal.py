@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
-from torch_musa.cards import CARDS, MATRIX_PRODUCTS, NO_BFLOAT16_PRODUCT
+from torch_musa.cards import CARDS, MATRIX_PRODUCTS, NO_BFLOAT16_PRODUCT, Behaviour, Card
+
+from safe_dtype.devices.accelerators import Hardware, accelerators
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Rehearsal:
         device: int | None = None,
     ) -> None:
         """Let operations ("mm", as torch.ops.aten names them) raise a RuntimeError where a tensor of `dtype` comes in."""
-        self._set_fault(ops, dtype, device, error=error)
+        self._misbehave(Behaviour(dtype, tuple(ops), error=error), device)
 
     def slow(
         self,
@@ -99,7 +101,8 @@ class Rehearsal:
         device: int | None = None,
     ) -> None:
         """Let operations take longer: so much a call, and so much for each element of the result."""
-        self._set_fault(ops, dtype, device, seconds=seconds, seconds_per_element=seconds_per_element)
+        slow = Behaviour(dtype, tuple(ops), seconds=seconds, seconds_per_element=seconds_per_element)
+        self._misbehave(slow, device)
 
     def spoil(
         self,
@@ -109,7 +112,7 @@ class Rehearsal:
         device: int | None = None,
     ) -> None:
         """Let operations give results that are wrong by a factor: NaN makes them NaN."""
-        self._set_fault(ops, dtype, device, factor=factor)
+        self._misbehave(Behaviour(dtype, tuple(ops), factor=factor), device)
 
     def lose(self, device: int = 0, after: int = 0, error: str = "") -> None:
         """Lose a device when `after` more kernels have run: that and every later one raises torch.AcceleratorError.
@@ -117,6 +120,18 @@ class Rehearsal:
         `error`: its text; a failed assertion of CUDA unless it is given.
         """
         self._library.lose_after(device, after, error)
+
+    def card(self, device: int = 0) -> Card:
+        """Return what a device is; without a name until one is inserted."""
+        return self.backend.card_of(device)
+
+    def hardware(self) -> tuple[Hardware, ...]:
+        """Return the devices as the package is to see them: a card of NVIDIA as one, though a plugin brings it."""
+        return tuple(
+            replace(each, vendor=card.vendor, capability=".".join(map(str, card.capability)))
+            for index, each in enumerate(accelerators())
+            if (card := self.card(index))
+        )
 
     def withhold(self, *names: str) -> None:
         """Have a backend without these functions, as those of plugins that lack some."""
@@ -155,13 +170,9 @@ class Rehearsal:
             self.backend.reset()
         self._forget_devices()
 
-    def _set_fault(
-        self, ops: Iterable[str], dtype: torch.dtype, device: int | None, *, error: str = "", factor: float = 1.0,
-        seconds: float = 0.0, seconds_per_element: float = 0.0,
-    ) -> None:  # fmt: skip
+    def _misbehave(self, behaviour: Behaviour, device: int | None) -> None:
         for index in self._indices(device):
-            for op in ops:
-                self._library.set_fault(index, op, dtype, error, factor, seconds, seconds_per_element)
+            self.backend.misbehave(behaviour, index)
 
     def _indices(self, device: int | None) -> Iterable[int]:
         return range(self._library.device_count()) if device is None else (device,)
@@ -169,6 +180,4 @@ class Rehearsal:
     @staticmethod
     def _forget_devices() -> None:
         """What the package remembers of the hardware, which else never changes while a process runs."""
-        from safe_dtype.devices.accelerators import accelerators
-
         accelerators.cache_clear()

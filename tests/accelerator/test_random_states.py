@@ -71,7 +71,7 @@ def test_a_backend_may_lack_functions(rehearsal: Rehearsal, names: tuple[str, ..
 def test_a_step_that_runs_again_draws_the_same(rehearsal: Rehearsal, index: int) -> None:
     """A step that draws on its device and fails gives, after its cure, what float32 gives with the same draws."""
     torch.manual_seed(0)
-    plain = DrawingBlock().half().float().to(rehearsal.device(index))
+    plain = DrawingBlock().eval().half().float().to(rehearsal.device(index))
     guarded = guard(copy.deepcopy(plain).half())
     states = torch.ones(1, 8, device=rehearsal.device(index))
     torch.manual_seed(3)
@@ -104,7 +104,7 @@ def test_sampling_is_equal(rehearsal: Rehearsal, index: int, begins_anew: bool) 
 
 def test_a_generator_of_the_caller_is_brought_back(rehearsal: Rehearsal, index: int) -> None:
     """So is one that the caller passes in."""
-    guarded = guard(DrawingBlock().to(rehearsal.device(index), torch.float16))
+    guarded = guard(DrawingBlock().eval().to(rehearsal.device(index), torch.float16))
     states = torch.ones(1, 8, device=rehearsal.device(index), dtype=torch.float16)
     generators = [torch.Generator(rehearsal.device(index)).manual_seed(3) for _ in range(2)]
     with fault(guarded, "product", "cublas", dtype=FLOAT16):

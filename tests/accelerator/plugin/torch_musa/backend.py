@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from .cards import CARDS, UNNAMED, Card
+from .cards import CARDS, UNNAMED, Behaviour, Card
 
 Device = torch.device | str | int | None
 
@@ -19,14 +19,18 @@ Event, Stream = torch.Event, torch.Stream
 
 
 def insert(card: Card, index: int) -> None:
-    """Let device `index` be this card: its name, its memory, what it refuses and what is slow on it."""
+    """Let device `index` be this card: its name, its memory, its claims, and how its operations misbehave."""
     _cards[index] = card
     _library.set_limit(index, card.memory_bytes)
     for behaviour in card.behaviours:
-        for op in behaviour.ops:
-            _library.set_fault(
-                index, op, behaviour.dtype, behaviour.error, 1.0, behaviour.seconds, behaviour.seconds_per_element
-            )
+        misbehave(behaviour, index)
+
+
+def misbehave(behaviour: Behaviour, index: int) -> None:
+    """Let operations of device `index` go wrong in this way."""
+    numbers = (behaviour.factor, behaviour.seconds, behaviour.seconds_per_element)
+    for op in behaviour.ops:
+        _library.set_fault(index, op, behaviour.dtype, behaviour.error, *numbers)
 
 
 def reset() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,17 @@ NO_BFLOAT16_PRODUCT = (
 )
 
 
+Rates = Mapping[str, tuple[float, float]]  # of products in a dtype: bytes/s of reading at one row, FLOP/s at many
+
+
 @dataclass(frozen=True)
 class Behaviour:
-    """How some operations (torch's names, without "aten::") go wrong or slowly in one dtype."""
+    """How some operations (torch's names, without "aten::") go wrong, or slowly, where a tensor of `dtype` comes in."""
 
-    ops: tuple[str, ...]
     dtype: torch.dtype
+    ops: tuple[str, ...] = MATRIX_PRODUCTS
     error: str = ""  # raised, unless it is empty
+    factor: float = 1.0  # by which floating results are wrong
     seconds: float = 0.0  # more a call
     seconds_per_element: float = 0.0  # more for each element of the result
 
@@ -33,27 +38,49 @@ class Card:
     """One kind of device. Beside what is said here, it computes as the CPU."""
 
     name: str
-    memory_bytes: int
+    memory_bytes: int  # total_memory
+    vendor: str = "rehearsal"
     capability: tuple[int, int] = (0, 0)
     claims_bfloat16: bool = True  # torch.cuda.is_bf16_supported()
     claims_native_bfloat16: bool = True  # ... (including_emulation=False)
     behaviours: tuple[Behaviour, ...] = ()
+    rates: Rates | None = None  # for plans; None: as the recorded CPU
 
 
 UNNAMED = Card("Rehearsal accelerator", 16 << 30)
 
-_EMULATED_BFLOAT16 = Behaviour(MATRIX_PRODUCTS, torch.bfloat16, seconds=2e-4, seconds_per_element=2e-7)
-_REFUSED_BFLOAT16 = Behaviour(MATRIX_PRODUCTS, torch.bfloat16, error=NO_BFLOAT16_PRODUCT)
-_OLDER = {"claims_bfloat16": True, "claims_native_bfloat16": False}
 
-# Memory is what a fresh process sees as total_memory.
+def _nvidia(
+    name: str, memory_bytes: int, capability: tuple[int, int], rates: Rates, *, bfloat16: Behaviour | None = None
+) -> Card:
+    """Return a card of NVIDIA; `bfloat16`: how its products fare where the card has none, whatever torch claims."""
+    behaviours = () if bfloat16 is None else (bfloat16,)
+    return Card(name, memory_bytes, "nvidia", capability, True, bfloat16 is None, behaviours, rates)
+
+
+def _rates(bandwidth: float, **flops: float) -> Rates:
+    return {name: (bandwidth, each) for name, each in flops.items()}
+
+
+_EMULATED = Behaviour(torch.bfloat16, seconds=2e-4, seconds_per_element=2e-7)
+_REFUSED = Behaviour(torch.bfloat16, error=NO_BFLOAT16_PRODUCT)
+_T4 = ("Tesla T4", 15_828_320_256, (7, 5))
+
+# Rates are of the order of what the data sheets promise: they decide which plan is made.
 CARDS = {
-    "T4": Card("Tesla T4", 15_828_320_256, (7, 5), behaviours=(_EMULATED_BFLOAT16,), **_OLDER),
-    "T4 refusing": Card("Tesla T4", 15_828_320_256, (7, 5), behaviours=(_REFUSED_BFLOAT16,), **_OLDER),
-    "V100": Card("Tesla V100-SXM2-16GB", 16_935_682_048, (7, 0), behaviours=(_REFUSED_BFLOAT16,), **_OLDER),
-    "RTX 2080 Ti": Card(
-        "NVIDIA GeForce RTX 2080 Ti", 11_543_379_968, (7, 5), behaviours=(_EMULATED_BFLOAT16,), **_OLDER
+    "T4": _nvidia(*_T4, _rates(320e9, float32=8e12, float16=40e12, bfloat16=2e12), bfloat16=_EMULATED),
+    "T4 refusing bfloat16": _nvidia(*_T4, _rates(320e9, float32=8e12, float16=40e12), bfloat16=_REFUSED),
+    "V100": _nvidia(
+        "Tesla V100-SXM2-16GB", 16_935_682_048, (7, 0), _rates(900e9, float32=15e12, float16=90e12), bfloat16=_REFUSED
     ),
-    "A100": Card("NVIDIA A100-SXM4-40GB", 42_297_786_368, (8, 0)),
-    "H100": Card("NVIDIA H100 80GB HBM3", 84_929_347_584, (9, 0)),
-}
+    "RTX 2080 Ti": _nvidia(
+        "NVIDIA GeForce RTX 2080 Ti", 11_543_379_968, (7, 5),
+        _rates(616e9, float32=13e12, float16=50e12, bfloat16=3e12), bfloat16=_EMULATED,
+    ),
+    "A100": _nvidia(
+        "NVIDIA A100-SXM4-40GB", 42_297_786_368, (8, 0), _rates(1555e9, float32=19e12, float16=250e12, bfloat16=250e12)
+    ),
+    "H100": _nvidia(
+        "NVIDIA H100 80GB HBM3", 84_929_347_584, (9, 0), _rates(3350e9, float32=60e12, float16=700e12, bfloat16=700e12)
+    ),
+}  # fmt: skip
