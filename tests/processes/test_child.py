@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from processes.running import ends
 
 from safe_dtype.processes.child import how_it_ended, last_error, run, with_our_packages
 
@@ -48,17 +48,7 @@ def test_nothing_is_left(rest: str, status: int | None, tmp_path: Path) -> None:
     """What a child started is gone with it, whether it is stopped at its limit or dies before."""
     assert ended(STARTS_ANOTHER + rest, tmp_path / "log", seconds=5) == status
     grandchild = int((tmp_path / "log").read_text().split()[0])
-    end = time.monotonic() + 10  # the system takes a moment to end what it was told to
-    while _runs(grandchild) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not _runs(grandchild)
-
-
-def _runs(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert ends(grandchild)
 
 
 def test_same_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

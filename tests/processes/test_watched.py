@@ -6,12 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
+from processes.running import runs, wait_for
 
 from safe_dtype.processes.watched import start
 
@@ -45,22 +43,6 @@ def fork():  # as a loader of data does: the fork has what is open then
 threading.Thread(target=fork, daemon=True).start()
 run([sys.executable, "-c", {WORKER!r}], log=Path("log"), end=None, environment=os.environ)
 """
-
-
-def wait_for(true: Callable[[], bool]) -> bool:
-    """Wait until something is true, at most 20 seconds."""
-    end = time.monotonic() + 20
-    while not true() and time.monotonic() < end:
-        time.sleep(0.02)
-    return true()
-
-
-def runs(process: int) -> bool:
-    """Whether a process is there, and no zombie."""
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
