@@ -22,7 +22,11 @@ def test_outputs_by_name() -> None:
     assert list(outputs_of({"ids": ids})) == ["ids"]
 
 
-@pytest.mark.parametrize("answer", [{"cache": object()}, {}, (), torch.zeros(2, dtype=torch.complex64)], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [{"cache": object()}, {}, (), torch.zeros(2, dtype=torch.complex64)],
+    ids=["no-tensor", "no-entry", "nothing", "complex"],
+)
 def test_nothing_to_compare(answer: object) -> None:
     """An answer without a tensor that could be compared is an error."""
     with pytest.raises(TypeError, match="nothing to compare"):
