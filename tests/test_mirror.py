@@ -13,6 +13,9 @@ BY_NAME = {path.stem.removeprefix("test_"): path for path in TESTS.rglob("test_*
 
 # Modules that are tested together, by what they do for their user.
 TOGETHER = {
+    "integrations/accelerate/fleet.py": "integrations/accelerate/test_launch_config.py",
+    "integrations/accelerate/fleet_here.py": "cli/test_launch_commands.py",
+    "integrations/accelerate/ready_configs.py": "integrations/accelerate/test_launch_config.py",
     "guarding/remedies": "guarding/test_remedies.py",
     "verifying/in_one_dtype.py": "planning/test_as_loaded.py",
     "models/saving/save_in_its_dtype.py": "models/saving/test_saved_dtype.py",

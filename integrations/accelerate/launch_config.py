@@ -127,9 +127,9 @@ _FSDP2 = (
 
 def _deepspeed(fleet: Fleet) -> tuple[Setting, ...]:
     stage = 3 if fleet.engine is Engine.ZERO3 else 2
-    held = "weights, gradients and optimizer states" if stage == 3 else "gradients and optimizer states"
+    parts = "weights, gradients and optimizer states" if stage == 3 else "gradients and optimizer states"
     settings = [
-        Setting("zero_stage", stage, (f"Divides {held} among the processes.",)),
+        Setting("zero_stage", stage, (f"Divides {parts} among the processes.",)),
         Setting("gradient_accumulation_steps", 1),
         Setting("offload_optimizer_device", "none"),
         Setting("offload_param_device", "none"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MODELS, CONFIGS = "transformers.modeling_utils", "transformers.models.auto.configuration_auto"  # what is patched
+BATCHES = "accelerate.utils.memory"  # as well
 STARTUP = "safe_dtype startup"  # marks the hook that a process begins with under `safe-dtype run`
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 from ..planning import Policy
 from ..processes.forked_lock import ForkedLock
-from .import_hook import CONFIGS, MODELS, STARTUP, ImportHook, remove_marked
+from .import_hook import BATCHES, CONFIGS, MODELS, STARTUP, ImportHook, remove_marked
 from .telling import Telling, telling_of
 
 logger = logging.getLogger(__name__)
 
 _NAME = "from_pretrained"
+_SHOULD_REDUCE = "should_reduce_batch_size"
+_ALSO_HOLDS = "transformers.trainer"  # has that function by its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +111,10 @@ def _settle() -> None:
                 sys.meta_path.insert(0, hook)
     for hook in _hooks:
         module = sys.modules.get(hook.module)
-        if module is not None and not hasattr(module, _CLASSES[hook.module]):
+        if module is not None and not hasattr(module, _NAMES[hook.module]):
             # Another thread is at the import: wait for it, without the lock that its end may need.
             module = import_module(hook.module)
-        if module is not None and not _is_being_imported(module, _CLASSES[hook.module]):
+        if module is not None and not _is_being_imported(module, _NAMES[hook.module]):
             _attach(module)
 
 
@@ -122,6 +124,9 @@ def _is_being_imported(module: Any, name: str) -> bool:
 
 
 def _attach(module: Any) -> None:
+    if module.__name__ == BATCHES:
+        _attach_to_batches(module)
+        return
     name = _CLASSES[module.__name__]
     owner: Any = getattr(module, name, None)
     if not isinstance(inspect.getattr_static(owner, _NAME, None), classmethod):
@@ -134,6 +139,41 @@ def _attach(module: Any) -> None:
         if _patch_now() is not None:
             wrap_method(owner, _NAME, _WRAPPERS[hook.module], hook)
             _unwrap[hook.module] = functools.partial(unwrap_methods, hook)
+
+
+def _attach_to_batches(module: Any) -> None:
+    """Have accelerate tell the failure of a dtype from a lack of memory."""
+    original = getattr(module, _SHOULD_REDUCE, None)
+    if not inspect.isfunction(original):
+        logger.warning("%s has no function %s: nothing is patched there", BATCHES, _SHOULD_REDUCE)
+        return
+    with _lock:
+        if _patch_now() is not None and BATCHES not in _unwrap:
+            wrapper = _telling_dtypes_apart(original)
+            _replace(original, wrapper)
+            _unwrap[BATCHES] = functools.partial(_replace, wrapper, original)
+
+
+def _telling_dtypes_apart(original: Callable[[Exception], bool]) -> Callable[[Exception], bool]:
+    @functools.wraps(original)
+    def should_reduce_batch_size(exception: Exception) -> bool:
+        if not original(exception):
+            return False
+        if _patch_now() is None:
+            return True
+        from .batch_size import is_of_a_dtype  # now, and not while accelerate is being imported, which it needs
+
+        batch_size = sys._getframe(1).f_locals.get("batch_size")  # as accelerate calls it, where it asks
+        return not is_of_a_dtype(exception, batch_size)
+
+    return should_reduce_batch_size
+
+
+def _replace(function: object, other: object) -> None:
+    for name in (BATCHES, _ALSO_HOLDS):
+        module = sys.modules.get(name)
+        if getattr(module, _SHOULD_REDUCE, None) is function:
+            setattr(module, _SHOULD_REDUCE, other)
 
 
 def _detach() -> None:
@@ -177,4 +217,5 @@ def _with_unknown_types(original: Callable[..., Any]) -> Callable[..., Any]:
 
 _CLASSES = {MODELS: "PreTrainedModel", CONFIGS: "AutoConfig"}
 _WRAPPERS = {MODELS: _planned, CONFIGS: _with_unknown_types}
-_hooks = [ImportHook(module, _attach) for module in _CLASSES]
+_NAMES = {**_CLASSES, BATCHES: _SHOULD_REDUCE}
+_hooks = [ImportHook(module, _attach) for module in _NAMES]

@@ -1,6 +1,7 @@
 """Every Python below `safe-dtype run` begins with this, whatever its version and its packages: it must not fail.
 
-Nothing is imported here that takes time. When transformers is imported, safe_dtype patches it, where it is installed.
+Nothing is imported here that takes time. When transformers is imported, safe_dtype patches it, where it is installed; and
+so with accelerate.
 """
 
 import os
@@ -37,11 +38,11 @@ def _patch(_: object) -> None:
         _say(exc)
 
 
-def _wait_for_transformers() -> None:
+def _wait_for_imports() -> None:
     try:
         hook = _load("import_hook", [os.path.dirname(_HERE)])  # noqa: PTH120
         assert hook is not None
-        for module in (hook.MODELS, hook.CONFIGS):
+        for module in (hook.MODELS, hook.CONFIGS, hook.BATCHES):
             sys.meta_path.insert(0, hook.ImportHook(module, _patch, hook.STARTUP))
     except Exception as exc:  # noqa: BLE001  # a Python that is too old for it, or a folder that is gone
         _say(exc)
@@ -54,7 +55,7 @@ def _say(exc: Exception) -> None:
 
 
 if "SAFE_DTYPE_PATCH" in os.environ:
-    _wait_for_transformers()
+    _wait_for_imports()
 
 # Ours stands in front of the one that this Python would have run.
 _load(__name__, [one for one in sys.path if os.path.abspath(one or os.curdir) != _HERE])  # noqa: PTH100
