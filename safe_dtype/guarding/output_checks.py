@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from functools import cache
@@ -17,6 +17,7 @@ from torch import nn
 from ..models.blocks import block_names
 from ..numerics.followed import is_followed
 from ..verifying.result_fields import Named, is_looked_at, results_of
+from .deferred.unread import is_put_off
 from .passing_hooks import hooked
 
 # -Inf is legal in scores, where it rules classes out, and in what has no name; a box or a depth of -Inf is an overflow.
@@ -26,7 +27,7 @@ _PINNED = 64504.0
 _TENSOR, _is_finite = torch.Tensor, math.isfinite
 _largest = torch.max  # quicker than the method, and than amax
 
-Peaks = list[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
+Peaks = Sequence[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
 
 
 class Soundness(Enum):
@@ -35,6 +36,7 @@ class Soundness(Enum):
     SOUND = "numbers"
     PADDING = "numbers, but for rows that attention_mask hides"
     SPOILED = "NaN or Inf where there should be numbers"
+    UNREAD = "nobody knows yet: the loop around the step reads later"
 
 
 SOUND, _SPOILED = Soundness.SOUND, Soundness.SPOILED  # asking the class takes longer than a look at a number
@@ -49,7 +51,8 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
     """Tell whether all floating results in `output` are numbers: no NaN, no +Inf, and no row of nothing but -Inf.
 
     -Inf alone is legal in scores, as in a mask over the vocabulary, and in tensors without a name; not in boxes, depths
-    or hidden states. Costs one reduction for each tensor of results, and one read of a device's memory for all of them.
+    or hidden states. Costs one reduction for each tensor of results, and one read of a device's memory for all of them;
+    in a step that is judged later neither, see `spoiled_flag`.
     `kwargs` are the keyword arguments of the call: what its `attention_mask` hides does not count.
     """
     named = results_of(output)
@@ -57,9 +60,9 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
         name, tensor = named[0]
         if _is_finite_at_once(name, tensor):
             return SOUND
-    results = _numbers_in(named)
-    if "labels" in kwargs and isinstance(output, tuple):
-        results = [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
+    results = _looked_at(named, output, kwargs)
+    if is_put_off():
+        return Soundness.UNREAD
     if all(_read([_soundness_flag(name, tensor) for name, tensor in results])):
         return SOUND
     spoiled = spoiled_rows(results)
@@ -73,6 +76,31 @@ def soundness(output: Any, kwargs: Mapping[str, Any]) -> Soundness:
 def numbers_of(output: Any) -> Named:
     """Return the results in `output` by name, as real numbers that can be looked at."""
     return _numbers_in(results_of(output))
+
+
+def spoiled_flag(output: Any, kwargs: Mapping[str, Any], peaks: Peaks) -> torch.Tensor:
+    """Return whether anything in `output` is no number, or a peak pinned: a bool without dimensions, on the device.
+
+    Nothing is read. What an `attention_mask` hides counts too: whoever reads the flag looks again.
+    """
+    # What is finite is zero less itself, NaN and Inf are NaN; on every backend NaN alone differs from itself.
+    flag: torch.Tensor | None = None
+    for name, tensor in _looked_at(results_of(output), output, kwargs):
+        largest = tensor.amax(-1) if _ruled_out[name] and tensor.dim() > 1 else _soundness_flag(name, tensor)
+        least = largest - largest if largest.numel() == 1 else (largest - largest).sum()
+        flag = least if flag is None else flag + least.to(flag.device, flag.dtype, non_blocking=True)
+    spoiled = None if flag is None else flag.ne(flag).reshape(())
+    if peaks:
+        pinned = ~(_peaks_together(peaks).amax() < _PINNED)
+        spoiled = pinned if spoiled is None else spoiled | pinned.to(spoiled.device, non_blocking=True)
+    return torch.zeros((), dtype=torch.bool) if spoiled is None else spoiled
+
+
+def _looked_at(named: Named, output: Any, kwargs: Mapping[str, Any]) -> Named:
+    results = _numbers_in(named)
+    if "labels" in kwargs and isinstance(output, tuple):
+        return [(name, tensor) for name, tensor in results if tensor.dim()]  # the loss has no name there
+    return results
 
 
 def _numbers_in(named: Named) -> Named:
@@ -118,7 +146,7 @@ def _is_captured(tensor: torch.Tensor) -> bool:
 
 def _is_finite_at_once(name: str, tensor: torch.Tensor) -> bool:
     """Whether a tensor is sound, asked before whether it has numbers at all: to tell that takes longer."""
-    if type(tensor) is not _TENSOR or (not tensor.is_cpu and _is_captured(tensor)):
+    if type(tensor) is not _TENSOR or (not tensor.is_cpu and (is_put_off() or _is_captured(tensor))):
         return False
     try:
         return _is_finite(_soundness_flag(name, tensor).item())
@@ -165,7 +193,7 @@ def saturation_watch(blocks: list[nn.Module]) -> Iterator[Peaks]:
 
     32 architectures clamp their hidden states to the range of float16 and go on, finite and wrong (T5: 31 % off).
     """
-    peaks: Peaks = []
+    peaks: list[tuple[nn.Module, torch.Tensor]] = []
 
     def look(block: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, (tuple, list)) and output else output
@@ -180,10 +208,14 @@ def saturated(peaks: Peaks) -> nn.Module | None:
     """Return the first block whose values are pinned to the end of float16; None where none are. Reads once."""
     if not peaks:
         return None
-    largest = torch.stack([peak.to(peaks[0][1].device) for _, peak in peaks])
+    largest = _peaks_together(peaks)
     if largest.amax().item() < _PINNED:
         return None
     return next(block for (block, _), peak in zip(peaks, largest.tolist(), strict=True) if not peak < _PINNED)
+
+
+def _peaks_together(peaks: Peaks) -> torch.Tensor:
+    return torch.stack([peak.to(peaks[0][1].device, non_blocking=True) for _, peak in peaks])
 
 
 def watched_blocks(model: nn.Module, was_wider: bool) -> list[nn.Module]:  # noqa: FBT001  (one question, asked once)

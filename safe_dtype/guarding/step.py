@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from ..rescaling import departures
 from .blame import Blame, module_raising, module_spoiling, name_of
 from .classify import classify
 from .compute_dtype import as_planned
+from .deferred.unread import UnreadStep, is_put_off, look_at_once, put_off
 from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, is_vetoed, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
@@ -37,16 +38,26 @@ from .diagnosis.own_values import (
     stays_in_float32,
     without_own_values,
 )
-from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
+from .diagnosis.trouble import Call, Recovery, StepResult, Trouble, Unread
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
 from .model_lock import Turn
-from .output_checks import SOUND, Soundness, numbers_of, saturated, saturation_watch, soundness, spoiled_rows
+from .output_checks import (
+    SOUND,
+    Peaks,
+    Soundness,
+    numbers_of,
+    saturated,
+    saturation_watch,
+    soundness,
+    spoiled_flag,
+    spoiled_rows,
+)
 from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, note_refusal, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .written.written_places import NOTHING, hand_back
+from .written.written_places import NOTHING, Written, hand_back
 
 
 class RestartNeededError(Exception):
@@ -104,7 +115,9 @@ def guarded_step(
                 output, trouble = _attempt(guard, forward, args, kwargs)
             finally:
                 guard.lock.end_step(turn)
-            if trouble is None:
+            if trouble is None or (
+                trouble := _judged(guard, trouble, output, UnreadStep(plain, *own, snapshot, version), written)
+            ) is None:  # fmt: skip
                 if not written.is_settled:
                     guard.written[kind] = written = written.and_then(snapshot.written())
                 break
@@ -197,14 +210,16 @@ def main_dtype_of(guard: Guard) -> torch.dtype | None:
 
 def _attempt(
     guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Trouble | None]:
-    block = None
-    calls: list[FinishedCall] = []
+) -> tuple[Any, Trouble | Unread | None]:
+    block: nn.Module | None = None
+    unread: Peaks | None = None
+    calls: Sequence[FinishedCall] = ()
     try:
         if guard.blocks:
             with saturation_watch(guard.blocks) as peaks, finished_calls(guard.own_modules) as calls:
                 output = forward(*args, **kwargs)
-            block = saturated(peaks)
+            unread = peaks if is_put_off() else None
+            block = saturated(peaks) if unread is None else None
         elif guard.own_modules:
             with finished_calls(guard.own_modules) as calls:
                 output = forward(*args, **kwargs)
@@ -217,13 +232,37 @@ def _attempt(
         return None, Trouble(failure, exc)
     if block is None:
         numbers = soundness(output, kwargs)
-        if numbers is SOUND:
+        if numbers is SOUND and not unread:
             return output, None
         if numbers is Soundness.PADDING:
             mention_padding(guard)
             return output, None
+        if numbers is not Soundness.SPOILED:
+            return output, Unread(spoiled_flag(output, kwargs, unread or ()), unread or (), calls)
+    return output, _bad_numbers(block, calls)
+
+
+def _bad_numbers(block: nn.Module | None, calls: Sequence[FinishedCall]) -> Trouble:
     text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
-    return output, Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)
+    return Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)
+
+
+def _judged(
+    guard: Guard, trouble: Trouble | Unread, output: Any, step: UnreadStep, written: Written
+) -> Trouble | None:
+    """Return how the step has failed. Where it is sure to be undone, its numbers are left to the loop around it."""
+    if isinstance(trouble, Unread):
+        after = written if written.is_settled else written.and_then(step.snapshot.written())
+        if step.snapshot.resumable and after.can_be_undone and put_off(step, trouble.is_spoiled):
+            return None
+    look_at_once()
+    if isinstance(trouble, Trouble):
+        return trouble
+    block = saturated(trouble.peaks)
+    numbers = soundness(output, step.kwargs)
+    if numbers is Soundness.PADDING:
+        mention_padding(guard)
+    return None if block is None and numbers is not Soundness.SPOILED else _bad_numbers(block, trouble.calls)
 
 
 def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, output: Any) -> Recovery:

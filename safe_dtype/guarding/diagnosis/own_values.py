@@ -7,6 +7,7 @@ there, and none is wanted: the caller gets what plain transformers gives.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -93,7 +94,7 @@ def _is_of_a_kernel(guard: Guard, model: nn.Module, blame: Blame) -> bool:
     )
 
 
-def is_known_to_be_own(call: Call, calls: list[FinishedCall], output: Any) -> bool:
+def is_known_to_be_own(call: Call, calls: Sequence[FinishedCall], output: Any) -> bool:
     """Whether what is no number in the output of a step was found to be the model's own before; no step is run for it.
 
     Known are a step with the same inputs and the same rows, and rows that a module spoils which was found to do so in
@@ -164,7 +165,7 @@ def _any(items: list[Tensor]) -> Tensor:
     return torch.stack([item.cpu() for item in items]).any(0)
 
 
-def explains(calls: list[FinishedCall], output: Any) -> bool:
+def explains(calls: Sequence[FinishedCall], output: Any) -> bool:
     """Whether every row of `output` that is no number is one that a call has spoiled, and not for its dtype.
 
     Rows are those along the last dimension; a row of a module is one of the results where the shapes before it are equal.

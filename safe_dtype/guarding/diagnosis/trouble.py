@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -16,6 +16,7 @@ from ...models.casting import is_finite
 from ..blame import runs_modules
 from ..compute_dtype import as_planned
 from ..failure import Failure
+from ..output_checks import Peaks
 from ..state import CALL, Guard, here
 from ..step_snapshot import STATE_LISTS, StepSnapshot
 from .module_call import FinishedCall
@@ -82,7 +83,16 @@ class Trouble:
     failure: Failure | None  # None: its text tells nothing
     error: Exception | None = None
     block: nn.Module | None = None  # whose values are pinned to the end of float16
-    calls: list[FinishedCall] = field(default_factory=list)  # of modules that are known to make NaN of their own
+    calls: Sequence[FinishedCall] = ()  # of modules that are known to make NaN of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """The numbers of a call that went through, which nobody has looked at yet."""
+
+    is_spoiled: torch.Tensor  # a bool without dimensions, on the device
+    peaks: Peaks  # of the blocks that are watched
+    calls: Sequence[FinishedCall]  # as in `Trouble`
 
 
 class StepResult(Enum):

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ...models.wrapped_methods import Wrap, owner_of, wrap_method
 from ...numerics.followed import is_followed
+from ..deferred.sampling_loop import guard_sample
 from ..generate_batch import guarded_batch, step_of_a_batch
 from ..restart_generate import guarded_generate
 from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
@@ -42,7 +43,9 @@ def put_on(guard: Guard, model: nn.Module) -> None:
     for part in guard.parts:
         put_on_own(part, _guard_method(FORWARD))
     for model_class in {type(part): None for part in guard.parts}:
-        for name, wrap in (("generate", _guard_generate), ("generate_batch", _guard_batch)):
+        for name, wrap in (
+            ("generate", _guard_generate), ("generate_batch", _guard_batch), ("_sample", guard_sample),
+        ):  # fmt: skip
             owner = owner_of(model_class, name)
             if owner is not None and _is_method(owner.__dict__[name]):
                 wrap_method(owner, name, wrap, guard)

@@ -55,6 +55,11 @@ class Written:
     draws: bool  # random numbers
     is_settled: bool = False  # the last call that was looked at showed nothing new
 
+    @property
+    def can_be_undone(self) -> bool:
+        """Whether it is sure that nothing such a call writes into is lost, however large."""
+        return self.is_settled and not self.weights and not any(self.places.values())
+
     def and_then(self, later: Written) -> Written:
         """Return what both calls were seen to write into; settled where the later one showed nothing new."""
         places = {place: into or self.places.get(place, False) for place, into in later.places.items()}

@@ -1,0 +1,43 @@
+"""A streamer that hands a token on only when the numbers that it came from were judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+
+class HeldStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no types
+    """Holds what it is fed until `release`. The end is left to the caller of the loop, which may be run in parts."""
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer = streamer
+        self._held: list[Any] = []
+        self.padded: tuple[torch.Tensor, torch.Tensor] | None = None  # rows that had ended, and their next token
+
+    def put(self, value: Any) -> None:
+        """Hold tokens."""
+        if self.padded is not None:
+            ended, pad = self.padded
+            value = torch.where(ended.to(value.device), pad.to(value.device, value.dtype), value)
+            self.padded = None
+        self._held.append(value)
+
+    def end(self) -> None:
+        """Leave it to `end_now`."""
+
+    def release(self) -> None:
+        """Hand on what is held."""
+        held, self._held = self._held, []
+        for value in held:
+            self._streamer.put(value)
+
+    def drop(self) -> None:
+        """Forget what is held: it came from numbers that were none."""
+        self._held.clear()
+
+    def end_now(self) -> None:
+        """Hand on what is held, and the end."""
+        self.release()
+        self._streamer.end()
