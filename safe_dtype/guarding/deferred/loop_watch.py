@@ -8,7 +8,7 @@ token, and nothing more was read than without a guard.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ class LoopStep:
     """One turn of the loop, from the call of the model to a token, and what is needed to begin it again."""
 
     number: int  # of the generation's steps
-    is_first: bool = False  # it begins from the prompt
-    runs: list[UnreadStep] = field(default_factory=list)  # of the model: a prompt may go in in chunks
+    is_first: bool = False  # it reads the prompt
+    run: UnreadStep | None = None  # of the model; None: it was looked at where it was made
     kwargs: dict[str, Any] | None = None  # of the loop, before it counted this step in
     tokens: torch.Tensor | None = None  # of shape (batch, length), before this step's own
     random: torch.Tensor | None = None  # the state of the generator before the token was drawn
@@ -69,7 +69,8 @@ class LoopWatch:
         self._can_have_ended = tokens.shape[0] > 1  # with one row the loop is over when that has ended
         self._ahead = 1 if stops_late(tokens.device) else 0
         self._stays_at_once = False
-        self._is_late = True  # the verdict on the step that runs is read later
+        # A prompt may go in in several calls, and the loop reads nothing between them.
+        self._is_late = config.prefill_chunk_size is None  # the verdict on the step that runs is read later
         self._rerun_with: int | None = None  # of the step that runs again, the guard's version before
         self._now = LoopStep(here.step, is_first=True)
         self._judged_next: deque[LoopStep] = deque()  # with a token, but nobody has read whether it is one
@@ -88,12 +89,10 @@ class LoopWatch:
 
     def take(self, step: UnreadStep, is_spoiled: torch.Tensor) -> bool:
         """Remember a step that is judged later. False: the loop could not begin again with it."""
-        if self._now.runs and not self._now.is_first:  # a prompt alone may go in in chunks
+        if self._now.run is not None:
             return False
-        self._now.runs.append(step)
-        spoiled = is_spoiled.to(self._device, non_blocking=True)
-        before = self._now.is_spoiled
-        self._now.is_spoiled = spoiled if before is None else before | spoiled
+        self._now.run = step
+        self._now.is_spoiled = is_spoiled.to(self._device, non_blocking=True)
         return True
 
     def look_at_once(self) -> None:
@@ -182,7 +181,7 @@ class LoopWatch:
             self.streamer.padded = (step.ended, self._config._pad_token_tensor)
 
     def _roll_back(self, step: LoopStep) -> None:
-        for run in reversed(step.runs):
+        if (run := step.run) is not None:
             run.snapshot.roll_back(recast=self._guard.version != run.version)
 
     @property

@@ -48,7 +48,6 @@ def guard_sample(original: Callable[..., Any]) -> Callable[..., Any]:
 def _run(guard: Guard, watch: LoopWatch, loop: Callable[..., Any], tokens: Any, model_kwargs: dict[str, Any]) -> Any:
     """Run the loop to its end, and begin it again with each step that failed."""
     parts: list[Any] = []
-    prompt = (tokens, model_kwargs)
     while True:
         failed: LoopStep | None
         try:
@@ -61,12 +60,10 @@ def _run(guard: Guard, watch: LoopWatch, loop: Callable[..., Any], tokens: Any, 
                 watch.streamer.end_now()
             return joined(parts, output)
         watch.begin_again(failed)
-        if failed.is_first:  # from the prompt
-            tokens, model_kwargs = prompt
-            continue
         parts.append(output)
-        (run,) = failed.runs
-        with _decoding(watch.model):
+        run = failed.run
+        assert run is not None
+        with nullcontext() if failed.is_first else _decoding(watch.model):
             watch.handed_over = guarded_step(guard, watch.model, run.forward, run.args, run.kwargs)
         tokens, model_kwargs = failed.tokens, failed.kwargs or {}
 
