@@ -33,9 +33,10 @@ class HeldStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no t
         for value in held:
             self._streamer.put(value)
 
-    def drop(self) -> None:
-        """Forget what is held: it came from numbers that were none."""
-        self._held.clear()
+    def drop_last(self) -> None:
+        """Forget the latest of what is held, which came from numbers that were none, and hand on the rest."""
+        del self._held[-1:]
+        self.release()
 
     def end_now(self) -> None:
         """Hand on what is held, and the end."""

@@ -170,7 +170,7 @@ class LoopWatch:
             set_random_state(self._device, step.random)
         self._roll_back(step)
         if self.streamer is not None:
-            self.streamer.drop()
+            self.streamer.drop_last()
         self._judged_next.clear()
         self._is_late = False
         here.step = step.number
