@@ -21,6 +21,7 @@ TOGETHER = {
     "models/saving/save_in_its_dtype.py": "models/saving/test_saved_dtype.py",
     "models/cast_back.py": "guarding/diagnosis/test_taken_back.py",
     "guarding/diagnosis": "guarding/diagnosis/test_unknown_texts.py",
+    "guarding/deferred": "accelerator/test_deferred_watch.py",
     "guarding/families": "guarding/test_classify.py",
     "optimizing/forms": "optimizing/forms/test_forms.py",
     "checkpoints/gguf.py": "checkpoints/test_read.py",

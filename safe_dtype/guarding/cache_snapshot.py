@@ -117,7 +117,7 @@ class _Profile:
             else:
                 self.special += [(kind, layer) for kind in kinds]
         self.even = len({_length(layer) for layer in self.grown}) == 1
-        self.static_even = len({int(layer.cumulative_length) for layer in self.static}) == 1
+        self.static_even = len(_read_together([layer.cumulative_length for layer in self.static])) == 1
 
     def is_of(self, cache: Any) -> bool:
         """Whether `cache` is the one that it was made of, for which it still holds."""
@@ -138,6 +138,14 @@ class _Profile:
         if self.static_even:
             return [self.static[0].cumulative_length.clone()]
         return [layer.cumulative_length.clone() for layer in self.static]
+
+
+def _read_together(counters: list[torch.Tensor]) -> set[int]:
+    """Return what these counters say, reading once from each device."""
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for counter in counters:
+        by_device.setdefault(counter.device, []).append(counter.reshape(()))
+    return {int(number) for group in by_device.values() for number in torch.stack(group).tolist()}
 
 
 _profiles: WeakKeyDictionary[Any, _Profile] = WeakKeyDictionary()

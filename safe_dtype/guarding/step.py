@@ -242,6 +242,15 @@ def _attempt(
     return output, _bad_numbers(block, calls)
 
 
+def _attempt_at_once(
+    guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Trouble | None]:
+    """Try what has failed again: nothing of it is left to the loop any more."""
+    output, trouble = _attempt(guard, forward, args, kwargs)
+    assert not isinstance(trouble, Unread)
+    return output, trouble
+
+
 def _bad_numbers(block: nn.Module | None, calls: Sequence[FinishedCall]) -> Trouble:
     text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
     return Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)
@@ -280,7 +289,11 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, o
         return handed_on or Recovery(StepResult.LET_BE)
     back = call.snapshot.roll_back()
     poisoned = error is None and not is_finite(call.arguments) and not spoils_other_items(call, output)
-    if back and not poisoned and (passed := try_without_autocast(model, call, trouble, since, _attempt)) is not None:
+    if (
+        back
+        and not poisoned
+        and (passed := try_without_autocast(model, call, trouble, since, _attempt_at_once)) is not None
+    ):
         return passed
     if error is not None:
         examined = _by_experiment(model, trouble, call, can_repeat=back)
@@ -380,7 +393,9 @@ def _by_experiment(
     blamed = module_raising(model, error.__traceback__)
     if failure is not None and failure.sticky:
         return failure, Blame(blamed), None
-    repeat = functools.partial(_attempt, call.guard, call.forward, call.args, call.kwargs) if can_repeat else None
+    repeat = (
+        functools.partial(_attempt_at_once, call.guard, call.forward, call.args, call.kwargs) if can_repeat else None
+    )
     examined = examine(model, call, error, failure, repeat)
     if isinstance(examined, Recovery):
         return examined

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from ..state import CALL, Guard, here
 from .held_streamer import HeldStreamer
 from .random_state import random_state, set_random_state
-from .reasons import stops_late
+from .reasons import SamplingLoop, stops_late
 from .unread import UnreadStep
 
 
@@ -46,31 +45,23 @@ class LoopWatch:
 
     Args:
         guard: The guard of the model.
-        model: The model that generates.
-        tokens: The prompt, of shape (batch, length).
-        processors: The loop's processors of scores.
-        criteria: The loop's criteria for the end.
-        config: The `GenerationConfig`.
-        streamer: The loop's streamer, or None.
+        loop: What the loop is called with.
     """
 
-    def __init__(
-        self, guard: Guard, model: nn.Module, tokens: torch.Tensor, processors: Any, criteria: Any, config: Any,
-        streamer: Any,
-    ) -> None:  # fmt: skip
-        self.processors = _WatchedProcessors(processors, self)
-        self.criteria = _WatchedCriteria(criteria, self)
-        self.streamer = HeldStreamer(streamer) if streamer is not None else None
-        self.model = model
+    def __init__(self, guard: Guard, loop: SamplingLoop) -> None:
+        self.processors = _WatchedProcessors(loop.processors, self)
+        self.criteria = _WatchedCriteria(loop.criteria, self)
+        self.streamer = HeldStreamer(loop.streamer) if loop.streamer is not None else None
+        self.model = loop.model
         self.handed_over: Any = None  # the output of a step that was run again, for the loop to begin with
-        self._guard, self._config = guard, config
-        self._device = tokens.device
+        self._guard, self._config = guard, loop.config
+        self._device = loop.tokens.device
         self._around = len(here.running)
-        self._can_have_ended = tokens.shape[0] > 1  # with one row the loop is over when that has ended
-        self._ahead = 1 if stops_late(tokens.device) else 0
+        self._can_have_ended = loop.tokens.shape[0] > 1  # with one row the loop is over when that has ended
+        self._ahead = 1 if stops_late(self._device) else 0
         self._stays_at_once = False
         # A prompt may go in in several calls, and the loop reads nothing between them.
-        self._is_late = config.prefill_chunk_size is None  # the verdict on the step that runs is read later
+        self._is_late = loop.config.prefill_chunk_size is None  # the verdict on the step that runs is read later
         self._rerun_with: int | None = None  # of the step that runs again, the guard's version before
         self._now = LoopStep(here.step, is_first=True)
         self._judged_next: deque[LoopStep] = deque()  # with a token, but nobody has read whether it is one

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from ..state import CALL, Guard, here
 # Of transformers, by name, for a class that is new may count its calls. These are functions of the tokens and the scores
 # alone: run twice for one step they give the same.
 _PROCESSORS = frozenset(
-    {
+    (logits_process.__name__, name)
+    for name in (
         "ClassifierFreeGuidanceLogitsProcessor", "EncoderNoRepeatNGramLogitsProcessor",
         "EncoderRepetitionPenaltyLogitsProcessor", "EpsilonLogitsWarper", "EtaLogitsWarper",
         "ExponentialDecayLengthPenalty", "ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor",
@@ -27,9 +30,12 @@ _PROCESSORS = frozenset(
         "SuppressTokensAtBeginLogitsProcessor", "SuppressTokensLogitsProcessor", "TemperatureLogitsWarper",
         "TopHLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "TypicalLogitsWarper",
         "WhisperTimeStampLogitsProcessor",
-    }
+    )
 )  # fmt: skip
-_CRITERIA = frozenset({"EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria"})
+_CRITERIA = frozenset(
+    (stopping_criteria.__name__, name)
+    for name in ("EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria")
+)
 _OF_THE_LOOP = ("_sample", "_prefill", "_has_unfinished_sequences")
 _ONE_PROCESS = (None, 0, 1)
 
@@ -45,45 +51,52 @@ def stops_late(device: torch.device) -> bool:
     return late is not None and bool(late.is_supported(device, None, cache_is_returned=False, is_assistant=False))
 
 
-def reason_to_look_at_once(
-    guard: Guard, model: nn.Module, device: torch.device, processors: Any, criteria: Any, config: Any,
-    *, synced_gpus: bool,
-) -> str | None:  # fmt: skip
-    """Return why each step of a sampling loop has to be looked at before anything is made of it; None: no need to.
+@dataclass(frozen=True, slots=True)
+class SamplingLoop:
+    """What transformers' sampling loop is called with, beside the arguments of the model."""
 
-    Args:
-        guard: The guard that answers for `model`.
-        model: The model that generates.
-        device: Where its tokens are.
-        processors: The loop's processors of scores.
-        criteria: The loop's criteria for the end.
-        config: The `GenerationConfig` of this generation.
-        synced_gpus: Whether other processes take the same number of steps.
+    model: nn.Module
+    tokens: torch.Tensor  # of shape (batch, length)
+    processors: Any  # of scores
+    criteria: Any  # for the end
+    config: Any  # the `GenerationConfig`
+    synced_gpus: bool  # whether other processes take the same number of steps
+    streamer: Any
+
+
+def reason_to_look_at_once(guard: Guard, loop: SamplingLoop) -> str | None:
+    """Return why each step of `loop` has to be looked at before anything is made of it; None: no need to.
+
+    `guard` answers for the model of the loop.
     """
-    if is_read_free(device):
-        return "a look costs nothing"
+    return next(_reasons(guard, loop), None)
+
+
+def _reasons(guard: Guard, loop: SamplingLoop) -> Iterator[str]:
+    if is_read_free(loop.tokens.device):
+        yield "a look costs nothing"
     if id(guard) not in here.nets or any(step[2] is CALL for step in here.running):
-        return "it is no generation of its own"
-    if any(owner_of(type(model), name) is not GenerationMixin for name in _OF_THE_LOOP):
-        return "its loop is not that of transformers"
-    if synced_gpus or getattr(model, "_tp_size", None) not in _ONE_PROCESS:
-        return "other processes take part in its steps"
-    if config.is_assistant:
-        return "the loop around it is assisted decoding"
-    if type(processors) is not logits_process.LogitsProcessorList or not _are_of(
-        processors, _PROCESSORS, logits_process
-    ):
-        return "a processor of scores may count its calls"
-    if type(criteria) is not stopping_criteria.StoppingCriteriaList or not _are_of(
-        criteria, _CRITERIA, stopping_criteria
-    ):
-        return "a criterion for the end may count its calls"
+        yield "it is no generation of its own"
+    if any(owner_of(type(loop.model), name) is not GenerationMixin for name in _OF_THE_LOOP):
+        yield "its loop is not that of transformers"
+    if loop.synced_gpus or getattr(loop.model, "_tp_size", None) not in _ONE_PROCESS:
+        yield "other processes take part in its steps"
+    yield from _reasons_in_options(loop)
     if guard.own_modules or guard.own_steps or is_passed_over(guard):
-        return "the model makes NaN or Inf of its own"
-    if stops_late(device) and config.return_dict_in_generate:
-        return "the loop runs one step beyond the last one"
-    return None
+        yield "the model makes NaN or Inf of its own"
 
 
-def _are_of(entries: Any, names: frozenset[str], module: Any) -> bool:
-    return all(type(entry).__name__ in names and type(entry).__module__ == module.__name__ for entry in entries)
+def _reasons_in_options(loop: SamplingLoop) -> Iterator[str]:
+    processors, criteria, config = loop.processors, loop.criteria, loop.config
+    if config.is_assistant:
+        yield "the loop around it is assisted decoding"
+    if type(processors) is not logits_process.LogitsProcessorList or not _are_of(processors, _PROCESSORS):
+        yield "a processor of scores may count its calls"
+    if type(criteria) is not stopping_criteria.StoppingCriteriaList or not _are_of(criteria, _CRITERIA):
+        yield "a criterion for the end may count its calls"
+    if stops_late(loop.tokens.device) and config.return_dict_in_generate:
+        yield "the loop runs one step beyond the last one"
+
+
+def _are_of(entries: Any, classes: frozenset[tuple[str, str]]) -> bool:
+    return all((type(entry).__module__, type(entry).__name__) in classes for entry in entries)

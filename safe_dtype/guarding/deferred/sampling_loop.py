@@ -12,33 +12,35 @@ from ..state import Guard, guard_of
 from ..step import guarded_step
 from .joined_outputs import joined
 from .loop_watch import LoopStep, LoopWatch, SpoiledBeforeError
-from .reasons import reason_to_look_at_once
+from .reasons import SamplingLoop, reason_to_look_at_once
 from .unread import this_thread
 
 
 def guard_sample(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `GenerationMixin._sample`, the loop of greedy search and of sampling."""
 
-    def _sample(
+    def _sample(  # noqa: PLR0913  (the arguments are transformers')
         self: Any, input_ids: Any, logits_processor: Any, stopping_criteria: Any, generation_config: Any,
-        synced_gpus: bool = False, streamer: Any = None, **model_kwargs: Any,  # noqa: FBT001, FBT002  (transformers' own)
+        synced_gpus: bool = False, streamer: Any = None, **model_kwargs: Any,  # noqa: FBT001, FBT002
     ) -> Any:  # fmt: skip
         guard = guard_of(self)
-        lists = (logits_processor, stopping_criteria, generation_config)
-        around = this_thread.watch
-        this_thread.watch = None
+        loop = SamplingLoop(
+            self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer
+        )
+        around, this_thread.watch = this_thread.watch, None
         try:
-            if guard is None or self.training or reason_to_look_at_once(
-                guard, self, input_ids.device, *lists, synced_gpus=synced_gpus
-            ):  # fmt: skip
-                return original(self, input_ids, *lists, synced_gpus, streamer, **model_kwargs)
-            this_thread.watch = watch = LoopWatch(guard, self, input_ids, *lists, streamer)
+            if guard is None or self.training or reason_to_look_at_once(guard, loop) is not None:
+                return original(
+                    self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer,
+                    **model_kwargs,
+                )  # fmt: skip
+            this_thread.watch = watch = LoopWatch(guard, loop)
             _watch_loop(guard, type(self))
-            loop = functools.partial(
+            run = functools.partial(
                 original, self, logits_processor=watch.processors, stopping_criteria=watch.criteria,
                 generation_config=generation_config, synced_gpus=synced_gpus, streamer=watch.streamer,
             )  # fmt: skip
-            return _run(guard, watch, loop, input_ids, model_kwargs)
+            return _run(guard, watch, run, input_ids, model_kwargs)
         finally:
             this_thread.watch = around
 
