@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -22,13 +22,13 @@ from ..models.casting import FLOATS, cast, cast_cache, is_finite
 from ..models.recast import main_dtype
 from ..rescaling import departures
 from .blame import Blame, module_raising, module_spoiling, name_of
-from .classify import classify
 from .compute_dtype import as_planned
-from .deferred.unread import UnreadStep, is_put_off, look_at_once, put_off
-from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, is_vetoed, leaves_on_purpose
+from .deferred.attempt import attempt, attempt_at_once, judged
+from .deferred.unread import UnreadStep
+from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
-from .diagnosis.module_call import FinishedCall, finished_calls
+from .diagnosis.module_call import FinishedCall
 from .diagnosis.own_values import (
     float32_agrees,
     has_own_states,
@@ -38,26 +38,19 @@ from .diagnosis.own_values import (
     stays_in_float32,
     without_own_values,
 )
-from .diagnosis.trouble import Call, Recovery, StepResult, Trouble, Unread
+from .diagnosis.trouble import Call, Recovery, StepResult, Trouble
 from .events import changing
-from .failure import Failure, FailureKind
+from .failure import Failure
 from .incident import Incident
 from .model_lock import Turn
 from .output_checks import (
-    SOUND,
-    Peaks,
-    Soundness,
     numbers_of,
-    saturated,
-    saturation_watch,
-    soundness,
-    spoiled_flag,
     spoiled_rows,
 )
-from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_padding, note_refusal, pass_over
+from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, note_refusal, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .written.written_places import NOTHING, Written, hand_back
+from .written.written_places import NOTHING, hand_back
 
 
 class RestartNeededError(Exception):
@@ -112,11 +105,11 @@ def guarded_step(
                 written = guard.written.get(kind, NOTHING)
                 snapshot = StepSnapshot(guard.places, args, kwargs, module, written)
                 forward = as_planned(guard, plain, args, kwargs)
-                output, trouble = _attempt(guard, forward, args, kwargs)
+                output, trouble = attempt(guard, forward, args, kwargs)
             finally:
                 guard.lock.end_step(turn)
             if trouble is None or (
-                trouble := _judged(guard, trouble, output, UnreadStep(plain, *own, snapshot, version), written)
+                trouble := judged(guard, trouble, output, UnreadStep(plain, *own, snapshot, version), written)
             ) is None:  # fmt: skip
                 if not written.is_settled:
                     guard.written[kind] = written = written.and_then(snapshot.written())
@@ -208,72 +201,6 @@ def main_dtype_of(guard: Guard) -> torch.dtype | None:
     return main_dtype(model) if model is not None else None
 
 
-def _attempt(
-    guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Trouble | Unread | None]:
-    block: nn.Module | None = None
-    unread: Peaks | None = None
-    calls: Sequence[FinishedCall] = ()
-    try:
-        if guard.blocks:
-            with saturation_watch(guard.blocks) as peaks, finished_calls(guard.own_modules) as calls:
-                output = forward(*args, **kwargs)
-            unread = peaks if is_put_off() else None
-            block = saturated(peaks) if unread is None else None
-        elif guard.own_modules:
-            with finished_calls(guard.own_modules) as calls:
-                output = forward(*args, **kwargs)
-        else:
-            output = forward(*args, **kwargs)
-    except Exception as exc:
-        failure = classify(exc)
-        if failure is None and is_vetoed(exc):
-            raise
-        return None, Trouble(failure, exc)
-    if block is None:
-        numbers = soundness(output, kwargs)
-        if numbers is SOUND and not unread:
-            return output, None
-        if numbers is Soundness.PADDING:
-            mention_padding(guard)
-            return output, None
-        if numbers is not Soundness.SPOILED:
-            return output, Unread(spoiled_flag(output, kwargs, unread or ()), unread or (), calls)
-    return output, _bad_numbers(block, calls)
-
-
-def _attempt_at_once(
-    guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Trouble | None]:
-    """Try what has failed again: nothing of it is left to the loop any more."""
-    output, trouble = _attempt(guard, forward, args, kwargs)
-    assert not isinstance(trouble, Unread)
-    return output, trouble
-
-
-def _bad_numbers(block: nn.Module | None, calls: Sequence[FinishedCall]) -> Trouble:
-    text = "values pinned to the end of float16" if block is not None else "NaN or Inf in the results"
-    return Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)
-
-
-def _judged(
-    guard: Guard, trouble: Trouble | Unread, output: Any, step: UnreadStep, written: Written
-) -> Trouble | None:
-    """Return how the step has failed. Where it is sure to be undone, its numbers are left to the loop around it."""
-    if isinstance(trouble, Unread):
-        after = written if written.is_settled else written.and_then(step.snapshot.written())
-        if step.snapshot.resumable and after.can_be_undone and put_off(step, trouble.is_spoiled):
-            return None
-    look_at_once()
-    if isinstance(trouble, Trouble):
-        return trouble
-    block = saturated(trouble.peaks)
-    numbers = soundness(output, step.kwargs)
-    if numbers is Soundness.PADDING:
-        mention_padding(guard)
-    return None if block is None and numbers is not Soundness.SPOILED else _bad_numbers(block, trouble.calls)
-
-
 def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, output: Any) -> Recovery:
     """Bring everything back and cure the model, where this is a matter of dtypes.
 
@@ -292,7 +219,7 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, o
     if (
         back
         and not poisoned
-        and (passed := try_without_autocast(model, call, trouble, since, _attempt_at_once)) is not None
+        and (passed := try_without_autocast(model, call, trouble, since, attempt_at_once)) is not None
     ):
         return passed
     if error is not None:
@@ -394,7 +321,7 @@ def _by_experiment(
     if failure is not None and failure.sticky:
         return failure, Blame(blamed), None
     repeat = (
-        functools.partial(_attempt_at_once, call.guard, call.forward, call.args, call.kwargs) if can_repeat else None
+        functools.partial(attempt_at_once, call.guard, call.forward, call.args, call.kwargs) if can_repeat else None
     )
     examined = examine(model, call, error, failure, repeat)
     if isinstance(examined, Recovery):

@@ -5,6 +5,7 @@ A backend cannot be taken out of a process again, and all other tests are to run
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from accelerator.rehearsal import Rehearsal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep what is imported by now out of the collections that a device asks for after each test that leaves cycles."""
+    if session.config.getoption("--device") == "rehearsal":
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
