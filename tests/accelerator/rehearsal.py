@@ -97,11 +97,11 @@ class Rehearsal:
         ops: Iterable[str] = MATRIX_PRODUCTS,
         *,
         seconds: float = 0.0,
-        seconds_per_element: float = 0.0,
+        seconds_per_product: float = 0.0,
         device: int | None = None,
     ) -> None:
-        """Let operations take longer: so much a call, and so much for each element of the result."""
-        slow = Behaviour(dtype, tuple(ops), seconds=seconds, seconds_per_element=seconds_per_element)
+        """Let operations take longer: so much a call, and so much for each multiplication."""
+        slow = Behaviour(dtype, tuple(ops), seconds=seconds, seconds_per_product=seconds_per_product)
         self._misbehave(slow, device)
 
     def spoil(

@@ -36,10 +36,10 @@ TORCH_LIBRARY(rehearsal, m) {
     device(Index(index)).kernels_to_live = kernels;
   });
   m.def("set_fault(int device, str op, ScalarType dtype, str error, float factor, float seconds, "
-        "float seconds_per_element) -> ()",
+        "float seconds_per_product) -> ()",
         [](int64_t index, const std::string& op, at::ScalarType dtype, const std::string& error, double factor,
-           double seconds, double seconds_per_element) {
-          rehearsal::set_fault(Index(index), op, dtype, {error, factor, seconds, seconds_per_element});
+           double seconds, double seconds_per_product) {
+          rehearsal::set_fault(Index(index), op, dtype, {error, factor, seconds, seconds_per_product});
         });
   m.def("generator(int device) -> Generator?", [](int64_t index) { return rehearsal::generator(Index(index)); });
   m.def("reset() -> ()", [] { rehearsal::reset(); });

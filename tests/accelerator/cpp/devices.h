@@ -36,7 +36,7 @@ struct Fault {
   std::string error;               // it raises this, unless it is empty
   double factor = 1;               // its floating results are wrong by this
   double seconds = 0;              // it takes so much longer a call
-  double seconds_per_element = 0;  // and so much longer for each element of its results
+  double seconds_per_product = 0;  // and so much longer for each multiplication of a product
 };
 
 Device& device(c10::DeviceIndex index);  // a negative index means the current one

@@ -10,6 +10,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <chrono>
 #include <set>
 #include <thread>
@@ -82,14 +83,17 @@ class Kernel {
     if (!fault) return;
     TORCH_CHECK(fault->error.empty(), fault->error);
     seconds_ += fault->seconds;
-    seconds_per_element_ = std::max(seconds_per_element_, fault->seconds_per_element);
+    seconds_per_product_ = std::max(seconds_per_product_, fault->seconds_per_product);
     if (fault->factor != 1) factor_ = fault->factor;
   }
+
+  // Where it is a product: so many multiplications make one element of its result.
+  void sums(int64_t products) { products_ = double(products); }
 
   // `result`: of the CPU's kernel.
   void give(const at::Tensor& result) {
     if (!result.defined()) return;
-    seconds_ += seconds_per_element_ * double(result.numel());
+    seconds_ += seconds_per_product_ * products_ * double(result.numel());
     if (factor_ != 1 && (result.is_floating_point() || result.is_complex())) result.mul_(factor_);
   }
 
@@ -100,7 +104,7 @@ class Kernel {
  private:
   std::string op_;
   c10::DeviceIndex index_;
-  double seconds_ = 0, seconds_per_element_ = 0, factor_ = 1;
+  double seconds_ = 0, seconds_per_product_ = 0, products_ = 1, factor_ = 1;
 };
 
 // A call of any operation, with its arguments and results on torch's stack.
@@ -114,6 +118,7 @@ class Call {
     if (!on_) on_ = c10::Device(kDevice, current_device());
     Kernel kernel(schema_.name().substr(schema_.name().find("::") + 2), on_->index());
     for (auto dtype : dtypes_) kernel.take(dtype);
+    kernel.sums(products());
     for (size_t i = 0; i < count(); ++i) to_host(i);
     run_on_host();
     if (lent_) own_.set_state(lent_->get_state());
@@ -125,6 +130,13 @@ class Call {
  private:
   size_t count() const { return schema_.arguments().size(); }
   const c10::Argument& parameter(size_t i) const { return schema_.arguments()[i]; }
+
+  // Of one element, if this is a matrix product: its last tensor is the right side, a matrix, matrices or a vector.
+  int64_t products() const {
+    auto right = std::find_if(given_.rbegin(), given_.rend(), [](const at::Tensor& t) { return t.defined(); });
+    if (right == given_.rend() || right->dim() == 0) return 1;
+    return right->dim() == 1 ? right->size(0) : right->size(-2);
+  }
 
   void look_at(size_t i) {
     const auto& value = (*stack_)[first_ + i];
@@ -310,6 +322,7 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
                        at::IntArrayRef output_padding, int64_t groups) {
   Kernel kernel("convolution", input.device().index());
   kernel.take(input.scalar_type());
+  kernel.sums(weight.numel() / std::max<int64_t>(1, weight.size(0)));
   auto result = at::convolution(on_host(input), on_host(weight), bias ? std::make_optional(on_host(*bias)) : bias,
                                 stride, padding, dilation, transposed, output_padding, groups);
   kernel.give(result);
@@ -352,6 +365,7 @@ attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& valu
     c10::impl::check_and_update_common_device(on, tensor, "scaled_dot_product_attention", "query, key, value or mask");
   Kernel kernel("scaled_dot_product_attention", on->index());
   kernel.take(query.scalar_type());
+  kernel.sums(2 * key.size(-2));
   auto host_mask = mask ? std::make_optional(on_host(*mask)) : mask;
   auto [output, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
       on_host(query), on_host(key), on_host(value), dropout, is_causal, host_mask, scale);

@@ -28,7 +28,7 @@ def insert(card: Card, index: int) -> None:
 
 def misbehave(behaviour: Behaviour, index: int) -> None:
     """Let operations of device `index` go wrong in this way."""
-    numbers = (behaviour.factor, behaviour.seconds, behaviour.seconds_per_element)
+    numbers = (behaviour.factor, behaviour.seconds, behaviour.seconds_per_product)
     for op in behaviour.ops:
         _library.set_fault(index, op, behaviour.dtype, behaviour.error, *numbers)
 
