@@ -190,8 +190,14 @@ def _compiler() -> dict[str, str] | None:
 def _gpus() -> list[dict[str, Any]]:
     import torch
 
+    from ..devices import memory_of
+    from ..devices.accelerators import accelerators
+
     if not torch.cuda.is_available():
-        return []
+        return [
+            {"name": one.name, "capability": one.capability, "bytes": memory_of(one.device).total_bytes}
+            for one in accelerators()
+        ]
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return [{"name": one.name, "capability": f"{one.major}.{one.minor}", "bytes": one.total_memory} for one in gpus]
 

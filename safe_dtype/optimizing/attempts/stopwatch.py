@@ -44,9 +44,5 @@ def in_turns(form: Callable[[], object], eager: Callable[[], object], device: st
 
 
 def _wait_for(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device.startswith("mps"):
-        torch.mps.synchronize()
-    elif device.startswith("xpu"):
-        torch.xpu.synchronize(device)
+    if device != "cpu":
+        torch.accelerator.synchronize(torch.device(device))

@@ -10,7 +10,7 @@ from ..nouns.form import BuildRequest, FormTarget, Run
 from ..nouns.job import Dynamic
 from .flat import outputs_of
 
-_TRITON_ON = ("cuda", "xpu")
+_TRITON_ON, _WITHOUT_TRITON = ("cuda", "xpu"), ("cpu", "mps")
 _LEAST_CAPABILITY = 7  # of a GPU of NVIDIA: triton refuses older ones (torch.utils._triton.has_triton)
 
 
@@ -20,13 +20,25 @@ def missing_for_inductor(target: FormTarget) -> str:
         return "a C++ compiler"  # inductor builds its launchers with it on a GPU, too
     kind, _, number = target.device.partition(":")
     if kind not in _TRITON_ON:
-        return ""
+        return (
+            ""
+            if kind in _WITHOUT_TRITON or _has_inductor(kind)
+            else f"another device than {kind}: inductor has no code for it"
+        )
     if absent := target.without("triton"):
         return absent
     gpus = target.environment.get("gpus") or () if kind == "cuda" and not target.environment.get("hip") else ()
     if int(number or 0) < len(gpus) and float(gpus[int(number or 0)]["capability"]) < _LEAST_CAPABILITY:
         return f"a GPU of compute capability {_LEAST_CAPABILITY}.0 or more"
     return ""
+
+
+def _has_inductor(kind: str) -> bool:
+    """Whether the plugin of a device has registered its code generator with inductor. Imports inductor: 2 s."""
+    from torch._inductor.codegen.common import get_scheduling_for_device, init_backend_registration
+
+    init_backend_registration()
+    return get_scheduling_for_device(kind) is not None
 
 
 def compiled(request: BuildRequest, *, fullgraph: bool) -> Run:

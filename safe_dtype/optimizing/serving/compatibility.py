@@ -29,7 +29,7 @@ def misfit(record: Optimization, attempt: FormAttempt, device: str) -> str:
     form = find_form(attempt.form)
     if form is None:
         return "no package that is installed here brings this form"
-    if form.leaves_a_file and torch.device(device).type != torch.device(record.device).type:
+    if form.leaves_a_file and _numbered(device) != _numbered(record.device):  # its programs name the device
         return f"it was made for {record.device}, and is to run on {device}"
     differences = _differences(record.environment, form, device)
     if difference := next((f"it was made with {name} {made}, here is {here}" for name, made, here in differences), ""):
@@ -57,6 +57,11 @@ def unlike(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], d
 def traced_inputs(record: Optimization) -> Mapping[str, Mapping[str, Any]]:
     """Return shape and dtype of each input of the traced batch; empty where the record does not say."""
     return next((batch.tensors for batch in record.batches if batch.role == "traced"), {})
+
+
+def _numbered(device: str) -> tuple[str, int]:
+    place = torch.device(device)
+    return place.type, place.index or 0
 
 
 def dynamic_of(record: Optimization) -> Dynamic:

@@ -56,7 +56,7 @@ def load_optimized(
     Args:
         folder: The output folder of the optimization.
         trust: Whether to load code that was not made on this machine: whoever made it decides what it does.
-        device: Where to run; None: where it was optimized. A form that is a file runs on that kind of device only.
+        device: Where to run; None: where it was optimized. A form that is a file runs on that device only.
         attempt: Another attempt than the chosen one, by its number in the report: one that was verified and kept.
 
     Raises:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...devices.unused_memory import free_unused_memory
 from ...errors import CheckpointError, RescaleError, UnknownDtypeError
 from ...facts import COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
 from ...facts.variant import VARIANT_FILE
@@ -205,7 +206,9 @@ class _Job:
             logger.info("%s: its rescale stays with safe_dtype (%s)", self.source.name, exc.problem)
             return None
         halve(model, None, planned.plan.islands)
-        return self._measured(self._save(model, planned, folded), folded, planned, reference)
+        place = self._save(model, planned, folded)
+        del model  # it is measured in another process, which needs the room
+        return self._measured(place, folded, planned, reference)
 
     def _as_it_is(self, planned: _Planned) -> Any:
         if planned.plan.storage != FLOAT16 or not planned.plan.islands:
@@ -225,7 +228,7 @@ class _Job:
         return place
 
     def _measured(self, place: Path, folded: Folded | None, planned: _Planned, reference: Reference) -> _Saved:
-        gc.collect()
+        free_unused_memory()
         self.wishes.tell("running it with plain transformers")
         plain, peaks = plainly(
             place, reference, device=planned.checkpoint.device, max_drift=self.wishes.max_drift,
