@@ -17,7 +17,19 @@ from ..errors import NoSuchDeviceError
 from ..planning import Plan, Policy
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_dtype, complete_path
-from .options import DEVICE, FORMAT, PLOT, FiniteLimit, columns, is_text, not_empty, write_picture
+from .options import (
+    DEVICE,
+    FORMAT,
+    PLOT,
+    REVISION,
+    FiniteLimit,
+    columns,
+    ignored_revision,
+    is_text,
+    not_empty,
+    warn_of_ignored,
+    write_picture,
+)
 from .progress_line import bar, progress
 
 if TYPE_CHECKING:
@@ -41,7 +53,7 @@ _OF_A_PLAN = (
         shell_complete=complete_dtype,
         help="Load in this dtype, whatever the plan would choose; a warning says where it is slow or wrong.",
     ),
-    click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub."),
+    REVISION,
 )
 _GGUF_FILE = click.option(
     "--gguf-file", metavar="FILE", help="Which GGUF file of a folder or repository; MODEL may be one itself."
@@ -155,6 +167,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
     """
     if prompt is None and not chat:
         raise click.UsageError("Missing argument 'PROMPT'. Only --chat talks without one, in turns.")
+    warn_of_ignored(asked.model, asked.revision)
     made = _plan_here(asked)
     from ..commands.generate import Generator
 
@@ -198,7 +211,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
     show_default=True,
     help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
 )
-@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@REVISION
 @_GGUF_FILE
 @FORMAT
 def verify(*, model: str, text: Path | None, max_drift: float, form: str, **options: Any) -> None:
@@ -210,6 +223,7 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
     from ..commands.verify import Question, verify
 
     words = _text_of(text) if text else None
+    warn_of_ignored(model, options["revision"])
     with bar(f"verifying {model}") as tell, _explained(model, options["revision"], options["gguf_file"]):
         verification = verify(Question(model, text=words, max_drift=max_drift, **options), tell)
     click.echo(
@@ -221,7 +235,7 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
 
 @click.command()
 @click.argument("model", callback=not_empty, shell_complete=complete_path)
-@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@REVISION
 @PLOT
 @FORMAT
 def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> None:
@@ -233,6 +247,7 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
     from ..commands.audit import audit_svg, audit_text
     from ..facts import Where
 
+    warn_of_ignored(model, revision)
     with bar(f"auditing {model}") as tell:
         report = audit(Where(model, revision=revision), progress=tell)
     if plot:
@@ -254,7 +269,7 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
     help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
 )
 @click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
-@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@REVISION
 @PLOT
 @FORMAT
 def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **options: Any) -> None:
@@ -264,6 +279,7 @@ def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **opt
     measured is remembered for every later load. Exits with status 0 where float16 works, 3 where it does not.
     """
     words = _text_of(text) if text else None
+    warn_of_ignored(model, options["revision"])
     with progress(f"running {model}"), _explained(model, options["revision"]):
         from ..commands.rescue import rescue
 
@@ -275,11 +291,22 @@ def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **opt
         click.get_current_context().exit(3)
 
 
+def _not_of_run(_context: click.Context, _option: click.Parameter, asked: str | None) -> None:
+    """Say how a program's models are told what `plan` and `generate` are told by an option."""
+    if asked is not None:
+        raise click.UsageError(
+            "No --dtype and no --device: SCRIPT chooses its devices, and each model's plan its dtype. "
+            "--policy ladder=fp16>fp32 tries these dtypes in this order, --policy prefer=memory takes the smallest, "
+            "and a dtype= in SCRIPT is obeyed."
+        )
+
+
 @click.command(context_settings={"allow_interspersed_args": False})
 @_POLICY
 @click.option("-m", "as_module", is_flag=True, help="SCRIPT is a module, as in `python -m`.")
 @click.option("--explain", "tell", flag_value="all", help="Print the whole plan of each model, in place of one line.")
 @click.option("--quiet", "-q", "tell", flag_value="nothing", help="Print nothing of what is chosen; warnings stay.")
+@click.option("--dtype", "--device", hidden=True, expose_value=False, callback=_not_of_run, metavar="TEXT")
 @click.argument("script", shell_complete=complete_path)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_path)
 def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, arguments: tuple[str, ...]) -> None:
@@ -352,8 +379,8 @@ def _with_foreseen(made: Plan, asked: Asked) -> Plan:
 
     request = Request(asked.model, {"revision": asked.revision, "gguf_file": asked.gguf_file})
     warnings = [failure.warning for failure in foreseen_in_all(request)]
-    if asked.revision is not None and Path(asked.model).exists():
-        warnings.append(f"--revision {asked.revision} is ignored: {asked.model} is on this machine, not on the Hub")
+    if ignored := ignored_revision(asked.model, asked.revision):
+        warnings.append(ignored)
     return replace(made, warnings=(*made.warnings, *warnings))
 
 

@@ -18,7 +18,7 @@ from ..optimizing.nouns.goal import Goal
 from ..optimizing.nouns.job import Dynamic, Range
 from ..optimizing.nouns.record import Status
 from .completion import complete_path
-from .options import DEVICE, FORMAT, FiniteLimit, NewFolder, not_empty
+from .options import DEVICE, FORMAT, REVISION, FiniteLimit, NewFolder, not_empty, warn_of_ignored
 from .progress_line import progress, say
 
 import_module("safe_dtype.integrations")  # they register the exporters that --via offers
@@ -80,7 +80,7 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     "--timeout", type=click.FloatRange(min=1), default=900, show_default=True, help="Seconds for each attempt."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="How many threads torch uses.  [default: its own choice]")
-@click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+@REVISION
 @DEVICE
 @click.option("--dry-run", is_flag=True, help="Show what would be tried here, and run nothing.")
 @click.option("--restore", is_flag=True, help="Bring back the original that --out holds; nothing else is done.")
@@ -101,6 +101,7 @@ def optimize(*, model: str | None, restore: bool, dry_run: bool, form: str, **op
         return
     if model is None:
         raise click.UsageError("Missing argument 'MODEL'.")
+    warn_of_ignored(model, options["revision"])
     goal = _goal(options)
     if dry_run:
         _dry_run(model, goal, form)

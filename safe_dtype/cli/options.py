@@ -96,6 +96,22 @@ def columns() -> int:
     return columns_of(sys.stdout)
 
 
+REVISION = click.option("--revision", metavar="REV", help="A branch, tag or commit on the Hub.")
+
+
+def ignored_revision(model: str, revision: str | None, option: str = "--revision") -> str | None:
+    """Return that a revision is ignored, since a file or folder has none; None where it is not."""
+    if revision is None or not Path(model).exists():
+        return None
+    return f"{option} {revision} is ignored: {model} is on this machine, not on the Hub"
+
+
+def warn_of_ignored(model: str, revision: str | None, option: str = "--revision") -> None:
+    """Say on stderr that a revision is ignored, where it is."""
+    if text := ignored_revision(model, revision, option):
+        print_warning(text)
+
+
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as one line on stderr, without the place in our code that raised it."""
     say(f"warning: {message}")

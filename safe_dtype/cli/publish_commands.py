@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from ..errors import NotPublishableError
 from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_path
-from .options import FORMAT, FiniteLimit, NewFolder, not_empty
+from .options import FORMAT, FiniteLimit, NewFolder, not_empty, warn_of_ignored
 from .progress_line import bars, steps
 from .whole_summaries import WholeSummaries
 
@@ -71,6 +71,7 @@ def stage(*, source: str, out: Path, **options: Any) -> None:
     from ..publishing.staging.stage import stage as make
 
     asked = _asked(options)
+    warn_of_ignored(source, asked["source_revision"], "--source-revision")
     with steps(f"staging {source}", of=_STEPS) as tell, _in_options():
         staged = make(source, out, revision=asked.pop("source_revision"), progress=tell, **asked)
     click.echo(f"staged in {staged.folder}: {staged.evidence.dtype}, {staged.evidence.bytes:,} bytes of weights")
@@ -141,6 +142,7 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
 
     form, rebase = staging.pop("form"), staging.pop("rebase")
     target = Target(repo, revision, public)
+    warn_of_ignored(source, staging["source_revision"], "--source-revision")
     hub = Hub.connect()
     with _in_options(), ExitStack() as stack:
         with steps(f"staging {source}", of=_STEPS) as step:

@@ -14,7 +14,7 @@ from jinja2 import TemplateError  # transformers' own dependency for templates
 
 from ..errors import CheckpointError
 from ..guarding import report
-from ..loading import SafeAutoModel
+from ..loading import Request, SafeAutoModel
 from ..models.origin import plan_of
 from ..planning import Plan
 
@@ -109,21 +109,25 @@ class Generator:
 
     @classmethod
     def load(cls, source: str, plan: Plan, *, revision: str | None = None) -> Generator:
-        """Load `source` with `plan`, on the plan's device.
+        """Load `source`, a GGUF file as well, with `plan`, on the plan's device.
 
         Raises:
             CheckpointError: If it has no tokenizer, or its architecture does not generate.
         """
-        _require_generating(source, revision)
+        request = Request(source, {"revision": revision}).in_folder()
+        if "gguf_file" not in request.arguments:
+            _require_generating(source, revision)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                request.source, trust_remote_code=False, **request.arguments
+            )
         except (OSError, ValueError) as exc:
             problem = f"has no tokenizer that transformers can load ({exc})"
             raise CheckpointError(source, problem, _NO_TOKENIZER) from exc
         if len(tokenizer) <= 1:  # without any file of one, transformers makes one that knows no word
             raise CheckpointError(source, "has no tokenizer", _NO_TOKENIZER)
         where = {} if plan.device_map else {"device_map": plan.device.partition(",")[0]}
-        model = SafeAutoModel.from_pretrained(source, plan=plan, revision=revision, **where).eval()
+        model = SafeAutoModel.from_pretrained(request.source, plan=plan, **request.arguments, **where).eval()
         if not getattr(model, "can_generate", lambda: False)():
             raise _silent(source, type(model).__name__)
         return cls(model, tokenizer)

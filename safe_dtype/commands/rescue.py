@@ -111,6 +111,10 @@ def _rescue(
         raise CheckpointError(model, "it was made in float16", "load it: there is nothing to rescue")
     facts = device_for(request, checkpoint)
     checkpoint = as_loaded_here(checkpoint, facts)
+    if checkpoint.quantization or checkpoint.file_format == "gguf":
+        what = checkpoint.quantization or checkpoint.file_format
+        advice = "rescue the model that it was made of; `safe-dtype plan` shows what this one is loaded in"
+        raise CheckpointError(model, f"it is quantized with {what}, and its weights cannot be rescaled", advice)
     plan = make_plan(facts, checkpoint, Policy(max_drift=max_drift), ordered=FLOAT16)
     half = half_of(plan, request, facts, checkpoint, measure=measure, text=text)
     if half is None:

@@ -110,11 +110,12 @@ def prior_facts(name: str) -> DeviceFacts:
     A size in the name ("A100 80GB", "M2 24 GB") is its memory, else the product's usual one, else 0: unknown.
 
     Raises:
-        UnknownDeviceError: If no product or family of this name is known; it lists the names that are close.
+        UnknownDeviceError: If no product or family of this name is known; it lists the names that are close. So if the
+            size in it is 0.
     """
     rows = _table()["names"]
     product = product_named(name, rows)
-    if product is None:
+    if product is None or bytes_in(name) == 0:
         raise UnknownDeviceError(name, close_names(name, rows))
     return _facts(name, product)
 

@@ -64,11 +64,11 @@ def _likeness(name: str, other: str) -> float:
     return difflib.SequenceMatcher(None, name, other, autojunk=False).ratio() if name else 0.0
 
 
-def bytes_in(name: str) -> int:
-    """Return the size that a name ends with or holds, in bytes: "M2 24 GB", "A100-80GB", "EPYC 1.5 TB"; 0 where there is none."""
+def bytes_in(name: str) -> int | None:
+    """Return the size that a name ends with or holds, in bytes: "M2 24 GB", "A100-80GB", "EPYC 1.5 TB"; None: it holds none."""
     match = _SIZE.search(name.lower())
     if match is None:
-        return 0
+        return None
     unit = (1024 if match[3] else 1000) ** ("kmgtp".index(match[2]) + 1)
     return int(float(match[1].replace(",", ".")) * unit)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from .base import SafeDtypeError
 
+_OF_NO_SIZE = re.compile(r"(?<![\d.,])0+([.,]0+)? ?[kmgtp]i?b\b", re.IGNORECASE)
 _PRODUCTS = {"mps": "Apple M2", "xpu": "Intel Arc A770"}  # by torch's kind of a device, as an example
 
 
@@ -45,6 +48,11 @@ class UnknownDeviceError(NoSuchDeviceError):
     """No product of this name is known. `found` are the known names that are close."""
 
     def __str__(self) -> str:
+        if _OF_NO_SIZE.search(self.device):
+            return (
+                f"The device {self.device!r} has a memory of 0 in its name, which holds no model. Next: name its size, as "
+                "in 'Apple M2 24 GB', or leave it out."
+            )
         close = f" Close to it: {'; '.join(self.found)}." if self.found else ""
         return (
             f"The device {self.device!r} is not known.{close} Next: `safe-dtype plan --list-devices` lists the known "

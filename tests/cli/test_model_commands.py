@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_run import Run, run_apart
+from tiny_models import readable_gguf
 
 from safe_dtype.devices import remember_learned
 from safe_dtype.facts import LearnedFailure
@@ -38,6 +39,44 @@ def test_revision_of_a_folder(run: Run, tiny_qwen3: Path) -> None:
     asked = ("plan", str(tiny_qwen3), "--device", "NVIDIA Tesla T4")
     assert "--revision v2 is ignored" in " ".join(run(*asked, "--revision", "v2").stdout.split())
     assert "is ignored" not in run(*asked).stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("generate", "MODEL", "Hi", "--max-new-tokens", "1"), ("audit", "MODEL"), ("rescue", "MODEL"),
+                ("verify", "MODEL", "--tokens", "16"), ("optimize", "MODEL", "--dry-run")], ids=lambda words: words[0],
+)  # fmt: skip
+def test_revision_that_is_ignored(run: Run, command: tuple[str, ...], tiny_qwen3: Path) -> None:
+    """Every command that takes a revision says that it is ignored of a folder, on stderr."""
+    asked = [str(tiny_qwen3) if word == "MODEL" else word for word in command]
+    assert run(*asked, "--revision", "v2").stderr.count("warning: --revision v2 is ignored") == 1
+
+
+@pytest.mark.parametrize("option", ["--dtype", "--device"])
+def test_run_has_no_dtype(run: Run, option: str, tmp_path: Path) -> None:
+    """Who gives `run` a dtype or device learns how a program's models are told; the program's own option is its own."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    done = run("run", option, "float16", script)
+    assert (done.returncode, "--policy ladder=fp16>fp32" in done.stderr) == (2, True)
+    assert run_apart("run", str(script), option, "float16").stdout.strip() == str([option, "float16"])
+
+
+def test_size_of_nothing(run: Run, tiny_qwen3: Path) -> None:
+    """A device with a memory of 0 in its name is refused, with what to write in its place."""
+    done = run("plan", tiny_qwen3, "--device", "Apple M2 0 GB")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has a memory of 0 in its name" in done.stderr
+
+
+def test_gguf_by_its_path(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
+    """A GGUF file is a MODEL for `plan` and `generate`; `rescue` says that there is nothing to rescale in it."""
+    file = readable_gguf(tmp_path / "m.gguf", "Q8_0", tiny_qwen3)
+    assert "quantized with gguf:Q8_0" in run("plan", file).stdout
+    done = run("generate", file, "Once upon a time", "--max-new-tokens", "2")
+    assert (done.returncode, "2 tokens" in done.stderr) == (0, True)
+    done = run("rescue", file)
+    assert done.returncode == 1
+    assert "its weights cannot be rescaled. Next: rescue the model that it was made of" in done.stderr
 
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "-1"])
