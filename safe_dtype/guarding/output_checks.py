@@ -27,7 +27,7 @@ _PINNED = 64504.0
 _TENSOR, _is_finite = torch.Tensor, math.isfinite
 _largest = torch.max  # quicker than the method, and than amax
 
-Peaks = Sequence[tuple[nn.Module, torch.Tensor]]  # a clamping block, and its largest |value|
+Peaks = Sequence[tuple[nn.Module, torch.Tensor, torch.Tensor]]  # a watched block, its smallest and its largest value
 
 
 class Soundness(Enum):
@@ -81,12 +81,15 @@ def numbers_of(output: Any) -> Named:
 def spoiled_flag(output: Any, kwargs: Mapping[str, Any], peaks: Peaks) -> torch.Tensor:
     """Return whether anything in `output` is no number, or a peak pinned: a bool without dimensions, on the device.
 
-    Nothing is read. What an `attention_mask` hides counts too: whoever reads the flag looks again.
+    Nothing is read. -Inf alone and what the `attention_mask` in `kwargs` hides do not count, as in `soundness`.
     """
+    mask = _mask_of(kwargs)
     # What is finite is zero less itself, NaN and Inf are NaN; on every backend NaN alone differs from itself.
     flag: torch.Tensor | None = None
     for name, tensor in _looked_at(results_of(output), output, kwargs):
         largest = tensor.amax(-1) if _ruled_out[name] and tensor.dim() > 1 else _soundness_flag(name, tensor)
+        if mask is not None and mask.shape == largest.shape and mask.device == largest.device:  # a prompt, not a token
+            largest = largest.masked_fill(mask == 0, 0)
         least = largest - largest if largest.numel() == 1 else (largest - largest).sum()
         flag = least if flag is None else flag + least.to(flag.device, flag.dtype, non_blocking=True)
     spoiled = None if flag is None else flag.ne(flag).reshape(())
@@ -189,16 +192,16 @@ def _row_is_spoiled(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def saturation_watch(blocks: list[nn.Module]) -> Iterator[Peaks]:
-    """Collect, while `blocks` run in float16, the largest |value| that each of them returns.
+    """Collect, while `blocks` run in float16, the smallest and the largest value that each of them returns.
 
     32 architectures clamp their hidden states to the range of float16 and go on, finite and wrong (T5: 31 % off).
     """
-    peaks: list[tuple[nn.Module, torch.Tensor]] = []
+    peaks: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
     def look(block: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, (tuple, list)) and output else output
         if isinstance(hidden, torch.Tensor) and hidden.dtype == torch.float16 and not is_followed():
-            peaks.append((block, hidden.detach().abs().amax()))
+            peaks.append((block, *hidden.detach().aminmax()))
 
     with hooked(blocks, after=look):
         yield peaks
@@ -211,11 +214,13 @@ def saturated(peaks: Peaks) -> nn.Module | None:
     largest = _peaks_together(peaks)
     if largest.amax().item() < _PINNED:
         return None
-    return next(block for (block, _), peak in zip(peaks, largest.tolist(), strict=True) if not peak < _PINNED)
+    return next(block for (block, *_), peak in zip(peaks, largest.tolist(), strict=True) if not peak < _PINNED)
 
 
 def _peaks_together(peaks: Peaks) -> torch.Tensor:
-    return torch.stack([peak.to(peaks[0][1].device, non_blocking=True) for _, peak in peaks])
+    where = peaks[0][1].device
+    ends = [end.to(where, non_blocking=True) for _, *both in peaks for end in both]
+    return torch.stack(ends).view(-1, 2).abs().amax(1)
 
 
 def watched_blocks(model: nn.Module, was_wider: bool) -> list[nn.Module]:  # noqa: FBT001  (one question, asked once)

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+import transformers
 from accelerator.rehearsal import Counts, Rehearsal
 from guarding.generators import BOTH_ROWS, DOWN, IDS, NEW_TOKENS, ONE_ROW, generator
 from guarding.oracle import Switch
 from pairwise import pairwise
+from transformers.generation.utils import DeferredStopCheck
 
-from safe_dtype import FLOAT32, guard, report
+from safe_dtype import FLOAT16, FLOAT32, guard, report
+from safe_dtype.errors import StrictModeError
 from safe_dtype.testing import fault
 
+FP16, FP32 = torch.float16, torch.float32
 SAMPLED = {"do_sample": True, "temperature": 1.5, "top_k": 0}
 STATIC = {"cache_implementation": "static", "disable_compile": True}
 FOUR_ROWS = {"input_ids": IDS.repeat(2, 1), "attention_mask": torch.ones_like(IDS.repeat(2, 1))}
@@ -182,3 +187,190 @@ def test_goes_on_from_the_step_that_failed(loop: str, moment: str, kind: str, re
     assert made.differs(switched(loop, call, rehearsal)) == []
     (event,) = report(model).events
     assert (event.step, event.after, event.restarted) == (call, FLOAT32, False)
+
+
+def test_rows_that_have_ended_stay_so(rehearsal: Rehearsal) -> None:
+    """A loop that is begun again pads the rows that had ended, and ends with the last of the others."""
+    options = FOUR_ROWS | SAMPLED | {"temperature": 1.2, "pad_token_id": 0, "streamer": True}
+    free = generate(on_the_device("qwen3", rehearsal), rehearsal, **options).tensors["sequences"]
+    begin = FOUR_ROWS["input_ids"].shape[1]
+    options["eos_token_id"] = [int(free[0, begin + 1]), int(free[1, begin + 3])]  # two rows end, one after the other
+    for call in (0, 1, 2, 3, 4, 7):
+        plain, model = on_the_device("qwen3", rehearsal), guard(on_the_device("qwen3", rehearsal))
+        Switch(plain, call, FLOAT32)
+        with fault(model, DOWN, "nan", call=call) as put:
+            made = generate(model, rehearsal, **options)
+        assert put.fired
+        assert made.differs(generate(plain, rehearsal, **options)) == []
+
+
+def test_the_step_that_ends_the_generation_may_fail(rehearsal: Rehearsal) -> None:
+    """Where the token that failed would have been the end, or becomes it, the generation ends there all the same."""
+    options = ONE_ROW | {"streamer": True, "pad_token_id": 0}
+    for call in (2, 4):
+        plain = on_the_device("qwen3", rehearsal)
+        Switch(plain, call, FLOAT32)
+        free = generate(plain, rehearsal, **options).tensors["sequences"][0]
+        ends = options | {"eos_token_id": int(free[ONE_ROW["input_ids"].shape[1] + call])}
+        plain, model = on_the_device("qwen3", rehearsal), guard(on_the_device("qwen3", rehearsal))
+        Switch(plain, call, FLOAT32)
+        with fault(model, DOWN, "nan", call=call):
+            made = generate(model, rehearsal, **ends)
+        assert made.differs(generate(plain, rehearsal, **ends)) == []
+        assert made.streamed[-1] == "end"
+
+
+@pytest.mark.parametrize(("first", "second"), [("nan", "nan"), ("cublas", "nan"), ("nan", "cublas")])
+def test_two_failures_in_a_row(first: str, second: str, rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails in the next dtype too, at that step or the one after, comes out as if it had been looked at at once."""
+    for call in (0, 1):
+        made = []
+        for is_free in (False, True):
+            monkeypatch.setattr(
+                "safe_dtype.guarding.deferred.reasons.is_read_free", lambda _, is_free=is_free: is_free
+            )
+            model = guard(on_the_device("qwen3", rehearsal), policy="ladder=bf16>fp16>fp32")
+            with (
+                fault(model, DOWN, first, call=2),
+                fault(model, "model.layers.2.mlp.down_proj", second, call=call, dtype=FLOAT16),
+            ):
+                made.append(generate(model, rehearsal, **BOTH_ROWS))
+            steps = [(event.step, event.before, event.after) for event in report(model).events]
+            assert steps[0][0] == 2
+            assert steps[-1][2] == FLOAT32
+        assert made[0].differs(made[1]) == []
+
+
+def test_over_two_devices(rehearsal: Rehearsal) -> None:
+    """A model in two halves is watched with no read of ours, and goes on from the step that failed."""
+
+    def halves() -> Any:
+        model = copy.deepcopy(on_the_host("qwen3"))
+        first, second = rehearsal.device(0), rehearsal.device(1)
+        names = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers.0", "lm_head"), first)
+        names |= dict.fromkeys(("model.layers.1", "model.layers.2", "model.norm"), second)
+        return accelerate.dispatch_model(model, {name: device.index for name, device in names.items()})
+
+    options = BOTH_ROWS | SAMPLED
+    plain, model = halves(), guard(halves())
+    assert generate(model, rehearsal, **options).differs(generate(plain, rehearsal, **options)) == []
+    a_token, with_guard = (
+        counts(one, rehearsal, 9, options) - counts(one, rehearsal, 3, options) for one in (plain, model)
+    )
+    assert with_guard.syncs == a_token.syncs
+    Switch(plain, 4, FLOAT32)
+    with fault(model, DOWN, "nan", call=4):
+        made = generate(model, rehearsal, **options)
+    assert made.differs(generate(plain, rehearsal, **options)) == []
+    (event,) = report(model).events
+    assert event.step == 4
+
+
+def test_pinned_values_in_float16(rehearsal: Rehearsal) -> None:
+    """The blocks that are watched in float16 go into the same flag: no read a token, and the step that is pinned is found."""
+    block = "decoder.block.1"
+    # `half` leaves nothing in float32: such a T5 clamps.
+    plain, model = on_the_device("t5", rehearsal, FP32).half(), guard(on_the_device("t5", rehearsal, FP32).half())
+    assert generate(model, rehearsal, **BOTH_ROWS).differs(generate(plain, rehearsal, **BOTH_ROWS)) == []
+    a_token, with_guard = (
+        counts(one, rehearsal, 9, BOTH_ROWS) - counts(one, rehearsal, 3, BOTH_ROWS) for one in (plain, model)
+    )
+    assert with_guard.syncs == a_token.syncs
+    guard(model, policy="strict")  # of the remedies the first takes seconds
+    with fault(model, block, "saturate", dtype=FLOAT16, call=4), pytest.raises(StrictModeError, match=block):
+        generate(model, rehearsal, **BOTH_ROWS)
+
+
+def test_no_end_where_nothing_is_cured(rehearsal: Rehearsal) -> None:
+    """NaN in float32 is handed on, and what comes after it is looked at at once: no step of it runs twice."""
+    plain, model = on_the_device("qwen3", rehearsal, FP32), guard(on_the_device("qwen3", rehearsal, FP32))
+    generate(model, rehearsal, **ONE_ROW)
+    runs = []
+    with fault(plain, DOWN, "nan", dtype=FLOAT32, call=3):
+        wanted = generate(plain, rehearsal, **ONE_ROW).tensors["sequences"]
+    with fault(model, DOWN, "nan", dtype=FLOAT32, call=3):
+        model.register_forward_hook(lambda *_: runs.append(1))
+        made = generate(model, rehearsal, **ONE_ROW).tensors["sequences"]
+    assert torch.equal(made, wanted)
+    assert len(report(model).events) == 1
+    assert len(runs) <= NEW_TOKENS + 6
+
+
+def test_strict_mode_changes_nothing(rehearsal: Rehearsal) -> None:
+    """The error comes from the step that failed, with the random numbers of the time before it."""
+    model, streamer = guard(on_the_device("qwen3", rehearsal), policy="strict"), Rolls()
+    where = rehearsal.device()
+    with fault(model, DOWN, "nan", call=3), pytest.raises(StrictModeError, match="nonfinite"):
+        model.generate(IDS[1:].to(where), max_new_tokens=6, streamer=streamer, **SAMPLED)
+    assert len(streamer.rolls) == 1 + 3  # the prompt and the tokens before
+    assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_loop_that_stops_one_step_late(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers learns late that it should stop, as on mps, the step that it has run ahead is taken back too."""
+
+    def is_supported(device: Any, cache: Any, cache_is_returned: bool, is_assistant: bool) -> bool:
+        return not is_assistant and (cache is None or cache.is_croppable or not cache_is_returned)
+
+    monkeypatch.setattr(DeferredStopCheck, "is_supported", staticmethod(is_supported))
+    for options in (FOUR_ROWS | {"streamer": True}, ONE_ROW | SAMPLED | {"eos_token_id": 12, "pad_token_id": 0}):
+        options = options | {"return_dict_in_generate": False}
+        guarded = guard(on_the_device("qwen3", rehearsal))
+        generate(guarded, rehearsal, **options)
+        plain = on_the_device("qwen3", rehearsal)
+        a_token, with_guard = (
+            counts(one, rehearsal, 9, options) - counts(one, rehearsal, 3, options) for one in (plain, guarded)
+        )
+        assert with_guard.syncs == a_token.syncs
+        for call, kind in ((0, "nan"), (4, "nan"), (5, "cublas"), (NEW_TOKENS - 1, "nan")):
+            plain, model = on_the_device("qwen3", rehearsal), guard(on_the_device("qwen3", rehearsal))
+            Switch(plain, call, FLOAT32)
+            with fault(model, DOWN, kind, call=call) as put:
+                made = generate(model, rehearsal, **options)
+            assert put.fired
+            assert made.differs(generate(plain, rehearsal, **options)) == []
+
+
+def test_both_steps_of_a_late_loop_may_fail(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in the step that runs ahead of one whose numbers were none: the earlier one is gone back to."""
+    monkeypatch.setattr(DeferredStopCheck, "is_supported", staticmethod(lambda *_, **__: True))
+    options = ONE_ROW | SAMPLED | {"return_dict_in_generate": False}
+    plain, model = on_the_device("qwen3", rehearsal), guard(on_the_device("qwen3", rehearsal))
+    generate(model, rehearsal, **options)
+    Switch(plain, 4, FLOAT32)
+    with fault(model, DOWN, "nan", call=4), fault(model, "model.layers.0.mlp.down_proj", "cublas", call=5):
+        made = generate(model, rehearsal, **options)
+    assert made.differs(generate(plain, rehearsal, **options)) == []
+    assert [event.step for event in report(model).events] == [4]
+
+
+class Counting(transformers.LogitsProcessor):
+    """A processor of the caller's own, which counts."""
+
+    calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Count."""
+        self.calls += 1
+        return scores
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"logits_processor": transformers.LogitsProcessorList([Counting()])}, id="own-processor"),
+        pytest.param({"num_beams": 2}, id="beams"),
+        pytest.param({"prompt_lookup_num_tokens": 2}, id="prompt-lookup"),
+        pytest.param({"guidance_scale": 1.5}, id="guidance"),
+    ],
+)
+def test_what_is_looked_at_at_once(options: dict[str, Any], rehearsal: Rehearsal) -> None:
+    """What must not run twice does not: such a loop is watched step by step, and goes on as everywhere."""
+    plain, model = on_the_device("qwen3", rehearsal), guard(on_the_device("qwen3", rehearsal))
+    Switch(plain, 4, FLOAT32)
+    with fault(model, DOWN, "nan", call=4) as put:
+        made = generate(model, rehearsal, **ONE_ROW | options)
+    assert put.fired
+    for processor in options.get("logits_processor", ()):
+        assert processor.calls == NEW_TOKENS
+    assert made.differs(generate(plain, rehearsal, **ONE_ROW | options)) == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,9 @@ _CRITERIA = frozenset(
     (stopping_criteria.__name__, name)
     for name in ("EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria")
 )
-_OF_THE_LOOP = ("_sample", "_prefill", "_has_unfinished_sequences")
+# What the loop calls at each step; a model may have its own way to count a step in, and none of the others.
+COUNTS_IN = "_update_model_kwargs_for_generation"
+_OF_THE_LOOP = ("_prefill", "_has_unfinished_sequences")
 _ONE_PROCESS = (None, 0, 1)
 
 
@@ -55,6 +58,7 @@ def stops_late(device: torch.device) -> bool:
 class SamplingLoop:
     """What transformers' sampling loop is called with, beside the arguments of the model."""
 
+    run: Callable[..., Any]  # the loop itself, `GenerationMixin._sample`
     model: nn.Module
     tokens: torch.Tensor  # of shape (batch, length)
     processors: Any  # of scores
@@ -77,7 +81,7 @@ def _reasons(guard: Guard, loop: SamplingLoop) -> Iterator[str]:
         yield "a look costs nothing"
     if id(guard) not in here.nets or any(step[2] is CALL for step in here.running):
         yield "it is no generation of its own"
-    if any(owner_of(type(loop.model), name) is not GenerationMixin for name in _OF_THE_LOOP):
+    if not _is_known(loop):
         yield "its loop is not that of transformers"
     if loop.synced_gpus or getattr(loop.model, "_tp_size", None) not in _ONE_PROCESS:
         yield "other processes take part in its steps"
@@ -96,6 +100,16 @@ def _reasons_in_options(loop: SamplingLoop) -> Iterator[str]:
         yield "a criterion for the end may count its calls"
     if stops_late(loop.tokens.device) and config.return_dict_in_generate:
         yield "the loop runs one step beyond the last one"
+
+
+def _is_known(loop: SamplingLoop) -> bool:
+    model_class, function = type(loop.model), inspect.unwrap(loop.run)
+    return (
+        getattr(function, "__module__", None) == GenerationMixin.__module__
+        and {*_OF_THE_LOOP, COUNTS_IN} <= {*function.__code__.co_names}  # before 5.0 a prompt went in in another way
+        and all(owner_of(model_class, name) is GenerationMixin for name in ("_sample", *_OF_THE_LOOP))
+        and not {*_OF_THE_LOOP, COUNTS_IN} & vars(loop.model).keys()
+    )
 
 
 def _are_of(entries: Any, classes: frozenset[tuple[str, str]]) -> bool:

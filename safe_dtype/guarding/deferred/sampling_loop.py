@@ -12,7 +12,7 @@ from ..state import Guard, guard_of
 from ..step import guarded_step
 from .joined_outputs import joined
 from .loop_watch import LoopStep, LoopWatch, SpoiledBeforeError
-from .reasons import SamplingLoop, reason_to_look_at_once
+from .reasons import COUNTS_IN, SamplingLoop, reason_to_look_at_once
 from .unread import this_thread
 
 
@@ -25,7 +25,7 @@ def guard_sample(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         guard = guard_of(self)
         loop = SamplingLoop(
-            self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer
+            original, self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus, streamer
         )
         around, this_thread.watch = this_thread.watch, None
         try:
@@ -79,7 +79,7 @@ def _decoding(model: Any) -> AbstractContextManager[Any]:
 def _watch_loop(guard: Guard, model_class: type) -> None:
     """Wrap what the loop calls at each step: from the first time that a model of this class is watched in that way."""
     for name, wrap in (
-        ("_prefill", _hand_over), ("_update_model_kwargs_for_generation", _before_update),
+        ("_prefill", _hand_over), (COUNTS_IN, _before_update),
         ("_has_unfinished_sequences", _goes_on),
     ):  # fmt: skip
         owner = owner_of(model_class, name)
