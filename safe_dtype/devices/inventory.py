@@ -10,7 +10,7 @@ from ..errors import NoSuchDeviceError
 from ..facts import DeviceFacts
 from .accelerators import Hardware, accelerators
 from .claims import claims_about
-from .memory import memory_of
+from .memory import UNKNOWN_MEMORY, memory_of
 from .priors import family_of
 from .processor import cpu_capability, cpu_name
 from .settings import settings, versions
@@ -28,6 +28,15 @@ def detect_one(device: str) -> DeviceFacts:
         NoSuchDeviceError: If it is not here.
     """
     return _facts(hardware_of(device))
+
+
+def identity_of(device: str) -> DeviceFacts:
+    """Return what one device is, without asking it anything: it may be lost. Its memory and claims are left out.
+
+    Raises:
+        NoSuchDeviceError: If it is not here.
+    """
+    return _identity(hardware_of(device))
 
 
 def default_device() -> str:
@@ -60,18 +69,21 @@ def _cpu() -> Hardware:
 
 
 def _facts(hardware: Hardware) -> DeviceFacts:
-    facts = DeviceFacts(
+    facts = _identity(hardware)
+    return with_family(replace(facts, memory=memory_of(facts.device), claims=claims_about(facts.device)))
+
+
+def _identity(hardware: Hardware) -> DeviceFacts:
+    return DeviceFacts(
         device=hardware.device,
         name=hardware.name,
-        memory=memory_of(hardware.device),
+        memory=UNKNOWN_MEMORY,
         vendor=hardware.vendor,
         capability=hardware.capability,
         driver=hardware.driver,
         versions=versions(),
         settings=settings(),
-        claims=claims_about(hardware.device),
     )
-    return with_family(facts)
 
 
 def with_family(facts: DeviceFacts) -> DeviceFacts:

@@ -10,7 +10,7 @@ from ..facts import DeviceFacts, LearnedFailure
 from ..store import recall, remember
 from ..store.keys import hardware_key
 from ..store.remembered import Key
-from .inventory import detect_one, hardware_of
+from .inventory import hardware_of, identity_of
 
 _MOST = 100  # of one device; the oldest go first
 
@@ -21,7 +21,7 @@ def remember_learned(failure: LearnedFailure) -> None:
     Raises:
         NoSuchDeviceError: If the device is not here.
     """
-    facts = detect_one(failure.device)
+    facts = identity_of(failure.device)
     known = [other for other in learned_on(facts) if not _is_same(other, failure)]
     remember(_key(facts), {"failures": [one.as_dict() for one in (*known, failure)[-_MOST:]]})
 
@@ -49,7 +49,7 @@ def lessons_for(devices: Iterable[str], source: str, family: str | None) -> tupl
         NoSuchDeviceError: If a device is not here.
     """
     checkpoint = checkpoint_key(source)
-    learned = (failure for device in devices for failure in learned_on(detect_one(device)))
+    learned = (failure for device in devices for failure in learned_on(identity_of(device)))
     return tuple(
         failure
         for failure in learned

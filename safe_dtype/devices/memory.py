@@ -26,6 +26,7 @@ class CgroupLimit:
 
 
 _MARGIN = 1.02  # allocators round up
+UNKNOWN_MEMORY = MemoryFacts(0, 0, "device")
 
 
 def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> MemoryFacts:
@@ -180,8 +181,19 @@ def _accelerator_memory(device: torch.device) -> MemoryFacts:
         total = torch.mps.recommended_max_memory()
         free = min(total - torch.mps.driver_allocated_memory(), _main_memory().free_bytes)
         return MemoryFacts(total, max(0, free), "device")
-    backend, index = getattr(torch, device.type), device.index or 0
-    free, total = backend.mem_get_info(index)
-    # Blocks that torch's allocator keeps for itself are free to this process.
-    cached = backend.memory_reserved(index) - backend.memory_allocated(index)
-    return MemoryFacts(int(total), int(free + max(0, cached)), "device")
+    backend, index = getattr(torch, device.type, None), device.index or 0
+    # torch.accelerator has it from 2.9 on; a plugin may have neither.
+    if hasattr(backend, "mem_get_info"):
+        free, total = backend.mem_get_info(index)
+    else:
+        try:
+            free, total = torch.accelerator.get_memory_info(device)
+        except (AttributeError, RuntimeError):
+            return UNKNOWN_MEMORY
+    return MemoryFacts(int(total), int(free + _cached(backend, index)), "device")
+
+
+def _cached(backend: Any, index: int) -> int:
+    """Return the bytes that torch's allocator keeps for itself: they are free to this process."""
+    reserved, allocated = (getattr(backend, name, None) for name in ("memory_reserved", "memory_allocated"))
+    return max(0, reserved(index) - allocated(index)) if reserved and allocated else 0

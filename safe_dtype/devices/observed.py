@@ -8,7 +8,7 @@ from ..facts import DeviceFacts, Dtype, Verdict, VerdictKind
 from ..store.keys import hardware_key
 from ..store.remembered import Key
 from .cache import load, store
-from .inventory import detect_one, hardware_of
+from .inventory import hardware_of, identity_of
 
 
 def remember_failure(device: str, dtype: Dtype, reason: str) -> None:
@@ -17,7 +17,7 @@ def remember_failure(device: str, dtype: Dtype, reason: str) -> None:
     Raises:
         NoSuchDeviceError: If the device is not here.
     """
-    facts = detect_one(device)
+    facts = identity_of(device)
     known = [one for one in load(_key(facts)) or () if one.dtype != dtype]
     store(_key(facts), [*known, Verdict(dtype, "matmul", VerdictKind.CRASHES, reason)])
 

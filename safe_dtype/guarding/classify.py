@@ -21,6 +21,7 @@ _WRAPPERS = frozenset({
 # float32 is the wide side of a mismatch; of two 16-bit ones bfloat16 is the one that fewer devices have.
 _SUSPECTS = (FLOAT8_E4M3, BFLOAT16, FLOAT16, FLOAT32)
 _CHAIN_LENGTH = 16
+_LONGEST_LINE = 300  # characters of a foreign text in our own
 
 
 def classify(exc: BaseException) -> Failure | None:
@@ -62,6 +63,12 @@ def text_of(exc: BaseException) -> str:
         return str(exc)
     except Exception:  # noqa: BLE001  (an exception that cannot be printed says nothing)
         return ""
+
+
+def first_line(message: str) -> str:
+    """Return the first line of a foreign text, cut to a readable length."""
+    line = message.strip().partition("\n")[0]
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
 
 
 def _match(exc: BaseException, text: str) -> Failure | None:

@@ -9,15 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..devices import remember_failure
-from ..errors import DeviceLostError, NoDtypeLeft, StrictModeError
+from ..errors import NoDtypeLeft, StrictModeError
 from ..errors.of_the_moment import is_of_memory
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype, LearnedFailure
 from ..models.undo_log import UndoLog
 from .callers_autocast import autocast_here
-from .classify import classify
+from .classify import classify, first_line
 from .diagnosis.learn import keep, lesson
+from .diagnosis.lost_device import device_lost
 from .events import record
 from .failure import Attempt, Event, Failure
 from .incident import Incident
@@ -26,7 +26,6 @@ from .state import Guard
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_LINE = 300  # characters of a foreign text in our own
 _MOST_REFUSALS = 8  # that a report has
 _MOST_REMEDIES = 50  # on one failing step: remedies of a class without `__eq__` never equal one that was tried
 
@@ -105,7 +104,7 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
     if before is None:  # float64: none of ours
         return False
     if failure.sticky:
-        raise _device_lost(incident, before) from incident.error
+        raise device_lost(incident.model, incident.blamed, failure, before) from incident.error
     before_this = len(tried.attempts)
     tried.failed(incident)
     if guard.policy.mode == "strict":
@@ -221,12 +220,6 @@ def note_refusal(guard: Guard, error: StrictModeError | NoDtypeLeft) -> None:
         del guard.refusals[:-_MOST_REFUSALS]
 
 
-def first_line(message: str) -> str:
-    """Return the first line of a foreign text, cut to a readable length."""
-    line = message.strip().partition("\n")[0]
-    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
-
-
 def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int, tried: tuple[Attempt, ...]) -> None:
     guard, failure = incident.guard, incident.failure
     after = guard.dtype() or before
@@ -262,17 +255,6 @@ def _refuse(incident: Incident, before: Dtype) -> bool:
     next_step = "run it under torch.backends.mkldnn.flags(enabled=False), " if other_kernel else ""
     next_step += f"{'load the model in one of these, or ' if dtypes else ''}guard it without 'strict'"
     raise StrictModeError(str(before), _described(incident.failure), dtypes, next_step=next_step) from incident.error
-
-
-def _device_lost(incident: Incident, dtype: Dtype) -> DeviceLostError:
-    devices = (weight.device for weight in incident.model.parameters() if not weight.is_meta)
-    device = str(next(devices, torch.device("cpu")))
-    text = first_line(incident.failure.message)
-    try:
-        remember_failure(device, dtype, f"lost the device while a model ran: {text}")
-    except RuntimeError as exc:  # the device may not even say its name any more
-        logger.warning("that %s was lost in %s cannot be remembered: %s", device, dtype, exc)
-    return DeviceLostError(device, str(dtype), text)
 
 
 def _placed(failure: Failure) -> str:

@@ -15,6 +15,7 @@ from ..models.cast_back import as_they_are
 from .blame import module_raising, name_of
 from .classify import classify
 from .diagnosis import calls_in, diagnose, failure_shown, is_vetoed, modules_in, passes_through_callers
+from .diagnosis.lost_device import loses_a_device
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
@@ -100,7 +101,8 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             args, kwargs = up_to_date(guard, args, kwargs)
     except BaseException as exc:
         # Beyond the step that had failed the remedies were of use, whatever has ended the generation since.
-        if tried.has_changed and here.step <= failed_at and not isinstance(exc, CHANGES_STAY):
+        is_over = isinstance(exc, CHANGES_STAY) or loses_a_device(exc)
+        if tried.has_changed and here.step <= failed_at and not is_over:
             snapshot.roll_back()
             with changing(guard):
                 tried.take_back(guard, ended_by=exc)

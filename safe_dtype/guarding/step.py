@@ -28,6 +28,7 @@ from .deferred.unread import UnreadStep
 from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
+from .diagnosis.lost_device import loses_a_device, lost_by
 from .diagnosis.module_call import FinishedCall
 from .diagnosis.own_values import (
     float32_agrees,
@@ -181,14 +182,20 @@ def _ended(
 
 
 def _leave(guard: Guard, exc: BaseException, snapshot: StepSnapshot | None, tried: TriedRemedies | None) -> None:
-    """Bring back what the step changed, and what remedies did that have not helped; `exc` ends the call."""
+    """Bring back what the step changed, and what remedies did that have not helped; `exc` ends the call.
+
+    Raises:
+        DeviceLostError: In place of `exc`, if the model's dtype has cost the process its device.
+    """
+    if (lost := lost_by(guard, exc)) is not None:
+        raise lost from exc
     if isinstance(exc, (StrictModeError, NoDtypeLeft)):
         note_refusal(guard, exc)
     has_changed = tried is not None and tried.has_changed
     is_wanted = leaves_on_purpose(exc) or (tried is None and is_raised_by_a_hook(exc))
-    if snapshot is None or isinstance(exc, CHANGES_STAY) or (not has_changed and is_wanted):
+    if snapshot is None or isinstance(exc, CHANGES_STAY) or (not has_changed and is_wanted) or loses_a_device(exc):
         return
-    with suppress(RuntimeError):  # the device may be lost
+    with suppress(RuntimeError):  # the device may be lost, and the exception of another matter
         snapshot.roll_back()
     if tried is not None and has_changed:
         with changing(guard):
@@ -318,8 +325,6 @@ def _by_experiment(
     error, failure = trouble.error, trouble.failure
     assert error is not None
     blamed = module_raising(model, error.__traceback__)
-    if failure is not None and failure.sticky:
-        return failure, Blame(blamed), None
     repeat = (
         functools.partial(attempt_at_once, call.guard, call.forward, call.args, call.kwargs) if can_repeat else None
     )

@@ -101,6 +101,13 @@ def _put_back(tensors: MutableMapping[str, torch.Tensor], name: str, back: Calla
     tensors[name] = back()
 
 
+def execution_devices(model: nn.Module) -> Iterator[torch.device]:
+    """Yield the devices that accelerate's hooks bring weights to."""
+    for hook in _hooks(model):
+        if (where := getattr(hook, "execution_device", None)) is not None:
+            yield torch.device(where)
+
+
 def is_offloaded(model: nn.Module) -> bool:
     """Whether accelerate brings in any weight of `model` at run time."""
     return next(_stores(model), None) is not None

@@ -39,7 +39,7 @@ def attempt(
             output = forward(*args, **kwargs)
     except Exception as exc:
         failure = classify(exc)
-        if failure is None and is_vetoed(exc):
+        if failure.sticky if failure is not None else is_vetoed(exc):
             raise
         return None, Trouble(failure, exc)
     if block is None:

@@ -20,10 +20,9 @@ from ...models.wrapped_methods import unwrap_methods, wrap_method
 from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import module_raising, module_spoiling, name_of
 from ..callers_autocast import AutocastOverride, CallersAutocast, autocast_around, overriding_enter
-from ..classify import text_of
+from ..classify import first_line, text_of
 from ..events import record
 from ..failure import Event, FailureKind
-from ..recover import first_line
 from ..state import Guard
 from .inner_autocast import autocasts_inside
 from .pristine import as_it_is

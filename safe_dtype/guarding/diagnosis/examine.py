@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from ...processes.handler_exceptions import is_of_a_signal
-from ..classify import classify, text_of
+from ..classify import classify, first_line, text_of
 from ..failure import Failure
-from ..recover import first_line
 from ..remedies.next_dtype import dtypes_left
 from ..step_snapshot import StepSnapshot, state_places
 from .experiment import diagnose, is_of_a_compiler

@@ -10,7 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ...processes.handler_exceptions import is_of_a_signal
 from ..classify import links_of, text_of
-from ..families.refused import is_sticky, is_vetoed_text
+from ..families.refused import is_lost, is_vetoed_text
 from .hook_errors import is_raised_by_a_hook
 
 # By name, for some are of libraries that may not be here. Memory, lost devices, communication; what ends a loop; what a
@@ -56,4 +56,4 @@ def _is_vetoed(link: BaseException) -> bool:
     if isinstance(link, OSError) and link.errno is not None:  # of the operating system, and not only called so
         return True
     text = text_of(link)
-    return is_sticky(text) or is_vetoed_text(text)
+    return is_lost(text) or is_vetoed_text(text)

@@ -55,6 +55,8 @@ _UNLIKELY = any_of(
     r"can require gradients|can't convert np|Could not run 'aten::|not current(?:ly)? implemented for the MPS",
     r"could not create a primitive$|to be Float8 matrix|complex(?:64|128|float|double)",
 )
+# Lost without a word about why.
+_LOST = any_of(r"DEVICE_LOST|ECC error|launch timed out|fallen off the bus|device (?:has been|was) (?:lost|removed)")
 _STICKY = any_of(*LOST_TEXTS)
 
 
@@ -75,5 +77,10 @@ def is_vetoed_text(text: str) -> bool:
 
 
 def is_sticky(text: str) -> bool:
-    """Whether the process has lost its device by this failure."""
+    """Whether the process has lost its device by this failure, which may be one of a dtype."""
     return _STICKY.search(text) is not None
+
+
+def is_lost(text: str) -> bool:
+    """Whether the process has lost its device, by whatever failure: nothing that lies on it can be read any more."""
+    return is_sticky(text) or _LOST.search(text) is not None

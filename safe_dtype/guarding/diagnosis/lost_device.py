@@ -1,0 +1,64 @@
+"""A device that the process has lost: nothing of it is read any more, and the next start plans around what lost it."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from ...devices import remember_failure
+from ...errors import DeviceLostError, SafeDtypeError
+from ...facts import Dtype
+from ...models.offloaded import execution_devices
+from ..blame import module_raising
+from ..classify import classify, first_line, links_of, text_of
+from ..failure import Failure
+from ..families.refused import is_lost
+from ..state import Guard
+
+logger = logging.getLogger(__name__)
+
+
+def loses_a_device(exc: BaseException) -> bool:
+    """Whether `exc` tells that a device is lost to this process: what lies on it can be neither read nor brought back."""
+    return any(isinstance(link, DeviceLostError) or is_lost(text_of(link)) for link in links_of(exc))
+
+
+def lost_by(guard: Guard, exc: BaseException) -> DeviceLostError | None:
+    """Return what the caller gets in place of `exc` where that tells that a dtype has cost the process its device."""
+    failure = None if isinstance(exc, SafeDtypeError) else classify(exc)
+    model, dtype = guard.model(), guard.dtype()
+    if failure is None or not failure.sticky or model is None or dtype is None:
+        return None
+    return device_lost(model, module_raising(model, exc.__traceback__), failure, dtype)
+
+
+def device_lost(model: nn.Module, module: nn.Module | None, failure: Failure, dtype: Dtype) -> DeviceLostError:
+    """Return the error of a device that was lost in `dtype`, and have the next plan for it reject that.
+
+    Args:
+        model: The model that ran.
+        module: The module that failed; None where that is not known, for kernels end later than their calls.
+        failure: How.
+        dtype: The dtype of the model.
+    """
+    devices = (_devices_of(module) if module is not None else ()) or _devices_of(model) or ("cpu",)
+    text = first_line(failure.message)
+    for device in devices:
+        _remember(device, dtype, text)
+    return DeviceLostError(",".join(devices), str(dtype), text)
+
+
+def _remember(device: str, dtype: Dtype, text: str) -> None:
+    try:
+        remember_failure(device, dtype, f"lost the device while a model ran: {text}")
+    except RuntimeError as exc:  # the device may not even say its name any more
+        logger.warning("that %s was lost in %s cannot be remembered: %s", device, dtype, exc)
+
+
+def _devices_of(module: nn.Module) -> tuple[str, ...]:
+    """Return where a module computes: all accelerators; the CPU where there is none."""
+    own = [weight.device for weight in module.parameters() if not weight.is_meta]
+    devices = dict.fromkeys([*own, *execution_devices(module)])
+    accelerators = tuple(str(device) for device in devices if device.type != "cpu")
+    return accelerators or tuple(str(device) for device in devices)
