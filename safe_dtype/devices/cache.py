@@ -11,7 +11,7 @@ from ..store import recall, remember
 from ..store.remembered import Key
 from ..store.typed import listed
 from .probing.probe_request import verdict_from_dict, verdict_to_dict
-from .probing.verdicts import measured_while_busy
+from .probing.verdicts import lacked_memory, measured_while_busy
 
 _BUSY_LASTS = 600.0  # seconds for which a measurement on a busy machine is believed
 
@@ -29,4 +29,5 @@ def store(key: Key, verdicts: Iterable[Verdict]) -> None:
 def _believed(entry: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
     verdicts = tuple(verdict_from_dict(one) for one in listed(entry["verdicts"]))
     old = time.time() - entry["measured_at"] > _BUSY_LASTS
-    return None if old and any(measured_while_busy(verdict) for verdict in verdicts) else verdicts
+    is_passing = any(lacked_memory(verdict) or (old and measured_while_busy(verdict)) for verdict in verdicts)
+    return None if is_passing else verdicts

@@ -181,7 +181,8 @@ def _accelerator_memory(device: torch.device) -> MemoryFacts:
         total = torch.mps.recommended_max_memory()
         free = min(total - torch.mps.driver_allocated_memory(), _main_memory().free_bytes)
         return MemoryFacts(total, max(0, free), "device")
-    backend, index = getattr(torch, device.type, None), device.index or 0
+    backend: Any = getattr(torch, device.type, None)
+    index = device.index or 0
     # torch.accelerator has it from 2.9 on; a plugin may have neither.
     if hasattr(backend, "mem_get_info"):
         free, total = backend.mem_get_info(index)

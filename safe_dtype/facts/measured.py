@@ -70,7 +70,7 @@ class MemoryFacts:
 
     total_bytes: int
     free_bytes: int
-    limited_by: str  # "device", "cgroup", "max_memory"
+    limited_by: str  # "device", "cgroup", "max_memory", "device_map" (where the caller places a model), "ranks"
 
 
 @dataclass(frozen=True, slots=True)

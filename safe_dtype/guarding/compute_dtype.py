@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 
+from ..devices.inventory import identity_of
+from ..errors import NoSuchDeviceError
+from ..errors.warn import warn
+from ..models.offloaded import is_offloaded
 from ..numerics import compute_in
 from .state import Guard
+from .written.written_places import NOTHING, Written
 
 # Arguments that a step does not multiply by weights, by a part of their name.
 _BESIDE = ("mask", "position", "past", "cache", "labels")
@@ -39,6 +44,37 @@ def as_planned(
             return forward(*args, **kwargs)
 
     return computed
+
+
+def first_step(guard: Guard) -> Written:
+    """Look where the model is before the first step of a kind; return that nothing is known of what the step writes.
+
+    A plan holds for the devices that it was made for. Where the model has been moved to another product since, products
+    are computed in the dtype of the weights, and a warning says so once.
+    """
+    plan, model = guard.plan, guard.model()
+    if plan is None or plan.made_for is None or model is None or "moved" in guard.mentioned:
+        return NOTHING
+    devices = {weight.device for weight in model.parameters() if not weight.is_meta}
+    # Beside an accelerator the CPU holds what is brought to it; without one it computes.
+    devices = {device for device in devices if device.type != "cpu"} or devices
+    moved = [device for device in devices if not _is_planned_for(str(device), plan.made_for.devices)]
+    if moved and not is_offloaded(model):
+        guard.mentioned.add("moved")
+        guard.cast_from = None
+        where = str(moved[0])
+        text = f"{plan.source} was planned for {plan.device_name} ({plan.device}) and runs on {where}: {plan.storage} may "
+        warn(
+            f"{text}not be the best dtype there. Next: load it with device_map='{where}', so that this is planned for"
+        )
+    return NOTHING
+
+
+def _is_planned_for(device: str, products: tuple[str, ...]) -> bool:
+    try:
+        return identity_of(device).name in products
+    except NoSuchDeviceError:
+        return True
 
 
 def rows_of(args: Iterable[Any], kwargs: dict[str, Any]) -> int:

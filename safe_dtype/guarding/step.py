@@ -22,7 +22,7 @@ from ..models.casting import FLOATS, cast, cast_cache, is_finite
 from ..models.recast import main_dtype
 from ..rescaling import departures
 from .blame import Blame, module_raising, module_spoiling, name_of
-from .compute_dtype import as_planned
+from .compute_dtype import as_planned, first_step
 from .deferred.attempt import attempt, attempt_at_once, judged
 from .deferred.unread import UnreadStep
 from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, leaves_on_purpose
@@ -51,7 +51,7 @@ from .output_checks import (
 from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, note_refusal, pass_over
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
-from .written.written_places import NOTHING, hand_back
+from .written.written_places import hand_back
 
 
 class RestartNeededError(Exception):
@@ -103,7 +103,7 @@ def guarded_step(
                     args, kwargs = _up_to_date(guard, args, kwargs, tried)
                 version = guard.version
                 kind = (module, entry, len(args), *kwargs)
-                written = guard.written.get(kind, NOTHING)
+                written = guard.written.get(kind) or first_step(guard)
                 snapshot = StepSnapshot(guard.places, args, kwargs, module, written)
                 forward = as_planned(guard, plain, args, kwargs)
                 output, trouble = attempt(guard, forward, args, kwargs)

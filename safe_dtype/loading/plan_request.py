@@ -16,13 +16,14 @@ from transformers.utils.import_utils import is_kernels_available, is_triton_avai
 
 from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import as_dict, without_dtypes
-from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, memory_of, routes_of
+from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, routes_of
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Candidate, Plan, Policy, combine, make_plan
 from ..planning.as_loaded import as_loaded
 from .config_order import passed_config, with_order_of_config
-from .request import Request
+from .placement import with_memory_as_placed
+from .request import Request, all_accelerators
 from .trials.float16 import plan_with_half
 from .trials.rounding import plan_with_drifts
 from .trials.saved_rescale import with_stored
@@ -84,6 +85,10 @@ def plan_request(
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
     expected: tuple[Candidate, ...] = ()
     plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=expected)
+    if plan.device_map and _could_have_more(request):
+        everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
+        spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
+        return replace(spread, device_map=plan.device_map, warnings=spread.warnings or plan.warnings)
     # Who orders float16 wants results as well, and a model that overflows has none.
     if rounds:
         plan, checkpoint, expected = plan_with_half(
@@ -93,8 +98,15 @@ def plan_request(
         plan = plan_with_drifts(
             plan, request, device, checkpoint, parsed, measure=drifts == "measured", expected=expected
         )
+    if plan.device_map and request.spreads:
+        plan = replace(plan, device_map=request.arguments["device_map"])
     logger.debug("%s", plan.summary)
     return plan
+
+
+def _could_have_more(request: Request) -> bool:
+    """Whether there are accelerators beside the one that is planned for, and the caller has not said where to go."""
+    return request.arguments.get("device_map") is None and len(all_accelerators()) > len(request.devices)
 
 
 def as_loaded_here(checkpoint: CheckpointFacts, device: DeviceFacts) -> CheckpointFacts:
@@ -128,7 +140,7 @@ def device_for(request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
     if is_one_of_many(request):
         # What falls to this rank is not known here, and device_map is not for models that ranks share.
         return replace(device, memory=MemoryFacts(0, 0, "ranks"))
-    return _with_main_memory(device) if request.spreads and device.device != "cpu" else device
+    return with_memory_as_placed(device, request, checkpoint)
 
 
 def _routes_to_probe(checkpoint: CheckpointFacts, device: str) -> tuple[tuple[Dtype, str], ...]:
@@ -150,13 +162,6 @@ def is_one_of_many(request: Request) -> bool:
     asked = any(request.arguments.get(name) is not None for name in _SPLIT_BY_RANKS)
     ranks = os.environ.get("WORLD_SIZE", "")  # torchrun, accelerate launch, deepspeed
     return asked or (ranks.isdecimal() and int(ranks) > 1) or is_deepspeed_zero3_enabled()
-
-
-def _with_main_memory(device: DeviceFacts) -> DeviceFacts:
-    # device_map="auto" spills into main memory by itself, so nothing is lost by counting it.
-    own, main = device.memory, memory_of("cpu")
-    both = MemoryFacts(own.total_bytes + main.total_bytes, own.free_bytes + main.free_bytes, own.limited_by)
-    return replace(device, memory=both)
 
 
 def checkpoint_for(request: Request) -> CheckpointFacts:

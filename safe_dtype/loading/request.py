@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..devices import default_device
+from ..devices.memory import allowance
 from ..facts import FLOAT32, Dtype, Where, dtype_named
 
 _OFFLOAD = ("cpu", "disk")
@@ -92,25 +93,32 @@ class Request:
             default = torch.get_default_device()
             return (default_device() if default.type == "cpu" else str(default),)
         if isinstance(device_map, Mapping):
-            named = dict.fromkeys(_device_name(one) for one in device_map.values())
+            named = dict.fromkeys(device_name(one) for one in device_map.values())
             computing = tuple(one for one in named if one not in _OFFLOAD)
             return computing or ("cpu",)
         if device_map in _SPREAD:
-            return _all_accelerators() or ("cpu",)
-        return (_device_name(device_map),)
+            return tuple(device for device in all_accelerators() if self._has_room(device)) or ("cpu",)
+        return (device_name(device_map),)
+
+    def _has_room(self, device: str) -> bool:
+        """Whether `max_memory` leaves anything to a device: accelerate fills those alone that it names."""
+        max_memory = self.arguments.get("max_memory")
+        return not isinstance(max_memory, Mapping) or bool(allowance(torch.device(device), max_memory))
 
     @property
     def spreads(self) -> bool:
-        """Whether the caller lets the model be spread over several places already."""
+        """Whether the caller lets the model be spread over several places."""
         device_map = self.arguments.get("device_map")
-        return isinstance(device_map, Mapping) or device_map in _SPREAD
+        return isinstance(device_map, str) and device_map in _SPREAD
 
 
-def _device_name(device: Any) -> str:
+def device_name(device: Any) -> str:
+    """Return torch's name of a device, which `device_map` may also give as an object or a number."""
     return f"{torch.accelerator.current_accelerator() or 'cuda'}:{device}" if isinstance(device, int) else str(device)
 
 
-def _all_accelerators() -> tuple[str, ...]:
+def all_accelerators() -> tuple[str, ...]:
+    """Return torch's name of every accelerator that is here."""
     if not torch.accelerator.is_available():
         return ()
     kind = torch.accelerator.current_accelerator()

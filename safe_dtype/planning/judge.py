@@ -164,8 +164,10 @@ def _bad_kernel(
     candidate: Candidate, product: Verdict, device: DeviceFacts, checkpoint: CheckpointFacts
 ) -> tuple[Ground, str] | None:
     dtype = candidate.storage
-    if device.verdict(dtype).kind is VerdictKind.UNKNOWN and not _is_tried(dtype, device, checkpoint):
-        return Ground.UNKNOWN, f"nobody has measured {dtype} on {device.name}"
+    plain = device.verdict(dtype)
+    if plain.kind is VerdictKind.UNKNOWN and not _is_tried(dtype, device, checkpoint):
+        why = plain.reason.removeprefix("not measured").lstrip(",: ")
+        return Ground.UNKNOWN, f"nobody has measured {dtype} on {device.name}{why and f': {why}'}"
     for op in needed_ops(checkpoint):
         # Products and convolutions need the kernels of the dtype that they are computed in.
         verdict = device.verdict(candidate.compute if op == "conv2d" else dtype, op)
@@ -281,7 +283,9 @@ def _bad_memory(cost: Cost, device: DeviceFacts) -> tuple[Ground, str] | None:
     free = device.memory.free_bytes
     if cost.bytes <= free or not device.memory.total_bytes:  # a device known only by its family has no size
         return None
-    return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(free)} are free"
+    is_placed = device.memory.limited_by == "device_map"
+    room = "have room as device_map places it" if is_placed else "are free"
+    return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(free)} {room}"
 
 
 def _slowdown(product: Verdict, device: DeviceFacts) -> float | None:

@@ -33,10 +33,8 @@ from .worth_measuring import first_measurement
 _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
 # An order that drifts is rescued all the same: without, it would overflow.
 _WITH_A_RESCUE = (None, Ground.MEMORY, Ground.DRIFT)
-_TOO_BIG = {
-    False: "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it",
-    True: "strict mode leaves it whole, and it may not load; device_map='auto' would spread it",
-}
+_SPREAD = "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it"
+_WHOLE = "it may not load there; device_map='auto' would spread it"
 
 
 def make_plan(
@@ -220,8 +218,10 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
     device, checkpoint, candidate = case.device, case.checkpoint, picked.candidate
     strict = case.policy.mode == "strict"
     too_big = picked.ground is Ground.MEMORY
+    is_placed = device.memory.limited_by == "device_map"  # by the caller
     if too_big:
-        warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {_TOO_BIG[strict]}",)
+        what = _WHOLE if is_placed else f"strict mode leaves it whole: {_WHOLE}" if strict else _SPREAD
+        warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {what}",)
     if not device.measured and not device.memory.total_bytes:
         warnings += (
             f"how much memory {device.name} has is not known, nor whether the model fits: name it with the device, "
@@ -246,7 +246,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         ladder=tuple(dict.fromkeys((candidate.storage, *later))),
         decisions=case.decisions,
         attention=picked.attention,
-        device_map="auto" if too_big and not strict else None,
+        device_map="auto" if too_big and not strict and not is_placed else None,
         ordered=case.ordered,
         routes=picked.routes,
         rescale=rescue.rescale if rescue else None,

@@ -44,10 +44,10 @@ def test_unknown_dtype() -> None:
         pytest.param(torch.device("cpu"), ("cpu",), False, id="device"),
         pytest.param("cuda:1", ("cuda:1",), False, id="index"),
         pytest.param(1, ("cuda:1",), False, id="number"),
-        pytest.param({"": "cpu"}, ("cpu",), True, id="table"),
-        pytest.param({"a": 0, "b": "cuda:1", "c": "cpu", "d": "disk"}, ("cuda:0", "cuda:1"), True, id="offload"),
-        pytest.param({"a": 0, "b": 0}, ("cuda:0",), True, id="twice"),
-        pytest.param({"a": "cpu", "b": "disk"}, ("cpu",), True, id="disk"),
+        pytest.param({"": "cpu"}, ("cpu",), False, id="table"),
+        pytest.param({"a": 0, "b": "cuda:1", "c": "cpu", "d": "disk"}, ("cuda:0", "cuda:1"), False, id="offload"),
+        pytest.param({"a": 0, "b": 0}, ("cuda:0",), False, id="twice"),
+        pytest.param({"a": "cpu", "b": "disk"}, ("cpu",), False, id="disk"),
     ],
 )
 def test_devices(device_map: Any, devices: tuple[str, ...], spreads: bool) -> None:

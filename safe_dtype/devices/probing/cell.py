@@ -15,7 +15,7 @@ from ...facts import Dtype, Timing, Verdict, VerdictKind
 from .accuracy import relative_error, tolerance
 from .ops import Op, OpCase, Shape
 from .timing import Clock, clock_of, seconds_per_call
-from .verdicts import ONE_ROW, PREFILL_ROWS
+from .verdicts import NO_MEMORY, ONE_ROW, PREFILL_ROWS
 from .workspace import Workspace
 
 _FEW_ROWS = 16
@@ -198,7 +198,7 @@ def _kind_of(exc: Exception) -> tuple[VerdictKind, str]:
     text = str(exc)
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(exc).__name__)
     if isinstance(exc, torch.OutOfMemoryError) or _OUT_OF_MEMORY.search(text):
-        return VerdictKind.UNKNOWN, f"not measured, no memory left for it: {line}"
+        return VerdictKind.UNKNOWN, f"{NO_MEMORY}: {line}"
     if _DEVICE_LOST.search(text):
         return VerdictKind.CRASHES, line
     return VerdictKind.UNSUPPORTED, line

@@ -13,6 +13,7 @@ _SLOW = 1.5
 # Other ways to compute a product are compared with the plain one.
 _PLAIN_OP = dict.fromkeys(("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast"), "matmul")
 _BUSY = "busy cores: one thread was measured"
+NO_MEMORY = "not measured, no memory left for it"
 
 
 def beside_float32(verdicts: Iterable[Verdict], float32: Sequence[Verdict]) -> tuple[Verdict, ...]:
@@ -46,6 +47,11 @@ def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdi
 def measured_while_busy(verdict: Verdict) -> bool:
     """Whether other processes kept the cores busy, so that a later measurement may tell more."""
     return _BUSY in verdict.reason
+
+
+def lacked_memory(verdict: Verdict) -> bool:
+    """Whether there was no memory to measure it with: that says nothing about the dtype, nor about any later moment."""
+    return verdict.kind is VerdictKind.UNKNOWN and verdict.reason.startswith(NO_MEMORY)
 
 
 def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
