@@ -141,7 +141,10 @@ class Rehearsal:
         self._forget_devices()
 
     def figure(self, name: str, device: int = 0) -> int:
-        """Return a figure of the allocator in bytes: limit, allocated, reserved, peak_allocated, peak_reserved."""
+        """Return a figure of the allocator in bytes: limit, allocated, reserved, peak_allocated, peak_reserved.
+
+        Or "refusals": how often a lost device was asked for something, the kernel that lost it included.
+        """
         return int(self._library.figure(device, name))
 
     def counts(self, device: int | None = None) -> Counts:

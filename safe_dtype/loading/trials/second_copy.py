@@ -47,11 +47,7 @@ def room_for_a_copy(plan: Plan, device: DeviceFacts, checkpoint: CheckpointFacts
     How large activations become does not depend on where they are computed. A device that is not here has the room that
     its plan says.
     """
-    if not device.measured:
-        return device
-    needed = checkpoint.parameters * max(BFLOAT16.itemsize, checkpoint.saved.itemsize) * _ROOM
-    first, *others = device.device.split(",")
-    if not plan.device_map and not (others and needed > detect_one(first).memory.free_bytes):
+    if not plan.device_map or not device.measured:
         return device
     return main_memory_for(device, checkpoint)
 
@@ -61,7 +57,8 @@ def main_memory_for(device: DeviceFacts, checkpoint: CheckpointFacts) -> DeviceF
     if device.vendor == "cpu" or not device.measured:
         return None
     main = detect_one("cpu")
-    return main if needed <= main.memory.free_bytes else None
+    needed = checkpoint.parameters * max(BFLOAT16.itemsize, checkpoint.saved.itemsize)
+    return main if needed * _ROOM <= main.memory.free_bytes else None
 
 
 def reads_text(checkpoint: CheckpointFacts) -> bool:

@@ -11,6 +11,7 @@ int64_t figure(int64_t index, const std::string& name) {
   if (name == "kernels") return on.kernels;
   if (name == "syncs") return on.syncs;
   if (name == "uploads") return on.uploads;
+  if (name == "refusals") return on.refusals;
   std::lock_guard<std::mutex> lock(on.memory);
   if (name == "limit") return on.limit;
   if (name == "allocated") return on.allocated;

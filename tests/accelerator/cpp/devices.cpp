@@ -59,6 +59,7 @@ void check_alive(c10::DeviceIndex index) {
 
 void lose(c10::DeviceIndex index) {
   device(index).is_lost = true;
+  ++device(index).refusals;
   std::lock_guard<std::mutex> lock(settings);
   throw c10::AcceleratorError({__func__, __FILE__, static_cast<uint32_t>(__LINE__)}, kAssertFailed, text_of_loss);
 }
@@ -105,7 +106,7 @@ void reset() {
       on.limit = int64_t(16) << 30;
       on.reserved = on.peak_allocated = on.peak_reserved = on.allocated;
     }
-    on.kernels = on.syncs = on.uploads = 0;
+    on.kernels = on.syncs = on.uploads = on.refusals = 0;
     on.kernels_to_live = -1;
     on.is_lost = false;
   }

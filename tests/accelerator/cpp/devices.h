@@ -29,6 +29,7 @@ struct Device {
 
   std::atomic<int64_t> kernels_to_live{-1};  // negative: it is not going to be lost
   std::atomic<bool> is_lost{false};
+  std::atomic<int64_t> refusals{0};  // times that it was asked for something while it was lost, the loss included
 };
 
 // How one operation behaves on one device where a tensor of a certain dtype comes in.
