@@ -11,7 +11,20 @@ import pytest
 import torch
 from optimizing.zoo import ZOO, Specimen
 from optimizing.zoo_inputs import image, seeded
-from optimizing.zoo_segmentation import SEGMENTATION
+from optimizing.zoo_matching import MATCHING, near_pairs
+from optimizing.zoo_segmentation import (
+    SEGMENTATION,
+    clipseg,
+    example_and_image,
+    oneformer,
+    point_and_image,
+    seggpt,
+    task_and_image,
+    text_and_picture,
+    video,
+    videomt,
+)
+from zoo_models import sam
 
 from safe_dtype.optimizing import load_optimized, optimize
 from safe_dtype.optimizing.graphs.flat import outputs_of
@@ -30,6 +43,12 @@ MODELS = {
         name: Specimen(make, image, 1 if name in ("detr", "maskformer") else 2, 3)
         for name, make in SEGMENTATION.items()
     },
+    "oneformer": Specimen(oneformer, task_and_image, 2, 3),
+    "videomt": Specimen(videomt, video, 2, 3),
+    "clipseg": Specimen(clipseg, text_and_picture, 2, 3),
+    "seggpt": Specimen(seggpt, example_and_image, 1, 1),
+    "sam": Specimen(sam, point_and_image, 1, 1),
+    **{name: Specimen(make, near_pairs, 2, 3) for name, make in MATCHING.items()},
 }
 
 

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...facts import COMPUTE, Dtype
+from ...facts import BFLOAT16, COMPUTE, Dtype
 from ...planning import Plan
 from ...processes.forked_lock import ForkedLock
+from ..origin import known_origin
 from ..original_weights import OriginalWeights
 from ..wrapped_methods import wrap_method
+from .late_tensor import LateTensor
 
 logger = logging.getLogger(__name__)
 
 _ATTRIBUTE = "_safe_dtype_saved_dtype"  # in the __dict__ of the model, and of the models in it
 _CASTS = ("to", "float", "half", "bfloat16", "double", "type")
 _config_changes = ForkedLock()
+_AT_ONCE = 2**24  # numbers looked at in one go
 _FLOATS = tuple(getattr(torch, dtype.name) for dtype in COMPUTE)
 
 
@@ -68,27 +71,15 @@ class SavedDtype:
 def keep_saved_dtype(model: nn.Module, plan: Plan, wrap_saves: Callable[[object], None]) -> None:
     """Note the dtype that `model`, loaded as planned, is to be saved in; where there is none, it is saved as it is in memory.
 
-    That is the dtype that was ordered, else the checkpoint's own. A quantizer has rules of its own, in strict mode
-    nothing is ever changed, a ladder without the checkpoint's dtype is an order, and who wants memory wants small files.
-
     Args:
         model: As it was loaded.
         plan: That it was loaded with.
         wrap_saves: Wraps the methods that save, for as long as its argument lives.
     """
-    policy = plan.policy
-    was_rounded = not plan.storage.holds(plan.saved)
-    is_left_out = bool(policy.ladder) and plan.saved not in policy.ladder
-    if plan.quantization or policy.mode == "strict" or policy.save == "as-is" or is_left_out:
+    dtype = _dtype_by_plan(plan)
+    if dtype is None:
         return
-    if policy.prefer == "memory" and was_rounded:
-        return
-    # Rescued weights were never rounded to what was ordered: they are written as they were.
-    rescued = plan.rescale is not None or bool(plan.islands)
-    dtype = plan.saved if rescued or plan.ordered is None else plan.ordered
-    if dtype not in COMPUTE:
-        return
-    was_rounded = was_rounded and dtype == plan.saved
+    was_rounded = not plan.storage.holds(plan.saved) and dtype == plan.saved
     saved = SavedDtype(model, dtype, was_rounded=was_rounded, wrap_saves=wrap_saves)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) or module is model:
@@ -96,9 +87,37 @@ def keep_saved_dtype(model: nn.Module, plan: Plan, wrap_saves: Callable[[object]
 
 
 def dtype_of_save(model: nn.Module) -> Dtype | None:
-    """Return the dtype that `model`, or what it is a part of, is saved in; None: as it is in memory."""
+    """Return the dtype that `model`, or what it is a part of, is saved in; None: as it is in memory.
+
+    No other function decides this. What is rescued, whatever the policy says, is no model as it is in memory: see
+    `dtype_of_rescued`.
+    """
     saved = _saved_dtype_of(model)
     return None if saved is None else saved.dtype
+
+
+def dtype_of_rescued(model: nn.Module) -> Dtype:
+    """Return the dtype that a model with a rescale or islands in force is saved in: that of its checkpoint."""
+    origin = known_origin(model)
+    return BFLOAT16 if origin is None else origin.plan.saved
+
+
+def _dtype_by_plan(plan: Plan) -> Dtype | None:
+    """Return the dtype that was ordered, else the checkpoint's own; None: that which the model is in.
+
+    A quantizer has rules of its own, in strict mode nothing is ever changed, a ladder without the checkpoint's dtype is an
+    order, and who wants memory wants small files.
+    """
+    policy = plan.policy
+    is_left_out = bool(policy.ladder) and plan.saved not in policy.ladder
+    if plan.quantization or policy.mode == "strict" or policy.save == "as-is" or is_left_out:
+        return None
+    if policy.prefer == "memory" and not plan.storage.holds(plan.saved):
+        return None
+    # Rescued weights were never rounded to what was ordered: they are written as they were.
+    rescued = plan.rescale is not None or bool(plan.islands)
+    dtype = plan.saved if rescued or plan.ordered is None else plan.ordered
+    return dtype if dtype in COMPUTE else None
 
 
 def _saved_dtype_of(model: nn.Module) -> SavedDtype | None:
@@ -110,8 +129,9 @@ def _saved_dtype_of(model: nn.Module) -> SavedDtype | None:
 def in_saved_dtype(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state dict of `model` with every tensor in the dtype that it is saved in.
 
-    Floating-point tensors are cast, and lie in main memory then. What was rounded on loading and not changed since comes
-    from its file. What the file itself holds in a finer dtype, and what would become infinite, stays as it is.
+    Floating-point tensors are cast when they are read, into main memory (see `LateTensor`). What was rounded on loading and
+    not changed since comes from its file. What the file itself holds in a finer dtype, and what would become infinite, stays
+    as it is.
     """
     saved = _saved_dtype_of(model)
     if saved is None:
@@ -130,19 +150,36 @@ def in_saved_dtype(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]
                 continue
             key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
             if tensor.is_meta or key not in casts:
-                stored = original.unchanged(path + name, tensor) if saved.was_rounded else None
-                is_finer = stored is None and original.loses(path + name, dtype)
-                casts[key] = tensor if is_finer else _cast(tensor if stored is None else stored, dtype)
+                casts[key] = _in_dtype(dtype, path + name, tensor, original, was_rounded=saved.was_rounded)
             cast[name] = casts[key]
     return cast
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if type(tensor.data) is not Tensor:  # sharded: it is gathered later
+def _in_dtype(
+    dtype: torch.dtype, name: str, tensor: Tensor, original: OriginalWeights, *, was_rounded: bool
+) -> Tensor:
+    if tensor.is_meta or type(tensor.data) is not Tensor:  # offloaded; or sharded: it is gathered later
         return tensor.to(dtype)
-    narrow = tensor.detach().to(dtype)
-    overflows = dtype == torch.float16 and not torch.equal(narrow.isfinite(), tensor.isfinite())
-    return tensor if overflows else narrow.cpu()
+    if original.loses(name, dtype) or _overflows(tensor, dtype):
+        stored = original.unchanged(name, tensor) if was_rounded else None
+        return tensor if stored is None else stored if _overflows(stored, dtype) else stored.to(dtype)
+    if not was_rounded:
+        return LateTensor.cast(tensor, dtype)
+
+    def make() -> Tensor:
+        with original:  # files are open no longer than they are read
+            stored = original.unchanged(name, tensor)
+        return tensor if stored is None else stored
+
+    return LateTensor(make, tensor, dtype)
+
+
+def _overflows(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a finite number of `tensor` is infinite in `dtype`; no copy of the whole is made."""
+    if dtype != torch.float16:
+        return False
+    pieces = torch.split(tensor.detach().reshape(-1), _AT_ONCE)
+    return not all(torch.equal(piece.to(dtype).isfinite(), piece.isfinite()) for piece in pieces)
 
 
 @contextmanager

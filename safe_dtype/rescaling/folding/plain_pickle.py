@@ -10,11 +10,11 @@ from weakref import ref
 import torch
 from torch import nn
 
-from ...facts import FLOAT16, FLOAT32, dtype_named
+from ...facts import FLOAT16, FLOAT32
 from ...models.islands import Island
+from ...models.saving.saved_dtype import dtype_of_rescued
 from ...models.watched_modules import watch_no_more
 from .alone import alone
-from .own_weights import saved_dtype
 from .rescaled import Rescaled, rescaled_of
 from .taking_back import leave_for
 
@@ -104,7 +104,7 @@ def _plain_copy(module: nn.Module) -> nn.Module:
 
 def _take_back(rescaled: Rescaled) -> None:
     model = rescaled.fold.model
-    saved = dtype_named(str(saved_dtype(model)).removeprefix("torch."))
+    saved = dtype_of_rescued(model)
     dtype = saved if saved.largest > FLOAT16.largest else FLOAT32
     leave_for(rescaled, dtype)
     logger.info("%s is pickled without its rescale, in %s", type(model).__name__, dtype)

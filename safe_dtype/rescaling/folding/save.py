@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...facts import Rescale
+from ...facts import Dtype, Rescale
 from ...models.islands import islands_in
 from ...models.origin import known_origin
-from ...models.saving.save_in_its_dtype import by_name, save_in_its_dtype, wrap_accelerate
-from ...models.saving.saved_dtype import config_saying, keep_saved_dtype
+from ...models.saving.late_tensor import made
+from ...models.saving.save_in_its_dtype import by_name, save_in_its_dtype, wrap_accelerate, writes_over
+from ...models.saving.saved_dtype import config_saying, dtype_of_rescued, keep_saved_dtype
 from ...models.undo_log import UndoLog
 from ...models.wrapped_methods import wrap_method
 from ...planning import Plan
 from .. import rescaled_of
-from .own_weights import own_weights, saved_dtype
+from .own_weights import own_weights
 from .rescale_file import Stored, write_stored
 from .seams import Place, place_of
 
@@ -58,7 +59,7 @@ def _saving_as_it_was(original: Callable[..., Any]) -> Callable[..., Any]:
             config_saved, state = _as_it_was(self, place, kwargs)
         if state is None:
             return save_in_its_dtype(original, self, save_directory, *args, **kwargs)
-        kwargs["state_dict"] = state
+        kwargs["state_dict"] = made(state) if writes_over(self, save_directory) else state
         with config_saved, nullcontext() if watch is None else watch.quiet():
             return original(self, save_directory, *args, **kwargs)
 
@@ -72,13 +73,15 @@ def _as_it_was(
     state = kwargs.get("state_dict")
     if place is not None and place.watch is not None and place.path:
         whole = place.watch.model
-        state = _below(place.path, own_weights(whole, whole.state_dict())) if state is None else state
-        return _config_as_it_was(model, None, saved_dtype(whole)), state
+        if state is None:
+            state = _below(place.path, own_weights(whole, whole.state_dict(), place.watch.unchanged))
+        return _config_as_it_was(model, None, dtype_of_rescued(whole)), state
     stored = _in_force(model)
     if stored is None:
         return nullcontext(), None
-    state = own_weights(model, model.state_dict() if state is None else state)
-    return _config_as_it_was(model, stored, saved_dtype(model)), state
+    unchanged = nullcontext if place is None or place.watch is None else place.watch.unchanged
+    state = own_weights(model, model.state_dict() if state is None else state, unchanged)
+    return _config_as_it_was(model, stored, dtype_of_rescued(model)), state
 
 
 def save_in_saved_dtype(model: nn.Module, plan: Plan) -> None:
@@ -113,12 +116,12 @@ def _rescale_of(model: Any) -> Rescale | None:
 
 
 @contextmanager
-def _config_as_it_was(model: Any, stored: Stored | None, dtype: torch.dtype) -> Iterator[None]:
+def _config_as_it_was(model: Any, stored: Stored | None, dtype: Dtype) -> Iterator[None]:
     """Save the config with the dtype of the original files, and the rescue in a file beside it."""
 
     def beside(directory: Any) -> None:
         if stored is not None:
             write_stored(stored, Path(directory))
 
-    with config_saying(model.config, dtype, beside):
+    with config_saying(model.config, getattr(torch, dtype.name), beside):
         yield
