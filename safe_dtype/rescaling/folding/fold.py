@@ -7,8 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
-from weakref import WeakSet
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from ...models.shift_hooks import shift_on
 from .scaled_numbers import forget_exponent, is_number_of, scale_number
 from .stored_weights import stored_weight
 from .underflow import Underflow, moved, moved_from, unmoved
+from .unread import UnreadWeights
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,6 @@ class _Seat:
         return innermost(self.module) is not self.module
 
 
-class Unread(Protocol):
-    """A weight that is being saved, and is made from what is in force now when it is read."""
-
-    def keep(self) -> None:
-        """Make it now."""
-
-
 class Fold:
     """A rescale in force in a model. Everything it multiplies it can multiply back.
 
@@ -82,7 +75,7 @@ class Fold:
         self.rescale = Rescale(())
         self.loaded = Rescale(())  # what was in force when the weights were brought into the dtype that they are in
         self.changes = 0  # how often something else was brought into force
-        self.unread: WeakSet[Unread] = WeakSet()
+        self.unread = UnreadWeights()
 
     def move_to(self, rescale: Rescale) -> None:
         """Bring `rescale` into force instead of what is now.
@@ -106,7 +99,7 @@ class Fold:
         for (part, target, rows), place in places.items():
             if part is Part.WEIGHT:
                 _check_wrapper(target, self.model.get_submodule(place.path), place, rows)
-        self.keep_unread()
+        self.unread.keep()
         with (
             _disable_current_modes(), torch.inference_mode(mode=False), torch.no_grad(),
             OriginalWeights(self.model) as original, _all_or_nothing() as way_back,
@@ -128,17 +121,6 @@ class Fold:
         self.changes += 1
         paths = {target.rpartition(".")[0] for part, target, _ in wanted if part is Part.WEIGHT}
         self._seats = {path: _Seat(self.model, path) for path in paths}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is being saved."""
-        return {**self.__dict__, "unread": WeakSet()}
-
-    def keep_unread(self) -> None:
-        """Have what is being saved made now: weights are about to change."""
-        unread = list(self.unread)
-        self.unread.clear()
-        for weight in unread:
-            weight.keep()
 
     def undo(self) -> None:
         """Multiply everything back."""
@@ -220,7 +202,7 @@ class Fold:
         Raises:
             RescaleError: If a wrapper cannot be followed. Nothing is rescaled any more then.
         """
-        self.keep_unread()
+        self.unread.keep()
         before, rescale = dict(self._seats), self.rescale
         changed = [path for path, seat in before.items() if seat.is_stale]
         # First undo the moves of changed modules, as they were done; then move anew, with the modules of now.

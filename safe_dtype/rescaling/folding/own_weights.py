@@ -34,7 +34,7 @@ def own_weights(model: Any, state: Mapping[str, Tensor], unchanged: Unchanged = 
     if the model had been changed in it; where numbers leave its range, it stays in float32. Tied weights stay tied.
 
     Each is made once here, to know its dtype and what is to be said of it, and anew when it is read (see `LateTensor`).
-    Before the rescale changes, those that nobody has read yet are made: `Fold.keep_unread`.
+    Before the rescale changes, those that nobody has read yet are made: `Fold.unread`.
 
     Args:
         model: As it is now.

@@ -77,7 +77,7 @@ def leave_for(rescaled: Rescaled, wider: Dtype | None, *, own: Collection[str] =
         own: Names of weights and numbers that stay as they are.
     """
     fold, model = rescaled.fold, rescaled.fold.model
-    fold.keep_unread()
+    fold.unread.keep()
     was_half = main_dtype(model) == torch.float16
     norms, others = list(norms_in_float32(model)), list(_wide_in_float16(model))
     if wider is not None:
