@@ -23,6 +23,7 @@ SCRIPTS = (
     "architectures",
     "rescue",
     "optimize",
+    "restarts",
 )
 
 if __name__ == "__main__":

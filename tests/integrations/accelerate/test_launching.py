@@ -163,7 +163,7 @@ def trained(launcher: list[str], saved: Saved, folder: Path, kill_at: int, **set
         [*launcher, str(script), str(saved()), str(folder), str(kill_at)],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     lines = re.findall(r"^world=.*$", done.stdout, re.MULTILINE)
     assert len(lines) == 1, done.stdout
     return str(lines[0])
