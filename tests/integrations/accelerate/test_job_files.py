@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from safe_dtype.integrations.accelerate import fleet_named, launch_config, launch_of
 
 CLUSTERS = Path(__file__).resolve().parents[3] / "examples" / "clusters"
