@@ -23,16 +23,17 @@ from results_file import RESULTS, write_results
 RESTARTS = 3
 SCRIPT = """
 import os, signal
-from accelerate import PartialState
+from accelerate import Accelerator
 
-state = PartialState()
+accelerator = Accelerator()
+assert accelerator.num_processes == 2
 attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-state.wait_for_everyone()
-if attempt == 0 and state.process_index == 1:
+accelerator.wait_for_everyone()
+if attempt == 0 and accelerator.process_index == 1:
     os.kill(os.getpid(), signal.SIGKILL)
-state.wait_for_everyone()
-state.print(f"up again at attempt {attempt}")
-state.destroy_process_group()
+accelerator.wait_for_everyone()
+accelerator.print(f"up again at attempt {attempt}")
+accelerator.end_training()
 """
 WAYS = {
     "accelerate launch": [

@@ -165,7 +165,7 @@ def trained(launcher: list[str], saved: Saved, folder: Path, kill_at: int, **set
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-8000:]
     lines = re.findall(r"^world=.*$", done.stdout, re.MULTILINE)
-    assert len(lines) == 1, done.stdout
+    assert len(lines) == 1, done.stdout + done.stderr[-8000:]
     return str(lines[0])
 
 
