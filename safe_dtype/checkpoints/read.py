@@ -31,6 +31,7 @@ from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
 from .keep_in_fp32 import kept_in_float32
 from .largest_values import with_largest
+from .main_input import main_input
 from .model_files import Files, LocalFiles, files_of
 from .pickled import read_pickled
 from .shapes import cache_of, is_tied, linears_of
@@ -116,6 +117,7 @@ def describe(
     claimed = claimed_dtype(config)
     tied = is_tied(tensors, config, architecture)
     sometimes, always = kept_in_float32(architecture, config)
+    cache_shape = cache_of(tensors, config, architecture)
     quantization = as_dict(config.get("quantization_config") or text.get("quantization_config") or {})
     return CheckpointFacts(
         source=source,
@@ -128,7 +130,8 @@ def describe(
         model_type=config.get("model_type"),
         has_own_code=isinstance(config.get("auto_map"), Mapping) and "AutoConfig" in config["auto_map"],
         linears=linears_of(tensors, config, tied=tied),
-        cache=cache_of(tensors, config, architecture),
+        cache=cache_shape,
+        takes=main_input(architecture, generates=bool(cache_shape.layers)),
         vocab_size=first(text, "vocab_size", default=0),
         hidden_size=first(text, "hidden_size", "d_model", "n_embd", default=0),
         tied=tied,
@@ -180,7 +183,7 @@ def _lies(saved: Dtype, claimed: str | None, config: Mapping[str, Any]) -> tuple
     harm = f", and what is above {FLOAT16.largest:.0f} would become infinite" if claimed == FLOAT16.name else ""
     return (
         f"config.json claims {claimed}, and the files hold {saved}: plain transformers would cast them{harm}; "
-        "the files are believed",
+        "what the files hold counts",
     )
 
 

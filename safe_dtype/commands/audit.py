@@ -61,7 +61,7 @@ def _remarks(audit: Audit) -> Iterator[str]:
         yield f"... and {more} tensors more that are not finite"
     if audit.left_alone:
         kinds = ", ".join(sorted({tensor.dtype for tensor in audit.left_alone}))
-        yield f"left alone: {len(audit.left_alone)} tensors in {kinds}"
+        yield f"not looked at: {len(audit.left_alone)} tensors in {kinds}"
 
 
 def _room(census: Census) -> str:

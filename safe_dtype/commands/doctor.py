@@ -47,7 +47,7 @@ def device_to_dict(facts: DeviceFacts, learned: Iterable[LearnedFailure] = ()) -
 def learned_text(lessons: Iterable[LearnedFailure]) -> str:
     """Return what guarded runs have learned on a device, a line each; nothing where nothing is planned around."""
     lines = [f"  {one.checkpoint} in {one.dtype}: {one.cause}" for one in lessons if one.checkpoint is not None]
-    head = "learned in guarded runs, and planned around (forgotten with `safe-dtype doctor --refresh`):"
+    head = "failed in earlier guarded runs, and avoided since (`safe-dtype doctor --refresh` forgets it):"
     return "\n".join([head, *lines]) if lines else ""
 
 

@@ -109,7 +109,7 @@ class Verification:
         if self.drift.positions >= FEW_POSITIONS:
             return None
         counted = f"{self.drift.positions} {self.drift.kind} {'was' if self.drift.positions == 1 else 'were'} compared"
-        return f"only {counted}, which tells little: pass a longer --text or more --tokens"
+        return f"only {counted}, which is too little to judge by: pass a longer --text or more --tokens"
 
     def as_text(self) -> str:
         """Return a headline, a line for each figure that was measured, and the verdict."""

@@ -70,7 +70,11 @@ class Prior:
     def _float16(self) -> tuple[VerdictKind, str]:
         if self.fp16_good is None:
             return VerdictKind.UNKNOWN, "sources do not agree about fp16"
-        return (VerdictKind.NATIVE, "fp16 is fast") if self.fp16_good else (VerdictKind.SLOW, "fp16 gains nothing")
+        return (
+            (VerdictKind.NATIVE, "fp16 is fast")
+            if self.fp16_good
+            else (VerdictKind.SLOW, "fp16 is no faster than float32")
+        )
 
     def _bfloat16(self) -> tuple[VerdictKind, str]:
         if self.bf16_native:
@@ -79,7 +83,7 @@ class Prior:
             return VerdictKind.SLOW, "bf16 is emulated"
         if self.bf16_native is None or self.bf16_emulated is None:
             return VerdictKind.UNKNOWN, "no source says whether bf16 runs"
-        return VerdictKind.UNSUPPORTED, "bf16 is not there"
+        return VerdictKind.UNSUPPORTED, "it has no bf16"
 
 
 def family_of(device: DeviceFacts) -> Prior | None:

@@ -74,7 +74,7 @@ class DeviceLostError(GuardError):
     def __str__(self) -> str:
         return (
             f"{self.device} is lost to this process: {self.failure}. Nothing can be retried in it. "
-            f"Next: start again; that {self.dtype} fails so on {self.device} is remembered, and planned around."
+            f"Next: start again; that {self.dtype} fails so on {self.device} is remembered, and avoided from now on."
         )
 
 

@@ -99,7 +99,7 @@ class StalePlanError(ConflictError):
     def __str__(self) -> str:
         return (
             f"The plan was made for another {self.what}: it is for {self.plan}, and this call is for {self.caller}. "
-            "Next: make the plan again, or load without plan=; to follow it all the same, pass "
+            "Next: make the plan again, or load without plan=; to follow it anyway, pass "
             "plan=dataclasses.replace(plan, made_for=None)."
         )
 

@@ -234,7 +234,7 @@ class HalfRange:
         words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
         if self.stored:
             return f"{', '.join(words)}, as it was saved"
-        sure = f" (no input takes hidden states beyond {_number(self.certified)})" if self.certified else ""
+        sure = f" (for any input, hidden states stay below {_number(self.certified)})" if self.certified else ""
         return (
             f"{', '.join(words)}; activations reach {_number(self.left)} instead of {_number(self.peak)}{noise}{sure}"
         )
@@ -269,6 +269,7 @@ class CheckpointFacts:
     model_type: str | None = None
     linears: tuple[LinearFacts, ...] = ()
     cache: CacheShape = CacheShape()
+    takes: str = "tokens"  # "tokens", "images", "audio", or "inputs": of several kinds, or of one of its own
     vocab_size: int = 0
     hidden_size: int = 0
     tied: bool = False  # tie_word_embeddings
@@ -297,8 +298,8 @@ class CheckpointFacts:
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether it reads or writes tokens; else pictures or sound, whose rows nobody makes fewer by a shorter prompt."""
-        return bool(self.vocab_size or self.cache.layers)
+        """Whether it reads or writes tokens; else images or sound, whose rows nobody makes fewer by a shorter prompt."""
+        return self.takes == "tokens"
 
     def drift(self, storage: Dtype, compute: Dtype) -> MeasuredDrift | None:
         """Return what was measured of this pair; None where nobody looked."""

@@ -139,7 +139,7 @@ def _halved(model: nn.Module, plan: Plan) -> Plan | None:
         halve(model, plan.rescale, plan.islands, computing=computing_in_full(plan))
     except RescaleError as exc:
         if plan.stored:
-            text = f"{plan.source}: {FILE} does not hold for this model: {exc.problem}. It is left aside"
+            text = f"{plan.source}: {FILE} does not hold for this model: {exc.problem}. It is not used"
             warn(text)
             return None
         text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"

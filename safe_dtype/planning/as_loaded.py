@@ -81,7 +81,7 @@ def _unpacked(checkpoint: CheckpointFacts) -> CheckpointFacts:
     dense = replace(checkpoint, tensors=tensors, loaded_as=dtype)
     packed_bytes = sum(tensor.numel * _WORD_BYTES.get(tensor.dtype, dtype.itemsize) for tensor in checkpoint.tensors)
     text = (
-        f"{checkpoint.source} is packed in {bits} bit, and its first forward unpacks it for good: "
+        f"{checkpoint.source} is packed in {bits} bit, and its first forward unpacks it, and it stays unpacked: "
         f"{bytes_text(weight_bytes(dtype, dense))} in {dtype} instead of {bytes_text(packed_bytes)}"
     )
     return replace(dense, warnings=(*checkpoint.warnings, text))

@@ -15,6 +15,11 @@ _OF_WAYS = (
     Column("fits"),
     Column("", wraps=True),
 )
+_ROWS = {  # what a row of its products is, where a model takes no tokens
+    "images": ("patches", " of images"),
+    "audio": ("frames", " of audio (about 50 a second in most models)"),
+    "inputs": ("rows", " of its inputs (tokens, patches of images or frames of audio)"),
+}
 _REASONS_BESIDE = 100  # columns; on a narrower page the reasons stand below the table
 
 
@@ -85,7 +90,7 @@ def _headline(plan: Plan) -> tuple[str, ...]:
     basis = (
         ()
         if plan.measured
-        else ("Nobody measured this device here: planned from published facts, which tell no times.",)
+        else ("Nobody measured this device here: planned from published facts, so that no times are known.",)
     )
     if plan.quantization:
         return f"{plan.source} on {plan.where}: {plan.reason}.", *basis
@@ -95,7 +100,7 @@ def _headline(plan: Plan) -> tuple[str, ...]:
 
 def _columns(plan: Plan) -> tuple[Column, ...]:
     workload = plan.policy.workload
-    titles = (f"{workload.prompt_tokens} {'in' if plan.has_tokens else 'rows'}", f"{workload.new_tokens} out")
+    titles = (f"{workload.prompt_tokens} {_ROWS.get(plan.takes, ('in', ''))[0]}", f"{workload.new_tokens} out")
     shown = [title for title, is_shown in zip(titles, _has_times(plan), strict=True) if is_shown]
     computed = [Column("computed")] if _has_pairs(plan) else []
     numbers = [Column(title, number=True) for title in (*shown, "memory")]
@@ -135,8 +140,9 @@ def _notes(plan: Plan) -> Iterator[str]:
     if _has_times(plan)[0]:
         prompt, new = plan.policy.workload.prompt_tokens, plan.policy.workload.new_tokens
         answer = f", then for {new} new ones" if _has_times(plan)[1] else ""
-        rows = f"an input of {prompt} rows (patches or frames: it takes no tokens)"
-        what = f"a prompt of {prompt} tokens{answer}" if plan.has_tokens else rows
+        tokens = f"a prompt of {prompt} tokens{answer}" if plan.cost and plan.cost.cache_bytes else f"{prompt} tokens"
+        rows, of_what = _ROWS.get(plan.takes, ("", ""))
+        what = f"{prompt} {rows}{of_what}" if rows else tokens
         yield f"Times are predicted for {what}; memory is the peak on the device."
     if plan.rounded:
         yield f"Rounded to {plan.storage} on loading: {plan.rounded}: {plan.rounded.names}"

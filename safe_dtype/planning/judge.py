@@ -324,7 +324,7 @@ def _praise(
     words = [_fate(candidate, checkpoint)]
     drift, reference = _drift_of(candidate, checkpoint)
     if drift is not None:
-        furthest = f", {output} furthest off" if (output := worst_output(drift)[0]) else ""
+        furthest = f", of which {output} differs most" if (output := worst_output(drift)[0]) else ""
         same = f"{drift.top1_agreement:.1%} of the top tokens the same"
         words.append(f"measured: KL {drift.kl_mean:.2g} nats to {reference}, {same}{furthest}")
     half = checkpoint.half

@@ -46,7 +46,7 @@ def left_to_quantizer(judged: Decision, device: DeviceFacts, checkpoint: Checkpo
         text = f"{checkpoint.source} {judged.reason} on {device.name}: it may not load"
         return LeftToQuantizer(replace(judged, reason=f"left to {method}; {judged.reason}"), reason, (text,))
     left = replace(judged, ground=None, reason=f"left to {method}{needs}")
-    return LeftToQuantizer(left, f"quantized with {method}: its own rule for the dtype holds{needs}")
+    return LeftToQuantizer(left, f"quantized with {method}: its quantizer chooses the dtype{needs}")
 
 
 def _not_there(

@@ -100,12 +100,12 @@ def _remembered(lesson: LearnedFailure, plan: Plan, plain: Plan) -> str:
     asked = ""
     if plan.storage == plain.storage:
         asked = f"{plan.storage} {'was asked for' if plan.ordered == plan.storage else 'is loaded'}, but "
-        dtype, then = "it", f"Loading {plan.storage} all the same"
+        dtype, then = "it", f"Loading {plan.storage} anyway"
     else:
         dtype, then = str(plain.storage), f"Loading {plan.storage} instead"
     return (
         f"{asked}an earlier guarded run of {plan.source} failed in {dtype} here: {lesson.cause}. {then}. "
-        "Next: if that is repaired, forget it with `safe-dtype doctor --refresh`"
+        "Next: if the cause is gone, forget it with `safe-dtype doctor --refresh`"
     )
 
 
@@ -151,7 +151,7 @@ def _pick(case: PlanningCase) -> Decision:
 
 def _why(picked: Decision, case: PlanningCase) -> str:
     if picked.ground is Ground.MEMORY:
-        why = f"nothing that is right here fits whole, and it is the smallest: it {picked.reason}"
+        why = f"nothing that is right here fits whole, and this is the smallest: it {picked.reason}"
     else:
         why = merit(picked, case)
     return f"{why}; {_measured_later(picked, case)}" if picked.pending else why
@@ -255,6 +255,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         warnings=(*warnings, *checkpoint.warnings),
         ways=ways_to_fit(picked, case.decisions, device, checkpoint, case.policy) if too_big else (),
         has_tokens=checkpoint.takes_tokens,
+        takes=checkpoint.takes,
         rounded=None if checkpoint.quantization else rounded_tensors(candidate.storage, checkpoint),
         made_for=MadeFor.of(checkpoint).on(device),
         dequantized=checkpoint.file_format == "dequantized",

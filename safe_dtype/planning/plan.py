@@ -137,7 +137,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
     ways: tuple[WayToFit, ...] = ()  # what would fit; empty where the plan does, or nobody knows
-    has_tokens: bool = True  # False: it takes pictures or sound, and the policy's tokens are rows of its products
+    has_tokens: bool = True  # False: it takes images or sound, and the policy's tokens are rows of its products
+    takes: str = "tokens"  # what one call is made of: "tokens", "images", "audio" or "inputs"
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
 
     @property

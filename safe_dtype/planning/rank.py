@@ -16,15 +16,15 @@ _TIE = 1.10
 
 _REJECTED_FOR = {
     Ground.WRONG: "wrong results",
-    Ground.UNSUPPORTED: "missing kernels",
-    Ground.CRASHES: "kernels that crash",
-    Ground.UNKNOWN: "want of a measurement",
-    Ground.RANGE: "its range",
-    Ground.ROUNDING: "rounding",
-    Ground.DRIFT: "the drift that was measured",
-    Ground.LEARNED: "an earlier failure",
-    Ground.MEMORY: "its size",
-    Ground.LADDER: "the policy's ladder",
+    Ground.UNSUPPORTED: "its kernels are missing",
+    Ground.CRASHES: "its kernels crash",
+    Ground.UNKNOWN: "not measured",
+    Ground.RANGE: "may overflow",
+    Ground.ROUNDING: "rounds the weights",
+    Ground.DRIFT: "drifts too far",
+    Ground.LEARNED: "failed before",
+    Ground.MEMORY: "does not fit",
+    Ground.LADDER: "not on the policy's ladder",
 }
 
 
@@ -91,8 +91,8 @@ def _only(picked: Decision, case: PlanningCase) -> str:
         for decision in case.decisions
         if decision.ground and decision.candidate.storage != mine
     }
-    for_what = ", ".join(f"{dtype} for {what}" for dtype, what in rejected.items())
-    return "the only one accepted here" + (f": {picked.reason}" if not rejected else f"; rejected are {for_what}")
+    others = ", ".join(f"{dtype} ({what})" for dtype, what in rejected.items())
+    return "the only one accepted here" + (f": {picked.reason}" if not rejected else f"; rejected: {others}")
 
 
 def _expected_ratios(picked: Decision, others: list[Decision], case: PlanningCase) -> list[str]:

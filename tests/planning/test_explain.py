@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from dataclasses import replace
@@ -64,17 +65,33 @@ def test_what_all_share_is_said_once() -> None:
     assert rounds.count("rounds the weights") == rounds.count("keeps every bit of the weights") == 1
 
 
-def test_pictures_are_no_tokens() -> None:
-    """The plan of a model without a vocabulary and a cache speaks of rows, not of tokens or prompts."""
-    pictures = replace(f.checkpoint(), vocab_size=0, cache=CacheShape())
+@pytest.mark.parametrize(
+    ("takes", "title", "note"),
+    [
+        ("images", "512 patches", "Times are predicted for 512 patches of images;"),
+        ("audio", "512 frames", "Times are predicted for 512 frames of audio (about 50 a second in most models);"),
+        ("inputs", "512 rows", "Times are predicted for 512 rows of its inputs"),
+    ],
+)
+def test_what_is_no_token(takes: str, title: str, note: str) -> None:
+    """The plan of a model that takes images or sound speaks of their parts, not of tokens or prompts."""
+    others = replace(f.checkpoint(), takes=takes, vocab_size=0, cache=CacheShape())
     for device in (f.AMPERE, f.AVX2_CPU, prior_facts("NVIDIA Tesla T4"), prior_facts("NVIDIA Tesla P40 1.21 GB")):
-        plan = make_plan(device, pictures)
+        plan = make_plan(device, others)
         text = flat(plan.explain(width=300))
         assert "prompt" not in text
         assert "new token" not in text
-        assert " tokens" not in text.replace("it takes no tokens", "")
-        assert not plan.measured or ("512 rows" in text and "an input of 512 rows" in text)
+        assert " tokens" not in text
+        assert not plan.measured or (title in text and note in text)
+        assert (json.loads(plan.to_json())["takes"], plan.has_tokens) == (takes, False)
+
+
+def test_tokens() -> None:
+    """A model that generates has a prompt; one that only reads has tokens."""
     assert "512 in" in make_plan(f.AMPERE, f.checkpoint()).explain(width=300)
+    assert "predicted for a prompt of 512 tokens, then" in flat(make_plan(f.AMPERE, f.checkpoint()).explain(width=300))
+    reads = make_plan(f.AMPERE, replace(f.checkpoint(), cache=CacheShape()))
+    assert "predicted for 512 tokens;" in flat(reads.explain(width=300))
 
 
 def test_reasons_explain_the_seconds() -> None:

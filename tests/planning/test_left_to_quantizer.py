@@ -43,7 +43,7 @@ def test_runs() -> None:
     """Where its codes run the quantizer has its own rule, and the packages that it needs are named."""
     plan = plan_on("NVIDIA Tesla T4", quantized("gptq", bits=4))
     assert (plan.quantization, plan.ways, plan.warnings) == ("gptq", (), ())
-    assert "its own rule for the dtype holds" in plan.reason
+    assert "its quantizer chooses the dtype" in plan.reason
     assert "needs the packages optimum and gptqmodel" in plan.reason
     assert plan.storage.name == "float16"  # as its config says, not the dtype of its scales
 

@@ -43,7 +43,7 @@ def with_stored(
         stored = _read(_as_read(request.where, checkpoint))
     except _UNREADABLE as exc:  # the errors of checkpoints are OSErrors
         problem = exc.problem if isinstance(exc, CheckpointError) else f"{type(exc).__name__}: {exc}"
-        text = f"{checkpoint.source}: {FILE} cannot be read and is left aside ({problem}): float16 may overflow"
+        text = f"{checkpoint.source}: {FILE} cannot be read and is not used ({problem}): float16 may overflow"
         return replace(checkpoint, warnings=(*checkpoint.warnings, text))
     if stored is None or not (stored.rescale or stored.islands):
         return checkpoint

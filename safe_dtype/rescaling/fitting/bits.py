@@ -58,7 +58,7 @@ def fit_to_half(
     before = search.peaks
     largest, plain = before.largest, before.blocks
     if before.nonfinite or largest is None:
-        return HalfRange(math.inf, math.inf, problem=f"NaN or infinity came up in {search.dtype} already"), ()
+        return HalfRange(math.inf, math.inf, problem=f"there is NaN or infinity in {search.dtype} already"), ()
     try:
         search.narrow()
         for gauge in gauges:

@@ -212,13 +212,13 @@ def test_damaged(folder: Path, edit: Callable[[Any], Any]) -> None:
     """A file that cannot be read is left aside when it is planned, with a warning that names it."""
     facts = with_stored(checkpoint(FLOAT16), Request(rewritten(folder, edit), {}), None, rounds=True)
     assert facts.half is None
-    assert f"{FILE} cannot be read and is left aside" in facts.warnings[-1]
+    assert f"{FILE} cannot be read and is not used" in facts.warnings[-1]
 
 
 def test_no_json(folder: Path) -> None:
     """Then the model is loaded as it would be without the file."""
     (folder / FILE).write_bytes(b"\xff[")
-    with pytest.warns(SafeDtypeWarning, match=f"{FILE} cannot be read and is left aside"):
+    with pytest.warns(SafeDtypeWarning, match=f"{FILE} cannot be read and is not used"):
         assert_as_without(folder)
 
 
@@ -253,7 +253,7 @@ def test_proven_on_the_model(folder: Path, edit: Callable[[Any], Any], said: str
 def test_measured_instead(llama: Rescue, tmp_path: Path) -> None:
     """Where files in bfloat16 lie beside what does not hold, an order for float16 is measured as without it."""
     copy = rewritten(Path(shutil.copytree(llama.bfloat16, tmp_path / "copy")), _without_eps)
-    with pytest.warns(SafeDtypeWarning, match="It is left aside"):
+    with pytest.warns(SafeDtypeWarning, match="It is not used"):
         model = load(copy)
     assert (plan_of(model).stored, plan_of(model).rescale) == (False, plan_of(llama.first).rescale)
     assert torch.equal(logits(model), logits(llama.first))
@@ -330,4 +330,4 @@ def test_a_hub_that_fails(hub: LoopbackHub) -> None:
     hub.fault("*", FILE, status(500), times=float("inf"))
     found = with_stored(checkpoint(FLOAT16), Request("org/rescued", {}), None, rounds=True)
     assert found.half is None
-    assert f"{FILE} cannot be read and is left aside" in found.warnings[-1]
+    assert f"{FILE} cannot be read and is not used" in found.warnings[-1]
