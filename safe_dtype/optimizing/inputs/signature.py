@@ -58,7 +58,8 @@ def slots_for(model: torch.nn.Module | type[torch.nn.Module], config: Any, vocab
     made = {slot.name for slot in slots}
     main = getattr(model_class, "main_input_name", "input_ids")
     needed = {name for name, parameter in reader.takes.items() if parameter.default is parameter.empty}
-    if missing := sorted((needed | ({main} & reader.takes.keys())) - made):
+    mains = {main} if isinstance(main, str) else set(main)  # OneFormer has two
+    if missing := sorted((needed | (mains & reader.takes.keys())) - made):
         raise NotOptimizableError(
             f"{model_class.__name__} takes {', '.join(missing)}, which cannot be made from its config", OWN_INPUTS
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import transformers as tf
+from optimizing.zoo_segmentation import oneformer
 
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.optimizing.inputs.signature import positions_of, slots_for
@@ -26,6 +27,7 @@ _PAIR = {
             "past_values",
             id="time-series",
         ),
+        pytest.param(oneformer, "takes task_inputs, which", id="two-main-inputs"),
         pytest.param(
             lambda: tf.BartForSequenceClassification(tf.BartConfig(**_PAIR)), "each text ends", id="needs-eos"
         ),
