@@ -28,6 +28,7 @@ TOGETHER = {
     "cli/options.py": "cli/test_model_commands.py",
     "cli/talk.py": "commands/test_chat.py",
     "commands/cache_listing.py": "cli/test_cache_commands.py",
+    "devices/backend.py": "accelerator/test_missing_functions.py",
     "loading/trials/second_copy.py": "loading/trials/test_float16.py",
     "numerics/scratch.py": "numerics/test_cast_products.py",
     "patching/import_hook.py": "patching/test_run.py",

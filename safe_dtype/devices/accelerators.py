@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import torch
 
+from .backend import answer_of
 from .processor import cpu_name
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -80,16 +79,10 @@ def _plugged_in() -> Iterator[Hardware]:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
         return
-    backend: ModuleType | None = getattr(torch, kind.type, None)
     for index in range(torch.accelerator.device_count()):
-        name = _ask(backend, "get_device_name", index) or kind.type
-        capability = _ask(backend, "get_device_capability", index)
+        name = answer_of(kind.type, "get_device_name", index) or kind.type
+        capability = answer_of(kind.type, "get_device_capability", index)
         yield Hardware(f"{kind.type}:{index}", str(name), kind.type, str(capability or ""))
-
-
-def _ask(backend: ModuleType | None, question: str, index: int) -> Any:
-    call = getattr(backend, question, None)
-    return call(index) if call else None
 
 
 def _nvidia_driver() -> str:

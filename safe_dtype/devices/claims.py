@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from ..facts import BFLOAT16, FLOAT16, Claim, Dtype, Verdict, VerdictKind
+from .backend import answer_of
 
 _CPU_FLAGS = ("amx_bf16", "avx512_bf16", "amx_fp16", "avx512_fp16", "bf16")
 _MENTIONS = ((re.compile(r"bf16|bfloat16"), BFLOAT16), (re.compile(r"fp16|half"), FLOAT16))
@@ -79,6 +81,8 @@ def _mps_claims(_: torch.device) -> Iterable[tuple[str, str]]:
 
 
 def _plugin_claims(device: torch.device) -> Iterable[tuple[str, str]]:
-    ask = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
-    if ask:
-        yield f"torch.{device.type}.is_bf16_supported()", str(ask())
+    become_current = getattr(getattr(torch, device.type, None), "device", None)
+    with become_current(device.index or 0) if become_current else nullcontext():
+        claim = answer_of(device.type, "is_bf16_supported")
+    if claim is not None:
+        yield f"torch.{device.type}.is_bf16_supported()", str(claim)

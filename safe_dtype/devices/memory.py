@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import psutil
 import torch
 
 from ..facts import MemoryFacts
+from .backend import answer_of
 
 _UNLIMITED = 2**60  # cgroup v1 writes a number near 2**63 for "none"
 
@@ -43,16 +45,18 @@ def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> Memor
 def shortage(needed: Mapping[str, int]) -> str | None:
     """Return which device has not so many bytes free; None where all have. One that does not tell is taken to have them."""
     for device, more in needed.items():
-        free = memory_of(device).free_bytes
-        if more * _MARGIN > free > 0:
-            return f"needs {more:,} bytes more on {device}, {free:,} are free"
+        memory = memory_of(device)
+        if not memory.has_room_for(math.ceil(more * _MARGIN)):
+            return f"needs {more:,} bytes more on {device}, {memory.free_bytes:,} are free"
     return None
 
 
 def limited(memory: MemoryFacts, allowed: int | None) -> MemoryFacts:
     """Return `memory` with no more than `allowed` bytes of it."""
-    if allowed is None or allowed >= memory.free_bytes:
+    if allowed is None or (memory.total_bytes and allowed >= memory.free_bytes):
         return memory
+    if not memory.total_bytes:
+        return MemoryFacts(allowed, allowed, "max_memory")
     return MemoryFacts(min(memory.total_bytes, allowed), allowed, "max_memory")
 
 
@@ -181,20 +185,25 @@ def _accelerator_memory(device: torch.device) -> MemoryFacts:
         total = torch.mps.recommended_max_memory()
         free = min(total - torch.mps.driver_allocated_memory(), _main_memory().free_bytes)
         return MemoryFacts(total, max(0, free), "device")
-    backend: Any = getattr(torch, device.type, None)
-    index = device.index or 0
-    # torch.accelerator has it from 2.9 on; a plugin may have neither.
-    if hasattr(backend, "mem_get_info"):
-        free, total = backend.mem_get_info(index)
-    else:
-        try:
-            free, total = torch.accelerator.get_memory_info(device)
-        except (AttributeError, RuntimeError):
-            return UNKNOWN_MEMORY
-    return MemoryFacts(int(total), int(free + _cached(backend, index)), "device")
+    kind, index = device.type, device.index or 0
+    driver = _driver_memory(device)
+    if driver is None:
+        return UNKNOWN_MEMORY
+    total, free = driver
+    # Blocks that torch's allocator keeps for itself are free to this process.
+    reserved, allocated = answer_of(kind, "memory_reserved", index), answer_of(kind, "memory_allocated", index)
+    cached = reserved - allocated if reserved is not None and allocated is not None else 0
+    return MemoryFacts(total, free + max(0, cached), "device")
 
 
-def _cached(backend: Any, index: int) -> int:
-    """Return the bytes that torch's allocator keeps for itself: they are free to this process."""
-    reserved, allocated = (getattr(backend, name, None) for name in ("memory_reserved", "memory_allocated"))
-    return max(0, reserved(index) - allocated(index)) if reserved and allocated else 0
+def _driver_memory(device: torch.device) -> tuple[int, int] | None:
+    """Return all bytes of an accelerator and those that no process has; None where its backend does not tell."""
+    kind, index = device.type, device.index or 0
+    told = answer_of(kind, "mem_get_info", index) or answer_of("accelerator", "get_memory_info", device)
+    if told is not None:
+        free, total = told
+        return int(total), int(free)
+    total = getattr(answer_of(kind, "get_device_properties", index), "total_memory", None)
+    used = answer_of(kind, "memory_reserved", index)
+    used = answer_of(kind, "memory_allocated", index) if used is None else used
+    return None if total is None or used is None else (int(total), max(0, int(total) - int(used)))

@@ -72,6 +72,16 @@ class MemoryFacts:
     free_bytes: int
     limited_by: str  # "device", "cgroup", "max_memory", "device_map" (where the caller places a model), "ranks"
 
+    def has_room_for(self, needed_bytes: float) -> bool:
+        """Whether so many bytes are free. Where nobody knows, they are taken to be."""
+        return not self.total_bytes or needed_bytes <= self.free_bytes
+
+    def __add__(self, other: MemoryFacts) -> MemoryFacts:
+        """Return both together: unknown where one of them is, limited by what limits the first."""
+        if not (self.total_bytes and other.total_bytes):
+            return MemoryFacts(0, 0, self.limited_by)
+        return MemoryFacts(self.total_bytes + other.total_bytes, self.free_bytes + other.free_bytes, self.limited_by)
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:

@@ -160,7 +160,7 @@ def _require_memory(source: ModelSource, device: str) -> None:
 
 
 def _fits(needed: int, device: str) -> bool:
-    return needed <= memory_of(device).free_bytes
+    return memory_of(device).has_room_for(needed)
 
 
 @contextmanager

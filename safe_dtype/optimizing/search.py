@@ -78,7 +78,7 @@ class Climb:
         jobs = {dtype: self._job(EAGER, dtype, record.batches) for dtype in dtypes}
         if self.goal.max_drift is not None:
             self.drift_limit = DriftLimit(self.goal.max_drift, jobs[FLOAT32].out)
-        both = self.source.parameters * 6 <= memory_of(self.device).free_bytes  # float32 beside 16 bit
+        both = memory_of(self.device).has_room_for(self.source.parameters * 6)  # float32 beside 16 bit
         jobs = {dtype: replace(job, beside_float32=both and dtype != FLOAT32) for dtype, job in jobs.items()}
         self.tell(f"running eager in {', '.join(str(one) for one in dtypes)}")
         for attempt, verdict in judge_dtypes(dtypes, jobs.__getitem__, root=self.out, goal=self.goal):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
-from ..facts import DeviceFacts, MemoryFacts, Verdict, VerdictKind
+from ..facts import DeviceFacts, Verdict, VerdictKind
 
 _WORST_FIRST = (
     VerdictKind.CRASHES,
@@ -36,11 +38,7 @@ def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
         device=",".join(one.device for one in devices),
         name=" + ".join(_counted(one.name for one in devices)),
         products=tuple(dict.fromkeys(one.name for one in devices)),
-        memory=MemoryFacts(
-            total_bytes=sum(one.memory.total_bytes for one in devices),
-            free_bytes=sum(one.memory.free_bytes for one in devices),
-            limited_by=first.memory.limited_by,
-        ),
+        memory=reduce(add, (one.memory for one in devices)),
         verdicts=tuple(_weakest(verdict, others) for verdict in first.verdicts),
         measured=all(one.measured for one in devices),
     )

@@ -275,17 +275,15 @@ def _multiplied(candidate: Candidate) -> Dtype:
 
 def _fits_wide(device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
     """Whether there is room for the weights in float32: only then there is a choice not to round some of them."""
-    memory = device.memory
-    return not memory.total_bytes or weight_bytes(FLOAT32, checkpoint) <= memory.free_bytes
+    return device.memory.has_room_for(weight_bytes(FLOAT32, checkpoint))
 
 
 def _bad_memory(cost: Cost, device: DeviceFacts) -> tuple[Ground, str] | None:
-    free = device.memory.free_bytes
-    if cost.bytes <= free or not device.memory.total_bytes:  # a device known only by its family has no size
+    if device.memory.has_room_for(cost.bytes):  # a device known only by its family has no size
         return None
     is_placed = device.memory.limited_by == "device_map"
     room = "have room as device_map places it" if is_placed else "are free"
-    return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(free)} {room}"
+    return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(device.memory.free_bytes)} {room}"
 
 
 def _slowdown(product: Verdict, device: DeviceFacts) -> float | None:

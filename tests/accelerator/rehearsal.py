@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 
+import pytest
 import torch
 from torch_musa.cards import CARDS, MATRIX_PRODUCTS, NO_BFLOAT16_PRODUCT, Behaviour, Card
 
@@ -48,7 +49,7 @@ class Rehearsal:
     def __init__(self) -> None:
         self.is_measured = False
         self._library = torch.ops.rehearsal
-        self._withheld: dict[str, object] = {}
+        self._patch = pytest.MonkeyPatch()
 
     @property
     def backend(self) -> ModuleType:
@@ -135,10 +136,25 @@ class Rehearsal:
 
     def withhold(self, *names: str) -> None:
         """Have a backend without these functions, as those of plugins that lack some."""
-        for name in names:
-            self._withheld[name] = getattr(self.backend, name)
-            delattr(self.backend, name)
+        for owner, name in self._functions(names):
+            self._patch.delattr(owner, name)
         self._forget_devices()
+
+    def break_(self, *names: str) -> None:
+        """Have a backend that has these functions, and cannot answer."""
+
+        def cannot(*args: object, **kwargs: object) -> object:
+            raise RuntimeError("The device doesn't support querying this")
+
+        for owner, name in self._functions(names):
+            self._patch.setattr(owner, name, cannot)
+        self._forget_devices()
+
+    def _functions(self, names: Iterable[str]) -> Iterator[tuple[ModuleType, str]]:
+        for name in names:
+            yield self.backend, name
+            if name == "mem_get_info" and hasattr(torch.accelerator, "get_memory_info"):  # which asks the same
+                yield torch.accelerator, "get_memory_info"
 
     def figure(self, name: str, device: int = 0) -> int:
         """Return a figure of the allocator in bytes: limit, allocated, reserved, peak_allocated, peak_reserved.
@@ -164,9 +180,7 @@ class Rehearsal:
 
     def reset(self) -> None:
         """Be as at the beginning. What tensors hold stays allocated."""
-        for name, function in self._withheld.items():
-            setattr(self.backend, name, function)
-        self._withheld.clear()
+        self._patch.undo()
         self.backend.reset()
         if any(self.figure("allocated", index) for index in self._indices(None)):
             gc.collect()

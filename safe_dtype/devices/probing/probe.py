@@ -11,6 +11,7 @@ import torch
 from ...errors import ProbeError
 from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
 from ...rendering.progress import tell
+from ..backend import answer_of
 from ..inventory import detect_one
 from ..priors import child_needed
 from ..settings import float32_precision
@@ -90,7 +91,7 @@ def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]
     device = space.device
     del space
     if device.type != "cpu":
-        getattr(torch, device.type).empty_cache()  # what the measurement needed is others' again
+        answer_of(device.type, "empty_cache")  # what the measurement needed is others' again
 
 
 class _Run:

@@ -152,17 +152,16 @@ def _setting_back(owner: Any, name: str) -> Undo:
 
 def _fits(module: nn.Module, former: set[torch.dtype], new: torch.dtype, *, at_most: float) -> bool:
     for device, more in _needed(module, former, new).items():
-        free = memory_of(str(device)).free_bytes
-        if more > at_most or (free > 0 and more > free * _SHARE):
+        if more > at_most or not memory_of(str(device)).has_room_for(more / _SHARE):
             return False
     return True
 
 
 def _require_room(module: nn.Module, former: set[torch.dtype], new: torch.dtype) -> None:
     for device, more in _needed(module, former, new, recurse=False).items():
-        free = memory_of(str(device)).free_bytes
-        if 0 < free * _SHARE < more:
-            raise NoRoomError(f"its copy takes {more:,} bytes on {device}, {free:,} are free")
+        memory = memory_of(str(device))
+        if not memory.has_room_for(more / _SHARE):
+            raise NoRoomError(f"its copy takes {more:,} bytes on {device}, {memory.free_bytes:,} are free")
 
 
 def _needed(

@@ -262,8 +262,8 @@ class _Trial:
         return replace(half, islands=(*sure, *islands), drift=drifts[islands])
 
     def _float32_fits(self) -> bool:
-        free = self.device.memory.free_bytes
-        return not free or self.checkpoint.parameters * FLOAT32.itemsize * _BEFORE_FLOAT32 <= free
+        needed = self.checkpoint.parameters * FLOAT32.itemsize * _BEFORE_FLOAT32
+        return self.device.memory.has_room_for(needed)
 
 
 def _batches(source: Checkpoint, checkpoint: CheckpointFacts, text: str | None) -> tuple[Batches, bool]:

@@ -58,7 +58,7 @@ def main_memory_for(device: DeviceFacts, checkpoint: CheckpointFacts) -> DeviceF
         return None
     main = detect_one("cpu")
     needed = checkpoint.parameters * max(BFLOAT16.itemsize, checkpoint.saved.itemsize)
-    return main if needed * _ROOM <= main.memory.free_bytes else None
+    return main if main.memory.has_room_for(needed * _ROOM) else None
 
 
 def reads_text(checkpoint: CheckpointFacts) -> bool:
