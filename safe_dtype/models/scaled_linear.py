@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 # where the input is, 2 ** 8, so that numbers 2 ** 22 times smaller than the largest are still exact.
 _OF_WIDE, _OF_NARROW = 0, 8
 _WIDE = "_safe_dtype_returns_float32"  # in the __dict__ of a scaled layer
+_BELOW_HOOK = "_old_forward"  # in the __dict__ of a module with a hook of accelerate's: what that calls
 
 
 class ScaledLinear(nn.Linear):
@@ -20,7 +22,8 @@ class ScaledLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
         """Compute; see `scale_by_input`."""
-        return _scaled(self, input, F.linear(_scaled_down(self, input), self.weight))
+        exponents = _exponents(self, input)
+        return _scaled(self, F.linear(_scaled_down(self, input, exponents), self.weight), exponents)
 
 
 class ScaledConv1D(Conv1D):  # type: ignore[misc]  # untyped in transformers
@@ -28,7 +31,8 @@ class ScaledConv1D(Conv1D):  # type: ignore[misc]  # untyped in transformers
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute; see `scale_by_input`."""
-        return _scaled(self, x, torch.matmul(_scaled_down(self, x), self.weight))
+        exponents = _exponents(self, x)
+        return _scaled(self, torch.matmul(_scaled_down(self, x, exponents), self.weight), exponents)
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ScaledLinear, Conv1D: ScaledConv1D}
@@ -36,8 +40,14 @@ _CLASSES_BEFORE = {after: before for before, after in _CLASSES.items()}
 
 
 def can_be_scaled(module: nn.Module) -> bool:
-    """Whether `module` is a linear layer that computes as its class says: nobody has put a forward of his own on it."""
-    return type(module) in _CLASSES and "forward" not in module.__dict__
+    """Whether `module` is a linear layer that computes as its class says: nobody has put a forward of his own on it.
+
+    What a hook of accelerate's calls is the forward that it has found: over several devices every layer has one.
+    """
+    if type(module) not in _CLASSES or "forward" not in module.__dict__:
+        return type(module) in _CLASSES
+    found = module.__dict__.get(_BELOW_HOOK)
+    return hasattr(module, "_hf_hook") and getattr(found, "__func__", None) is type(module).forward
 
 
 def scale_by_input(module: nn.Module, *, returns_float32: bool) -> None:
@@ -47,16 +57,22 @@ def scale_by_input(module: nn.Module, *, returns_float32: bool) -> None:
     stays there with `returns_float32`, for what comes after it; else it comes in the dtype of the weights. Nothing is
     read from the device. The weights stay what they are.
     """
-    owner: Any = module
-    owner.__class__ = _CLASSES[type(module)]
+    _become(module, _CLASSES[type(module)])
     module.__dict__[_WIDE] = returns_float32
 
 
 def scale_no_more(module: nn.Module) -> None:
     """Have a scaled layer compute as it did."""
-    owner: Any = module
-    owner.__class__ = _CLASSES_BEFORE.get(type(module), type(module))
+    if type(module) in _CLASSES_BEFORE:
+        _become(module, _CLASSES_BEFORE[type(module)])
     module.__dict__.pop(_WIDE, None)
+
+
+def _become(module: nn.Module, module_class: type[nn.Module]) -> None:
+    owner: Any = module
+    owner.__class__ = module_class
+    if _BELOW_HOOK in module.__dict__:
+        module.__dict__[_BELOW_HOOK] = MethodType(module_class.forward, module)
 
 
 def _exponents(module: nn.Module, x: Tensor) -> Tensor:
@@ -64,13 +80,13 @@ def _exponents(module: nn.Module, x: Tensor) -> Tensor:
     return (exponents - (_OF_WIDE if module.__dict__[_WIDE] else _OF_NARROW)).clamp(min=0)
 
 
-def _scaled_down(module: Any, x: Tensor) -> Tensor:
-    small: Tensor = torch.ldexp(x.float(), -_exponents(module, x)).to(module.weight.dtype)
+def _scaled_down(module: Any, x: Tensor, exponents: Tensor) -> Tensor:
+    small: Tensor = torch.ldexp(x.float(), -exponents).to(module.weight.dtype)
     return small
 
 
-def _scaled(module: Any, x: Tensor, product: Tensor) -> Tensor:
-    output = torch.ldexp(product.float(), _exponents(module, x))
+def _scaled(module: Any, product: Tensor, exponents: Tensor) -> Tensor:
+    output = torch.ldexp(product.float(), exponents)
     if module.bias is not None:
         output = output + module.bias.float()
     return output if module.__dict__[_WIDE] else output.to(module.weight.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -93,3 +94,19 @@ def test_which_layers() -> None:
     assert not can_be_scaled(own_forward)
     assert not can_be_scaled(Own(2, 2))
     assert not can_be_scaled(nn.Conv1d(1, 1, 1))
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_below_a_hook_of_accelerate(kind: str) -> None:
+    """Over several devices every layer has one, which calls the forward that it has found."""
+    module, x = layer(kind, bias=False), torch.randn(3, 16).half()
+    before = module(x)
+    add_hook_to_module(module, ModelHook())
+    assert can_be_scaled(module)
+    scale_by_input(module, returns_float32=True)
+    assert module(x * 60).dtype == torch.float32
+    assert module((x * 60_000).float() * 1e3).isfinite().all()
+    scale_no_more(module)
+    assert torch.equal(module(x), before)
+    remove_hook_from_module(module)
+    assert torch.equal(module(x), before)

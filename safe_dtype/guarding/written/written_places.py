@@ -20,8 +20,8 @@ from .memo import UNBOUNDED, Memo, Room, is_changeable, is_tensor, version_of
 ROOM = 2**26  # bytes that are copied at most before a step, beside the inputs that it is known to write into
 
 _OF_TORCH = frozenset(nn.Module().__dict__)
-# Marks of what is put on a module once and stays: transformers' hooks for hidden states, what was compiled, our guard.
-_OF_LIBRARIES = ("_compiled", "_hf_", "_output_capturing", "_safe_dtype")
+# Marks of what is put on a module once and stays: hooks of transformers and accelerate, what was compiled, our guard.
+_OF_LIBRARIES = ("_compiled", "_hf_", "_old_forward", "_output_capturing", "_safe_dtype")
 _MISSING = object()
 
 Versions = list[tuple[torch.Tensor, int]]  # what counts the writes into a tensor, and where it stood
