@@ -105,7 +105,7 @@ def test_below_a_hook_of_accelerate(kind: str) -> None:
     assert can_be_scaled(module)
     scale_by_input(module, returns_float32=True)
     assert module(x * 60).dtype == torch.float32
-    assert module((x * 60_000).float() * 1e3).isfinite().all()
+    assert module(x.float() * 6e7).isfinite().all()
     scale_no_more(module)
     assert torch.equal(module(x), before)
     remove_hook_from_module(module)
