@@ -1,0 +1,53 @@
+"""optimize on devices: times wait for them, and what cannot be made or used there says why before it is tried."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerator.rehearsal import Rehearsal
+
+from safe_dtype.optimizing.attempts.stopwatch import timed
+from safe_dtype.optimizing.environment import environment
+from safe_dtype.optimizing.forms import form_named
+from safe_dtype.optimizing.nouns.form import FormTarget
+from safe_dtype.optimizing.serving.compatibility import _numbered
+
+
+def test_times_wait_for_the_device(rehearsal: Rehearsal) -> None:
+    """Before the first reading of the clock, and before the last."""
+    numbers = torch.ones(2, device=rehearsal.device(1))
+    with rehearsal.counting(1) as counting:
+        timed(lambda: numbers + numbers, str(rehearsal.device(1)))
+    assert counting.counts.syncs == 2
+
+
+def test_record_names_the_devices(rehearsal: Rehearsal) -> None:
+    """Of any backend, with their bytes."""
+    rehearsal.limit(2**30)
+    assert [one["bytes"] for one in environment()["gpus"]] == [2**30, 2**30]
+
+
+@pytest.mark.parametrize(
+    ("form", "missing"),
+    [
+        ("aoti", "inductor has no code for it"),
+        ("compile", "inductor has no code for it"),
+        ("regional", "inductor has no code for it"),
+        ("onnx", "no provider of onnxruntime for it is known"),
+        ("export", ""),
+        ("eager", ""),
+    ],
+)
+def test_what_is_not_tried(rehearsal: Rehearsal, form: str, missing: str) -> None:
+    """Forms without code for the device are left out with the reason."""
+    reason = form_named(form).lacks_to_build(FormTarget(environment(), str(rehearsal.device())))
+    assert reason.endswith(missing)
+    assert bool(reason) == bool(missing)
+
+
+def test_one_of_several_devices() -> None:
+    """A program names the device that it was made on; without a number it is the first."""
+    first = torch.accelerator.current_accelerator()
+    assert first is not None
+    assert _numbered(first.type) == _numbered(f"{first.type}:0")
+    assert _numbered(first.type) != _numbered(f"{first.type}:1")
