@@ -11,7 +11,7 @@ from accelerator.rehearsal import Rehearsal
 from engineered import engineered, prompts, saved
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import OPTForCausalLM
+from transformers import LlamaForCausalLM, OPTForCausalLM
 
 from safe_dtype import SafeAutoModelForCausalLM, guard, report
 from safe_dtype.devices import facts_of
@@ -95,6 +95,29 @@ def assert_raised_and_lowered(model: Any, expected: Tensor) -> None:
     torch.testing.assert_close(logits(model, next(model.parameters()).device), expected, rtol=0, atol=0.05)
     rescaled.raise_bits(-3)
     assert all(torch.equal(value.cpu(), before[name]) for name, value in model.named_parameters())
+
+
+def a_token(rehearsal: Rehearsal, model: Any) -> tuple[float, float]:
+    """Return the kernels and the waits of one more token of a generation."""
+    counts = []
+    for tokens in (4, 8, 16):
+        with rehearsal.counting() as counting:
+            length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+            model.generate(PROMPT.to(rehearsal.device()), do_sample=False, pad_token_id=0, **length)
+        counts.append(counting.counts)
+    difference = counts[2] - counts[1]
+    return difference.kernels / 8, difference.syncs / 8
+
+
+def test_what_a_token_costs(rehearsal: Rehearsal, folder: Path) -> None:
+    """As many waits as plain float16 has, and a few kernels for each block that is looked at."""
+    place = {"": rehearsal.device()}
+    kernels, syncs = a_token(rehearsal, load(folder, place))
+    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float16, device_map=place)
+    plain_kernels, plain_syncs = a_token(rehearsal, plain)
+    blocks = len(plain.model.layers)
+    assert syncs == plain_syncs == 1
+    assert kernels - plain_kernels <= 3 * blocks + 4
 
 
 @pytest.mark.filterwarnings("ignore:float16 was asked for")
