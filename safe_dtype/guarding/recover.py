@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 
 import torch
@@ -155,8 +156,11 @@ def _apply(remedy: Remedy, incident: Incident) -> int:
     try:
         grown = remedy.apply(incident)
     except BaseException as exc:
+        is_short = is_of_memory(exc)
+        if is_short:
+            traceback.clear_frames(exc.__traceback__)  # they hold the tensor that was being made
         log.undo(before)
-        if is_of_memory(exc):
+        if is_short:
             raise NotPossible(first_line(str(exc))) from exc
         raise
     if len(log) == before:  # one from outside, which knows of no log

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors.of_the_moment import is_of_memory
 from ..numerics import as_half
 from ..numerics.packed_weights import holds_codes
 from . import offloaded
@@ -72,6 +73,27 @@ def growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) 
         if tensor.dtype in former:
             needed[tensor.device] += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
     return dict(needed)
+
+
+def peak_growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> dict[torch.device, int]:
+    """Return how many bytes more each device needs at most while `recast` brings `model` into `new`, weight by weight.
+
+    Beside what has grown already that is the new weight, while the old one is still there, and the comparison of the two
+    for the way back.
+    """
+    grown: Counter[torch.device] = Counter()
+    peaks: Counter[torch.device] = Counter()
+    for tensor in (
+        *(one for _, one in (*_parameters(model, former, new), *_buffers(model, former))),
+        *offloaded.tensors(model),
+    ):
+        if tensor.device.type == "meta" or tensor.dtype not in former:
+            continue
+        old = tensor.dtype.itemsize
+        meanwhile = tensor.numel() * (new.itemsize + old + 1)
+        peaks[tensor.device] = max(peaks[tensor.device], grown[tensor.device] + meanwhile)
+        grown[tensor.device] += tensor.numel() * (new.itemsize - old)
+    return {device: max(peak, grown[device]) for device, peak in peaks.items()}
 
 
 def recast(
@@ -192,9 +214,21 @@ def _note_replacing(log: UndoLog, parameter: torch.Tensor, changed: torch.Tensor
 
     def undo() -> None:
         with torch.inference_mode(mode=parameter.is_inference()), torch.no_grad():
-            _replace(parameter, back(parameter.data))
+            try:
+                _replace(parameter, back(parameter.data))
+            except RuntimeError as exc:
+                if not is_of_memory(exc) or parameter.device.type == "cpu":
+                    raise
+                _replace_by_way_of_the_host(parameter, back)
 
     log.add(undo)
+
+
+def _replace_by_way_of_the_host(parameter: torch.Tensor, back: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Bring a parameter back on a device that has no room for the old tensor beside the new one."""
+    device, values = parameter.device, parameter.data.to("cpu")
+    parameter.data = torch.empty(0, dtype=values.dtype, device=device)  # its room is that of the old one
+    parameter.data = back(values).to(device)
 
 
 def _note_attribute(log: UndoLog, owner: Any, name: str) -> None:

@@ -76,7 +76,7 @@ def way_back(old: torch.Tensor, new: torch.Tensor) -> Callable[[torch.Tensor], t
     numbers, shape = old.flatten()[differs], old.shape
 
     def exactly(tensor: torch.Tensor) -> torch.Tensor:
-        back = tensor.to(dtype).flatten().index_copy(0, differs, numbers)
+        back = tensor.to(dtype).flatten().index_copy(0, differs.to(tensor.device), numbers.to(tensor.device))
         return back.view(shape)
 
     return exactly

@@ -79,6 +79,7 @@ class Rehearsal:
     def leave_free(self, free_bytes: int, device: int | None = None) -> None:
         """Let a device have this many bytes more than are allocated on it now."""
         gc.collect()
+        self.backend.empty_cache()
         for index in self._indices(device):
             self._library.set_limit(index, self._library.figure(index, "allocated") + free_bytes)
 

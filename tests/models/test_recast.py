@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft, SafeAutoModel, guard, report
-from safe_dtype.models.recast import growth, main_dtype, recast
+from safe_dtype.models.recast import growth, main_dtype, peak_growth, recast
 from safe_dtype.testing import fault
 
 IDS = torch.arange(3, 9)[None]
@@ -162,8 +162,11 @@ def test_growth_is_predicted() -> None:
         return sum(one.numel() * one.itemsize for one in (*model.parameters(), *model.buffers()))
 
     before, predicted = size(), growth(model, {BF16}, FP32)
+    (peak,) = peak_growth(model, {BF16}, FP32).values()
     done = recast(model, {BF16}, FP32)
     assert predicted == {torch.device("cpu"): size() - before}
+    largest = max(weight.numel() for weight in model.parameters())
+    assert size() - before <= peak <= size() - before + largest * 5
     assert done.grown_bytes == size() - before
 
 

@@ -14,7 +14,7 @@ from ...facts import FLOAT16, FLOAT32, Dtype
 from ...models.block_layout import take_back
 from ...models.islands import Island
 from ...models.offloaded import on_disk
-from ...models.recast import growth, left_over, main_dtype, recast, refusal
+from ...models.recast import left_over, main_dtype, peak_growth, recast, refusal
 from ...rescaling.folding.rounded_weights import RoundedWeights
 from ..failure import FailureKind
 from ..incident import Incident
@@ -45,7 +45,7 @@ class ChangeDtype:
             raise NotPossible(reason)
         if reason := _too_wide(model, former, self.dtype):
             raise NotPossible(reason)
-        require_free(growth(model, former, new))
+        require_free(peak_growth(model, former, new))
         if self.dtype == FLOAT32:
             incident.log.add(attention_as_it_is(model))
             _leave_flash_attention(model)
