@@ -7,14 +7,7 @@ python examples/ten_jobs.py chat lora      # these
 tiny and random, made here.
 """
 
-import inspect
-import os
-import re
-import shlex
-import subprocess
 import sys
-import sysconfig
-import tempfile
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -23,13 +16,13 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from recording import keep, record, run, say, shell
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import safe_dtype
 from safe_dtype import SafeAutoModelForCausalLM, plan_of
 
-HERE = Path(__file__).resolve().parent
 MODEL = "examples/tiny-qwen3"
 SENTENCE = "The argument is the name of the file that is opened for reading and writing in binary mode."
 
@@ -165,19 +158,6 @@ def publish() -> None:
 JOBS = (chat, pipelines, embeddings, lora, train, launch, plan, rescue, optimize, publish)
 
 
-def say(text: object) -> None:
-    """Print one line, before anything that a child prints."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def shell(command: str, **environment: str) -> None:
-    """Run a command as typed in a shell, with the programs that were installed beside this Python."""
-    say("$ " + " ".join([*(f"{name}={value}" for name, value in environment.items()), command]))
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(shlex.split(command), check=True, env=os.environ | environment | {"PATH": path})
-
-
 def brief(answer: Any) -> str:
     """Return what a pipeline answered in one short line."""
     while isinstance(answer, list) and not isinstance(answer[0], float):
@@ -243,36 +223,13 @@ def overflowing_qwen3(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def record() -> None:
-    """Write what each job prints into `examples/ten_jobs/`, for the documents."""
-    (HERE / "ten_jobs").mkdir(exist_ok=True)
-    for job in JOBS:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore::FutureWarning", __file__, job.__name__], check=True, text=True,
-            env=os.environ | {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        printed = done.stdout.split("\n", 1)[1].replace(f"{HERE}{os.sep}", "examples/")
-        printed = printed.replace(sysconfig.get_path("purelib"), "site-packages")
-        printed = re.sub(re.escape(tempfile.gettempdir()) + r"/[^/]+/", "", printed)
-        (HERE / "ten_jobs" / f"{job.__name__}.txt").write_text(printed, encoding="utf-8")
-
-
 def main() -> None:
-    """Run the jobs that are named, or all of them, each in a folder of its own that goes afterwards."""
-    jobs = {job.__name__: job for job in JOBS}
-    names = sys.argv[1:] or list(jobs)
-    if names == ["--record"]:
-        record()
-        sys.exit()
-    if unknown := set(names) - set(jobs):
-        sys.exit(f"no such job: {', '.join(sorted(unknown))}. There are: {', '.join(jobs)}")
-    for name in names:
-        say(f"== {name}: {inspect.getdoc(jobs[name])}")
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "examples").symlink_to(HERE)
-            os.chdir(folder)
-            jobs[name]()
-            os.chdir(HERE)
+    """Run the jobs that are named, or all of them, or record them for the documents."""
+    if sys.argv[1:] == ["--record"]:
+        for job in JOBS:
+            keep(Path(__file__), job, record(Path(__file__), job))
+    else:
+        run(JOBS, sys.argv[1:])
 
 
 if __name__ == "__main__":

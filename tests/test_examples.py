@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -51,6 +52,40 @@ def test_ten_jobs_are_all_named() -> None:
     assert done.returncode == 1
     assert done.stderr.strip() == f"no such job: sing. There are: {', '.join(ENDS)}"
     assert {file.stem for file in (EXAMPLES / "ten_jobs").iterdir()} == set(ENDS)
+
+
+# What each job on an older card shows, whatever its times are, in the documents as in a run of today.
+ON_OLDER_CARDS = {
+    "claims": r"Tesla T4: is_bf16_supported\(\) says True\ndtype='auto': torch\.bfloat16, \d+ ms",
+    "measured": r"is_bf16_supported\(\) says True +<- disagrees: bfloat16 was measured slow",
+    "plan": r"on Tesla T4 \(musa:0\): float16\nbecause: fastest here: .*; its activations are measured at the first load",
+    "overflow": r"finite: False",
+    "first_load": r"(?s)rescaled exactly.*in torch\.float16 on musa\n.*name of the file.*repeated: 0",
+    "second_load": r"\Aloaded in [\d.]+ s, in torch\.float16: mlp\.up_proj / mlp\.down_proj 2\^-8\n'The argument is the name",
+    "script": r"(?s)\$ python .*torch\.bfloat16: The argument is the name of.*policy ladder=fp16>fp32 asks for it.*"
+    r"in float16 on Tesla T4.*torch\.float16: The argument is the name of",
+    "v100": r"(?s)CUBLAS_STATUS_NOT_SUPPORTED.*name of the file.*now in torch\.float32.*V100-SXM2-16GB \(musa:0\): float16",
+    "rtx_20": r"RTX 2080 Ti \(musa:0\): float16\nbecause: fastest here",
+}
+
+
+def test_older_cards_in_the_documents() -> None:
+    """What was recorded of each job shows what it is there for."""
+    shown = {file.stem: file.read_text(encoding="utf-8") for file in (EXAMPLES / "t4").iterdir()}
+    assert shown.keys() == ON_OLDER_CARDS.keys()
+    assert [job for job, text in shown.items() if not re.search(ON_OLDER_CARDS[job], text)] == []
+
+
+@pytest.mark.slow
+def test_older_cards() -> None:
+    """On rehearsal cards the same is seen now as when the documents were made."""
+    code = "import json, sys; import t4; json.dump(t4.recorded(), sys.stdout)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=False, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert {job: shown[job] for job, seen in ON_OLDER_CARDS.items() if not re.search(seen, shown[job])} == {}
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def _asks_for_a_plan(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@DEVICE
+@click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: all devices of this machine]")
 @click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
 @FORMAT
 def doctor(*, device: str | None, refresh: bool, form: str) -> None:

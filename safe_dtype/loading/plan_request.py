@@ -80,7 +80,7 @@ def plan_request(
     else:
         checkpoint = as_loaded(checkpoint, device)
     parsed = Policy.of(policy)
-    rounds = drifts != "ignored" or ordered == FLOAT16
+    rounds = drifts != "ignored" or ordered == FLOAT16 or (parsed is not None and FLOAT16 in parsed.ladder)
     if stored and not is_one_of_many(request):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
     expected: tuple[Candidate, ...] = ()
@@ -89,7 +89,7 @@ def plan_request(
         everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
         spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
         return replace(spread, device_map=plan.device_map, warnings=spread.warnings or plan.warnings)
-    # Who orders float16 wants results as well, and a model that overflows has none.
+    # Who orders float16, or names it in a ladder, wants results as well, and a model that overflows has none.
     if rounds:
         plan, checkpoint, expected = plan_with_half(
             plan, request, device, checkpoint, parsed, measure=drifts != "remembered"

@@ -9,8 +9,9 @@ import sys
 from typing import Literal, get_args
 
 from ..errors import PolicyError
-from ..planning import Plan
+from ..planning import Plan, faster_if_asked
 from ..rendering.streams import columns, writable
+from ..rendering.units import times_text
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,20 @@ def tell_plan(plan: Plan, tell: Telling) -> None:
     if tell == "nothing" or not _is_first_process():
         return
     handlers = logger if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else _ON_STDERR
-    text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary
+    text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary + _what_is_faster(plan)
     fields = {"model": plan.source, "storage": plan.storage.name, "compute": plan.compute.name, "reason": plan.reason}
     record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s", (text,), None, "tell_plan", fields)
     handlers.handle(record)
+
+
+def _what_is_faster(plan: Plan) -> str:
+    """Say what float16 would gain, and how a program gets it that is not to be changed."""
+    other = faster_if_asked(plan)
+    if other is None:
+        return ""
+    mine, seconds = (None if plan.chosen is None else plan.chosen.cost.seconds), other.cost.seconds
+    gain = f"would take {times_text(seconds / mine)} the time" if mine and seconds else "would be faster"
+    return f"; {other.candidate} {gain}, but rounds the weights: the policy ladder=fp16>fp32 asks for it"
 
 
 def _is_first_process() -> bool:

@@ -7,7 +7,7 @@ from .make_plan import make_plan
 from .matmul_routes import Routes
 from .plan import Candidate, Cost, Decision, Ground, Plan
 from .policy import Policy, Workload
-from .worth_measuring import first_measurement, range_worth_measuring, worth_measuring
+from .worth_measuring import faster_if_asked, first_measurement, range_worth_measuring, worth_measuring
 
 __all__ = [
     "Candidate",
@@ -21,6 +21,7 @@ __all__ = [
     "Workload",
     "candidates",
     "combine",
+    "faster_if_asked",
     "first_measurement",
     "judge",
     "make_plan",

@@ -27,6 +27,17 @@ def worth_measuring(plan: Plan) -> Candidate | None:
     return min(faster, key=lambda one: one.cost.seconds or 0.0).candidate if faster else None
 
 
+def faster_if_asked(plan: Plan) -> Decision | None:
+    """Return the verdict on float16 where it would be much faster than what is chosen, and nobody asked to round to it."""
+    if plan.ordered or plan.quantization or plan.chosen is None or plan.policy.ladder:
+        return None
+    if plan.policy.mode == "strict" or plan.policy.prefer != "speed":
+        return None
+    rounded = [one for one in plan.decisions if one.candidate.storage == FLOAT16 and one.ground is Ground.RANGE]
+    faster = (decision for decision in rounded if _is_much_faster(decision, plan.chosen, plan))
+    return next(faster, None)
+
+
 def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
     """Whether float16 would be the plan, or is one by order, and nobody has looked whether the activations fit it."""
     if checkpoint.half is not None or plan.policy.mode == "strict" or plan.quantization:

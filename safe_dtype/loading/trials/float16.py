@@ -17,6 +17,7 @@ from ...errors import CheckpointError, NothingToCompareError, RescaleError, Veri
 from ...errors.of_the_moment import is_of_memory, is_of_the_moment
 from ...facts import (
     BFLOAT16,
+    FLOAT16,
     FLOAT32,
     BlockPeak,
     CheckpointFacts,
@@ -85,7 +86,10 @@ def plan_with_half(
         measure: Whether to measure what is not remembered: that loads the model, and runs it on a short text. Else the
             plan expects what nobody measured to be well, as far as a load would measure it.
     """
-    if not range_worth_measuring(plan, checkpoint) or not can_be_loaded_apart(request, device, checkpoint):
+    is_asked = FLOAT16 in plan.policy.ladder
+    if not range_worth_measuring(plan, checkpoint):
+        return plan, checkpoint, ()
+    if not can_be_loaded_apart(request, device, checkpoint, is_asked=is_asked):
         return plan, checkpoint, ()
     if plan.ordered is None and not rates_are_sure(device):
         return plan, checkpoint, ()

@@ -24,15 +24,17 @@ _ROOM = 1.1  # of the weights' bytes
 _WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only", "trust_remote_code", "code_revision")
 
 
-def can_be_loaded_apart(request: Request, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
-    """Whether the checkpoint can be loaded a second time by its name alone."""
+def can_be_loaded_apart(
+    request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, *, is_asked: bool = False
+) -> bool:
+    """Whether the checkpoint can be loaded a second time by its name alone. `is_asked`: for a dtype that is ordered."""
     arguments = request.arguments
     return (
         request.source is not None
-        # An Auto class hands one on in a patched program, where nothing is rounded unless it is ordered.
+        # An Auto class hands one on in a patched program, where nothing is rounded unless somebody asks for it.
         and (
             arguments.get("config") is None
-            or (request.ordered is not None and _is_its_own(arguments["config"], request))
+            or ((request.ordered is not None or is_asked) and _is_its_own(arguments["config"], request))
         )
         and arguments.get("state_dict") is None
         and arguments.get("gguf_file") is None

@@ -253,5 +253,8 @@ def _index(device: Device) -> int:
 
 default_generators = tuple(_library.generator(index) for index in range(device_count()))
 
-for _index_of_card, _name in enumerate(filter(None, os.environ.get("REHEARSAL_CARDS", "").split(","))):
-    insert(CARDS[_name], _index_of_card)
+# A process that a script starts has these cards, and no other device of the kind.
+if _names := [name for name in os.environ.get("REHEARSAL_CARDS", "").split(",") if name]:
+    _library.set_device_count(len(_names))
+    for _index_of_card, _name in enumerate(_names):
+        insert(CARDS[_name], _index_of_card)
