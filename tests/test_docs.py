@@ -48,7 +48,7 @@ def marks_of(page: Path, text: str) -> list[pytest.MarkDecorator]:
     """Return the marks of a block: the quick ones run by default."""
     # The client sends bytes in a way that its own HTTP library is about to drop.
     marks = [pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")]
-    is_slow = page.name in SLOW or re.search(r"safe-dtype launch|accelerate launch", text)
+    is_slow = page.name in SLOW or re.search(r"safe-dtype launch|accelerate launch|safe_dtype\.run", text)
     return [*marks, pytest.mark.slow] if is_slow and "--dry-run" not in text else marks
 
 

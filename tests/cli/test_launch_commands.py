@@ -14,7 +14,7 @@ __all__ = ["run"]
 
 
 def test_of_this_machine(run: Run, tmp_path: Path) -> None:
-    """Without options it is the config of what was measured here: the recorded CPU, which has no bf16."""
+    """Without options it is the config of what was measured here: the recorded CPU, which has bf16."""
     done = run("accelerate-config", "--gpus", 2)
     assert done.returncode == 0, done.stderr
     file = tmp_path / "config.yaml"
@@ -22,7 +22,8 @@ def test_of_this_machine(run: Run, tmp_path: Path) -> None:
     config = load_config_from_file(str(file))
     assert (config.num_processes, config.use_cpu) == (2, True)
     assert "Verdicts: measured" in done.stdout
-    assert config.mixed_precision in ("no", "bf16")
+    assert config.mixed_precision == "bf16"
+    assert "# bf16: native on every device" in done.stdout
 
 
 def test_of_named_devices(run: Run) -> None:
