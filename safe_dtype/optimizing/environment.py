@@ -195,8 +195,8 @@ def _gpus() -> list[dict[str, Any]]:
 
     if not torch.cuda.is_available():
         return [
-            {"name": one.name, "capability": one.capability, "bytes": memory_of(one.device).total_bytes}
-            for one in accelerators()
+            {"name": gpu.name, "capability": gpu.capability, "bytes": memory_of(gpu.device).total_bytes}
+            for gpu in accelerators()
         ]
     gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return [{"name": one.name, "capability": f"{one.major}.{one.minor}", "bytes": one.total_memory} for one in gpus]

@@ -15,6 +15,7 @@ import torch
 import transformers as tf
 from optimizing.form_models import Ids, Mlp
 from optimizing.made import INPUTS, Sum, expected, inductor, keep_original, missing_here, optimized, record_of
+from optimizing.zoo_matching import MATCHING, near_pairs
 from safetensors.torch import save_file
 
 from safe_dtype import guard, report
@@ -108,6 +109,20 @@ def test_other_dtypes(form: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SafeDtypeWarning)  # that eager answered, for the form that has a range
         torch.testing.assert_close(loaded(**larger), expected(Ids(), larger))
+
+
+@pytest.mark.parametrize("name", MATCHING)
+def test_matches(name: str, tmp_path: Path) -> None:
+    """Models that match keypoints answer with the indices of real matches, whatever the size of the pictures."""
+    torch.manual_seed(0)
+    model = MATCHING[name]().eval()
+    optimized(model, tmp_path / "out", "eager", inputs=near_pairs(1, 2, 2))
+    loaded = load_optimized(tmp_path / "out")
+    for inputs in (near_pairs(2, 2, 2), near_pairs(3, 1, 3)):
+        outputs = loaded(**inputs)
+        torch.testing.assert_close(outputs, expected(model, inputs))
+        assert outputs["matches"].dtype == torch.long
+        assert (outputs["matches"] > -1).any()
 
 
 def test_cast(tmp_path: Path) -> None:
