@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _SCHEMA = 1
 _WAIT = 60.0  # seconds for another process that measures the same
 _LARGEST = 2**26  # bytes; what is remembered has some thousands
+_UNWRITABLE: set[Path] = set()  # folders of which it was said that they cannot be written
 
 Key = Mapping[str, Any]
 T = TypeVar("T")
@@ -50,7 +51,7 @@ def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
             raise ValueError("it belongs to something else")
         check_entry(entry)
         return well_typed(read(entry))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # no file, or a file in the place of the folder
         return None
     except Exception as exc:  # noqa: BLE001  (there is no end to what can be wrong with a damaged file)
         logger.warning("%s cannot be read (%s: %s): measuring again", file, type(exc).__name__, exc)
@@ -58,14 +59,21 @@ def recall(key: Key, read: Callable[[Mapping[str, Any]], T]) -> T | None:
 
 
 def remember(key: Key, values: Mapping[str, Any]) -> None:
-    """Write `values` under `key`, atomically; where that is not possible, log it and go on."""
+    """Write `values` under `key`, atomically; where that is not possible, log it once for each folder and go on."""
     entry = {"schema": _SCHEMA, "key": key, "measured_at": time.time(), **values}
     file = file_of(key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps({**entry, "digest": _digest(entry)}))
     except OSError as exc:
-        logger.warning("%s cannot be written (%s): the next process measures again", file, exc)
+        if file.parent not in _UNWRITABLE:
+            _UNWRITABLE.add(file.parent)
+            logger.warning(
+                "the cache folder %s cannot be written (%s): nothing is remembered, and the next process measures again. "
+                "SAFE_DTYPE_CACHE names another one",
+                file.parent,
+                exc,
+            )
 
 
 def check_entry(entry: Mapping[str, Any]) -> None:

@@ -258,3 +258,16 @@ def test_folder_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache in the home of a user who is not there is a folder called so, as in a shell."""
     monkeypatch.setenv("SAFE_DTYPE_CACHE", "~nobody-of-that-name/cache")
     assert cache_folder() == Path("~nobody-of-that-name/cache")
+
+
+def test_file_in_the_place_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the cache cannot be a folder that is said once, in one line, and everything goes on."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "file"))
+    for number in range(3):
+        assert recall({"n": number}, dict) is None
+        remember({"n": number}, {"value": 1})
+    (record,) = caplog.records
+    assert f"the cache folder {tmp_path / 'file'} cannot be written" in record.getMessage()
