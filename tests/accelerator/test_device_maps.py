@@ -185,3 +185,19 @@ def test_backends_that_tell_little(rehearsal: Rehearsal, names: tuple[str, ...])
     """Memory is what torch tells of the device, whatever its plugin has left out."""
     rehearsal.withhold(*names)
     assert memory_of("musa:1") == MemoryFacts(16 << 30, 16 << 30, "device")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_predicted_peak(rehearsal: Rehearsal, folder: str, dtype: str) -> None:
+    """The bytes of a plan are those of its workload at the peak, a tenth at most too many; a load takes the weights alone."""
+    before = rehearsal.figure("allocated")
+    rehearsal.backend.reset_peak_memory_stats(0)
+    model = SafeAutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": 0})
+    plan = plan_of(model)
+    cost = next(one.cost for one in plan.decisions if str(one.candidate) == dtype)
+    assert rehearsal.figure("peak_allocated") - before <= cost.weight_bytes * 1.01
+    work = plan.policy.workload
+    prompt = torch.arange(work.prompt_tokens, device="musa:0")[None] % 2000
+    model.generate(prompt, max_new_tokens=work.new_tokens, min_new_tokens=work.new_tokens, do_sample=False)
+    assert 0.9 < (rehearsal.figure("peak_allocated") - before) / cost.bytes <= 1
