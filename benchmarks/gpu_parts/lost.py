@@ -44,8 +44,8 @@ def lose(place: Place) -> str:
             generate(model, prompt, 8)
     except DeviceLostError as error:
         return f"{type(error).__name__}: {error}"
-    except RuntimeError as error:  # not what is promised, and so written down
-        return f"not understood: {type(error).__name__}: {error}"
+    except RuntimeError as error:  # an assertion that no dtype explains
+        return f"came through: {type(error).__name__}: {error}"
     return "nothing was raised"
 
 
