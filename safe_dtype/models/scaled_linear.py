@@ -46,8 +46,8 @@ def can_be_scaled(module: nn.Module) -> bool:
     """
     if type(module) not in _CLASSES or "forward" not in module.__dict__:
         return type(module) in _CLASSES
-    found = module.__dict__.get(_BELOW_HOOK)
-    return hasattr(module, "_hf_hook") and getattr(found, "__func__", None) is type(module).forward
+    called = module.__dict__.get(_BELOW_HOOK)
+    return hasattr(module, "_hf_hook") and getattr(called, "__func__", None) is type(module).forward
 
 
 def scale_by_input(module: nn.Module, *, returns_float32: bool) -> None:
