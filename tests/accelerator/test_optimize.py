@@ -10,7 +10,6 @@ from safe_dtype.optimizing.attempts.stopwatch import timed
 from safe_dtype.optimizing.environment import environment
 from safe_dtype.optimizing.forms import form_named
 from safe_dtype.optimizing.nouns.form import FormTarget
-from safe_dtype.optimizing.serving.compatibility import _numbered
 
 
 def test_times_wait_for_the_device(rehearsal: Rehearsal) -> None:
@@ -43,11 +42,3 @@ def test_what_is_not_tried(rehearsal: Rehearsal, form: str, missing: str) -> Non
     reason = form_named(form).lacks_to_build(FormTarget(environment(), str(rehearsal.device())))
     assert reason.endswith(missing)
     assert bool(reason) == bool(missing)
-
-
-def test_one_of_several_devices() -> None:
-    """A program names the device that it was made on; without a number it is the first."""
-    first = torch.accelerator.current_accelerator()
-    assert first is not None
-    assert _numbered(first.type) == _numbered(f"{first.type}:0")
-    assert _numbered(first.type) != _numbered(f"{first.type}:1")

@@ -46,6 +46,7 @@ def test_fitting_inputs(shapes: dict[str, tuple[int, ...]], reason: str) -> None
         pytest.param(EXPORTED, "cpu", {"packages": {"torch": version("torch")}}, "", id="same-torch"),
         pytest.param(EXPORTED, "cpu", {}, "", id="unrecorded"),
         pytest.param(EXPORTED, "cuda", {}, "it was made for cpu, and is to run on cuda", id="other-device"),
+        pytest.param(EXPORTED, "cpu:1", {}, "it was made for cpu, and is to run on cpu:1", id="other-of-a-kind"),
         pytest.param(
             EXPORTED, "cpu", {"packages": {"torch": "1.0"}},
             f"it was made with torch 1.0, here is {version('torch')}", id="other-torch",
