@@ -17,7 +17,7 @@ from torch import nn
 from ..models.blocks import block_names
 from ..numerics.followed import is_followed
 from ..verifying.result_fields import Named, is_looked_at, results_of
-from .deferred.unread import is_put_off
+from .deferred.judged_later import is_put_off
 from .passing_hooks import hooked
 
 # -Inf is legal in scores, where it rules classes out, and in what has no name; a box or a depth of -Inf is an overflow.

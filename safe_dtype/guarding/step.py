@@ -24,7 +24,7 @@ from ..rescaling import departures
 from .blame import Blame, module_raising, module_spoiling, name_of
 from .compute_dtype import as_planned, first_step
 from .deferred.attempt import attempt, attempt_at_once, judged
-from .deferred.unread import UnreadStep
+from .deferred.judged_later import UnreadStep
 from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine

@@ -10,18 +10,18 @@ from torch import nn
 from ..classify import classify
 from ..diagnosis import is_vetoed
 from ..diagnosis.module_call import FinishedCall, finished_calls
-from ..diagnosis.trouble import Trouble, Unread
+from ..diagnosis.trouble import Trouble, Unjudged
 from ..failure import Failure, FailureKind
 from ..output_checks import SOUND, Peaks, Soundness, saturated, saturation_watch, soundness, spoiled_flag
 from ..recover import mention_padding
 from ..state import Guard
 from ..written.written_places import Written
-from .unread import UnreadStep, is_put_off, look_at_once, put_off
+from .judged_later import UnreadStep, is_put_off, look_at_once, put_off
 
 
 def attempt(
     guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Trouble | Unread | None]:
+) -> tuple[Any, Trouble | Unjudged | None]:
     """Call `forward(*args, **kwargs)` once: what it has returned, and how it went wrong, if it did or may have."""
     block: nn.Module | None = None
     unread: Peaks | None = None
@@ -50,7 +50,7 @@ def attempt(
             mention_padding(guard)
             return output, None
         if numbers is not Soundness.SPOILED:
-            return output, Unread(spoiled_flag(output, kwargs, unread or ()), unread or (), calls)
+            return output, Unjudged(spoiled_flag(output, kwargs, unread or ()), unread or (), calls)
     return output, _bad_numbers(block, calls)
 
 
@@ -59,7 +59,7 @@ def attempt_at_once(
 ) -> tuple[Any, Trouble | None]:
     """Try what has failed again: nothing of it is left to the loop any more."""
     output, trouble = attempt(guard, forward, args, kwargs)
-    assert not isinstance(trouble, Unread)
+    assert not isinstance(trouble, Unjudged)
     return output, trouble
 
 
@@ -68,9 +68,11 @@ def _bad_numbers(block: nn.Module | None, calls: Sequence[FinishedCall]) -> Trou
     return Trouble(Failure(FailureKind.NONFINITE, text), None, block, calls)
 
 
-def judged(guard: Guard, trouble: Trouble | Unread, output: Any, step: UnreadStep, written: Written) -> Trouble | None:
+def judged(
+    guard: Guard, trouble: Trouble | Unjudged, output: Any, step: UnreadStep, written: Written
+) -> Trouble | None:
     """Return how the step has failed. Where it is sure to be undone, its numbers are left to the loop around it."""
-    if isinstance(trouble, Unread):
+    if isinstance(trouble, Unjudged):
         after = written if written.is_settled else written.and_then(step.snapshot.written())
         if step.snapshot.resumable and after.can_be_undone and put_off(step, trouble.is_spoiled):
             return None

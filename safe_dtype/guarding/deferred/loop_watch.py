@@ -17,9 +17,9 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from ..state import CALL, Guard, here
 from .held_streamer import HeldStreamer
+from .judged_later import UnreadStep
 from .random_state import random_state, set_random_state
 from .reasons import SamplingLoop, stops_late
-from .unread import UnreadStep
 
 
 class SpoiledBeforeError(Exception):

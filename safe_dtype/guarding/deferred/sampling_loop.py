@@ -11,9 +11,9 @@ from ...models.wrapped_methods import owner_of, wrap_method
 from ..state import Guard, guard_of
 from ..step import guarded_step
 from .joined_outputs import joined
+from .judged_later import this_thread
 from .loop_watch import LoopStep, LoopWatch, SpoiledBeforeError
 from .reasons import COUNTS_IN, SamplingLoop, reason_to_look_at_once
-from .unread import this_thread
 
 
 def guard_sample(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -87,7 +87,7 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class Unjudged:
     """The numbers of a call that went through, which nobody has looked at yet."""
 
     is_spoiled: torch.Tensor  # a bool without dimensions, on the device
