@@ -25,6 +25,7 @@ TOGETHER = {
     "guarding/families": "guarding/test_classify.py",
     "optimizing/forms": "optimizing/forms/test_forms.py",
     "checkpoints/gguf.py": "checkpoints/test_read.py",
+    "cli/doctor_command.py": "cli/test_model_commands.py",
     "cli/options.py": "cli/test_model_commands.py",
     "cli/talk.py": "commands/test_chat.py",
     "commands/cache_listing.py": "cli/test_cache_commands.py",

@@ -12,9 +12,10 @@ from ..processes.termination import tidy_termination
 from ..rendering.streams import accept_any_text
 from .cache_commands import cache
 from .completion import completion
+from .doctor_command import doctor
 from .endings import one_line_endings
 from .launch_commands import accelerate_config, launch
-from .model_commands import audit, doctor, generate, plan, rescue, run, verify
+from .model_commands import audit, generate, plan, rescue, run, verify
 from .optimize_command import optimize
 from .options import print_warning
 from .progress_line import silence

@@ -20,7 +20,7 @@ from ...models.shift_hooks import shift_on
 from .scaled_numbers import forget_exponent, is_number_of, scale_number
 from .stored_weights import stored_weight
 from .underflow import Underflow, moved, moved_from, unmoved
-from .unread import UnreadWeights
+from .unread_weights import UnreadWeights
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from weakref import WeakSet
 
 
-class Unread(Protocol):
+class UnreadWeight(Protocol):
     """A weight that is made when it is read."""
 
     def keep(self) -> None:
@@ -17,12 +17,12 @@ class UnreadWeights:
     """The weights that are being saved. Copied or pickled it is empty."""
 
     def __init__(self) -> None:
-        self._weights: WeakSet[Unread] = WeakSet()
+        self._weights: WeakSet[UnreadWeight] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return UnreadWeights, ()
 
-    def add(self, weight: Unread) -> None:
+    def add(self, weight: UnreadWeight) -> None:
         """Take one in, for as long as somebody may read it."""
         self._weights.add(weight)
 

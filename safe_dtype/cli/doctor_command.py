@@ -1,0 +1,36 @@
+"""The command that measures this machine."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .options import FORMAT, columns
+from .progress_line import progress
+
+
+@click.command()
+@click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: all devices of this machine]")
+@click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
+@FORMAT
+def doctor(*, device: str | None, refresh: bool, form: str) -> None:
+    """Measure this machine: every device, every dtype, and what torch claims about them."""
+    from ..commands.doctor import device_text, device_to_dict, learned_text
+    from ..devices import detect, facts_of, learned_on
+
+    measured = []
+    for name in [device] if device else [facts.device for facts in detect()]:
+        with progress(f"measuring {name}"):
+            measured.append(facts_of(name, refresh=refresh))
+    if form == "json":
+        devices = [device_to_dict(facts, learned_on(facts)) for facts in measured]
+        click.echo(json.dumps({"schema": 1, "devices": devices}, indent=2))
+    else:
+        pages = [
+            text
+            for facts in measured
+            for text in (device_text(facts, width=columns()), learned_text(learned_on(facts)))
+            if text
+        ]
+        click.echo("\n\n".join(pages))
