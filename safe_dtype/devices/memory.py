@@ -199,9 +199,9 @@ def _accelerator_memory(device: torch.device) -> MemoryFacts:
 def _driver_memory(device: torch.device) -> tuple[int, int] | None:
     """Return all bytes of an accelerator and those that no process has; None where its backend does not tell."""
     kind, index = device.type, device.index or 0
-    told = answer_of(kind, "mem_get_info", index) or answer_of("accelerator", "get_memory_info", device)
-    if told is not None:
-        free, total = told
+    figures = answer_of(kind, "mem_get_info", index) or answer_of("accelerator", "get_memory_info", device)
+    if figures is not None:
+        free, total = figures
         return int(total), int(free)
     total = getattr(answer_of(kind, "get_device_properties", index), "total_memory", None)
     used = answer_of(kind, "memory_reserved", index)

@@ -29,8 +29,8 @@ class HeldStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no t
 
     def release(self) -> None:
         """Hand on what is held."""
-        held, self._held = self._held, []
-        for value in held:
+        waiting, self._held = self._held, []
+        for value in waiting:
             self._streamer.put(value)
 
     def drop_last(self) -> None:
