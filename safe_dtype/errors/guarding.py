@@ -65,17 +65,22 @@ class CannotResumeError(GuardError):
 
 
 class DeviceLostError(GuardError):
-    """The process has lost its device: every further operation on it fails."""
+    """The process has lost its device: every further operation on it fails.
+
+    `dtype` is empty where the error that told of it blames none.
+    """
 
     def __init__(self, device: str, dtype: str, failure: str) -> None:
         super().__init__(device, dtype, failure)
         self.device, self.dtype, self.failure = device, dtype, failure
 
     def __str__(self) -> str:
-        return (
-            f"{self.device} is lost to this process: {self.failure}. Nothing can be retried in it. "
-            f"Next: start again; that {self.dtype} fails so on {self.device} is remembered, and avoided from now on."
+        lost = (
+            f"{self.device} is lost to this process: {self.failure}. Nothing can be retried in it. Next: start again; "
         )
+        if not self.dtype:
+            return f"{lost}it blames no dtype, so nothing is remembered. CUDA_LAUNCH_BLOCKING=1 tells which operation it was."
+        return f"{lost}that {self.dtype} fails so on {self.device} is remembered, and avoided from now on."
 
 
 class RescaleError(SafeDtypeError, RuntimeError):

@@ -15,7 +15,7 @@ from ..models.cast_back import as_they_are
 from .blame import module_raising, name_of
 from .classify import classify
 from .diagnosis import calls_in, diagnose, failure_shown, is_vetoed, modules_in, passes_through_callers
-from .diagnosis.lost_device import loses_a_device
+from .diagnosis.lost_device import loses_a_device, raise_if_lost
 from .events import changing
 from .failure import Failure, FailureKind
 from .incident import Incident
@@ -91,6 +91,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             except SafeDtypeError:
                 raise
             except Exception as exc:  # noqa: BLE001  (raised below where it cannot be cured, with nothing added to it)
+                raise_if_lost(guard, exc)  # a loop waits for the device outside of steps
                 tried.first = tried.first or exc
                 failure, error = _cure(guard, tried, exc, [*args, *kwargs.values()]), exc
             if failure is None:

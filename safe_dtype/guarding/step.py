@@ -28,7 +28,7 @@ from .deferred.judged_later import UnreadStep
 from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
-from .diagnosis.lost_device import loses_a_device, lost_by
+from .diagnosis.lost_device import loses_a_device, raise_if_lost
 from .diagnosis.module_call import FinishedCall
 from .diagnosis.own_values import (
     float32_agrees,
@@ -185,10 +185,9 @@ def _leave(guard: Guard, exc: BaseException, snapshot: StepSnapshot | None, trie
     """Bring back what the step changed, and what remedies did that have not helped; `exc` ends the call.
 
     Raises:
-        DeviceLostError: In place of `exc`, if the model's dtype has cost the process its device.
+        DeviceLostError: In place of `exc`, if that tells that the process has lost a device of the model.
     """
-    if (lost := lost_by(guard, exc)) is not None:
-        raise lost from exc
+    raise_if_lost(guard, exc)
     if isinstance(exc, (StrictModeError, NoDtypeLeft)):
         note_refusal(guard, exc)
     has_changed = tried is not None and tried.has_changed

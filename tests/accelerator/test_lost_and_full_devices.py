@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import traceback
 from collections.abc import Callable
@@ -23,14 +24,14 @@ from safe_dtype.testing import TEXTS, fault
 
 BF16, FP32 = torch.bfloat16, torch.float32
 STATIC = {"cache_implementation": "static", "disable_compile": True}
-# A text that is of bfloat16, and texts that say nothing of a dtype: nothing is remembered of those.
+# Texts that are of bfloat16, and texts that say nothing of a dtype: nothing is remembered of those.
 TEXTS_OF_LOSS = {
-    "sampling": (TEXTS["sticky"], DeviceLostError),
-    "cublas": ("CUDA error: an illegal memory access was encountered when calling `cublasGemmEx(CUDA_R_16BF)`", DeviceLostError),
-    "assert": ("CUDA error: device-side assert triggered", torch.AcceleratorError),
-    "ecc": ("CUDA error: uncorrectable ECC error encountered", torch.AcceleratorError),
-    "watchdog": ("CUDA error: the launch timed out and was terminated", torch.AcceleratorError),
-    "xpu": ("level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)", torch.AcceleratorError),
+    "sampling": (TEXTS["sticky"], "bfloat16"),
+    "cublas": ("CUDA error: an illegal memory access was encountered when calling `cublasGemmEx(CUDA_R_16BF)`", "bfloat16"),
+    "assert": ("CUDA error: device-side assert triggered", ""),
+    "ecc": ("CUDA error: uncorrectable ECC error encountered", ""),
+    "watchdog": ("CUDA error: the launch timed out and was terminated", ""),
+    "xpu": ("level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)", ""),
 }  # fmt: skip
 
 
@@ -49,12 +50,14 @@ def run(model: Any, **options: Any) -> torch.Tensor:
 @pytest.mark.parametrize("text", TEXTS_OF_LOSS)
 def test_lost(rehearsal: Rehearsal, text: str, options: dict[str, Any]) -> None:
     """Nobody asks it for anything more: not the way back, not the error, not the report; another device goes on."""
-    message, error = TEXTS_OF_LOSS[text]
+    message, dtype = TEXTS_OF_LOSS[text]
     model, other = there(), there(1)
     tokens = run(other)
     rehearsal.lose(0, after=500, error=message)
-    with pytest.raises(error) as caught:
+    with pytest.raises(DeviceLostError) as caught:
         run(model, **options)
+    assert (caught.value.device, caught.value.dtype) == ("musa:0", dtype)
+    assert isinstance(caught.value.__cause__, torch.AcceleratorError)
     assert message.partition(":")[0] in "".join(traceback.format_exception(caught.value))
     assert report(model).events == ()
     assert message not in report(model).as_issue()
@@ -62,7 +65,20 @@ def test_lost(rehearsal: Rehearsal, text: str, options: dict[str, Any]) -> None:
     assert torch.equal(run(other), tokens)
     rehearsal.reset()
     kind = facts_of("musa:0").verdict(BFLOAT16).kind
-    assert (kind is VerdictKind.CRASHES) is (error is DeviceLostError)
+    assert (kind is VerdictKind.CRASHES) is bool(dtype)
+
+
+def test_lost_anywhere(rehearsal: Rehearsal) -> None:
+    """Wherever the loop notices it, in a step or between two: the same error, and nothing is asked for twice."""
+    plain = generator()
+    for after in range(500, 800, 31):
+        model = guard(copy.deepcopy(plain).to("musa:0"))
+        rehearsal.lose(0, after=after)
+        with pytest.raises(DeviceLostError, match="CUDA_LAUNCH_BLOCKING") as caught:
+            run(model, do_sample=True)
+        assert isinstance(caught.value.__cause__, torch.AcceleratorError)
+        assert rehearsal.figure("refusals", 0) == 1, after
+        rehearsal.reset()
 
 
 def test_the_device_of_the_module_is_named(rehearsal: Rehearsal) -> None:

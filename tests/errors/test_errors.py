@@ -38,6 +38,7 @@ EXAMPLES = [
     errors.NoDtypeLeft("nonfinite in lm_head at step 3", "float32", (Attempt("float32", "needs 8 GB more"),)),
     errors.CannotResumeError("nonfinite", "tokens have been streamed", "float32"),
     errors.DeviceLostError("cuda:0", "float16", "device-side assert triggered"),
+    errors.DeviceLostError("cuda:0", "", "device-side assert triggered"),
     errors.UnsteadyReferenceError(0.25),
     errors.DegenerateReferenceError("all its logits are equal"),
     errors.IncomparableOutputsError("shapes (1, 2, 96) and (1, 2, 97)", "compare models of one vocabulary"),

@@ -24,13 +24,25 @@ def loses_a_device(exc: BaseException) -> bool:
     return any(isinstance(link, DeviceLostError) or is_lost(text_of(link)) for link in links_of(exc))
 
 
-def lost_by(guard: Guard, exc: BaseException) -> DeviceLostError | None:
-    """Return what the caller gets in place of `exc` where that tells that a dtype has cost the process its device."""
-    failure = None if isinstance(exc, SafeDtypeError) else classify(exc)
+def raise_if_lost(guard: Guard, exc: BaseException) -> None:
+    """Raise what the caller gets in place of `exc`, if that tells that the process has lost a device of the model.
+
+    Remembered is only what its text blames on a dtype: anything may fail an assertion, an index that is out of range too.
+
+    Raises:
+        DeviceLostError: If a device is lost.
+    """
     model, dtype = guard.model(), guard.dtype()
-    if failure is None or not failure.sticky or model is None or dtype is None:
-        return None
-    return device_lost(model, module_raising(model, exc.__traceback__), failure, dtype)
+    links = list(links_of(exc))
+    texts = [text_of(link) for link in links if is_lost(text_of(link))]
+    if model is None or not texts or any(isinstance(link, SafeDtypeError) for link in links):
+        return
+    module, failure = module_raising(model, exc.__traceback__), classify(exc)
+    if failure is not None and failure.sticky and dtype is not None:
+        raise device_lost(model, module, failure, dtype) from exc
+    devices = _devices_of(module, model)
+    if devices != ("cpu",):
+        raise DeviceLostError(",".join(devices), "", first_line(texts[0])) from exc
 
 
 def device_lost(model: nn.Module, module: nn.Module | None, failure: Failure, dtype: Dtype) -> DeviceLostError:
@@ -42,7 +54,7 @@ def device_lost(model: nn.Module, module: nn.Module | None, failure: Failure, dt
         failure: How.
         dtype: The dtype of the model.
     """
-    devices = (_devices_of(module) if module is not None else ()) or _devices_of(model) or ("cpu",)
+    devices = _devices_of(module, model)
     text = first_line(failure.message)
     for device in devices:
         _remember(device, dtype, text)
@@ -56,8 +68,12 @@ def _remember(device: str, dtype: Dtype, text: str) -> None:
         logger.warning("that %s was lost in %s cannot be remembered: %s", device, dtype, exc)
 
 
-def _devices_of(module: nn.Module) -> tuple[str, ...]:
-    """Return where a module computes: all accelerators; the CPU where there is none."""
+def _devices_of(module: nn.Module | None, model: nn.Module) -> tuple[str, ...]:
+    """Return where a module computes, or the whole model where it is not known: all accelerators; the CPU for want of them."""
+    return (_where(module) if module is not None else ()) or _where(model) or ("cpu",)
+
+
+def _where(module: nn.Module) -> tuple[str, ...]:
     own = [weight.device for weight in module.parameters() if not weight.is_meta]
     devices = dict.fromkeys([*own, *execution_devices(module)])
     accelerators = tuple(str(device) for device in devices if device.type != "cpu")
