@@ -38,7 +38,6 @@ EXAMPLES = [
     errors.NoDtypeLeft("nonfinite in lm_head at step 3", "float32", (Attempt("float32", "needs 8 GB more"),)),
     errors.CannotResumeError("nonfinite", "tokens have been streamed", "float32"),
     errors.DeviceLostError("cuda:0", "float16", "device-side assert triggered"),
-    errors.DeviceLostError("cuda:0", "", "device-side assert triggered"),
     errors.UnsteadyReferenceError(0.25),
     errors.DegenerateReferenceError("all its logits are equal"),
     errors.IncomparableOutputsError("shapes (1, 2, 96) and (1, 2, 97)", "compare models of one vocabulary"),
@@ -71,6 +70,14 @@ def test_strict_mode_at_run_time() -> None:
     assert vars(copy) == vars(error)
     text = "In strict mode this model stays in float16, and it failed: wrong. Would work: float32. Next: load it in float32."
     assert str(copy) == text
+
+
+def test_a_loss_that_blames_no_dtype() -> None:
+    """A device that is lost for a reason that is not known is not said to be remembered for a dtype."""
+    error = errors.DeviceLostError("cuda:0", "", "device-side assert triggered")
+    assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
+    assert "nothing is remembered" in str(error)
+    assert "CUDA_LAUNCH_BLOCKING=1" in str(error)
 
 
 def test_error_examples_are_complete() -> None:
