@@ -13,7 +13,7 @@ from ..rendering.streams import accept_any_text
 from .cache_commands import cache
 from .completion import completion
 from .doctor_command import doctor
-from .endings import one_line_endings
+from .endings import one_line_endings, one_line_interruption
 from .launch_commands import accelerate_config, launch
 from .model_commands import audit, generate, plan, rescue, run, verify
 from .optimize_command import optimize
@@ -23,7 +23,15 @@ from .publish_commands import publish
 from .whole_summaries import WholeSummaries
 
 
-@click.group(cls=WholeSummaries, context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(WholeSummaries):
+    """The commands, each ended by Ctrl-C as by any other signal."""
+
+    def invoke(self, context: click.Context) -> object:
+        with one_line_interruption():
+            return super().invoke(context)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="safe-dtype")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr; also where stderr is no terminal.")
 @click.pass_context

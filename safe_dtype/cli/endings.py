@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
@@ -18,6 +20,7 @@ from .options import ENVIRONMENT
 
 TRACEBACK = "SAFE_DTYPE_TRACEBACK"  # the environment's name for: show where it happened as well
 
+_INTERRUPTED = 128 + signal.SIGINT  # as shells say it
 _LONGEST = 600  # characters of a foreign error's text
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors and torch write files themselves, and have no number of the system's in their errors.
@@ -46,9 +49,27 @@ def one_line_endings() -> Iterator[None]:
         _end(exc, _full_disk(exc) or _no_memory(exc) or words, 1)
 
 
+@contextmanager
+def one_line_interruption() -> Iterator[None]:
+    """End this process with one line and the status of shells where Ctrl-C ends what is done inside.
+
+    It stands within click, which would take KeyboardInterrupt for an answer to a question, and exit with status 1.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exception(exc)
+        _say_and_exit("interrupted.", _INTERRUPTED)
+
+
 def _end(exc: BaseException, words: str, status: int) -> NoReturn:
     if os.environ.get(TRACEBACK):
         raise exc
+    _say_and_exit(words, status)
+
+
+def _say_and_exit(words: str, status: int) -> NoReturn:
     try:
         if words:
             click.echo(f"safe-dtype: {words}", err=True)

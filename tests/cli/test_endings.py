@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,40 @@ def test_closed_pipe() -> None:
         assert printing("line", writes) == (1, "")
     finally:
         os.close(writes)
+
+
+STOPPED = """
+import signal
+import click
+from safe_dtype.cli import cli, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
+@cli.command()
+def stopped():
+    click.echo("begun")
+    signal.raise_signal(signal.{name})
+main(["stopped"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("name", "words"), [("SIGINT", "safe-dtype: interrupted.\n"), ("SIGTERM", "")])
+def test_stopped(name: str, words: str) -> None:
+    """Ctrl-C and SIGTERM end a command with the status of shells, and no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED.format(name=name)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.Signals[name], "begun\n", words)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_interrupted_traceback() -> None:
+    """Who wants to see where Ctrl-C met a command, can."""
+    environment = os.environ | {"SAFE_DTYPE_TRACEBACK": "1"}
+    command = [sys.executable, "-c", STOPPED.format(name="SIGINT")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "in stopped\n" in done.stderr
+    assert done.stderr.endswith("KeyboardInterrupt\nsafe-dtype: interrupted.\n")
 
 
 @pytest.mark.parametrize("place", ["no/such/folder/x.svg", "."])
