@@ -81,8 +81,15 @@ def _plugged_in() -> Iterator[Hardware]:
         return
     for index in range(torch.accelerator.device_count()):
         name = answer_of(kind.type, "get_device_name", index) or kind.type
-        capability = answer_of(kind.type, "get_device_capability", index)
-        yield Hardware(f"{kind.type}:{index}", str(name), kind.type, str(capability or ""))
+        capability = _version_of(answer_of(kind.type, "get_device_capability", index))
+        yield Hardware(f"{kind.type}:{index}", str(name), kind.type, capability)
+
+
+def _version_of(capability: object) -> str:
+    """Return "7.5" for (7, 5), and nothing for zeros: the answer of a plugin whose devices have no versions."""
+    if isinstance(capability, tuple):
+        return ".".join(map(str, capability)) if any(capability) else ""
+    return str(capability or "")
 
 
 def _nvidia_driver() -> str:

@@ -1,4 +1,4 @@
-"""Tests on the rehearsal device: in this process with `--device rehearsal`, else each file in a process of its own.
+"""Tests on the rehearsal device: in this process with `--device rehearsal`, else in two other processes.
 
 A backend cannot be taken out of a process again, and all other tests are to run without one.
 """
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -67,19 +67,38 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     """Without the device, take each file as one test that runs it elsewhere."""
     if parent.config.getoption("--device") == "rehearsal":
         return None
-    return _FileInAChild.from_parent(parent, path=module_path)
+    return _FileForAChild.from_parent(parent, path=module_path)
 
 
-class _FileInAChild(pytest.File):
+@pytest.hookimpl(trylast=True)  # of what is selected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let two children run the files, half of the lines each: starting one takes seconds, and two workers can share them."""
+    alone = [item for item in items if isinstance(item, _OnTheDevice)]
+    halves: tuple[list[_OnTheDevice], ...] = ([], [])
+    for item in sorted(alone, key=lambda item: (-item.lines(), item.path)):
+        min(halves, key=lambda half: sum(each.lines() for each in half)).append(item)
+    for first, *others in filter(None, halves):
+        first.files += [other.path for other in others]
+        items[:] = [item for item in items if item not in others]
+
+
+class _FileForAChild(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
-        yield _OnTheDevice.from_parent(self, name="on_the_rehearsal_device")
+        yield _OnTheDevice.from_parent(self, name="and_others_on_the_rehearsal_device")
 
 
 class _ChildFailedError(Exception):
-    """The tests of the file have failed; the message is what pytest wrote."""
+    """Tests of some files have failed; the message is what pytest wrote."""
 
 
 class _OnTheDevice(pytest.Item):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.files = [self.path]
+
+    def lines(self) -> int:
+        return self.path.read_text().count("\n")
+
     def runtest(self) -> None:
         must_have = self.config.getoption("--must-have")
         try:
@@ -87,7 +106,7 @@ class _OnTheDevice(pytest.Item):
         except UnbuildableError as error:
             (pytest.fail if "rehearsal" in must_have.split(",") else pytest.skip)(str(error))
         command = [sys.executable, "-m", "pytest", "--device", "rehearsal", "--must-have", must_have, "--color=no"]
-        command += ["-q", "-p", "no:cacheprovider", "-m", self.config.getoption("-m"), str(self.path)]
+        command += ["-q", "-p", "no:cacheprovider", "-m", self.config.getoption("-m"), *map(str, sorted(self.files))]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if child.returncode:
@@ -100,4 +119,4 @@ class _OnTheDevice(pytest.Item):
         return str(excinfo.value) if is_ours else str(super().repr_failure(excinfo))
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        return self.path, 0, f"{self.path.name} on the rehearsal device"
+        return self.path, 0, f"{', '.join(file.stem for file in self.files)} on the rehearsal device"

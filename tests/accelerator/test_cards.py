@@ -12,6 +12,7 @@ from accelerator.rehearsal import Rehearsal
 from torch_musa.cards import CARDS
 
 from safe_dtype.devices import facts_of
+from safe_dtype.devices.accelerators import accelerators
 from safe_dtype.facts import BFLOAT16, FLOAT16, VerdictKind
 
 
@@ -30,6 +31,14 @@ def test_what_a_card_is(rehearsal: Rehearsal, card: str) -> None:
         assert is_native == torch.musa.is_bf16_supported(including_emulation=False)
         assert torch.musa.is_bf16_supported()
     assert facts_of("musa:0").vendor == "rehearsal"
+
+
+@pytest.mark.parametrize(("card", "capability"), [(None, ""), ("T4", "7.5")])
+def test_capability_of_a_plugin(rehearsal: Rehearsal, card: str | None, capability: str) -> None:
+    """A pair of numbers is a version, and zeros are none."""
+    if card:
+        rehearsal.insert(card)
+    assert accelerators()[0].capability == capability
 
 
 # Each with how many multiplications it has.

@@ -56,6 +56,7 @@ OPERATIONS: dict[str, Callable[..., object]] = {
     "sums": lambda to: (to(SQUARE).sum(0), to(SQUARE).cumsum(1), to(SQUARE).mean(), to(SQUARE).norm(), to(SQUARE).var()),
     "unique": lambda to: torch.unique(to(ORDER % 5), return_inverse=True, return_counts=True),
     "nonzero": lambda to: to(SQUARE > 0).nonzero(),
+    "histc": lambda to: to(SQUARE).histc(4),
     "isin": lambda to: torch.isin(to(ORDER), to(ORDER[:2])),
     "factories": lambda to: to(SQUARE).new_full((2, 2), 3.0) + torch.arange(2, device=to(SQUARE).device),
     "triangle": lambda to: torch.ones_like(to(SQUARE)).tril().logical_not(),
@@ -95,6 +96,13 @@ def test_results_are_the_cpus_bit_for_bit(rehearsal: Rehearsal, operation: Calla
     for result, wanted in zip(results, expected, strict=True):
         assert result.dtype == wanted.dtype
         assert torch.equal(result.cpu(), wanted)
+
+
+def test_integers_are_counted_as_on_cuda(rehearsal: Rehearsal) -> None:
+    """The CPU counts floating numbers alone; routers of experts count integers."""
+    numbers = torch.tensor([0, 3, 1, 3], dtype=torch.int32, device=rehearsal.device(1))
+    counts = torch.histc(numbers, bins=4, min=0, max=4)
+    assert (counts.tolist(), counts.dtype, counts.device) == ([1, 1, 0, 2], torch.int32, rehearsal.device(1))
 
 
 @pytest.mark.parametrize(

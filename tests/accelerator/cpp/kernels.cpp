@@ -317,6 +317,17 @@ at::Tensor& set_nothing(at::Tensor& tensor) {
   return set_part(tensor, std::move(nothing), 0, {0}, {1});
 }
 
+// CUDA counts integers too, which the CPU's kernel refuses.
+at::Tensor histc(const at::Tensor& values, int64_t bins, const at::Scalar& least, const at::Scalar& most) {
+  Kernel kernel("histc", values.device().index());
+  kernel.take(values.scalar_type());
+  auto host = on_host(values);
+  bool is_integral = at::isIntegralType(values.scalar_type(), /*includeBool=*/false);
+  auto counts = at::histc(is_integral ? host.to(at::kDouble) : host, bins, least, most).to(values.scalar_type());
+  kernel.end();
+  return on_device(counts, values.device());
+}
+
 // Convolution and attention are composed by torch of what a backend brings for them: the fallback is never asked.
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
@@ -421,6 +432,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Storage", set_storage);
   m.impl("set_.source_Tensor", set_tensor);
   m.impl("set_", set_nothing);
+  m.impl("histc", histc);
   m.impl("convolution_overrideable", convolution);
   m.impl("convolution_backward_overrideable", convolution_backward);
   m.impl("_scaled_dot_product_fused_attention_overrideable", attention);
