@@ -116,6 +116,7 @@ train()
 """
 
 
+@pytest.mark.slow
 def test_accelerate_without_transformers(tmp_path: Path) -> None:
     """A script of plain torch and accelerate ends with its own error under `safe-dtype run`."""
     (tmp_path / "script.py").write_text(IMPORTED_FIRST)

@@ -155,18 +155,37 @@ accelerator.end_training()
 """
 
 
-def trained(launcher: list[str], saved: Saved, folder: Path, kill_at: int, **settings: str) -> str:
-    """Train until the end under `launcher`; return the last rank's line of facts."""
-    script = folder / "train.py"
-    script.write_text(TRAIN)
+# What every launch has, at the least that imports cost: no model.
+MEET = """
+import sys
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+accelerator = Accelerator()
+ranks = gather_object([accelerator.process_index])
+hooked = gather_object([any(type(finder).__module__.startswith("safe_dtype.") for finder in sys.meta_path)])
+accelerator.print(f"world={accelerator.num_processes} ranks={ranks} device={accelerator.device.type} hooked={hooked}")
+accelerator.end_training()
+"""
+
+
+def line_of(launcher: list[str], script: str, folder: Path, *arguments: str, **settings: str) -> str:
+    """Run a script to its end under `launcher`; return the only line of facts."""
+    file = folder / "train.py"
+    file.write_text(script)
     done = subprocess.run(
-        [*launcher, str(script), str(saved()), str(folder), str(kill_at)],
+        [*launcher, str(file), *arguments],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-8000:]
     lines = re.findall(r"^world=.*$", done.stdout, re.MULTILINE)
     assert len(lines) == 1, done.stdout + done.stderr[-8000:]
     return str(lines[0])
+
+
+def trained(launcher: list[str], saved: Saved, folder: Path, kill_at: int, **settings: str) -> str:
+    """Train until the end under `launcher`; return the last attempt's line of facts."""
+    return line_of(launcher, TRAIN, folder, str(saved()), str(folder), str(kill_at), **settings)
 
 
 def config_of(folder: Path, processes: int, machines: int = 1) -> str:
@@ -179,7 +198,14 @@ def config_of(folder: Path, processes: int, machines: int = 1) -> str:
 OURS = [sys.executable, "-m", "safe_dtype", "launch", "--config_file"]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_meet(tmp_path: Path) -> None:
+    """Two processes come up under our config, each with the hook of `safe-dtype run`, and hear of one another."""
+    line = line_of([*OURS, config_of(tmp_path, 2)], MEET, tmp_path)
+    assert line == "world=2 ranks=[0, 1] device=cpu hooked=[True, True]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_restart_after_a_killed_rank(processes: int, saved: Saved, tmp_path: Path) -> None:
     """A rank is killed in the midst of training: all come up again, once, and go on where they were."""
     line = trained([*OURS, config_of(tmp_path, processes)], saved, tmp_path, kill_at=2)
