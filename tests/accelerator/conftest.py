@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from accelerator.rehearsal import Rehearsal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+HALF = ("test_deferred_watch.py", "test_rescue.py")  # take about as long as all others
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -72,14 +73,12 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 @pytest.hookimpl(trylast=True)  # of what is selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let two children run the files, half of the lines each: starting one takes seconds, and two workers can share them."""
-    alone = [item for item in items if isinstance(item, _OnTheDevice)]
-    halves: tuple[list[_OnTheDevice], ...] = ([], [])
-    for item in sorted(alone, key=lambda item: (-item.lines(), item.path)):
-        min(halves, key=lambda half: sum(each.lines() for each in half)).append(item)
-    for first, *others in filter(None, halves):
-        first.files += [other.path for other in others]
-        items[:] = [item for item in items if item not in others]
+    """Let two children run all files, for as many workers: starting one takes seconds."""
+    for is_half in (True, False):
+        child = [item for item in items if isinstance(item, _OnTheDevice) and (item.path.name in HALF) is is_half]
+        for other in child[1:]:
+            child[0].files.append(other.path)
+            items.remove(other)
 
 
 class _FileForAChild(pytest.File):
@@ -96,9 +95,6 @@ class _OnTheDevice(pytest.Item):
         super().__init__(**options)
         self.files = [self.path]
 
-    def lines(self) -> int:
-        return self.path.read_text().count("\n")
-
     def runtest(self) -> None:
         must_have = self.config.getoption("--must-have")
         try:
@@ -106,7 +102,7 @@ class _OnTheDevice(pytest.Item):
         except UnbuildableError as error:
             (pytest.fail if "rehearsal" in must_have.split(",") else pytest.skip)(str(error))
         command = [sys.executable, "-m", "pytest", "--device", "rehearsal", "--must-have", must_have, "--color=no"]
-        command += ["-q", "-p", "no:cacheprovider", "-m", self.config.getoption("-m"), *map(str, sorted(self.files))]
+        command += ["-q", "-p", "no:cacheprovider", "-m", self.config.getoption("-m"), *map(str, self.files)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if child.returncode:
