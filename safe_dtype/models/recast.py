@@ -21,7 +21,7 @@ from ..numerics import as_half
 from ..numerics.packed_weights import holds_codes
 from . import offloaded
 from .shift_hooks import norms_in_float32, shifted_modules
-from .undo_log import UndoLog, way_back
+from .undo_log import UndoLog, keeps_all, way_back
 
 # Tried: beside their codes plain parameters may change dtype. quanto's products come out in the dtype of its scales.
 _CODES_STAY = ("bitsandbytes", "torchao")
@@ -79,7 +79,7 @@ def peak_growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dt
     """Return how many bytes more each device needs at most while `recast` brings `model` into `new`, weight by weight.
 
     Beside what has grown already that is the new weight, while the old one is still there, and the comparison of the two
-    for the way back.
+    for the way back. Old weights that the cast rounds are kept for it in main memory.
     """
     grown: Counter[torch.device] = Counter()
     peaks: Counter[torch.device] = Counter()
@@ -93,7 +93,9 @@ def peak_growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dt
         meanwhile = tensor.numel() * (new.itemsize + old + 1)
         peaks[tensor.device] = max(peaks[tensor.device], grown[tensor.device] + meanwhile)
         grown[tensor.device] += tensor.numel() * (new.itemsize - old)
-    return {device: max(peak, grown[device]) for device, peak in peaks.items()}
+        if keeps_all(tensor.dtype, new):
+            grown[torch.device("cpu")] += tensor.numel() * old
+    return dict(peaks | grown)  # the larger of both
 
 
 def recast(

@@ -60,23 +60,38 @@ class UndoLog:
             raise from_outside[0]
 
 
+def keeps_all(old: torch.dtype, new: torch.dtype) -> bool:
+    """Whether a cast rounds so many numbers of a tensor that the way back keeps the tensor whole: in main memory."""
+    return torch.finfo(new).eps > torch.finfo(old).eps
+
+
 def way_back(old: torch.Tensor, new: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what makes `old`, bit for bit, of `new` or of `old` itself. Holds as little of `old` as that needs."""
+    """Return what makes `old`, bit for bit, of `new` or of `old` itself, where that lies.
+
+    Holds as little of `old` as that needs, and nothing on an accelerator.
+    """
     dtype = old.dtype
     if old.is_meta or type(old) is not torch.Tensor or type(new) is not torch.Tensor:
         return lambda tensor: tensor.to(dtype)
     if new.shape != old.shape or dtype not in _BITS:
-        return lambda _tensor: old
+        return _kept(old)
     bits = _BITS[dtype]
-    differs = (new.to(dtype).view(bits) != old.view(bits)).flatten().nonzero().flatten()
-    if len(differs) == 0:
+    differs = (new.to(dtype).view(bits) != old.view(bits)).flatten()
+    count = int(differs.sum())
+    if count == 0:
         return lambda tensor: tensor.to(dtype)
-    if len(differs) > old.numel() * _FEW:
-        return lambda _tensor: old
-    numbers, shape = old.flatten()[differs], old.shape
+    if count > old.numel() * _FEW:
+        return _kept(old)
+    places = differs.nonzero().flatten()
+    numbers, indices, shape = old.flatten()[places].cpu(), places.cpu(), old.shape
 
     def exactly(tensor: torch.Tensor) -> torch.Tensor:
-        back = tensor.to(dtype).flatten().index_copy(0, differs.to(tensor.device), numbers.to(tensor.device))
+        back = tensor.to(dtype).flatten().index_copy(0, indices.to(tensor.device), numbers.to(tensor.device))
         return back.view(shape)
 
     return exactly
+
+
+def _kept(old: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    whole = old.cpu()
+    return lambda tensor: whole.to(tensor.device)

@@ -176,6 +176,28 @@ def test_peak_of_a_step_down(rehearsal: Rehearsal) -> None:
     assert rehearsal.figure("allocated") == before
 
 
+@pytest.mark.parametrize(("old", "new"), [(torch.float16, BF16), (FP32, BF16), (FP32, torch.float16)])
+def test_peak_of_a_change_that_rounds(rehearsal: Rehearsal, old: torch.dtype, new: torch.dtype) -> None:
+    """What a narrower dtype rounds away is kept in main memory: never two models on the device."""
+    model = generator().to("musa:0", old)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    gc.collect()
+    weights = [weight.detach().cpu() for weight in model.parameters()]
+    before, predicted = rehearsal.figure("allocated"), peak_growth(model, {old}, new)
+    rehearsal.backend.reset_peak_memory_stats(0)
+    log = UndoLog()
+    changed = recast(model, {old}, new, log=log)
+    assert rehearsal.figure("allocated") - before == changed.grown_bytes
+    peak = rehearsal.figure("peak_allocated") - before
+    assert predicted[torch.device("musa:0")] == peak
+    assert predicted[torch.device("cpu")] >= sum(weight.nbytes for weight in weights)
+    log.undo()
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(weights, model.parameters(), strict=True))
+    assert {weight.device for weight in model.parameters()} == {torch.device("musa:0")}
+
+
 def test_refused_before_anything_changes(rehearsal: Rehearsal) -> None:
     """Where float32 has no room that is known beforehand: no weight is touched, and the error has both figures."""
     model = there()
