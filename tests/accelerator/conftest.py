@@ -29,8 +29,9 @@ HALF = ("test_deferred_watch.py", "test_rescue.py")  # take about as long as all
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep what is imported by now out of the collections that a device asks for after each test that leaves cycles."""
+    """Let autograd know both devices, and keep what is imported by now out of the collections after each test."""
     if session.config.getoption("--device") == "rehearsal":
+        torch.ones(1, requires_grad=True).backward()  # the first starts a thread for each device that there is then
         gc.collect()
         gc.freeze()
 
