@@ -112,6 +112,11 @@ class DeviceFacts:
     measured: bool = True  # False: the verdicts come from the prior table, nobody measured here
     published: tuple[tuple[Dtype, float], ...] = ()  # peak arithmetic over float32's, by the maker, where not measured
 
+    @property
+    def is_of_main_memory(self) -> bool:
+        """Whether it computes in the machine's main memory, of which there is one: a CPU, a Mac."""
+        return self.vendor in ("cpu", "apple")
+
     def verdict(self, dtype: Dtype, op: str = "matmul") -> Verdict:
         """Return the verdict on `dtype` for `op`; UNKNOWN where there is none."""
         for verdict in self.verdicts:

@@ -34,6 +34,7 @@ _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
 # An order that drifts is rescued all the same: without, it would overflow.
 _WITH_A_RESCUE = (None, Ground.MEMORY, Ground.DRIFT)
 _SPREAD = "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it"
+_ON_DISK = "device_map='auto' leaves the rest on disk, and every step waits for it"
 _WHOLE = "it may not load there; device_map='auto' would spread it"
 
 
@@ -220,7 +221,8 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
     too_big = picked.ground is Ground.MEMORY
     is_placed = device.memory.limited_by == "device_map"  # by the caller
     if too_big:
-        what = _WHOLE if is_placed else f"strict mode leaves it whole: {_WHOLE}" if strict else _SPREAD
+        spread = _ON_DISK if device.is_of_main_memory else _SPREAD
+        what = _WHOLE if is_placed else f"strict mode leaves it whole: {_WHOLE}" if strict else spread
         warnings += (f"{checkpoint.source} {picked.reason} on {device.name}: {what}",)
     if not device.measured and not device.memory.total_bytes:
         warnings += (

@@ -39,8 +39,8 @@ def ways_to_fit(
         *(_whole(str(one.candidate), one.cost.weight_bytes, one, free) for one in plain),
         *_fewer_bits(picked, device, checkpoint),
         *_smaller_context(picked, device, checkpoint, policy),
-        *_offloaded(picked, free),
-        *_several_devices(picked, device.name, free),
+        *_offloaded(picked, device),
+        *_several_devices(picked, device),
     )
 
 
@@ -59,7 +59,7 @@ def ways_with_codes(
         return (
             _whole("as it is", left.cost.weight_bytes, left, free),
             *_smaller_context(left, device, case.checkpoint, case.policy),
-            *_several_devices(left, device.name, free),
+            *_several_devices(left, device),
         )
     plan, original = without_codes or (None, None)
     picked = plan.chosen if plan else None
@@ -120,21 +120,24 @@ def _of_length(tokens: int, workload: Workload) -> Workload:
     return replace(workload, prompt_tokens=prompt, new_tokens=max(0, tokens - prompt))
 
 
-def _offloaded(picked: Decision, free: int) -> Iterator[WayToFit]:
-    cost = picked.cost
+def _offloaded(picked: Decision, device: DeviceFacts) -> Iterator[WayToFit]:
+    cost, free = picked.cost, device.memory.free_bytes
     here = free - cost.cache_bytes - cost.work_bytes
     if here > 0:
         elsewhere = bytes_text(cost.weight_bytes - min(here, cost.weight_bytes))
-        note = f"{elsewhere} of the weights in main memory or on disk, and every step waits for them"
+        where = "on disk" if device.is_of_main_memory else "in main memory or on disk"
+        note = f"{elsewhere} of the weights {where}, and every step waits for them"
         yield _whole(f"{picked.candidate}, device_map='auto'", min(here, cost.weight_bytes), picked, free, note)
 
 
-def _several_devices(picked: Decision, name: str, free: int) -> Iterator[WayToFit]:
+def _several_devices(picked: Decision, device: DeviceFacts) -> Iterator[WayToFit]:
+    if device.is_of_main_memory:  # device_map has no place on another machine
+        return
     cost = picked.cost
-    room = free - cost.work_bytes
+    room = device.memory.free_bytes - cost.work_bytes
     count = max(2, math.ceil((cost.weight_bytes + cost.cache_bytes) / room)) if room > 0 else _MOST_DEVICES + 1
     if count <= _MOST_DEVICES:
         weights, cache = math.ceil(cost.weight_bytes / count), math.ceil(cost.cache_bytes / count)
-        note = f"on each of {count} x {name}, with device_map='auto'"
+        note = f"on each of {count} x {device.name}, with device_map='auto'"
         name_of_all = f"{picked.candidate}, {count} devices"
         yield WayToFit(name_of_all, weights, cache, weights + cache + cost.work_bytes, fits=True, note=note)

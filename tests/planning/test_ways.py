@@ -74,6 +74,16 @@ def test_several_devices() -> None:
     assert "4 x NVIDIA Tesla T4" in way.note
 
 
+@pytest.mark.parametrize("device", ["Raspberry Pi 5 8 GB", "Apple M2 8 GB"])
+def test_one_main_memory(device: str) -> None:
+    """What main memory does not hold is left on disk: there is no second one for device_map to fill."""
+    plan = plan_of_8b(device)
+    assert [way.name for way in plan.ways if "devices" in way.name] == []
+    (way,) = (way for way in plan.ways if "device_map" in way.name)
+    assert "of the weights on disk, and every step" in way.note
+    assert plan.warnings[-1].endswith("device_map='auto' leaves the rest on disk, and every step waits for it")
+
+
 def test_smaller_context() -> None:
     """Where only the cache is too large, the longest context that fits, and the policy to ask for it."""
     asked = "prompt=32000,new=1000"
