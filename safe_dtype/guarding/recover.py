@@ -18,7 +18,7 @@ from ..models.undo_log import UndoLog
 from .callers_autocast import autocast_here
 from .classify import classify, first_line
 from .diagnosis.learn import keep, lesson
-from .diagnosis.lost_device import device_lost
+from .diagnosis.lost_device import device_lost, loses_a_device
 from .events import record
 from .failure import Attempt, Event, Failure
 from .incident import Incident
@@ -73,7 +73,7 @@ class TriedRemedies:
         """
         if not self.has_changed:
             return
-        self.log.undo()
+        self.log.undo(is_device_lost=ended_by is not None and loses_a_device(ended_by))
         guard.version += 1
         name = type(guard.model()).__name__
         if own is not None:
@@ -159,7 +159,7 @@ def _apply(remedy: Remedy, incident: Incident) -> int:
         is_short = is_of_memory(exc)
         if is_short:
             traceback.clear_frames(exc.__traceback__)  # they hold the tensor that was being made
-        log.undo(before)
+        log.undo(before, is_device_lost=loses_a_device(exc))
         if is_short:
             raise NotPossible(first_line(str(exc))) from exc
         raise

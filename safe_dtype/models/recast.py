@@ -223,7 +223,7 @@ def _note_replacing(log: UndoLog, parameter: torch.Tensor, changed: torch.Tensor
                     raise
                 _replace_by_way_of_the_host(parameter, back)
 
-    log.add(undo)
+    log.add(undo, parameter.device)
 
 
 def _replace_by_way_of_the_host(parameter: torch.Tensor, back: Callable[[torch.Tensor], torch.Tensor]) -> None:

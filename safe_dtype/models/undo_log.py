@@ -24,7 +24,7 @@ class UndoLog:
 
     def __init__(self, *, forgets: bool = False) -> None:
         self.forgets = forgets
-        self._steps: list[Callable[[], None]] = []
+        self._steps: list[tuple[Callable[[], None], torch.device | None]] = []
 
     @classmethod
     def forgetful(cls) -> UndoLog:
@@ -34,20 +34,24 @@ class UndoLog:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def add(self, step: Callable[[], None]) -> None:
-        """Note how the change that follows is taken back."""
+    def add(self, step: Callable[[], None], device: torch.device | None = None) -> None:
+        """Note how the change that follows is taken back, and the device that this asks for something."""
         if not self.forgets:
-            self._steps.append(step)
+            self._steps.append((step, device))
 
-    def undo(self, since: int = 0) -> None:
+    def undo(self, since: int = 0, *, is_device_lost: bool = False) -> None:
         """Take back everything that was noted after the first `since` steps. A step that fails is logged.
+
+        Where a device is lost, what lies on accelerators stays as it is.
 
         Whatever comes from outside meanwhile (Ctrl-C, what a handler of a signal raises) is raised when all is done.
         """
         from_outside: list[BaseException] = []
         while len(self._steps) > since:
+            step, device = self._steps[-1]
             try:
-                self._steps[-1]()
+                if not (is_device_lost and device is not None and device.type != "cpu"):
+                    step()
             except BaseException as exc:
                 if isinstance(exc, Exception) and not is_of_a_signal(exc):
                     logger.exception("A change of the model could not be taken back")

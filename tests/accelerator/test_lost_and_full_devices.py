@@ -81,6 +81,25 @@ def test_lost_anywhere(rehearsal: Rehearsal) -> None:
         rehearsal.reset()
 
 
+@pytest.mark.parametrize("after", [10, 40])
+def test_lost_on_the_way_to_another_dtype(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, after: int
+) -> None:
+    """Weights that were changed by then stay where they are: their device is not asked for the old ones."""
+    model = there()
+    rehearsal.forbid(BF16)
+
+    def begin(*args: Any) -> dict[torch.device, int]:
+        rehearsal.lose(0, after=after)
+        return {}
+
+    monkeypatch.setattr("safe_dtype.guarding.remedies.next_dtype.peak_growth", begin)
+    with pytest.raises(DeviceLostError):
+        run(model)
+    assert rehearsal.figure("refusals", 0) == 1
+    assert "could not be taken back" not in caplog.text
+
+
 def test_the_device_of_the_module_is_named(rehearsal: Rehearsal) -> None:
     """Of a model on two devices the one is named where the module that failed is."""
     plain = generator()
