@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 from results_file import RESULTS, write_results
 
 RESTARTS = 3
+ENDING = 45.0  # seconds: torch's launcher gives its workers 30 before it kills them
 SCRIPT = """
 import os, signal
 from accelerate import Accelerator
@@ -55,10 +57,21 @@ def attempt_of(way: str, script: Path, seconds: float) -> dict[str, Any]:
         try:
             printed, _ = launcher.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, 9)
-            printed, _ = launcher.communicate()
+            printed = _ended(launcher)
     match = re.search(r"up again at attempt (\d)", printed)
     return {"attempt": int(match[1]) if match else None, "seconds": time.perf_counter() - started}
+
+
+def _ended(launcher: subprocess.Popen[str]) -> str:
+    """End a launcher and its workers, which are in sessions of their own; return what they had printed."""
+    launcher.terminate()
+    try:
+        printed, _ = launcher.communicate(timeout=ENDING)
+    except subprocess.TimeoutExpired:
+        for process in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
+            process.kill()
+        printed, _ = launcher.communicate()
+    return printed
 
 
 @click.command()
