@@ -31,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import click
 from results_file import RESULTS, write_results
 
+from safe_dtype.processes.termination import tidy_termination
 from safe_dtype.rendering.markdown import inline, table
 
 HERE = Path(__file__).resolve().parent
@@ -195,4 +196,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--in-child"]:
         in_child(*sys.argv[2:])
     else:
-        main()
+        with tidy_termination():  # a part that runs is ended, too
+            main()
