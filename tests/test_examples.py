@@ -35,10 +35,8 @@ ENDS = {
 }
 
 
-QUICK = {"chat"}  # the others take 10 to 60 s: `.ci/run` runs them by themselves
-
-
-@pytest.mark.parametrize("job", [pytest.param(job, marks=[pytest.mark.slow] * (job not in QUICK)) for job in ENDS])
+@pytest.mark.slow  # 10 to 60 s each: `.ci/run` runs them by themselves
+@pytest.mark.parametrize("job", ENDS)
 def test_ten_jobs(job: str) -> None:
     """What somebody new does in the first hour works, and every job ends as the documents say."""
     done = run("ten_jobs.py", job)

@@ -129,7 +129,7 @@ def test_clear_errors(
     assert words in err
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+@pytest.mark.parametrize("kind", ["F16", pytest.param("Q8_0", marks=pytest.mark.slow)])
 def test_gguf(verify: Run, tiny_qwen3: Path, tmp_path: Path, kind: str) -> None:
     """A GGUF file is verified with the tokenizer in it, named by its path or by its folder; also as it is planned."""
     path = readable_gguf(tmp_path / "model.gguf", kind, tiny_qwen3)

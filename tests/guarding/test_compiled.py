@@ -173,7 +173,9 @@ def test_compiled_around_a_guard() -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("always", [False, True], ids=["in-bfloat16", "in-every-dtype"])
+@pytest.mark.parametrize(
+    "always", [pytest.param(False, id="in-bfloat16"), pytest.param(True, id="in-every-dtype", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_an_assertion_of_the_compiler(always: bool) -> None:
     """A compiler that stumbles over an exception of the model's raises another: what the model raises is found eagerly."""

@@ -100,6 +100,7 @@ def test_no_matter_of_dtypes() -> None:
     assert (model.dtype, report(model).events) == (BF16, ())
 
 
+@pytest.mark.slow
 def test_values_of_its_own() -> None:
     """NaN that float32 gives as well is handed on: the batch ends as in plain, in the model's dtype, and is not asked again."""
     model, plain = guard(tiny()), tiny()

@@ -174,7 +174,7 @@ def test_traced() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exported(*, strict: bool) -> None:
     """`torch.export` makes the same graph."""
     plain = generator(dtype=FP32)

@@ -14,7 +14,9 @@ from safe_dtype.errors import EnvironmentNotFitError
 from safe_dtype.optimizing.exporters import exporter_named, exporter_names
 
 
-@pytest.mark.parametrize("start", ["from safe_dtype import optimize", "import safe_dtype.cli"])
+@pytest.mark.parametrize(
+    "start", ["from safe_dtype import optimize", pytest.param("import safe_dtype.cli", marks=pytest.mark.slow)]
+)
 def test_registered(start: str) -> None:
     """Whoever starts from the package or from the command finds every exporter; none is imported before it is asked for."""
     check = (

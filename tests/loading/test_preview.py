@@ -85,13 +85,13 @@ def choice(plan: Plan) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("kind", "dtype", "device"),
     [
-        ("trained", "float32", "amx"),
+        pytest.param("trained", "float32", "amx", marks=pytest.mark.slow),
         ("trained", "bfloat16", "amx"),
-        ("trained", "float16", "amx"),
-        ("trained", "float32", "t4"),
+        pytest.param("trained", "float16", "amx", marks=pytest.mark.slow),
+        pytest.param("trained", "float32", "t4", marks=pytest.mark.slow),
         ("trained", "bfloat16", "t4"),
-        ("trained", "float16", "t4"),
-        ("overflows", "bfloat16", "amx"),
+        pytest.param("trained", "float16", "t4", marks=pytest.mark.slow),
+        pytest.param("overflows", "bfloat16", "amx", marks=pytest.mark.slow),
         ("overflows", "bfloat16", "t4"),
         ("overflows", "float32", "t4"),
     ],

@@ -77,6 +77,7 @@ def test_finalizer_that_lets_go() -> None:
     assert own(base) == before
 
 
+@pytest.mark.slow
 def test_end_of_the_process() -> None:
     """A process that ends with models guarded and patched ends without a word."""
     program = (

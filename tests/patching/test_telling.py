@@ -104,7 +104,14 @@ def test_one_rank_speaks(
         assert len(lines_of(capsys.readouterr().err)) == count
 
 
-@pytest.mark.parametrize(("options", "count"), [((), 1), (("--quiet",), 0), (("--explain",), 1)])
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ((), 1),
+        pytest.param(("--quiet",), 0, marks=pytest.mark.slow),
+        pytest.param(("--explain",), 1, marks=pytest.mark.slow),
+    ],
+)
 def test_run(options: tuple[str, ...], count: int, saved: Saved, tmp_path: Path) -> None:
     """Under `safe-dtype run` the program says it, and none of its workers; `--explain` and `--quiet` as they say."""
     script = tmp_path / "script.py"

@@ -118,6 +118,7 @@ def test_guard_steps_down(packed: Path) -> None:
     assert safe_dtype.report(model).events
 
 
+@pytest.mark.slow
 def test_rescue_and_verify(trained: Path) -> None:
     """float16 is offered, and what it takes is measured on what is loaded."""
     found = quiet(rescue, str(trained), device="cpu", revision=None, text=None, max_drift=0.02)

@@ -93,6 +93,7 @@ def test_the_requests_of_a_commit(hub: LoopbackHub, api: HfApi) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_transformers_loads_what_was_committed(hub: LoopbackHub, api: HfApi, tiny_qwen3: Path) -> None:
     """What `create_commit` sent comes out of `from_pretrained` bit by bit, in these requests."""
     api.create_repo(REPO)

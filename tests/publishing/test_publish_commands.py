@@ -97,6 +97,7 @@ def test_no_stage(tmp_path: Path) -> None:
     assert done.stdout == f"{line}\n"
 
 
+@pytest.mark.slow
 def test_what_a_stage_still_lacks(tiny_qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder with no base and no license is staged; the end says what is missing, and again how to go on."""
     out = tmp_path / "stage"

@@ -57,6 +57,7 @@ def test_every_encoding(encoding: str, text: str | None) -> None:
     assert done.stderr.strip() == expected
 
 
+@pytest.mark.slow
 def test_plan_in_ascii(tmp_path: Path, tiny_qwen3: Path) -> None:
     """The table of a plan, of a folder whose name no such terminal can show."""
     folder = tmp_path / "\u6a21\u578b-\u00e9"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from guarding.generators import tiny
 
@@ -14,6 +15,7 @@ IDS = torch.arange(3, 9)[None]
 DOWN = "model.layers.1.mlp.down_proj"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_no_graph_of_the_guard() -> None:
     """A compiler that fails in a guarded model runs it frame by frame: what it then compiles is the model's."""

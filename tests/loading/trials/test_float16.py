@@ -193,6 +193,7 @@ def test_model_without_its_head(folder: Path) -> None:
     assert largest == pytest.approx(max(float(one.abs().max()) for one in expected.hidden_states), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*newly initialized")
 def test_head_that_the_checkpoint_lacks(tmp_path: Path) -> None:
     """A class with a head gets one that is new, and is rescued by what was found without."""

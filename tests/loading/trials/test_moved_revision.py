@@ -30,6 +30,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> Iterat
         yield hub
 
 
+@pytest.mark.slow
 def test_measured_anew(hub: LoopbackHub, caplog: pytest.LogCaptureFixture) -> None:
     """A result of the commit before is not taken for one of this, and the other way round."""
 

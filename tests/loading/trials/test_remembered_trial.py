@@ -36,6 +36,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "verdicts"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::safe_dtype.SafeDtypeWarning")
 def test_another_config_is_measured_again(llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The same weights with another activation reach other values; a note in the config changes nothing."""

@@ -132,6 +132,7 @@ def test_ranks_do_not_ask(in_float32: Path) -> None:
     assert gated(in_float32, replace(CPU, memory=MemoryFacts(0, 0, "ranks"))).storage == FLOAT32
 
 
+@pytest.mark.slow
 def test_patched_programs_are_not_rounded(in_float32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SafeAutoModel may round; a program that is only patched may train, and its weights stay as they are."""
     monkeypatch.setattr(import_module("safe_dtype.loading.plan_request"), "device_for", lambda *_: CPU)

@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_operators_of_the_model(folder: Path) -> None:
     """The code that registers them is imported by the class of the model."""
     loaded = _loaded(folder, "MixtralForCausalLM")

@@ -75,7 +75,7 @@ def test_export(mlp: Path) -> None:
         "eager",
         "torchscript",
         pytest.param("onnx", marks=pytest.mark.slow),
-        "compile",
+        pytest.param("compile", marks=pytest.mark.slow),
         pytest.param("partial", marks=pytest.mark.slow),
         pytest.param("regional", marks=pytest.mark.slow),
         pytest.param("aoti", marks=pytest.mark.slow),

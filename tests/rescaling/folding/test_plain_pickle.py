@@ -76,7 +76,7 @@ MADE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", MADE)
-@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("family", ["qwen3", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_read_without_us(family: str, name: str, tmp_path: Path) -> None:
     """It has the dtype of its checkpoint, and results that are as near as those of that dtype are."""
     source = saved(family, tmp_path)
@@ -124,7 +124,7 @@ def test_a_copy_is_pickled_itself() -> None:
     )
 
 
-@pytest.mark.parametrize("family", ["t5", "gpt_oss"])
+@pytest.mark.parametrize("family", ["t5", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_kept_in_float32_beside_float16_alone(family: str, tmp_path: Path) -> None:
     """What the class keeps in float32 in a model in float16, and not in bfloat16, is in the dtype of the checkpoint."""
     source = saved(family, tmp_path)

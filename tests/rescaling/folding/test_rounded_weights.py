@@ -275,7 +275,9 @@ def test_an_island(folder: Path) -> None:
         assert torch.equal(model.get_parameter(f"{name}.weight"), wanted[f"{name}.weight"]), name
 
 
-@pytest.mark.parametrize(("family", "kind"), [("gemma2", "norm"), ("t5", "wo.weight")])
+@pytest.mark.parametrize(
+    ("family", "kind"), [("gemma2", "norm"), pytest.param("t5", "wo.weight", marks=pytest.mark.slow)]
+)
 def test_float32_in_a_rescued_model(family: str, kind: str, tmp_path: Path) -> None:
     """In files that mix formats, what a rescued model has in float32 is that of the files, moved or not."""
     made = saved(family, tmp_path)
