@@ -68,6 +68,7 @@ class Made:
         differing = [
             name for name in sorted(names)
             if name not in self.tensors or name not in other.tensors
+            or self.tensors[name].dtype != other.tensors[name].dtype
             or not torch.equal(self.tensors[name], other.tensors[name])
         ]  # fmt: skip
         differing += ["streamed"] * (self.streamed != other.streamed)
@@ -370,6 +371,57 @@ def test_what_is_looked_at_at_once(options: dict[str, Any], rehearsal: Rehearsal
     for processor in options.get("logits_processor", ()):
         assert processor.calls == NEW_TOKENS
     assert made.differs(generate(plain, rehearsal, **ONE_ROW | options)) == []
+
+
+class Keeping(transformers.Qwen3ForCausalLM):
+    """A model that keeps a list of its steps beside the tokens, as Parakeet."""
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.lengths.append(outputs.past_key_values.get_seq_length())
+        return super()._update_model_kwargs_for_generation(outputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("call", [0, 4, NEW_TOKENS - 1])
+def test_a_model_that_counts_its_steps(call: int, rehearsal: Rehearsal) -> None:
+    """No step is counted in twice, where nobody knows what comes of that."""
+    model = guard(on_the_device("qwen3", rehearsal))
+    generate(model, rehearsal, **ONE_ROW)
+    model.__class__, model.lengths = Keeping, []
+    with fault(model, DOWN, "nan", call=call) as put:
+        generate(model, rehearsal, **ONE_ROW)
+    assert put.fired
+    begin = ONE_ROW["input_ids"].shape[1]
+    assert model.lengths == [*range(begin, begin + NEW_TOKENS)]
+
+
+class Asking(Rolls):
+    """A streamer that asks the model something at each roll of tokens."""
+
+    def __init__(self, model: Any, tokens: torch.Tensor) -> None:
+        super().__init__()
+        self.model, self.tokens, self.answers = model, tokens, []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take tokens and ask."""
+        super().put(value)
+        self.answers.append(self.model(self.tokens).logits.cpu())
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_a_streamer_that_calls_the_model(call: int, rehearsal: Rehearsal) -> None:
+    """Its calls are none of the loop's: they are looked at at once, and the loop goes on from its own steps."""
+    where, made = rehearsal.device(), []
+    plain, model = on_the_device("qwen3", rehearsal), guard(on_the_device("qwen3", rehearsal))
+    generate(model, rehearsal, **ONE_ROW)
+    Switch(plain, call, FLOAT32)
+    with fault(model, DOWN, "nan", call=call) as put:
+        for each in (plain, model):
+            streamer = Asking(each, IDS[1:, :4].to(where))
+            tokens = each.generate(IDS[1:].to(where), max_new_tokens=4, do_sample=False, streamer=streamer).cpu()
+            made.append((tokens, *streamer.answers))
+    assert put.fired
+    assert [part.dtype for part in made[0]] == [part.dtype for part in made[1]]
+    assert all(torch.equal(part, other) for part, other in zip(*made, strict=True))
 
 
 @pytest.mark.slow  # a compiler follows the model

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from .judged_later import left_to_the_caller
+
 
 class HeldStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no types
     """Holds what it is fed until `release`. The end is left to the caller of the loop, which may be run in parts."""
@@ -30,8 +32,10 @@ class HeldStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no t
     def release(self) -> None:
         """Hand on what is held."""
         waiting, self._held = self._held, []
-        for value in waiting:
-            self._streamer.put(value)
+        if waiting:
+            with left_to_the_caller():
+                for value in waiting:
+                    self._streamer.put(value)
 
     def drop_last(self) -> None:
         """Forget the latest of what is held, which came from numbers that were none, and hand on the rest."""
@@ -41,4 +45,5 @@ class HeldStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no t
     def end_now(self) -> None:
         """Hand on what is held, and the end."""
         self.release()
-        self._streamer.end()
+        with left_to_the_caller():
+            self._streamer.end()

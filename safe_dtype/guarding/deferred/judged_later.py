@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,16 @@ class ThisThread(threading.local):
 
 
 this_thread = ThisThread()
+
+
+@contextmanager
+def left_to_the_caller() -> Iterator[None]:
+    """Have a block of the caller's own code within a loop looked at where it is made: it may call the model."""
+    around, this_thread.watch = this_thread.watch, None
+    try:
+        yield
+    finally:
+        this_thread.watch = around
 
 
 def is_put_off() -> bool:

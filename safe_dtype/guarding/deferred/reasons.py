@@ -37,9 +37,23 @@ _CRITERIA = frozenset(
     (stopping_criteria.__name__, name)
     for name in ("EosTokenCriteria", "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria")
 )
-# What the loop calls at each step; a model may have its own way to count a step in, and none of the others.
+# What the loop calls at each step.
 COUNTS_IN = "_update_model_kwargs_for_generation"
 _OF_THE_LOOP = ("_prefill", "_has_unfinished_sequences")
+# The classes whose own way to count a step in changes the arguments of the loop alone, or leaves what the next time
+# replaces: a step that failed is counted in twice. Others keep lists (Parakeet) or fetch the next piece of sound (Voxtral).
+_COUNT_IN = frozenset(
+    (f"transformers.models.{name}.modeling_{name}", class_name)
+    for name, class_name in (
+        ("idefics", "IdeficsForVisionText2Text"),
+        ("mllama", "MllamaForConditionalGeneration"),
+        ("moshi", "MoshiForConditionalGeneration"),
+        ("paligemma", "PaliGemmaForConditionalGeneration"),
+        ("qwen2_5_omni", "Qwen2_5OmniTalkerForConditionalGeneration"),
+        ("qwen3_omni_moe", "Qwen3OmniMoeTalkerCodePredictorModelForConditionalGeneration"),
+        ("qwen3_omni_moe", "Qwen3OmniMoeTalkerForConditionalGeneration"),
+    )
+)
 _ONE_PROCESS = (None, 0, 1)
 
 
@@ -83,6 +97,8 @@ def _reasons(guard: Guard, loop: SamplingLoop) -> Iterator[str]:
         yield "it is no generation of its own"
     if not _is_known(loop):
         yield "its loop is not that of transformers"
+    if not _may_count_in_twice(type(loop.model)):
+        yield "the model counts its steps in a way of its own"
     if loop.synced_gpus or getattr(loop.model, "_tp_size", None) not in _ONE_PROCESS:
         yield "other processes take part in its steps"
     yield from _reasons_in_options(loop)
@@ -110,6 +126,12 @@ def _is_known(loop: SamplingLoop) -> bool:
         and all(owner_of(model_class, name) is GenerationMixin for name in ("_sample", *_OF_THE_LOOP))
         and not {*_OF_THE_LOOP, COUNTS_IN} & vars(loop.model).keys()
     )
+
+
+def _may_count_in_twice(model_class: type) -> bool:
+    """Whether a step that is counted in a second time leaves what it had left the first time."""
+    owner = owner_of(model_class, COUNTS_IN)
+    return owner is GenerationMixin or (owner is not None and (owner.__module__, owner.__name__) in _COUNT_IN)
 
 
 def _are_of(entries: Any, classes: frozenset[tuple[str, str]]) -> bool:
