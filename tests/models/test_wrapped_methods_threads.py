@@ -8,6 +8,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from models.speakers import User, classes, ours, own
 
 from safe_dtype.models.needed import changing
