@@ -66,6 +66,9 @@ class CacheSnapshot:
             return all(done)
         if not self.known:
             return False
+        if not self._profile.settled:  # a later step may have found out how its layers are, which hold nothing again
+            _profiles.pop(self._cache, None)
+            _latest.clear()
         del self._cache.layers[self._count :]  # layers that the step appended
         self._cache.__dict__.update(self._own)
         for restore in self._restores:

@@ -328,6 +328,19 @@ def test_a_loop_that_stops_one_step_late(rehearsal: Rehearsal, monkeypatch: pyte
             assert made.differs(generate(plain, rehearsal, **options)) == []
 
 
+def test_a_late_loop_over_layers_that_slide(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt has failed when the step after it has run: the cache is empty again, and known to be."""
+    monkeypatch.setattr(DeferredStopCheck, "is_supported", staticmethod(lambda *_, **__: True))
+    options = ONE_ROW | SAMPLED | {"return_dict_in_generate": False}
+    plain, model = on_the_device("mistral", rehearsal), guard(on_the_device("mistral", rehearsal))
+    generate(model, rehearsal, **options)
+    Switch(plain, 0, FLOAT32)
+    with fault(model, DOWN, "nan", call=0):
+        made = generate(model, rehearsal, **options)
+    assert made.differs(generate(plain, rehearsal, **options)) == []
+    assert [event.step for event in report(model).events] == [0]
+
+
 def test_both_steps_of_a_late_loop_may_fail(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception in the step that runs ahead of one whose numbers were none: the earlier one is gone back to."""
     monkeypatch.setattr(DeferredStopCheck, "is_supported", staticmethod(lambda *_, **__: True))
