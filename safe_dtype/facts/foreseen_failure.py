@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LOADING = "loading it will fail"
+READING = "reading text with it will fail"  # its tokenizer is what fails: the model loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,11 @@ class ForeseenFailure:
     def stops_loading(self) -> bool:
         """Whether there will be no model, not only a wrong one or one that does not talk."""
         return self.consequence == LOADING
+
+    @property
+    def stops_reading(self) -> bool:
+        """Whether nobody will be able to give it text: there is no model, or no tokenizer."""
+        return self.consequence in (LOADING, READING)
 
     @property
     def warning(self) -> str:

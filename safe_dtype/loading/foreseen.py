@@ -76,7 +76,7 @@ def explained(request: Request, *, reads_text: bool) -> Iterator[None]:
         if isinstance(exc, CheckpointError) and not (reads_text and has_pointers(Path(source))):
             raise  # an OSError, which says already what is wrong
         for failure in foreseen(request, reads_text=reads_text):
-            if failure.stops_loading:
+            if failure.stops_reading:
                 raise CheckpointError(source, failure.problem, failure.advice) from exc
         raise
     except RuntimeError as exc:

@@ -11,6 +11,7 @@ from transformers.utils import chat_template_utils
 
 from ..errors import CorruptCheckpointError
 from ..facts import ForeseenFailure
+from ..facts.foreseen_failure import READING
 from ..store import parse_json
 from ..store.git_lfs import is_pointer, require_pulled
 
@@ -27,13 +28,13 @@ _TALKING = "talking with it will fail"
 def foreseen_of_text(folder: Path) -> Iterator[ForeseenFailure]:
     """Yield what will fail where a model in `folder` reads text or talks. Runs no model, and no code of the checkpoint."""
     if not any((folder / name).exists() for name in _OF_A_TOKENIZER) and not any(folder.glob("*.tiktoken")):
-        yield ForeseenFailure("it has no tokenizer", _ITS_BASE)
+        yield ForeseenFailure("it has no tokenizer", _ITS_BASE, READING)
         return
     if has_pointers(folder):
         try:
             require_pulled(folder)
         except CorruptCheckpointError as exc:
-            yield ForeseenFailure(f"{Path(exc.source).name} {exc.problem}", exc.advice)
+            yield ForeseenFailure(f"{Path(exc.source).name} {exc.problem}", exc.advice, READING)
         return
     damaged = [failure for name in _TABLES if (failure := _damaged(folder / name))]
     yield from damaged
@@ -50,9 +51,9 @@ def has_pointers(folder: Path) -> bool:
 def _damaged(file: Path) -> ForeseenFailure | None:
     try:
         if file.is_file() and not isinstance(parse_json(file.read_text(encoding="utf-8")), dict):
-            return ForeseenFailure(f"{file.name} is no table", "download it again")
+            return ForeseenFailure(f"{file.name} is no table", "download it again", READING)
     except ValueError as exc:
-        return ForeseenFailure(f"{file.name} is no JSON ({exc})", "download it again")
+        return ForeseenFailure(f"{file.name} is no JSON ({exc})", "download it again", READING)
     return None
 
 
@@ -67,7 +68,7 @@ def _missing(folder: Path) -> Iterator[ForeseenFailure]:
     wanted = tuple(getattr(tokenizer_class, "vocab_files_names", {}).values())
     if wanted and not any((folder / file).is_file() for file in (*wanted, *_OF_A_TOKENIZER[1:])):
         problem = f"it has a tokenizer_config.json, and no vocabulary: {name} reads {' or '.join(wanted)}"
-        yield ForeseenFailure(problem, _ITS_BASE)
+        yield ForeseenFailure(problem, _ITS_BASE, READING)
 
 
 def _templates(folder: Path) -> Iterator[ForeseenFailure]:

@@ -64,8 +64,9 @@ def foreseen_of_weights(request: Request, checkpoint: CheckpointFacts) -> Iterat
     elif report.missing:
         kinds = tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in report.missing))
         more = f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
+        lacking = f"{count} of its weights are" if (count := len(report.missing)) > 1 else "one of its weights is"
         problem = (
-            f"{len(report.missing)} of its weights are not in its files ({', '.join(kinds[:_NAMED])}{more}), and "
+            f"{lacking} not in its files ({', '.join(kinds[:_NAMED])}{more}), and "
             "transformers fills them with random numbers"
         )
         yield ForeseenFailure(problem, "download all of its files, or train it first", _RANDOM)

@@ -75,16 +75,20 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 @pytest.hookimpl(trylast=True)  # of what is selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let two children run all files, for as many workers: starting one takes seconds."""
-    for is_half in (True, False):
-        child = [item for item in items if isinstance(item, _OnTheDevice) and (item.path.name in HALF) is is_half]
-        for other in child[1:]:
-            child[0].files.append(other.path)
-            items.remove(other)
+    children: dict[tuple[str, bool], _OnTheDevice] = {}
+    for item in [item for item in items if isinstance(item, _OnTheDevice)]:
+        child = children.setdefault((item.selection, item.path.name in HALF), item)
+        if child is not item:
+            child.files.append(item.path)
+            items.remove(item)
 
 
 class _FileForAChild(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
-        yield _OnTheDevice.from_parent(self, name="and_others_on_the_rehearsal_device")
+        yield _OnTheDevice.from_parent(self, name="and_others_on_the_rehearsal_device", selection="not slow")
+        slow = _OnTheDevice.from_parent(self, name="and_others_on_the_rehearsal_device_slow", selection="slow")
+        slow.add_marker("slow")
+        yield slow
 
 
 class _ChildFailedError(Exception):
@@ -92,8 +96,9 @@ class _ChildFailedError(Exception):
 
 
 class _OnTheDevice(pytest.Item):
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, selection: str, **options: Any) -> None:
         super().__init__(**options)
+        self.selection = selection
         self.files = [self.path]
 
     def runtest(self) -> None:
@@ -103,10 +108,12 @@ class _OnTheDevice(pytest.Item):
         except UnbuildableError as error:
             (pytest.fail if "rehearsal" in must_have.split(",") else pytest.skip)(str(error))
         command = [sys.executable, "-m", "pytest", "--device", "rehearsal", "--must-have", must_have, "--color=no"]
-        command += ["-q", "-p", "no:cacheprovider", "-m", self.config.getoption("-m"), *map(str, self.files)]
+        command += ["-q", "-p", "no:cacheprovider", "-m", self.selection, *map(str, self.files)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        if child.returncode:
+        if child.returncode and not (
+            self.selection == "slow" and child.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+        ):
             raise _ChildFailedError(f"{' '.join(command)}\n{child.stdout}{child.stderr}")
         skipped = [line for line in child.stdout.splitlines() if line.startswith("SKIPPED")]
         self.user_properties += [("skipped in a child", line) for line in skipped]

@@ -91,7 +91,9 @@ def test_tokenizer(change: Callable[[Path], None], words: str, model: Path) -> N
     request = Request(str(model), {})
     (failure,) = foreseen(request)
     assert words in str(failure)
+    assert failure.warning.startswith("reading text with it will fail: ")
     assert foreseen(request, reads_text=False) == ()
+    assert SafeAutoModel.from_pretrained(model).config.model_type == "qwen3"  # without a word of text it loads
     too_short = NothingToCompareError("the text has 0 tokens", "pass a longer one")
     with pytest.raises(CheckpointError, match=words.partition(". ")[0]), explained(request, reads_text=True):
         raise too_short
