@@ -98,8 +98,14 @@ def overriding_enter(original: Callable[..., Any]) -> Callable[..., Any]:
     return __enter__
 
 
-def autocast_here(device_types: Iterable[str] = ("cuda", "cpu")) -> CallersAutocast | None:
-    """Return the autocast that is on in this thread, for one of these types of devices; None where none is."""
+def autocast_here(device_types: Iterable[str] = ()) -> CallersAutocast | None:
+    """Return the autocast that is on in this thread, for one of these types of devices; None where none is.
+
+    `device_types`: by default that of every device that is here.
+    """
+    if not device_types:
+        accelerator = torch.accelerator.current_accelerator()
+        device_types = dict.fromkeys([*([accelerator.type] if accelerator is not None else []), "cuda", "cpu"])
     enabled = (device_type for device_type in device_types if torch.is_autocast_enabled(device_type))
     device_type = next(enabled, None)
     return CallersAutocast(device_type, torch.get_autocast_dtype(device_type)) if device_type is not None else None
@@ -108,7 +114,7 @@ def autocast_here(device_types: Iterable[str] = ("cuda", "cpu")) -> CallersAutoc
 def autocast_around(model: nn.Module) -> CallersAutocast | None:
     """Return the autocast that is on around this call, or around a forward in `model`; None where there is none."""
     types = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} - {"meta"}
-    around = autocast_here(sorted(types)) if types else autocast_here()
+    around = autocast_here(sorted(types))
     if around is not None:
         return around
     for module in model.modules():
