@@ -10,8 +10,8 @@
 set -euo pipefail
 
 # One launcher on each node; it starts one process for each GPU. They meet on the first node.
-MEETING_POINT=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MEETING_POINT
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MEETING_POINT=${hosts%%$'\n'*}
 
 # Single quotes: every node puts its own SLURM_NODEID in.
 srun --kill-on-bad-exit=1 bash -c 'exec safe-dtype launch --config_file config.yaml \

@@ -179,6 +179,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
 
 
+@pytest.mark.slow
 def test_on_a_terminal(tiny_qwen3: Path, tmp_path: Path) -> None:
     """Ctrl-C stops an answer and not the chat, nor does it end it at the prompt; Ctrl-D ends it."""
     folder = without_an_end(tiny_qwen3, tmp_path / "endless")

@@ -163,6 +163,7 @@ def test_failures_under_a_compiler(how: str, text: str) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the compiler's, on what it does not follow
 def test_compiled_around_a_guard() -> None:
     """What is done to cure a model is not compiled with it."""

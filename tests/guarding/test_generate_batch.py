@@ -117,6 +117,7 @@ def test_values_of_its_own() -> None:
     assert fails.calls - before == plainly.calls - again
 
 
+@pytest.mark.slow
 def test_strict() -> None:
     """Strict mode changes nothing: an exception that another dtype cures is named, NaN goes on as in plain."""
     model = guard(tiny(), policy="strict")

@@ -93,7 +93,7 @@ def choice(plan: Plan) -> tuple[Any, ...]:
         pytest.param("trained", "float16", "t4", marks=pytest.mark.slow),
         pytest.param("overflows", "bfloat16", "amx", marks=pytest.mark.slow),
         ("overflows", "bfloat16", "t4"),
-        ("overflows", "float32", "t4"),
+        pytest.param("overflows", "float32", "t4", marks=pytest.mark.slow),
     ],
 )
 def test_preview_is_the_load(
@@ -111,7 +111,7 @@ def test_preview_is_the_load(
         assert plan.storage == FLOAT16
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_what_cannot_be_rescued(
     dtype: str, overflows: Callable[[str], Path], on_device: Callable[[DeviceFacts], None]
 ) -> None:
@@ -127,7 +127,7 @@ def test_what_cannot_be_rescued(
     assert choice(after) == choice(plan)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float16"])
 def test_what_has_no_tokenizer(
     dtype: str, saved: Callable[..., Path], on_device: Callable[[DeviceFacts], None]
 ) -> None:
@@ -186,6 +186,7 @@ def test_elsewhere_reads_what_was_measured_here(
     assert "measured on T4" in warm.chosen.reason
 
 
+@pytest.mark.slow
 def test_another_attention_is_another_measurement(
     overflows: Callable[[str], Path], on_device: Callable[[DeviceFacts], None]
 ) -> None:

@@ -124,6 +124,7 @@ def test_measured_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert all(torch.equal(one, second.get_parameter(name)) for name, one in first.named_parameters())
 
 
+@pytest.mark.slow
 def test_other_kernels_are_measured_on_their_own(
     folder: Path, truth: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,6 +158,7 @@ def test_loading_info(folder: Path, truth: Tensor) -> None:
     assert_rescued(model, truth)
 
 
+@pytest.mark.slow
 def test_sharded(tmp_path: Path, truth: Tensor) -> None:
     """A checkpoint in shards is measured and rescued like one in a single file."""
     source = saved("llama", tmp_path, max_shard_size="300KB")
@@ -206,6 +208,7 @@ def test_head_that_the_checkpoint_lacks(tmp_path: Path) -> None:
     assert report(model).events == ()
 
 
+@pytest.mark.slow
 def test_another_head(folder: Path) -> None:
     """A classifier made of it is rescued as well, also without a padding token."""
     config = tf.AutoConfig.from_pretrained(folder)

@@ -73,6 +73,7 @@ def test_rounded_where_it_may_be(in_float32: Path) -> None:
     assert "nats to float32" in plan.chosen.reason
 
 
+@pytest.mark.slow
 def test_blocks_are_measured_as_they_run(in_float32: Path) -> None:
     """Weights in float32 that are multiplied from bfloat16 blocks drift too, and less than a model in bfloat16."""
     between = Policy(max_drift=6e-5)  # 3e-5 and 1.1e-4 nats
@@ -141,6 +142,7 @@ def test_patched_programs_are_not_rounded(in_float32: Path, monkeypatch: pytest.
         assert AutoModelForCausalLM.from_pretrained(in_float32).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_other_weights_are_measured_again(in_float32: Path, tmp_path: Path) -> None:
     """The same architecture with other numbers is another checkpoint."""
     gated(in_float32)

@@ -61,6 +61,7 @@ def loaded_elsewhere(out: Path, *loads: str) -> list[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_to_the_end(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is made, verified and loaded again by child processes, reported, trusted like any file, and missed when gone."""
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))

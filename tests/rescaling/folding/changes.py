@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from engineered import engineered, prompts
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from safe_dtype.models.recast import recast
 from safe_dtype.rescaling import gauges_for
 from safe_dtype.rescaling.to_float16 import halve
 
-FAMILIES = ("llama", "qwen3", "gemma2", "t5")
+FAMILIES = ("llama", "qwen3", pytest.param("gemma2", marks=pytest.mark.slow), "t5")
 
 
 def rescued(family: str) -> Any:
