@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from accelerator.rehearsal import Rehearsal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HALF = ("test_deferred_watch.py", "test_rescue.py")  # take about as long as all others
+HALF = ("test_deferred_watch.py", "test_late_loops.py", "test_rescue.py")  # take about as long as all others
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
