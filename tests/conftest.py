@@ -93,12 +93,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _recorded_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _recorded_cpu() -> Iterator[None]:
     """Every test plans for one recorded CPU; tests/devices measures the one that is here."""
-    os.environ["SAFE_DTYPE_CACHE"] = str(tmp_path_factory.mktemp("verdicts"))
     with recorded_cpu():
-        record_for_children()
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _verdicts(_recorded_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every file of tests begins with the recorded figures, whatever the processes of others have measured."""
+    os.environ["SAFE_DTYPE_CACHE"] = str(tmp_path_factory.mktemp("verdicts"))
+    record_for_children()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_older_cards_in_the_documents() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="measures speeds: run it alone")
 def test_older_cards() -> None:
     """On rehearsal cards the same is seen now as when the documents were made."""
     code = "import json, sys; import t4; json.dump(t4.recorded(), sys.stdout)"

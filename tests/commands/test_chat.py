@@ -184,7 +184,7 @@ def test_on_a_terminal(tiny_qwen3: Path, tmp_path: Path) -> None:
     """Ctrl-C stops an answer and not the chat, nor does it end it at the prompt; Ctrl-D ends it."""
     folder = without_an_end(tiny_qwen3, tmp_path / "endless")
     terminal = Terminal("generate", str(folder), "--chat", "--max-new-tokens", "3000", "--dtype", "float32")
-    terminal.wait_for("> ")
+    terminal.wait_for("\n> ")
     terminal.press("\x03")
     terminal.wait_for("Ctrl-D")
     terminal.wait_for("> ")
