@@ -23,6 +23,7 @@ class MiniHub:
     gated: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()  # answers 500
     url: str = ""
+    token: str = "hf_MiniHubVerySecret"
     requests: list[str] = field(default_factory=list)
     bytes_served: int = 0
 
@@ -36,7 +37,7 @@ class MiniHub:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield self

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
+from mini_hub import MiniHub
 from publishing.loopback import LoopbackHub
 from transformers.utils import hub as transformers_hub
 
@@ -25,7 +26,7 @@ _http.time = _types.SimpleNamespace(sleep=lambda seconds: _time.sleep(seconds / 
 """
 
 
-def connect(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub, home: Path) -> None:
+def connect(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub | MiniHub, home: Path) -> None:
     """Point the client of this process at `hub`, without Xet, with a cache below `home`.
 
     What it read from the environment when it was imported is set anew; nothing else of it is touched.
