@@ -36,6 +36,7 @@ LAYERS = (
     "guarding",
     "testing",
     "loading",
+    "training",
     "optimizing",
     "commands",
     "patching",

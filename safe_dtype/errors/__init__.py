@@ -25,6 +25,9 @@
     │   ├── CannotResumeError                   the step cannot be run again, nor the call begun anew
     │   └── DeviceLostError                     the process has lost its device
     ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
+    ├── TrainingError            (RuntimeError)
+    │   ├── NeedsRestart                        the precision is built into an engine
+    │   └── NotSwitchableError                  the precision of this Accelerator cannot be changed
     ├── LaunchError              (ValueError)   a launch that cannot be configured or started
     ├── VerifyError              (RuntimeError)
     │   ├── UnsteadyReferenceError              the reference does not repeat itself
@@ -75,6 +78,7 @@ from .planning import (
     StrictModeError,
 )
 from .publishing import NotPublishableError, PublishError
+from .training import NeedsRestart, NotSwitchableError, TrainingError
 from .verifying import (
     DegenerateReferenceError,
     IncomparableOutputsError,
@@ -99,6 +103,7 @@ __all__ = [
     "IncomparableOutputsError",
     "LaunchError",
     "MissingShardError",
+    "NeedsRestart",
     "NoDtypeLeft",
     "NoPlanError",
     "NoSafeDtypeError",
@@ -108,6 +113,7 @@ __all__ = [
     "NotOptimizedError",
     "NotPublishableError",
     "NotRestorableError",
+    "NotSwitchableError",
     "NothingToCompareError",
     "OptimizeError",
     "PlanError",
@@ -119,6 +125,7 @@ __all__ = [
     "SafeDtypeWarning",
     "StalePlanError",
     "StrictModeError",
+    "TrainingError",
     "UnknownDeviceError",
     "UnknownDtypeError",
     "UnsafeCheckpointError",

@@ -48,6 +48,8 @@ EXAMPLES = [
     errors.NotOptimizableError("its inputs are not known", "pass some"),
     errors.NotOptimizedError("out", "there is no optimization.json in it"),
     errors.UntrustedFolderError("out", "native code"),
+    errors.NeedsRestart("DeepSpeed", "float32"),
+    errors.NotSwitchableError("accelerate 9.9 has no Accelerator.scaler", "install accelerate 1.15"),
     errors.LaunchError("2 machines, and no address", "pass --main_process_ip"),
     errors.NotPublishableError("not-started", "org/m", "its license is not known", "nothing", "name it"),
 ]

@@ -1,0 +1,37 @@
+"""Errors of training: a precision that cannot be changed in the running process."""
+
+from __future__ import annotations
+
+from .base import SafeDtypeError
+
+
+class TrainingError(SafeDtypeError, RuntimeError):
+    """Training cannot go on in the dtype that it should go on in. Model and optimizer are as they were."""
+
+
+class NeedsRestart(TrainingError):  # noqa: N818  (it names what is to be done)
+    """The precision is built into an engine: only a new process can have another."""
+
+    def __init__(self, engine: str, dtype: str) -> None:
+        super().__init__(engine, dtype)
+        self.engine, self.dtype = engine, dtype
+
+    def __str__(self) -> str:
+        return (
+            f"{self.engine} has its precision built in, so this process cannot go on in {self.dtype}. Next: start again "
+            f"from the last checkpoint with mixed_precision={_ACCELERATE_NAMES.get(self.dtype, self.dtype)!r}."
+        )
+
+
+class NotSwitchableError(TrainingError):
+    """The precision of this Accelerator cannot be changed, for a reason that lies in the program or in accelerate."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"The precision cannot be changed: {self.problem}. Next: {self.advice}."
+
+
+_ACCELERATE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

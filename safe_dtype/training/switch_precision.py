@@ -1,0 +1,197 @@
+"""Another mixed precision for an `Accelerator` that is already training.
+
+accelerate decides the precision once: in the state that all Accelerators of a process share, in a scaler, in a wrapper
+around the forward of every prepared model, and in every prepared optimizer. All of them are rebuilt here as accelerate
+builds them, but for one thing: float16 on a CPU, which accelerate accepts and then trains in float32, is float16 with a
+scaler.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import NeedsRestart, NotSwitchableError
+from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+
+_NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
+
+# By the name of accelerate's DistributedType: each has the precision in its own configuration, made at the start.
+_ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "XLA": "XLA"}
+_OF_STEP = ("_accelerate_step_called", "_optimizer_original_step_method", "_optimizer_patched_step_method")
+
+
+def precision_of(accelerator: Any) -> Dtype:
+    """Return the dtype that the prepared models compute in: float32 where float16 was asked for on a CPU, and ignored.
+
+    Raises:
+        NeedsRestart: If it is none of bfloat16, float16 and float32.
+    """
+    name = accelerator.mixed_precision
+    if name not in _DTYPES:
+        raise NeedsRestart(f"mixed_precision={name!r}", FLOAT32.name)
+    return _DTYPES[name] if accelerator.native_amp else FLOAT32
+
+
+def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None = None) -> None:
+    """Have everything that `accelerator` has prepared, and will prepare, compute in `dtype`.
+
+    Weights and optimizer states are left as they are. Every rank has to call it at the same step.
+
+    Args:
+        accelerator: An `accelerate.Accelerator`.
+        dtype: bfloat16, float16 (with a new `GradScaler`) or float32.
+        init_scale: Of that scaler; else that of the Accelerator's `GradScalerKwargs`.
+
+    Raises:
+        NeedsRestart: If an engine has its precision built in.
+        NotSwitchableError: If accelerate lacks what has to be rebuilt, something else was wrapped around the forward of
+            a model, or parameters that are trained in float16 leave nothing for a scaler to do. Nothing was changed.
+    """
+    parts = _Parts(accelerator)
+    _refuse_engines(accelerator, dtype)
+    models = [_Prepared(model) for model in accelerator._models]
+    if dtype is FLOAT16:
+        _refuse_float16_parameters(accelerator)
+    scaler = parts.scaler(init_scale) if dtype is FLOAT16 else None
+
+    name = _NAMES[dtype]
+    accelerator.state._shared_state["_mixed_precision"] = name
+    os.environ[_ENVIRONMENT] = name  # child processes and TrainingArguments that are made later read it
+    accelerator.native_amp = dtype is not FLOAT32
+    accelerator.scaler = scaler
+    for model in models:
+        model.unwrap()
+        if accelerator.native_amp:
+            model.wrap(parts.autocast(), parts.to_float32)
+    for optimizer in accelerator._optimizers:
+        parts.give_scaler(optimizer, scaler)
+
+
+def _refuse_engines(accelerator: Any, dtype: Dtype) -> None:
+    kind = accelerator.distributed_type.name
+    engine = _ENGINES.get(kind)
+    if kind == "FSDP":
+        engine = "FSDP2 as accelerate prepares it" if accelerator.is_fsdp2 else "FSDP1"
+    elif accelerator._models and accelerator.state.dynamo_plugin.use_regional_compilation:
+        engine = "accelerate's regional compilation"  # the copy of the model that it compiles has a forward of its own
+    if engine is not None:
+        raise NeedsRestart(engine, dtype.name)
+    precision_of(accelerator)  # refuses float8
+
+
+def _refuse_float16_parameters(accelerator: Any) -> None:
+    for model in accelerator._models:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.dtype is torch.float16:
+                raise NotSwitchableError(
+                    f"{name} is trained in float16, whose gradients GradScaler refuses to unscale",
+                    "load the model in float32 and leave float16 to mixed_precision='fp16'",
+                )
+
+
+class _Parts:
+    """What accelerate builds a precision of. Much of it is private: whatever is missing is named before anything changes."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        for owner, names in (
+            (accelerator, ("native_amp", "scaler", "autocast_handler", "scaler_handler", "_models", "_optimizers")),
+            (accelerator.state, ("_shared_state", "_mixed_precision")),
+            *((optimizer, ("scaler", "_is_overflow")) for optimizer in getattr(accelerator, "_optimizers", ())),
+        ):
+            for name in names:
+                if not hasattr(owner, name):
+                    raise _missing(f"{type(owner).__name__}.{name}")
+        self._context = _function("accelerate.utils.modeling", "get_mixed_precision_context_manager")
+        self._grad_scaler = _function("accelerate.utils.modeling", "get_grad_scaler")
+        self._patch_step = _function("accelerate.optimizer", "patch_optimizer_step")
+        self.to_float32 = _function("accelerate.utils", "convert_outputs_to_fp32")
+
+    def autocast(self) -> Any:
+        """Return a new autocast context of the precision that the state names now."""
+        return self._context(True, self._accelerator.autocast_handler)  # noqa: FBT003  (accelerate's own signature)
+
+    def scaler(self, init_scale: float | None) -> Any:
+        """Return a new scaler for the device that the Accelerator is on."""
+        handler = self._accelerator.scaler_handler
+        settings = handler.to_kwargs() if handler is not None else {}
+        if init_scale is not None:
+            settings["init_scale"] = init_scale
+        if self._accelerator.device.type == "cpu":  # accelerate would make one for CUDA
+            return torch.amp.GradScaler("cpu", **settings)
+        return self._grad_scaler(self._accelerator.distributed_type, **settings)
+
+    def give_scaler(self, optimizer: Any, scaler: Any) -> None:
+        """Have a prepared optimizer step with `scaler`, or without one."""
+        for name in _OF_STEP:
+            optimizer.__dict__.pop(name, None)
+        optimizer.scaler = scaler
+        optimizer._is_overflow = False
+        if scaler is not None:  # as in its __init__
+            optimizer._accelerate_step_called = False
+            optimizer._optimizer_original_step_method = optimizer.optimizer.step
+            optimizer._optimizer_patched_step_method = self._patch_step(optimizer, optimizer.optimizer.step)
+
+
+class _Prepared:
+    """A prepared model, and the wrapper that accelerate has put around its forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        # A compiled module hands attributes that it does not know on to the module that it was made of.
+        self._holder: Any = getattr(model, "_orig_mod", model)
+        if "_original_forward" in self._holder.__dict__ and not _is_of_accelerate(self._model.forward):
+            raise NotSwitchableError(
+                f"the forward of {type(model).__name__} was wrapped or replaced after accelerate had prepared it",
+                "wrap it before accelerator.prepare(), or use a forward hook",
+            )
+
+    def unwrap(self) -> None:
+        """Have the model compute without autocast, as before it was prepared."""
+        original = self._holder.__dict__.pop("_original_forward", None)
+        if original is None:
+            return
+        method = getattr(type(self._model), "forward", None)
+        if getattr(original, "__self__", None) is self._model and original.__func__ is method:
+            del self._model.__dict__["forward"]  # it refers to the model itself, and cannot be pickled
+        else:
+            self._model.forward = original
+
+    def wrap(self, autocast: Any, to_float32: Callable[[Any], Any]) -> None:
+        """Put the wrapper around forward that `Accelerator.prepare_model` puts there."""
+        forward = self._model.forward
+        self._model._original_forward = forward
+        if hasattr(forward, "__func__"):
+            self._model.forward = MethodType(to_float32(autocast(forward.__func__)), self._model)
+        else:
+            self._model.forward = to_float32(autocast(forward))
+
+
+def _is_of_accelerate(forward: Any) -> bool:
+    inner = getattr(getattr(forward, "__func__", forward), "__wrapped__", None)
+    return type(inner).__name__ == "ConvertOutputsToFp32"
+
+
+def _function(module: str, name: str) -> Any:
+    """Return a function of accelerate."""
+    function = getattr(import_module(module), name, None)
+    if function is None:
+        raise _missing(f"{module}.{name}")
+    return function
+
+
+def _missing(name: str) -> NotSwitchableError:
+    return NotSwitchableError(
+        f"accelerate {version('accelerate')} has no {name}",
+        "start again in the other precision, or install accelerate 1.15",
+    )
