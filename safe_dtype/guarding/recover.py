@@ -19,10 +19,11 @@ from .callers_autocast import autocast_here
 from .classify import classify, first_line
 from .diagnosis.learn import keep, lesson
 from .diagnosis.lost_device import device_lost, loses_a_device
-from .events import record
+from .events import changing, record
 from .failure import Attempt, Event, Failure
 from .incident import Incident
 from .remedies import NotPossible, Remedy, remedies_for
+from .remedies.next_dtype import ChangeDtype
 from .state import Guard
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,23 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
     if tried.attempts and incident.is_hopeful and is_known:
         raise NoDtypeLeft(_described(failure), str(guard.dtype()), tuple(tried.attempts)) from incident.error
     return False
+
+
+def change_dtype(guard: Guard, dtype: Dtype, failure: Failure) -> None:
+    """Bring the model into `dtype` for a failure that a copy of it had elsewhere; it is an event of this model as well.
+
+    Raises:
+        NotPossible: If it cannot be brought there. It is as it was.
+    """
+    since, model, remedy = time.perf_counter(), guard.model(), ChangeDtype(dtype)
+    with changing(guard):
+        before = guard.dtype()
+        if model is None or before in (None, dtype):
+            return
+        incident = Incident(guard, model, failure, since)
+        grown = _apply(remedy, incident)
+        guard.version += 1
+        _record(incident, remedy, before, grown, ())
 
 
 def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:

@@ -26,7 +26,7 @@ from .step import CHANGES_STAY, RestartNeededError, guarded_step, main_dtype_of,
 from .step_snapshot import StepSnapshot
 
 # Objects of the caller that may have counted the tokens made so far.
-_COUNTING = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+COUNTING = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
 
 
 class CountedStreamer(BaseStreamer):  # type: ignore[misc]  # transformers has no types
@@ -167,7 +167,7 @@ def _check_restart(
         reason = snapshot.obstacle or cache
     elif here.step and streamer is not None and streamer.puts > 1:
         reason = "tokens have been streamed, and the step that failed cannot be run again"
-    elif here.step and (counting := [name for name in _COUNTING if kwargs.get(name) is not None]):
+    elif here.step and (counting := [name for name in COUNTING if kwargs.get(name) is not None]):
         reason = f"tokens have been made, and {', '.join(counting)} may have counted them"
     if reason is not None:
         raise CannotResumeError(str(failure.kind), reason, str(guard.dtype())) from error

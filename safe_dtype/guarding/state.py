@@ -6,7 +6,7 @@ import threading
 import weakref
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -28,6 +28,9 @@ from .model_lock import ModelLock
 from .output_checks import watched_blocks
 from .step_snapshot import Place, state_places
 from .written.written_places import NOTHING, Written
+
+if TYPE_CHECKING:
+    from .entries.peers import Peers
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 CALL = "__call__"  # the entry of a step that is no method's: what runs inside it is a part of it
@@ -74,6 +77,7 @@ class Guard:
         self.batch_errors: dict[str, Exception] = {}  # that ended them, by text: requests know nothing else
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
+        self.peers: Peers | None = None  # processes that hold copies, and agree with this one after every generation
         self.override: AutocastOverride | None = None  # of the caller's own autocast
         self.runs_eagerly = False  # the compiled form failed
         self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
@@ -102,6 +106,7 @@ class Guard:
             fresh.refusals, fresh.batch_errors = list(self.refusals), {}
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
+            fresh.peers = None  # copies of copies are not known to them
             for name in ("blocks", "places", "parts"):
                 fresh.__dict__.pop(name, None)
             share(self, fresh)

@@ -14,7 +14,6 @@ from ...models.wrapped_methods import Wrap, owner_of, wrap_method
 from ...numerics.followed import is_followed
 from ..deferred.sampling_loop import guard_sample
 from ..generate_batch import guarded_batch, step_of_a_batch
-from ..restart_generate import guarded_generate
 from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from ..step import guarded_step
 from .codes import Codes, with_numbers
@@ -22,6 +21,7 @@ from .entry_methods import FORWARD, entry_methods, is_step
 from .left_out import leave_out_of_graphs
 from .nesting import is_covered, set_aside
 from .own_forward import put_on_own
+from .peers import generate_among_peers
 
 _is_tracing = torch._C._is_tracing
 
@@ -149,7 +149,7 @@ def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         with set_aside(guard):
             if id(guard) in here.nets:
                 return original(self, *args, **kwargs)
-            return guarded_generate(guard, functools.partial(original, self), args, kwargs)
+            return generate_among_peers(guard, functools.partial(original, self), args, kwargs)
 
     return generate
 
