@@ -45,7 +45,7 @@ class Verdict:
     """
 
     dtype: Dtype
-    op: str  # "matmul", "attention", "layer_norm", "rms_norm", "softmax", "conv2d", "embedding", "fft", "cdist"
+    op: str  # "matmul", "attention", ...: the names in `devices.probing.ops.OPS`
     kind: VerdictKind
     reason: str
     decode_bytes_per_s: float | None = None

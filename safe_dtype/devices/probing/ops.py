@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ...facts import BFLOAT16, FLOAT8_E4M3, INT8, Dtype
+from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT32, INT8, Dtype
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
 from .workspace import Workspace
@@ -19,6 +20,7 @@ Shape = tuple[int, int]  # (out_features, in_features)
 _COMPARED = 32  # columns or rows of a result that are computed again in float64
 _COMPARED_ROWS = 128  # of a product
 _TOKENS = 512
+_TRAINED_OUTPUTS = 512  # of a weight in a step of training: more have the same rate
 _HEAD_DIM = 64
 _CDIST_POINTS = 16  # up to 25, torch.cdist takes a kernel of its own, beyond a product
 _NO_SHAPE: Shape = (0, 0)
@@ -56,6 +58,11 @@ def _all(widths: Sequence[Shape]) -> Sequence[Shape]:
 
 def _first(widths: Sequence[Shape]) -> Sequence[Shape]:
     return widths[:1]
+
+
+def _narrowed(widths: Sequence[Shape]) -> Sequence[Shape]:
+    # A step of training is never at one row, where all of a weight must be read.
+    return tuple(dict.fromkeys((min(out, _TRAINED_OUTPUTS), width) for out, width in widths))
 
 
 def _none(_: Sequence[Shape]) -> Sequence[Shape]:
@@ -229,6 +236,95 @@ def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     return OpCase(call=lambda _: convolve(x, weight), exact=exact, work=2.0 * rows * shape[0] * shape[1])
 
 
+Trained = tuple[Tensor, Tensor, Tensor]  # the output of a layer, and the gradients of its input and of its weight
+
+
+def trained_linear(product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Build:
+    """Return what builds the product of a step of training: forward and backward, a float32 weight, under autocast."""
+
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+        x, weights = space.inputs(FLOAT32, rows, shape[1]), space.weights(FLOAT32, shape)
+        gradient = space.inputs(dtype, rows, shape[0]).flip(0, 1)  # else it is a copy of the input, row by row
+
+        def exact(trained: Trained) -> list[tuple[Tensor, Tensor]]:
+            output, of_input, of_weight = trained
+            lines, columns = _spread(rows, _COMPARED), _spread(shape[0], _COMPARED)
+            weight, above = _exactly(weights[0]), _exactly(gradient)
+            return [
+                (output[lines, columns], _exactly(x[lines]) @ weight[columns].T),
+                (of_input[lines], above[lines] @ weight),
+                (of_weight[columns], above[:, columns].T @ _exactly(x)),
+            ]
+
+        return _training_case(space, dtype, product, (x, weights, gradient), exact)
+
+    return build
+
+
+def _train_conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+    """A convolution in a step of training."""
+    channels, kernel, stride, padding = _CONVOLUTIONS[shape]
+    images, side = _PIXELS[rows]
+    x = space.inputs(FLOAT32, images, channels, side * stride, side * stride)
+    weights = space.weights(FLOAT32, shape)[:1].view(1, shape[0], channels, kernel, kernel)
+    gradient = space.inputs(dtype, images, shape[0], side, side).flip(0, 1)
+
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, stride=stride, padding=padding)
+
+    def exact(trained: Trained) -> list[tuple[Tensor, Tensor]]:
+        operands = (_exactly(x), _exactly(weights[0]), _exactly(gradient))
+        return list(zip(trained, _train(convolve, *operands), strict=True))
+
+    return _training_case(space, dtype, convolve, (x, weights, gradient), exact)
+
+
+def _training_case(
+    space: Workspace, dtype: Dtype, forward: Callable[[Tensor, Tensor], Tensor], operands: Trained,
+    exact: Callable[[Trained], list[tuple[Tensor, Tensor]]],
+) -> OpCase:  # fmt: skip
+    """Build the case whose result is the gradient of the weight; output and gradient of the input are compared too."""
+    x, weights, gradient = operands
+    of_first: list[Trained] = []
+
+    def call(number: int) -> Tensor:
+        trained = _train(forward, x, weights[number % len(weights)], gradient, under=(space.device.type, dtype))
+        if number == 0:
+            of_first[:] = [trained]
+        return trained[-1]
+
+    def compared(_: Tensor) -> tuple[Tensor, Tensor]:
+        parts = exact(of_first[0])
+        # Each beside its own largest number: else the error of a small one goes under in a large one.
+        scales = [right.abs().max().clamp(min=torch.finfo(torch.float64).tiny) for _, right in parts]
+        mine = [_exactly(part).flatten() / scale for (part, _), scale in zip(parts, scales, strict=True)]
+        right = [part.flatten() / scale for (_, part), scale in zip(parts, scales, strict=True)]
+        return torch.cat(mine).nan_to_num(nan=torch.inf), torch.cat(right)
+
+    return OpCase(call=call, exact=compared, work=6.0 * gradient.numel() * weights[0, 0].numel())
+
+
+def _train(
+    forward: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, gradient: Tensor,
+    under: tuple[str, Dtype] | None = None,
+) -> Trained:  # fmt: skip
+    """Go forward and back; `under`: the type of the device and the dtype of an autocast, where there is one.
+
+    Raises:
+        RuntimeError: If autocast is not there for this dtype, or leaves the product in another.
+    """
+    wanted = None if under is None or under[1] == FLOAT32 else getattr(torch, under[1].name)
+    autocast = nullcontext() if under is None or wanted is None else torch.autocast(under[0], wanted)
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    with torch.enable_grad():
+        with autocast:
+            output = forward(x, weight)
+        if wanted not in (None, output.dtype):
+            raise RuntimeError(f"autocast to {wanted} leaves products in {output.dtype}")
+        of_input, of_weight = torch.autograd.grad(output, (x, weight), gradient)
+    return output.detach(), of_input, of_weight
+
+
 # 512 x 128 outputs run at the rate of 512 x 3072, within 15 % in float32 and 5 % in bf16 and fp16 (AVX2, 2 cores).
 OPS: dict[str, Op] = {
     "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
@@ -244,6 +340,8 @@ OPS: dict[str, Op] = {
     "embedding": Op(_embedding, _first, share=0.1),
     "fft": Op(_fft, _first, share=0.1),
     "cdist": Op(_cdist, _first, share=0.1),
+    "matmul_training": Op(trained_linear(), _narrowed, multiplies=True, odd_rows=(17,)),
+    "conv2d_training": Op(_train_conv2d, _convolutions, multiplies=True),
 }
 
 

@@ -1,0 +1,93 @@
+"""Products in a step of training: the way back counts as much as the way forward. Real measurements on this CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from safe_dtype.devices import facts_of, measure
+from safe_dtype.devices.probing.ops import Op, trained_linear
+from safe_dtype.devices.probing.probe import measure_here
+from safe_dtype.devices.probing.probe_request import ProbeRequest
+from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype, Verdict, VerdictKind
+
+WIDTHS = ((96, 64),)
+
+
+def train(product: Any = functional.linear, dtype: Dtype = BFLOAT16) -> Verdict:
+    """Measure a step of training with another product than torch's own."""
+    op = Op(trained_linear(product), lambda widths: widths, multiplies=True)
+    asked = ProbeRequest("cpu", ((dtype, "training"),), WIDTHS, 0.05, torch.get_num_threads())
+    return next(measure_here(asked, {"training": op}))
+
+
+class Spoiled(torch.autograd.Function):
+    """A product whose way forward is right, and whose way back is made by `spoil`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, spoil: Any) -> Tensor:
+        """Return the right product."""
+        ctx.save_for_backward(x, weight)
+        ctx.spoil = spoil
+        return functional.linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input and weight, spoiled."""
+        x, weight = ctx.saved_tensors
+        of_input, of_weight = gradient.float() @ weight, gradient.float().T @ x
+        return (*ctx.spoil(of_input, of_weight), None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind"),
+    [
+        pytest.param(lambda of_input, of_weight: (of_input, of_weight), VerdictKind.NATIVE, id="right"),
+        pytest.param(lambda of_input, of_weight: (of_input * 1.5, of_weight), VerdictKind.WRONG, id="input"),
+        pytest.param(lambda of_input, of_weight: (of_input, of_weight * 0), VerdictKind.WRONG, id="weight"),
+        pytest.param(lambda of_input, of_weight: (of_input * torch.nan, of_weight), VerdictKind.WRONG, id="nan"),
+        pytest.param(lambda of_input, of_weight: (of_input, of_weight * torch.inf), VerdictKind.WRONG, id="inf"),
+    ],
+)
+def test_wrong_gradients_are_noticed(spoil: Any, kind: VerdictKind) -> None:
+    """A dtype whose way forward is right is wrong all the same where a gradient is off, of the input or of the weight."""
+    assert train(lambda x, weight: Spoiled.apply(x, weight, spoil)).kind is kind
+
+
+def test_a_kernel_that_only_lacks_its_way_back() -> None:
+    """A dtype that cannot go back is not supported in training, whatever it does forward, and the reason is torch's."""
+
+    def refuse(of_input: Tensor, of_weight: Tensor) -> None:
+        raise RuntimeError("\"mm_backward\" not implemented for 'BFloat16'")
+
+    verdict = train(lambda x, weight: Spoiled.apply(x, weight, refuse))
+    assert (verdict.kind, verdict.reason) == (
+        VerdictKind.UNSUPPORTED,
+        "\"mm_backward\" not implemented for 'BFloat16'",
+    )
+
+
+def test_a_product_that_autocast_leaves_in_float32() -> None:
+    """Where autocast has no effect, the dtype was not measured: it is not supported, and the reason says so."""
+    verdict = train(lambda x, weight: (x[:, None] * weight).sum(-1))
+    assert verdict.kind is VerdictKind.UNSUPPORTED
+    assert verdict.reason == "autocast to torch.bfloat16 leaves products in torch.float32"
+
+
+def test_it_is_a_ratio_to_training_in_float32() -> None:
+    """Training is compared with training: the verdict says how much longer a step takes than in float32."""
+    verdicts = {one.op: one for one in measure("cpu", (BFLOAT16,), WIDTHS, ops=("matmul_training", "conv2d_training"))}
+    assert all(verdict.runs and "x float32's time at 512 rows" in verdict.reason for verdict in verdicts.values())
+
+
+def test_it_is_remembered_beside_the_rest() -> None:
+    """Verdicts on training have an entry of their own; those on inference are found as before."""
+    plain = facts_of("cpu", dtypes=(BFLOAT16, FLOAT32))
+    trained = facts_of("cpu", dtypes=(BFLOAT16, FLOAT32), ops=("matmul_training",))
+    assert {verdict.op for verdict in trained.verdicts} == {"matmul_training"}
+    assert trained.verdict(BFLOAT16, "matmul_training").runs
+    assert facts_of("cpu", dtypes=(BFLOAT16, FLOAT32)).verdicts == plain.verdicts
