@@ -8,7 +8,6 @@ scaler.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -23,7 +22,6 @@ from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
 
 # By the name of accelerate's DistributedType: each has the precision in its own configuration, made at the start.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "XLA": "XLA"}
@@ -64,9 +62,8 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
         _refuse_float16_parameters(accelerator)
     scaler = parts.scaler(init_scale) if dtype is FLOAT16 else None
 
-    name = _NAMES[dtype]
-    accelerator.state._shared_state["_mixed_precision"] = name
-    os.environ[_ENVIRONMENT] = name  # child processes and TrainingArguments that are made later read it
+    # ACCELERATE_MIXED_PRECISION says what the program was started with: TrainingArguments made later begin with that.
+    accelerator.state._mixed_precision = _NAMES[dtype]  # of all Accelerators of the process
     accelerator.native_amp = dtype is not FLOAT32
     accelerator.scaler = scaler
     for model in models:
@@ -106,7 +103,7 @@ class _Parts:
         self._accelerator = accelerator
         for owner, names in (
             (accelerator, ("native_amp", "scaler", "autocast_handler", "scaler_handler", "_models", "_optimizers")),
-            (accelerator.state, ("_shared_state", "_mixed_precision")),
+            (accelerator.state, ("_mixed_precision",)),
             *((optimizer, ("scaler", "_is_overflow")) for optimizer in getattr(accelerator, "_optimizers", ())),
         ):
             for name in names:

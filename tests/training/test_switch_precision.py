@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Iterator
 from types import MethodType
@@ -84,7 +83,7 @@ def test_computes_in_the_other_dtype(before: Dtype, after: Dtype) -> None:
     steps(accelerator, model, optimizer, first=1, last=2)
     assert model.dtypes == [getattr(torch, before.name), getattr(torch, after.name)]
     assert precision_of(accelerator) is after
-    assert accelerator.mixed_precision == os.environ["ACCELERATE_MIXED_PRECISION"] == NAMES[after]
+    assert accelerator.mixed_precision == NAMES[after]
     assert (accelerator.scaler is not None) == (after is FLOAT16) == (optimizer.scaler is not None)
 
 
@@ -130,6 +129,16 @@ def test_prepared_after_the_switch() -> None:
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
     steps(accelerator, model, optimizer, first=0, last=1)
     assert model.dtypes == [torch.float16]
+
+
+def test_later_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerators that are made later share the new precision; a run that begins anew has that of its launch again."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = Accelerator()
+    switch_precision(accelerator, FLOAT32)
+    assert Accelerator().mixed_precision == "no"
+    AcceleratorState._reset_state()
+    assert Accelerator().mixed_precision == "bf16"
 
 
 def test_float16_on_a_cpu_is_float16() -> None:
