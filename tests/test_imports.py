@@ -36,6 +36,7 @@ LAYERS = (
     "guarding",
     "testing",
     "loading",
+    "ranks",
     "training",
     "optimizing",
     "commands",

@@ -29,6 +29,10 @@
     │   ├── NeedsRestart                        the precision is built into an engine
     │   └── NotSwitchableError                  the precision of this Accelerator cannot be changed
     ├── LaunchError              (ValueError)   a launch that cannot be configured or started
+    ├── RanksError               (RuntimeError)
+    │   ├── PeerLostError                       a rank has ended, or does not answer
+    │   ├── RanksDisagreeError                  the ranks do not hold the same checkpoint, policy or plan
+    │   └── RemoteFailure                       another rank failed, and this one ends with it
     ├── VerifyError              (RuntimeError)
     │   ├── UnsteadyReferenceError              the reference does not repeat itself
     │   ├── DegenerateReferenceError            the reference says nothing: not finite, or the same of everything
@@ -78,6 +82,7 @@ from .planning import (
     StrictModeError,
 )
 from .publishing import NotPublishableError, PublishError
+from .ranks import PeerLostError, RanksDisagreeError, RanksError, RemoteFailure
 from .training import NeedsRestart, NotSwitchableError, TrainingError
 from .verifying import (
     DegenerateReferenceError,
@@ -116,10 +121,14 @@ __all__ = [
     "NotSwitchableError",
     "NothingToCompareError",
     "OptimizeError",
+    "PeerLostError",
     "PlanError",
     "PolicyError",
     "ProbeError",
     "PublishError",
+    "RanksDisagreeError",
+    "RanksError",
+    "RemoteFailure",
     "RescaleError",
     "SafeDtypeError",
     "SafeDtypeWarning",

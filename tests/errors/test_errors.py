@@ -51,6 +51,9 @@ EXAMPLES = [
     errors.NeedsRestart("DeepSpeed", "float32"),
     errors.NotSwitchableError("accelerate 9.9 has no Accelerator.scaler", "install accelerate 1.15"),
     errors.LaunchError("2 machines, and no address", "pass --main_process_ip"),
+    errors.PeerLostError(0, 600.0, "it has not come", (1, 3)),
+    errors.RanksDisagreeError("checkpoint", (((0, 2), "abc"), ((1,), "def")), "download it again on rank 1"),
+    errors.RemoteFailure(1, "ValueError: 3"),
     errors.NotPublishableError("not-started", "org/m", "its license is not known", "nothing", "name it"),
 ]
 
@@ -109,7 +112,7 @@ RAISED = [
 def made_of_little(cls: type[errors.SafeDtypeError]) -> errors.SafeDtypeError:
     """Return an error of this class, made with what its signature demands and nothing more."""
     examples: dict[str, Any] = {
-        "str": "x", "float": 0.25, "tuple[str, ...]": (), "tuple[JudgedCandidate, ...]": (),
+        "str": "x", "int": 1, "float": 0.25, "tuple[str, ...]": (), "tuple[tuple[tuple[int, ...], str], ...]": (), "tuple[JudgedCandidate, ...]": (),
         "tuple[TriedRemedy, ...]": (),
     }  # fmt: skip
     parameters = inspect.signature(cls).parameters.values()

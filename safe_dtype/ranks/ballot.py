@@ -1,0 +1,103 @@
+"""One vote of all ranks: a single integer each, of which the highest binds everybody."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import IntEnum
+
+import torch
+import torch.distributed as dist
+
+from ..errors import PeerLostError
+from .world import World, absent
+
+_PAYLOAD_BITS, _RANK_BITS = 16, 32
+_LAST_RANK: int = 2**_RANK_BITS - 1
+LARGEST_PAYLOAD: int = 2**_PAYLOAD_BITS - 1
+_SECONDS_FOR_ROLL_CALL = 2.0
+
+
+class Vote(IntEnum):
+    """What a rank says of its own part of a step. The highest vote of all ranks decides for all."""
+
+    OK = 0
+    RETRY = 1  # the same again, in the same dtype: float16 overflowed, and its loss scale is halved
+    FALL_BACK = 2  # the same again, in the next dtype
+    RESTART = 3  # the processes have to start anew: this rank cannot go on
+    FOREIGN = 9  # an error that no dtype cures: it ends the job on every rank
+
+
+@dataclass(frozen=True, slots=True)
+class VoteTally:
+    """How a vote ended: the same on every rank."""
+
+    vote: Vote  # the highest
+    rank: int  # the lowest that gave it
+    payload: int  # what that rank added
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rank voted OK."""
+        return self.vote is Vote.OK
+
+
+def cast_vote(world: World | None, vote: Vote, payload: int = 0, *, seconds: float | None = None) -> VoteTally:
+    """Give this rank's vote, wait for those of all others, and return what they come to.
+
+    Every rank has to call it, the same number of times. It is one message of 8 bytes, on the private group: it cannot be
+    mixed up with what the model sends, and touches no accelerator.
+
+    Args:
+        world: The ranks; None is a job of one, whose vote decides.
+        vote: What this rank says.
+        payload: What all ranks are to hear of the rank that decides, from 0 to `LARGEST_PAYLOAD`.
+        seconds: How long to wait for the slowest rank; None: as long as the world says.
+
+    Raises:
+        PeerLostError: If a rank has ended, or has not voted within `seconds`.
+        ValueError: If `payload` is out of range.
+    """
+    if not 0 <= payload <= LARGEST_PAYLOAD:
+        raise ValueError(f"payload {payload} is not between 0 and {LARGEST_PAYLOAD}")
+    if world is None:
+        return VoteTally(Vote(vote), 0, payload)
+    highest = torch.tensor([packed(vote, world.rank, payload)], dtype=torch.int64, device="cpu")
+    options = dist.AllreduceOptions()
+    options.reduceOp = dist.ReduceOp.MAX  # type: ignore[assignment]  # its stub, not its type
+    options.timeout = timedelta(seconds=world.seconds if seconds is None else seconds)
+    started = time.monotonic()
+    try:
+        world.group.allreduce([highest], options).wait()
+    except RuntimeError as exc:
+        raise lost_peer(world, exc, time.monotonic() - started) from exc
+    return unpacked(int(highest.item()))
+
+
+def packed(vote: Vote, rank: int, payload: int) -> int:
+    """Return vote, rank and payload as one integer below 2**52. The largest is that of the lowest rank of the highest vote."""
+    return (vote << _RANK_BITS | (_LAST_RANK - rank)) << _PAYLOAD_BITS | payload
+
+
+def unpacked(ballot: int) -> VoteTally:
+    """Return what `packed` has put into one integer."""
+    rank = _LAST_RANK - (ballot >> _PAYLOAD_BITS & _LAST_RANK)
+    return VoteTally(Vote(ballot >> _PAYLOAD_BITS + _RANK_BITS), rank, ballot & LARGEST_PAYLOAD)
+
+
+def lost_peer(world: World, exc: BaseException, waited: float) -> PeerLostError:
+    """Return the error for a message that did not arrive, with the ranks that do not answer any more.
+
+    Those that are there have the same failure at hand, and say so in the store.
+    """
+    others = [rank for rank in range(world.size) if rank != world.rank]
+    missing: tuple[int, ...] = ()
+    try:
+        world.store.set(f"lost a peer/{world.rank}", b"1")
+        ending = time.monotonic() + _SECONDS_FOR_ROLL_CALL
+        while (missing := absent(world.store, others, "lost a peer")) and time.monotonic() < ending:
+            time.sleep(0.1)
+    except RuntimeError:
+        pass  # the store has ended with rank 0
+    return PeerLostError(world.rank, waited, str(exc).strip().partition("\n")[0][:200], missing)

@@ -1,0 +1,142 @@
+"""The processes of one job: how many there are, which one this is, and the private line between them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..errors import PeerLostError
+
+SECONDS_TO_WAIT = 600.0  # for another rank; as long as NCCL waits by default
+_NO_RANKS = ("fake",)  # torch's backend that computes nothing, for plans on one machine
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One job of ranks, for as long as its default process group lives."""
+
+    rank: int
+    size: int
+    group: Any = field(repr=False)  # gloo, of all ranks, for our own messages alone: never mixed up with the model's
+    store: Any = field(repr=False)  # torch's key-value store, under a prefix of its own
+    attempt: int = 0  # how often the launcher has restarted the job
+    seconds: float = SECONDS_TO_WAIT  # that a message waits for the slowest rank
+
+
+_worlds: WeakKeyDictionary[Any, World] = WeakKeyDictionary()  # by default process group
+_lifetimes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_next_lifetime = count()
+_inherited: list[Any] = []  # default groups of the process that this one was forked from: their sockets are its own
+
+
+def current_world() -> World | None:
+    """Return the ranks that torch.distributed connects; None where it is not initialized, or has one rank.
+
+    The first call after `init_process_group` connects the ranks: **every rank has to make it**, each at the same point of
+    the program. Later calls return what was made, and wait for nobody.
+
+    Raises:
+        PeerLostError: If not all ranks came within `SECONDS_TO_WAIT`. The next call tries again.
+    """
+    default = _default_group()
+    if default is None:
+        return None
+    world = _worlds.get(default)
+    if world is None:
+        world = _worlds[default] = _connect(default)
+    return world
+
+
+def known_world() -> World | None:
+    """Return the world where the ranks have connected before; None elsewhere. Waits for nobody."""
+    default = _default_group()
+    return None if default is None else _worlds.get(default)
+
+
+def _default_group() -> Any:
+    """Return the default process group of several ranks; None where there is none. Imports nothing."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    default = distributed.group.WORLD
+    if default.size() < 2 or distributed.get_backend() in _NO_RANKS or any(default is one for one in _inherited):
+        return None
+    return default
+
+
+def _connect(default: Any) -> World:
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+    rank, size = default.rank(), default.size()
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    # What an earlier attempt, or an earlier group of this process, left in the store must not be read again.
+    lifetime = _lifetimes.setdefault(default, next(_next_lifetime))
+    store = PrefixStore(f"safe_dtype/{attempt}/{lifetime}", _get_default_store())
+    _meet(store, rank, size, SECONDS_TO_WAIT)
+    # Named by its members: the names of the groups that others make, which are counted, stay what they were.
+    group = dist.new_group(
+        backend="gloo",
+        timeout=timedelta(seconds=SECONDS_TO_WAIT),
+        use_local_synchronization=True,
+        group_desc="safe_dtype",
+    )
+    return World(rank, size, group, store, attempt)
+
+
+def _meet(store: Any, rank: int, size: int, seconds: float) -> None:
+    """Return when all ranks are here. A rank that is alone leaves again, and nothing remains of its visit.
+
+    Raises:
+        PeerLostError: If they were not all here within `seconds`.
+    """
+    started = time.monotonic()
+    try:
+        store.set(f"here/{rank}", b"1")
+        if store.add("arrived", 1) == size:
+            store.set("all here", b"1")
+        store.wait(["all here"], timedelta(seconds=seconds))
+    except RuntimeError as exc:
+        waited = time.monotonic() - started
+        missing = absent(store, range(size))
+        problem = _first_line(exc) if waited < seconds else "it has not come to where the ranks connect"
+        _leave(store, rank)
+        raise PeerLostError(rank, waited, problem, missing) from exc
+
+
+def _leave(store: Any, rank: int) -> None:
+    try:
+        store.add("arrived", -1)
+        store.delete_key(f"here/{rank}")
+    except RuntimeError:
+        return  # the store is gone, and nobody will read it
+
+
+def absent(store: Any, ranks: Iterable[int], key: str = "here") -> tuple[int, ...]:
+    """Return the ranks that have not set their `key` in the store; none where it cannot be asked any more."""
+    try:
+        return tuple(rank for rank in ranks if not store.check([f"{key}/{rank}"]))
+    except RuntimeError:
+        return ()
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0][:200]
+
+
+def _forget_parents_groups() -> None:
+    """In a forked process: what the parent is connected to is no group of this process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        _inherited.append(distributed.group.WORLD)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents_groups)

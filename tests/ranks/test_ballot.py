@@ -1,0 +1,97 @@
+"""One vote of all ranks: what it comes to, and what happens when a rank does not vote."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import product
+
+import pytest
+import torch.distributed as dist
+
+from safe_dtype.errors import PeerLostError
+from safe_dtype.ranks import LARGEST_PAYLOAD, Vote, VoteTally, World, cast_vote
+from safe_dtype.ranks.ballot import packed, unpacked
+
+
+def worlds(size: int, seconds: float = 20.0) -> list[World]:
+    """Return the worlds of `size` ranks that are threads of this process, connected by sockets as processes are."""
+    store = dist.HashStore()
+
+    def world(rank: int) -> World:
+        group = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=seconds))
+        return World(rank, size, group, store, seconds=seconds)
+
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(world, range(size)))
+
+
+def cast_by_all(votes: list[tuple[Vote, int]]) -> list[VoteTally]:
+    """Return how the vote of several ranks ends on each of them."""
+    with ThreadPoolExecutor(len(votes)) as threads:
+        return list(threads.map(lambda world, vote: cast_vote(world, *vote), worlds(len(votes)), votes))
+
+
+@pytest.mark.parametrize(
+    ("votes", "tally"),
+    [
+        pytest.param([(Vote.OK, 3), (Vote.OK, 4)], VoteTally(Vote.OK, 0, 3), id="all-well"),
+        pytest.param([(Vote.OK, 3), (Vote.RETRY, 4)], VoteTally(Vote.RETRY, 1, 4), id="the-highest-decides"),
+        pytest.param(
+            [(Vote.RETRY, LARGEST_PAYLOAD), (Vote.FALL_BACK, 0), (Vote.FALL_BACK, 9)],
+            VoteTally(Vote.FALL_BACK, 1, 0),
+            id="the-lowest-rank-of-several",
+        ),
+        pytest.param(
+            [(Vote.FOREIGN, 1), (Vote.RESTART, 2)], VoteTally(Vote.FOREIGN, 0, 1), id="foreign-above-restart"
+        ),
+    ],
+)
+def test_all_ranks_hear_the_same(votes: list[tuple[Vote, int]], tally: VoteTally) -> None:
+    """Every rank hears the highest vote, the lowest rank that gave it, and what that rank added."""
+    assert cast_by_all(votes) == [tally] * len(votes)
+
+
+def test_a_job_of_one_votes_alone() -> None:
+    """Without other ranks a vote decides at once."""
+    assert cast_vote(None, Vote.FALL_BACK, 7) == VoteTally(Vote.FALL_BACK, 0, 7)
+
+
+def test_order_of_packed_votes() -> None:
+    """The largest integer is that of the lowest rank of the highest vote, up to the last rank and the largest payload."""
+    payloads = (0, 1, LARGEST_PAYLOAD)
+    ballots = list(product(Vote, (0, 1, 9_999, 2**32 - 1), payloads))
+    assert [unpacked(packed(*ballot)) for ballot in ballots] == [VoteTally(*ballot) for ballot in ballots]
+    for (vote, rank, payload), (other, other_rank, other_payload) in product(ballots, ballots):
+        if (vote, -rank) > (other, -other_rank):
+            assert packed(vote, rank, payload) > packed(other, other_rank, other_payload)
+    assert packed(Vote.FOREIGN, 0, LARGEST_PAYLOAD) < 2**63
+
+
+@pytest.mark.parametrize("payload", [-1, LARGEST_PAYLOAD + 1])
+def test_payload_out_of_range(payload: int) -> None:
+    """A payload that would change the vote is refused."""
+    with pytest.raises(ValueError, match=f"payload {payload} is not between 0 and 65535"):
+        cast_vote(None, Vote.OK, payload)
+
+
+def test_a_rank_that_does_not_vote() -> None:
+    """A rank that does not come is named, with the seconds that were waited."""
+    here, late = worlds(2)
+    with pytest.raises(PeerLostError) as caught:
+        cast_vote(here, Vote.OK, seconds=0.5)
+    assert (caught.value.rank, caught.value.missing) == (0, (late.rank,))
+    assert 0.4 < caught.value.seconds < 10
+    assert "Rank 0 waited 0.5" in str(caught.value)
+    assert "for rank 1: " in str(caught.value)
+    assert "Next: " in str(caught.value)
+
+
+def test_a_rank_that_has_ended() -> None:
+    """A rank whose connections are closed is lost at once, and not after the time limit."""
+    here, gone = worlds(2, seconds=60)
+    gone.group.shutdown()
+    object.__setattr__(gone, "group", None)
+    with pytest.raises(PeerLostError) as caught:
+        cast_vote(here, Vote.OK)
+    assert caught.value.seconds < 10
