@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -73,15 +74,22 @@ def modules_below(folder: Path, *prefix: str) -> list[Module]:
 
 
 MODULES = modules_below(PACKAGE) + modules_below(ROOT / "integrations", "integrations")
-OUTSIDE = modules_below(ROOT / "benchmarks", "benchmarks") + modules_below(ROOT / "examples", "examples")
+OUTSIDE = {"benchmarks", "examples"}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the code of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imported(module: Module) -> set[str]:
     """Return the rooms of safe_dtype, and the outside packages, that `module` imports anywhere in its code."""
-    return imported_by(module.path.read_text(encoding="utf-8"), depth=len(module.parts))
+    return imported_by(parsed(module.path), depth=len(module.parts))
 
 
-def imported_by(code: str, *, depth: int) -> set[str]:
+def imported_by(code: ast.Module, *, depth: int) -> set[str]:
     """Return the same of the code of a module that lies `depth` - 1 folders below `safe_dtype`.
 
     Imports that only a type checker sees count as well. A string that names a module of ours counts: it is imported by
@@ -89,7 +97,7 @@ def imported_by(code: str, *, depth: int) -> set[str]:
     `safe_dtype` itself is of any room: it counts as `FACE`.
     """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in ast.walk(code):
         if isinstance(node, ast.Import):
             names |= {_room_named(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -141,7 +149,9 @@ def _rooms_in_text(text: str, depth: int) -> set[str]:
     if "import" not in text or "safe_dtype" not in text:
         return set()
     try:
-        return imported_by(text, depth=0) & {*LAYERS}  # the code of a child process; what it takes from FACE it shows
+        return imported_by(ast.parse(text), depth=0) & {
+            *LAYERS
+        }  # the code of a child process; what it takes from FACE it shows
     except SyntaxError:
         return set()
 
@@ -175,7 +185,7 @@ def _beginning(text: ast.JoinedStr) -> str:
 )
 def test_import_is_seen(code: str) -> None:
     """In whatever way a module of a room imports another room, it is seen."""
-    assert "guarding" in imported_by(code, depth=2)
+    assert "guarding" in imported_by(ast.parse(code), depth=2)
 
 
 @pytest.mark.parametrize(
@@ -190,32 +200,36 @@ def test_import_is_seen(code: str) -> None:
 )
 def test_face_is_seen(code: str) -> None:
     """So is what may be of any room: a name that `safe_dtype` itself shows, and a module whose name is put together."""
-    assert FACE in imported_by(code, depth=2)
+    assert FACE in imported_by(ast.parse(code), depth=2)
 
 
 def test_own_room_is_no_import() -> None:
     """What a module takes from its own room is left out, however deep it lies."""
-    assert not imported_by("from .. import guarding\nfrom . import b\nimport_module('.c', __name__)", depth=3)
+    code = "from .. import guarding\nfrom . import b\nimport_module('.c', __name__)"
+    assert not imported_by(ast.parse(code), depth=3)
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_one_way(module: Module) -> None:
-    """A module imports only rooms that stand before its own."""
+def points_up(module: Module) -> set[str]:
+    """Return the rooms that `module` imports, and that do not stand before its own."""
     if module.room == "__init__":
-        return  # the face: it shows names of any room
+        return set()  # the face: it shows names of any room
     below = LAYERS[: LAYERS.index(module.room)]
     ours = {name for name in imported(module) if name in (*LAYERS, FACE)}
     if module.path.name == "sitecustomize.py":
         ours -= {FACE}  # it stands outside: the Python that runs it may have no safe_dtype
     if str(module) == "integrations/accelerate/launching.py":
         ours -= {"run"}  # what other processes start with; nothing is imported in this one
-    assert ours - {module.room} <= set(below)
+    return ours - {module.room, *below}
 
 
-@pytest.mark.parametrize("module", OUTSIDE, ids=str)
-def test_nothing_imports_from_outside(module: Module) -> None:
+def test_one_way() -> None:
+    """A module imports only rooms that stand before its own."""
+    assert not {str(module): rooms for module in MODULES if (rooms := points_up(module))}
+
+
+def test_nothing_imports_from_outside() -> None:
     """Benchmarks and examples stand above the package: they import it, and nothing of it imports them."""
-    assert module.room not in set().union(*(imported(one) for one in MODULES))
+    assert not [str(module) for module in MODULES if imported(module) & OUTSIDE]
 
 
 def test_one_room_knows_the_hub() -> None:
@@ -243,7 +257,7 @@ def test_names_stand_once() -> None:
     for module in MODULES:
         if module.path.name != "__init__.py":
             places[module.path.name].append(str(module))
-        for node in ast.walk(ast.parse(module.path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(module.path)):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[f"class {node.name}"].append(str(module))
     assert not {name: where for name, where in places.items() if len(where) > 1}

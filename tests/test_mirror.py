@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-from test_imports import MODULES, Module
+from test_imports import MODULES, Module, parsed
 
 TESTS = Path(__file__).resolve().parent
 BY_NAME = {path.stem.removeprefix("test_"): path for path in TESTS.rglob("test_*.py")}
@@ -44,36 +43,40 @@ TOGETHER = {
 
 def acts(module: Module) -> bool:
     """Whether a module has a public function: nouns alone are tested with what makes them."""
-    body = ast.parse(module.path.read_text(encoding="utf-8")).body
+    if module.path.name in ("__init__.py", "sitecustomize.py"):
+        return False
+    body = parsed(module.path).body
     return any(isinstance(node, ast.FunctionDef) and not node.name.startswith("_") for node in body)
 
 
-ACTING = [one for one in MODULES if one.path.name not in ("__init__.py", "sitecustomize.py") and acts(one)]
-
-
-@pytest.mark.parametrize("module", ACTING, ids=str)
-def test_every_module_has_its_tests(module: Module) -> None:
-    """There is a test file by its name, or one that is named here."""
+def is_tested(module: Module) -> bool:
+    """Whether there is a test file by its name, or one that is named here."""
     if module.path.stem in BY_NAME:
-        return
+        return True
     places = [str(module), "/".join(module.parts[:-1])]
     together = [TESTS / TOGETHER[place] for place in places if place in TOGETHER]
-    assert together
-    assert all(path.is_file() for path in together)
+    return bool(together) and all(path.is_file() for path in together)
+
+
+def test_every_module_has_its_tests() -> None:
+    """Every module that acts has a test file by its name, or one that is named here."""
+    assert not [str(module) for module in MODULES if acts(module) and not is_tested(module)]
 
 
 def test_no_place_is_named_in_vain() -> None:
     """What is named here exists, and has no test file of its own."""
     for place in TOGETHER:
-        modules = [one for one in ACTING if str(one) == place or "/".join(one.parts[:-1]) == place]
-        assert any(one.path.stem not in BY_NAME for one in modules), place
+        modules = [one for one in MODULES if str(one) == place or "/".join(one.parts[:-1]) == place]
+        assert any(acts(one) and one.path.stem not in BY_NAME for one in modules), place
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
-def test_nothing_is_tested_through_an_underscore(path: Path) -> None:
+def test_nothing_is_tested_through_an_underscore() -> None:
     """Tests import public names of our modules: what is private may change without them."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("safe_dtype"):
-            assert not [
-                alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"
-            ]
+    assert not [
+        f"{path.relative_to(TESTS)}: {alias.name}"
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("safe_dtype")
+        for alias in node.names
+        if alias.name.startswith("_") and alias.name != "__version__"
+    ]
