@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,41 @@ WITHOUT_US = """
 import sys
 sys.modules["safe_dtype"] = None
 import torch
-model, batch = torch.load(sys.argv[1], weights_only=False)
-with torch.no_grad():
-    torch.save((model(**batch, use_cache=False).logits, model.dtype, model.config.dtype), sys.argv[1])
+for file in sys.argv[1:]:
+    model, batch = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        torch.save((model(**batch, use_cache=False).logits, model.dtype, model.config.dtype), file)
 """
 
 
 NEAR = {"rtol": 0, "atol": 2.0**-18}  # what float16 loses of a model that was made here, and has no files
 
 
-def read_without_us(model: Any, family: str, tmp_path: Path) -> tuple[Tensor, torch.dtype, torch.dtype]:
-    """Save a model; return what it computes where safe_dtype is not installed, its dtype there and that of its config."""
-    file = tmp_path / "model.pt"
-    torch.save((model, prompts(family, count=1, tokens=24, seed=3)[0]), file)
-    subprocess.run([sys.executable, "-c", WITHOUT_US, str(file)], check=True, timeout=240)
-    logits, dtype, in_config = torch.load(file)
-    return logits.float().log_softmax(-1), dtype, in_config
+@dataclass(frozen=True)
+class ReadElsewhere:
+    """Models of one family by what was made of them; of each what it computes, its dtype and its config's elsewhere."""
+
+    family: str
+    source: Path
+    models: dict[str, Any]
+    results: dict[str, tuple[Tensor, torch.dtype, torch.dtype]]
+
+
+@pytest.fixture(scope="module", params=["qwen3", pytest.param("gemma2", marks=pytest.mark.slow)])
+def read_without_us(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ReadElsewhere:
+    """Save what MADE makes of a model, and read all of it in one process where safe_dtype is not installed."""
+    family, folder = request.param, tmp_path_factory.mktemp(request.param)
+    source = saved(family, folder)
+    models = {
+        name: make(SafeAutoModelForCausalLM.from_pretrained(source, dtype="float16")) for name, make in MADE.items()
+    }
+    files = [folder / f"{name}.pt" for name in models]
+    for model, file in zip(models.values(), files, strict=True):
+        torch.save((model, prompts(family, count=1, tokens=24, seed=3)[0]), file)
+    subprocess.run([sys.executable, "-c", WITHOUT_US, *map(str, files)], check=True, timeout=240)
+    return ReadElsewhere(
+        family, source, models, {name: torch.load(file) for name, file in zip(models, files, strict=True)}
+    )
 
 
 def _hook(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -76,18 +96,17 @@ MADE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", MADE)
-@pytest.mark.parametrize("family", ["qwen3", pytest.param("gemma2", marks=pytest.mark.slow)])
-def test_read_without_us(family: str, name: str, tmp_path: Path) -> None:
+def test_read_without_us(read_without_us: ReadElsewhere, name: str) -> None:
     """It has the dtype of its checkpoint, and results that are as near as those of that dtype are."""
-    source = saved(family, tmp_path)
-    model = MADE[name](SafeAutoModelForCausalLM.from_pretrained(source, dtype="float16"))
-    logits, dtype, in_config = read_without_us(model, family, tmp_path)
+    model, family = read_without_us.models[name], read_without_us.family
+    logits, dtype, in_config = read_without_us.results[name]
+    log_probabilities = logits.float().log_softmax(-1)
     assert dtype == in_config == (model.dtype if name == "taken back" else torch.bfloat16)
     if name == "taken back":
-        assert torch.equal(logits, results(model, family))
+        assert torch.equal(log_probabilities, results(model, family))
         return
-    truth = KINDS[family].auto.from_pretrained(source, dtype=dtype).eval()
-    assert torch.equal(logits, results(written(truth) if name == "changed" else truth, family))
+    truth = KINDS[family].auto.from_pretrained(read_without_us.source, dtype=dtype).eval()
+    assert torch.equal(log_probabilities, results(written(truth) if name == "changed" else truth, family))
     assert rescaled_of(model) is not None
     assert is_near(results(model, family), results(truth.float(), family))
 
