@@ -10,11 +10,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from types import FunctionType
 from typing import Any
 
 from ..planning import Policy
 from ..processes.forked_lock import ForkedLock
-from .import_hook import BATCHES, CONFIGS, MODELS, STARTUP, ImportHook, remove_marked
+from .import_hook import (
+    ACCELERATOR,
+    ARGUMENTS,
+    BATCHES,
+    CONFIGS,
+    MODELS,
+    PATCHED,
+    STARTUP,
+    TRAINER,
+    ImportHook,
+    remove_marked,
+)
 from .telling import Telling, telling_of
 
 logger = logging.getLogger(__name__)
@@ -127,17 +139,19 @@ def _attach(module: Any) -> None:
     if module.__name__ == BATCHES:
         _attach_to_batches(module)
         return
-    name = _CLASSES[module.__name__]
-    owner: Any = getattr(module, name, None)
-    if not isinstance(inspect.getattr_static(owner, _NAME, None), classmethod):
-        logger.warning("%s has no %s with a class method %s: nothing is patched there", module.__name__, name, _NAME)
+    class_name, name, wrap = _METHODS[module.__name__]
+    owner: Any = getattr(module, class_name, None)
+    kind = classmethod if name == _NAME else FunctionType
+    if not isinstance(inspect.getattr_static(owner, name, None), kind):
+        what = "class method" if kind is classmethod else "method"
+        logger.warning("%s has no %s with a %s %s: nothing is patched there", module.__name__, class_name, what, name)
         return
     from ..models.wrapped_methods import unwrap_methods, wrap_method  # imports torch, which is here by now
 
     hook = next(one for one in _hooks if one.module == module.__name__)
     with _lock:
         if _patch_now() is not None:
-            wrap_method(owner, _NAME, _WRAPPERS[hook.module], hook)
+            wrap_method(owner, name, wrap, hook)
             _unwrap[hook.module] = functools.partial(unwrap_methods, hook)
 
 
@@ -215,7 +229,54 @@ def _with_unknown_types(original: Callable[..., Any]) -> Callable[..., Any]:
     return from_pretrained
 
 
-_CLASSES = {MODELS: "PreTrainedModel", CONFIGS: "AutoConfig"}
-_WRAPPERS = {MODELS: _planned, CONFIGS: _with_unknown_types}
-_NAMES = {**_CLASSES, BATCHES: _SHOULD_REDUCE}
-_hooks = [ImportHook(module, _attach) for module in _NAMES]
+def _with_settled_arguments(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what checks `TrainingArguments`."""
+
+    def __post_init__(self: Any) -> None:  # noqa: N807  (it is one)
+        if (patch_now := _patch_now()) is not None:
+            from ..training.arguments import settle_arguments
+
+            settle_arguments(self, patch_now.policy)
+        original(self)
+
+    return __post_init__
+
+
+def _with_its_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap where a Trainer, which has its model by then, makes its Accelerator."""
+
+    def create_accelerator_and_postprocess(self: Any) -> None:
+        if _patch_now() is None:
+            original(self)
+            return
+        from ..training.arguments import accelerating
+
+        with accelerating(self):
+            original(self)
+
+    return create_accelerator_and_postprocess
+
+
+def _with_settled_precision(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap what every Accelerator, that of a Trainer too, is given its precision by."""
+
+    def __init__(self: Any, mixed_precision: str | None = None, cpu: bool = False, **others: Any) -> None:  # noqa: N807, FBT001, FBT002  # accelerate's own signature
+        if (patch_now := _patch_now()) is not None:
+            from ..training.arguments import settled_precision
+
+            mixed_precision = settled_precision(mixed_precision, cpu, others, patch_now.policy)
+        original(self, mixed_precision, cpu, **others)
+
+    return __init__
+
+
+# By module: the class, its method, and what wraps it.
+_METHODS = {
+    MODELS: ("PreTrainedModel", _NAME, _planned),
+    CONFIGS: ("AutoConfig", _NAME, _with_unknown_types),
+    ACCELERATOR: ("AcceleratorState", "__init__", _with_settled_precision),
+    ARGUMENTS: ("TrainingArguments", "__post_init__", _with_settled_arguments),
+    TRAINER: ("Trainer", "create_accelerator_and_postprocess", _with_its_model),
+}
+_NAMES = {BATCHES: _SHOULD_REDUCE, **{module: class_name for module, (class_name, *_) in _METHODS.items()}}
+_hooks = [ImportHook(module, _attach) for module in PATCHED]

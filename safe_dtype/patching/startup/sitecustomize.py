@@ -42,7 +42,7 @@ def _wait_for_imports() -> None:
     try:
         hook = _load("import_hook", [os.path.dirname(_HERE)])  # noqa: PTH120
         assert hook is not None
-        for module in (hook.MODELS, hook.CONFIGS, hook.BATCHES):
+        for module in hook.PATCHED:
             sys.meta_path.insert(0, hook.ImportHook(module, _patch, hook.STARTUP))
     except Exception as exc:  # noqa: BLE001  # a Python that is too old for it, or a folder that is gone
         _say(exc)
