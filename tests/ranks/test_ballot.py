@@ -95,3 +95,16 @@ def test_a_rank_that_has_ended() -> None:
     with pytest.raises(PeerLostError) as caught:
         cast_vote(here, Vote.OK)
     assert caught.value.seconds < 10
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 33])
+def test_any_number_of_ranks(size: int) -> None:
+    """Every rank hears of one that fails, wherever it is, vote after vote; also where some are ahead of others."""
+
+    def three_votes(world: World) -> list[VoteTally]:
+        failing = (size - 1, 0, size // 2)
+        return [cast_vote(world, Vote.RETRY if world.rank == rank else Vote.OK, rank) for rank in failing]
+
+    with ThreadPoolExecutor(size) as threads:
+        tallies = list(threads.map(three_votes, worlds(size)))
+    assert tallies == [[VoteTally(Vote.RETRY, rank, rank) for rank in (size - 1, 0, size // 2)]] * size

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import torch.distributed as dist
 
-from safe_dtype.ranks import current_world, known_world
+from safe_dtype.ranks import Vote, VoteTally, World, cast_vote, current_world, known_world
+from safe_dtype.ranks.world import FULL_MESH, absent, lazy_group
 
 
 @pytest.fixture
@@ -38,3 +41,24 @@ def test_ranks_that_are_not_there() -> None:
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
     assert current_world() is None
+
+
+@pytest.mark.parametrize("absentees", [(), (0,), (7,), (3, 4, 12), tuple(range(13))])
+def test_absent_ranks(absentees: tuple[int, ...]) -> None:
+    """Those that have not said that they are here are found, with few questions to the store."""
+    store = dist.HashStore()
+    for rank in set(range(13)) - set(absentees):
+        store.set(f"here/{rank}", b"1")
+    assert absent(store, range(13)) == absentees
+
+
+def test_a_large_world_is_no_full_mesh() -> None:
+    """Its ranks connect only to those with which they vote."""
+    size, store = FULL_MESH + 2, dist.HashStore()
+    before = psutil.Process().num_fds()
+    with ThreadPoolExecutor(size) as threads:
+        groups = list(threads.map(lambda rank: lazy_group(store, rank, size), range(size)))
+        worlds = [World(rank, size, group, store, seconds=20) for rank, group in enumerate(groups)]
+        tallies = list(threads.map(lambda world: cast_vote(world, Vote.OK, world.rank), worlds))
+    assert tallies == [VoteTally(Vote.OK, 0, 0)] * size
+    assert psutil.Process().num_fds() - before < size * (size - 1) / 2
