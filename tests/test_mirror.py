@@ -35,6 +35,7 @@ TOGETHER = {
     "patching/planned.py": "patching/test_weird_calls.py",
     "patching/script.py": "patching/test_run.py",
     "processes/watchdog.py": "processes/test_watched.py",
+    "ranks/poisoned_values.py": "ranks/test_armed_poison.py",
     "publishing/publish_error.py": "publishing/pushing/test_push.py",
     "publishing/release.py": "publishing/pushing/test_push.py",
     "publishing/staging/plain_child.py": "publishing/staging/test_measure.py",
