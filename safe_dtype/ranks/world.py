@@ -46,7 +46,7 @@ def current_world() -> World | None:
     Raises:
         PeerLostError: If not all ranks came within `SECONDS_TO_WAIT`. The next call tries again.
     """
-    default = _default_group()
+    default = default_group()
     if default is None:
         return None
     world = _worlds.get(default)
@@ -57,11 +57,11 @@ def current_world() -> World | None:
 
 def known_world() -> World | None:
     """Return the world where the ranks have connected before; None elsewhere. Waits for nobody."""
-    default = _default_group()
+    default = default_group()
     return None if default is None else _worlds.get(default)
 
 
-def _default_group() -> Any:
+def default_group() -> Any:
     """Return the default process group of several ranks; None where there is none. Imports nothing."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():

@@ -22,6 +22,7 @@ from safe_dtype.planning import Policy, make_plan, range_worth_measuring
         pytest.param(f.TURING, BFLOAT16, "auto,prefer=fidelity", None, False, id="fidelity-is-float32"),
         pytest.param(f.TURING, BFLOAT16, "auto,ladder=fp16>fp32", None, True, id="first-on-the-ladder"),
         pytest.param(f.AMPERE, BFLOAT16, "auto,ladder=bf16>fp16>fp32", None, False, id="later-on-the-ladder"),
+        pytest.param(f.AMPERE, FLOAT32, "auto,ladder=fp16>fp32", BFLOAT16, False, id="an-order-beside-the-ladder"),
     ],
 )
 def test_range(device: DeviceFacts, saved: Dtype, policy: str, ordered: Dtype | None, *, wanted: bool) -> None:

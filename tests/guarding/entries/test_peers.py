@@ -7,8 +7,8 @@ import torch
 from guarding.generators import DOWN, ONE_ROW, Tape, generate, generator
 
 from safe_dtype import FLOAT32, Event, guard, report
-from safe_dtype.guarding.failure import Failure, FailureKind
 from safe_dtype.guarding.entries.peers import ask_peers
+from safe_dtype.guarding.failure import Failure, FailureKind
 from safe_dtype.guarding.recover import change_dtype
 from safe_dtype.guarding.state import Guard, guard_of
 from safe_dtype.models.recast import recast
@@ -26,9 +26,11 @@ class OneThatFails:
         self.heard: list[str] = []
 
     def before_generate(self, guard: Guard) -> None:
+        """Note it."""
         self.heard.append("before")
 
     def after_generate(self, guard: Guard, error: Exception | None) -> bool:
+        """Note it; the first time have failed."""
         self.heard.append("after" if error is None else type(error).__name__)
         if len(self.heard) > 2 or error is not None:
             return False

@@ -1,0 +1,28 @@
+"""What ranks call a model, so that they speak of the same one; and whether a rank holds all of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from torch import nn
+
+_PARTS = ("_local_tensor", "ds_id", "_is_flat_param")  # what DTensor, DeepSpeed ZeRO-3 and FSDP1 have on a parameter
+
+
+def model_key(model: nn.Module) -> str:
+    """Return the class of a model and a digest of the names and shapes of its parameters: the same on all ranks.
+
+    Dtypes, values and devices are not in it, and of a parameter that is spread over ranks it is the shape of the whole. It
+    walks over all parameters once.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        shape: Any = getattr(parameter, "ds_shape", parameter.shape)
+        digest.update(f"{name} {tuple(shape)}\n".encode())
+    return f"{type(model).__name__} {digest.hexdigest()[:16]}"
+
+
+def is_whole(model: nn.Module) -> bool:
+    """Whether this process holds all of every parameter: tensor parallel, FSDP and ZeRO-3 spread them over ranks."""
+    return not any(hasattr(parameter, name) for parameter in model.parameters() for name in _PARTS)

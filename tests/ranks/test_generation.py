@@ -1,0 +1,141 @@
+"""Copies of one model that generate on several ranks: all end in one dtype, and nobody waits who need not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from .processes import Launch, begin_case, outcomes_of, run_ranks
+
+DOWN = "model.layers.1.mlp.down_proj"
+NEW_TOKENS = 8
+LADDER = "ladder=bf16>fp16>fp32"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """How the copy of one rank stands."""
+
+    dtype: str
+    weights: str  # a digest
+    is_clean: bool  # the latest tokens are those of a run that began in that dtype
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model in float32: every copy in 16 bit is rounded from it."""
+    import transformers as tf
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
+    )  # fmt: skip
+    tf.LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def load(source: str) -> Any:
+    """Return a guarded copy in bfloat16."""
+    from safe_dtype import SafeAutoModel
+
+    return SafeAutoModel.from_pretrained(source, dtype="bfloat16", policy=LADDER)
+
+
+def generate(model: Any, **options: Any) -> torch.Tensor:
+    """Return what a model makes of the prompt of this rank, which no other rank has."""
+    rank = dist.get_rank()
+    torch.manual_seed(5 + rank)
+    tokens: torch.Tensor = model.generate(
+        torch.arange(1 + 3 * rank, 7 + 4 * rank)[None], max_new_tokens=NEW_TOKENS, **{"do_sample": True, **options}
+    )
+    return tokens
+
+
+def copy_of(model: Any, source: str, tokens: torch.Tensor, **options: Any) -> Copy:
+    """Return how a copy stands after it has made `tokens`."""
+    import transformers as tf
+
+    plain = tf.LlamaForCausalLM.from_pretrained(source, dtype=model.dtype).eval()
+    digest = hashlib.sha256(b"".join(one.detach().view(torch.uint8).numpy().tobytes() for one in model.parameters()))
+    is_clean = torch.equal(generate(plain, **options), tokens)
+    return Copy(str(model.dtype).removeprefix("torch."), digest.hexdigest()[:12], is_clean)
+
+
+def failing(model: Any, rank: int, kind: str, dtype: str, call: int = 0) -> Any:
+    """Have the copy of one rank fail in a dtype; a context."""
+    from safe_dtype.facts import dtype_named
+    from safe_dtype.testing import fault
+
+    return fault(model, DOWN, kind, dtype=dtype_named(dtype), call=call) if dist.get_rank() == rank else nullcontext()
+
+
+def in_lockstep(source: str) -> dict[str, Any]:
+    """Cases of ranks that all generate equally often."""
+    from safe_dtype.errors import RemoteFailure
+    from safe_dtype.ranks import agreeing
+
+    endings: dict[str, Any] = {}
+    begin_case("two failures in one generation")
+    model = agreeing(load(source))
+    with failing(model, 1, "not_implemented", "bfloat16", call=4), failing(model, 2, "nan", "float16", call=2):
+        endings["two failures"] = copy_of(model, source, generate(model))
+
+    begin_case("a streamer")
+    model, tape = agreeing(load(source)), Tape()
+    with failing(model, 1, "not_implemented", "bfloat16", call=4):
+        tokens = generate(model, streamer=tape)
+    endings["streamed"] = (tape.tokens == tokens[0].tolist(), str(model.dtype))
+    endings["after the stream"] = copy_of(model, source, generate(model))
+
+    begin_case("an error that no dtype cures")
+    model = agreeing(load(source))
+    try:
+        with failing(model, 1, "shape", "bfloat16", call=2):
+            generate(model)
+        endings["foreign"] = "went on"
+    except RemoteFailure as exc:
+        endings["foreign"] = (exc.rank, "shapes cannot be multiplied" in exc.problem)
+    except RuntimeError as exc:
+        endings["foreign"] = type(exc).__name__
+    endings["after the error"] = copy_of(model, source, generate(model))
+    return endings
+
+
+class Tape:
+    """A streamer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take tokens."""
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        """Take the end."""
+
+
+def test_ranks_in_lockstep(checkpoint: str) -> None:
+    """Every answer comes from the dtype that no rank has failed in; an error that no dtype cures ends it on all ranks."""
+    ranks = run_ranks(in_lockstep, 3, checkpoint)
+    two = [rank["two failures"] for rank in ranks]
+    assert [copy.dtype for copy in two] == ["float32"] * 3
+    assert len({copy.weights for copy in two}) == 1
+    assert all(copy.is_clean for copy in two)
+    assert [rank["streamed"] for rank in ranks] == [(True, "torch.float16")] * 3
+    assert [(one.dtype, one.is_clean) for one in (rank["after the stream"] for rank in ranks)] == [("float16", True)] * 3
+    assert len({rank["after the stream"].weights for rank in ranks}) == 1
+    assert [rank["foreign"] for rank in ranks] == [(1, True), "RuntimeError", (1, True)]
+    assert [(one.dtype, one.is_clean) for one in (rank["after the error"] for rank in ranks)] == [("bfloat16", True)] * 3
