@@ -12,8 +12,8 @@ from ..guarding import NotPossible
 from ..guarding.recover import change_dtype
 from ..guarding.state import Guard
 from ..processes.forked_lock import ForkedLock
+from .model_copy import ModelCopy, agreed_dtype, copy_of, failure_of
 from .model_key import is_whole, model_key
-from .standing import Standing, agreed_dtype, failure_of, standing_of
 from .world import default_group
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class _Board:
     rank: int
     count: int = 0  # of the announcements that are known to be there
     unread: set[int] = field(default_factory=set)  # whose rank had not written them yet
-    read: dict[str, dict[int, Standing]] = field(default_factory=lambda: defaultdict(dict))  # by model and rank
+    read: dict[str, dict[int, ModelCopy]] = field(default_factory=lambda: defaultdict(dict))  # by model and rank
 
     def look(self) -> None:
         """Read what is new. One message where nothing is."""
@@ -40,16 +40,16 @@ class _Board:
         for number in sorted(self.unread):
             if self.store.check([f"{number}"]):  # `get` would wait for a rank that died before it wrote
                 self.unread.discard(number)
-                standing = Standing.from_text(self.store.get(f"{number}").decode())
-                self.read[standing.model][standing.rank] = standing
+                copy = ModelCopy.from_text(self.store.get(f"{number}").decode())
+                self.read[copy.model][copy.rank] = copy
 
-    def announce(self, standing: Standing) -> None:
+    def announce(self, copy: ModelCopy) -> None:
         """Let the others read how a copy stands."""
-        self.store.set(f"{self.store.add(_COUNT, 1)}", standing.as_text())
+        self.store.set(f"{self.store.add(_COUNT, 1)}", copy.as_text())
 
 
 @dataclass
-class _Copy:
+class _Known:
     """What is known of one guarded model of this rank."""
 
     key: str | None  # what the ranks call it; None: not all of it is here
@@ -65,7 +65,7 @@ class Announcements:
     def __init__(self) -> None:
         self._lock = ForkedLock()
         self._boards: WeakKeyDictionary[Any, _Board] = WeakKeyDictionary()  # by default process group
-        self._copies: WeakKeyDictionary[Guard, _Copy] = WeakKeyDictionary()
+        self._known_of: WeakKeyDictionary[Guard, _Known] = WeakKeyDictionary()
 
     def before_generate(self, guard: Guard) -> None:
         """Announce how this copy has failed since, and step down to where the others are."""
@@ -78,13 +78,13 @@ class Announcements:
 
     def _exchange(self, guard: Guard, *, listens: bool) -> None:
         board = self._board()
-        copy = self._copy(guard) if board is not None else None
-        if board is None or copy is None or copy.key is None:
+        known = self._known(guard) if board is not None else None
+        if board is None or known is None or known.key is None:
             return
         try:
             with self._lock:
-                if len(guard.events) != copy.told:
-                    _announce(guard, copy, board)
+                if len(guard.events) != known.told:
+                    _announce(guard, known, board)
                 if listens:
                     board.look()
         except RuntimeError as exc:  # the store has ended, and with it most likely the job
@@ -92,10 +92,10 @@ class Announcements:
             board.store = None
             return
         news = (board.count - len(board.unread), len(guard.events))
-        if listens and copy.followed != news:
-            _follow(guard, copy, board)
-            copy.told = len(guard.events)  # that it has followed is no news
-            copy.followed = (news[0], copy.told)
+        if listens and known.followed != news:
+            _follow(guard, known, board)
+            known.told = len(guard.events)  # that it has followed is no news
+            known.followed = (news[0], known.told)
 
     def _board(self) -> _Board | None:
         default = default_group()
@@ -106,32 +106,32 @@ class Announcements:
             board = self._boards[default] = _Board(_store(), default.rank())
         return board if board.store is not None else None
 
-    def _copy(self, guard: Guard) -> _Copy | None:
-        model, copy = guard.model(), self._copies.get(guard)
-        if copy is None and model is not None:
-            copy = self._copies[guard] = _Copy(model_key(model) if is_whole(model) else None)
-        return copy
+    def _known(self, guard: Guard) -> _Known | None:
+        model, known = guard.model(), self._known_of.get(guard)
+        if known is None and model is not None:
+            known = self._known_of[guard] = _Known(model_key(model) if is_whole(model) else None)
+        return known
 
 
-def _announce(guard: Guard, copy: _Copy, board: _Board) -> None:
-    standing = standing_of(guard, str(copy.key), board.rank)
-    before = board.read[standing.model].get(board.rank)
-    copy.told = len(guard.events)
-    if standing.left and (before is None or before.left != standing.left):
-        board.read[standing.model][board.rank] = standing
-        board.announce(standing)
+def _announce(guard: Guard, known: _Known, board: _Board) -> None:
+    copy = copy_of(guard, str(known.key), board.rank)
+    before = board.read[copy.model].get(board.rank)
+    known.told = len(guard.events)
+    if copy.left and (before is None or before.left != copy.left):
+        board.read[copy.model][board.rank] = copy
+        board.announce(copy)
 
 
-def _follow(guard: Guard, copy: _Copy, board: _Board) -> None:
-    own = standing_of(guard, str(copy.key), board.rank)
-    others = [standing for rank, standing in board.read[own.model].items() if rank != board.rank]
-    if not others or guard.policy.mode == "strict":
+def _follow(guard: Guard, known: _Known, board: _Board) -> None:
+    own = copy_of(guard, str(known.key), board.rank)
+    announced = list(board.read[own.model].values())  # of this rank too: of another copy that it held before
+    if not announced or guard.policy.mode == "strict":
         return
-    agreed = agreed_dtype([own, *others])
+    agreed = agreed_dtype([own, *announced])
     if agreed.name == own.now:
         return
     try:
-        change_dtype(guard, agreed, failure_of(others))
+        change_dtype(guard, agreed, failure_of(announced, own.now))
     except NotPossible as exc:
         logger.warning("other ranks go on in %s, and this one cannot: %s", agreed, exc)
 

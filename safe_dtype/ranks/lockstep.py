@@ -12,7 +12,7 @@ from ..guarding.recover import change_dtype
 from ..guarding.state import Guard
 from .ballot import Vote, cast_vote
 from .gather import gather_texts
-from .standing import Standing, agreed_dtype, failure_of, standing_of
+from .model_copy import ModelCopy, agreed_dtype, copy_of, failure_of
 from .world import World
 
 logger = logging.getLogger(__name__)
@@ -36,14 +36,12 @@ class Lockstep:
         Raises:
             RanksDisagreeError: If they hold different models.
         """
-        standings = self._standings(guard)
-        models = {standing.model for standing in standings}
+        copies = self._copies(guard)
+        models = {copy.model for copy in copies}
         if len(models) > 1:
-            held = tuple(
-                (tuple(one.rank for one in standings if one.model == model), model) for model in sorted(models)
-            )
+            held = tuple((tuple(one.rank for one in copies if one.model == model), model) for model in sorted(models))
             raise RanksDisagreeError("model", held, "load the same checkpoint with the same class on every rank")
-        self._meet(guard, standings)
+        self._meet(guard, copies)
 
     def before_generate(self, guard: Guard) -> None:
         """Begin at once: the vote is at the end."""
@@ -79,16 +77,16 @@ class Lockstep:
             if error is None:
                 raise RemoteFailure(tally.rank, problems[tally.rank])
             return False
-        self._meet(guard, self._standings(guard))
+        self._meet(guard, self._copies(guard))
         return True
 
-    def _standings(self, guard: Guard) -> list[Standing]:
-        own = standing_of(guard, self._key, self._world.rank)
-        return [Standing.from_text(text) for text in gather_texts(self._world, own.as_text(), seconds=self._seconds)]
+    def _copies(self, guard: Guard) -> list[ModelCopy]:
+        own = copy_of(guard, self._key, self._world.rank)
+        return [ModelCopy.from_text(text) for text in gather_texts(self._world, own.as_text(), seconds=self._seconds)]
 
-    def _meet(self, guard: Guard, standings: list[Standing]) -> None:
+    def _meet(self, guard: Guard, copies: list[ModelCopy]) -> None:
         """Bring this copy into the dtype that all agree on; where one rank cannot, it ends the generation on all."""
-        agreed, failure = agreed_dtype(standings), failure_of(standings)
+        agreed, failure = agreed_dtype(copies), failure_of(copies, str(guard.dtype()))
         obstacle = ""
         try:
             change_dtype(guard, agreed, failure)

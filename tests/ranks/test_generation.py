@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from .processes import Launch, begin_case, outcomes_of, run_ranks
+from .processes import begin_case, run_ranks
 
 DOWN = "model.layers.1.mlp.down_proj"
 NEW_TOKENS = 8
@@ -113,6 +110,55 @@ def in_lockstep(source: str) -> dict[str, Any]:
     return endings
 
 
+def announcing(source: str) -> dict[str, Any]:
+    """Cases of ranks that generate as often as they like."""
+    from safe_dtype import report
+    from safe_dtype.ranks import announce_failures
+
+    announce_failures()
+    endings: dict[str, Any] = {}
+    rank = dist.get_rank()
+    begin_case("only one rank generates")
+    model = load(source)
+    with failing(model, 1, "not_implemented", "bfloat16", call=4), failing(model, 2, "nan", "float16", call=2):
+        if rank == 1:
+            generate(model)
+            generate(model)
+        dist.barrier()
+        endings["before"] = str(model.dtype)
+        if rank == 2:  # follows to float16, and fails there
+            generate(model)
+        dist.barrier()
+        endings["after"] = copy_of(model, source, generate(model))
+    endings["events"] = [event.message for event in report(model).events]
+
+    begin_case("another model")
+    other = load(source)
+    other.resize_token_embeddings(120)
+    generate(other)
+    endings["another"] = str(other.dtype)
+
+    begin_case("a rank that died while it announced")
+    late = load(source)
+    board()
+    dist.barrier()
+    with failing(late, 0, "not_implemented", "bfloat16"):
+        if rank == 0:
+            generate(late)
+    dist.barrier()
+    started = time.monotonic()
+    generate(late)
+    endings["late"] = (str(late.dtype), time.monotonic() - started < 10)
+    return endings
+
+
+def board() -> None:
+    """Count an announcement that nobody writes any more, on rank 0."""
+    store = dist.PrefixStore("safe_dtype/failures", dist.distributed_c10d._get_default_store())
+    if dist.get_rank() == 0:
+        store.add("count", 1)
+
+
 class Tape:
     """A streamer that keeps what it gets."""
 
@@ -135,7 +181,25 @@ def test_ranks_in_lockstep(checkpoint: str) -> None:
     assert len({copy.weights for copy in two}) == 1
     assert all(copy.is_clean for copy in two)
     assert [rank["streamed"] for rank in ranks] == [(True, "torch.float16")] * 3
-    assert [(one.dtype, one.is_clean) for one in (rank["after the stream"] for rank in ranks)] == [("float16", True)] * 3
+    assert [(one.dtype, one.is_clean) for one in (rank["after the stream"] for rank in ranks)] == [
+        ("float16", True)
+    ] * 3
     assert len({rank["after the stream"].weights for rank in ranks}) == 1
     assert [rank["foreign"] for rank in ranks] == [(1, True), "RuntimeError", (1, True)]
-    assert [(one.dtype, one.is_clean) for one in (rank["after the error"] for rank in ranks)] == [("bfloat16", True)] * 3
+    assert [(one.dtype, one.is_clean) for one in (rank["after the error"] for rank in ranks)] == [
+        ("bfloat16", True)
+    ] * 3
+
+
+def test_ranks_that_announce(checkpoint: str) -> None:
+    """A failure is heard at the next generation of each rank, however many each makes, and nobody waits."""
+    ranks = run_ranks(announcing, 3, checkpoint)
+    assert [rank["before"] for rank in ranks] == ["torch.bfloat16", "torch.float16", "torch.bfloat16"]
+    after = [rank["after"] for rank in ranks]
+    assert [(one.dtype, one.is_clean) for one in after] == [("float32", True)] * 3
+    assert len({one.weights for one in after}) == 1
+    assert [len(rank["events"]) for rank in ranks] == [1, 2, 2]
+    assert ranks[0]["events"][0].startswith("rank 1: ")
+    assert "not implemented for 'BFloat16'" in ranks[0]["events"][0]
+    assert [rank["another"] for rank in ranks] == ["torch.bfloat16"] * 3
+    assert [rank["late"] for rank in ranks] == [("torch.float32", True)] * 3
