@@ -53,7 +53,7 @@ class _Known:
     """What is known of one guarded model of this rank."""
 
     key: str | None  # what the ranks call it; None: not all of it is here
-    told: int = 0  # how many of its events the others need not hear
+    events_told: int = 0  # how many of its events the others need not hear
     followed: tuple[int, int] = (0, 0)  # with how many announcements, and events of its own
 
 
@@ -83,7 +83,7 @@ class Announcements:
             return
         try:
             with self._lock:
-                if len(guard.events) != known.told:
+                if len(guard.events) != known.events_told:
                     _announce(guard, known, board)
                 if listens:
                     board.look()
@@ -94,8 +94,8 @@ class Announcements:
         news = (board.count - len(board.unread), len(guard.events))
         if listens and known.followed != news:
             _follow(guard, known, board)
-            known.told = len(guard.events)  # that it has followed is no news
-            known.followed = (news[0], known.told)
+            known.events_told = len(guard.events)  # that it has followed is no news
+            known.followed = (news[0], known.events_told)
 
     def _board(self) -> _Board | None:
         default = default_group()
@@ -116,7 +116,7 @@ class Announcements:
 def _announce(guard: Guard, known: _Known, board: _Board) -> None:
     copy = copy_of(guard, str(known.key), board.rank)
     before = board.read[copy.model].get(board.rank)
-    known.told = len(guard.events)
+    known.events_told = len(guard.events)
     if copy.left and (before is None or before.left != copy.left):
         board.read[copy.model][board.rank] = copy
         board.announce(copy)

@@ -39,8 +39,10 @@ class Lockstep:
         copies = self._copies(guard)
         models = {copy.model for copy in copies}
         if len(models) > 1:
-            held = tuple((tuple(one.rank for one in copies if one.model == model), model) for model in sorted(models))
-            raise RanksDisagreeError("model", held, "load the same checkpoint with the same class on every rank")
+            by_model = tuple(
+                (tuple(one.rank for one in copies if one.model == model), model) for model in sorted(models)
+            )
+            raise RanksDisagreeError("model", by_model, "load the same checkpoint with the same class on every rank")
         self._meet(guard, copies)
 
     def before_generate(self, guard: Guard) -> None:
