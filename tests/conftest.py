@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import platform
 import shutil
@@ -104,6 +105,16 @@ def _verdicts(_recorded_cpu: None, tmp_path_factory: pytest.TempPathFactory) -> 
     """Every file of tests begins with the recorded figures, whatever the processes of others have measured."""
     os.environ["SAFE_DTYPE_CACHE"] = str(tmp_path_factory.mktemp("verdicts"))
     record_for_children()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_the_suite_is_garbage() -> None:
+    """A full collection of garbage, of which a load makes several, passes over what is there when a file begins.
+
+    With all tests and all of transformers in memory each takes half a second.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
