@@ -127,6 +127,8 @@ _LOADED_ON_USE = {
 def __getattr__(name: str) -> Any:
     if name == "optimize":
         import_module(".integrations", __name__)  # they register the exporters that its `via` names
+    if name == "guard" or name.startswith("SafeAutoModel"):
+        import_module(".ranks", __name__).announce_failures()
     if name in _LOADED_ON_USE:
         return getattr(import_module(f".{_LOADED_ON_USE[name]}", __name__), name)
     if name.startswith("SafeAutoModelFor"):

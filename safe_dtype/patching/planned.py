@@ -14,9 +14,12 @@ from ..loading.planned_once import take_planned
 from ..models.load_lock import one_at_a_time
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
+from ..ranks import announce_failures
 from .telling import Telling, tell_plan
 
 logger = logging.getLogger(__name__)
+
+announce_failures()  # of models that are guarded from here on
 
 _SOURCE = "pretrained_model_name_or_path"
 

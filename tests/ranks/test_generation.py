@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from .processes import begin_case, run_ranks
+from .processes import begin_case, outcomes_of, run_ranks
 
 DOWN = "model.layers.1.mlp.down_proj"
 NEW_TOKENS = 8
@@ -113,9 +115,7 @@ def in_lockstep(source: str) -> dict[str, Any]:
 def announcing(source: str) -> dict[str, Any]:
     """Cases of ranks that generate as often as they like."""
     from safe_dtype import report
-    from safe_dtype.ranks import announce_failures
 
-    announce_failures()
     endings: dict[str, Any] = {}
     rank = dist.get_rank()
     begin_case("only one rank generates")
@@ -203,3 +203,38 @@ def test_ranks_that_announce(checkpoint: str) -> None:
     assert "not implemented for 'BFloat16'" in ranks[0]["events"][0]
     assert [rank["another"] for rank in ranks] == ["torch.bfloat16"] * 3
     assert [rank["late"] for rank in ranks] == [("torch.float32", True)] * 3
+
+
+def losing_a_rank(source: str, victim: int) -> None:
+    """One rank is killed in the middle of a generation."""
+    from safe_dtype.errors import PeerLostError
+    from safe_dtype.ranks import agreeing
+
+    rank = dist.get_rank()
+    begin_case("without a vote")
+    model, later = load(source), load(source)
+    generate(model)
+    agreeing(later, seconds=20)
+    dist.barrier()
+    if rank == victim:
+        later.model.layers[1].register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    else:
+        time.sleep(1)
+        begin_case("with a vote")
+    started = time.monotonic()
+    with pytest.raises(PeerLostError):
+        generate(later)
+    assert time.monotonic() - started < 25
+    for _ in range(3):
+        generate(model)
+    os._exit(76)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["with-the-store", "without"])
+def test_a_rank_that_dies(checkpoint: str, victim: int) -> None:
+    """In lockstep the others end with a lost peer at once; those that only announce go on."""
+    outcomes = outcomes_of(losing_a_rank, 3, checkpoint, victim)
+    assert [outcome.status for outcome in outcomes] == [-9 if rank == victim else 76 for rank in range(3)], "\n".join(
+        map(str, outcomes)
+    )
