@@ -48,7 +48,12 @@ def test_script(saved: Saved, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["from transformers import pipeline", "import transformers.pipelines", "import peft"]
+    "first",
+    [
+        "from transformers import pipeline",
+        pytest.param("import transformers.pipelines", marks=pytest.mark.slow),
+        pytest.param("import peft", marks=pytest.mark.slow),
+    ],
 )
 def test_whatever_is_imported_first(first: str, saved: Saved, tmp_path: Path) -> None:
     """Modules that import one another are patched as they are ready, without a word of those that are not yet."""
@@ -103,24 +108,6 @@ def test_import_order(order: str, saved: Saved, tmp_path: Path) -> None:
     found = python(sys.executable, script(tmp_path, text), str(saved()))
     answers = [line.split()[0] for line in found.stdout.splitlines()]
     assert answers == (["PLAIN", "True", "PLANNED"] if order == "before" else ["False", "PLANNED"]), found.stderr
-
-
-SPAWN = """
-import multiprocessing, sys
-def work(folder):
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    print("PLANNED" if hasattr(model, "_safe_dtype_origin") else "PLAIN", flush=True)
-if __name__ == "__main__":
-    one = multiprocessing.get_context("spawn").Process(target=work, args=(sys.argv[1],))
-    one.start(); one.join(); sys.exit(one.exitcode)
-"""
-
-
-def test_spawned_workers(saved: Saved, tmp_path: Path) -> None:
-    """A worker that is spawned inherits it."""
-    found = python(*COMMANDS["command"], script(tmp_path, SPAWN), str(saved()))
-    assert "PLANNED" in found.stdout, found.stderr
 
 
 def test_another_sitecustomize(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LOAD = "import sys; from transformers import AutoModelForCausalLM as M; M.from_p
 IN_CHILDREN = """
 import multiprocessing, sys
 from transformers import AutoModelForCausalLM
-def load(): AutoModelForCausalLM.from_pretrained(sys.argv[1])
+def load(): assert hasattr(AutoModelForCausalLM.from_pretrained(sys.argv[1]), "_safe_dtype_origin")
 if __name__ == "__main__":
     load()
     for method in ("fork", "spawn"):
@@ -113,7 +113,7 @@ def test_one_rank_speaks(
     ],
 )
 def test_run(options: tuple[str, ...], count: int, saved: Saved, tmp_path: Path) -> None:
-    """Under `safe-dtype run` the program says it, and none of its workers; `--explain` and `--quiet` as they say."""
+    """Under `safe-dtype run` the program says it, and none of its workers, which plan as well; `--explain` and `--quiet` as they say."""
     script = tmp_path / "script.py"
     script.write_text(IN_CHILDREN if not options else LOAD)
     command = [sys.executable, "-m", "safe_dtype", "run", *options, str(script), str(saved())]
