@@ -15,6 +15,7 @@ from typing import Any
 
 from ..planning import Policy
 from ..processes.forked_lock import ForkedLock
+from ..processes.quiet_exit import exit_quietly_if_launched
 from .import_hook import (
     ACCELERATOR,
     ARGUMENTS,
@@ -68,6 +69,7 @@ def patch(policy: Policy | str | None = None, *, tell: str = "line") -> None:
     parsed = _parsed(policy, tell)
     with _lock:
         _of_process[:] = [parsed]
+    exit_quietly_if_launched()
     _settle()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..errors import PeerLostError
+from ..processes.quiet_exit import exit_quietly
 
 SECONDS_TO_WAIT = 600.0  # for another rank; as long as NCCL waits by default
 FULL_MESH = 64  # the largest world in which every rank is connected to every other one
@@ -76,6 +77,7 @@ def _connect(default: Any) -> World:
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
+    exit_quietly()
     rank, size = default.rank(), default.size()
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
     # What an earlier attempt, or an earlier group of this process, left in the store must not be read again.
