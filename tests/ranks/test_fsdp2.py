@@ -1,0 +1,339 @@
+"""FSDP2: ranks of which one fails end the step together, step down together, and train as if they had begun there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.utils import clip_grad_norm_
+
+from safe_dtype import BFLOAT16, FLOAT16, FLOAT32
+from safe_dtype.devices.random_states import RandomStates
+from safe_dtype.errors import NeedsRestart
+from safe_dtype.facts import Dtype, dtype_named
+from safe_dtype.ranks import Vote, cast_vote, current_world
+from safe_dtype.ranks.armed_poison import ArmedPoison
+from safe_dtype.ranks.fsdp2 import dtype_computed_in, forget_step, gradients_here, is_sharded, policy_in, switch_policy
+
+from .processes import begin_case, run_ranks
+
+STEPS, WIDTH, WORDS = 3, 16, 32
+IN_BFLOAT16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+IN_FLOAT32 = MixedPrecisionPolicy(torch.float32, output_dtype=torch.bfloat16)
+LADDER = (BFLOAT16, FLOAT16, FLOAT32)
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A kernel that one rank lacks from one step on."""
+
+    name: str
+    phase: str = "forward"  # or "backward"
+    dtypes: tuple[str, ...] = ("bfloat16",)
+    rank: int = 1
+    step: int = 1
+    micro_batches: int = 1
+    at_micro_batch: int = 0
+    reshard: bool = True
+    policy: MixedPrecisionPolicy = IN_BFLOAT16
+    clips: bool = False
+
+
+CASES = [
+    Failing("forward"),
+    Failing("backward", phase="backward", rank=0, reshard=False),
+    Failing("two dtypes", dtypes=("bfloat16", "float16"), step=0),
+    Failing("accumulated", micro_batches=2, at_micro_batch=0, phase="backward", clips=True),
+    Failing("as accelerate shards", policy=MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16), micro_batches=2, at_micro_batch=1),
+]  # fmt: skip
+PLACE: dict[str, Any] = {}  # where this rank is: the case, or None where nothing fails, the step and the micro-batch
+
+
+def lacks_a_kernel(phase: str, values: Tensor) -> None:
+    """Raise as a kernel that is not there."""
+    case = PLACE["case"]
+    if case is None or (case.phase, case.rank, case.step) != (phase, dist.get_rank(), PLACE["step"]):
+        return
+    name = str(values.dtype).removeprefix("torch.")
+    if name in case.dtypes and case.at_micro_batch == PLACE["micro_batch"]:
+        raise RuntimeError(f"\"kernel\" not implemented for '{ {'bfloat16': 'BFloat16', 'float16': 'Half'}[name] }'")
+
+
+@torch.library.custom_op("safe_dtype_tests::kernel", mutates_args=())
+def kernel(values: Tensor) -> Tensor:
+    """A copy."""
+    lacks_a_kernel("forward", values)
+    return values.clone()
+
+
+@torch.library.custom_op("safe_dtype_tests::kernel_backward", mutates_args=())
+def kernel_backward(gradient: Tensor) -> Tensor:
+    """The derivative of a copy."""
+    lacks_a_kernel("backward", gradient)
+    return gradient.clone()
+
+
+kernel.register_fake(torch.empty_like)
+kernel_backward.register_fake(torch.empty_like)
+kernel.register_autograd(lambda _, gradient: torch.ops.safe_dtype_tests.kernel_backward(gradient))
+
+
+class Block(nn.Module):
+    """A residual block with the kernel in its middle, and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return what comes out."""
+        inner = torch.ops.safe_dtype_tests.kernel(self.up(self.norm(values)))
+        return values + nn.functional.dropout(self.down(nn.functional.gelu(inner)), 0.1)
+
+
+class Words(nn.Module):
+    """Words in, the loss of the next ones out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WORDS)
+        self.blocks = nn.Sequential(Block(), Block())
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Return the loss."""
+        scores = self.head(self.blocks(self.embedding(words)))
+        return nn.functional.cross_entropy(scores.float().flatten(0, 1), words.flatten())
+
+
+def sharded(case: Failing) -> Words:
+    """Return a model of which every block is sharded, and the rest around them."""
+    torch.manual_seed(0)
+    model = Words()
+    for block in model.blocks:
+        fully_shard(block, mp_policy=case.policy, reshard_after_forward=case.reshard)
+    fully_shard(model, mp_policy=case.policy, reshard_after_forward=case.reshard)
+    return model
+
+
+def trained(case: Failing, *, fails: bool, starts_in: dict[int, Dtype]) -> tuple[Tensor, list[float], list[str]]:
+    """Return the weights, the losses and the dtypes of a run; `starts_in` switches by hand, before a step."""
+    world, model = current_world(), sharded(case)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    draws = torch.Generator().manual_seed(dist.get_rank())
+    torch.manual_seed(7 + dist.get_rank())
+    losses: list[float] = []
+    dtypes: list[str] = []
+    PLACE.update(case=case if fails else None)
+    for step in range(STEPS):
+        if step in starts_in:
+            switch_policy(model, starts_in[step])
+        window = [torch.randint(0, WORDS, (2, 5), generator=draws) for _ in range(case.micro_batches)]
+        before = RandomStates()
+        while True:
+            PLACE.update(step=step)
+            optimizer.zero_grad()
+            loss, poison = attempt(model, window)
+            finite = all(bool(gradient.isfinite().all()) for gradient in gradients_here(model))
+            if case.clips and finite:
+                clip_grad_norm_(model.parameters(), 0.1)
+            if poison.poisoned:
+                assert not finite or dist.get_rank() != case.rank
+            tally = cast_vote(world, Vote.FALL_BACK if poison.poisoned or not finite else Vote.OK)
+            if tally.ok:
+                break
+            forget_step(model)
+            now = dtype_named(str(dtype_computed_in(model)))
+            switch_policy(model, LADDER[LADDER.index(now) + 1])
+            before.set_again()
+        optimizer.step()
+        losses.append(loss)
+        dtypes.append(str(dtype_computed_in(model)).removeprefix("torch."))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return torch.cat([parameter.detach().full_tensor().flatten() for parameter in model.parameters()]), losses, dtypes
+
+
+def attempt(model: Words, window: list[Tensor]) -> tuple[float, ArmedPoison]:
+    """Run the micro-batches of one step, armed."""
+    total = 0.0
+    with ArmedPoison() as poison:
+        for number, words in enumerate(window):
+            PLACE.update(micro_batch=number)
+            model.set_requires_gradient_sync(number == len(window) - 1)
+            loss = model(words) / len(window)
+            loss.backward()
+            total += float(loss)
+    return total, poison
+
+
+def everything() -> dict[str, Any]:
+    """Return what this rank has seen, by case."""
+    results = {case.name: steps_down(case) for case in CASES}
+    for name, break_off in (("no synchronization", no_synchronization), ("an error in forward", error_in_forward)):
+        begin_case(name)
+        policies = (IN_BFLOAT16, MixedPrecisionPolicy(torch.bfloat16))
+        results[name] = [goes_on_after(break_off, policy) for policy in policies]
+    begin_case("islands")
+    results["islands"] = islands()
+    begin_case("another torch")
+    results["another torch"] = another_torch()
+    return results
+
+
+def steps_down(case: Failing) -> tuple[list[str], bool, bool]:
+    """Return the dtypes, and whether weights and losses are those of a run that was switched by hand."""
+    begin_case(case.name)
+    weights, losses, dtypes = trained(case, fails=True, starts_in={})
+    expected = trained(case, fails=False, starts_in={case.step: dtype_named(dtypes[-1])})
+    return dtypes, torch.equal(weights, expected[0]), losses == expected[1]
+
+
+def no_synchronization(model: Words, words: Tensor) -> None:
+    """Leave off after a micro-batch whose gradients were only summed up."""
+    model.set_requires_gradient_sync(False)
+    model(words).backward()
+    model.set_requires_gradient_sync(True)
+
+
+def error_in_forward(model: Words, words: Tensor) -> None:
+    """Leave off between two blocks."""
+    hook = model.blocks[1].down.register_forward_pre_hook(lambda *_: {}["no such key"])
+    with pytest.raises(KeyError):
+        model(words)
+    hook.remove()
+
+
+def goes_on_after(break_off: Callable[[Words, Tensor], None], policy: MixedPrecisionPolicy) -> bool:
+    """Whether the gradients of a step are what they should be where the one before was broken off and forgotten."""
+    case, gradients = Failing("", policy=policy), []
+    PLACE.update(case=None)
+    for breaks in (False, True):
+        model = sharded(case)
+        if breaks:
+            break_off(model, torch.tensor([[4, 5, 6]]))
+            forget_step(model)
+        torch.manual_seed(1)
+        model(torch.tensor([[1, 2, 3]])).backward()
+        gradients.append(torch.cat([gradient.flatten() for gradient in gradients_here(model)]))
+    return torch.equal(*gradients)
+
+
+def islands() -> list[str]:
+    """Return the dtypes in which the blocks and the head of a model with one block in float32 compute, before and after."""
+    seen: list[str] = []
+    torch.manual_seed(0)
+    model = Words()
+    for number, block in enumerate(model.blocks):
+        fully_shard(block, mp_policy=IN_FLOAT32 if number == 0 else IN_BFLOAT16)
+    fully_shard(model, mp_policy=IN_BFLOAT16)
+    modules = (model.blocks[0].down, model.blocks[1].down, model.head)
+    for module in modules:
+        module.register_forward_pre_hook(
+            lambda module, _: seen.append(str(module.weight.dtype).removeprefix("torch."))
+        )
+    model(torch.tensor([[1, 2, 3]]))
+    forget_step(model)
+    switch_policy(model, FLOAT16)
+    model(torch.tensor([[1, 2, 3]]))
+    return seen
+
+
+def another_torch() -> list[str]:
+    """Return what is raised for each part that another version of torch may lack, with the model as it was."""
+    model, texts = sharded(Failing("")), []
+    group = model._get_fsdp_state()._fsdp_param_groups[0]
+    for owner, name in (
+        (type(model), "reset_iter_state"),
+        (group, "mp_policy"),
+        (group.fsdp_params[0], "all_gather_outputs"),
+    ):
+        with without(owner, name), pytest.raises(NeedsRestart) as raised:
+            switch_policy(model, FLOAT32)
+        texts.append(str(raised.value))
+    assert dtype_computed_in(model) == torch.bfloat16
+    return texts
+
+
+@contextmanager
+def without(owner: Any, name: str) -> Iterator[None]:
+    """Have an attribute be missing: of an object, or of what its class inherits."""
+    if isinstance(owner, type):
+        owner = next(base for base in owner.__mro__ if name in vars(base))
+    value = vars(owner)[name]
+    delattr(owner, name)
+    try:
+        yield
+    finally:
+        setattr(owner, name, value)
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[dict[str, Any]]:
+    """What each of two ranks has seen."""
+    return run_ranks(everything, 2)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_all_step_down_together_and_lose_nothing(seen: list[dict[str, Any]], case: Failing) -> None:
+    """Bit for bit a run that was switched by hand at that step: weights and losses, on both ranks."""
+    dtypes = ["bfloat16"] * case.step + [LADDER[len(case.dtypes)].name] * (STEPS - case.step)
+    assert [of_rank[case.name] for of_rank in seen] == [(dtypes, True, True)] * 2
+
+
+@pytest.mark.parametrize("name", ["no synchronization", "an error in forward"])
+def test_a_step_that_was_broken_off_is_forgotten(seen: list[dict[str, Any]], name: str) -> None:
+    """Nothing of it is in the gradients of the next one."""
+    assert [of_rank[name] for of_rank in seen] == [[True, True]] * 2
+
+
+def test_islands_stay(seen: list[dict[str, Any]]) -> None:
+    """A block whose policy names another dtype keeps it."""
+    assert seen[0]["islands"] == ["float32", "bfloat16", "bfloat16", "float32", "float16", "float16"]
+
+
+def test_what_another_torch_lacks_is_named(seen: list[dict[str, Any]]) -> None:
+    """A restart is asked for, and nothing was changed."""
+    names = (
+        "FSDPWords has no reset_iter_state",
+        "FSDPParamGroup has no mp_policy",
+        "FSDPParam has no all_gather_outputs",
+    )
+    assert all(name in text for name, text in zip(names, seen[0]["another torch"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("policy", "new", "expected"),
+    [
+        ((torch.bfloat16, torch.float32), torch.float32, (torch.float32, torch.float32, None)),
+        ((torch.bfloat16, torch.bfloat16, torch.bfloat16), torch.float32, (torch.float32,) * 3),
+        (
+            (torch.bfloat16, torch.bfloat16, torch.float32),
+            torch.float16,
+            (torch.float16, torch.float32, torch.float32),
+        ),
+        ((torch.bfloat16,), torch.float16, (torch.float16, torch.float32, None)),
+        ((torch.float32, None, torch.bfloat16), torch.float16, (torch.float32, None, torch.float16)),
+    ],
+    ids=["reduced-in-float32", "all-in-one", "sums-of-float16", "follows", "an-island"],
+)
+def test_policies(policy: tuple[Any, ...], new: torch.dtype, expected: tuple[Any, ...]) -> None:
+    """The former dtype is nowhere in it, gradients of float16 are summed in float32, and the rest stays."""
+    changed = policy_in(MixedPrecisionPolicy(*policy, cast_forward_inputs=False), torch.bfloat16, new)
+    assert (changed.param_dtype, changed.reduce_dtype, changed.output_dtype) == expected
+    assert changed.cast_forward_inputs is False
+
+
+def test_a_plain_model_is_not_sharded() -> None:
+    """Nothing is done with it."""
+    model = nn.Linear(2, 2)
+    assert not is_sharded(model)
+    assert dtype_computed_in(model) is None
+    forget_step(model)
+    switch_policy(model, FLOAT32)
+    assert model.weight.dtype == torch.float32
