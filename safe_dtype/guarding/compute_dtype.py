@@ -7,11 +7,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from transformers.utils import ModelOutput
 
 from ..devices.inventory import identity_of
 from ..errors import NoSuchDeviceError
 from ..errors.warn import warn
 from ..models.offloaded import is_offloaded
+from ..models.recast import main_dtype
 from ..numerics import compute_in
 from .state import Guard
 from .written.written_places import NOTHING, Written
@@ -25,10 +27,15 @@ def as_planned(
 ) -> Callable[..., Any]:
     """Return `forward`, or where the plan or a remedy says so for this call, `forward` in another compute dtype.
 
-    A step that computes in the dtype of its weights costs three comparisons.
+    A step that computes in the dtype of its weights costs four comparisons.
     """
     start = guard.cast_from
-    if guard.autocast is None and guard.override is None and (start is None or rows_of(args, kwargs) < start):
+    if (
+        guard.autocast is None
+        and guard.override is None
+        and guard.copy is None
+        and (start is None or rows_of(args, kwargs) < start)
+    ):
         return forward
 
     def computed(*args: Any, **kwargs: Any) -> Any:
@@ -41,9 +48,28 @@ def as_planned(
             elif guard.plan is not None and guard.cast_from is not None and rows_of(args, kwargs) >= guard.cast_from:
                 least = guard.cast_from
                 stack.enter_context(compute_in(guard.plan.compute, when=lambda _family, rows: rows >= least))
-            return forward(*args, **kwargs)
+            if guard.copy is not None:
+                stack.enter_context(guard.copy.in_force())
+            output = forward(*args, **kwargs)
+        model = guard.model()
+        if guard.copy is None or model is None:
+            return output
+        return _narrowed(output, main_dtype(model))
 
     return computed
+
+
+def _narrowed(output: Any, now: torch.dtype | None) -> Any:
+    """Return `output` in the dtype of the weights, as other ranks have it that ran on those; a loss stays as it is."""
+    if isinstance(output, torch.Tensor):
+        return output.to(now) if output.dim() and output.dtype == torch.float32 else output
+    if isinstance(output, ModelOutput):
+        return type(output)(**{name: _narrowed(part, now) for name, part in output.items()})
+    if type(output) in (tuple, list):
+        return type(output)([_narrowed(part, now) for part in output])
+    if type(output) is dict:
+        return {name: _narrowed(part, now) for name, part in output.items()}
+    return output
 
 
 def first_step(guard: Guard) -> Written:

@@ -158,7 +158,12 @@ def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
 
 
 def keep_lessons(guard: Guard, tried: TriedRemedies) -> None:
-    """Keep what was learned of failures that the remedies have cured: in the report, and for loads of its checkpoint."""
+    """Keep what was learned of failures that the remedies have cured: in the report, and for loads of its checkpoint.
+
+    And how the remedies are taken back, where that is to be done later.
+    """
+    if guard.logs is not None and tried.has_changed:
+        guard.logs.append(tried.log)
     lessons, tried.lessons = tried.lessons, []
     guard.learned += lessons
     if counting := [lesson for lesson in lessons if lesson.checkpoint is not None]:
@@ -202,7 +207,7 @@ def _guard_as_it_is(guard: Guard) -> Callable[[], None]:
 
 def is_passed_over(guard: Guard) -> bool:
     """Whether non-finite results are returned without a further event: one was recorded, and there is no remedy."""
-    return _nonfinite(guard) in guard.mentioned and guard.dtype() == FLOAT32
+    return _nonfinite(guard) in guard.mentioned and guard.computes_in() == FLOAT32
 
 
 def _nonfinite(guard: Guard) -> str:
@@ -212,7 +217,7 @@ def _nonfinite(guard: Guard) -> str:
 
 def pass_over(guard: Guard, failure: Failure) -> None:
     """Record non-finite results that no dtype can cure, for the model is in float32 already. The caller gets them."""
-    before = guard.dtype()
+    before = guard.computes_in()
     if before is None:
         return
     guard.mentioned.add(_nonfinite(guard))

@@ -16,9 +16,11 @@ from transformers.cache_utils import Cache
 
 from ..errors import UnknownDtypeError
 from ..facts import FLOAT16, FLOAT32, Dtype, LearnedFailure, dtype_named
+from ..models.float32_copy import Float32Copy
 from ..models.islands import islands_in
 from ..models.needed import changing, share
 from ..models.recast import main_dtype
+from ..models.undo_log import UndoLog
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
 from ..rescaling import departures, dtype_left, rescaled_of
@@ -80,6 +82,9 @@ class Guard:
         self.peers: Peers | None = None  # processes that hold copies, and agree with this one after every generation
         self.override: AutocastOverride | None = None  # of the caller's own autocast
         self.runs_eagerly = False  # the compiled form failed
+        self.weights_stay = False  # somebody trains them: no remedy may change them
+        self.copy: Float32Copy | None = None  # that steps run on in the place of the weights
+        self.logs: list[UndoLog] | None = None  # of the remedies that helped, where they are to be taken back later
         self.mentioned: set[str] = set()  # what the user was told already: "nonfinite", "ordered"
         # Methods, by class and name, that were found to run no module, and those that return floating numbers.
         self.without_modules: set[tuple[type, str]] = set()
@@ -106,6 +111,7 @@ class Guard:
             fresh.refusals, fresh.batch_errors = list(self.refusals), {}
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
+            fresh.weights_stay, fresh.copy, fresh.logs = False, None, None
             fresh.peers = None  # copies of copies are not known to them
             for name in ("blocks", "places", "parts"):
                 fresh.__dict__.pop(name, None)
@@ -174,6 +180,10 @@ class Guard:
         model = self.model()
         main = main_dtype(model) if model is not None else None
         return dtype_of(main) if main is not None else None
+
+    def computes_in(self) -> Dtype | None:
+        """Return the dtype that steps compute in as far as it is that of weights: their own, or that of a copy."""
+        return FLOAT32 if self.copy is not None else self.dtype()
 
     def step(self) -> int:
         """Return which step this thread is at: of the generation, or of all the calls outside of one."""

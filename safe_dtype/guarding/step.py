@@ -282,7 +282,7 @@ def _not_cured(incident: Incident, tried: TriedRemedies, output: Any) -> Recover
         if cure(incident, tried):
             return None
     except NoDtypeLeft:
-        if not is_by_numbers or not tried.rows or guard.dtype() != FLOAT32:
+        if not is_by_numbers or not tried.rows or guard.computes_in() != FLOAT32:
             raise
         if stays_in_float32(tried, output):
             tried.take_back(guard, own=incident.failure.module or "")
@@ -351,6 +351,8 @@ def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     now = main_dtype(model) if model is not None else None
     if now is None:
         return args, kwargs
+    if guard.copy is not None:
+        now = torch.float32
     former = guard.left - {now}
     wanted = FLOATS - {now} if guard.aligns_inputs else former
     for value in (*args, *kwargs.values()):

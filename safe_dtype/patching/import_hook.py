@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 MODELS, CONFIGS = "transformers.modeling_utils", "transformers.models.auto.configuration_auto"  # what is patched
 BATCHES = "accelerate.utils.memory"  # as well
 # Where it is decided in which precision a program trains.
-ACCELERATOR, ARGUMENTS, TRAINER = "accelerate.state", "transformers.training_args", "transformers.trainer"
-PATCHED = (MODELS, CONFIGS, BATCHES, ACCELERATOR, ARGUMENTS, TRAINER)
+PRECISION, ARGUMENTS = "accelerate.state", "transformers.training_args"
+ACCELERATOR, TRAINER = "accelerate.accelerator", "transformers.trainer"  # what trains
+PATCHED = (MODELS, CONFIGS, BATCHES, PRECISION, ARGUMENTS, ACCELERATOR, TRAINER)
 STARTUP = "safe_dtype startup"  # marks the hook that a process begins with under `safe-dtype run`
 
 

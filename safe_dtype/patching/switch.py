@@ -23,6 +23,7 @@ from .import_hook import (
     CONFIGS,
     MODELS,
     PATCHED,
+    PRECISION,
     STARTUP,
     TRAINER,
     ImportHook,
@@ -44,6 +45,8 @@ class _Patch:
     policy: Policy
     tell: Telling
 
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _lock = ForkedLock()
 _of_process: list[_Patch] = []  # one, after patch()
@@ -141,7 +144,11 @@ def _attach(module: Any) -> None:
     if module.__name__ == BATCHES:
         _attach_to_batches(module)
         return
-    class_name, name, wrap = _METHODS[module.__name__]
+    for method in _METHODS[module.__name__]:
+        _attach_to_method(module, *method)
+
+
+def _attach_to_method(module: Any, class_name: str, name: str, wrap: Wrap) -> None:
     owner: Any = getattr(module, class_name, None)
     kind = classmethod if name == _NAME else FunctionType
     if not isinstance(inspect.getattr_static(owner, name, None), kind):
@@ -272,13 +279,45 @@ def _with_settled_precision(original: Callable[..., Any]) -> Callable[..., Any]:
     return __init__
 
 
-# By module: the class, its method, and what wraps it.
-_METHODS = {
-    MODELS: ("PreTrainedModel", _NAME, _planned),
-    CONFIGS: ("AutoConfig", _NAME, _with_unknown_types),
-    ACCELERATOR: ("AcceleratorState", "__init__", _with_settled_precision),
-    ARGUMENTS: ("TrainingArguments", "__post_init__", _with_settled_arguments),
-    TRAINER: ("Trainer", "create_accelerator_and_postprocess", _with_its_model),
+def _evaluated(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the loop of a Trainer's evaluations and predictions."""
+
+    def evaluation_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patch_now = _patch_now()
+        if patch_now is None:
+            return original(self, *args, **kwargs)
+        from ..training.evaluation import evaluating
+
+        with evaluating(self.model, patch_now.policy):
+            return original(self, *args, **kwargs)
+
+    return evaluation_loop
+
+
+def _with_kept_weights(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap where an Accelerator takes a model that is to be trained, or evaluated only."""
+
+    def prepare_model(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if _patch_now() is not None and not kwargs.get("evaluation_mode"):
+            from ..training.evaluation import keep_weights
+
+            keep_weights(model)
+        return original(self, model, *args, **kwargs)
+
+    return prepare_model
+
+
+# By module: classes, their methods, and what wraps them.
+_METHODS: dict[str, tuple[tuple[str, str, Wrap], ...]] = {
+    MODELS: (("PreTrainedModel", _NAME, _planned),),
+    CONFIGS: (("AutoConfig", _NAME, _with_unknown_types),),
+    PRECISION: (("AcceleratorState", "__init__", _with_settled_precision),),
+    ARGUMENTS: (("TrainingArguments", "__post_init__", _with_settled_arguments),),
+    ACCELERATOR: (("Accelerator", "prepare_model", _with_kept_weights),),
+    TRAINER: (
+        ("Trainer", "create_accelerator_and_postprocess", _with_its_model),
+        ("Trainer", "evaluation_loop", _evaluated),
+    ),
 }
-_NAMES = {BATCHES: _SHOULD_REDUCE, **{module: class_name for module, (class_name, *_) in _METHODS.items()}}
+_NAMES = {BATCHES: _SHOULD_REDUCE, **{module: methods[0][0] for module, methods in _METHODS.items()}}
 _hooks = [ImportHook(module, _attach) for module in PATCHED]

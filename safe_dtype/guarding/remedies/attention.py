@@ -65,6 +65,13 @@ def attention_as_it_is(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
+def leave_flash_attention(model: Any) -> None:
+    """Have `model` use another attention where its own has no kernels in float32."""
+    now = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
+    if "flash" in now:
+        model.set_attn_implementation("sdpa")
+
+
 def _sub_configs(configs: Iterable[Any]) -> Iterator[Any]:
     for config in configs:
         inner = [

@@ -19,7 +19,7 @@ from ...rescaling.folding.rounded_weights import RoundedWeights
 from ..failure import FailureKind
 from ..incident import Incident
 from ..state import Guard, dtype_of, torch_dtype
-from .attention import attention_as_it_is
+from .attention import attention_as_it_is, leave_flash_attention
 from .free_memory import require_free
 from .optimizer_states import keep_optimizers
 from .remedy import NotPossible
@@ -48,7 +48,7 @@ class ChangeDtype:
         require_free(peak_growth(model, former, new))
         if self.dtype == FLOAT32:
             incident.log.add(attention_as_it_is(model))
-            _leave_flash_attention(model)
+            leave_flash_attention(model)
         with RoundedWeights(model) as weights:
             changed = recast(model, former, new, original=weights.restored, log=incident.log)
             for name, dtype in on_disk(model):
@@ -104,13 +104,6 @@ def _too_wide(model: nn.Module, former: set[torch.dtype], new: Dtype) -> str | N
         if weight.dtype in former and not weight.is_meta and weight.abs().amax().item() > FLOAT16.largest:
             return f"{name} holds numbers beyond {FLOAT16.largest:.0f}, where float16 ends"
     return None
-
-
-def _leave_flash_attention(model: Any) -> None:
-    # It has no float32 kernels.
-    now = str(getattr(getattr(model, "config", None), "_attn_implementation", ""))
-    if "flash" in now:
-        model.set_attn_implementation("sdpa")
 
 
 def _island_hooks(model: nn.Module) -> Iterator[Any]:

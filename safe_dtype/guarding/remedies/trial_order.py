@@ -18,6 +18,7 @@ from . import (
     raise_rescale,
     rescale_exactly,
     scale_linear,
+    use_float32_copy,
     without_compilation,
     without_onednn,
 )
@@ -53,6 +54,10 @@ _OURS: dict[Place, Proposal] = {
     "float32_island": float32_island.propose,
     "next_dtype": next_dtype.propose,
 }
+# Those that cast, move or scale weights.
+_ON_WEIGHTS = (
+    "align_module", "raise_rescale", "rescale_exactly", "scale_linear", "float32_island", "next_dtype",
+)  # fmt: skip
 _registered: Registered[tuple[Place, Proposal]] = Registered()
 
 
@@ -85,10 +90,14 @@ def register_remedy(propose: Proposal, *, before: Place = "next_dtype") -> Regis
 
 def remedies_for(incident: Incident) -> Iterator[Remedy]:
     """Yield what may cure the failure, best first. Each is proposed only once those before it were tried."""
+    stays = incident.guard.weights_stay
     for place, ours in _OURS.items():
         for propose in [propose for before, propose in _registered if before == place]:
-            yield from _registered_by(propose, incident)
-        yield from ours(incident) or ()
+            yield from (one for one in _registered_by(propose, incident) if not (stays and one.changes_dtype))
+        if not (stays and place in _ON_WEIGHTS):
+            yield from ours(incident) or ()
+    if stays:
+        yield from use_float32_copy.propose(incident)
 
 
 def _registered_by(propose: Proposal, incident: Incident) -> Iterator[Remedy]:
