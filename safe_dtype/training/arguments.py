@@ -10,22 +10,25 @@ import inspect
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..devices import default_device
+from ..devices.memory import UNKNOWN_MEMORY
 from ..errors import DeviceError
 from ..errors.warn import warn
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts
 from ..planning import Policy
-from .measured import TrainingPrecision, choose_precision, measure_training
+from ..ranks import current_world
+from .measured import TrainingPrecision, measure_training
+from .rank_orders import TrainingOrder, decide_for_all, orders_of
 
 _ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
-_DTYPES = {"bf16": BFLOAT16, "fp16": FLOAT16}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 # Engines that have the precision in their own configuration.
 _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "deepspeed_plugin", "ACCELERATE_USE_MEGATRON_LM": "megatron_lm_plugin"}
 
@@ -65,9 +68,10 @@ def settle_arguments(args: Any, policy: Policy) -> None:
     if is_torch_bf16_gpu_available() or is_torch_xla_available():
         return
     device = default_device()
-    choice = _choice("bf16", device, policy)
-    if choice is None:
+    order = _order("bf16", device)
+    if not order.device.verdicts:
         return
+    choice = decide_for_all((order,), policy.ladder)
     args.use_cpu = device == "cpu"
     args.bf16, args.fp16 = choice.chosen == BFLOAT16, choice.chosen == FLOAT16
     if choice.is_as_asked:
@@ -94,12 +98,15 @@ def settled_precision(mixed_precision: str | None, cpu: bool, others: Mapping[st
         is_settled = _settled.get(asked) == AcceleratorState._shared_state["_mixed_precision"]
         return _settled[asked] if is_settled else mixed_precision
     _settled.clear()
-    asked = (mixed_precision or os.environ.get(_ENVIRONMENT) or "").lower()
+    asked = (mixed_precision or os.environ.get(_ENVIRONMENT) or "no").lower()
     if asked not in _DTYPES or policy.mode == "strict" or _is_of_an_engine(others):
         return mixed_precision
     state = PartialState(cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), **_of_process_group(others))
-    choice = _choice(asked, str(state.device), policy)
-    if choice is None or choice.is_as_asked:
+    world = current_world()
+    if world is None and asked == "no":
+        return mixed_precision
+    choice = decide_for_all(orders_of(world, _order(asked, str(state.device))), policy.ladder)
+    if choice.chosen == _DTYPES[asked]:
         return mixed_precision
     _settled[asked] = _NAMES[choice.chosen]
     if state.is_main_process:
@@ -107,16 +114,13 @@ def settled_precision(mixed_precision: str | None, cpu: bool, others: Mapping[st
     return _settled[asked]
 
 
-def _choice(asked: str, device: str, policy: Policy) -> TrainingPrecision | None:
-    """Return the choice for this device, and for those of all ranks; None where the device cannot be measured."""
-    model = _here.model
-    try:
-        facts: DeviceFacts = measure_training(device, model)
-    except DeviceError:
-        return None
+def _order(asked: str, device: str) -> TrainingOrder:
+    model, facts = _here.model, DeviceFacts(device, device, UNKNOWN_MEMORY)
+    if asked != "no":
+        with suppress(DeviceError):  # what cannot be measured is left as it was ordered
+            facts = measure_training(device, model)
     trained = [weight for weight in model.parameters() if weight.requires_grad] if model is not None else []
-    scales = not any(weight.dtype is torch.float16 for weight in trained)
-    return choose_precision(_DTYPES[asked], facts, ladder=policy.ladder, scales_float16=scales)
+    return TrainingOrder(_DTYPES[asked], facts, not any(weight.dtype is torch.float16 for weight in trained))
 
 
 def _is_of_an_engine(others: Mapping[str, Any]) -> bool:
