@@ -16,11 +16,11 @@ from transformers.cache_utils import Cache
 
 from ..errors import UnknownDtypeError
 from ..facts import FLOAT16, FLOAT32, Dtype, LearnedFailure, dtype_named
-from ..models.float32_copy import Float32Copy
 from ..models.islands import islands_in
 from ..models.needed import changing, share
 from ..models.recast import main_dtype
 from ..models.undo_log import UndoLog
+from ..numerics.float32_copy import Float32Copy
 from ..planning import Plan, Policy
 from ..planning.judge import may_overflow
 from ..rescaling import departures, dtype_left, rescaled_of

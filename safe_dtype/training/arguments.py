@@ -23,8 +23,8 @@ from ..errors.warn import warn
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts
 from ..planning import Policy
 from ..ranks import current_world
-from .measured import TrainingPrecision, measure_training
 from .rank_orders import TrainingOrder, decide_for_all, orders_of
+from .training_precision import TrainingPrecision, measure_training
 
 _ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}

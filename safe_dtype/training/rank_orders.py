@@ -11,7 +11,7 @@ from ..devices.probing.probe_request import verdict_from_dict, verdict_to_dict
 from ..facts import FLOAT32, DeviceFacts, Dtype, dtype_named
 from ..planning import combine
 from ..ranks import World, gather_texts
-from .measured import TrainingPrecision, choose_precision
+from .training_precision import TrainingPrecision, choose_precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch.amp.autocast_mode import autocast
 
-from ...models.float32_copy import Float32Copy, bytes_of_copy, refuses_copy
+from ...models.offloaded import is_offloaded
 from ...models.recast import main_dtype
 from ...models.wrapped_methods import wrap_method
+from ...numerics.float32_copy import Float32Copy, bytes_of_copy, refuses_copy
 from ..callers_autocast import AutocastOverride, autocast_around, overriding_enter
 from ..failure import FailureKind
 from ..incident import Incident
@@ -32,7 +33,7 @@ class UseFloat32Copy:
         """Make the copy, and turn an autocast off that is on around the step."""
         guard, model = incident.guard, incident.model
         now = main_dtype(model)
-        if reason := refuses_copy(model):
+        if reason := "its weights are offloaded" if is_offloaded(model) else refuses_copy(model):
             raise NotPossible(reason)
         needed = bytes_of_copy(model)
         require_free(needed)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .offloaded import is_offloaded
-
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -63,8 +61,6 @@ def bytes_of_copy(model: nn.Module) -> dict[torch.device, int]:
 
 def refuses_copy(model: nn.Module) -> str | None:
     """Return why a copy could not stand in for the weights; None where it can."""
-    if is_offloaded(model):
-        return "its weights are offloaded"
     for _, name, tensor in _narrow_tensors(model):
         if type(tensor) not in (torch.Tensor, nn.Parameter):
             return f"{name} is a {type(tensor).__name__}: weights that are sharded or quantized have no copy"

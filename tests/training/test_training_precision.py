@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict, VerdictKind
 from safe_dtype.planning import combine
-from safe_dtype.training.measured import choose_precision, measure_training, widths_of
+from safe_dtype.training.training_precision import choose_precision, measure_training, widths_of
 
 NATIVE, SLOW, WRONG, UNSUPPORTED, CRASHES, UNKNOWN = (
     VerdictKind.NATIVE, VerdictKind.SLOW, VerdictKind.WRONG, VerdictKind.UNSUPPORTED, VerdictKind.CRASHES,

@@ -7,7 +7,7 @@ import torch
 from tiny_models import TINY
 from torch import nn
 
-from safe_dtype.models.float32_copy import Float32Copy, bytes_of_copy, refuses_copy
+from safe_dtype.numerics.float32_copy import Float32Copy, bytes_of_copy, refuses_copy
 
 
 def test_it_stands_in_for_the_weights() -> None:

@@ -123,5 +123,7 @@ def _speed(device: DeviceFacts, dtype: Dtype) -> str:
 
 def _ratio(verdict: Verdict) -> str:
     """Return how long it takes, from the verdict's reason: "30x float32's time"."""
-    head, found, _ = verdict.reason.partition(BESIDE_FLOAT32)
-    return f"{head.rpartition('; ')[-1]}{BESIDE_FLOAT32.removesuffix(' at')}" if found else ""
+    if BESIDE_FLOAT32 not in verdict.reason:
+        return ""
+    times = verdict.reason.partition(BESIDE_FLOAT32)[0].rpartition("; ")[-1]
+    return f"{times}{BESIDE_FLOAT32.removesuffix(' at')}"
