@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,9 +13,15 @@ import torch
 from ..errors import PeerLostError
 from .world import World, absent
 
+logger = logging.getLogger(__name__)
+
 _PAYLOAD_BITS, _RANK_BITS = 16, 32
 _LAST_RANK: int = 2**_RANK_BITS - 1
 LARGEST_PAYLOAD: int = 2**_PAYLOAD_BITS - 1
+_IS_GONE = 1 << _PAYLOAD_BITS + _RANK_BITS + 8  # in place of a ballot, with the rank that is gone
+_SECONDS_TO_TELL = (
+    1.0  # that a rank is gone, to those who wait for it at second hand: they wait longer with each round
+)
 _SECONDS_FOR_ROLL_CALL = 2.0
 _CALLERS = 16  # ranks that call the roll: the store is one process, which answers some 20,000 questions a second
 
@@ -63,12 +70,7 @@ def cast_vote(world: World | None, vote: Vote, payload: int = 0, *, seconds: flo
         raise ValueError(f"payload {payload} is not between 0 and {LARGEST_PAYLOAD}")
     if world is None:
         return VoteTally(Vote(vote), 0, payload)
-    started = time.monotonic()
-    try:
-        highest = _highest(world, packed(vote, world.rank, payload), world.seconds if seconds is None else seconds)
-    except RuntimeError as exc:
-        raise lost_peer(world, exc, time.monotonic() - started) from exc
-    return unpacked(highest)
+    return unpacked(_highest(world, packed(vote, world.rank, payload), world.seconds if seconds is None else seconds))
 
 
 def _highest(world: World, ballot: int, seconds: float) -> int:
@@ -77,18 +79,49 @@ def _highest(world: World, ballot: int, seconds: float) -> int:
     In each round a rank tells another one, twice as far away as in the round before, the largest that it has heard of:
     after log2(size) rounds everybody knows it, for any number of ranks. In gloo's own `all_reduce`, a ring, an integer
     takes 2 (size - 1) steps one after the other.
+
+    Who misses a rank keeps to its rounds, and tells that instead: it is larger than any vote. So all ranks end together,
+    and know which one is gone.
     """
-    ending, distance = time.monotonic() + seconds, 1
+    started, distance, patience, cause = time.monotonic(), 1, seconds, None
     while distance < world.size:
+        limit = _SECONDS_TO_TELL if ballot >= _IS_GONE else max(started + patience - time.monotonic(), 0.001)
+        other = (world.rank - distance) % world.size
         outgoing = torch.tensor([ballot], dtype=torch.int64, device="cpu")
         incoming = torch.empty(1, dtype=torch.int64, device="cpu")
-        sent = world.group.send([outgoing], (world.rank + distance) % world.size, 0)
-        received = world.group.recv([incoming], (world.rank - distance) % world.size, 0)
-        received.wait(timedelta(seconds=max(ending - time.monotonic(), 0.001)))
-        sent.wait()
-        ballot = max(ballot, int(incoming))
+        try:
+            sent = world.group.send([outgoing], (world.rank + distance) % world.size, 0)
+            world.group.recv([incoming], other, 0).wait(timedelta(seconds=limit))
+            ballot, other = max(ballot, int(incoming)), (world.rank + distance) % world.size
+            sent.wait(timedelta(seconds=limit))
+        except RuntimeError as exc:
+            if ballot < _IS_GONE:
+                has_waited = "Timed out" in str(exc) or time.monotonic() - started >= patience
+                cause, ballot = exc, _IS_GONE | (_LAST_RANK - _gone(world, other, has_waited=has_waited))
         distance *= 2
+        patience += _SECONDS_TO_TELL  # those who wait for a rank at second hand are to be told of it
+    if ballot >= _IS_GONE:
+        problem = "another rank has found it gone" if cause is None else _first_line(cause)
+        missing = _LAST_RANK - (ballot & _LAST_RANK)
+        raise PeerLostError(world.rank, time.monotonic() - started, problem, (missing,)) from cause
     return ballot
+
+
+def _gone(world: World, other: int, *, has_waited: bool) -> int:
+    """Return the rank that is gone, where `other` did not answer.
+
+    A rank that has waited in vain has no connections any more, for gloo closes all of them then: to those that wait for it,
+    it seems to have ended. So it says in the store which one it has waited for.
+    """
+    try:
+        if not has_waited:
+            world.store.wait(["gone"], timedelta(seconds=_SECONDS_TO_TELL))
+    except RuntimeError:
+        logger.debug("nobody has waited in vain: rank %d has ended", other)
+    try:
+        return int(world.store.compare_set("gone", "", str(other)))
+    except RuntimeError:  # the store has ended, with rank 0
+        return other
 
 
 def packed(vote: Vote, rank: int, payload: int) -> int:
@@ -117,4 +150,8 @@ def lost_peer(world: World, exc: BaseException, waited: float) -> PeerLostError:
             time.sleep(0.1)
     except RuntimeError:
         pass  # the store has ended with rank 0
-    return PeerLostError(world.rank, waited, str(exc).strip().partition("\n")[0][:200], missing)
+    return PeerLostError(world.rank, waited, _first_line(exc), missing)
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0][:200]

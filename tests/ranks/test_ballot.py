@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from safe_dtype.errors import PeerLostError
-from safe_dtype.ranks import LARGEST_PAYLOAD, Vote, VoteTally, World, cast_vote
+from safe_dtype.ranks import LARGEST_PAYLOAD, Vote, VoteTally, World, cast_vote, current_world
 from safe_dtype.ranks.ballot import packed, unpacked
+
+from .processes import Launch, outcomes_of
 
 
 def worlds(size: int, seconds: float = 20.0) -> list[World]:
@@ -108,3 +114,32 @@ def test_any_number_of_ranks(size: int) -> None:
     with ThreadPoolExecutor(size) as threads:
         tallies = list(threads.map(three_votes, worlds(size)))
     assert tallies == [[VoteTally(Vote.RETRY, rank, rank) for rank in (size - 1, 0, size // 2)]] * size
+
+
+def loses_one(kind: str) -> tuple[int, tuple[int, ...], bool]:
+    """Vote twice; before the second vote one rank is killed, or goes away for longer than the others wait."""
+    world = current_world()
+    assert world is not None
+    assert cast_vote(world, Vote.OK).ok
+    if world.rank == 2 and kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if world.rank == 2:
+        time.sleep(6)
+        os._exit(0)
+    started = time.monotonic()
+    try:
+        cast_vote(world, Vote.OK, seconds=60 if kind == "killed" else 1)
+    except PeerLostError as exc:
+        outcome = exc.rank, exc.missing, time.monotonic() - started < 12
+        time.sleep(0 if world.rank else 1)  # with rank 0 the store would end
+        (Path(os.environ["OUTCOMES"]) / f"{world.rank}").write_text(repr(outcome))
+    os._exit(0)
+
+
+@pytest.mark.parametrize("kind", ["killed", pytest.param("hangs", marks=pytest.mark.slow)])
+def test_all_others_name_the_rank_that_is_gone(kind: str, tmp_path: Path) -> None:
+    """They end together, soon, and each knows which one it was, also those that wait for it only at second hand."""
+    launch = Launch(environments={None: {"OUTCOMES": str(tmp_path)}}, patience=20)
+    outcomes_of(loses_one, 5, kind, launch=launch)
+    outcomes = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert outcomes == {str(rank): repr((rank, (2,), True)) for rank in (0, 1, 3, 4)}
