@@ -9,7 +9,7 @@ from typing import Any
 from ..facts import DeviceFacts, LearnedFailure
 from ..store import recall, remember
 from ..store.keys import hardware_key
-from ..store.remembered import Key
+from ..store.remembered import Key, one_process_at_a_time
 from .inventory import hardware_of, identity_of
 
 _MOST = 100  # of one device; the oldest go first
@@ -22,8 +22,10 @@ def remember_learned(failure: LearnedFailure) -> None:
         NoSuchDeviceError: If the device is not here.
     """
     facts = identity_of(failure.device)
-    known = [other for other in learned_on(facts) if not _is_same(other, failure)]
-    remember(_key(facts), {"failures": [one.as_dict() for one in (*known, failure)[-_MOST:]]})
+    key = _key(facts)
+    with one_process_at_a_time(key):  # ranks of one node may fail together
+        known = [other for other in learned_on(facts) if not _is_same(other, failure)]
+        remember(key, {"failures": [one.as_dict() for one in (*known, failure)[-_MOST:]]})
 
 
 def learned_on(facts: DeviceFacts) -> tuple[LearnedFailure, ...]:

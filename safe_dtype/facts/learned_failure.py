@@ -22,6 +22,7 @@ class LearnedFailure:
     trials: tuple[str, ...] = ()  # each as a line
     # Whose later loads it counts for: a folder's whole path, or a repository; None: for no load.
     checkpoint: str | None = field(default=None, repr=False)
+    launch: str | None = field(default=None, repr=False)  # the job of ranks that it ended while training
 
     def __str__(self) -> str:
         text = f": {self.text}" if self.text else ""
@@ -51,4 +52,5 @@ class LearnedFailure:
             works_in=tuple(entry["works_in"]),
             trials=tuple(entry["trials"]),
             checkpoint=entry.get("checkpoint"),
+            launch=entry.get("launch"),
         )

@@ -7,21 +7,15 @@ nothing is left of it, and end with "No executable batch size found" where a dty
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import torch
+from collections.abc import Callable
 
 from ..devices import facts_of
 from ..errors import DeviceError
-from ..facts import COMPUTE, FLOAT32, Dtype, VerdictKind
+from ..facts import VerdictKind
 from ..guarding.classify import classify
+from ..guarding.diagnosis.computed_in import Place, places_of
 
 logger = logging.getLogger(__name__)
-
-Place = tuple[Dtype, str]  # a 16-bit dtype, and torch's name of the device that computed in it
-
-_SIXTEEN_BITS = {getattr(torch, dtype.name): dtype for dtype in COMPUTE if dtype != FLOAT32}
 
 
 def convolves(place: Place) -> bool | None:
@@ -59,28 +53,3 @@ def is_of_a_dtype(
     reason = without[0] if without else "not even one row works"
     logger.warning("no smaller batch helps, %s: %s", reason, exception)
     return True
-
-
-def places_of(exception: BaseException) -> set[Place]:
-    """Return the 16-bit dtypes that were computed in where `exception` was raised, each with its device.
-
-    They are those of tensors and modules that its frames hold, and of an autocast around them.
-    """
-    places = set()
-    traceback = exception.__traceback__
-    while traceback is not None:
-        for value in traceback.tb_frame.f_locals.values():
-            for dtype, device in _computed_in(value):
-                if dtype in _SIXTEEN_BITS:
-                    places.add((_SIXTEEN_BITS[dtype], device))
-        traceback = traceback.tb_next
-    return places
-
-
-def _computed_in(value: Any) -> Iterator[tuple[torch.dtype, str]]:
-    if isinstance(value, torch.nn.Module):
-        value = next(value.parameters(recurse=False), None)
-    if isinstance(value, torch.Tensor):
-        yield value.dtype, str(value.device)
-    elif isinstance(value, torch.autocast):
-        yield value.fast_dtype, value.device

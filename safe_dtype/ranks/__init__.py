@@ -3,10 +3,14 @@
 from .ballot import LARGEST_PAYLOAD, Vote, VoteTally, cast_vote
 from .gather import gather_texts
 from .generation import agreeing, announce_failures
+from .restart import FAILED_IN_DTYPE, PEER_LOST, restarting
+from .verdicts import failed_dtypes, first_allowed
 from .world import World, current_world, known_world
 
 __all__ = [
+    "FAILED_IN_DTYPE",
     "LARGEST_PAYLOAD",
+    "PEER_LOST",
     "Vote",
     "VoteTally",
     "World",
@@ -14,6 +18,9 @@ __all__ = [
     "announce_failures",
     "cast_vote",
     "current_world",
+    "failed_dtypes",
+    "first_allowed",
     "gather_texts",
     "known_world",
+    "restarting",
 ]

@@ -14,8 +14,9 @@ from torch import nn
 
 import safe_dtype
 from safe_dtype.errors import NoDtypeLeft
-from safe_dtype.facts import BFLOAT16, FLOAT16
-from safe_dtype.patching.batch_size import is_of_a_dtype, places_of
+from safe_dtype.facts import BFLOAT16
+from safe_dtype.guarding.diagnosis.computed_in import places_of
+from safe_dtype.patching.batch_size import is_of_a_dtype
 from safe_dtype.testing import TEXTS
 
 # As torch says them; accelerate takes the first for a lack of memory, and rightly the others.
@@ -85,16 +86,6 @@ def test_measured_to_have_none() -> None:
     assert not is_of_a_dtype(failure, 8, lambda _: True)
     assert not is_of_a_dtype(failure, 8, lambda _: None)
     assert not is_of_a_dtype(caught(lambda: trained_once(Convolution(NO_MEMORY[0]))), 1, lambda _: False)
-
-
-def test_autocast_is_seen() -> None:
-    """Weights in float32 under an autocast, as accelerate puts it around a forward, are computed in its dtype."""
-
-    @torch.autocast("cpu", dtype=torch.float16)
-    def forward() -> None:
-        raise RuntimeError(CUDNN)
-
-    assert places_of(caught(forward)) == {(FLOAT16, "cpu")}
 
 
 def test_our_own_errors_are_no_lack_of_memory() -> None:

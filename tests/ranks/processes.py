@@ -108,7 +108,7 @@ def outcomes_of(
         folder = Path(name)
         call = {"function": _address(function), "arguments": arguments, "launch": launch}
         (folder / "call").write_bytes(pickle.dumps(call))
-        port = str(_free_port())
+        port = str(free_port())
         ranks = [_Rank(rank, folder, _environment(rank, size, port, launch), launch) for rank in range(size)]
         try:
             _wait(ranks, launch)
@@ -208,7 +208,7 @@ def _address(function: Callable[..., Any] | Path) -> tuple[str, str]:
     return ".".join(path.with_suffix("").parts), function.__qualname__
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that nobody listens on, below those that the system gives to connections of its own."""
     for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
         with socket.socket() as sock, suppress(OSError):

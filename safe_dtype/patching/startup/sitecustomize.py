@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import ModuleType, TracebackType
 
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  # pathlib takes longer than all the rest
 
@@ -48,6 +48,27 @@ def _wait_for_imports() -> None:
         _say(exc)
 
 
+def _end_ranks_with_a_status() -> None:
+    """Have a rank that ends with an exception tell its launcher, by its status, whether a restart helps."""
+    before = sys.excepthook
+
+    def end(kind: "type[BaseException]", error: BaseException, trace: "TracebackType | None") -> None:
+        before(kind, error, trace)
+        if "torch.distributed" not in sys.modules:  # no rank yet
+            return
+        try:
+            from safe_dtype.ranks.restart import leave, status_of
+
+            status = status_of(error)
+        except Exception as exc:  # noqa: BLE001  # the first exception is told already
+            _say(exc)
+            return
+        if status is not None:
+            leave(status)
+
+    sys.excepthook = end
+
+
 def _say(exc: Exception) -> None:
     import logging
 
@@ -56,6 +77,8 @@ def _say(exc: Exception) -> None:
 
 if "SAFE_DTYPE_PATCH" in os.environ:
     _wait_for_imports()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _end_ranks_with_a_status()
 
 # Ours stands in front of the one that this Python would have run.
 _load(__name__, [one for one in sys.path if os.path.abspath(one or os.curdir) != _HERE])  # noqa: PTH100
