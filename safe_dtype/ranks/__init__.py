@@ -1,10 +1,10 @@
 """Several processes that hold one model: they agree on the dtype before it loads, and on every step down."""
 
 from .ballot import LARGEST_PAYLOAD, Vote, VoteTally, cast_vote
+from .failed_dtypes import failed_dtypes, first_allowed
 from .gather import gather_texts
 from .generation import agreeing, announce_failures
 from .restart import FAILED_IN_DTYPE, PEER_LOST, restarting
-from .verdicts import failed_dtypes, first_allowed
 from .world import World, current_world, known_world
 
 __all__ = [

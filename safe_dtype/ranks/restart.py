@@ -22,7 +22,7 @@ from typing import NoReturn
 from ..errors import DeviceLostError
 from ..errors.of_the_moment import is_of_communication
 from ..guarding.classify import links_of
-from .verdicts import write_verdict
+from .failed_dtypes import write_verdict
 from .world import default_group
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,12 @@ def status_of(error: BaseException) -> int | None:
         return PEER_LOST
     lost = next((link for link in links_of(error) if isinstance(link, DeviceLostError)), None)
     lesson = write_verdict(error if lost is None else lost.__cause__ or lost)
-    if lesson is None and (lost is None or not lost.dtype):  # a guard has written it down already
+    if lesson is not None:
+        dtype, where = lesson.dtype, lesson.module or lesson.family
+    elif lost is not None and lost.dtype:  # a guard has written it down already
+        dtype, where = lost.dtype, lost.device
+    else:
         return None
-    dtype, where = (lesson.dtype, lesson.module or lesson.family) if lesson else (lost.dtype, lost.device)
     logger.error(
         "%s has failed for good on this rank, in %s: it ends with status %d, and is to be started again with all others",
         dtype, where, FAILED_IN_DTYPE,

@@ -16,7 +16,7 @@ from safe_dtype.devices import detect_one, learned_on, lessons_for
 from safe_dtype.errors import NoDtypeLeft, PeerLostError
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
 from safe_dtype.ranks import failed_dtypes, first_allowed
-from safe_dtype.ranks.verdicts import model_in, write_verdict
+from safe_dtype.ranks.failed_dtypes import model_in, write_verdict
 from safe_dtype.testing import TEXTS
 
 
