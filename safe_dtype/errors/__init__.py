@@ -26,8 +26,10 @@
     │   └── DeviceLostError                     the process has lost its device
     ├── RescaleError             (RuntimeError) a model that an exact rescaling cannot be put into
     ├── TrainingError            (RuntimeError)
+    │   ├── HalfParametersError                 16-bit parameters under an optimizer
     │   ├── NeedsRestart                        the precision is built into an engine
-    │   └── NotSwitchableError                  the precision of this Accelerator cannot be changed
+    │   ├── NotSwitchableError                  the precision of this Accelerator cannot be changed
+    │   └── TrainingLoopError                   a failed window of this loop cannot be run again
     ├── LaunchError              (ValueError)   a launch that cannot be configured or started
     ├── RanksError               (RuntimeError)
     │   ├── PeerLostError                       a rank has ended, or does not answer
@@ -83,7 +85,7 @@ from .planning import (
 )
 from .publishing import NotPublishableError, PublishError
 from .ranks import PeerLostError, RanksDisagreeError, RanksError, RemoteFailure
-from .training import NeedsRestart, NotSwitchableError, TrainingError
+from .training import HalfParametersError, NeedsRestart, NotSwitchableError, TrainingError, TrainingLoopError
 from .verifying import (
     DegenerateReferenceError,
     IncomparableOutputsError,
@@ -105,6 +107,7 @@ __all__ = [
     "EnvironmentNotFitError",
     "GatedCheckpointError",
     "GuardError",
+    "HalfParametersError",
     "IncomparableOutputsError",
     "LaunchError",
     "MissingShardError",
@@ -135,6 +138,7 @@ __all__ = [
     "StalePlanError",
     "StrictModeError",
     "TrainingError",
+    "TrainingLoopError",
     "UnknownDeviceError",
     "UnknownDtypeError",
     "UnsafeCheckpointError",

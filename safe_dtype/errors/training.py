@@ -1,4 +1,4 @@
-"""Errors of training: a precision that cannot be changed in the running process."""
+"""Errors of training: a precision that cannot be changed in the running process, or a loop that cannot be guarded."""
 
 from __future__ import annotations
 
@@ -32,6 +32,36 @@ class NotSwitchableError(TrainingError):
 
     def __str__(self) -> str:
         return f"The precision cannot be changed: {self.problem}. Next: {self.advice}."
+
+
+class HalfParametersError(TrainingError):
+    """Parameters under an optimizer are 16 bits wide: autocast and GradScaler can do nothing for them."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__(dtype)
+        self.dtype = dtype
+
+    def __str__(self) -> str:
+        return (
+            f"Parameters under the optimizer are {self.dtype}. A step down would change nothing for them, and GradScaler "
+            "refuses to unscale float16 gradients: mixed precision needs float32 parameters, which are computed with in "
+            "16 bits. Next: `float32_masters(model, optimizer)` makes them float32, at 2 bytes a parameter more and as "
+            "much for its gradient and each state of the optimizer; or load the model with dtype=torch.float32."
+        )
+
+
+class TrainingLoopError(TrainingError):
+    """The loop is written in a way in which a failed window cannot be run again."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"This loop cannot be guarded: {self.problem}. Next: one window holds all micro-batches of one optimizer step, "
+            "as in `for attempt in guard.attempts(): with attempt: ...`."
+        )
 
 
 _ACCELERATE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

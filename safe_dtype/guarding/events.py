@@ -96,5 +96,10 @@ def changing(guard: Guard, turn: Turn | None = None) -> Iterator[None]:
     finally:
         if model is not None:
             for event in recorded:
-                for listener in _listeners:
-                    listener.hand(model, event)
+                hand_on(model, event)
+
+
+def hand_on(model: nn.Module, event: Event) -> None:
+    """Call what the user has registered, with an event of `model`."""
+    for listener in _listeners:
+        listener.hand(model, event)

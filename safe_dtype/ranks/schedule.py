@@ -1,0 +1,40 @@
+"""What an engine of several ranks has to offer, for a rank that failed to stay in step with the others."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+
+class OutOfStepError(Exception):
+    """A rank that failed cannot run what it owes the others: its process has to end. The text says why."""
+
+
+class Schedule(Protocol):
+    """The collectives that one engine runs in a window: forward and backward passes up to a vote."""
+
+    def begin(self) -> None:
+        """Watch a window from here."""
+
+    def end(self, *, is_whole: bool) -> None:
+        """Stop to watch; `is_whole`: no rank failed in it."""
+
+    def keep(self, error: BaseException) -> None:
+        """After `error` on this rank alone: run all that it owes the others until the vote.
+
+        Raises:
+            OutOfStepError: If that is not possible.
+        """
+
+    def reset(self) -> None:
+        """After a vote that was not OK, on every rank: begin as if the window had not been."""
+
+
+def schedules_of(model: nn.Module) -> list[Schedule]:
+    """Return the schedules of the engines in `model`, which may be compiled. None of them where it is on one rank."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    from .ddp import DdpSchedule
+
+    return [DdpSchedule(module) for module in model.modules() if isinstance(module, DistributedDataParallel)]

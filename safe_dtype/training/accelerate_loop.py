@@ -1,0 +1,127 @@
+"""A loop with accelerate, as the guard sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TrainingLoopError
+from ..facts import FLOAT16, Dtype
+from .loop import Watch
+from .switch_precision import precision_of, switch_precision
+
+
+class AccelerateLoop:
+    """Models and optimizers that an `Accelerator` has prepared.
+
+    float16 on a CPU, which accelerate takes for float32 without a word, is float16 here.
+    """
+
+    def __init__(self, accelerator: Any, models: Sequence[nn.Module], init_scale: float | None) -> None:
+        self._accelerator = accelerator
+        self._init_scale = init_scale
+        self.models = list(models) or list(accelerator._models)
+        if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+            switch_precision(accelerator, FLOAT16, init_scale=init_scale)
+        self.dtype = precision_of(accelerator)
+
+    @property
+    def scaler(self) -> Any:
+        """The scaler of the Accelerator."""
+        return self._accelerator.scaler
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers of torch inside of the prepared ones."""
+        return [prepared.optimizer for prepared in self._accelerator._optimizers]
+
+    def switch(self, dtype: Dtype) -> None:
+        """Have all that is prepared compute in `dtype`."""
+        switch_precision(self._accelerator, dtype, init_scale=self._init_scale)
+        self.dtype = dtype
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """Tell `watch` of losses, norms and steps in the block, and let its windows say when gradients are reduced."""
+        accelerator = self._accelerator
+        put: list[tuple[Any, str, Any]] = []
+
+        def replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+            put.append((owner, name, owner.__dict__.get(name, _ABSENT)))
+            setattr(owner, name, wrap(getattr(owner, name)))
+
+        replace(accelerator, "backward", lambda original: _backward(original, watch))
+        replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch))
+        replace(accelerator, "_do_sync", lambda original: _do_sync(original, watch, accelerator.gradient_state))
+        for prepared in accelerator._optimizers:
+            replace(prepared, "step", lambda original: _step(original, watch, accelerator.gradient_state))
+        try:
+            yield
+        finally:
+            for owner, name, before in reversed(put):
+                if before is _ABSENT:
+                    del owner.__dict__[name]
+                else:
+                    owner.__dict__[name] = before
+
+    def place(self) -> tuple[int, bool]:
+        """Return how many micro-batches there were, and whether gradients are reduced."""
+        return self._accelerator.step, self._accelerator.gradient_state.sync_gradients
+
+    def return_to(self, place: tuple[int, bool]) -> None:
+        """Count from there again."""
+        self._accelerator.step = place[0]
+        self._accelerator.gradient_state._set_sync_gradients(place[1])
+
+    def stepped(self) -> None:
+        """The prepared optimizer steps through the scaler and lets it count."""
+
+
+_ABSENT = object()
+
+
+def _backward(original: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
+    def backward(loss: torch.Tensor, **kwargs: Any) -> Any:
+        watch.loss(loss)
+        return original(loss, **kwargs)
+
+    return backward
+
+
+def _clip(original: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
+    def clip_grad_norm_(parameters: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        norm = original(parameters, *args, **kwargs)
+        if isinstance(norm, torch.Tensor):
+            watch.norm(norm, parameters)
+        return norm
+
+    return clip_grad_norm_
+
+
+def _do_sync(original: Callable[..., Any], watch: Watch, gradient_state: Any) -> Callable[[], None]:
+    """Whoever fetches a window at once has the end of the data in it: accelerate would step with every micro-batch then."""
+
+    def do_sync() -> None:
+        is_last = watch.is_last()
+        if is_last is None:
+            original()
+        else:
+            gradient_state._set_sync_gradients(is_last)
+
+    return do_sync
+
+
+def _step(original: Callable[..., Any], watch: Watch, gradient_state: Any) -> Callable[..., Any]:
+    def step(closure: Any = None) -> Any:
+        if closure is not None:
+            raise TrainingLoopError("an optimizer that runs the model itself, in a closure, cannot be guarded")
+        if gradient_state.sync_gradients:
+            watch.step()
+        return original(closure)
+
+    return step

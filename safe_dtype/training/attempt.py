@@ -1,0 +1,93 @@
+"""One attempt at a window: it is watched while it runs, and voted on before any optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Protocol
+
+import torch
+
+from ..errors import TrainingLoopError
+from .judge import Numbers
+from .loop import Loop
+
+
+class _UnwindError(BaseException):
+    """Leaves a loop in which the vote was not unanimous. No `except Exception` of the caller's stops it."""
+
+
+class Settle(Protocol):
+    """Decides on an attempt, together with the other ranks."""
+
+    def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
+        """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
+
+    def error(self, error: Exception) -> bool:
+        """Whether another attempt is to follow on `error`; where not, it is the caller's."""
+
+
+class WindowAttempt:
+    """One attempt at a window: `with attempt:` around the passes and the step of it.
+
+    Attributes:
+        is_done: Whether the window is through: its step was made, and nothing of it is run again.
+    """
+
+    def __init__(self, loop: Loop, settle: Settle, is_last: Callable[[], bool | None]) -> None:
+        self._loop, self._settle = loop, settle
+        self.is_last = is_last
+        self._numbers = Numbers()
+        self._stack = ExitStack()
+        self._has_voted = False
+        self.was_entered = False
+        self.is_done = False
+        self.has_losses = False
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether an optimizer was allowed to step."""
+        return self._has_voted and self.is_done
+
+    def __enter__(self) -> WindowAttempt:
+        self.was_entered = True
+        self._stack.enter_context(self._loop.watched(self))
+        return self
+
+    def loss(self, loss: torch.Tensor) -> None:
+        """Note a loss, before its backward pass."""
+        if self._has_voted:
+            raise TrainingLoopError("there is a backward pass after the optimizer step of the window")
+        self._numbers.add_loss(loss)
+        self.has_losses = True
+
+    def norm(self, norm: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
+        """Note a norm that was computed for clipping."""
+        self._numbers.add_norm(norm, parameters)
+
+    def step(self) -> None:
+        """Vote, before the first optimizer of the window steps.
+
+        Raises:
+            _UnwindError: If any rank has found something: nobody steps.
+        """
+        if self._has_voted:
+            return
+        self._has_voted = True
+        if not self._settle.numbers(self._numbers, steps=True):
+            raise _UnwindError
+        self.is_done = True
+        self._loop.stepped()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._stack.close()
+        if isinstance(error, _UnwindError):
+            return True
+        if error is None and not self._has_voted:
+            self.is_done = self._settle.numbers(self._numbers, steps=False)
+        if not isinstance(error, Exception) or self._has_voted:
+            return False  # after the vote the step is made, on all ranks
+        return self._settle.error(error)

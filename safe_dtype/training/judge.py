@@ -1,0 +1,104 @@
+"""Are the numbers of a window fit for a step? Answered here alone, and where it costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import OptState
+
+from ..ranks import Vote
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a rank says of its part of a window, and why."""
+
+    vote: Vote
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What a loop has shown of a window's numbers. Nothing here waits for a device."""
+
+    losses: list[torch.Tensor] = field(default_factory=list)  # whether each is finite
+    norms: list[torch.Tensor] = field(default_factory=list)
+    covered: set[int] = field(default_factory=set)  # ids of the parameters whose gradients are in a norm
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Note a loss of a micro-batch."""
+        self.losses.append(torch.isfinite(loss.detach()).all())
+
+    def add_norm(self, norm: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
+        """Note a norm that the loop has computed for clipping: where it is finite, so are the gradients."""
+        self.norms.append(norm.detach())
+        self.covered.update(map(id, parameters))
+
+
+def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler: Any, least_scale: float) -> Judgement:
+    """Return OK where every loss and every gradient is finite. One wait for the device.
+
+    In float16 the scaler looks at the gradients while it unscales them, which it would do in any case. Else the norm for
+    clipping tells. What neither covers is read once.
+    """
+    if scaler is not None:
+        _unscale(scaler, optimizers)
+        overflows = [_local(found) == 0 for optimizer in optimizers for found in _found(scaler, optimizer)]
+        bad_loss = not _all(numbers.losses)
+        if not bad_loss and _all(overflows):
+            return Judgement(Vote.OK)
+        scale = scaler.get_scale()
+        if not bad_loss and scale * scaler.get_backoff_factor() >= least_scale:
+            return Judgement(Vote.RETRY, f"gradients overflow with the loss scale {scale:g}")
+    else:
+        rest = [
+            _local(parameter.grad)
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and id(parameter) not in numbers.covered
+        ]
+        norms = [torch.isfinite(_local(norm)) for norm in (*numbers.norms, *_norms(rest))]
+        if _all([*numbers.losses, *norms]):
+            return Judgement(Vote.OK)
+        bad_loss = not _all(numbers.losses)
+        # Squares overflow before the numbers do.
+        if not bad_loss and _all(_finite_gradients(optimizers)):
+            return Judgement(Vote.OK)
+    return Judgement(Vote.FALL_BACK, "the loss is not finite" if bad_loss else "gradients are not finite")
+
+
+def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        has_gradients = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+        if has_gradients and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+            scaler.unscale_(optimizer)
+
+
+def _found(scaler: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return list(scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
+
+
+def _finite_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    gradients = (p.grad for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
+    return [torch.isfinite(_local(gradient)).all() for gradient in gradients if gradient is not None]
+
+
+def _norms(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [torch.nn.utils.get_total_norm(gradients)] if gradients else []
+
+
+def _local(tensor: Any) -> torch.Tensor:
+    """Return this rank's part of a tensor: each looks at its own, and the vote unites them."""
+    local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local.coalesce().values() if local.is_sparse else local
+
+
+def _all(flags: Sequence[torch.Tensor]) -> bool:
+    if not flags:
+        return True
+    device = flags[0].device
+    return bool(torch.stack([flag.reshape(()).to(device) for flag in flags]).all())

@@ -1,0 +1,38 @@
+"""From which dtype training goes on in which: only down, and not into what the parameters forbid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import HalfParametersError
+from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+
+LADDER = (BFLOAT16, FLOAT16, FLOAT32)
+
+
+def rungs(first: Dtype, ladder: Sequence[Dtype] = LADDER) -> tuple[Dtype, ...]:
+    """Return the dtypes to train in, from `first` down.
+
+    Raises:
+        ValueError: If `first` is not in the ladder, or something in it is nothing to train in.
+    """
+    if unknown := [dtype.name for dtype in ladder if dtype not in LADDER]:
+        raise ValueError(f"Nothing is trained in {unknown[0]}. Next: take bfloat16, float16 and float32.")
+    if first not in ladder:
+        raise ValueError(f"Training begins in {first}, which is not in the ladder ({', '.join(map(str, ladder))}).")
+    return tuple(ladder[list(ladder).index(first) :])
+
+
+def refuse_half_parameters(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuse parameters under an optimizer that are 16 bits wide: no other precision helps them.
+
+    Raises:
+        HalfParametersError: If there is one.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                    raise HalfParametersError(str(parameter.dtype).removeprefix("torch."))

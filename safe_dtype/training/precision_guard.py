@@ -1,0 +1,256 @@
+"""A guarded window of training: what fails in it is run again in another precision, on all ranks, and no step is lost."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import DeviceLostError, NoDtypeLeft, PeerLostError, RemoteFailure, TrainingLoopError
+from ..facts import Dtype
+from ..guarding import Attempt, Event, FailureKind, classify
+from ..guarding.blame import module_raising, name_of
+from ..guarding.classify import first_line, text_of
+from ..guarding.events import hand_on
+from ..guarding.families.refused import is_lost
+from ..ranks import Vote, World, cast_vote, current_world
+from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
+from .accelerate_loop import AccelerateLoop
+from .attempt import WindowAttempt
+from .judge import Judgement, Numbers, judge
+from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
+from .ladder import LADDER, refuse_half_parameters, rungs
+from .loop import Loop
+from .random_numbers import RandomNumbers
+from .torch_loop import TorchLoop
+from .window import Window, windows_of
+
+logger = logging.getLogger(__name__)
+
+_KINDS = tuple(FailureKind)
+
+
+class PrecisionGuard:
+    """Runs each window of training, the micro-batches of one optimizer step, until it is fit for the step.
+
+        guard = PrecisionGuard(accelerator, model)       # model: what accelerator.prepare() has returned
+        for window in guard.windows(loader, 4):          # 4 micro-batches for each optimizer step
+            for attempt in guard.attempts():
+                with attempt:
+                    for batch in window:
+                        with accelerator.accumulate(model):
+                            loss = model(**batch).loss
+                            accelerator.backward(loss)
+                            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                            optimizer.step()
+                            scheduler.step()
+                            optimizer.zero_grad()
+
+    Before the first `optimizer.step()` of a window all ranks vote. An exception that is one of dtypes, a loss or a
+    gradient that is not finite, on any rank: then nobody steps, and all run the window again from its first micro-batch,
+    with the same random numbers, in the next dtype of the ladder; or in float16 with half the loss scale, where gradients
+    alone overflow. After the vote nothing runs again. Any other exception comes out on its rank, and as `RemoteFailure` on
+    all others. In plain torch a `TorchLoop` takes the place of the Accelerator.
+
+    Every rank has to make its guard at the same point of the program.
+
+    Args:
+        loop: An `accelerate.Accelerator`, or a `TorchLoop`.
+        models: With accelerate: the prepared models. With several ranks they are needed.
+        ladder: The dtypes to train in, best first; those before the one in which training begins are left out.
+        least_scale: Of float16's loss: where it would be halved further, the next dtype follows.
+        init_scale: Of float16's loss, with accelerate; None: what the Accelerator says.
+
+    Attributes:
+        events: What has failed, and how it went on.
+        windows_done: How many windows are through.
+
+    Raises:
+        HalfParametersError: If parameters under an optimizer are 16 bits wide.
+        NeedsRestart: If the precision is built into an engine.
+    """
+
+    def __init__(
+        self,
+        loop: Any,
+        *models: nn.Module,
+        ladder: Sequence[Dtype] = LADDER,
+        least_scale: float = 1.0,
+        init_scale: float | None = None,
+    ) -> None:
+        self.loop: Loop = loop if isinstance(loop, TorchLoop) else AccelerateLoop(loop, models, init_scale)
+        refuse_half_parameters(self.loop.optimizers)
+        self._ladder = tuple(ladder)
+        rungs(self.loop.dtype, ladder)
+        self._least_scale = least_scale
+        self._world: World | None = current_world()
+        self._schedules: list[Schedule] = []
+        if self._world is not None:
+            self._schedules = [schedule for model in self.loop.models for schedule in schedules_of(model)]
+            if not self._schedules and not isinstance(loop, TorchLoop):
+                raise TrainingLoopError(
+                    "the guard of several ranks needs the models that accelerator.prepare() returned"
+                )
+        self._buffers = KeptBuffers(self.loop.models)
+        self._votes = 0
+        self._is_last: bool | None = None
+        self._is_open = False
+        self._tried: list[Attempt] = []
+        self.events: list[Event] = []
+        self.windows_done = 0
+
+    @property
+    def dtype(self) -> Dtype:
+        """What the models compute in now."""
+        return self.loop.dtype
+
+    def windows(self, batches: Iterable[Any], size: int = 1) -> Iterator[Window]:
+        """Yield `batches` in windows of `size` micro-batches; the last one may have fewer.
+
+        `accelerator.accumulate` and `TorchLoop.accumulate` reduce gradients with the last micro-batch of each.
+        """
+        return windows_of(batches, size, self._note_place)
+
+    def attempts(self) -> Iterator[WindowAttempt]:
+        """Yield attempts at one window until one is through: each is a context around its passes and its step.
+
+        Raises:
+            NoDtypeLeft: If the window fails in the last dtype as well: weights and optimizer are as before it.
+            RemoteFailure: If another rank has failed otherwise.
+            PeerLostError: If another rank has ended, or does not vote.
+            TrainingLoopError: If the loop cannot be run again.
+        """
+        self._tried = []
+        place, numbers = self.loop.place(), RandomNumbers()
+        self._buffers.keep()
+        while True:
+            attempt = WindowAttempt(self.loop, self, lambda: self._is_last)
+            self._is_last = None
+            for schedule in self._schedules:
+                schedule.begin()
+            yield attempt
+            if not attempt.was_entered:
+                raise TrainingLoopError("an attempt was not entered")
+            if attempt.is_done:
+                break
+            numbers.set_again()
+            self.loop.return_to(place)
+        self._is_open = attempt.has_losses and not attempt.has_stepped
+        self.windows_done += attempt.has_stepped
+
+    def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
+        """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
+        optimizers = self.loop.optimizers if steps else ()
+        judgement = judge(numbers, optimizers, self.loop.scaler if steps else None, self._least_scale)
+        return self._settle(judgement, FailureKind.NONFINITE, None)
+
+    def error(self, error: Exception) -> bool:
+        """Whether another attempt is to follow on `error`; where not, it is the caller's."""
+        text = text_of(error)
+        reason = f"{type(error).__name__}: {first_line(text)}"
+        if is_lost(text):
+            device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
+            raise DeviceLostError(device, "", reason) from error
+        try:
+            for schedule in self._schedules:
+                schedule.keep(error)
+        except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
+            error.add_note(f"The other ranks wait until this process ends: {first_line(text_of(exc))}.")
+            return False
+        failure = classify(error)
+        if failure is None:
+            return self._settle(Judgement(Vote.FOREIGN, reason), FailureKind.OP_UNSUPPORTED, error)
+        return self._settle(Judgement(Vote.FALL_BACK, reason), failure.kind, error)
+
+    def _settle(self, judgement: Judgement, kind: FailureKind, error: Exception | None) -> bool:
+        """Vote, and do what the vote says. Return for `numbers` whether to step, for `error` whether to try again."""
+        since = time.perf_counter()
+        vote, reason = self._vote(judgement, kind, error)
+        for schedule in self._schedules:
+            schedule.end(is_whole=vote[0] is Vote.OK)
+        if vote[0] is Vote.OK:
+            return True
+        if vote[0] is Vote.FOREIGN and self._world is None:
+            return False
+        for schedule in self._schedules:
+            schedule.reset()
+        self._forget_gradients()
+        if vote[0] is Vote.FOREIGN:
+            if judgement.vote is Vote.FOREIGN:
+                return False
+            raise RemoteFailure(vote[1], reason) from error
+        if self._is_open:
+            raise TrainingLoopError(f"{reason}, and earlier attempts have left gradients for the same step") from error
+        try:
+            self._buffers.put_back()
+        except ChangedWithoutCopyError as exc:
+            raise TrainingLoopError(f"{reason}, and it cannot be run again: {exc}") from error
+        self._go_on(vote[0], _KINDS[vote[2]], reason, error, since)
+        return error is not None
+
+    def _vote(
+        self, judgement: Judgement, kind: FailureKind, error: Exception | None
+    ) -> tuple[tuple[Vote, int, int], str]:
+        """Return the vote of all, the rank that decided and the kind of its failure; and its reason."""
+        self._votes += 1
+        world, key = self._world, f"reason/{self._votes}"
+        if world is not None and judgement.vote is not Vote.OK:
+            world.store.set(f"{key}/{world.rank}", judgement.reason)
+        try:
+            tally = cast_vote(world, judgement.vote, _KINDS.index(kind))
+        except PeerLostError as exc:
+            raise exc from error
+        reason = judgement.reason
+        if world is not None and tally.vote is not Vote.OK and tally.rank != world.rank:
+            reason = world.store.get(f"{key}/{tally.rank}").decode()
+        return (tally.vote, tally.rank, tally.payload), reason
+
+    def _go_on(self, vote: Vote, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
+        before, module = self.dtype, self._module(error)
+        if vote is Vote.RETRY:
+            scaler = self.loop.scaler
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+            scaler._growth_tracker.fill_(0)
+            remedy = f"loss scale {scaler.get_scale():g}"
+        else:
+            self._tried.append(Attempt(f"in {before}", reason))
+            below = rungs(before, self._ladder)[1:]
+            if not below:
+                raise NoDtypeLeft(reason, before.name, tuple(self._tried)) from error
+            self.loop.switch(below[0])
+            remedy = f"in {self.dtype}"
+        milliseconds = (time.perf_counter() - since) * 1e3
+        event = Event(
+            kind, before, self.dtype, module, self.windows_done, remedy, reason, milliseconds, restarted=True
+        )
+        self.events.append(event)
+        if vote is Vote.FALL_BACK:
+            logger.warning(
+                "%s at optimizer step %d in %s: running it again %s: %s", kind, event.step, before, remedy, reason,
+                extra={"kind": kind.value, "step": event.step, "before": before.name, "after": self.dtype.name},
+            )  # fmt: skip
+        for model in self.loop.models[:1]:
+            hand_on(model, event)
+
+    def _module(self, error: Exception | None) -> str | None:
+        if error is None:
+            return None
+        for model in self.loop.models:
+            if (module := module_raising(model, error.__traceback__)) is not None:
+                return name_of(model, module)
+        return None
+
+    def _forget_gradients(self) -> None:
+        for model in self.loop.models:
+            for parameter in model.parameters():
+                parameter.grad = None
+        for optimizer in self.loop.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            if self.loop.scaler is not None:
+                self.loop.scaler._per_optimizer_states.pop(id(optimizer), None)
+
+    def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
+        self._is_last = is_last

@@ -1,0 +1,123 @@
+"""The parts of a loop in plain torch that depend on the precision: autocast, the loss scale, and clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
+from .loop import Watch
+
+
+class TorchLoop:
+    """What `Accelerator` is for a loop with accelerate, for one in plain torch: it computes in what the guard says.
+
+        loop = TorchLoop(model, optimizer)
+        with loop.autocast():
+            loss = model(inputs).loss
+        loop.backward(loss)
+        loop.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    Attributes:
+        dtype: What the model computes in now.
+        scaler: The `torch.amp.GradScaler` in float16, else None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        dtype: Dtype | str = BFLOAT16,
+        *,
+        init_scale: float = 2.0**16,
+    ) -> None:
+        self.models = [model] if isinstance(model, nn.Module) else list(model)
+        self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self._device_type = next((p.device.type for m in self.models for p in m.parameters()), "cpu")
+        self._init_scale = init_scale
+        self._watch: Watch | None = None
+        self.scaler: Any = None
+        self.dtype = FLOAT32
+        self.switch(dtype_named(dtype) if isinstance(dtype, str) else dtype)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the `torch.autocast` of the precision now, for the forward pass and the loss."""
+        if self.dtype is FLOAT32:
+            return torch.autocast(self._device_type, enabled=False)
+        return torch.autocast(self._device_type, getattr(torch, self.dtype.name))
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Run the backward pass of a loss, scaled in float16. `kwargs` go to `Tensor.backward`."""
+        if self._watch is not None:
+            self._watch.loss(loss)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward(**kwargs)
+
+    def clip_grad_norm_(
+        self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
+    ) -> torch.Tensor:
+        """Clip as `torch.nn.utils.clip_grad_norm_` does, gradients without their scale; return the norm before."""
+        parameters = list(parameters)
+        if self.scaler is not None:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        if self._watch is not None:
+            self._watch.norm(norm, parameters)
+        return norm
+
+    def accumulate(self) -> AbstractContextManager[Any]:
+        """Return what keeps ranks from reducing gradients before the last micro-batch of a window of the guard."""
+        if self._watch is None or self._watch.is_last() in (None, True):
+            return nullcontext()
+        return _no_sync([model for model in self.models if hasattr(model, "no_sync")])
+
+    def switch(self, dtype: Dtype) -> None:
+        """Have the next pass compute in `dtype`, with a new scaler in float16."""
+        self.dtype = dtype
+        self.scaler = (
+            torch.amp.GradScaler(self._device_type, init_scale=self._init_scale) if dtype is FLOAT16 else None
+        )
+
+    @contextmanager
+    def watched(self, watch: Watch) -> Iterator[None]:
+        """Tell `watch` of losses, norms and steps in the block."""
+        self._watch = watch
+        hooks = [optimizer.register_step_pre_hook(_asking(watch)) for optimizer in self.optimizers]
+        try:
+            yield
+        finally:
+            self._watch = None
+            for hook in hooks:
+                hook.remove()
+
+    def place(self) -> None:
+        """Return nothing: a loop in plain torch is where its caller is."""
+
+    def return_to(self, place: None) -> None:
+        """Nothing is counted here."""
+
+    def stepped(self) -> None:
+        """Let the scaler count a step that went well."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+
+def _asking(watch: Watch) -> Callable[..., None]:
+    def ask(*_: Any) -> None:
+        watch.step()
+
+    return ask
+
+
+@contextmanager
+def _no_sync(models: Sequence[Any]) -> Iterator[None]:
+    if not models:
+        yield
+        return
+    with models[0].no_sync(), _no_sync(models[1:]):
+        yield

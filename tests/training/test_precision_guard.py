@@ -1,0 +1,62 @@
+"""A guarded window: what fails in it runs again, and the run is the one that had switched there."""
+
+from __future__ import annotations
+
+import pytest
+from training.loops import BF16, FP16, FP32, Fault, Run, run
+
+from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft
+
+EITHER = pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
+
+
+@EITHER
+@pytest.mark.parametrize("kind", ["raise", "before", "backward", "nan", "inf"])
+def test_the_run_is_the_one_that_switched_there(kind: str, uses_accelerate: bool) -> None:
+    """Weights, statistics, optimizer, losses, rates and random numbers: nothing differs."""
+    failed = run(Run(fault=Fault(kind), uses_accelerate=uses_accelerate))
+    switched = run(Run(switch=(3, FLOAT16), uses_accelerate=uses_accelerate))
+    assert failed.differences(switched) == []
+    (event,) = failed.events
+    assert (event.before, event.after, event.step) == (BFLOAT16, FLOAT16, 3)
+
+
+@EITHER
+@pytest.mark.parametrize("micro", [0, 1, 2])
+def test_a_window_runs_again_from_its_first_micro_batch(micro: int, uses_accelerate: bool) -> None:
+    """NaN in any of three micro-batches, with a last window of two."""
+    common = {"micro": 3, "batches": 14, "uses_accelerate": uses_accelerate}
+    failed = run(Run(fault=Fault("nan", 2, micro=micro), **common))
+    switched = run(Run(switch=(2, FLOAT16), **common))
+    assert failed.differences(switched) == []
+    assert failed.calls == switched.calls + 3
+
+
+@EITHER
+def test_two_steps_down(uses_accelerate: bool) -> None:
+    """bfloat16 and float16 both fail at a step: float32."""
+    failed = run(Run(fault=Fault("raise", 1, (BF16, FP16)), uses_accelerate=uses_accelerate))
+    assert failed.differences(run(Run(switch=(1, FLOAT32), uses_accelerate=uses_accelerate))) == []
+    assert [event.after for event in failed.events] == [FLOAT16, FLOAT32]
+
+
+@EITHER
+def test_overflow_halves_the_scale_and_no_batch_is_lost(uses_accelerate: bool) -> None:
+    """float16's gradients overflow with the first scales: the run is that which began with a smaller one."""
+    common = {"first": FLOAT16, "uses_accelerate": uses_accelerate, "factor": 300.0}
+    overflowed = run(Run(init_scale=2.0**24, **common))
+    assert overflowed.differences(run(Run(init_scale=2.0**4, **common))) == []
+    assert {event.after for event in overflowed.events} == {FLOAT16}
+    assert len(overflowed.events) > 3
+
+
+@EITHER
+def test_nan_in_every_dtype_is_an_error_that_says_so(uses_accelerate: bool) -> None:
+    """With what was tried; an error of another kind comes out at once."""
+    with pytest.raises(
+        NoDtypeLeft, match=r"in bfloat16: the loss is not finite\n.*in float16.*\n.*in float32"
+    ) as raised:
+        run(Run(fault=Fault("nan", 1, (BF16, FP16, FP32)), uses_accelerate=uses_accelerate))
+    assert raised.value.dtype == "float32"
+    with pytest.raises(KeyError, match="labels"):
+        run(Run(fault=Fault("foreign"), uses_accelerate=uses_accelerate))
