@@ -36,6 +36,7 @@ TOGETHER = {
     "patching/script.py": "patching/test_run.py",
     "processes/watchdog.py": "processes/test_watched.py",
     "ranks/poisoned_values.py": "ranks/test_armed_poison.py",
+    "ranks/schedule.py": "ranks/test_ddp.py",
     "publishing/publish_error.py": "publishing/pushing/test_push.py",
     "publishing/release.py": "publishing/pushing/test_push.py",
     "publishing/staging/plain_child.py": "publishing/staging/test_measure.py",

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import TrainingLoopError
 from ..facts import FLOAT16, Dtype
-from .loop import Watch
+from .loop import WindowWatch
 from .switch_precision import precision_of, switch_precision
 
 
@@ -45,7 +45,7 @@ class AccelerateLoop:
         self.dtype = dtype
 
     @contextmanager
-    def watched(self, watch: Watch) -> Iterator[None]:
+    def watched(self, watch: WindowWatch) -> Iterator[None]:
         """Tell `watch` of losses, norms and steps in the block, and let its windows say when gradients are reduced."""
         accelerator = self._accelerator
         put: list[tuple[Any, str, Any]] = []
@@ -84,7 +84,7 @@ class AccelerateLoop:
 _ABSENT = object()
 
 
-def _backward(original: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
+def _backward(original: Callable[..., Any], watch: WindowWatch) -> Callable[..., Any]:
     def backward(loss: torch.Tensor, **kwargs: Any) -> Any:
         watch.loss(loss)
         return original(loss, **kwargs)
@@ -92,7 +92,7 @@ def _backward(original: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
     return backward
 
 
-def _clip(original: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
+def _clip(original: Callable[..., Any], watch: WindowWatch) -> Callable[..., Any]:
     def clip_grad_norm_(parameters: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         norm = original(parameters, *args, **kwargs)
@@ -103,7 +103,7 @@ def _clip(original: Callable[..., Any], watch: Watch) -> Callable[..., Any]:
     return clip_grad_norm_
 
 
-def _do_sync(original: Callable[..., Any], watch: Watch, gradient_state: Any) -> Callable[[], None]:
+def _do_sync(original: Callable[..., Any], watch: WindowWatch, gradient_state: Any) -> Callable[[], None]:
     """Whoever fetches a window at once has the end of the data in it: accelerate would step with every micro-batch then."""
 
     def do_sync() -> None:
@@ -116,7 +116,7 @@ def _do_sync(original: Callable[..., Any], watch: Watch, gradient_state: Any) ->
     return do_sync
 
 
-def _step(original: Callable[..., Any], watch: Watch, gradient_state: Any) -> Callable[..., Any]:
+def _step(original: Callable[..., Any], watch: WindowWatch, gradient_state: Any) -> Callable[..., Any]:
     def step(closure: Any = None) -> Any:
         if closure is not None:
             raise TrainingLoopError("an optimizer that runs the model itself, in a closure, cannot be guarded")

@@ -12,7 +12,7 @@ from torch import nn
 from ..facts import Dtype
 
 
-class Watch(Protocol):
+class WindowWatch(Protocol):
     """What is told of a loop while an attempt runs."""
 
     def loss(self, loss: torch.Tensor) -> None:
@@ -48,7 +48,7 @@ class Loop(Protocol):
     def switch(self, dtype: Dtype) -> None:
         """Have the next pass compute in `dtype`, with a new scaler in float16."""
 
-    def watched(self, watch: Watch) -> AbstractContextManager[None]:
+    def watched(self, watch: WindowWatch) -> AbstractContextManager[None]:
         """Tell `watch` what happens in the block."""
 
     def place(self) -> Any:

@@ -19,14 +19,14 @@ from ..guarding.families.refused import is_lost
 from ..ranks import Vote, World, cast_vote, current_world
 from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
 from .accelerate_loop import AccelerateLoop
-from .attempt import WindowAttempt
-from .judge import Judgement, Numbers, judge
+from .judge_numbers import Judgement, Numbers, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, refuse_half_parameters, rungs
 from .loop import Loop
 from .random_numbers import RandomNumbers
 from .torch_loop import TorchLoop
 from .window import Window, windows_of
+from .window_attempt import WindowAttempt
 
 logger = logging.getLogger(__name__)
 

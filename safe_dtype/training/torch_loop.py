@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
-from .loop import Watch
+from .loop import WindowWatch
 
 
 class TorchLoop:
@@ -40,7 +40,7 @@ class TorchLoop:
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._device_type = next((p.device.type for m in self.models for p in m.parameters()), "cpu")
         self._init_scale = init_scale
-        self._watch: Watch | None = None
+        self._watch: WindowWatch | None = None
         self.scaler: Any = None
         self.dtype = FLOAT32
         self.switch(dtype_named(dtype) if isinstance(dtype, str) else dtype)
@@ -84,7 +84,7 @@ class TorchLoop:
         )
 
     @contextmanager
-    def watched(self, watch: Watch) -> Iterator[None]:
+    def watched(self, watch: WindowWatch) -> Iterator[None]:
         """Tell `watch` of losses, norms and steps in the block."""
         self._watch = watch
         hooks = [optimizer.register_step_pre_hook(_asking(watch)) for optimizer in self.optimizers]
@@ -107,7 +107,7 @@ class TorchLoop:
             self.scaler.update()
 
 
-def _asking(watch: Watch) -> Callable[..., None]:
+def _asking(watch: WindowWatch) -> Callable[..., None]:
     def ask(*_: Any) -> None:
         watch.step()
 

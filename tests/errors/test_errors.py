@@ -49,6 +49,8 @@ EXAMPLES = [
     errors.NotOptimizedError("out", "there is no optimization.json in it"),
     errors.UntrustedFolderError("out", "native code"),
     errors.NeedsRestart("DeepSpeed", "float32"),
+    errors.HalfParametersError("bfloat16"),
+    errors.TrainingLoopError("an attempt was not entered"),
     errors.NotSwitchableError("accelerate 9.9 has no Accelerator.scaler", "install accelerate 1.15"),
     errors.LaunchError("2 machines, and no address", "pass --main_process_ip"),
     errors.PeerLostError(0, 600.0, "it has not come", (1, 3)),

@@ -46,7 +46,7 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
     """
     if scaler is not None:
         _unscale(scaler, optimizers)
-        overflows = [_local(found) == 0 for optimizer in optimizers for found in _found(scaler, optimizer)]
+        overflows = [_local(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)]
         bad_loss = not _all(numbers.losses)
         if not bad_loss and _all(overflows):
             return Judgement(Vote.OK)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from ..errors import TrainingLoopError
-from .judge import Numbers
+from .judge_numbers import Numbers
 from .loop import Loop
 
 
