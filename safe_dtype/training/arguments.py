@@ -22,9 +22,9 @@ from ..errors import DeviceError
 from ..errors.warn import warn
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts
 from ..planning import Policy
-from ..ranks import current_world
+from ..ranks import current_world, failed_dtypes
 from .rank_orders import TrainingOrder, decide_for_all, orders_of
-from .training_precision import TrainingPrecision, measure_training
+from .training_precision import TrainingPrecision, measure_training, with_failed
 
 _ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
@@ -118,7 +118,8 @@ def _order(asked: str, device: str) -> TrainingOrder:
     model, facts = _here.model, DeviceFacts(device, device, UNKNOWN_MEMORY)
     if asked != "no":
         with suppress(DeviceError):  # what cannot be measured is left as it was ordered
-            facts = measure_training(device, model)
+            # What an earlier attempt of this job has failed in is no better than what is not there.
+            facts = with_failed(measure_training(device, model), failed_dtypes(None, device, model))
     trained = [weight for weight in model.parameters() if weight.requires_grad] if model is not None else []
     return TrainingOrder(_DTYPES[asked], facts, not any(weight.dtype is torch.float16 for weight in trained))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 
@@ -12,7 +12,18 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..devices import DEFAULT_WIDTHS, facts_of
-from ..facts import BESIDE_FLOAT32, BFLOAT16, COMPUTE, FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict, VerdictKind
+from ..facts import (
+    BESIDE_FLOAT32,
+    BFLOAT16,
+    COMPUTE,
+    FLOAT16,
+    FLOAT32,
+    DeviceFacts,
+    Dtype,
+    Verdict,
+    VerdictKind,
+    dtype_named,
+)
 
 MATMUL, CONVOLUTION = "matmul_training", "conv2d_training"
 
@@ -72,6 +83,15 @@ def widths_of(model: nn.Module) -> tuple[tuple[int, int], ...]:
     return tuple(widths for widths, _ in islice(numbers.most_common(), _WIDTHS_MEASURED))
 
 
+def with_failed(device: DeviceFacts, failed: Mapping[str, str]) -> DeviceFacts:
+    """Return `device` with verdicts of dtypes, by name, in which training has failed on it, each with the reason."""
+    verdicts = tuple(Verdict(dtype_named(name), MATMUL, VerdictKind.CRASHES, why) for name, why in failed.items())
+    others = (
+        verdict for verdict in device.verdicts if (verdict.dtype.name, verdict.op) not in {(n, MATMUL) for n in failed}
+    )
+    return replace(device, verdicts=(*others, *verdicts))
+
+
 def choose_precision(
     asked: Dtype, device: DeviceFacts, *, ladder: Sequence[Dtype] = (), scales_float16: bool = True
 ) -> TrainingPrecision:
@@ -112,6 +132,8 @@ def _verdict(device: DeviceFacts, dtype: Dtype) -> Verdict:
 def _why(verdict: Verdict) -> str:
     if verdict.kind is VerdictKind.SLOW:
         return f"a step of training in {verdict.dtype} takes {_ratio(verdict) or 'longer than in float32'}"
+    if verdict.kind is VerdictKind.CRASHES:
+        return f"a step of training in {verdict.dtype} has failed: {verdict.reason}"
     what = "convolutions" if verdict.op == CONVOLUTION else "products"
     return f"{what} in a step of training in {verdict.dtype} are {verdict.kind}: {verdict.reason}"
 

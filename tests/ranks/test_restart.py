@@ -124,6 +124,27 @@ def test_it_comes_up_in_the_next_dtype(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_plain_loop_of_accelerate(tmp_path: Path) -> None:
+    """`safe-dtype launch` of a program that knows nothing of it: the second attempt is given another precision."""
+    command = [
+        sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "bf16", str(SCRIPT.with_name("train_plainly.py")),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "JOB_FOLDER": str(tmp_path), "SAFE_DTYPE_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }  # fmt: skip
+    job = subprocess.run(
+        command, env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=150,
+        check=False,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stdout
+    ends = [json.loads((tmp_path / f"end {rank}").read_text()) for rank in range(2)]
+    assert ends == [{"attempt": 1, "precision": "no", "first": 2}] * 2
+    assert "a step of training in bfloat16 has failed: training of Net raised RuntimeError" in job.stdout
+
+
+@pytest.mark.slow
 def test_two_nodes_with_caches_of_their_own(tmp_path: Path) -> None:
     """What one node has written counts for both: two dtypes that fail are two restarts, and the others write nothing."""
     ended = launched(tmp_path, agents=2, BAD="bfloat16,float16")

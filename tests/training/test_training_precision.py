@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict, VerdictKind
 from safe_dtype.planning import combine
-from safe_dtype.training.training_precision import choose_precision, measure_training, widths_of
+from safe_dtype.training.training_precision import choose_precision, measure_training, widths_of, with_failed
 
 NATIVE, SLOW, WRONG, UNSUPPORTED, CRASHES, UNKNOWN = (
     VerdictKind.NATIVE, VerdictKind.SLOW, VerdictKind.WRONG, VerdictKind.UNSUPPORTED, VerdictKind.CRASHES,
@@ -71,6 +71,15 @@ def test_what_is_trained_in(asked: Dtype, facts: DeviceFacts, chosen: Dtype) -> 
 def test_why(asked: Dtype, facts: DeviceFacts, reason: str) -> None:
     """The reason is the verdict's own, with the figure that it was measured by."""
     assert choose_precision(asked, facts).reason == reason
+
+
+def test_what_an_earlier_attempt_failed_in() -> None:
+    """It is not trained in again, whatever the device was measured to do; other dtypes keep their verdicts."""
+    failed = with_failed(trains(NATIVE, NATIVE), {"bfloat16": "no kernel of attention"})
+    choice = choose_precision(BFLOAT16, failed)
+    assert choice.chosen == FLOAT16
+    assert choice.reason == "a step of training in bfloat16 has failed: no kernel of attention (T4)"
+    assert choose_precision(FLOAT16, failed).is_as_asked
 
 
 def test_the_policy_names_what_may_take_its_place() -> None:
