@@ -16,7 +16,7 @@ from ..guarding.blame import module_raising, name_of
 from ..guarding.classify import first_line, text_of
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
-from ..ranks import Vote, World, cast_vote, current_world
+from ..ranks import Vote, World, cast_vote, current_world, failed_dtypes, first_allowed
 from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
 from .accelerate_loop import AccelerateLoop
 from .judge_numbers import Judgement, Numbers, judge
@@ -55,7 +55,8 @@ class PrecisionGuard:
     alone overflow. After the vote nothing runs again. Any other exception comes out on its rank, and as `RemoteFailure` on
     all others. In plain torch a `TorchLoop` takes the place of the Accelerator.
 
-    Every rank has to make its guard at the same point of the program.
+    Every rank has to make its guard at the same point of the program. It begins in the first dtype in which no rank has
+    failed for good before: see `safe_dtype.ranks.restarting`.
 
     Args:
         loop: An `accelerate.Accelerator`, or a `TorchLoop`.
@@ -94,6 +95,7 @@ class PrecisionGuard:
                 raise TrainingLoopError(
                     "the guard of several ranks needs the models that accelerator.prepare() returned"
                 )
+        self._leave_failed_dtypes()
         self._buffers = KeptBuffers(self.loop.models)
         self._votes = 0
         self._is_last: bool | None = None
@@ -234,6 +236,17 @@ class PrecisionGuard:
             )  # fmt: skip
         for model in self.loop.models[:1]:
             hand_on(model, event)
+
+    def _leave_failed_dtypes(self) -> None:
+        """Begin below the dtypes in which a rank has failed for good before, and this job or another ended for it."""
+        weight = next((weight for model in self.loop.models for weight in model.parameters()), None)
+        if weight is None:
+            return
+        failed = failed_dtypes(self._world, str(weight.device), self.loop.models[0])
+        first = first_allowed(rungs(self.dtype, self._ladder), failed)
+        if first != self.dtype and first in self._ladder:
+            logger.warning("beginning in %s, for in %s %s", first, self.dtype, failed[self.dtype.name])
+            self.loop.switch(first)
 
     def _module(self, error: Exception | None) -> str | None:
         if error is None:

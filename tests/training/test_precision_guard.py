@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+from torch import nn
 from training.loops import BF16, FP16, FP32, Fault, Run, run
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft
+from safe_dtype.ranks.failed_dtypes import write_verdict
+from safe_dtype.training import PrecisionGuard, TorchLoop
 
 EITHER = pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
 
@@ -60,3 +66,21 @@ def test_nan_in_every_dtype_is_an_error_that_says_so(uses_accelerate: bool) -> N
     assert raised.value.dtype == "float32"
     with pytest.raises(KeyError, match="labels"):
         run(Run(fault=Fault("foreign"), uses_accelerate=uses_accelerate))
+
+
+def test_begins_below_what_failed_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ended an earlier attempt is not tried again, unless the ladder has nothing else."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer (bf16).")
+
+    failing, later = nn.Linear(2, 2), nn.Linear(2, 2)
+    failing.register_forward_hook(fail)
+    with pytest.raises(RuntimeError) as caught:
+        failing(torch.ones(1, 2))
+    write_verdict(caught.value)
+    optimizer = torch.optim.SGD(later.parameters())
+    assert PrecisionGuard(TorchLoop(later, optimizer, BFLOAT16)).dtype == FLOAT16
+    assert PrecisionGuard(TorchLoop(later, optimizer, BFLOAT16), ladder=(BFLOAT16,)).dtype == BFLOAT16
+    assert PrecisionGuard(TorchLoop(nn.Linear(2, 3), optimizer, BFLOAT16)).dtype == BFLOAT16
