@@ -57,7 +57,9 @@ def launch_of(arguments: Sequence[str], environment: Mapping[str, str], run_opti
         SystemExit: If accelerate cannot read the arguments; it has said why on stderr.
     """
     order = _Order.read(arguments)
-    added = [*_config_options(order), *_restart_options(order), *_rendezvous_options(order)]
+    _require_processes(order)
+    _require_devices(order)
+    added = [*_restart_options(order), *_rendezvous_options(order)]
     options = list(order.options)
     if order.uses_processors:
         # With --cpu accelerate starts one process, however many it is asked for.
@@ -97,7 +99,8 @@ class _Order:
         if options and options[-1] == "--":
             options = options[:-1]
         file = str(config_file(asked.config_file)) if _is_ready(asked.config_file) else asked.config_file
-        return cls(tuple(options), tuple(arguments[split:]), asked, _config(file))
+        named = [_with_the_file(word, asked.config_file, file) for word in options] if file else options
+        return cls(tuple(named), tuple(arguments[split:]), asked, _config(file))
 
     def value(self, name: str, default: Any = None) -> Any:
         """Return what the command line says, else the file, else `default`."""
@@ -131,6 +134,34 @@ def _is_ready(name: str | None) -> bool:
     return name in ready_names() and not Path(str(name)).exists()
 
 
+def _with_the_file(word: str, name: str, file: str) -> str:
+    """Return one word of the options, where it names a ready config with the file of that one."""
+    option, is_joined, value = word.partition("=")
+    if word == name:
+        return file
+    return f"{option}={file}" if is_joined and value == name and "--config_file".startswith(option) else word
+
+
+def _require_processes(order: _Order) -> None:
+    for option in ("num_processes", "num_machines"):
+        count = getattr(order.asked, option)
+        if count is not None and count < 1:
+            raise LaunchError(f"--{option} {count} starts nothing", f"pass --{option} 1 or more, or leave it out")
+
+
+def _require_devices(order: _Order) -> None:
+    """Refuse an engine of GPUs where there are none: accelerate would start something else, or fail late."""
+    asked, config = order.asked, order.config
+    engine = "--use_deepspeed" if asked.use_deepspeed else "--use_fsdp" if asked.use_fsdp else ""
+    of_mac = sys.platform == "darwin" or (_is_ready(asked.config_file) and asked.config_file == "mac")
+    if engine and (of_mac or asked.cpu or (config is not None and config.use_cpu)):
+        place = "a Mac" if of_mac else "CPUs"
+        raise LaunchError(
+            f"{engine} needs GPUs or their like: on {place} accelerate would run something else",
+            "leave it out, for plain data parallel",
+        )
+
+
 def _config(file: str | None) -> Any:
     """Return the config that accelerate will read, as it reads it; None where there is none.
 
@@ -156,11 +187,6 @@ def _config(file: str | None) -> Any:
 
 def _type(config: Any) -> str:
     return str(getattr(config.distributed_type, "value", config.distributed_type))
-
-
-def _config_options(order: _Order) -> list[str]:
-    name = order.asked.config_file
-    return ["--config_file", str(config_file(name))] if _is_ready(name) else []  # of two the last one counts
 
 
 def _restart_options(order: _Order) -> list[str]:

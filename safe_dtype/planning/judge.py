@@ -281,9 +281,16 @@ def _fits_wide(device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
 def _bad_memory(cost: Cost, device: DeviceFacts) -> tuple[Ground, str] | None:
     if device.memory.has_room_for(cost.bytes):  # a device known only by its family has no size
         return None
-    is_placed = device.memory.limited_by == "device_map"
-    room = "have room as device_map places it" if is_placed else "are free"
-    return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(device.memory.free_bytes)} {room}"
+    return Ground.MEMORY, f"needs {bytes_text(cost.bytes)}, {bytes_text(device.memory.free_bytes)} {_room(device)}"
+
+
+def _room(device: DeviceFacts) -> str:
+    if device.memory.limited_by == "device_map":
+        return "have room as device_map places it"
+    if device.measured:
+        return "are free"
+    # Of a device that is not here only its whole size is known.
+    return "are all it has, and the system takes a part" if device.is_of_main_memory else "are all it has"
 
 
 def _slowdown(product: Verdict, device: DeviceFacts) -> float | None:
@@ -310,10 +317,15 @@ def _beside_float32(
         ("products", cost.product_seconds, base.product_seconds),
         ("attention", cost.attention_seconds, base.attention_seconds),
     )
-    ratios = [f"{times_text(mine / other)} for {name}" for name, mine, other in parts if mine and other]
-    return ": ".join(
-        filter(None, [f"takes {times_text(cost.seconds / base.seconds)} float32's time", ", ".join(ratios)])
-    )
+    ratios = [f"{_or_a_tie(mine / other, 'as long')} for {name}" for name, mine, other in parts if mine and other]
+    whole = _or_a_tie(cost.seconds / base.seconds, "as long as float32", "float32's time")
+    return ": ".join(filter(None, [f"takes {whole}", ", ".join(ratios)]))
+
+
+def _or_a_tie(ratio: float, tie: str, of_what: str = "") -> str:
+    """Return a ratio of times; where its two digits are those of 1, the words for a tie."""
+    text = times_text(ratio)
+    return tie if text == times_text(1.0) else f"{text} {of_what}".rstrip()
 
 
 def _praise(

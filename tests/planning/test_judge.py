@@ -7,6 +7,7 @@ from dataclasses import replace
 import factories as f
 import pytest
 
+from safe_dtype import prior_facts
 from safe_dtype.facts import (
     BFLOAT16,
     FLOAT8_E4M3,
@@ -90,6 +91,14 @@ SEEN_BEYOND = HalfRange(16_377.0, 16_377.0)
         pytest.param(
             FLOAT32, f.TURING, f.checkpoint(billions=7), "auto", Ground.MEMORY, "15 GB are free", id="memory"
         ),
+        pytest.param(
+            FLOAT32, prior_facts("NVIDIA Tesla T4"), f.checkpoint(billions=7), "auto", Ground.MEMORY,
+            "16 GB are all it has", id="memory-of-what-is-not-here",
+        ),
+        pytest.param(
+            FLOAT32, prior_facts("Apple M2 24 GB"), f.checkpoint(billions=7), "auto", Ground.MEMORY,
+            "24 GB are all it has, and the system takes a part", id="main-memory-of-what-is-not-here",
+        ),
     ],
 )  # fmt: skip
 def test_ground(
@@ -99,6 +108,14 @@ def test_ground(
     decision = judged(dtype, device, checkpoint, policy)
     assert (decision.ground, decision.accepted) == (ground, ground is None)
     assert words in decision.reason
+
+
+def test_a_tie_is_no_ratio() -> None:
+    """Where a dtype takes float32's time, to two digits, that is said in words."""
+    device = f.device(float32=(VerdictKind.NATIVE, 200, 4e3), bfloat16=(VerdictKind.NATIVE, 100, 4e3))
+    reason = judged(BFLOAT16, device, f.checkpoint()).reason
+    assert "takes as long as float32: as long for products" in reason
+    assert "1 times" not in reason
 
 
 @pytest.mark.parametrize(

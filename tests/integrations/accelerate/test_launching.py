@@ -55,6 +55,33 @@ def test_what_is_said_is_kept() -> None:
     assert "PET_STANDALONE" not in words_of("train.py", PET_STANDALONE="0")
 
 
+@pytest.mark.parametrize(
+    "option", [("--config_file", "one-t4"), ("--config_file=one-t4",), ("--config-file", "one-t4")]
+)
+def test_a_ready_config(option: tuple[str, ...]) -> None:
+    """Its name is replaced by its file, once, and the name of the script is not."""
+    line = words_of(*option, "one-t4", "one-t4")
+    assert line.count(str(config_file("one-t4"))) == 1
+    assert line.endswith("-m safe_dtype.run one-t4 one-t4")
+    assert "one-t4" not in line.replace(str(config_file("one-t4")), "").removesuffix("one-t4 one-t4")
+
+
+@pytest.mark.parametrize("count", ["0", "-2"])
+@pytest.mark.parametrize("option", ["--num_processes", "--num_machines"])
+def test_nothing_to_start(option: str, count: str) -> None:
+    """No processes, or machines, are refused before anything is started."""
+    with pytest.raises(LaunchError, match=f"{option} {count} starts nothing.*pass {option} 1 or more"):
+        words_of(option, count, "train.py")
+
+
+@pytest.mark.parametrize("place", [("--config_file", "mac"), ("--cpu",), ("--config_file", "cpu-cluster")])
+@pytest.mark.parametrize("engine", ["--use_deepspeed", "--use_fsdp"])
+def test_an_engine_without_gpus(engine: str, place: tuple[str, ...]) -> None:
+    """What divides a model over GPUs is refused for a Mac and for CPUs, as `accelerate-config` refuses it."""
+    with pytest.raises(LaunchError, match=f"{engine} needs GPUs or their like: on (a Mac|CPUs) accelerate"):
+        words_of(engine, *place, "--main_process_ip", "node-0", "train.py")
+
+
 def test_several_machines() -> None:
     """Machine 0 is told that it is the host, the others that they are not: host names are not asked."""
     where = ("--num_machines", "2", "--num_processes", "4", "--main_process_ip", "node-0")
