@@ -68,24 +68,53 @@ def conditional_detr() -> nn.Module:
     return tf.ConditionalDetrForSegmentation(config)
 
 
-_QUERIES: dict[str, Any] = {"num_blocks": 2, "num_queries": 6, "num_register_tokens": 1}
+def rf_detr() -> nn.Module:
+    """Return an RF-DETR with a head for masks, over a DINOv2 with windows."""
+    backbone = {
+        "model_type": "rf_detr_dinov2", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "mlp_ratio": 2, "image_size": 64, "patch_size": 16, "num_windows": 2, "out_features": ["stage1", "stage2"],
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    config = tf.RfDetrConfig(
+        backbone_config=backbone, d_model=32, decoder_ffn_dim=32, decoder_layers=2, decoder_n_points=2, num_queries=6,
+        decoder_self_attention_heads=2, decoder_cross_attention_heads=2, group_detr=1, intermediate_size=32,
+        c2f_num_blocks=1, num_labels=5,
+    )  # fmt: skip
+    return tf.RfDetrForInstanceSegmentation(config)
+
+
+def tipsv2_dpt() -> nn.Module:
+    """Return a DPT over a TIPSv2."""
+    sizes = {name: size for name, size in _SIZES.items() if name not in ("intermediate_size", "num_labels")}
+    backbone = sizes | {
+        "model_type": "tipsv2_vision_model", "mlp_ratio": 2, "out_indices": [1, 2, 3, 4], "apply_layernorm": True,
+        "reshape_hidden_states": False,
+    }  # fmt: skip
+    config = tf.Tipsv2DptConfig(
+        backbone_config=backbone, neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, num_labels=5
+    )
+    return tf.Tipsv2DptForSemanticSegmentation(config)
+
+
+# One layer without queries and one with them: every layer is compiled on its own.
+_QUERIES: dict[str, Any] = {"num_hidden_layers": 2, "num_blocks": 1, "num_queries": 6, "num_register_tokens": 1}
 
 
 def eomt() -> nn.Module:
     """Return an EoMT: a ViT with queries among its tokens."""
     sizes = {name: size for name, size in _SIZES.items() if name != "intermediate_size"}
-    return tf.EomtForUniversalSegmentation(tf.EomtConfig(**sizes, **_QUERIES))
+    return tf.EomtForUniversalSegmentation(tf.EomtConfig(**sizes | _QUERIES))
 
 
 def eomt_dinov3() -> nn.Module:
     """Return an EoMT over a DINOv3."""
-    return tf.EomtDinov3ForUniversalSegmentation(tf.EomtDinov3Config(**_SIZES, **_QUERIES))
+    return tf.EomtDinov3ForUniversalSegmentation(tf.EomtDinov3Config(**_SIZES | _QUERIES))
 
 
 def videomt() -> nn.Module:
     """Return an EoMT for videos."""
     sizes = {name: size for name, size in _SIZES.items() if name != "intermediate_size"}
-    return tf.VideomtForUniversalSegmentation(tf.VideomtConfig(**sizes, **_QUERIES))
+    return tf.VideomtForUniversalSegmentation(tf.VideomtConfig(**sizes | _QUERIES))
 
 
 def oneformer() -> nn.Module:
@@ -162,6 +191,8 @@ SEGMENTATION = {
     "mobilenet": mobilenet,
     "mobilevit": mobilevit,
     "mobilevitv2": mobilevitv2,
+    "rf_detr": rf_detr,
+    "tipsv2_dpt": tipsv2_dpt,
     "conditional_detr": conditional_detr,
     "eomt": eomt,
     "eomt_dinov3": eomt_dinov3,

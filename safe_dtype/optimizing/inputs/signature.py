@@ -166,8 +166,10 @@ class _Reader:
         return size if isinstance(size, int) else 0
 
     def _of_images(self, name: str) -> Any:
-        parts = (self.config, *(getattr(self.config, part, None) for part in _PARTS_WITH_IMAGES))
-        return next((setting for part in parts if (setting := getattr(part, name, None)) is not None), None)
+        parts = [getattr(self.config, part, None) for part in _PARTS_WITH_IMAGES]
+        within = (getattr(part, below, None) for part in parts for below in _PARTS_WITH_IMAGES)  # as in SAM 2
+        settings = (getattr(part, name, None) for part in (self.config, *parts, *within))
+        return next((setting for setting in settings if setting is not None), None)
 
 
 def positions_of(config: Any) -> int | None:

@@ -60,6 +60,13 @@ def test_images() -> None:
     assert (planned.sizes, planned.patch) == ({"height": 64, "width": 64}, (16, 16))
 
 
+def test_images_of_a_part_of_a_part() -> None:
+    """Where only the backbone within the vision part names a size, it is that one."""
+    vision = {"backbone_config": {"model_type": "sam2_hiera_det_model", "image_size": [64, 96]}}
+    planned = slots_for(tf.Sam2Model, tf.Sam2Config(vision_config=vision))
+    assert planned.sizes == {"height": 64, "width": 96}
+
+
 @pytest.mark.parametrize(
     ("config", "positions"),
     [
