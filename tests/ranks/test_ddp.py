@@ -13,7 +13,7 @@ from training.loops import Fault, Run, run
 from safe_dtype import FLOAT16
 from safe_dtype.errors import RemoteFailure
 
-KINDS = ["raise", "before", "backward", "nan", "inf"]
+KINDS = ["raise", "before", "after", "backward", "nan", "inf"]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"micro": 2},
@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def recovers(names: list[str], kinds: list[str]) -> list[str]:
+def recovers(names: list[str], kinds: list[str], rank: int = 1) -> list[str]:
     """Return what is not as in the run that switched there, for every kind of fault in every micro-batch."""
     wrong = []
     for name in names:
@@ -39,7 +39,7 @@ def recovers(names: list[str], kinds: list[str]) -> list[str]:
             for kind in kinds:
                 for micro in range(case.get("micro", 1)):
                     begin_case(f"{name}, {kind} at {step}, micro-batch {micro}")
-                    failed = run(Run(fault=Fault(kind, step, micro=micro, rank=1), **case))
+                    failed = run(Run(fault=Fault(kind, step, micro=micro, rank=rank), **case))
                     if differing := failed.differences(switched):
                         wrong.append(f"{name}, {kind} at {step}, micro-batch {micro}: {differing}")
     return wrong

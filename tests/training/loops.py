@@ -19,6 +19,7 @@ from safe_dtype.facts import BFLOAT16, Dtype
 from safe_dtype.training import PrecisionGuard, TorchLoop
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+OUTSIDE = ("before", "after")  # the model
 NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 _TEXT = "\"addmm_impl_cpu_\" not implemented for '{}'"
 _SPELLED = {BF16: "BFloat16", FP16: "Half", FP32: "Float"}
@@ -29,10 +30,10 @@ class Fault:
     """What goes wrong, while a model computes in one of `dtypes`.
 
     Attributes:
-        kind: "raise" and "before" (the model is called) in forward, "backward", "nan", "inf" (gradients), "foreign".
+        kind: "raise" in forward, "before" and "after" it in the loop, "backward", "nan", "inf" (gradients), "foreign".
         step: The window.
         micro: The micro-batch in it.
-        rank: The only rank on which it goes wrong.
+        rank: The only rank on which it goes wrong; -1: on all.
     """
 
     kind: str
@@ -44,7 +45,7 @@ class Fault:
 
     def is_on(self, step: int, micro: int) -> bool:
         """Whether it shows here and now."""
-        return (self.step, self.micro, self.rank) == (step, micro, rank())
+        return (self.step, self.micro) == (step, micro) and self.rank in (-1, rank())
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Model(nn.Module):
         self.calls += 1
         hidden = self.drop(torch.relu(self.inner(self.norm(self.embedding(inputs)))))
         fault = self.fault
-        if fault is not None and fault.is_on(*self.now) and computes_in() in fault.dtypes and fault.kind != "before":
+        if fault is not None and fault.is_on(*self.now) and computes_in() in fault.dtypes and fault.kind not in OUTSIDE:
             fault.fired += 1
             hidden = _spoiled(hidden, fault.kind)
         logits: torch.Tensor = self.head(hidden)
@@ -181,13 +182,14 @@ def _in_plain_torch(wanted: Run, model: Model, optimizer: Any, scheduler: Any, b
                 total = 0.0
                 for micro, batch in enumerate(window):
                     model.now = (step, micro)
-                    _fail_before(wanted.fault, step, micro, loop)
+                    _fail_outside("before", wanted.fault, (step, micro), loop)
                     with loop.accumulate() if not wanted.syncs_always else torch.enable_grad():
                         targets = batch.pop("targets")
                         with loop.autocast():
                             loss = nn.functional.cross_entropy(called(**batch), targets) / len(window)
                         loop.backward(loss * wanted.factor)
                     total += loss.item()
+                    _fail_outside("after", wanted.fault, (step, micro), loop)
                 if wanted.clips:
                     loop.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -220,11 +222,12 @@ def _with_accelerate(wanted: Run, model: Model, optimizer: Any, scheduler: Any, 
                 total = 0.0
                 for micro, batch in enumerate(window):
                     model.now = (step, micro)
-                    _fail_before(wanted.fault, step, micro, guard.loop)
+                    _fail_outside("before", wanted.fault, (step, micro), guard.loop)
                     with accelerator.accumulate(called):
                         targets = batch.pop("targets")
                         loss = nn.functional.cross_entropy(called(**batch), targets)
                         accelerator.backward(loss * wanted.factor)
+                        _fail_outside("after", wanted.fault, (step, micro), guard.loop)
                         if accelerator.sync_gradients and wanted.clips:
                             accelerator.clip_grad_norm_(called.parameters(), 1.0)
                         optimizer.step()
@@ -241,13 +244,12 @@ def _only(batches: list[Any]) -> Any:
     return batches[0]
 
 
-def _fail_before(fault: Fault | None, step: int, micro: int, loop: Any) -> None:
-    """Fail outside of the model, as a part of it that is not trained would."""
-    if fault is not None and fault.kind == "before" and fault.is_on(step, micro):
-        dtype = getattr(torch, loop.dtype.name)
-        if dtype in fault.dtypes:
-            fault.fired += 1
-            raise RuntimeError(_TEXT.format(_SPELLED[dtype]))
+def _fail_outside(kind: str, fault: Fault | None, now: tuple[int, int], loop: Any) -> None:
+    """Fail before or after the model, as a part of the loop that is not trained would."""
+    dtype = getattr(torch, loop.dtype.name)
+    if fault is not None and fault.kind == kind and fault.is_on(*now) and dtype in fault.dtypes:
+        fault.fired += 1
+        raise RuntimeError(_TEXT.format(_SPELLED[dtype]))
 
 
 def _result(
