@@ -103,7 +103,12 @@ class Model(nn.Module):
         self.calls += 1
         hidden = self.drop(torch.relu(self.inner(self.norm(self.embedding(inputs)))))
         fault = self.fault
-        if fault is not None and fault.is_on(*self.now) and computes_in() in fault.dtypes and fault.kind not in OUTSIDE:
+        if (
+            fault is not None
+            and fault.is_on(*self.now)
+            and computes_in() in fault.dtypes
+            and fault.kind not in OUTSIDE
+        ):
             fault.fired += 1
             hidden = _spoiled(hidden, fault.kind)
         logits: torch.Tensor = self.head(hidden)
