@@ -37,8 +37,9 @@ class NoSuchDeviceError(DeviceError):
 
     def __str__(self) -> str:
         product = _PRODUCTS.get(self.device.strip().lower().partition(":")[0], "NVIDIA Tesla T4")
+        problem = f"No device {self.device!r} here." if self.device.strip() else "The name of the device is empty."
         return (
-            f"No device {self.device!r} here. Would work: {', '.join(self.found)}. Next: pass one of these; "
+            f"{problem} Would work: {', '.join(self.found)}. Next: pass one of these; "
             "`safe-dtype plan --device` also takes the name of a product that is not here, as in "
             f"{product!r}, and `safe-dtype plan --list-devices` lists them."
         )
@@ -54,8 +55,11 @@ class UnknownDeviceError(NoSuchDeviceError):
                 "in 'Apple M2 24 GB', or leave it out."
             )
         close = f" Close to it: {'; '.join(self.found)}." if self.found else ""
+        named = (
+            f"The device {self.device!r} is not known." if self.device.strip() else "The name of the device is empty."
+        )
         return (
-            f"The device {self.device!r} is not known.{close} Next: `safe-dtype plan --list-devices` lists the known "
+            f"{named}{close} Next: `safe-dtype plan --list-devices` lists the known "
             "ones; an architecture is one too, as in 'gfx1030' or 'sm_75'."
         )
 

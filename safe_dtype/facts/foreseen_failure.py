@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 LOADING = "loading it will fail"
 READING = "reading text with it will fail"  # its tokenizer is what fails: the model loads
+LEAVING_OUT = "it will load, and leave weights out"  # as plain transformers does, which reports them as UNEXPECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class ForeseenFailure:
     def stops_reading(self) -> bool:
         """Whether nobody will be able to give it text: there is no model, or no tokenizer."""
         return self.consequence in (LOADING, READING)
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the model is whole: only its files hold more."""
+        return self.consequence == LEAVING_OUT
 
     @property
     def warning(self) -> str:

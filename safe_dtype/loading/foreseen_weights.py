@@ -1,4 +1,4 @@
-"""What becomes of the weights in a checkpoint's files when its class takes them: shapes that differ, and what is not there."""
+"""What becomes of the weights in a checkpoint's files when its class takes them: shapes that differ, what is not there, and what is there too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import transformers
 
 from ..checkpoints.known_config import known_config
 from ..facts import CheckpointFacts, ForeseenFailure
+from ..facts.foreseen_failure import LEAVING_OUT
 from .planned_once import already_planned
 from .request import Request
 
@@ -28,6 +29,7 @@ class _Report:
 
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, in the files, by the config
     missing: tuple[str, ...]
+    unexpected: tuple[str, ...]  # in the files alone
 
 
 def foreseen_of_weights(request: Request, checkpoint: CheckpointFacts) -> Iterator[ForeseenFailure]:
@@ -62,14 +64,23 @@ def foreseen_of_weights(request: Request, checkpoint: CheckpointFacts) -> Iterat
         )
         yield ForeseenFailure(problem, _AS_PUBLISHED)
     elif report.missing:
-        kinds = tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in report.missing))
-        more = f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else ""
         lacking = f"{count} of its weights are" if (count := len(report.missing)) > 1 else "one of its weights is"
         problem = (
-            f"{lacking} not in its files ({', '.join(kinds[:_NAMED])}{more}), and "
-            "transformers fills them with random numbers"
+            f"{lacking} not in its files ({_kinds(report.missing)}), and transformers fills them with random numbers"
         )
         yield ForeseenFailure(problem, "download all of its files, or train it first", _RANDOM)
+    if report.unexpected:
+        more = f"{count} tensors" if (count := len(report.unexpected)) > 1 else "a tensor"
+        problem = (
+            f"its files hold {more} that {checkpoint.architecture} has no place for ({_kinds(report.unexpected)})"
+        )
+        yield ForeseenFailure(problem, "check the `architectures` and sizes in its config.json", LEAVING_OUT)
+
+
+def _kinds(names: tuple[str, ...]) -> str:
+    """Return the first kinds of these names, layers counted as one."""
+    kinds = tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+    return ", ".join(kinds[:_NAMED]) + (f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else "")
 
 
 def _loaded_without_memory(model_class: Any, request: Request, checkpoint: CheckpointFacts) -> _Report:
@@ -83,7 +94,9 @@ def _loaded_without_memory(model_class: Any, request: Request, checkpoint: Check
             ignore_mismatched_sizes=True,
         )  # fmt: skip
     mismatched = ((name, tuple(saved), tuple(wanted)) for name, saved, wanted in report["mismatched_keys"])
-    return _Report(tuple(sorted(mismatched)), tuple(sorted(report["missing_keys"])))
+    return _Report(
+        tuple(sorted(mismatched)), tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"]))
+    )
 
 
 @contextmanager

@@ -50,11 +50,11 @@ def as_loaded(checkpoint: CheckpointFacts, device: DeviceFacts, *, keeps_codes: 
     why = (
         "and its config has it dequantized"
         if checkpoint.is_to_dequantize
-        else f"which transformers does not multiply on {device.name}"
+        else f"which transformers has no products for on {device.name}"
     )
     text = (
-        f"{checkpoint.source} is in {_FORMATS[quantizer.method]}, {why}: it is dequantized to "
-        f"bfloat16, {bytes_text(weight_bytes(BFLOAT16, unpacked))} instead of {bytes_text(_packed_bytes(checkpoint))}"
+        f"{checkpoint.source} is in {_FORMATS[quantizer.method]}, {why}: loading dequantizes it, to "
+        f"{bytes_text(weight_bytes(BFLOAT16, unpacked))} in 16 bit instead of {bytes_text(_packed_bytes(checkpoint))}"
     )
     return replace(unpacked, file_format="dequantized", warnings=(*checkpoint.warnings, text))
 

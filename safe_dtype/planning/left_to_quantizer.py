@@ -38,7 +38,7 @@ def left_to_quantizer(judged: Decision, device: DeviceFacts, checkpoint: Checkpo
     problem = quantizer.problem_on(device) if quantizer else None
     if quantizer and problem:
         return _not_there(judged, quantizer.name, problem, device, checkpoint)
-    needs = _needs(quantizer)
+    needs = _needs(quantizer) + _slowly(quantizer, device)
     # What is quantized while it loads takes fewer bytes than its files.
     is_in_files = checkpoint.loaded_as is not None or dense(checkpoint, BFLOAT16) is not None
     if judged.ground is Ground.MEMORY and is_in_files:
@@ -70,3 +70,9 @@ def _needs(quantizer: Quantizer | None) -> str:
         return ""
     many = "s" * (len(quantizer.packages) > 1)
     return f"; needs the package{many} {' and '.join(quantizer.packages)}"
+
+
+def _slowly(quantizer: Quantizer | None, device: DeviceFacts) -> str:
+    if quantizer is None or not quantizer.unpacks_at_every_product(device):
+        return ""
+    return f"; there are no kernels of it for {device.name}: plain torch unpacks the weights at every product, slowly"

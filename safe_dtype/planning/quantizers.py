@@ -28,6 +28,7 @@ class Quantizer:
     runs_on: tuple[tuple[str, str], ...]  # a vendor, and what it asks for: see `_meets`
     source: str
     else_dense: bool = False  # elsewhere transformers dequantizes by itself
+    unpacks_on: tuple[tuple[str, str], ...] = ()  # where there are no kernels, and plain torch does it
 
     def problem_on(self, device: DeviceFacts) -> str | None:
         """Return why the codes do not run on `device`; None where they do, or nobody knows its kind."""
@@ -40,6 +41,10 @@ class Quantizer:
         if vendor == "nvidia" and conditions:
             return f"it needs compute capability {conditions[0]}, and {device.name} has {device.capability} ({self.source})"
         return f"it runs on {self.places} ({self.source})"
+
+    def unpacks_at_every_product(self, device: DeviceFacts) -> bool:
+        """Whether it runs there, and slowly: each product unpacks its weights to 16 bit with torch's own operations."""
+        return any(name == device.vendor and _meets(device, condition) for name, condition in self.unpacks_on)
 
     @property
     def name(self) -> str:
@@ -74,10 +79,11 @@ def _by_transformers(
 
 
 _NVIDIA = ("nvidia", _ANY)
+_WITHOUT_KERNELS = (("apple", _ANY), ("cpu", "arm64"), ("npu", _ANY))  # of gptqmodel's: on its list stands torch alone
 QUANTIZERS = (
-    Quantizer("gptq", ("optimum", "gptqmodel"), _EVERYWHERE, f"{_GPTQMODEL}/torch.py"),
+    Quantizer("gptq", ("optimum", "gptqmodel"), _EVERYWHERE, f"{_GPTQMODEL}/torch.py", unpacks_on=_WITHOUT_KERNELS),
     Quantizer("gptq marlin", ("optimum", "gptqmodel"), (("nvidia", "7.5"),), f"{_GPTQMODEL}/marlin.py"),
-    Quantizer("awq", ("gptqmodel",), _EVERYWHERE, f"{_GPTQMODEL}/torch_awq.py"),
+    Quantizer("awq", ("gptqmodel",), _EVERYWHERE, f"{_GPTQMODEL}/torch_awq.py", unpacks_on=_WITHOUT_KERNELS),
     Quantizer("awq gemv", ("gptqmodel",), (_NVIDIA, ("amd", _ANY)), f"{_GPTQMODEL}/gemv_awq.py"),
     Quantizer("awq marlin", ("gptqmodel",), (("nvidia", "8.0"),), f"{_GPTQMODEL}/marlin_awq.py"),
     _bitsandbytes("bitsandbytes 8", "7.5"),

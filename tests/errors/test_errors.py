@@ -132,3 +132,10 @@ def test_next_step(cls: type[errors.SafeDtypeError]) -> None:
 def test_every_class_is_raised_or_a_base() -> None:
     """A class without an `__init__` of its own or of a base is only there to be caught."""
     assert all(cls.__subclasses__() for cls in CLASSES if cls not in RAISED)
+
+
+@pytest.mark.parametrize("error", [errors.NoSuchDeviceError, errors.UnknownDeviceError])
+@pytest.mark.parametrize("name", ["", "  "])
+def test_device_without_a_name(error: type[errors.NoSuchDeviceError], name: str) -> None:
+    """An empty name, as of a variable that is not set, is called that and not shown as a name."""
+    assert str(error(name, ("cpu",))).startswith("The name of the device is empty. ")

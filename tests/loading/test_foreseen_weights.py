@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,23 @@ def test_other_shapes(model: Path) -> None:
     assert "and 11 more differ" in warning
     with pytest.raises(RuntimeError):
         transformers.AutoModelForCausalLM.from_pretrained(model)
+
+
+def test_tensors_without_a_place(model: Path, run: Run) -> None:
+    """What the files hold beyond the config is named, as transformers reports it; the model is whole, and is staged."""
+    change_config(model, num_hidden_layers=2, layer_types=["full_attention"] * 2)
+    names = [name for shard in model.glob("*.safetensors") for name in load_file(shard)]
+    beyond = [name for name in names if re.search(r"layers\.[2-9]\.", name)]
+    (failure,) = foreseen_in_all(Request(str(model), {}))
+    assert failure.leaves_out
+    assert failure.warning.startswith(
+        f"it will load, and leave weights out: its files hold {len(beyond)} tensors that Qwen3ForCausalLM has no place for "
+        "(model.layers.*.input_layernorm.weight, model.layers.*.mlp.down_proj.weight and 9 more kinds)"
+    )
+    assert f"warning: {failure.warning}" in " ".join(run("plan", model).stdout.split())
+    _, report = transformers.AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
+    assert sorted(report["unexpected_keys"]) == sorted(beyond)
+    assert stage(model, model.parent / "staged", dtype="float32").folder.is_dir()
 
 
 def test_class_that_cannot_be_made(model: Path) -> None:

@@ -91,7 +91,7 @@ def test_norms_in_float32(packed: Path) -> None:
 
 def test_said(packed: Path) -> None:
     """That the weights grow is said, with both sizes."""
-    with pytest.warns(SafeDtypeWarning, match=r"float8.*dequantized to bfloat16, .* instead of"):
+    with pytest.warns(SafeDtypeWarning, match=r"float8.*: loading dequantizes it, to .* in 16 bit instead of"):
         SafeAutoModel.from_pretrained(packed)
 
 

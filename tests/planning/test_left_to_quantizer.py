@@ -48,6 +48,17 @@ def test_runs() -> None:
     assert plan.storage.name == "float16"  # as its config says, not the dtype of its scales
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_without_kernels(method: str) -> None:
+    """Where only plain torch multiplies the codes it is left to the quantizer, and that it is slow is said; else not."""
+    for device in ("Apple M2 24 GB", "Raspberry Pi 5 8 GB"):
+        plan = plan_on(device, quantized(method, bits=4))
+        assert plan.quantization == method
+        assert "plain torch unpacks the weights at every product, slowly" in plan.reason
+    for device in ("NVIDIA Tesla T4", "Intel Xeon Platinum 8480"):
+        assert "plain torch" not in plan_on(device, quantized(method, bits=4)).reason
+
+
 @pytest.mark.parametrize(
     ("method", "options", "device"),
     [

@@ -121,7 +121,8 @@ def stage(  # noqa: PLR0913  # what the command's options say, each once
         made = aside / folder.name
         request = Request(variant_source.weights, {})
         for failure in foreseen_in_all(request, reads_text=False):  # random weights are no variant either
-            raise CheckpointError(variant_source.name, failure.problem, failure.advice)
+            if not failure.leaves_out:  # what the model has no place for, the variant has none for either
+                raise CheckpointError(variant_source.name, failure.problem, failure.advice)
         with explained(request, reads_text=False):
             evidence = _Job(variant_source, aside, made, _Wishes(text, max_drift, needs, tell)).run(wanted)
         if folder.exists():
