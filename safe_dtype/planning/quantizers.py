@@ -73,9 +73,9 @@ def _bitsandbytes(method: str, least: str) -> Quantizer:
 
 
 def _by_transformers(
-    method: str, packages: tuple[str, ...], *runs_on: tuple[str, str], file: str = "", **options: bool
+    method: str, packages: tuple[str, ...], *runs_on: tuple[str, str], file: str = "", else_dense: bool = False
 ) -> Quantizer:
-    return Quantizer(method, packages, runs_on, _TRANSFORMERS.format(file or method), **options)
+    return Quantizer(method, packages, runs_on, _TRANSFORMERS.format(file or method), else_dense)
 
 
 _NVIDIA = ("nvidia", _ANY)
