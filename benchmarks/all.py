@@ -24,6 +24,7 @@ SCRIPTS = (
     "rescue",
     "optimize",
     "restarts",
+    "training",
 )
 
 if __name__ == "__main__":
