@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .base import SafeDtypeError
 
 
@@ -23,7 +25,7 @@ class PeerLostError(RanksError):
         self.missing = missing  # the ranks that did not answer, as far as is known
 
     def __str__(self) -> str:
-        others = _named(self.missing) if self.missing else "another rank"
+        others = named_ranks(self.missing) if self.missing else "another rank"
         return (
             f"Rank {self.rank} waited {self.seconds:.3g} s for {others}: {self.problem}. Next: look for the first error in "
             "the logs of all ranks, and start the job again; `safe-dtype launch` restarts all ranks together."
@@ -40,7 +42,7 @@ class RanksDisagreeError(RanksError):
         self.advice = advice
 
     def __str__(self) -> str:
-        values = "; ".join(f"{_named(ranks)}: {value}" for ranks, value in self.values)
+        values = "; ".join(f"{named_ranks(ranks)}: {value}" for ranks, value in self.values)
         return f"The ranks of this job do not agree on the {self.what}: {values}. Next: {self.advice}."
 
 
@@ -56,7 +58,7 @@ class RemoteFailure(RanksError):  # noqa: N818  (no fault of this rank)
         return f"Rank {self.rank} failed: {self.problem}. Next: look at the log of rank {self.rank}."
 
 
-def _named(ranks: tuple[int, ...]) -> str:
+def named_ranks(ranks: Sequence[int]) -> str:
     """Return 'rank 1', or 'ranks 1, 3'; of many the first eight."""
     some = ", ".join(map(str, ranks[:8]))
     more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""

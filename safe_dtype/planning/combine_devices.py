@@ -1,4 +1,4 @@
-"""Several devices that hold one model: one set of facts, the weakest device's verdict on everything."""
+"""Several devices that hold one model, or ranks that each hold it: one set of facts, the weakest verdict on everything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import reduce
 from operator import add
 
-from ..facts import DeviceFacts, Verdict, VerdictKind
+from ..errors.ranks import named_ranks
+from ..facts import DeviceFacts, MemoryFacts, Verdict, VerdictKind
 
 _WORST_FIRST = (
     VerdictKind.CRASHES,
@@ -42,6 +43,63 @@ def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
         verdicts=tuple(_weakest(verdict, others) for verdict in first.verdicts),
         measured=all(one.measured for one in devices),
     )
+
+
+def combine_ranks(devices: Sequence[tuple[tuple[int, ...], DeviceFacts]]) -> DeviceFacts:
+    """Return what a job can do whose ranks each hold the model: the weakest rank's verdict, the slowest one's rates.
+
+    Ranks in different dtypes exchange garbage without an error, so a dtype is accepted only where every rank accepts it;
+    and all wait for the slowest.
+
+    Args:
+        devices: Ranks with the same facts, and these facts.
+
+    Raises:
+        ValueError: If `devices` is empty.
+    """
+    if not devices:
+        raise ValueError("combine_ranks() needs at least one rank")
+    ordered = sorted(devices, key=lambda group: group[0])
+    first = ordered[0][1]
+    if len(ordered) == 1:
+        return first
+    everyone = [facts for _, facts in ordered]
+    cells = dict.fromkeys((one.dtype, one.op) for facts in everyone for one in facts.verdicts)
+    products = dict.fromkeys(name for facts in everyone for name in facts.products or (facts.name,))
+    names = [facts.name for ranks, facts in ordered for _ in ranks]
+    return replace(
+        first,
+        name=first.name if len(products) == 1 else " + ".join(_counted(names)),
+        products=tuple(products) if len(products) > 1 else first.products,
+        memory=_least([facts.memory for facts in everyone]),
+        verdicts=tuple(_of_all_ranks([(ranks, facts.verdict(*cell)) for ranks, facts in ordered]) for cell in cells),
+        measured=all(facts.measured for facts in everyone),
+    )
+
+
+def _of_all_ranks(verdicts: Sequence[tuple[tuple[int, ...], Verdict]]) -> Verdict:
+    worst = min((verdict.kind for _, verdict in verdicts), key=_WORST_FIRST.index)
+    weakest = [(ranks, verdict) for ranks, verdict in verdicts if verdict.kind == worst]
+    verdict = min((verdict for _, verdict in weakest), key=lambda verdict: verdict.prefill_flops_per_s or 0.0)
+    where = "" if len(weakest) == len(verdicts) else f" ({named_ranks(sorted(sum((one[0] for one in weakest), ())))})"
+    return replace(
+        verdict,
+        reason=verdict.reason + where,
+        decode_bytes_per_s=_slowest([verdict.decode_bytes_per_s for _, verdict in verdicts]),
+        prefill_flops_per_s=_slowest([verdict.prefill_flops_per_s for _, verdict in verdicts]),
+    )
+
+
+def _slowest(rates: Sequence[float | None]) -> float | None:
+    """Return the least of several rates; None where one was not measured."""
+    return None if None in rates else min(rate for rate in rates if rate is not None)
+
+
+def _least(memories: Sequence[MemoryFacts]) -> MemoryFacts:
+    """Return the least memory of any rank: each holds its own copy. Unknown where that of one is."""
+    if not all(memory.total_bytes for memory in memories):
+        return MemoryFacts(0, 0, memories[0].limited_by)
+    return min(memories, key=lambda memory: memory.free_bytes)
 
 
 def _weakest(verdict: Verdict, others: Sequence[DeviceFacts]) -> Verdict:

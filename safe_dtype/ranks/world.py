@@ -79,10 +79,9 @@ def _connect(default: Any) -> World:
 
     exit_quietly()
     rank, size = default.rank(), default.size()
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
     # What an earlier attempt, or an earlier group of this process, left in the store must not be read again.
     lifetime = _lifetimes.setdefault(default, next(_next_lifetime))
-    store = PrefixStore(f"safe_dtype/{attempt}/{lifetime}", _get_default_store())
+    store = PrefixStore(f"{attempt_prefix()}/world {lifetime}", _get_default_store())
     _meet(store, rank, size, SECONDS_TO_WAIT)
     if size > FULL_MESH:
         group = lazy_group(PrefixStore("group", store), rank, size)
@@ -94,7 +93,13 @@ def _connect(default: Any) -> World:
             use_local_synchronization=True,
             group_desc="safe_dtype",
         )
-    return World(rank, size, group, store, attempt)
+    return World(rank, size, group, store, int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0))
+
+
+def attempt_prefix() -> str:
+    """Return what sets the notes of this attempt of this job apart: a launcher may keep its store over restarts."""
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    return "/".join(["safe_dtype", *(os.environ.get(name) or "0" for name in names)])
 
 
 def lazy_group(store: Any, rank: int, size: int) -> Any:

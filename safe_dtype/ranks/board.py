@@ -1,0 +1,181 @@
+"""A board on which ranks leave notes for each other, before torch.distributed is initialized and after it.
+
+A collective waits for every rank, and a model may be loaded by one of them alone (`if rank == 0:`), or by one after the
+other. So ranks agree by notes in the key-value store of their launch: who comes late reads them, and nobody waits longer
+than a limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+from ..errors import PeerLostError
+from .world import attempt_prefix, default_group
+
+logger = logging.getLogger(__name__)
+
+SECONDS_TO_CONNECT = 60.0  # that rank 0, which holds the store, may start later
+_LONGEST_PAUSE = 0.25  # seconds between two looks at the board
+_EMPTY = b""
+
+Groups = tuple[tuple[tuple[int, ...], Any], ...]  # the ranks that left equal notes, and what they left
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """The board of one attempt of one job."""
+
+    rank: int
+    size: int
+    store: Any = field(repr=False)
+
+    def post(self, name: str, note: Any) -> None:
+        """Leave a note. Whoever reads it gets a copy."""
+        self._ask(partial(self.store.set, name, pickle.dumps(note)))
+
+    def read(self, name: str) -> Any:
+        """Return a note, or None where nobody left one."""
+        return self._note(name) if self._ask(partial(self.store.check, [name])) else None
+
+    def settle(self, name: str, note: Any) -> Any:
+        """Leave a note unless there is one; return the one that is there."""
+        settled = self._ask(partial(self.store.compare_set, name, _EMPTY, pickle.dumps(note)))
+        return pickle.loads(settled)
+
+    def wait(self, name: str, seconds: float) -> Any:
+        """Return a note as soon as it is there; None where nobody left one within `seconds`."""
+        ending, pause = time.monotonic() + seconds, 0.002
+        while (note := self.read(name)) is None and time.monotonic() < ending:
+            time.sleep(min(pause, _LONGEST_PAUSE))
+            pause *= 1.5
+        return note
+
+    def gather(self, name: str, note: Any, seconds: float, among: Iterable[int] | None = None) -> Groups:
+        """Leave this rank's note, and return those of all ranks: the same on every rank that asks.
+
+        Where some have not come within `seconds`, the first rank that gives up returns for all those that are there; who
+        comes later gets the same, without its own note in it.
+
+        Args:
+            name: Of what is gathered: each name once.
+            note: What this rank leaves.
+            seconds: How long to wait.
+            among: The ranks that will come; None: all.
+        """
+        ranks = tuple(range(self.size)) if among is None else tuple(among)
+        self.post(f"{name}/{self.rank}", note)
+        count = self._ask(partial(self.store.add, f"{name}/count", 1))
+        if count < len(ranks):
+            groups = self.wait(f"{name}/all", seconds)
+            if groups is not None:
+                return groups  # type: ignore[no-any-return]
+        return self.settle(f"{name}/all", self._grouped(name, ranks))  # type: ignore[no-any-return]
+
+    def _grouped(self, name: str, ranks: Iterable[int]) -> Groups:
+        here = [rank for rank in ranks if self._ask(partial(self.store.check, [f"{name}/{rank}"]))]
+        notes = self._ask(partial(self.store.multi_get, [f"{name}/{rank}" for rank in here]))
+        groups: dict[bytes, list[int]] = defaultdict(list)
+        for rank, note in zip(here, notes, strict=True):
+            groups[note].append(rank)
+        return tuple((tuple(members), pickle.loads(note)) for note, members in groups.items())
+
+    def _note(self, name: str) -> Any:
+        return pickle.loads(self._ask(partial(self.store.get, name)))
+
+    def _ask(self, request: Any) -> Any:
+        started = time.monotonic()
+        try:
+            return request()
+        except RuntimeError as exc:  # rank 0, or the launcher, has ended, and the store with it
+            problem = f"the store of this job does not answer: {str(exc).strip().partition(chr(10))[0][:200]}"
+            raise PeerLostError(self.rank, time.monotonic() - started, problem) from exc
+
+
+@dataclass
+class _Process:
+    """The board of this process, looked for once."""
+
+    pid: int
+    board: Board | None
+    server: Any = None  # keeps the store of rank 0 alive
+
+
+_process: list[_Process] = []
+
+
+def current_board() -> Board | None:
+    """Return the board of this job; None in a job of one, and where the ranks cannot be reached.
+
+    It is found by the variables that torchrun, accelerate and Slurm scripts set, so also before `init_process_group`;
+    without them by the default process group.
+    """
+    launch = _launch()
+    if launch is None and default_group() is None:
+        return None
+    if _process and _process[0].pid != os.getpid():
+        return None  # forked from a rank: it is none itself
+    if not _process or (_process[0].board is None and default_group() is not None):
+        _process[:] = [_connected(launch)]
+    return _process[0].board
+
+
+def _launch() -> tuple[int, int, str, int] | None:
+    """Return rank, size, address and port, as a launcher has set them; None where there is no job of several."""
+    words = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+    rank, size, address, port = words
+    if not (rank.isdecimal() and size.isdecimal() and port.isdecimal() and address) or int(size) < 2:
+        return None
+    return int(rank), int(size), address, int(port)
+
+
+def _connected(launch: tuple[int, int, str, int] | None) -> _Process:
+    default = default_group()
+    if launch is not None and default is not None and (default.rank(), default.size()) != launch[:2]:
+        launch = None  # the variables are those of another job
+    server = None
+    try:
+        if launch is not None:
+            rank, size = launch[:2]
+            server = store = store_of_launch(*launch, seconds=SECONDS_TO_CONNECT)
+        else:
+            rank, size, store = default.rank(), default.size(), _get_default_store()
+        board = Board(rank, size, PrefixStore(attempt_prefix(), store))
+        claim = f"{socket.gethostname()} {os.getpid()}"
+        if board.settle(f"rank/{rank}", claim) != claim:
+            board = None  # a process that a rank has started, with its variables
+    except (RuntimeError, PeerLostError) as exc:
+        logger.warning("the other ranks cannot be reached, and this one plans alone: %s", str(exc).partition("\n")[0])
+        board = None
+    return _Process(os.getpid(), board, server)
+
+
+def store_of_launch(rank: int, size: int, address: str, port: int, *, seconds: float) -> Any:
+    """Return the key-value store that torch's `env://` uses, without waiting for all ranks to come.
+
+    Under torchrun the launcher holds it; else rank 0 does, in a server that `init_process_group` uses as well.
+
+    Raises:
+        RuntimeError: If it cannot be reached within `seconds`.
+    """
+    timeout = timedelta(seconds=seconds)
+    make = partial(dist.TCPStore, address, port, size, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        try:
+            return make(is_master=True)
+        except RuntimeError:
+            logger.debug("port %s is taken: by the store of this job", port)
+    return make(is_master=False)
+
