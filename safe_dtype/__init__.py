@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .numerics import compute_in
     from .optimizing import Dynamic, Optimized, load_optimized, optimize
     from .publishing import publish
+    from .ranks import init_process_group
     from .verifying import drift_from, measure_drift, record_outputs, text_batches
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ __all__ = [
     "exceeds",
     "facts_of",
     "guard",
+    "init_process_group",
     "load_optimized",
     "make_plan",
     "measure",
@@ -121,6 +123,7 @@ _LOADED_ON_USE = {
     "load_optimized": "optimizing",
     "optimize": "optimizing",
     "publish": "publishing",
+    "init_process_group": "ranks",
 }
 
 

@@ -17,6 +17,7 @@ from ..errors.warn import warn
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
 from .load import load
+from .meeting import meeting_for
 from .plan_agreement import check_agreement
 from .plan_request import plan_request
 from .published_variants import with_variant
@@ -55,7 +56,8 @@ class SafeAuto:
         """
         request = Request(pretrained_model_name_or_path, kwargs).in_folder()
         if plan is None:
-            plan = plan_request(request, policy, drifts="measured")
+            with meeting_for(request, policy) as meeting:
+                plan = plan_request(request, policy, drifts="measured", meeting=meeting)
             request, plan = with_variant(
                 request, plan, lambda other: plan_request(other, policy, drifts="measured")
             )  # fmt: skip

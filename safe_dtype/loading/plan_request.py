@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
+from functools import partial
 from itertools import islice
 from typing import Literal
 
 import torch
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.utils.import_utils import is_kernels_available, is_triton_available
 
 from ..checkpoints import read_checkpoint, read_state_dict
@@ -19,9 +20,10 @@ from ..checkpoints.config import as_dict, without_dtypes
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, routes_of
 from ..errors import CheckpointError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
-from ..planning import Candidate, Plan, Policy, combine, make_plan
+from ..planning import Plan, Policy, combine, make_plan
 from ..planning.as_loaded import as_loaded
 from .config_order import passed_config, with_order_of_config
+from .meeting import Facts, Meeting
 from .placement import with_memory_as_placed
 from .request import Request, all_accelerators
 from .trials.float16 import plan_with_half
@@ -52,6 +54,7 @@ def plan_request(
     drifts: Drifts = "remembered",
     stored: bool = True,
     device: DeviceFacts | None = None,
+    meeting: Meeting | None = None,
 ) -> Plan:
     """Return the plan for one call of `from_pretrained`. Reads headers and configs, never weights.
 
@@ -60,6 +63,7 @@ def plan_request(
     come to if all is well that it would measure (`Plan.pending`); "ignored" rounds nothing.
     `stored` tells whether to believe a rescue that was saved beside the weights: nothing is measured then.
     `device` is one that is not here, known by the table of priors; None: those that the request names.
+    `meeting` is where the ranks of a job agree, which all plan from the same facts; None: this process plans alone.
 
     Raises:
         CheckpointError: If the checkpoint cannot be found or read.
@@ -70,38 +74,53 @@ def plan_request(
         request = with_order_of_config(request)
     ordered = request.ordered
     checkpoint = checkpoint_for(request)
-    if device is None:
-        device = device_for(request, checkpoint)
-        loaded = as_loaded_here(checkpoint, device)
-        if loaded is not checkpoint:  # other shapes and dtypes are multiplied
-            checkpoint, device = loaded, device_for(request, loaded)
-        lessons = lessons_for(request.devices, checkpoint.source, checkpoint.model_type)
-        checkpoint = replace(checkpoint, lessons=lessons)
-    else:
+    if device is not None:
         checkpoint = as_loaded(checkpoint, device)
+    elif meeting is None:
+        device, checkpoint = _facts_here(request, checkpoint)
+    else:
+        device, checkpoint = meeting.agreed(checkpoint, partial(_facts_here, request, checkpoint))
     parsed = Policy.of(policy)
     rounds = drifts != "ignored" or ordered == FLOAT16 or (parsed is not None and FLOAT16 in parsed.ladder)
-    if stored and not is_one_of_many(request):
+    if stored and (not is_one_of_many(request) or (meeting is not None and not is_split(request))):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
-    expected: tuple[Candidate, ...] = ()
-    plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=expected)
+    plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
     if plan.device_map and _could_have_more(request):
         everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
         spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
         return replace(spread, device_map=plan.device_map, warnings=spread.warnings or plan.warnings)
     # Who orders float16, or names it in a ladder, wants results as well, and a model that overflows has none.
     if rounds:
-        plan, checkpoint, expected = plan_with_half(
-            plan, request, device, checkpoint, parsed, measure=drifts != "remembered"
-        )
-    if drifts != "ignored":
-        plan = plan_with_drifts(
-            plan, request, device, checkpoint, parsed, measure=drifts == "measured", expected=expected
-        )
+        trial = partial(_with_trials, plan, request, device, checkpoint, parsed, drifts)
+        plan = trial() if meeting is None else meeting.by_one(plan, device, checkpoint, trial)
     if plan.device_map and request.spreads:
         plan = replace(plan, device_map=request.arguments["device_map"])
+    if meeting is not None:
+        meeting.prove(plan)
     logger.debug("%s", plan.summary)
     return plan
+
+
+def _facts_here(request: Request, checkpoint: CheckpointFacts) -> Facts:
+    """Return what was measured of the request's devices, and the checkpoint as it is loaded there."""
+    device = device_for(request, checkpoint)
+    loaded = as_loaded_here(checkpoint, device)
+    if loaded is not checkpoint:  # other shapes and dtypes are multiplied
+        checkpoint, device = loaded, device_for(request, loaded)
+    lessons = lessons_for(request.devices, checkpoint.source, checkpoint.model_type)
+    return device, replace(checkpoint, lessons=lessons)
+
+
+def _with_trials(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, drifts: Drifts
+) -> Plan:  # fmt: skip
+    """Return `plan`, or what it comes to with what was measured of the checkpoint in other dtypes than its own."""
+    plan, checkpoint, expected = plan_with_half(
+        plan, request, device, checkpoint, policy, measure=drifts != "remembered"
+    )
+    if drifts == "ignored":
+        return plan
+    return plan_with_drifts(plan, request, device, checkpoint, policy, measure=drifts == "measured", expected=expected)
 
 
 def _could_have_more(request: Request) -> bool:
@@ -159,9 +178,18 @@ def is_one_of_many(request: Request) -> bool:
     """Whether several processes load this model, each its part or its copy."""
     if request.arguments.get("device_map") is not None:
         return False
-    asked = any(request.arguments.get(name) is not None for name in _SPLIT_BY_RANKS)
     ranks = os.environ.get("WORLD_SIZE", "")  # torchrun, accelerate launch, deepspeed
-    return asked or (ranks.isdecimal() and int(ranks) > 1) or is_deepspeed_zero3_enabled()
+    return is_split(request) or (ranks.isdecimal() and int(ranks) > 1)
+
+
+def is_split(request: Request) -> bool:
+    """Whether each of several processes loads a part of this model only, by what the call and the launch say."""
+    return is_split_on_loading(request) or is_deepspeed_zero3_enabled() or is_fsdp_enabled()
+
+
+def is_split_on_loading(request: Request) -> bool:
+    """Whether the call itself asks for a part on each rank, as with `tp_plan`: the ranks meet inside it."""
+    return any(request.arguments.get(name) is not None for name in _SPLIT_BY_RANKS)
 
 
 def checkpoint_for(request: Request) -> CheckpointFacts:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..devices.memory import bytes_of
-from ..errors import SafeDtypeError, StrictModeError
+from ..errors import PeerLostError, RanksDisagreeError, SafeDtypeError, StrictModeError
 from ..errors.warn import warn
 from ..loading import Request, load, plan_request
 from ..loading.planned_once import take_planned
 from ..models.load_lock import one_at_a_time
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
-from ..ranks import announce_failures
+from ..ranks import announce_failures, meet
 from .telling import Telling, tell_plan
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,10 @@ def _plan(request: Request, policy: Policy) -> tuple[Plan | None, str]:
         return None, "max_memory cannot be read"
     try:
         # A program that was written for plain transformers may train what it loads: nothing is rounded unasked.
-        return plan_request(request, policy, drifts="ignored"), ""
+        with meet(request, policy) as meeting:
+            return plan_request(request, policy, drifts="ignored", meeting=meeting), ""
+    except (RanksDisagreeError, PeerLostError):
+        raise  # loaded as it is, it would be another model on every rank
     except StrictModeError as exc:
         if policy.mode == "strict":
             raise

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = "from_pretrained"
 _SHOULD_REDUCE = "should_reduce_batch_size"
+_GROUPS = "torch.distributed"
 _ALSO_HOLDS = "transformers.trainer"  # has that function by its name
 
 
@@ -141,6 +142,7 @@ def _is_being_imported(module: Any, name: str) -> bool:
 
 
 def _attach(module: Any) -> None:
+    _attach_to_groups()
     if module.__name__ == BATCHES:
         _attach_to_batches(module)
         return
@@ -162,6 +164,17 @@ def _attach_to_method(module: Any, class_name: str, name: str, wrap: Wrap) -> No
         if _patch_now() is not None:
             wrap_method(owner, name, wrap, hook)
             _unwrap[hook.module] = functools.partial(unwrap_methods, hook)
+
+
+def _attach_to_groups() -> None:
+    """Have this process tell the other ranks of its device where it connects with them."""
+    if _GROUPS not in sys.modules:
+        return  # it will be, by the time that another module is patched
+    from .process_group import tell_devices_when_connected  # imports torch, which is here by now
+
+    with _lock:
+        if _patch_now() is not None and _GROUPS not in _unwrap:
+            _unwrap[_GROUPS] = tell_devices_when_connected(lambda: _patch_now() is not None)
 
 
 def _attach_to_batches(module: Any) -> None:

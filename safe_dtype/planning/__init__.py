@@ -1,6 +1,6 @@
 """Policy and facts in, plan out: pure functions, without torch."""
 
-from .combine_devices import combine
+from .combine_devices import combine, combine_ranks
 from .judge import candidates, judge
 from .made_for import MadeFor
 from .make_plan import make_plan
@@ -21,6 +21,7 @@ __all__ = [
     "Workload",
     "candidates",
     "combine",
+    "combine_ranks",
     "faster_if_asked",
     "first_measurement",
     "judge",

@@ -1,26 +1,40 @@
 """Several processes that hold one model: they agree on the dtype before it loads, and on every step down."""
 
+from ..loading.meeting import meet_by
 from .ballot import LARGEST_PAYLOAD, Vote, VoteTally, cast_vote
+from .board import Board, current_board
+from .consensus import agree
 from .failed_dtypes import failed_dtypes, first_allowed
 from .gather import gather_texts
 from .generation import agreeing, announce_failures
+from .meeting_of_ranks import meet
+from .rendezvous import init_process_group
 from .restart import FAILED_IN_DTYPE, PEER_LOST, restarting
+from .started import tell_devices
 from .world import World, current_world, known_world
 
 __all__ = [
     "FAILED_IN_DTYPE",
     "LARGEST_PAYLOAD",
     "PEER_LOST",
+    "Board",
     "Vote",
     "VoteTally",
     "World",
+    "agree",
     "agreeing",
     "announce_failures",
     "cast_vote",
+    "current_board",
     "current_world",
     "failed_dtypes",
     "first_allowed",
     "gather_texts",
+    "init_process_group",
     "known_world",
+    "meet",
     "restarting",
+    "tell_devices",
 ]
+
+meet_by(meet)  # every load of several ranks goes through a meeting from now on

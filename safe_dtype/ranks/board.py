@@ -19,7 +19,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from ..errors import PeerLostError
@@ -66,7 +66,7 @@ class Board:
     def gather(self, name: str, note: Any, seconds: float, among: Iterable[int] | None = None) -> Groups:
         """Leave this rank's note, and return those of all ranks: the same on every rank that asks.
 
-        Where some have not come within `seconds`, the first rank that gives up returns for all those that are there; who
+        Where some have not come within `seconds`, the first rank that gives up settles it for those that are there; who
         comes later gets the same, without its own note in it.
 
         Args:
@@ -76,17 +76,24 @@ class Board:
             among: The ranks that will come; None: all.
         """
         ranks = tuple(range(self.size)) if among is None else tuple(among)
+        self.leave(name, note, ranks)
+        groups: Groups = self.wait(f"{name}/all", seconds) or self.settle(f"{name}/all", self._grouped(name, ranks))
+        return groups
+
+    def leave(self, name: str, note: Any, among: Iterable[int] | None = None) -> None:
+        """Leave this rank's note, and wait for nobody; the last rank to do so gathers all of them."""
+        ranks = tuple(range(self.size)) if among is None else tuple(among)
         self.post(f"{name}/{self.rank}", note)
-        count = self._ask(partial(self.store.add, f"{name}/count", 1))
-        if count < len(ranks):
-            groups = self.wait(f"{name}/all", seconds)
-            if groups is not None:
-                return groups  # type: ignore[no-any-return]
-        return self.settle(f"{name}/all", self._grouped(name, ranks))  # type: ignore[no-any-return]
+        if self._ask(partial(self.store.add, f"{name}/count", 1)) == len(ranks):
+            self.settle(f"{name}/all", self._grouped(name, ranks))
+
+    def left(self, name: str) -> Groups:
+        """Return the notes of all ranks that have left one until now."""
+        return self.read(f"{name}/all") or self._grouped(name, range(self.size))
 
     def _grouped(self, name: str, ranks: Iterable[int]) -> Groups:
         here = [rank for rank in ranks if self._ask(partial(self.store.check, [f"{name}/{rank}"]))]
-        notes = self._ask(partial(self.store.multi_get, [f"{name}/{rank}" for rank in here]))
+        notes = self._ask(partial(self.store.multi_get, [f"{name}/{rank}" for rank in here])) if here else []
         groups: dict[bytes, list[int]] = defaultdict(list)
         for rank, note in zip(here, notes, strict=True):
             groups[note].append(rank)
@@ -152,9 +159,9 @@ def _connected(launch: tuple[int, int, str, int] | None) -> _Process:
             server = store = store_of_launch(*launch, seconds=SECONDS_TO_CONNECT)
         else:
             rank, size, store = default.rank(), default.size(), _get_default_store()
-        board = Board(rank, size, PrefixStore(attempt_prefix(), store))
+        board: Board | None = Board(rank, size, PrefixStore(attempt_prefix(), store))
         claim = f"{socket.gethostname()} {os.getpid()}"
-        if board.settle(f"rank/{rank}", claim) != claim:
+        if board and board.settle(f"rank/{rank}", claim) != claim:
             board = None  # a process that a rank has started, with its variables
     except (RuntimeError, PeerLostError) as exc:
         logger.warning("the other ranks cannot be reached, and this one plans alone: %s", str(exc).partition("\n")[0])
@@ -171,11 +178,10 @@ def store_of_launch(rank: int, size: int, address: str, port: int, *, seconds: f
         RuntimeError: If it cannot be reached within `seconds`.
     """
     timeout = timedelta(seconds=seconds)
-    make = partial(dist.TCPStore, address, port, size, timeout=timeout, wait_for_workers=False, multi_tenant=True)
+    make = partial(TCPStore, address, port, size, timeout=timeout, wait_for_workers=False, multi_tenant=True)
     if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         try:
             return make(is_master=True)
         except RuntimeError:
             logger.debug("port %s is taken: by the store of this job", port)
     return make(is_master=False)
-

@@ -1,0 +1,71 @@
+"""`init_process_group`: torch's, for processes that may be started again, with time limits that end."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+
+from .board import store_of_launch
+from .started import tell_devices
+from .world import World, attempt_prefix, current_world
+
+SECONDS = 1800.0  # that a collective of the model waits: transformers' own default is two hours
+
+
+def init_process_group(backend: str | None = None, *, seconds: float = SECONDS) -> World | None:
+    """Connect the ranks of this job: torch's default process group, and beside it what safe_dtype needs.
+
+    Call it on every rank, before the first model is loaded. Under `torchrun --max_restarts` processes that come up again do
+    not read what those before have left in the store. Where a default group is there already, it stays as it is.
+
+    Args:
+        backend: Torch's name; None: gloo for the CPU, and beside it what torch uses for the accelerator that is here,
+            as in "cpu:gloo,cuda:nccl".
+        seconds: How long a collective waits for other ranks.
+
+    Returns:
+        The ranks; None in a job of one.
+
+    Raises:
+        PeerLostError: If not all ranks come.
+        RuntimeError: If torch cannot connect them.
+    """
+    if not dist.is_initialized():
+        launch = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+        if launch[1] in (None, "", "1") and None in launch:
+            return None  # started without a launcher
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        _bind_device()
+        store = store_of_launch(rank, size, address, port, seconds=seconds)
+        dist.init_process_group(
+            backend or backend_here(),
+            store=PrefixStore(f"{attempt_prefix()}/group", store),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=seconds),
+        )
+    world = current_world()
+    tell_devices()
+    return world
+
+
+def _bind_device() -> None:
+    """Make the accelerator that the launcher gives this rank the current one, where the script has chosen none."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    local = os.environ.get("LOCAL_RANK", "")
+    if accelerator is None or not local.isdecimal() or int(local) >= torch.accelerator.device_count():
+        return
+    if torch.accelerator.current_device_index() == 0:
+        getattr(torch, accelerator.type).set_device(int(local))
+
+
+def backend_here() -> str:
+    """Return torch's backends for the devices that are here: gloo for the CPU, and that of the accelerator."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    backend = accelerator and dist.Backend.default_device_backend_map.get(accelerator.type)
+    return f"cpu:gloo,{accelerator.type}:{backend}" if accelerator and backend else "gloo"

@@ -1,0 +1,70 @@
+"""Notes between ranks: everybody reads the same, and nobody waits for ever."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+
+import pytest
+import torch.distributed as dist
+
+from safe_dtype.errors import PeerLostError
+from safe_dtype.ranks import Board, current_board
+
+
+def boards(size: int) -> list[Board]:
+    """Return the board of one job as each of its ranks sees it."""
+    store = dist.HashStore()
+    return [Board(rank, size, dist.PrefixStore("job", store)) for rank in range(size)]
+
+
+def test_notes_are_read_by_all() -> None:
+    """A note is there for everybody, and the first one that settles something holds."""
+    first, second = boards(2)
+    first.post("a", {"x": 1})
+    assert second.read("a") == {"x": 1}
+    assert second.read("b") is None
+    assert [second.settle("c", "two"), first.settle("c", "one")] == ["two", "two"]
+
+
+def test_all_notes_come_together() -> None:
+    """Every rank gets the notes of all, those that are equal together."""
+    with ThreadPoolExecutor(4) as threads:
+        gathered = list(threads.map(lambda board: board.gather("n", board.rank % 2, 20), boards(4)))
+    assert all(dict(groups) == {(0, 2): 0, (1, 3): 1} for groups in gathered)
+
+
+def test_a_rank_that_stays_away() -> None:
+    """After the time limit the others go on, and who comes late reads what they have gone on with."""
+    first, second, late = boards(3)
+    started = monotonic()
+    with ThreadPoolExecutor(2) as threads:
+        gathered = list(threads.map(lambda board: board.gather("n", board.rank, 0.3), (first, second)))
+    assert 0.3 <= monotonic() - started < 5
+    assert gathered == [(((0,), 0), ((1,), 1))] * 2
+    assert late.gather("n", 2, 20) == gathered[0]
+
+
+def test_notes_left_on_the_way() -> None:
+    """A note can be left without waiting, and those that were left until now can be read."""
+    first, second = boards(2)
+    first.leave("n", "a")
+    assert second.left("n") == (((0,), "a"),)
+    second.leave("n", "a")
+    assert first.left("n") == (((0, 1), "a"),)
+
+
+def test_a_store_that_is_gone() -> None:
+    """A rank that cannot ask the store any more says so, and is not left waiting."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = dist.TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+    board = Board(1, 2, client)
+    board.post("a", 1)
+    del server
+    with pytest.raises(PeerLostError, match="the store of this job does not answer"):
+        board.wait("b", 60)
+
+
+def test_a_job_of_one_has_no_board() -> None:
+    """Without a launcher and without a process group there is nobody to leave notes for."""
+    assert current_board() is None
