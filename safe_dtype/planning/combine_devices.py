@@ -19,6 +19,13 @@ _WORST_FIRST = (
     VerdictKind.SLOW,
     VerdictKind.NATIVE,
 )
+_WORDS = {
+    VerdictKind.CRASHES: "ends the process",
+    VerdictKind.WRONG: "wrong",
+    VerdictKind.UNSUPPORTED: "not supported",
+    VerdictKind.UNKNOWN: "not measured",
+    VerdictKind.SLOW: "slow",
+}
 
 
 def combine(devices: Sequence[DeviceFacts]) -> DeviceFacts:
@@ -81,10 +88,13 @@ def _of_all_ranks(verdicts: Sequence[tuple[tuple[int, ...], Verdict]]) -> Verdic
     worst = min((verdict.kind for _, verdict in verdicts), key=_WORST_FIRST.index)
     weakest = [(ranks, verdict) for ranks, verdict in verdicts if verdict.kind == worst]
     verdict = min((verdict for _, verdict in weakest), key=lambda verdict: verdict.prefill_flops_per_s or 0.0)
-    where = "" if len(weakest) == len(verdicts) else f" ({named_ranks(sorted(sum((one[0] for one in weakest), ())))})"
+    reasons = [verdict.reason] if verdict.reason else []
+    if len(weakest) < len(verdicts):
+        ranks = sorted(rank for members, _ in weakest for rank in members)
+        reasons.append(f"{_WORDS[worst]} on {named_ranks(ranks)}")
     return replace(
         verdict,
-        reason=verdict.reason + where,
+        reason="; ".join(reasons),
         decode_bytes_per_s=_slowest([verdict.decode_bytes_per_s for _, verdict in verdicts]),
         prefill_flops_per_s=_slowest([verdict.prefill_flops_per_s for _, verdict in verdicts]),
     )

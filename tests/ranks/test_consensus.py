@@ -36,8 +36,8 @@ def test_like_ranks_plan_as_one() -> None:
 def test_the_weakest_rank_decides_and_is_named() -> None:
     """A dtype that is emulated on two ranks is not chosen on any, and the explanation names them."""
     plan = plan_of_all(((0, 2), AMPERE), ((1, 3), TURING))
-    assert "(ranks 1, 3)" in agree([((0, 2), AMPERE), ((1, 3), TURING)]).device.verdict(BFLOAT16).reason
-    assert "ranks 1, 3" in plan.explain()
+    assert plan.storage != BFLOAT16 or plan.compute != BFLOAT16
+    assert "slow on ranks 1, 3" in plan.explain()
 
 
 def test_order_does_not_matter() -> None:
@@ -76,7 +76,7 @@ def test_a_rank_whose_device_cannot_be_measured() -> None:
     assert plan.storage == FLOAT32 or plan.compute == FLOAT32
     verdict = agree([((0,), AMPERE), ((1,), broken)]).device.verdict(BFLOAT16)
     assert verdict.kind is VerdictKind.UNSUPPORTED
-    assert verdict.reason == "it could not be measured: ProbeError: no memory (rank 1)"
+    assert verdict.reason == "it could not be measured: ProbeError: no memory; not supported on rank 1"
 
 
 def test_no_device_can_be_measured() -> None:
