@@ -2,15 +2,15 @@
 
 from ..loading.meeting import meet_by
 from .ballot import LARGEST_PAYLOAD, Vote, VoteTally, cast_vote
-from .board import Board, current_board
-from .consensus import agree
 from .failed_dtypes import failed_dtypes, first_allowed
 from .gather import gather_texts
 from .generation import agreeing, announce_failures
-from .meeting_of_ranks import meet
+from .one_plan.board import Board, current_board
+from .one_plan.consensus import agree
+from .one_plan.meeting_of_ranks import meet
+from .one_plan.started import tell_devices
 from .rendezvous import init_process_group
 from .restart import FAILED_IN_DTYPE, PEER_LOST, restarting
-from .started import tell_devices
 from .world import World, current_world, known_world
 
 __all__ = [

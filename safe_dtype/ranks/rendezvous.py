@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
-from .board import store_of_launch
-from .started import tell_devices
+from .one_plan.board import store_of_launch
+from .one_plan.started import tell_devices
 from .world import World, attempt_prefix, current_world
 
 SECONDS = 1800.0  # that a collective of the model waits: transformers' own default is two hours

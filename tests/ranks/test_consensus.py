@@ -11,7 +11,7 @@ from safe_dtype.errors import RanksDisagreeError, RemoteFailure
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, CheckpointIdentity, LearnedFailure, VerdictKind
 from safe_dtype.planning import Plan, combine_ranks, make_plan
 from safe_dtype.ranks import agree
-from safe_dtype.ranks.consensus import Contribution, agreed_here, check_plans, digest
+from safe_dtype.ranks.one_plan.consensus import Contribution, agreed_here, check_plans, digest
 
 HERE = CheckpointIdentity("same tensors", "same contents")
 AMPERE = Contribution("auto", "model", HERE, f.AMPERE)

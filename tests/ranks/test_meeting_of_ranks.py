@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 import safe_dtype
 from safe_dtype import SafeAutoModelForCausalLM, errors, plan_of
-from safe_dtype.ranks import Vote, cast_vote, current_world, known_world, meeting_of_ranks, world
-from safe_dtype.ranks.consensus import digest
+from safe_dtype.ranks import Vote, cast_vote, current_world, known_world, world
+from safe_dtype.ranks.one_plan import meeting_of_ranks
+from safe_dtype.ranks.one_plan.consensus import digest
 
 from .processes import Launch, begin_case, run_ranks
 

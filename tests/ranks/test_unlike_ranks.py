@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import transformers
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import safe_dtype
 from safe_dtype import BFLOAT16, SafeAutoModelForCausalLM, plan_of
 from safe_dtype.facts import VerdictKind
 from safe_dtype.loading import Request, plan_request
-from safe_dtype.ranks.consensus import digest
+from safe_dtype.ranks.one_plan.consensus import digest
 
 from .processes import OLDER_CPU, Launch, begin_case, run_ranks
 

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..errors import RanksDisagreeError, RemoteFailure
-from ..facts import FLOAT32, CheckpointFacts, CheckpointIdentity, DeviceFacts, LearnedFailure, Verdict, VerdictKind
-from ..planning import MadeFor, Plan, combine_ranks
+from ...errors import RanksDisagreeError, RemoteFailure
+from ...facts import FLOAT32, CheckpointFacts, CheckpointIdentity, DeviceFacts, LearnedFailure, Verdict, VerdictKind
+from ...planning import MadeFor, Plan, combine_ranks
 
 _SAME_CHECKPOINT = "load the same files on every rank: download them again where they differ, and name a revision"
 _SAME_POLICY = "pass the same policy on every rank"
@@ -68,9 +68,9 @@ def agree(
         ranks, first = ordered[0]
         raise RemoteFailure(ranks[0], f"its device cannot be measured, nor that of any other rank: {first.problem}")
     failed = [
-        (ranks, _taken_to_fail(one.device, one.problem, known[0][1]))
-        for ranks, one in ordered
-        if one.device is not None and one.problem
+        (ranks, _taken_to_fail(brought.device, brought.problem, known[0][1]))
+        for ranks, brought in ordered
+        if brought.device is not None and brought.problem
     ]
     lessons = dict.fromkeys(lesson for _, one in ordered for lesson in one.lessons)
     facts = combine_ranks([*measured, *failed, *_as_far_as_known(absent, measured)])
@@ -117,8 +117,8 @@ def _check_checkpoints(ordered: Sequence[tuple[Members, Contribution]]) -> None:
     same = MadeFor(first.source, first.identity)
     others = {
         contradiction.here
-        for _, one in ordered[1:]
-        for contradiction in same.contradictions(MadeFor(one.source, one.identity))
+        for _, brought in ordered[1:]
+        for contradiction in same.contradictions(MadeFor(brought.source, brought.identity))
     }
     if others:
         values = tuple((ranks, f"{one.source} {_short(one.identity)}") for ranks, one in ordered)
@@ -145,8 +145,10 @@ def _taken_to_fail(device: DeviceFacts, problem: str, like: DeviceFacts) -> Devi
     return replace(
         device,
         verdicts=tuple(
-            one if one.dtype == FLOAT32 else Verdict(one.dtype, one.op, VerdictKind.UNSUPPORTED, reason)
-            for one in like.verdicts
+            verdict
+            if verdict.dtype == FLOAT32
+            else Verdict(verdict.dtype, verdict.op, VerdictKind.UNSUPPORTED, reason)
+            for verdict in like.verdicts
         ),
     )
 
@@ -165,8 +167,8 @@ def _as_far_as_known(
                 facts,
                 memory=like.memory,
                 verdicts=tuple(
-                    one if (own := facts.verdict(one.dtype, one.op)).kind is VerdictKind.UNKNOWN else own
-                    for one in like.verdicts
+                    other if (own := facts.verdict(other.dtype, other.op)).kind is VerdictKind.UNKNOWN else own
+                    for other in like.verdicts
                 ),
             ),
         )

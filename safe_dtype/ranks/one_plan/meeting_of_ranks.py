@@ -13,17 +13,17 @@ from typing import Any
 
 import torch.distributed as dist
 
-from ..devices import detect_one
-from ..errors import NoSuchDeviceError, PeerLostError, RemoteFailure
-from ..errors.ranks import named_ranks
-from ..facts import FLOAT32, CheckpointFacts, DeviceFacts, MemoryFacts
-from ..loading.meeting import Facts
-from ..loading.plan_request import is_split, is_split_on_loading
-from ..loading.request import Request
-from ..planning import Plan, Policy, combine
+from ...devices import detect_one
+from ...errors import NoSuchDeviceError, PeerLostError, RemoteFailure
+from ...errors.ranks import named_ranks
+from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, MemoryFacts
+from ...loading.meeting import Facts
+from ...loading.plan_request import is_split, is_split_on_loading
+from ...loading.request import Request
+from ...planning import Plan, Policy, combine
+from ..rendezvous import init_process_group
 from .board import Board, Groups, current_board
 from .consensus import Consensus, Contribution, agree, agreed_here, check_plans, digest
-from .rendezvous import init_process_group
 from .started import devices_at_start, shared
 
 logger = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ..devices import default_device, facts_of
-from ..errors import PeerLostError, ProbeError
-from ..facts import DeviceFacts, MemoryFacts
+from ...devices import default_device, facts_of
+from ...errors import PeerLostError, ProbeError
+from ...facts import DeviceFacts, MemoryFacts
 from .board import Board, Groups, current_board
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from ..errors import PeerLostError
-from .world import attempt_prefix, default_group
+from ...errors import PeerLostError
+from ..world import attempt_prefix, default_group
 
 logger = logging.getLogger(__name__)
 
