@@ -14,6 +14,7 @@ from ..planning import Plan, Policy
 from ..rescaling.folding.alone import wait_by
 from .entries import put_on, take_off_own
 from .failure import Report
+from .shared_steps import shared_steps_of
 from .state import ATTRIBUTE, Guard, guard_of, guards
 
 
@@ -59,6 +60,7 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
         nearer = guard_of(part)
         if part is model or nearer is None or nearer.model() not in inside:
             part.__dict__[ATTRIBUTE] = state
+    state.shared = shared_steps_of(state)
     put_on(state, model)
     return model
 

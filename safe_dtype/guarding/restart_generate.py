@@ -93,7 +93,8 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             except Exception as exc:  # noqa: BLE001  (raised below where it cannot be cured, with nothing added to it)
                 raise_if_lost(guard, exc)  # a loop waits for the device outside of steps
                 tried.first = tried.first or exc
-                failure, error = _cure(guard, tried, exc, [*args, *kwargs.values()]), exc
+                failure = _cure(guard, tried, exc, [*args, *kwargs.values()]) if guard.shared is None else None
+                error = exc
             if failure is None:
                 raise tried.error_for(error)
             failed_at = here.step
@@ -169,6 +170,8 @@ def _check_restart(
         reason = "tokens have been streamed, and the step that failed cannot be run again"
     elif here.step and (counting := [name for name in COUNTING if kwargs.get(name) is not None]):
         reason = f"tokens have been made, and {', '.join(counting)} may have counted them"
+    if guard.shared is not None:
+        reason = guard.shared.may_restart(reason)
     if reason is not None:
         raise CannotResumeError(str(failure.kind), reason, str(guard.dtype())) from error
     if streamer is not None:

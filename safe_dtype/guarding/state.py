@@ -33,6 +33,7 @@ from .written.written_places import NOTHING, Written
 
 if TYPE_CHECKING:
     from .entries.peers import Peers
+    from .shared_steps import SharedSteps
 
 ATTRIBUTE = "_safe_dtype_guard"  # in the __dict__ of the model and of every PreTrainedModel inside it
 CALL = "__call__"  # the entry of a step that is no method's: what runs inside it is a part of it
@@ -80,6 +81,7 @@ class Guard:
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
         self.peers: Peers | None = None  # processes that hold copies, and agree with this one after every generation
+        self.shared: SharedSteps | None = None  # processes that compute a part of every step of this model
         self.override: AutocastOverride | None = None  # of the caller's own autocast
         self.runs_eagerly = False  # the compiled form failed
         self.weights_stay = False  # somebody trains them: no remedy may change them
@@ -112,7 +114,7 @@ class Guard:
             fresh.without_modules, fresh.with_numbers = set(self.without_modules), set(self.with_numbers)
             fresh.own_modules, fresh.own_steps, fresh.own_caches = (), set(), WeakSet()
             fresh.weights_stay, fresh.copy, fresh.logs = False, None, None
-            fresh.peers = None  # copies of copies are not known to them
+            fresh.peers = fresh.shared = None  # copies of copies are not known to them
             for name in ("blocks", "places", "parts"):
                 fresh.__dict__.pop(name, None)
             share(self, fresh)

@@ -143,6 +143,8 @@ def _after_trouble(
 ) -> Recovery:
     """Change the model, with everybody else waiting, so that the step comes out right; `version` is what it ran with."""
     guard = call.guard
+    if guard.shared is not None:
+        return guard.shared.settle(call, trouble, output)
     with changing(guard, turn):
         # While this thread waited, another may have cured the model; or the call itself had it changed.
         guard.notice_change()

@@ -86,16 +86,22 @@ class OriginalWeights:
 
         Args:
             name: Of the parameter.
-            present: Its values now.
+            present: Its values now. Where they are spread over ranks, what is returned is spread as they are, and
+                compared on this rank alone.
             exponents: The powers of two that it was multiplied by since it was loaded: of these rows, or as a whole.
                 What is returned is not multiplied.
         """
         candidates = 0
-        if not present.is_meta and type(present.data) in (Tensor, nn.Parameter):
+        is_spread = _is_spread(present) and not exponents  # a power of two may be that of rows of another rank
+        if not present.is_meta and (type(present.data) in (Tensor, nn.Parameter) or is_spread):
+            here = _part_of_this_rank(present)
             for part, own in self._parts_of(name):
                 for candidates, stored in enumerate(part.tensors(own), 1):  # noqa: B007  (how many there were)
-                    if stored.shape == present.shape and _became(stored, present, exponents or {}, part.passed):
-                        return stored
+                    if stored.shape != present.shape:
+                        continue
+                    whole = _spread_as(present, stored) if is_spread else stored
+                    if _became(_part_of_this_rank(whole), here, exponents or {}, part.passed):
+                        return whole
         if not candidates:
             self.unmade.add(name)
         return None
@@ -197,6 +203,22 @@ class _Part:
             self._converted = None  # the next one needs the room
             self._converted = source.conversion, source.conversion.convert(self._model, files.read)
         return self._converted[1].get(source.target)
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, of which each rank holds a part."""
+    return hasattr(tensor, "_local_tensor")
+
+
+def _part_of_this_rank(tensor: Tensor) -> Tensor:
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _spread_as(present: Any, whole: Tensor) -> Tensor:
+    """Return `whole`, which every rank has, as a tensor that is spread like `present`. Nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor  # which is there: `present` is of it
+
+    return distribute_tensor(whole, present.device_mesh, present.placements, src_data_rank=None)
 
 
 def _holds(dtype: torch.dtype, stored: str) -> bool:

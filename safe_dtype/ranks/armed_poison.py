@@ -15,6 +15,7 @@ from weakref import ref
 
 import torch
 from torch import nn
+from torch._guards import detect_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..guarding.classify import classify, links_of
@@ -27,7 +28,6 @@ ARMED_STEPS = 3  # after a start, a change of dtype, or new shapes; from then on
 _COLLECTIVES = frozenset({
     "c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "_dtensor", "fsdp", "symm_mem",
 })  # fmt: skip
-_PLAIN = torch.Tensor.__torch_dispatch__  # what classes have that leave operations alone
 _OF_BACKWARD = "_engine_run_backward"  # torch.autograd.graph: modules above it only called backward
 _MOST_KEPT = 8  # operations that are remembered: after the first one they fail one after the other
 
@@ -46,7 +46,7 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     What fails for another reason raises as ever: memory, communication, shapes, the caller's own errors. So does what
     NaN cannot stand for (`CannotPoison`), and what is no operation of torch: a kernel that Python calls by itself.
-    Operations of tensor subclasses are seen as what those are made of: of a DTensor the local operations.
+    Of an operation on a DTensor the local ones are watched, and its collectives left alone.
 
     While the mode is on, each operation costs some microseconds, and what is compiled runs eagerly, operation by operation.
 
@@ -88,15 +88,16 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        if any(kind.__torch_dispatch__ is not _PLAIN for kind in types):
-            return (
-                NotImplemented  # the subclass first: it calls this mode again, with plain tensors and its collectives
-            )
+        if any(hasattr(kind, "_local_tensor") for kind in types):
+            return NotImplemented  # a DTensor first: it calls this mode again, with local tensors and with collectives
+        if func.namespace in _COLLECTIVES:
+            return self.run_collective(func, args, kwargs)
         try:
             return func(*args, **kwargs)
         except Exception as exc:
-            failure = _failure_of(func, exc)
-            if failure is None:
+            failure = classify(exc)
+            is_fake = detect_fake_mode([*args, *kwargs.values()]) is not None  # only shapes are being found out
+            if failure is None or failure.sticky or is_fake:  # on a device that is lost every operation fails
                 raise
             try:
                 values = poisoned_values(func, args, kwargs)
@@ -106,6 +107,10 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._remember(func, failure, exc)
             return values
 
+    def run_collective(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a collective: what it raises is raised."""
+        return func(*args, **kwargs)
+
     def _remember(self, func: Any, failure: Failure, error: Exception) -> None:
         if len(self.poisoned) < _MOST_KEPT:
             self.poisoned += (PoisonedOp(str(func), failure, _running_module()),)
@@ -113,14 +118,6 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for link in links_of(error):
                 link.__traceback__ = None
             self.error = error
-
-
-def _failure_of(func: Any, exc: Exception) -> Failure | None:
-    """Return what `exc` is a failure of; None where it is not for NaN to hide."""
-    if func.namespace in _COLLECTIVES:
-        return None
-    failure = classify(exc)
-    return None if failure is None or failure.sticky else failure  # of a lost device every operation fails
 
 
 def _running_module() -> ref[nn.Module] | None:

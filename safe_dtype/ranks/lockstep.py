@@ -6,7 +6,7 @@ import logging
 
 from ..errors import NoDtypeLeft, RanksDisagreeError, RanksError, RemoteFailure
 from ..facts import Dtype
-from ..guarding import Attempt, NotPossible
+from ..guarding import Attempt, Failure, NotPossible
 from ..guarding.classify import first_line, text_of
 from ..guarding.recover import change_dtype
 from ..guarding.state import Guard
@@ -88,20 +88,33 @@ class Lockstep:
 
     def _meet(self, guard: Guard, copies: list[ModelCopy]) -> None:
         """Bring this copy into the dtype that all agree on; where one rank cannot, it ends the generation on all."""
-        agreed, failure = agreed_dtype(copies), failure_of(copies, str(guard.dtype()))
-        obstacle = ""
-        try:
-            change_dtype(guard, agreed, failure)
-        except NotPossible as exc:
-            obstacle = f"{agreed} is what the ranks agree on, and it cannot go there: {exc}"
+        agreed = agreed_dtype(copies)
+        change_together(self._world, guard, agreed, failure_of(copies, str(guard.dtype())), seconds=self._seconds)
         self._agreed, self._version = agreed, guard.version
-        tally = cast_vote(self._world, Vote.FOREIGN if obstacle else Vote.OK, seconds=self._seconds)
-        if tally.ok:
-            return
-        obstacles = gather_texts(self._world, obstacle, seconds=self._seconds)
-        if obstacle:
-            raise NoDtypeLeft(failure.message, str(guard.dtype()), (Attempt(str(agreed), obstacle),))
-        raise RemoteFailure(tally.rank, obstacles[tally.rank])
+
+
+def change_together(
+    world: World, guard: Guard, dtype: Dtype, failure: Failure, *, seconds: float | None = None
+) -> None:
+    """Bring the model into `dtype` on all ranks. Every rank has to call it, with the same dtype.
+
+    Raises:
+        NoDtypeLeft: If this rank cannot be brought there.
+        RemoteFailure: If another one cannot.
+        PeerLostError: If a rank has ended or does not come.
+    """
+    obstacle = ""
+    try:
+        change_dtype(guard, dtype, failure)
+    except NotPossible as exc:
+        obstacle = f"{dtype} is what the ranks agree on, and it cannot go there: {exc}"
+    tally = cast_vote(world, Vote.FOREIGN if obstacle else Vote.OK, seconds=seconds)
+    if tally.ok:
+        return
+    obstacles = gather_texts(world, obstacle, seconds=seconds)
+    if obstacle:
+        raise NoDtypeLeft(failure.message, str(guard.dtype()), (Attempt(str(dtype), obstacle),))
+    raise RemoteFailure(tally.rank, obstacles[tally.rank])
 
 
 def _described(error: Exception) -> str:

@@ -26,6 +26,7 @@ from .processes import begin_case, run_ranks
 
 STEPS, WIDTH, WORDS = 3, 16, 32
 IN_BFLOAT16 = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+ALL_BFLOAT16 = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
 IN_FLOAT32 = MixedPrecisionPolicy(torch.float32, output_dtype=torch.bfloat16)
 LADDER = (BFLOAT16, FLOAT16, FLOAT32)
 
@@ -46,13 +47,15 @@ class Failing:
     clips: bool = False
 
 
-CASES = [
-    Failing("forward"),
-    Failing("backward", phase="backward", rank=0, reshard=False),
-    Failing("two dtypes", dtypes=("bfloat16", "float16"), step=0),
+QUICK = [
+    Failing("two dtypes", dtypes=("bfloat16", "float16")),
     Failing("accumulated", micro_batches=2, at_micro_batch=0, phase="backward", clips=True),
-    Failing("as accelerate shards", policy=MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16), micro_batches=2, at_micro_batch=1),
-]  # fmt: skip
+]
+MORE = [
+    Failing("forward", step=0),
+    Failing("backward", phase="backward", rank=0, reshard=False),
+    Failing("as accelerate shards", policy=ALL_BFLOAT16, micro_batches=2, at_micro_batch=1),
+]
 PLACE: dict[str, Any] = {}  # where this rank is: the case, or None where nothing fails, the step and the micro-batch
 
 
@@ -174,7 +177,7 @@ def attempt(model: Words, window: list[Tensor]) -> tuple[float, ArmedPoison]:
 
 def everything() -> dict[str, Any]:
     """Return what this rank has seen, by case."""
-    results = {case.name: steps_down(case) for case in CASES}
+    results = step_down(QUICK)
     for name, break_off in (("no synchronization", no_synchronization), ("an error in forward", error_in_forward)):
         begin_case(name)
         policies = (IN_BFLOAT16, MixedPrecisionPolicy(torch.bfloat16))
@@ -184,6 +187,11 @@ def everything() -> dict[str, Any]:
     begin_case("another torch")
     results["another torch"] = another_torch()
     return results
+
+
+def step_down(cases: list[Failing]) -> dict[str, Any]:
+    """Return what this rank has seen where a kernel failed, by case."""
+    return {case.name: steps_down(case) for case in cases}
 
 
 def steps_down(case: Failing) -> tuple[list[str], bool, bool]:
@@ -279,11 +287,29 @@ def seen() -> list[dict[str, Any]]:
     return run_ranks(everything, 2)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_all_step_down_together_and_lose_nothing(seen: list[dict[str, Any]], case: Failing) -> None:
-    """Bit for bit a run that was switched by hand at that step: weights and losses, on both ranks."""
+@pytest.fixture(scope="module")
+def seen_more() -> list[dict[str, Any]]:
+    """What each of three ranks has seen of more cases."""
+    return run_ranks(step_down, 3, MORE)
+
+
+def lost_nothing(seen: list[dict[str, Any]], case: Failing) -> None:
+    """All ranks went on as a run that was switched by hand at that step."""
     dtypes = ["bfloat16"] * case.step + [LADDER[len(case.dtypes)].name] * (STEPS - case.step)
-    assert [of_rank[case.name] for of_rank in seen] == [(dtypes, True, True)] * 2
+    assert [of_rank[case.name] for of_rank in seen] == [(dtypes, True, True)] * len(seen)
+
+
+@pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
+def test_all_step_down_together_and_lose_nothing(seen: list[dict[str, Any]], case: Failing) -> None:
+    """Weights and losses are bit for bit those of a run that was switched by hand."""
+    lost_nothing(seen, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MORE, ids=lambda case: case.name)
+def test_three_ranks(seen_more: list[dict[str, Any]], case: Failing) -> None:
+    """Uneven shards, without resharding, and all in 16 bit as accelerate shards: bit for bit as well."""
+    lost_nothing(seen_more, case)
 
 
 @pytest.mark.parametrize("name", ["no synchronization", "an error in forward"])

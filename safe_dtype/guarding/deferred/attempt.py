@@ -23,6 +23,8 @@ def attempt(
     guard: Guard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Trouble | Unjudged | None]:
     """Call `forward(*args, **kwargs)` once: what it has returned, and how it went wrong, if it did or may have."""
+    if guard.shared is not None:
+        return guard.shared.attempt(guard, forward, args, kwargs)
     block: nn.Module | None = None
     unread: Peaks | None = None
     calls: Sequence[FinishedCall] = ()

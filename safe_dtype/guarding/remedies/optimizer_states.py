@@ -16,6 +16,7 @@ from ...models.needed import Needed, changing
 
 # Of parameters that changed: the dtypes that they have left.
 _former: MutableMapping[torch.Tensor, frozenset[torch.dtype]] = WeakTensorKeyDictionary()
+_ATTRIBUTE = "_safe_dtype_former"  # of a DTensor, which takes another dtype only where no weak reference is to it
 _looked_at: WeakSet[Optimizer] = WeakSet()  # since a parameter changed last
 _hook: Needed | None = None
 
@@ -38,8 +39,21 @@ def keep_optimizers(model: nn.Module, former: Collection[torch.dtype]) -> None:
         _hook.add(model)
     for parameter in model.parameters():
         if parameter.dtype not in former:
-            _former[parameter] = frozenset(former) | _former.get(parameter, frozenset())
+            _note(parameter, frozenset(former) | _former_of(parameter))
     _looked_at.clear()
+
+
+def _note(parameter: torch.Tensor, former: frozenset[torch.dtype]) -> None:
+    if hasattr(parameter, "_local_tensor"):
+        setattr(parameter, _ATTRIBUTE, former)
+    else:
+        _former[parameter] = former
+
+
+def _former_of(parameter: torch.Tensor) -> frozenset[torch.dtype]:
+    if hasattr(parameter, "_local_tensor"):
+        return getattr(parameter, _ATTRIBUTE, frozenset())
+    return _former.get(parameter, frozenset())
 
 
 def _cast_states(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -47,7 +61,7 @@ def _cast_states(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         return
     _looked_at.add(optimizer)
     for parameter, state in list(optimizer.state.items()):
-        former = _former.get(parameter, frozenset())
+        former = _former_of(parameter)
         for name, value in state.items():
             # What an optimizer keeps in a dtype of its own, such as the count of its steps, stays in that.
             if isinstance(value, torch.Tensor) and value.dtype in former and value.dtype != parameter.dtype:
