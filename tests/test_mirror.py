@@ -40,6 +40,8 @@ TOGETHER = {
     "patching/process_group.py": "ranks/test_unlike_ranks.py",
     "patching/script.py": "patching/test_run.py",
     "processes/watchdog.py": "processes/test_watched.py",
+    "guarding/shared_steps.py": "ranks/test_tensor_parallel.py",
+    "ranks/lockstep.py": "ranks/test_generation.py",
     "ranks/poisoned_values.py": "ranks/test_armed_poison.py",
     "ranks/schedule.py": "ranks/test_ddp.py",
     "publishing/publish_error.py": "publishing/pushing/test_push.py",

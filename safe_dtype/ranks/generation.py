@@ -28,6 +28,7 @@ from ..guarding.state import guard_of
 from .announcements import Announcements
 from .lockstep import Lockstep
 from .model_key import model_key
+from .tensor_parallel import share_steps
 from .world import current_world
 
 M = TypeVar("M", bound=nn.Module)
@@ -40,11 +41,13 @@ def announce_failures() -> None:
     """Have every guarded model of this process tell the other ranks in which dtype it failed, and hear it from them.
 
     It counts for models that a rank holds as a whole; nothing is asked or told where torch.distributed is not initialized,
-    or has one rank. A second call changes nothing.
+    or has one rank. Tensor parallel models that are guarded from now on settle a failure in the step that it occurs in. A
+    second call changes nothing.
     """
     if not _is_announcing:
         _is_announcing.append(True)
         ask_peers(_announcements)
+        share_steps()
 
 
 def agreeing(model: M, *, seconds: float | None = None) -> M:

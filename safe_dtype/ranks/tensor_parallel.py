@@ -69,14 +69,9 @@ class _Statement:
 def share_steps() -> None:
     """Have tensor parallel models that are guarded from now on settle together what fails on one of their ranks.
 
-    A second call changes nothing.
+    Every rank then has to guard such a model at the same point of the program.
     """
-    if not _is_shared:
-        _is_shared.append(True)
-        share_steps_by(_steps_of)
-
-
-_is_shared: list[bool] = []
+    share_steps_by(_steps_of)
 
 
 def is_tensor_parallel(model: nn.Module) -> bool:
