@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .optimizing import Dynamic, Optimized, load_optimized, optimize
     from .publishing import publish
     from .ranks import init_process_group
+    from .training import attach
     from .verifying import drift_from, measure_drift, record_outputs, text_batches
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "SafeDtypeWarning",
     "Workload",
     "__version__",
+    "attach",
     "compute_in",
     "detect",
     "drift_from",
@@ -124,6 +126,7 @@ _LOADED_ON_USE = {
     "optimize": "optimizing",
     "publish": "publishing",
     "init_process_group": "ranks",
+    "attach": "training",
 }
 
 

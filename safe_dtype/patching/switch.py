@@ -29,7 +29,7 @@ from .import_hook import (
     ImportHook,
     remove_marked,
 )
-from .telling import Telling, telling_of
+from .telling import Telling, tell_training, telling_of
 
 logger = logging.getLogger(__name__)
 
@@ -320,6 +320,20 @@ def _with_kept_weights(original: Callable[..., Any]) -> Callable[..., Any]:
     return prepare_model
 
 
+def _with_guarded_steps(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `Trainer.train`, whose steps are guarded from then on."""
+
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if (patch_now := _patch_now()) is not None:
+            from ..training.attach import attach_where_possible
+
+            if (ladder := attach_where_possible(self, patch_now.policy)) is not None:
+                tell_training(type(self).__name__, ladder, patch_now.tell)
+        return original(self, *args, **kwargs)
+
+    return train
+
+
 # By module: classes, their methods, and what wraps them.
 _METHODS: dict[str, tuple[tuple[str, str, Wrap], ...]] = {
     MODELS: (("PreTrainedModel", _NAME, _planned),),
@@ -330,6 +344,7 @@ _METHODS: dict[str, tuple[tuple[str, str, Wrap], ...]] = {
     TRAINER: (
         ("Trainer", "create_accelerator_and_postprocess", _with_its_model),
         ("Trainer", "evaluation_loop", _evaluated),
+        ("Trainer", "train", _with_guarded_steps),
     ),
 }
 _NAMES = {BATCHES: _SHOULD_REDUCE, **{module: methods[0][0] for module, methods in _METHODS.items()}}

@@ -38,12 +38,31 @@ def tell_plan(plan: Plan, tell: Telling) -> None:
 
     It goes through the log, where the program shows events of this level, and to stderr where it does not.
     """
-    if tell == "nothing" or not _is_first_process():
-        return
+    if _is_told(tell):
+        text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary + _what_is_faster(plan)
+        fields = {
+            "model": plan.source,
+            "storage": plan.storage.name,
+            "compute": plan.compute.name,
+            "reason": plan.reason,
+        }
+        _tell(text, "tell_plan", fields)
+
+
+def tell_training(trainer: str, ladder: str, tell: Telling) -> None:
+    """Say that the steps of a Trainer are guarded, and in which precisions they go on, once, as `tell_plan` does."""
+    if _is_told(tell):
+        text = f"{trainer}: steps that fail or are not finite are not applied, but run again. It trains in {ladder}"
+        _tell(text, "tell_training", {"trainer": trainer, "ladder": ladder})
+
+
+def _is_told(tell: Telling) -> bool:
+    return tell != "nothing" and _is_first_process()
+
+
+def _tell(text: str, function: str, fields: dict[str, str]) -> None:
     handlers = logger if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else _ON_STDERR
-    text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary + _what_is_faster(plan)
-    fields = {"model": plan.source, "storage": plan.storage.name, "compute": plan.compute.name, "reason": plan.reason}
-    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s", (text,), None, "tell_plan", fields)
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s", (text,), None, function, fields)
     handlers.handle(record)
 
 

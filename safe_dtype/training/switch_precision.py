@@ -40,6 +40,16 @@ def precision_of(accelerator: Any) -> Dtype:
     return _DTYPES[name] if accelerator.native_amp else FLOAT32
 
 
+def engine_of(accelerator: Any) -> str | None:
+    """Return the engine that has the precision built in; None where accelerate itself has it, and can change it."""
+    kind = accelerator.distributed_type.name
+    if kind == "FSDP":
+        return "FSDP2 as accelerate prepares it" if accelerator.is_fsdp2 else "FSDP1"
+    if accelerator._models and accelerator.state.dynamo_plugin.use_regional_compilation:
+        return "accelerate's regional compilation"  # the copy of the model that it compiles has a forward of its own
+    return _ENGINES.get(kind)
+
+
 def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None = None) -> None:
     """Have everything that `accelerator` has prepared, and will prepare, compute in `dtype`.
 
@@ -56,15 +66,18 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
             a model, or parameters that are trained in float16 leave nothing for a scaler to do. Nothing was changed.
     """
     parts = _Parts(accelerator)
-    _refuse_engines(accelerator, dtype)
+    engine = engine_of(accelerator)
+    if engine is not None:
+        raise NeedsRestart(engine, dtype.name)
+    precision_of(accelerator)  # refuses float8
     models = [_Prepared(model) for model in accelerator._models]
-    if dtype is FLOAT16:
+    if dtype == FLOAT16:
         _refuse_float16_parameters(accelerator)
-    scaler = parts.scaler(init_scale) if dtype is FLOAT16 else None
+    scaler = parts.scaler(init_scale) if dtype == FLOAT16 else None
 
     # ACCELERATE_MIXED_PRECISION says what the program was started with: TrainingArguments made later begin with that.
     accelerator.state._mixed_precision = _NAMES[dtype]  # of all Accelerators of the process
-    accelerator.native_amp = dtype is not FLOAT32
+    accelerator.native_amp = dtype != FLOAT32
     accelerator.scaler = scaler
     for model in models:
         model.unwrap()
@@ -72,18 +85,6 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
             model.wrap(parts.autocast(), parts.to_float32)
     for optimizer in accelerator._optimizers:
         parts.give_scaler(optimizer, scaler)
-
-
-def _refuse_engines(accelerator: Any, dtype: Dtype) -> None:
-    kind = accelerator.distributed_type.name
-    engine = _ENGINES.get(kind)
-    if kind == "FSDP":
-        engine = "FSDP2 as accelerate prepares it" if accelerator.is_fsdp2 else "FSDP1"
-    elif accelerator._models and accelerator.state.dynamo_plugin.use_regional_compilation:
-        engine = "accelerate's regional compilation"  # the copy of the model that it compiles has a forward of its own
-    if engine is not None:
-        raise NeedsRestart(engine, dtype.name)
-    precision_of(accelerator)  # refuses float8
 
 
 def _refuse_float16_parameters(accelerator: Any) -> None:

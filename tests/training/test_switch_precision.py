@@ -141,6 +141,16 @@ def test_later_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Accelerator().mixed_precision == "bf16"
 
 
+def test_dtype_of_another_process() -> None:
+    """A dtype that was sent by another process is the same dtype."""
+    accelerator, model, optimizer = prepared(BFLOAT16)
+    switch_precision(accelerator, pickle.loads(pickle.dumps(FLOAT16)))
+    steps(accelerator, model, optimizer, first=0, last=1)
+    assert model.dtypes == [torch.float16]
+    switch_precision(accelerator, pickle.loads(pickle.dumps(FLOAT32)))
+    assert "forward" not in model.__dict__
+
+
 def test_float16_on_a_cpu_is_float16() -> None:
     """What accelerate trains in float32 without a word is float16 with a scaler, for the device that is there."""
     accelerator = Accelerator(mixed_precision="fp16")

@@ -1,0 +1,236 @@
+"""`attach`: a Trainer, of whatever subclass, that goes on where its precision fails."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch.amp.grad_scaler import OptState
+
+from ..errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
+from ..facts import FLOAT16, FLOAT32, Dtype
+from ..guarding import FailureKind
+from ..planning import Policy
+from .ladder import LADDER
+from .precision_guard import PrecisionGuard
+from .switch_precision import engine_of, precision_of, switch_precision
+from .trainer_callback import PrecisionCallback, load_scaler
+from .trainer_window import TrainerWindow
+from .training_record import StepDown, TrainingRecord
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ATTRIBUTE = "_safe_dtype_attached"
+
+
+def attach(trainer: T, policy: Policy | str | None = None) -> T:
+    """Have a `transformers.Trainer` lose no step where its precision fails.
+
+        trainer = safe_dtype.attach(Trainer(model=model, args=TrainingArguments("out", bf16=True), train_dataset=data))
+        trainer.train()
+
+    Before each step of the optimizer the loss and the gradients are looked at, on all ranks together. Where they are not
+    finite, or forward or backward raised for want of a kernel, the step is not applied: its batches run again, with the
+    same random numbers, in the next precision: bfloat16, then float16 with a `GradScaler`, then float32. A batch that
+    overflows in float16 runs again with a smaller loss scale, where a scaler alone would drop it.
+
+    Works with every subclass of Trainer: its own `training_step` and `compute_loss` are called as they are. Rows of losses
+    in the log get `precision`, `fallbacks` and `nonfinite_steps`; checkpoints get a `safe_dtype.json`, and a run that is
+    resumed from one goes on in its precision.
+
+    Args:
+        trainer: The Trainer, at any time before `train()`. A second call changes nothing.
+        policy: `ladder` names the precisions to go on in. In strict mode none is changed: a step that is not finite ends
+            the run before it is applied.
+
+    Returns:
+        `trainer` itself.
+
+    Raises:
+        PolicyError: If `policy` is a text that cannot be read.
+        NeedsRestart: If the precision is built into an engine, as in DeepSpeed and FSDP. `train()` raises `TrainingError`
+            for the model that it cannot guard: one with trained parameters in 16 bit, or in `nn.DataParallel`.
+    """
+    if not is_attached(trainer):
+        _Attached(trainer, Policy.of(policy) or Policy(), is_asked_for=True)
+    return trainer
+
+
+def attach_where_possible(trainer: Any, policy: Policy) -> str | None:
+    """Do what `attach` does for a program that has not asked for it: what cannot be guarded trains as it is, and logs why.
+
+    Returns:
+        In which precisions it trains, for a person to read; None where nothing was done.
+    """
+    if is_attached(trainer):
+        return None
+    try:
+        attached = _Attached(trainer, policy, is_asked_for=False)
+    except TrainingError as exc:
+        logger.warning("%s trains unguarded: %s", type(trainer).__name__, exc)
+        return None
+    return attached.ladder
+
+
+def is_attached(trainer: Any) -> bool:
+    """Whether `attach` was called on it."""
+    return _ATTRIBUTE in vars(trainer)
+
+
+class _Attached:
+    """One Trainer, and what wraps its methods."""
+
+    def __init__(self, trainer: Any, policy: Policy, *, is_asked_for: bool) -> None:
+        engine = engine_of(trainer.accelerator)
+        if engine is not None:
+            raise NeedsRestart(engine, FLOAT32.name)
+        self._trainer, self._policy, self._is_asked_for = trainer, policy, is_asked_for
+        self._guard: PrecisionGuard | None = None
+        self._noted = 0  # of the guard's events
+        first = self._begin_precision()
+        self._record = TrainingRecord(first, first)
+        self._window = TrainerWindow(trainer, trainer.training_step, self._note)
+        for name, wrapper in (
+            ("training_step", self._training_step),
+            ("_load_scaler", functools.partial(self._load_scaler, trainer._load_scaler)),
+            ("_hp_search_setup", functools.partial(self._begin_trial, trainer._hp_search_setup)),
+            ("_inner_training_loop", functools.partial(self._run, trainer._inner_training_loop)),
+        ):
+            setattr(trainer, name, _like(getattr(trainer, name), wrapper))
+        # First, so that what reports to others reads the rows with what was added to them.
+        trainer.callback_handler.callbacks.insert(0, PrecisionCallback(trainer, self.record, self._begin))
+        vars(trainer)[_ATTRIBUTE] = self
+
+    @property
+    def ladder(self) -> str:
+        """The precisions of this run, as a person reads them."""
+        names = [
+            f"{one} with a GradScaler" if one == FLOAT16 else str(one) for one in self._ladder(self._record.began_in)
+        ]
+        return ", then ".join(names)
+
+    def record(self) -> TrainingRecord:
+        """Return what has happened so far."""
+        accelerator = self._trainer.accelerator
+        scaler = accelerator.scaler
+        state = scaler.state_dict() if scaler is not None and scaler.is_enabled() else None
+        return replace(self._record, precision=precision_of(accelerator), scaler=state)
+
+    def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._window.close()  # an interruption may have left a part of one
+
+    def _training_step(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._window(*args, **kwargs)
+        except NoDtypeLeft as exc:
+            if self._policy.mode != "strict":
+                raise
+            others = tuple(dtype.name for dtype in LADDER if dtype.name != exc.dtype)
+            raise StrictModeError(
+                exc.dtype,
+                exc.failure,
+                others,
+                next_step="train in one of these, or without 'strict', which goes on in one",
+            ) from exc.__cause__
+
+    def _begin_precision(self) -> Dtype:
+        """Return the dtype that this Accelerator trains in, which is float16 where that was asked for on a CPU."""
+        accelerator = self._trainer.accelerator
+        if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+            switch_precision(accelerator, FLOAT16)
+        return precision_of(accelerator)
+
+    def _ladder(self, first: Dtype) -> tuple[Dtype, ...]:
+        if self._policy.mode == "strict":
+            return (first,)
+        below = LADDER[LADDER.index(first) + 1 :]
+        return (first, *(dtype for dtype in below if not self._policy.ladder or dtype in self._policy.ladder))
+
+    def _begin(self) -> None:
+        try:
+            self._guard = self._new_guard()
+        except TrainingError as exc:
+            if self._is_asked_for:
+                raise
+            logger.warning("%s trains unguarded: %s", type(self._trainer).__name__, exc)
+            self._guard = None
+        self._window.guard = self._guard
+
+    def _new_guard(self) -> PrecisionGuard:
+        trainer, accelerator = self._trainer, self._trainer.accelerator
+        first = self._begin_precision()
+        if not accelerator._models:
+            raise NotSwitchableError(
+                f"{type(trainer.model_wrapped).__name__} was not prepared by accelerate",
+                "start one process a device, with torchrun",
+            )
+        guard = PrecisionGuard(accelerator, trainer.model_wrapped, ladder=self._ladder(first))
+        guard.windows_done, self._noted = trainer.state.global_step, 0
+        _unscale_once(accelerator)
+        return guard
+
+    def _begin_trial(self, original: Callable[..., Any], trial: Any) -> None:
+        """Have each trial of a search begin in the precision that was asked for: its Accelerator is made anew."""
+        if trial is not None:
+            switch_precision(self._trainer.accelerator, self._record.began_in)
+            self._record = TrainingRecord(self._record.began_in, self._record.began_in)
+        original(trial)
+
+    def _note(self) -> None:
+        """Take note of a window that was run again."""
+        record, step = self._record, self._trainer.state.global_step
+        events = self._guard.events[self._noted :] if self._guard is not None else []
+        self._noted += len(events)
+        downs = [
+            StepDown(step, e.before.name, e.after.name, e.message) for e in events if e.after not in (None, e.before)
+        ]
+        nonfinite = any(event.kind is FailureKind.NONFINITE for event in events)
+        self._record = replace(
+            record,
+            step_downs=(*record.step_downs, *downs),
+            nonfinite_steps=record.nonfinite_steps + nonfinite,
+        )
+
+    def _load_scaler(self, original: Callable[..., Any], checkpoint: str | None) -> None:
+        """Go on in the precision that the run was in as the checkpoint was written, and with its loss scale."""
+        record = None if checkpoint is None else TrainingRecord.read(Path(checkpoint))
+        if record is not None:
+            self._record = replace(record, began_in=self._record.began_in)
+            if record.precision in self._ladder(precision_of(self._trainer.accelerator))[1:]:
+                switch_precision(self._trainer.accelerator, record.precision)
+                logger.info("%s goes on in %s, as before", checkpoint, record.precision)
+        load_scaler(self._trainer, checkpoint, record, original)
+
+
+def _like(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `wrapper` as a function with the name, text and signature of `method`."""
+
+    @functools.wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(*args, **kwargs)
+
+    return wrapped
+
+
+def _unscale_once(accelerator: Any) -> None:
+    """Have the Trainer's clipping leave gradients alone that were unscaled for the vote."""
+    if "unscale_gradients" in vars(accelerator):
+        return
+    original = accelerator.unscale_gradients
+
+    def unscale_gradients(optimizer: Any = None) -> None:
+        scaler = accelerator.scaler
+        states = scaler._per_optimizer_states if scaler is not None else {}
+        if all(state["stage"] is OptState.READY for state in states.values()):
+            original(optimizer)
+
+    accelerator.unscale_gradients = _like(original, unscale_gradients)

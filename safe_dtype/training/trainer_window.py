@@ -1,0 +1,150 @@
+"""The micro-batches of one optimizer step of a Trainer: run as they come, and again all together where one has failed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .attempt import WindowAttempt
+from .own_counters import OwnCounters
+from .precision_guard import PrecisionGuard
+
+TrainingStep = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What `training_step` was called with. `inputs` is a copy of the dict: a loss may take the labels out of it."""
+
+    model: Any
+    inputs: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class TrainerWindow:
+    """`training_step` of one Trainer, around the one that it had.
+
+    The Trainer clips and steps after the micro-batch that reduces gradients. That one returns when the loss and the
+    gradients of the whole window are finite on every rank, in whatever dtype; then nothing of it is run again.
+    """
+
+    def __init__(self, trainer: Any, training_step: TrainingStep, note: Callable[[], None]) -> None:
+        self._trainer, self._training_step = trainer, training_step
+        self._note = note  # called after a window in which something has failed
+        self._counters = OwnCounters(trainer)
+        self.guard: PrecisionGuard | None = None  # while `train()` runs
+        self._micro_batches: list[_MicroBatch] = []
+        self._attempts: Iterator[WindowAttempt] = iter(())
+        self._attempt: WindowAttempt | None = None  # the first one, while its micro-batches come
+
+    def close(self) -> None:
+        """End a run: nothing of a window that is not through is left, and nothing is guarded until the next run begins."""
+        self._leave(GeneratorExit())
+        self._micro_batches.clear()
+        self.guard = None
+
+    def __call__(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run a micro-batch, forward and backward; return its loss for the log."""
+        guard = self.guard
+        if guard is None:
+            return self._training_step(model, inputs, *args, **kwargs)
+        is_last = self._trainer.accelerator.sync_gradients
+        if not self._micro_batches:
+            self._open(guard)
+        micro_batch = _MicroBatch(model, copy.copy(inputs), args, kwargs)
+        self._micro_batches.append(micro_batch)
+        try:
+            loss = self._run_first(micro_batch, inputs, is_last=is_last)
+            if is_last and loss is None:
+                loss = self._replay()
+        except BaseException:
+            self._micro_batches.clear()
+            raise
+        if is_last:
+            self._micro_batches.clear()
+        return self._nothing() if loss is None else loss
+
+    def _open(self, guard: PrecisionGuard) -> None:
+        self._counters.forget()
+        self._logged = _LoggedLoss(self._trainer)
+        self._attempts = guard.attempts()
+        self._attempt = next(self._attempts).__enter__()
+
+    def _run_first(self, micro_batch: _MicroBatch, inputs: Any, *, is_last: bool) -> torch.Tensor | None:
+        """Run a micro-batch in the first attempt. Return None where that attempt has failed, now or before."""
+        attempt = self._attempt
+        if attempt is None:
+            return None
+        try:
+            loss = self._run(micro_batch, inputs)
+            if is_last:
+                attempt.step()
+        except BaseException as exc:
+            if not self._leave(exc):
+                raise
+            return None
+        if is_last:
+            self._leave(None)
+            next(self._attempts, None)
+        return loss
+
+    def _leave(self, error: BaseException | None) -> bool:
+        """Leave the first attempt; return whether another one is to follow."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return False
+        return attempt.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+    def _replay(self) -> torch.Tensor:
+        """Run the whole window until it is through; return the loss of the last micro-batch, to be added to the log."""
+        gradients = self._trainer.accelerator.gradient_state
+        *others, last = self._micro_batches
+        for attempt in self._attempts:
+            with attempt:
+                self._counters.take_back()
+                losses = []
+                for micro_batch in others:
+                    gradients._set_sync_gradients(False)  # noqa: FBT003  (accelerate's own signature)
+                    with self._without_reduction(micro_batch.model):
+                        losses.append(self._run(micro_batch, copy.copy(micro_batch.inputs)))
+                gradients._set_sync_gradients(True)  # noqa: FBT003
+                losses.append(self._run(last, copy.copy(last.inputs)))
+                attempt.step()
+        self._note()
+        return self._logged.last(losses)
+
+    def _run(self, micro_batch: _MicroBatch, inputs: Any) -> torch.Tensor:
+        with self._counters.counting():
+            return self._training_step(micro_batch.model, inputs, *micro_batch.args, **micro_batch.kwargs)
+
+    def _without_reduction(self, model: Any) -> AbstractContextManager[Any]:
+        """Return the context in which the Trainer runs micro-batches that are not the last of their window."""
+        accelerator = self._trainer.accelerator
+        if accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
+            return nullcontext()
+        return accelerator.no_sync(model)  # type: ignore[no-any-return]
+
+    def _nothing(self) -> torch.Tensor:
+        """Return what is added to the log for a micro-batch that will run again."""
+        return torch.zeros((), device=self._trainer.args.device)
+
+
+class _LoggedLoss:
+    """The sum of losses that the Trainer will log next: of a window that failed nothing stays in it."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._sum: torch.Tensor = trainer._tr_loss
+        self._before = self._sum.clone()
+
+    def last(self, losses: list[torch.Tensor]) -> torch.Tensor:
+        """Put the losses of a window into the sum, but for the last one, which is returned: the Trainer adds it."""
+        self._sum.copy_(self._before)
+        for loss in losses[:-1]:
+            self._sum += loss
+        return losses[-1]

@@ -1,0 +1,282 @@
+"""A Trainer goes on where a precision fails, as a run does that was switched by hand, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from training.trainer_runs import Fault, Run, Setting, difference, run
+from transformers import Trainer, TrainerCallback
+
+import safe_dtype
+from safe_dtype.errors import HalfParametersError, NeedsRestart, NoDtypeLeft, PolicyError, StrictModeError
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+
+SIXTEEN_BITS = (BFLOAT16, FLOAT16)
+EVERY = (BFLOAT16, FLOAT16, FLOAT32)
+
+
+@functools.cache
+def expected(setting_by_hand: tuple[int, Dtype], **other: Any) -> dict[str, Any]:
+    """Return all of a run that was switched by hand, and that nothing watches."""
+    return everything(run(Setting(by_hand=setting_by_hand, attached=False, **other)))
+
+
+def everything(of: Run) -> dict[str, Any]:
+    """Return all that has to be equal of a run that ended well."""
+    assert of.error is None
+    return of.everything()
+
+
+CASES = {
+    "forward raises": (Fault(2), FLOAT16, 1),
+    "backward raises": (Fault(2, "backward"), FLOAT16, 1),
+    "loss is NaN": (Fault(2, "nan"), FLOAT16, 1),
+    "gradients overflow": (Fault(2, "inf"), FLOAT16, 1),
+    "both 16-bit dtypes": (Fault(2, dtypes=SIXTEEN_BITS), FLOAT32, 1),
+    "NaN in both": (Fault(2, "nan", SIXTEEN_BITS), FLOAT32, 1),
+    "first step": (Fault(0), FLOAT16, 1),
+    "first of two micro-batches": (Fault(2, micro=0), FLOAT16, 2),
+    "second of two": (Fault(2, micro=1), FLOAT16, 2),
+    "NaN in the first of two": (Fault(2, "nan", micro=0), FLOAT16, 2),
+    "backward of the first of two": (Fault(2, "backward", micro=0), FLOAT16, 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_switched_by_hand(case: str) -> None:
+    """Whatever fails, the run is that which was switched at that step: not a bit of it differs."""
+    fault, dtype, accumulation = CASES[case]
+    ours = run(Setting(fault, accumulation=accumulation))
+    assert difference(everything(ours), expected((fault.step, dtype), accumulation=accumulation)) == ""
+    assert ours.trainer.state.global_step == 5
+    assert {int(state["step"]) for state in ours.trainer.optimizer.state.values()} == {5}
+    assert [row["precision"] for row in ours.rows] == ["bfloat16"] * fault.step + [dtype.name] * (5 - fault.step)
+
+
+def test_nothing_fails() -> None:
+    """Where nothing fails, the run is that of the Trainer alone, and no pass is made twice."""
+    ours, plain = run(Setting()), run(Setting(attached=False))
+    assert difference(everything(ours), everything(plain)) == ""
+    assert ours.passes == plain.passes == 5
+
+
+def test_precisions_differ() -> None:
+    """The comparison of two runs sees in which precision one of them was."""
+    assert difference(expected((2, FLOAT16)), expected((2, FLOAT32))) != ""
+    assert difference(expected((2, FLOAT16)), expected((3, FLOAT16))) != ""
+
+
+@pytest.mark.parametrize("begin", [65536.0, 2.0**40])
+def test_overflow_is_retried(begin: float) -> None:
+    """A batch that overflows in float16 runs again with a smaller scale: none is dropped, as a scaler alone does."""
+    ours = run(Setting(Fault(2), loss_factor=3000.0, accumulation=2, init_scale=begin))
+    assert ours.scale < begin
+    by_hand = run(
+        Setting(by_hand=(2, FLOAT16), init_scale=ours.scale, attached=False, loss_factor=3000.0, accumulation=2)
+    )
+    assert difference(everything(ours), everything(by_hand)) == ""
+    assert {int(state["step"]) for state in ours.trainer.optimizer.state.values()} == {5}
+
+
+def test_overflow_is_dropped_without_us() -> None:
+    """A scaler alone drops the same batches, while the Trainer counts their steps."""
+    plain = run(Setting(by_hand=(2, FLOAT16), attached=False, loss_factor=3000.0, accumulation=2))
+    assert plain.trainer.state.global_step == 5
+    assert max(int(state["step"]) for state in plain.trainer.optimizer.state.values()) < 5
+
+
+def test_other_errors_come_through() -> None:
+    """An error that no dtype cures is raised as it is, after one attempt."""
+    ours = run(Setting(Fault(2, "key"), accumulation=2))
+    assert type(ours.error) is KeyError
+    assert str(ours.error) == "'labels'"
+    assert ours.passes == 2 * 2 + 1
+    assert ours.trainer.accelerator.mixed_precision == "bf16"
+
+
+def test_nothing_helps() -> None:
+    """Where every dtype gives NaN the run ends, and weights and optimizer are those of the last good step."""
+    ours = run(Setting(Fault(2, "nan", EVERY)))
+    assert type(ours.error) is NoDtypeLeft
+    assert {int(state["step"]) for state in ours.trainer.optimizer.state.values()} == {2}
+    assert all(bool(torch.isfinite(weight).all()) for weight in ours.trainer.model.parameters())
+
+
+def test_logged_sums() -> None:
+    """A row of the log that covers several steps adds up the losses of the attempts that counted."""
+    rows = {"logging_steps": 3}
+    ours = run(Setting(Fault(1, "nan", micro=1), accumulation=2, steps=3, arguments=rows))
+    by_hand = run(Setting(by_hand=(1, FLOAT16), attached=False, accumulation=2, steps=3, arguments=rows))
+    assert [row["loss"] for row in ours.rows] == [row["loss"] for row in by_hand.rows]
+    assert ours.rows[0]["nonfinite_steps"] == ours.rows[0]["fallbacks"] == 1
+
+
+class OwnSteps(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """A subclass as TRL's are: its own loss, which takes the labels out, metrics in lists, a step with a counter."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics_of_steps: dict[str, dict[str, list[float]]] = {
+            "train": defaultdict(list),
+            "eval": defaultdict(list),
+        }
+        self.steps_begun = 0
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """Return the negative log-likelihood, and note it."""
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        self.metrics_of_steps["train"]["nll"].append(loss.item())
+        return (loss, logits) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Count."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self.steps_begun += 1
+        return loss
+
+
+@pytest.mark.parametrize("fault", [Fault(2, "nan", micro=1), Fault(2, "backward", micro=0)], ids=["nan", "backward"])
+def test_subclass(fault: Fault) -> None:
+    """A subclass's own loss and step are called as they are; what they count of a failed attempt is taken back."""
+    ours = run(Setting(fault, accumulation=2, trainer=OwnSteps))
+    by_hand = run(Setting(by_hand=(2, FLOAT16), attached=False, accumulation=2, trainer=OwnSteps))
+    assert difference(everything(ours), everything(by_hand)) == ""
+    assert ours.trainer.metrics_of_steps == by_hand.trainer.metrics_of_steps
+    assert ours.trainer.steps_begun == by_hand.trainer.steps_begun == 10
+
+
+def test_float16_on_a_cpu() -> None:
+    """fp16=True on a CPU, where accelerate trains in float32 without a word, is float16 with a scaler."""
+    ours = run(Setting(dtype=FLOAT16))
+    assert {row["precision"] for row in ours.rows} == {"float16"}
+    assert difference(everything(ours), expected((0, FLOAT16))) == ""
+
+
+def test_without_clipping() -> None:
+    """Without gradient clipping the gradients are judged all the same."""
+    unclipped = {"max_grad_norm": 0.0}
+    ours = run(Setting(Fault(2, "inf"), arguments=unclipped))
+    by_hand = run(Setting(by_hand=(2, FLOAT16), attached=False, arguments=unclipped))
+    assert difference(everything(ours), everything(by_hand)) == ""
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant: bool) -> None:
+    """Layers that are computed again in backward are computed in the precision of their window."""
+    saving = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": reentrant}}
+    ours = run(Setting(Fault(2, "inf"), arguments=saving))
+    assert (
+        difference(everything(ours), everything(run(Setting(by_hand=(2, FLOAT16), attached=False, arguments=saving))))
+        == ""
+    )
+
+
+def test_lora() -> None:
+    """Adapters that are trained on a frozen model in 16 bit go on in the next dtype; the base is not touched."""
+    ours = run(Setting(Fault(2), change=with_adapters))
+    by_hand = run(Setting(by_hand=(2, FLOAT16), attached=False, change=with_adapters))
+    assert difference(everything(ours), everything(by_hand)) == ""
+
+
+def with_adapters(model: nn.Module) -> nn.Module:
+    """Return a model in bfloat16 with float32 adapters."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted: nn.Module = get_peft_model(
+        model.bfloat16(), LoraConfig(r=4, lora_dropout=0.1, target_modules="all-linear")
+    )
+    for weight in adapted.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return adapted
+
+
+@pytest.mark.parametrize("kind", ["raise", "nan"])
+def test_strict(kind: str) -> None:
+    """In strict mode no precision is changed: the run ends before a step is applied, and the error names the others."""
+    ours = run(Setting(Fault(2, kind), policy="strict"))
+    assert type(ours.error) is StrictModeError
+    assert "float16, float32" in str(ours.error)
+    assert ours.trainer.accelerator.mixed_precision == "bf16"
+    assert {int(state["step"]) for state in ours.trainer.optimizer.state.values()} == {2}
+
+
+def test_ladder() -> None:
+    """The ladder of the policy names where to go on."""
+    ours = run(Setting(Fault(2), policy="ladder=bf16>fp32"))
+    assert difference(everything(ours), expected((2, FLOAT32))) == ""
+
+
+def test_one_line_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A change of precision is one warning, with its reason, its step and the two dtypes."""
+    with caplog.at_level(logging.WARNING, "safe_dtype"):
+        run(Setting(Fault(2)))
+    (record,) = caplog.records
+    assert "not implemented for 'BFloat16'" in record.getMessage()
+    assert (record.step, record.before, record.after) == (2, "bfloat16", "float16")
+
+
+def test_attached_once() -> None:
+    """A second call changes nothing, and returns the Trainer."""
+    ours = run(Setting())
+    step = ours.trainer.training_step
+    assert safe_dtype.attach(ours.trainer, "strict") is ours.trainer
+    assert ours.trainer.training_step is step
+
+
+class Interrupting(TrainerCallback):  # type: ignore[misc]
+    """Stops in the middle of an accumulation, once."""
+
+    def __init__(self) -> None:
+        self.is_done = False
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop in the third step."""
+        if state.global_step == 2 and not self.is_done:
+            self.is_done = True
+            raise KeyboardInterrupt
+
+
+def test_interrupted_window() -> None:
+    """A run that was interrupted within a window begins the next one with a whole window."""
+    ours = run(Setting(accumulation=2, steps=2))
+    trainer = ours.trainer
+    trainer.args.max_steps = 4
+    trainer.add_callback(Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_half_parameters_are_refused() -> None:
+    """Parameters that are trained in 16 bit have no float32 masters: said before the first step."""
+    ours = run(Setting(change=lambda model: model.bfloat16()))
+    assert type(ours.error) is HalfParametersError
+
+
+def test_engines_are_refused() -> None:
+    """A Trainer whose engine has the precision built in is not attached, and the engine is named."""
+    trainer = run(Setting(attached=False)).trainer
+    accelerator = trainer.accelerator
+    accelerator.state.distributed_type = type(accelerator.distributed_type).DEEPSPEED
+    step = trainer.training_step
+    with pytest.raises(NeedsRestart, match="DeepSpeed"):
+        safe_dtype.attach(trainer)
+    assert trainer.training_step == step
+
+
+def test_policy_is_read_first() -> None:
+    """A policy that cannot be read is refused before anything is wrapped."""
+    trainer = run(Setting(attached=False)).trainer
+    with pytest.raises(PolicyError):
+        safe_dtype.attach(trainer, "fast")
+    assert "training_step" not in vars(trainer)

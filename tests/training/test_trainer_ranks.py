@@ -1,0 +1,26 @@
+"""A Trainer on two ranks, one of which fails: both run the window again, and the run is that which was switched by hand."""
+
+from __future__ import annotations
+
+import pytest
+from ranks.processes import Launch, run_ranks
+from training.trainer_ranks import CASES, MORE_CASES, Case, differences
+
+
+def assert_together(cases: tuple[Case, ...], failing: int) -> None:
+    """Both ranks end every case with no bit of difference; an error of one comes out there, and as ours on the other."""
+    first, second = run_ranks(differences, 2, cases, failing, launch=Launch(seconds=200))
+    errors = [one.pop("KeyError") for one in (first, second)]
+    assert first == second == {name: "" for name, *_ in cases}
+    assert errors == ["KeyError" if rank == failing else "RemoteFailure" for rank in range(2)]
+
+
+def test_one_rank_fails() -> None:
+    """Whatever fails on one rank, in either micro-batch, no step is lost on any."""
+    assert_together(CASES, failing=1)
+
+
+@pytest.mark.slow
+def test_the_first_rank_fails() -> None:
+    """It makes no difference which rank it is."""
+    assert_together(CASES + MORE_CASES, failing=0)
