@@ -25,6 +25,7 @@ SCRIPTS = (
     "optimize",
     "restarts",
     "training",
+    "training_loss",
 )
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import argparse
 import pydoc_data.topics
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import safe_dtype
 
@@ -48,8 +56,10 @@ class Turn(nn.Module):
         hidden = self.norm(hidden)
         if not self.is_on:
             return hidden
-        pairs = hidden.to(self.dtype_now()).unflatten(-1, (-1, 2))
-        turned = torch.complex(pairs[..., 0], pairs[..., 1]) * torch.polar(torch.ones_like(self.angle), self.angle)
+        hidden = hidden.to(self.dtype_now())
+        turned = torch.complex(hidden[..., 0::2], hidden[..., 1::2]) * torch.polar(
+            torch.ones_like(self.angle), self.angle
+        )
         return torch.view_as_real(turned).flatten(-2)
 
     def dtype_now(self) -> torch.dtype:
@@ -78,24 +88,36 @@ class TurnOn(TrainerCallback):  # type: ignore[misc]  # transformers is not type
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         """Look whether it is that step."""
         self.turn.is_on = state.global_step >= TURNS_FROM
 
 
+def trainer_in(folder: str, prepare: Callable[[Any], Any] = lambda model: model) -> Any:
+    """Return a Trainer that knows nothing of safe_dtype."""
+    model, turn = load()
+    arguments = TrainingArguments(
+        folder, bf16=True, use_cpu=True, max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=RATE,
+        gradient_accumulation_steps=ACCUMULATION, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(prepare(model), arguments, train_dataset=texts(), callbacks=[TurnOn(turn)])
+    trainer.pop_callback(PrinterCallback)
+    return trainer
+
+
+def rows_of(trainer: Any) -> list[dict[str, Any]]:
+    """Return the rows of losses in its log."""
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
 def with_trainer(*, plain: bool, prepare: Callable[[Any], Any] = lambda model: model) -> list[dict[str, Any]]:
     """Train with the Trainer; return the rows of its log."""
-    model, turn = load()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, bf16=True, use_cpu=True, max_steps=STEPS, per_device_train_batch_size=BATCH, learning_rate=RATE,
-            gradient_accumulation_steps=ACCUMULATION, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True,
-        )  # fmt: skip
-        trainer = Trainer(prepare(model), arguments, train_dataset=texts(), callbacks=[TurnOn(turn)])
+        trainer = trainer_in(folder, prepare)
         if not plain:
             safe_dtype.attach(trainer)
         trainer.train()
-    return [row for row in trainer.state.log_history if "loss" in row]
+    return rows_of(trainer)
 
 
 def with_lora(*, plain: bool) -> list[dict[str, Any]]:
@@ -103,7 +125,9 @@ def with_lora(*, plain: bool) -> list[dict[str, Any]]:
     from peft import LoraConfig, get_peft_model
 
     def adapted(model: Any) -> Any:
-        return get_peft_model(model.bfloat16(), LoraConfig(r=8, target_modules="all-linear"), autocast_adapter_dtype=True)
+        return get_peft_model(
+            model.bfloat16(), LoraConfig(r=8, target_modules="all-linear"), autocast_adapter_dtype=True
+        )
 
     return with_trainer(plain=plain, prepare=adapted)
 
@@ -114,12 +138,13 @@ def with_accelerate(*, plain: bool) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model, turn = load()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    model, optimizer, batches = accelerator.prepare(model, optimizer, DataLoader(texts(), BATCH, shuffle=True))
+    batches: Any = DataLoader(texts(), BATCH, shuffle=True)  # type: ignore[arg-type]  # a list is a data set
+    model, optimizer, batches = accelerator.prepare(model, optimizer, batches)
     guard = safe_dtype.PrecisionGuard(accelerator, model)
     rows: list[dict[str, Any]] = []
     for window in guard.windows(batches, ACCUMULATION):
         turn.is_on = len(rows) >= TURNS_FROM
-        for attempt in guard.attempts():
+        for attempt in [nullcontext()] if plain else guard.attempts():
             with attempt:
                 losses = []
                 for batch in window:

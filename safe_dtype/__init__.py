@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .publishing import publish
     from .ranks import init_process_group
     from .training import attach
+    from .training import PrecisionGuard, TorchLoop, float32_masters
+    from .training.trainer.attach import attach
     from .verifying import drift_from, measure_drift, record_outputs, text_batches
 
 __version__ = "0.1.0"
@@ -62,11 +64,13 @@ __all__ = [
     "Optimized",
     "Plan",
     "Policy",
+    "PrecisionGuard",
     "Remedy",
     "Report",
     "SafeAutoModel",
     "SafeDtypeError",
     "SafeDtypeWarning",
+    "TorchLoop",
     "Workload",
     "__version__",
     "attach",
@@ -75,6 +79,7 @@ __all__ = [
     "drift_from",
     "exceeds",
     "facts_of",
+    "float32_masters",
     "guard",
     "init_process_group",
     "load_optimized",
@@ -127,6 +132,10 @@ _LOADED_ON_USE = {
     "publish": "publishing",
     "init_process_group": "ranks",
     "attach": "training",
+    "PrecisionGuard": "training",
+    "TorchLoop": "training",
+    "float32_masters": "training",
+    "attach": "training.trainer.attach",
 }
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import click
 import pytest
 import transformers
+from accelerate.state import AcceleratorState, GradientState
 from doc_blocks import PAGES, README, ROOT, Block, blocks_of, commands_of, run_bash, run_commands, run_python
 from publishing.client import connect, environment
 from publishing.loopback import LoopbackHub
@@ -62,6 +63,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     return made
 
 
+def forget_accelerators() -> None:
+    """Have the next block make the first Accelerator of a process: all of one process share a precision."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture(scope="module")
 def loopback() -> Iterator[LoopbackHub]:
     """A Hub of this machine that holds `org/tiny-qwen3`, and what the blocks publish."""
@@ -102,6 +109,7 @@ def test_python_runs(
     if example.path.name == "publish.md":
         request.getfixturevalue("hub")
     monkeypatch.chdir(folders[example.path])
+    request.addfinalizer(forget_accelerators)
     run_python(example, eval_example)
 
 

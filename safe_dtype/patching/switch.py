@@ -325,7 +325,7 @@ def _with_guarded_steps(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (patch_now := _patch_now()) is not None:
-            from ..training.attach import attach_where_possible
+            from ..training.trainer.attach import attach_where_possible
 
             if (ladder := attach_where_possible(self, patch_now.policy)) is not None:
                 tell_training(type(self).__name__, ladder, patch_now.tell)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from safe_dtype.training.own_counters import OwnCounters
+from safe_dtype.training.trainer.own_counters import OwnCounters
 
 
 def counting() -> SimpleNamespace:

@@ -13,7 +13,7 @@ from training.trainer_runs import Fault, Run, Setting, difference, run
 from transformers import TrainerCallback
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
-from safe_dtype.training.training_record import StepDown, TrainingRecord
+from safe_dtype.training.trainer.training_record import StepDown, TrainingRecord
 
 SAVING = {"save_strategy": "steps", "save_steps": 3}
 

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from torch.amp.grad_scaler import OptState
 
-from ..errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
-from ..facts import FLOAT16, FLOAT32, Dtype
-from ..guarding import FailureKind
-from ..planning import Policy
-from .ladder import LADDER
-from .precision_guard import PrecisionGuard
-from .switch_precision import engine_of, precision_of, switch_precision
+from ...errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
+from ...facts import FLOAT16, FLOAT32, Dtype
+from ...guarding import FailureKind
+from ...planning import Policy
+from ..evaluation import guard_evaluation
+from ..ladder import LADDER
+from ..precision_guard import PrecisionGuard
+from ..switch_precision import engine_of, precision_of, switch_precision
 from .trainer_callback import PrecisionCallback, load_scaler
 from .trainer_window import TrainerWindow
 from .training_record import StepDown, TrainingRecord
@@ -103,6 +104,8 @@ class _Attached:
             ("_inner_training_loop", functools.partial(self._run, trainer._inner_training_loop)),
         ):
             setattr(trainer, name, _like(getattr(trainer, name), wrapper))
+        if is_asked_for:
+            guard_evaluation(trainer, policy)  # in a patched program every evaluation is guarded
         # First, so that what reports to others reads the rows with what was added to them.
         trainer.callback_handler.callbacks.insert(0, PrecisionCallback(trainer, self.record, self._begin))
         vars(trainer)[_ATTRIBUTE] = self

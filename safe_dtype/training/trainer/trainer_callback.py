@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..facts import FLOAT16
+from ...facts import FLOAT16
 from .training_record import TrainingRecord
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnknownDtypeError
-from ..facts import Dtype, dtype_named
-from ..store.files import write_whole
+from ...errors import UnknownDtypeError
+from ...facts import Dtype, dtype_named
+from ...store.files import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .attempt import WindowAttempt
+from ..precision_guard import PrecisionGuard
+from ..window_attempt import WindowAttempt
 from .own_counters import OwnCounters
-from .precision_guard import PrecisionGuard
 
 TrainingStep = Callable[..., torch.Tensor]
 
