@@ -44,7 +44,13 @@ def of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every test has an Accelerator of its own, on the CPU."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    forget_accelerators()
     yield
+    forget_accelerators()
+
+
+def forget_accelerators() -> None:
+    """Forget the state that all Accelerators of this process share."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 

@@ -113,9 +113,8 @@ class _Attached:
     @property
     def ladder(self) -> str:
         """The precisions of this run, as a person reads them."""
-        names = [
-            f"{one} with a GradScaler" if one == FLOAT16 else str(one) for one in self._ladder(self._record.began_in)
-        ]
+        dtypes = self._ladder(self._record.began_in)
+        names = [f"{dtype} with a GradScaler" if dtype == FLOAT16 else str(dtype) for dtype in dtypes]
         return ", then ".join(names)
 
     def record(self) -> TrainingRecord:
