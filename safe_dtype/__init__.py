@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from .optimizing import Dynamic, Optimized, load_optimized, optimize
     from .publishing import publish
     from .ranks import init_process_group
-    from .training import attach
     from .training import PrecisionGuard, TorchLoop, float32_masters
     from .training.trainer.attach import attach
     from .verifying import drift_from, measure_drift, record_outputs, text_batches
@@ -131,7 +130,6 @@ _LOADED_ON_USE = {
     "optimize": "optimizing",
     "publish": "publishing",
     "init_process_group": "ranks",
-    "attach": "training",
     "PrecisionGuard": "training",
     "TorchLoop": "training",
     "float32_masters": "training",
