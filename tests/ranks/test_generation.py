@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from .processes import begin_case, outcomes_of, run_ranks
+from . import generate_plainly
+from .processes import TESTS, begin_case, free_port, outcomes_of, run_ranks
 
 DOWN = "model.layers.1.mlp.down_proj"
 NEW_TOKENS = 8
@@ -238,3 +243,29 @@ def test_a_rank_that_dies(checkpoint: str, victim: int) -> None:
     assert [outcome.status for outcome in outcomes] == [-9 if rank == victim else 76 for rank in range(3)], "\n".join(
         map(str, outcomes)
     )
+
+
+@pytest.mark.slow
+def test_a_program_that_knows_nothing_of_it(checkpoint: str, tmp_path: Path) -> None:
+    """`accelerate launch -m safe_dtype.run`: three ranks with shares of the prompts, the last one with fewer."""
+    import transformers as tf
+
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()),
+        "-m", "safe_dtype.run", "--policy", LADDER, str(Path(__file__).with_name("generate_plainly.py")), checkpoint,
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "JOB_FOLDER": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }  # fmt: skip
+    job = subprocess.run(
+        command, env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stdout
+    ends = [json.loads((tmp_path / f"end {rank}").read_text()) for rank in range(3)]
+    assert [end["dtype"] for end in ends] == ["torch.float32"] * 3, job.stdout
+    plain = tf.LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    answers = [answer for end in ends for answer in end["answers"]]
+    assert answers == [generate_plainly.generate(plain, prompt) for prompt in generate_plainly.PROMPTS]
