@@ -24,6 +24,7 @@ SCRIPTS = (
     "rescue",
     "optimize",
     "restarts",
+    "recovery",
     "training",
     "training_loss",
 )

@@ -278,7 +278,7 @@ def test_errors_are_documented(name: str) -> None:
     assert re.search(rf"\b{name}\b", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
 
 
-PUBLIC_MODULES = {"safe_dtype", "safe_dtype.errors", "safe_dtype.testing", "safe_dtype.integrations"}
+PUBLIC_MODULES = {"safe_dtype", *(f"safe_dtype.{name}" for name in ("errors", "testing", "ranks", "integrations"))}
 
 
 def is_public(module: str, name: str) -> bool:

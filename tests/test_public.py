@@ -37,7 +37,7 @@ def test_every_auto_class(name: str) -> None:
     assert pickle.loads(pickle.dumps(safe)) is safe
 
 
-LISTED = ("safe_dtype", "safe_dtype.errors", "safe_dtype.testing")
+LISTED = ("safe_dtype", "safe_dtype.errors", "safe_dtype.testing", "safe_dtype.ranks")
 
 
 @pytest.mark.parametrize("name", LISTED)

@@ -14,6 +14,7 @@ from ...models.wrapped_methods import Wrap, owner_of, wrap_method
 from ...numerics.followed import is_followed
 from ..deferred.sampling_loop import guard_sample
 from ..generate_batch import guarded_batch, step_of_a_batch
+from ..restart_generate import guarded_generate
 from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from ..step import guarded_step
 from .codes import Codes, with_numbers
@@ -149,7 +150,7 @@ def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         with set_aside(guard):
             if id(guard) in here.nets:
                 return original(self, *args, **kwargs)
-            return generate_among_peers(guard, functools.partial(original, self), args, kwargs)
+            return generate_among_peers(guarded_generate, guard, functools.partial(original, self), args, kwargs)
 
     return generate
 
@@ -159,6 +160,6 @@ def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
         guard = guard_of(self)
         if guard is None or self.training:
             return original(self, *args, **kwargs)
-        return guarded_batch(guard, functools.partial(original, self), args, kwargs)
+        return generate_among_peers(guarded_batch, guard, functools.partial(original, self), args, kwargs)
 
     return generate_batch

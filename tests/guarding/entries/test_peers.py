@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guarding.generators import DOWN, ONE_ROW, Tape, generate, generator
+import transformers as tf
+from guarding.generators import DOWN, ONE_ROW, Tape, generate, generator, tiny
 
 from safe_dtype import FLOAT32, Event, guard, report
 from safe_dtype.guarding.entries.peers import ask_peers
@@ -93,5 +94,20 @@ def test_peers_of_the_whole_process() -> None:
     finally:
         registration.remove()
     generate(model, **ONE_ROW)
+    assert peers.heard == ["before", "after", "after"]
+    assert model.dtype == torch.float32
+
+
+def test_a_continuous_batch_is_told_as_well() -> None:
+    """Peers hear of its end; it is not made anew, and the model is in their dtype for the next one."""
+    peers = OneThatFails()
+    model = guard(tiny())
+    state = guard_of(model)
+    assert state is not None
+    state.peers = peers
+    config = tf.GenerationConfig(max_new_tokens=2, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    pool = tf.ContinuousBatchingConfig(num_blocks=64, page_size=32, max_batch_tokens=64)
+    done = model.generate_batch([[5, 6, 7]], config, continuous_batching_config=pool)
+    assert done["req_0"].error is None
     assert peers.heard == ["before", "after", "after"]
     assert model.dtype == torch.float32
