@@ -71,8 +71,8 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
     )
     tried = TriedRemedies()
     failed_at = 0
-    around, asked, step = here.nets, here.asked, here.step
-    here.nets, here.asked = (*around, id(guard)), (*asked, [*args, *kwargs.values()])
+    around, asked, step, began_anew = here.nets, here.asked, here.step, here.began_anew
+    here.nets, here.asked, here.began_anew = (*around, id(guard)), (*asked, [*args, *kwargs.values()]), False
     try:
         while True:
             here.step = 0
@@ -87,7 +87,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
                     Failure(FailureKind.NONFINITE, "a step that cannot be run again"),
                     exc.__cause__ or exc,
                 )
-                tried = exc.tried
+                tried, here.began_anew = exc.tried, True
             except SafeDtypeError:
                 raise
             except Exception as exc:  # noqa: BLE001  (raised below where it cannot be cured, with nothing added to it)
@@ -110,7 +110,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
                 tried.take_back(guard, ended_by=exc)
         raise
     finally:
-        here.nets, here.asked, here.step = around, asked, step
+        here.nets, here.asked, here.step, here.began_anew = around, asked, step, began_anew
 
 
 def _cure(guard: Guard, tried: TriedRemedies, error: Exception, arguments: list[Any]) -> Failure | None:

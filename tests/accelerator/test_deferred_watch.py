@@ -124,6 +124,26 @@ def test_two_failures_in_a_row(first: str, second: str, rehearsal: Rehearsal, mo
         assert made[0].differs(made[1]) == []
 
 
+def test_a_step_that_cannot_be_brought_back(rehearsal: Rehearsal) -> None:
+    """Where a step has written over what it was given, the generation begins anew and looks at each step at once."""
+    calls = []
+
+    def overwrite(_module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        calls.append(len(calls))
+        if len(calls) == 3:
+            args[0].fill_(7)  # the tokens of the step that fails below
+
+    model, plain = guard(on_the_device("qwen3", rehearsal)), on_the_device("qwen3", rehearsal).float()
+    generate(model, rehearsal, **ONE_ROW)  # what it writes into is known from now on
+    model.model.embed_tokens.register_forward_pre_hook(overwrite)
+    with fault(model, DOWN, "nan", call=2) as put:
+        made = generate(model, rehearsal, **ONE_ROW)
+    assert put.fired
+    (event,) = report(model).events
+    assert (event.step, event.after) == (0, FLOAT32)  # where it fails again
+    assert made.differs(generate(plain, rehearsal, **ONE_ROW)) == []
+
+
 def test_over_two_devices(rehearsal: Rehearsal) -> None:
     """A model in two halves is watched with no read of ours, and goes on from the step that failed."""
 

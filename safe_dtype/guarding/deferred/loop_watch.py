@@ -15,7 +15,9 @@ import torch
 from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
+from ..recover import TriedRemedies
 from ..state import CALL, Guard, here
+from ..step import RestartNeededError
 from .held_streamer import HeldStreamer
 from .judged_later import UnreadStep
 from .random_state import random_state, set_random_state
@@ -62,7 +64,7 @@ class LoopWatch:
         self._stays_at_once = False
         # A prompt may go in in several calls, and the loop reads nothing between them.
         self._is_late = loop.config.prefill_chunk_size is None  # the verdict on the step that runs is read later
-        self._rerun_with: int | None = None  # of the step that runs again, the guard's version before
+        self._rerun_with: int | None = None  # of the step that runs again, the guard's version when it failed
         self._now = LoopStep(here.step, is_first=True)
         self._judged_next: deque[LoopStep] = deque()  # with a token, but nobody has read whether it is one
         self._ended: torch.Tensor | None = None
@@ -156,10 +158,18 @@ class LoopWatch:
         return next(step for step in self._judged_next if step.is_spoiled is not None and bool(step.is_spoiled))
 
     def begin_again(self, step: LoopStep) -> None:
-        """Bring everything back to where `step` began; it is looked at while it runs again."""
+        """Bring everything back to where `step` began; it is looked at while it runs again.
+
+        Raises:
+            RestartNeededError: If something cannot be brought back. Nothing was cured: the generation is to be begun anew,
+                with every step looked at where it is made.
+        """
+        run = step.run
+        assert run is not None
+        if not self._roll_back(step):
+            raise RestartNeededError(TriedRemedies())
         if step.random is not None:
             set_random_state(self._device, step.random)
-        self._roll_back(step)
         if self.streamer is not None:
             self.streamer.drop_last()
         self._judged_next.clear()
@@ -167,13 +177,13 @@ class LoopWatch:
         here.step = step.number
         self._now = LoopStep(step.number, step.is_first)
         self._ended = step.ended
-        self._rerun_with = self._guard.version
+        self._rerun_with = run.version  # another thread may have cured the model since
         if self.streamer is not None and step.ended is not None and self._pads:
             self.streamer.padded = (step.ended, self._config._pad_token_tensor)
 
-    def _roll_back(self, step: LoopStep) -> None:
-        if (run := step.run) is not None:
-            run.snapshot.roll_back(recast=self._guard.version != run.version)
+    def _roll_back(self, step: LoopStep) -> bool:
+        run = step.run
+        return run is None or run.snapshot.roll_back(recast=self._guard.version != run.version)
 
     @property
     def _pads(self) -> bool:

@@ -95,6 +95,8 @@ def _reasons(guard: Guard, loop: SamplingLoop) -> Iterator[str]:
         yield "a look costs nothing"
     if id(guard) not in here.nets or any(step[2] is CALL for step in here.running):
         yield "it is no generation of its own"
+    if here.began_anew:
+        yield "a step of it could not be run again"
     if not _is_known(loop):
         yield "its loop is not that of transformers"
     if not _may_count_in_twice(type(loop.model)):
