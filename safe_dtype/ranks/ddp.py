@@ -73,6 +73,9 @@ class DdpSchedule:
         if is_whole and self._passes:
             self._shapes = tuple(self._shape(place) for place in range(len(self._passes)))
 
+    def hidden_error(self) -> None:
+        """Return nothing: what fails comes out."""
+
     def keep(self, error: BaseException) -> None:
         """Run what this rank owes the others until the end of the window, with NaN as its gradients.
 

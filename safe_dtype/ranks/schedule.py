@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import nn
 
+from .fsdp2 import is_sharded
+
 
 class OutOfStepError(Exception):
     """A rank that failed cannot run what it owes the others: its process has to end. The text says why."""
@@ -20,6 +22,9 @@ class Schedule(Protocol):
     def end(self, *, is_whole: bool) -> None:
         """Stop to watch; `is_whole`: no rank failed in it."""
 
+    def hidden_error(self) -> Exception | None:
+        """Return the error of this rank that has not come out: in its place it went on with NaN."""
+
     def keep(self, error: BaseException) -> None:
         """After `error` on this rank alone: run all that it owes the others until the vote.
 
@@ -32,9 +37,13 @@ class Schedule(Protocol):
 
 
 def schedules_of(model: nn.Module) -> list[Schedule]:
-    """Return the schedules of the engines in `model`, which may be compiled. None of them where it is on one rank."""
+    """Return the schedules of the engines in `model`, which may be compiled."""
     from torch.nn.parallel import DistributedDataParallel
 
     from .ddp import DdpSchedule
+    from .sharded_schedule import ShardedSchedule
 
-    return [DdpSchedule(module) for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    wrapped: list[Schedule] = [
+        DdpSchedule(module) for module in model.modules() if isinstance(module, DistributedDataParallel)
+    ]
+    return [*wrapped, ShardedSchedule(model)] if is_sharded(model) else wrapped

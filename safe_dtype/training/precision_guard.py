@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,7 @@ from ..guarding.blame import module_raising, name_of
 from ..guarding.classify import first_line, text_of
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
-from ..ranks import Vote, World, cast_vote, current_world, failed_dtypes, first_allowed
+from ..ranks import Vote, VoteTally, World, cast_vote, current_world, failed_dtypes, first_allowed
 from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
 from .accelerate_loop import AccelerateLoop
 from .judge_numbers import Judgement, Numbers, judge
@@ -31,6 +32,7 @@ from .window_attempt import WindowAttempt
 logger = logging.getLogger(__name__)
 
 _KINDS = tuple(FailureKind)
+_numbers = count()  # of guards: all ranks make them at the same points
 
 
 class PrecisionGuard:
@@ -97,7 +99,7 @@ class PrecisionGuard:
                 )
         self._leave_failed_dtypes()
         self._buffers = KeptBuffers(self.loop.models)
-        self._votes = 0
+        self._number, self._votes = next(_numbers), 0
         self._is_last: bool | None = None
         self._is_open = False
         self._tried: list[Attempt] = []
@@ -146,69 +148,70 @@ class PrecisionGuard:
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
         optimizers = self.loop.optimizers if steps else ()
+        # In any case: to unscale sharded gradients is a collective, too.
         judgement = judge(numbers, optimizers, self.loop.scaler if steps else None, self._least_scale)
-        return self._settle(judgement, FailureKind.NONFINITE, None)
+        hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
+        if hidden is not None:
+            return self._settle(*_judged(hidden), hidden) is Vote.OK
+        return self._settle(judgement, FailureKind.NONFINITE, None) is Vote.OK
 
     def error(self, error: Exception) -> bool:
         """Whether another attempt is to follow on `error`; where not, it is the caller's."""
-        text = text_of(error)
-        reason = f"{type(error).__name__}: {first_line(text)}"
-        if is_lost(text):
+        if is_lost(text_of(error)):
             device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
-            raise DeviceLostError(device, "", reason) from error
+            raise DeviceLostError(device, "", _described(error)) from error
         try:
             for schedule in self._schedules:
                 schedule.keep(error)
         except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
             error.add_note(f"The other ranks wait until this process ends: {first_line(text_of(exc))}.")
             return False
-        failure = classify(error)
-        if failure is None:
-            return self._settle(Judgement(Vote.FOREIGN, reason), FailureKind.OP_UNSUPPORTED, error)
-        return self._settle(Judgement(Vote.FALL_BACK, reason), failure.kind, error)
+        return self._settle(*_judged(error), error) is not Vote.FOREIGN
 
-    def _settle(self, judgement: Judgement, kind: FailureKind, error: Exception | None) -> bool:
-        """Vote, and do what the vote says. Return for `numbers` whether to step, for `error` whether to try again."""
+    def _settle(self, judgement: Judgement, kind: FailureKind, error: Exception | None) -> Vote:
+        """Vote, and do what the vote says; return what it was. FOREIGN: the error is that of this rank."""
         since = time.perf_counter()
-        vote, reason = self._vote(judgement, kind, error)
+        vote, kind, reason = self._vote(judgement, kind, error)
         for schedule in self._schedules:
-            schedule.end(is_whole=vote[0] is Vote.OK)
-        if vote[0] is Vote.OK:
-            return True
-        if vote[0] is Vote.FOREIGN and self._world is None:
-            return False
+            schedule.end(is_whole=vote.vote is Vote.OK)
+        if vote.vote is Vote.OK or (vote.vote is Vote.FOREIGN and self._world is None):
+            return vote.vote
         for schedule in self._schedules:
             schedule.reset()
         self._forget_gradients()
-        if vote[0] is Vote.FOREIGN:
+        if vote.vote is Vote.FOREIGN:
             if judgement.vote is Vote.FOREIGN:
-                return False
-            raise RemoteFailure(vote[1], reason) from error
+                return vote.vote
+            raise RemoteFailure(vote.rank, reason) from error
         if self._is_open:
             raise TrainingLoopError(f"{reason}, and earlier attempts have left gradients for the same step") from error
         try:
             self._buffers.put_back()
         except ChangedWithoutCopyError as exc:
             raise TrainingLoopError(f"{reason}, and it cannot be run again: {exc}") from error
-        self._go_on(vote[0], _KINDS[vote[2]], reason, error, since)
-        return error is not None
+        self._go_on(vote.vote, kind, reason, error, since)
+        return vote.vote
 
     def _vote(
         self, judgement: Judgement, kind: FailureKind, error: Exception | None
-    ) -> tuple[tuple[Vote, int, int], str]:
-        """Return the vote of all, the rank that decided and the kind of its failure; and its reason."""
+    ) -> tuple[VoteTally, FailureKind, str]:
+        """Return the vote of all, and what decided it: an exception before the NaN that it left on the other ranks."""
         self._votes += 1
-        world, key = self._world, f"reason/{self._votes}"
+        world, key = self._world, f"window/{self._number}/{self._votes}"
         if world is not None and judgement.vote is not Vote.OK:
             world.store.set(f"{key}/{world.rank}", judgement.reason)
+            if error is not None and judgement.vote is Vote.FALL_BACK:
+                world.store.set(f"{key}/cause", f"{_KINDS.index(kind)} rank {world.rank}: {judgement.reason}")
         try:
             tally = cast_vote(world, judgement.vote, _KINDS.index(kind))
         except PeerLostError as exc:
             raise exc from error
-        reason = judgement.reason
-        if world is not None and tally.vote is not Vote.OK and tally.rank != world.rank:
-            reason = world.store.get(f"{key}/{tally.rank}").decode()
-        return (tally.vote, tally.rank, tally.payload), reason
+        if world is None or tally.vote is Vote.OK:
+            return tally, kind, judgement.reason
+        if tally.vote is Vote.FALL_BACK and world.store.check([f"{key}/cause"]):
+            number, _, reason = world.store.get(f"{key}/cause").decode().partition(" ")
+            return tally, _KINDS[int(number)], reason
+        return tally, _KINDS[tally.payload], world.store.get(f"{key}/{tally.rank}").decode()
 
     def _go_on(self, vote: Vote, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
         before, module = self.dtype, self._module(error)
@@ -267,3 +270,15 @@ class PrecisionGuard:
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last
+
+
+def _judged(error: Exception) -> tuple[Judgement, FailureKind]:
+    """Return what an exception means for the window, by the one place that knows such texts."""
+    failure = classify(error)
+    if failure is None:
+        return Judgement(Vote.FOREIGN, _described(error)), FailureKind.OP_UNSUPPORTED
+    return Judgement(Vote.FALL_BACK, _described(error)), failure.kind
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(text_of(error))}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
+from ..ranks.fsdp2 import is_sharded, switch_policy
 from .loop import WindowWatch
 
 
@@ -22,6 +23,8 @@ class TorchLoop:
         loop.backward(loss)
         loop.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
+    Models under FSDP2 compute in the dtype of their `MixedPrecisionPolicy`, which is changed; `autocast()` is nothing there.
 
     Attributes:
         dtype: What the model computes in now.
@@ -39,6 +42,7 @@ class TorchLoop:
         self.models = [model] if isinstance(model, nn.Module) else list(model)
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._device_type = next((p.device.type for m in self.models for p in m.parameters()), "cpu")
+        self._sharded = [model for model in self.models if is_sharded(model)]
         self._init_scale = init_scale
         self._watch: WindowWatch | None = None
         self.scaler: Any = None
@@ -47,6 +51,8 @@ class TorchLoop:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the `torch.autocast` of the precision now, for the forward pass and the loss."""
+        if self._sharded:
+            return nullcontext()
         if self.dtype is FLOAT32:
             return torch.autocast(self._device_type, enabled=False)
         return torch.autocast(self._device_type, getattr(torch, self.dtype.name))
@@ -78,6 +84,8 @@ class TorchLoop:
 
     def switch(self, dtype: Dtype) -> None:
         """Have the next pass compute in `dtype`, with a new scaler in float16."""
+        for model in self._sharded:
+            switch_policy(model, dtype)
         self.dtype = dtype
         self.scaler = (
             torch.amp.GradScaler(self._device_type, init_scale=self._init_scale) if dtype is FLOAT16 else None
