@@ -63,19 +63,25 @@ def status_of(error: BaseException) -> int | None:
     if any(is_of_communication(link) for link in links_of(error)):
         logger.error("another rank has ended: this one ends with status %d, to be started again with it", PEER_LOST)
         return PEER_LOST
-    lost = next((link for link in links_of(error) if isinstance(link, DeviceLostError)), None)
-    lesson = write_verdict(error if lost is None else lost.__cause__ or lost)
-    if lesson is not None:
-        dtype, where = lesson.dtype, lesson.module or lesson.family
-    elif lost is not None and lost.dtype:  # a guard has written it down already
-        dtype, where = lost.dtype, lost.device
-    else:
+    failed = _failed_for_good(error)
+    if failed is None:
         return None
     logger.error(
         "%s has failed for good on this rank, in %s: it ends with status %d, and is to be started again with all others",
-        dtype, where, FAILED_IN_DTYPE,
+        *failed, FAILED_IN_DTYPE,
     )  # fmt: skip
     return FAILED_IN_DTYPE
+
+
+def _failed_for_good(error: Exception) -> tuple[str, str] | None:
+    """Return the dtype that is written down as failed, and where that was; None where `error` is of another kind."""
+    lost = next((link for link in links_of(error) if isinstance(link, DeviceLostError)), None)
+    lesson = write_verdict(error if lost is None else lost.__cause__ or lost)
+    if lesson is not None:
+        return lesson.dtype, lesson.module or lesson.family
+    if lost is not None and lost.dtype:  # a guard has written it down already
+        return lost.dtype, lost.device
+    return None
 
 
 def leave(status: int) -> NoReturn:

@@ -20,6 +20,7 @@ def test_all_ranks_read_all_texts(texts: list[str]) -> None:
         assert list(threads.map(gather_texts, worlds(len(texts)), texts)) == [texts] * len(texts)
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come() -> None:
     """It is a lost peer, after the seconds that were allowed."""
     here, _ = worlds(2)

@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from safe_dtype.ranks import restarting
+from safe_dtype.errors import DeviceLostError, NoDtypeLeft
+from safe_dtype.ranks import FAILED_IN_DTYPE, PEER_LOST, restarting
+from safe_dtype.ranks.restart import status_of
 
 from .processes import TESTS, Launch, begin_case, free_port, outcomes_of
 
@@ -75,9 +77,13 @@ def test_who_fails_and_who_loses_it(tmp_path: Path) -> None:
 
 def fails_between_collectives() -> None:
     """Rank 1 fails in a step while rank 0 waits for it in a collective."""
-    from safe_dtype.ranks import restarting
-
     begin_case("a failure between two collectives", seconds=40)
+    if dist.get_rank() == 1:
+        assert status_of(DeviceLostError("cuda:0", "bfloat16", "device-side assert")) == FAILED_IN_DTYPE
+        assert status_of(DeviceLostError("cuda:0", "", "an index")) is None
+        assert status_of(torch.OutOfMemoryError("no room")) is None
+        assert status_of(NoDtypeLeft("op", "float32", ())) is None
+        assert status_of(RuntimeError("Connection closed by peer")) == PEER_LOST
     with restarting():
         if dist.get_rank() == 1:
             Failing(torch.bfloat16)(torch.ones(2, 4))
