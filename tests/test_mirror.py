@@ -35,7 +35,6 @@ TOGETHER = {
     "patching/planned.py": "patching/test_weird_calls.py",
     "errors/ranks.py": "errors/test_errors.py",
     "loading/meeting.py": "ranks/test_meeting_of_ranks.py",
-    "ranks/rendezvous.py": "ranks/test_meeting_of_ranks.py",
     "ranks/one_plan/started.py": "ranks/test_meeting_of_ranks.py",
     "patching/process_group.py": "ranks/test_unlike_ranks.py",
     "patching/script.py": "patching/test_run.py",

@@ -97,7 +97,12 @@ def _connect(default: Any) -> World:
 
 
 def attempt_prefix() -> str:
-    """Return what sets the notes of this attempt of this job apart: a launcher may keep its store over restarts."""
+    """Return what sets the notes of this attempt of this job apart, where the launcher keeps one store over restarts.
+
+    A store that is made for each attempt needs no more than a name: machines count their restarts each for itself.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return "safe_dtype"
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     return "/".join(["safe_dtype", *(os.environ.get(name) or "0" for name in names)])
 

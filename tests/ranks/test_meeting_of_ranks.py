@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -141,3 +142,44 @@ def test_two_ranks(saved: Saved, tmp_path: Path) -> None:
     assert first["child"] == second["child"] == 0
     assert first["anew"]
     assert second["anew"]
+
+
+def all_trials(source: Path, cache: Path) -> dict[str, Any]:
+    """Load what has to be measured on the model first; return what came of it, and what this rank measured itself."""
+    os.environ["SAFE_DTYPE_CACHE"] = str(cache)
+    measured: list[str] = []
+    logging.getLogger("safe_dtype").addHandler(handler := logging.Handler())
+    handler.emit = lambda record: measured.append(record.getMessage())  # type: ignore[method-assign]
+    begin_case("float16 is measured", 100)
+    model = SafeAutoModelForCausalLM.from_pretrained(source, dtype="float16")
+    results: dict[str, Any] = {"plan": digest(plan_of(model)), "storage": str(plan_of(model).storage)}
+    results["measured"] = [text for text in measured if "measuring whether float16 holds" in text]
+    begin_case("it fails on the rank that measures")
+    os.environ["SAFE_DTYPE_CACHE"] = str(cache / "empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("safe_dtype.loading.trials.float16.half_of", no_half)
+        try:
+            SafeAutoModelForCausalLM.from_pretrained(source, dtype="float16")
+        except RuntimeError as exc:
+            results["failure"] = f"{type(exc).__name__}: {exc}"
+    return results
+
+
+def no_half(*_: Any, **__: Any) -> None:
+    """Fail as a driver would."""
+    raise RuntimeError("the driver has gone")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_measured_once(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """Whether float16 holds a model is measured by one rank for both, and where that fails both hear of it."""
+    launch = Launch(seconds=150, joins=False)
+    first, second = run_ranks(all_trials, 2, tiny_qwen3, tmp_path / "cache", launch=launch)
+    assert first["plan"] == second["plan"]
+    assert first["storage"] == "float16"
+    assert sorted(len(one["measured"]) for one in (first, second)) == [0, 1]
+    assert sorted(one["failure"] for one in (first, second)) == [
+        "RemoteFailure: Rank 0 failed: RuntimeError: the driver has gone. Next: look at the log of rank 0.",
+        "RuntimeError: the driver has gone",
+    ]

@@ -39,7 +39,7 @@ def wide(folder: Path) -> Path:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=2000, hidden_size=768, intermediate_size=2304, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=128, tie_word_embeddings=True, eos_token_id=None,
+        num_key_value_heads=2, head_dim=128, tie_word_embeddings=True, eos_token_id=None,
     )  # fmt: skip
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder

@@ -26,7 +26,7 @@ def tell_devices() -> None:
     if board is None or board in _left:
         return
     try:
-        facts = facts_of(default_device())
+        facts = replace(facts_of(default_device()), memory=MemoryFacts(0, 0, "ranks"))  # whatever is loaded there
         board.leave(_NAME, shared(facts))
         _left.append(board)
     except (ProbeError, PeerLostError) as exc:
@@ -40,5 +40,4 @@ def devices_at_start(board: Board) -> Groups:
 
 def shared(facts: DeviceFacts) -> DeviceFacts:
     """Return the facts without what no other rank plans from, so that like devices are equal."""
-    memory = facts.memory if facts.memory.limited_by in ("device_map", "max_memory") else MemoryFacts(0, 0, "ranks")
-    return replace(facts, device=facts.device.partition(":")[0], memory=memory, claims=())
+    return replace(facts, device=facts.device.partition(":")[0], claims=())

@@ -1,0 +1,45 @@
+"""`init_process_group` under torchrun: ranks that are started again come up, and agree anew."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .processes import free_port
+
+SCRIPT = """
+import os, sys
+import torch
+import safe_dtype
+from safe_dtype.ranks import Vote, cast_vote
+
+torch.set_num_threads(1)
+ranks = safe_dtype.init_process_group(seconds=60)
+assert cast_vote(ranks, Vote.OK).ok
+model = safe_dtype.SafeAutoModelForCausalLM.from_pretrained(sys.argv[1])
+assert cast_vote(ranks, Vote.OK).ok
+if ranks.attempt == 0:
+    os._exit(3 * ranks.rank)
+torch.distributed.barrier()
+print(f"rank {ranks.rank} of {ranks.size} is up at attempt {ranks.attempt} in {model.dtype}", flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_restart(tiny_qwen3: Path, tmp_path: Path) -> None:
+    """With torchrun's own rendezvous, whose store outlives a restart, both ranks come up at the first one."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max_restarts", "2"]
+    done = subprocess.run(
+        [*command, "--master_port", str(free_port()), str(script), str(tiny_qwen3)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        assert f"rank {rank} of 2 is up at attempt 1 in torch." in done.stdout
