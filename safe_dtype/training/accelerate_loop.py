@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import TrainingLoopError
 from ..facts import FLOAT16, Dtype
+from .half_base import has_half_base, products_in
 from .loop import WindowWatch
 from .switch_precision import precision_of, switch_precision
 
@@ -25,6 +26,7 @@ class AccelerateLoop:
         self._accelerator = accelerator
         self._init_scale = init_scale
         self.models = list(models) or list(accelerator._models)
+        self._has_half_base = has_half_base(self.models)
         if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
             switch_precision(accelerator, FLOAT16, init_scale=init_scale)
         self.dtype = precision_of(accelerator)
@@ -60,7 +62,8 @@ class AccelerateLoop:
         for prepared in accelerator._optimizers:
             replace(prepared, "step", lambda original: _step(original, watch, accelerator.gradient_state))
         try:
-            yield
+            with products_in(self.dtype, has_half_base=self._has_half_base):
+                yield
         finally:
             for owner, name, before in reversed(put):
                 if before is _ABSENT:

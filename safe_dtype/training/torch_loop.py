@@ -11,6 +11,7 @@ from torch import nn
 
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
 from ..ranks.fsdp2 import is_sharded, switch_policy
+from .half_base import has_half_base, products_in
 from .loop import WindowWatch
 
 
@@ -42,6 +43,7 @@ class TorchLoop:
         self.models = [model] if isinstance(model, nn.Module) else list(model)
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._device_type = next((p.device.type for m in self.models for p in m.parameters()), "cpu")
+        self._has_half_base = has_half_base(self.models)
         self._sharded = [model for model in self.models if is_sharded(model)]
         self._init_scale = init_scale
         self._watch: WindowWatch | None = None
@@ -97,7 +99,8 @@ class TorchLoop:
         self._watch = watch
         hooks = [optimizer.register_step_pre_hook(_asking(watch)) for optimizer in self.optimizers]
         try:
-            yield
+            with products_in(self.dtype, has_half_base=self._has_half_base):
+                yield
         finally:
             self._watch = None
             for hook in hooks:
