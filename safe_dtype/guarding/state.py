@@ -49,9 +49,7 @@ class Here(threading.local):
     step = 0
     nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
     asked: tuple[list[Any], ...] = ()  # what each of these generations was given
-    began_anew = (
-        False  # the innermost of them, whose step could not be run again: each step is looked at where it is made
-    )
+    began_anew = False  # the innermost of them: a step of it could not be run again, so each is looked at at once
 
 
 here = Here()

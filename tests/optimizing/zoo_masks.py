@@ -99,8 +99,8 @@ def points_and_image(seed: int, batch: int, size: int) -> Inputs:
 
 
 def concept_and_image(seed: int, batch: int, size: int) -> Inputs:
-    """Return images with a text of 7 tokens and its mask of ones."""
-    text = {"input_ids": ids(seed, batch, 7), "attention_mask": torch.ones(batch, 7, dtype=torch.long)}
+    """Return images with a text of 8 tokens, half of the positions as inputs made from a config have, and its mask."""
+    text = {"input_ids": ids(seed, batch, 8), "attention_mask": torch.ones(batch, 8, dtype=torch.long)}
     return image(seed, batch, size) | text
 
 
