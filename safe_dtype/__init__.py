@@ -141,7 +141,7 @@ def __getattr__(name: str) -> Any:
     if name == "optimize":
         import_module(".integrations", __name__)  # they register the exporters that its `via` names
     if name == "guard" or name.startswith("SafeAutoModel"):
-        import_module(".ranks", __name__).announce_failures()
+        import_module(".ranks", __name__)  # where there are several, they agree
     if name in _LOADED_ON_USE:
         return getattr(import_module(f".{_LOADED_ON_USE[name]}", __name__), name)
     if name.startswith("SafeAutoModelFor"):

@@ -14,12 +14,10 @@ from ..loading.planned_once import take_planned
 from ..models.load_lock import one_at_a_time
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
-from ..ranks import announce_failures, meet
+from ..ranks import meet
 from .telling import Telling, tell_plan
 
 logger = logging.getLogger(__name__)
-
-announce_failures()  # of models that are guarded from here on
 
 _SOURCE = "pretrained_model_name_or_path"
 

@@ -1,10 +1,12 @@
 """Several processes that hold one model: they agree on the dtype before it loads, and on every step down."""
 
+from ..guarding.entries.peers import ask_peers
 from ..loading.meeting import meet_by
+from .announcements import Announcements
 from .ballot import LARGEST_PAYLOAD, Vote, VoteTally, cast_vote
 from .failed_dtypes import failed_dtypes, first_allowed
 from .gather import gather_texts
-from .generation import agreeing, announce_failures
+from .generation import agreeing
 from .one_plan.board import Board, current_board
 from .one_plan.consensus import agree
 from .one_plan.meeting_of_ranks import meet
@@ -23,7 +25,6 @@ __all__ = [
     "World",
     "agree",
     "agreeing",
-    "announce_failures",
     "cast_vote",
     "current_board",
     "current_world",
@@ -38,3 +39,4 @@ __all__ = [
 ]
 
 meet_by(meet)  # every load of several ranks goes through a meeting from now on
+ask_peers(Announcements())  # and every guarded model hears where its copies on other ranks have failed

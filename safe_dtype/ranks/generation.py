@@ -3,7 +3,7 @@
 What has to agree is the dtype, so that an answer does not depend on the rank that gave it. When the ranks agree is another
 matter, and there are two answers:
 
-* **By themselves** (`announce_failures`), for ranks that generate as often as they like. accelerate's
+* **By themselves** (`Announcements`), for ranks that generate as often as they like. accelerate's
   `split_between_processes` gives one rank an empty share, lm-eval divides requests by length, and often only rank 0 writes
   a sample: a vote in each `generate` would wait there for ranks that never come. So nobody waits. A rank whose dtype fails
   goes on from the step that failed, as it would alone, and announces it in the store of torch.distributed; the others look
@@ -23,31 +23,12 @@ from typing import TypeVar
 from torch import nn
 
 from ..guarding import guard
-from ..guarding.entries.peers import ask_peers
 from ..guarding.state import guard_of
-from .announcements import Announcements
 from .lockstep import Lockstep
 from .model_key import model_key
-from .tensor_parallel import share_steps
 from .world import current_world
 
 M = TypeVar("M", bound=nn.Module)
-
-_announcements = Announcements()
-_is_announcing: list[bool] = []
-
-
-def announce_failures() -> None:
-    """Have every guarded model of this process tell the other ranks in which dtype it failed, and hear it from them.
-
-    It counts for models that a rank holds as a whole; nothing is asked or told where torch.distributed is not initialized,
-    or has one rank. Tensor parallel models that are guarded from now on settle a failure in the step that it occurs in. A
-    second call changes nothing.
-    """
-    if not _is_announcing:
-        _is_announcing.append(True)
-        ask_peers(_announcements)
-        share_steps()
 
 
 def agreeing(model: M, *, seconds: float | None = None) -> M:
