@@ -13,6 +13,7 @@ from .one_plan.meeting_of_ranks import meet
 from .one_plan.started import tell_devices
 from .rendezvous import init_process_group
 from .restart import FAILED_IN_DTYPE, PEER_LOST, restarting
+from .tensor_parallel import share_steps
 from .world import World, current_world, known_world
 
 __all__ = [
@@ -40,3 +41,4 @@ __all__ = [
 
 meet_by(meet)  # every load of several ranks goes through a meeting from now on
 ask_peers(Announcements())  # and every guarded model hears where its copies on other ranks have failed
+share_steps()  # and tensor parallel models that are guarded settle a failure in the step that it occurs in
