@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
@@ -68,3 +69,13 @@ def test_a_store_that_is_gone() -> None:
 def test_a_job_of_one_has_no_board() -> None:
     """Without a launcher and without a process group there is nobody to leave notes for."""
     assert current_board() is None
+
+
+def test_the_notes_of_a_large_job() -> None:
+    """They fit into the 8 MiB that a value of a TCPStore may have, though no two are alike."""
+    size, store, chance = 3000, dist.HashStore(), random.Random(0)
+    for rank in range(size):
+        note = [("the verdict on an operation in one dtype, with its reason", chance.random()) for _ in range(50)]
+        Board(rank, size, store).leave("n", note)
+    assert len(store.get("n/all")) < 2**23
+    assert len(Board(0, size, store).left("n")) == size

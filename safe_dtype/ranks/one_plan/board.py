@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,12 +24,13 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its docu
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from ...errors import PeerLostError
-from ..world import attempt_prefix, default_group
+from ..world import absent, attempt_prefix, default_group
 
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_CONNECT = 60.0  # that rank 0, which holds the store, may start later
 _LONGEST_PAUSE = 0.25  # seconds between two looks at the board
+_LOOKS_PER_SECOND = 4000  # of all ranks together: the store answers some ten thousand questions a second
 _EMPTY = b""
 
 Groups = tuple[tuple[tuple[int, ...], Any], ...]  # the ranks that left equal notes, and what they left
@@ -44,7 +46,7 @@ class Board:
 
     def post(self, name: str, note: Any) -> None:
         """Leave a note. Whoever reads it gets a copy."""
-        self._ask(partial(self.store.set, name, pickle.dumps(note)))
+        self._ask(partial(self.store.set, name, _packed(note)))
 
     def read(self, name: str) -> Any:
         """Return a note, or None where nobody left one."""
@@ -52,14 +54,15 @@ class Board:
 
     def settle(self, name: str, note: Any) -> Any:
         """Leave a note unless there is one; return the one that is there."""
-        settled = self._ask(partial(self.store.compare_set, name, _EMPTY, pickle.dumps(note)))
-        return pickle.loads(settled)
+        settled = self._ask(partial(self.store.compare_set, name, _EMPTY, _packed(note)))
+        return _unpacked(settled)
 
     def wait(self, name: str, seconds: float) -> Any:
         """Return a note as soon as it is there; None where nobody left one within `seconds`."""
         ending, pause = time.monotonic() + seconds, 0.002
+        longest = max(_LONGEST_PAUSE, self.size / _LOOKS_PER_SECOND)
         while (note := self.read(name)) is None and time.monotonic() < ending:
-            time.sleep(min(pause, _LONGEST_PAUSE))
+            time.sleep(min(pause, longest))
             pause *= 1.5
         return note
 
@@ -92,15 +95,17 @@ class Board:
         return self.read(f"{name}/all") or self._grouped(name, range(self.size))
 
     def _grouped(self, name: str, ranks: Iterable[int]) -> Groups:
-        here = [rank for rank in ranks if self._ask(partial(self.store.check, [f"{name}/{rank}"]))]
+        ranks = tuple(ranks)
+        missing = set(absent(self.store, ranks, name))
+        here = [rank for rank in ranks if rank not in missing]
         notes = self._ask(partial(self.store.multi_get, [f"{name}/{rank}" for rank in here])) if here else []
         groups: dict[bytes, list[int]] = defaultdict(list)
         for rank, note in zip(here, notes, strict=True):
             groups[note].append(rank)
-        return tuple((tuple(members), pickle.loads(note)) for note, members in groups.items())
+        return tuple((tuple(members), _unpacked(note)) for note, members in groups.items())
 
     def _note(self, name: str) -> Any:
-        return pickle.loads(self._ask(partial(self.store.get, name)))
+        return _unpacked(self._ask(partial(self.store.get, name)))
 
     def _ask(self, request: Any) -> Any:
         started = time.monotonic()
@@ -109,6 +114,15 @@ class Board:
         except RuntimeError as exc:  # rank 0, or the launcher, has ended, and the store with it
             problem = f"the store of this job does not answer: {str(exc).strip().partition(chr(10))[0][:200]}"
             raise PeerLostError(self.rank, time.monotonic() - started, problem) from exc
+
+
+def _packed(note: Any) -> bytes:
+    """Return a note as bytes, compressed: a TCPStore takes 8 MiB at most, and every rank reads the notes of all."""
+    return zlib.compress(pickle.dumps(note), 1)
+
+
+def _unpacked(note: bytes) -> Any:
+    return pickle.loads(zlib.decompress(note))
 
 
 @dataclass

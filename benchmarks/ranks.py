@@ -1,0 +1,84 @@
+"""What agreement between ranks costs: measured on 2 to 4 processes, and simulated for thousands.
+
+    python benchmarks/ranks.py vote        # the time of a vote among 2, 3 and 4 ranks, beside gloo's all_reduce
+    python benchmarks/ranks.py store       # what the key-value store of a job can answer
+    python benchmarks/ranks.py recovery    # a failure in training: the window run again, against the job started again
+    python benchmarks/ranks.py simulate    # votes and consensus among 1,000 and 10,000 ranks, from what the first two say
+
+What the guard of a training window costs in all is in benchmarks/training.py, if nothing fails.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+import torch
+from rank_parts.launch import figures_of
+from rank_parts.simulated import consensus, votes
+from rank_parts.store import store_figures
+from results_file import RESULTS, write_results
+
+SIZES = (2, 3, 4)
+CLIENTS = (200, 1000)
+SIMULATED = (8, 100, 1000, 10_000)
+NETWORK_US = 25.0  # one way between two machines of one data center: assumed, and added to what is measured in one
+
+
+@click.group()
+def main() -> None:
+    """Measure what agreement between ranks costs."""
+
+
+@main.command()
+def vote() -> None:
+    """Time votes of real ranks."""
+    click.echo(write_results("ranks_vote", {str(size): figures_of("votes", size) for size in SIZES}))
+
+
+@main.command()
+def store() -> None:
+    """Ask a store with many clients."""
+    click.echo(write_results("ranks_store", {str(clients): store_figures(clients) for clients in CLIENTS}))
+
+
+@main.command()
+def recovery() -> None:
+    """Time a failure in training on 2 ranks, and a job that is started again."""
+    click.echo(write_results("ranks_recovery", figures_of("recovery", 2)))
+
+
+@main.command()
+@click.option("--size", "sizes", type=int, multiple=True, default=SIMULATED, show_default=True, help="How many ranks.")
+def simulate(*, sizes: tuple[int, ...]) -> None:
+    """Simulate many ranks, on a quiet network and on one as uneven as this machine."""
+    torch.set_num_threads(1)
+    measured = _figures("ranks_vote")["2"]
+    answers = _figures("ranks_store")[str(CLIENTS[-1])]
+    quiet = [(measured["vote"]["p50_us"] + NETWORK_US) / 1e6]
+    uneven = [(each + NETWORK_US) / 1e6 for each in measured["vote_quantiles_us"]]
+    figures: dict[str, Any] = {
+        "assumptions": {
+            "seconds_of_a_message": quiet[0],
+            "of_them_assumed_for_the_network": NETWORK_US / 1e6,
+            "microseconds_of_a_request_to_the_store": answers["check_us"],
+            "bytes_per_second_of_the_store": answers["bytes_per_second"],
+        }
+    }
+    for size in sizes:
+        figures[str(size)] = {
+            "quiet": votes(size, quiet),
+            "uneven": votes(size, uneven),
+            "consensus": consensus(size, answers["check_us"], answers["bytes_per_second"]),
+        }
+        click.echo(f"{size}: {figures[str(size)]}", err=True)
+    click.echo(write_results("ranks_simulated", figures))
+
+
+def _figures(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+
+
+if __name__ == "__main__":
+    main()
