@@ -22,7 +22,7 @@ from results_file import RESULTS, write_results
 
 SIZES = (2, 3, 4)
 CLIENTS = (200, 1000)
-SIMULATED = (8, 100, 1000, 10_000)
+SIMULATED = (100, 1000, 10_000)
 NETWORK_US = 25.0  # one way between two machines of one data center: assumed, and added to what is measured in one
 
 

@@ -43,6 +43,7 @@ class Network:
         self._mail: defaultdict[tuple[int, int], deque[tuple[float, int]]] = defaultdict(deque)
         self._ended: dict[int, float] = {}
         self._news = [threading.Condition() for _ in range(size)]
+        self._waiting: defaultdict[int, set[int]] = defaultdict(set)
         self._count = threading.Lock()
 
     def hop(self) -> float:
@@ -62,15 +63,16 @@ class Network:
         """Return a message, or when the sender has ended without one."""
         with self._news[receiver]:
             mail = self._mail[sender, receiver]
+            self._waiting[sender].add(receiver)
             self._news[receiver].wait_for(lambda: mail or sender in self._ended)
             return mail.popleft() if mail else self._ended[sender]
 
     def end(self, rank: int, at: float) -> None:
         """Let a rank end: its connections close."""
         self._ended[rank] = at
-        for news in self._news:
-            with news:
-                news.notify()
+        for receiver in tuple(self._waiting[rank]):
+            with self._news[receiver]:
+                self._news[receiver].notify()
 
 
 @dataclass

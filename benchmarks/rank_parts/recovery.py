@@ -37,15 +37,16 @@ class _Failing(nn.Module):
 def run() -> tuple[list[float], int]:
     """Return the seconds of each step, and how many steps the optimizer has made."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(_Failing() for _ in range(12)))
+    layers = [_Failing() for _ in range(12)]
+    model = nn.Sequential(*layers)
     ddp = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters())
     loop = TorchLoop(ddp, optimizer, "bfloat16")
     guard = PrecisionGuard(loop)
     seconds = []
     for step, _ in enumerate(guard.windows(range(STEPS))):
-        for layer in model:
-            layer.fails = step == FAILING and dist.get_rank() == 1 and layer is model[6]
+        for layer in layers:
+            layer.fails = step == FAILING and dist.get_rank() == 1 and layer is layers[6]
         started = time.perf_counter()
         for attempt in guard.attempts():
             with attempt:

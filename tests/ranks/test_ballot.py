@@ -14,8 +14,8 @@ import pytest
 import torch.distributed as dist
 
 from safe_dtype.errors import PeerLostError
-from safe_dtype.ranks import LARGEST_PAYLOAD, Vote, VoteTally, World, cast_vote, current_world
-from safe_dtype.ranks.ballot import packed, unpacked
+from safe_dtype.ranks import LARGEST_PAYLOAD, Vote, VoteTally, World, ballot, cast_vote, current_world
+from safe_dtype.ranks.ballot import LARGEST_RING, packed, unpacked
 
 from .processes import Launch, outcomes_of
 
@@ -103,7 +103,7 @@ def test_a_rank_that_has_ended() -> None:
     assert caught.value.seconds < 10
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8, 13, 33])
+@pytest.mark.parametrize("size", [3, 8, LARGEST_RING, LARGEST_RING + 1, 23, 33])
 def test_any_number_of_ranks(size: int) -> None:
     """Every rank hears of one that fails, wherever it is, vote after vote; also where some are ahead of others."""
 
@@ -116,8 +116,9 @@ def test_any_number_of_ranks(size: int) -> None:
     assert tallies == [[VoteTally(Vote.RETRY, rank, rank) for rank in (size - 1, 0, size // 2)]] * size
 
 
-def loses_one(kind: str) -> tuple[int, tuple[int, ...], bool]:
+def loses_one(kind: str, largest_ring: int) -> None:
     """Vote twice; before the second vote one rank is killed, or goes away for longer than the others wait."""
+    ballot.LARGEST_RING = largest_ring
     world = current_world()
     assert world is not None
     assert cast_vote(world, Vote.OK).ok
@@ -137,9 +138,12 @@ def loses_one(kind: str) -> tuple[int, tuple[int, ...], bool]:
 
 
 @pytest.mark.parametrize("kind", ["killed", pytest.param("hangs", marks=pytest.mark.slow)])
-def test_all_others_name_the_rank_that_is_gone(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "largest_ring", [pytest.param(LARGEST_RING, id="ring"), pytest.param(1, id="rounds", marks=pytest.mark.slow)]
+)
+def test_all_others_name_the_rank_that_is_gone(kind: str, largest_ring: int, tmp_path: Path) -> None:
     """They end together, soon, and each knows which one it was, also those that wait for it only at second hand."""
     launch = Launch(environments={None: {"OUTCOMES": str(tmp_path)}}, patience=20)
-    outcomes_of(loses_one, 5, kind, launch=launch)
+    outcomes_of(loses_one, 5, kind, largest_ring, launch=launch)
     outcomes = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert outcomes == {str(rank): repr((rank, (2,), True)) for rank in (0, 1, 3, 4)}
