@@ -54,6 +54,7 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         poisoned: The first operations that failed, in their order. Empty: this rank has not failed.
         error: What the first one raised, without its traceback, which would keep the activations of the step.
         refusal: Why the latest failure was raised after all; empty where none was.
+        is_off: Whether everything raises as ever from now on.
     """
 
     supports_higher_order_operators = True  # they run as ever: flex attention in a model must
@@ -63,6 +64,7 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.poisoned: tuple[PoisonedOp, ...] = ()
         self.error: Exception | None = None
         self.refusal = ""
+        self.is_off = False
         self._stances: list[AbstractContextManager[Any]] = []
 
     def __enter__(self) -> Any:
@@ -95,6 +97,8 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             return func(*args, **kwargs)
         except Exception as exc:
+            if self.is_off:
+                raise
             failure = classify(exc)
             is_fake = detect_fake_mode([*args, *kwargs.values()]) is not None  # only shapes are being found out
             if failure is None or failure.sticky or is_fake:  # on a device that is lost every operation fails

@@ -8,7 +8,8 @@ hook for gradients, which DDP has a single place for, is left to the user.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -56,6 +57,13 @@ class DdpSchedule:
         self._syncs_at_first = True
         self._learns = False
         self.problem = _problem(ddp)
+
+    def sees(self, batches: Iterable[Any]) -> None:
+        """Nothing depends on them."""
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Return nothing: what fails raises."""
+        return nullcontext()
 
     def begin(self) -> None:
         """Watch the passes of a window from here."""

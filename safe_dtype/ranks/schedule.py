@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -16,8 +18,14 @@ class OutOfStepError(Exception):
 class Schedule(Protocol):
     """The collectives that one engine runs in a window: forward and backward passes up to a vote."""
 
+    def sees(self, batches: Iterable[Any]) -> None:
+        """Note the micro-batches of the window that is about to begin."""
+
     def begin(self) -> None:
         """Watch a window from here."""
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Return what is to be around the passes of a window."""
 
     def end(self, *, is_whole: bool) -> None:
         """Stop to watch; `is_whole`: no rank failed in it."""
@@ -25,8 +33,11 @@ class Schedule(Protocol):
     def hidden_error(self) -> Exception | None:
         """Return the error of this rank that has not come out: in its place it went on with NaN."""
 
-    def keep(self, error: BaseException) -> None:
-        """After `error` on this rank alone: run all that it owes the others until the vote.
+    def keep(self, error: BaseException) -> float | None:
+        """After `error` on this rank: run all that it owes the others until the vote.
+
+        Returns:
+            For how many seconds to wait for the others, where they may not come to the vote; None: they come.
 
         Raises:
             OutOfStepError: If that is not possible.

@@ -116,7 +116,10 @@ class PrecisionGuard:
 
         `accelerator.accumulate` and `TorchLoop.accumulate` reduce gradients with the last micro-batch of each.
         """
-        return windows_of(batches, size, self._note_place)
+        for window in windows_of(batches, size, self._note_place):
+            for schedule in self._schedules:
+                schedule.sees(window)
+            yield window
 
     def attempts(self) -> Iterator[WindowAttempt]:
         """Yield attempts at one window until one is through: each is a context around its passes and its step.
@@ -131,10 +134,11 @@ class PrecisionGuard:
         place, numbers = self.loop.place(), RandomNumbers()
         self._buffers.keep()
         while True:
-            attempt = WindowAttempt(self.loop, self, lambda: self._is_last)
-            self._is_last = None
             for schedule in self._schedules:
                 schedule.begin()
+            around = [schedule.around() for schedule in self._schedules]
+            attempt = WindowAttempt(self.loop, self, lambda: self._is_last, around)
+            self._is_last = None
             yield attempt
             if not attempt.was_entered:
                 raise TrainingLoopError("an attempt was not entered")
@@ -161,17 +165,26 @@ class PrecisionGuard:
             device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
             raise DeviceLostError(device, "", _described(error)) from error
         try:
-            for schedule in self._schedules:
-                schedule.keep(error)
+            limits = [schedule.keep(error) for schedule in self._schedules]
         except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
             error.add_note(f"The other ranks wait until this process ends: {first_line(text_of(exc))}.")
             return False
-        return self._settle(*_judged(error), error) is not Vote.FOREIGN
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
+        try:
+            return self._settle(*_judged(hidden or error), error, seconds) is not Vote.FOREIGN
+        except PeerLostError as exc:
+            if seconds is None:
+                raise
+            error.add_note(f"The other ranks wait until this process ends: {first_line(text_of(exc))}.")
+            return False
 
-    def _settle(self, judgement: Judgement, kind: FailureKind, error: Exception | None) -> Vote:
+    def _settle(
+        self, judgement: Judgement, kind: FailureKind, error: Exception | None, seconds: float | None = None
+    ) -> Vote:
         """Vote, and do what the vote says; return what it was. FOREIGN: the error is that of this rank."""
         since = time.perf_counter()
-        vote, kind, reason = self._vote(judgement, kind, error)
+        vote, kind, reason = self._vote(judgement, kind, error, seconds)
         for schedule in self._schedules:
             schedule.end(is_whole=vote.vote is Vote.OK)
         if vote.vote is Vote.OK or (vote.vote is Vote.FOREIGN and self._world is None):
@@ -193,7 +206,7 @@ class PrecisionGuard:
         return vote.vote
 
     def _vote(
-        self, judgement: Judgement, kind: FailureKind, error: Exception | None
+        self, judgement: Judgement, kind: FailureKind, error: Exception | None, seconds: float | None
     ) -> tuple[VoteTally, FailureKind, str]:
         """Return the vote of all, and what decided it: an exception before the NaN that it left on the other ranks."""
         self._votes += 1
@@ -203,7 +216,7 @@ class PrecisionGuard:
             if error is not None and judgement.vote is Vote.FALL_BACK:
                 world.store.set(f"{key}/cause", f"{_KINDS.index(kind)} rank {world.rank}: {judgement.reason}")
         try:
-            tally = cast_vote(world, judgement.vote, _KINDS.index(kind))
+            tally = cast_vote(world, judgement.vote, _KINDS.index(kind), seconds=seconds)
         except PeerLostError as exc:
             raise exc from error
         if world is None or tally.vote is Vote.OK:

@@ -82,7 +82,7 @@ class TorchLoop:
         """Return what keeps ranks from reducing gradients before the last micro-batch of a window of the guard."""
         if self._watch is None or self._watch.is_last() in (None, True):
             return nullcontext()
-        return _no_sync([model for model in self.models if hasattr(model, "no_sync")])
+        return _no_sync([model for model in self.models if hasattr(model, "no_sync") or model in self._sharded])
 
     def switch(self, dtype: Dtype) -> None:
         """Have the next pass compute in `dtype`, with a new scaler in float16."""
@@ -130,5 +130,18 @@ def _no_sync(models: Sequence[Any]) -> Iterator[None]:
     if not models:
         yield
         return
-    with models[0].no_sync(), _no_sync(models[1:]):
+    with models[0].no_sync() if hasattr(models[0], "no_sync") else _summed_up(models[0]), _no_sync(models[1:]):
         yield
+
+
+@contextmanager
+def _summed_up(model: nn.Module) -> Iterator[None]:
+    """Have the blocks under FSDP2 sum up their gradients, each rank its own."""
+    roots: list[Any] = [module for module in model.modules() if hasattr(module, "set_requires_gradient_sync")]
+    for root in roots:
+        root.set_requires_gradient_sync(False, recurse=False)
+    try:
+        yield
+    finally:
+        for root in roots:
+            root.set_requires_gradient_sync(True, recurse=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -35,8 +35,11 @@ class WindowAttempt:
         is_done: Whether the window is through: its step was made, and nothing of it is run again.
     """
 
-    def __init__(self, loop: Loop, settle: Settle, is_last: Callable[[], bool | None]) -> None:
-        self._loop, self._settle = loop, settle
+    def __init__(
+        self, loop: Loop, settle: Settle, is_last: Callable[[], bool | None],
+        around: Sequence[AbstractContextManager[Any]] = (),
+    ) -> None:  # fmt: skip
+        self._loop, self._settle, self._around = loop, settle, around
         self.is_last = is_last
         self._numbers = Numbers()
         self._stack = ExitStack()
@@ -53,6 +56,8 @@ class WindowAttempt:
     def __enter__(self) -> WindowAttempt:
         self.was_entered = True
         self._stack.enter_context(self._loop.watched(self))
+        for context in self._around:
+            self._stack.enter_context(context)
         return self
 
     def loss(self, loss: torch.Tensor) -> None:
