@@ -22,7 +22,6 @@ from transformers.generation.streamers import BaseStreamer
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, Policy, SafeAutoModelForCausalLM, report
 from safe_dtype.errors import NoDtypeLeft, StrictModeError
 from safe_dtype.models.casting import cast_cache
-from safe_dtype.ranks import announce_failures
 
 from .processes import Launch, begin_case, run_ranks
 
@@ -141,7 +140,6 @@ def is_same(output: Any, expected: Any) -> bool:
 
 def everything(folder: Path) -> dict[str, Any]:
     """Return what this rank has seen, by case."""
-    announce_failures()
     results: dict[str, Any] = {}
     begin_case("nothing fails")
     saved = folder / "bfloat16"
@@ -154,7 +152,6 @@ def everything(folder: Path) -> dict[str, Any]:
 
 def more(folder: Path) -> dict[str, Any]:
     """Return what this rank has seen of the rarer cases."""
-    announce_failures()
     results = go_on(folder, MORE)
     saved = folder / "bfloat16"
     begin_case("nothing fails")
