@@ -47,6 +47,20 @@ def generated(device: Device, model: Any, tokens: int = NEW_TOKENS, **options: A
     return model.generate(prompt, attention_mask=torch.ones_like(prompt), **wanted).cpu()
 
 
+def captured_step(model: Any, token: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    """Return a CUDA graph of one step of `token`, shape (1, 1), and the logits that each replay writes anew."""
+    stream = torch.cuda.Stream()  # warmed up on another stream, as torch's documents ask
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            model(input_ids=token, use_cache=False)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = model(input_ids=token, use_cache=False).logits
+    return graph, logits
+
+
 def fails_at_a_step(device: Device, _: Path, kind: str = "cublas", **options: Any) -> None:
     """A step that raises goes on in float32 from where it is; what came before stays."""
     plain, model = generated(device, model_on(device), **options), guard(model_on(device))

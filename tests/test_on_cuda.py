@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_checks import CHECKS, Device, generated, model_on
+from device_checks import CHECKS, Device, captured_step, generated, model_on
 
 from safe_dtype import guard, report
 
@@ -56,15 +56,7 @@ def test_a_step_is_captured_in_a_graph() -> None:
     """A guarded step can be captured in a CUDA graph, and replays what it computes eagerly."""
     model, token = guard(model_on(CUDA)), torch.full((1, 1), 5, device="cuda")
     with torch.inference_mode():
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                model(input_ids=token, use_cache=False)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = model(input_ids=token, use_cache=False).logits
+        graph, logits = captured_step(model, token)
         token.fill_(7)
         graph.replay()
         eager = model(input_ids=token, use_cache=False).logits

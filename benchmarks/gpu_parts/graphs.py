@@ -62,17 +62,11 @@ def _captured(place: Place, model: Any) -> tuple[Row, torch.Tensor]:
     """Capture one step of one token in a CUDA graph, and replay it."""
     if not place.is_cuda:
         raise NotImplementedError(f"no graphs on {place.device}")
+    from device_checks import captured_step  # type: ignore[import-not-found]  # of the tests, which hold what it gives
+
     token = torch.full((1, 1), 5, device=place.device)
     with torch.inference_mode():
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # warmed up on another stream, as torch's documents ask
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                model(input_ids=token, use_cache=False)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = model(input_ids=token, use_cache=False).logits
+        graph, logits = captured_step(model, token)
         token.fill_(7)
         times = [seconds(place, graph.replay) for _ in range(20)]
     return {"us_per_token": statistics.median(times) * 1e6}, logits.argmax(-1)
