@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._inductor.codegen.common
 import transformers as tf
 
 from safe_dtype import guard, report
@@ -16,8 +17,12 @@ from .place import Place, Row, generate, prompt_of, qwen3, seconds, seconds_per_
 Step = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
+class NotOnThisDeviceError(Exception):
+    """The device has nothing that this way to run needs."""
+
+
 def rows(place: Place) -> Iterator[Row]:
-    """Yield a row for each way to run, plain and guarded; a way that fails is a row with its error."""
+    """Yield a row for each way to run, plain and guarded; a way that fails, or is not there, is a row that says so."""
     shape = place.shapes[0]
     for way, run in _WAYS.items():
         answers: dict[str, torch.Tensor] = {}
@@ -29,7 +34,10 @@ def rows(place: Place) -> Iterator[Row]:
             row: Row = {"shape": shape, "way": way, "kind": kind}
             try:
                 figures, answers[kind] = run(place, model)
-            except (RuntimeError, ValueError, NotImplementedError, torch._dynamo.exc.TorchDynamoException) as error:
+            except NotOnThisDeviceError as error:
+                yield row | {"not_on_this_device": str(error)}
+                continue
+            except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
                 yield row | {"error": f"{type(error).__name__}: {error}"[:400]}
                 continue
             same = torch.equal(answers["plain"], answers["guarded"]) if len(answers) == 2 else None
@@ -46,7 +54,15 @@ def _generated(place: Place, model: Any, **options: Any) -> tuple[Row, torch.Ten
     )
 
 
+def _require_compiler(place: Place) -> None:
+    common = torch._inductor.codegen.common
+    common.init_backend_registration()
+    if common.get_scheduling_for_device(torch.device(place.device).type) is None:
+        raise NotOnThisDeviceError(f"torch.compile makes no kernels for {place.device}")
+
+
 def _static_compiled(place: Place, model: Any) -> tuple[Row, torch.Tensor]:
+    _require_compiler(place)
     # transformers compiles the decode of a static cache by itself where the device is CUDA; elsewhere it is told to.
     compiling = tf.generation.configuration_utils.CompileConfig()
     compiling._compile_all_devices = True
@@ -54,6 +70,7 @@ def _static_compiled(place: Place, model: Any) -> tuple[Row, torch.Tensor]:
 
 
 def _compiled(place: Place, model: Any) -> tuple[Row, torch.Tensor]:
+    _require_compiler(place)
     model.compile()
     return _generated(place, model)
 
@@ -61,7 +78,7 @@ def _compiled(place: Place, model: Any) -> tuple[Row, torch.Tensor]:
 def _captured(place: Place, model: Any) -> tuple[Row, torch.Tensor]:
     """Capture one step of one token in a CUDA graph, and replay it."""
     if not place.is_cuda:
-        raise NotImplementedError(f"no graphs on {place.device}")
+        raise NotOnThisDeviceError(f"graphs are CUDA's, and {place.device} is none of its devices")
     from device_checks import captured_step  # type: ignore[import-not-found]  # of the tests, which hold what it gives
 
     token = torch.full((1, 1), 5, device=place.device)
