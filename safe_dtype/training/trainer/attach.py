@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch.amp.grad_scaler import OptState
-
 from ...errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...guarding import FailureKind
@@ -19,6 +17,7 @@ from ..evaluation import guard_evaluation
 from ..ladder import LADDER
 from ..precision_guard import PrecisionGuard
 from ..switch_precision import engine_of, precision_of, switch_precision
+from .one_norm import OneNorm
 from .trainer_callback import PrecisionCallback, load_scaler
 from .trainer_window import TrainerWindow
 from .training_record import StepDown, TrainingRecord
@@ -177,7 +176,7 @@ class _Attached:
             )
         guard = PrecisionGuard(accelerator, trainer.model_wrapped, ladder=self._ladder(first))
         guard.windows_done, self._noted = trainer.state.global_step, 0
-        _unscale_once(accelerator)
+        self._window.norm = OneNorm(accelerator)
         return guard
 
     def _begin_trial(self, original: Callable[..., Any], trial: Any) -> None:
@@ -221,18 +220,3 @@ def _like(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[.
         return wrapper(*args, **kwargs)
 
     return wrapped
-
-
-def _unscale_once(accelerator: Any) -> None:
-    """Have the Trainer's clipping leave gradients alone that were unscaled for the vote."""
-    if "unscale_gradients" in vars(accelerator):
-        return
-    original = accelerator.unscale_gradients
-
-    def unscale_gradients(optimizer: Any = None) -> None:
-        scaler = accelerator.scaler
-        states = scaler._per_optimizer_states if scaler is not None else {}
-        if all(state["stage"] is OptState.READY for state in states.values()):
-            original(optimizer)
-
-    accelerator.unscale_gradients = _like(original, unscale_gradients)

@@ -12,6 +12,7 @@ import torch
 
 from ..precision_guard import PrecisionGuard
 from ..window_attempt import WindowAttempt
+from .one_norm import OneNorm
 from .own_counters import OwnCounters
 
 TrainingStep = Callable[..., torch.Tensor]
@@ -39,6 +40,7 @@ class TrainerWindow:
         self._note = note  # called after a window in which something has failed
         self._counters = OwnCounters(trainer)
         self.guard: PrecisionGuard | None = None  # while `train()` runs
+        self.norm: OneNorm | None = None  # as well
         self._micro_batches: list[_MicroBatch] = []
         self._attempts: Iterator[WindowAttempt] = iter(())
         self._attempt: WindowAttempt | None = None  # the first one, while its micro-batches come
@@ -47,7 +49,9 @@ class TrainerWindow:
         """End a run: nothing of a window that is not through is left, and nothing is guarded until the next run begins."""
         self._leave(GeneratorExit())
         self._micro_batches.clear()
-        self.guard = None
+        if self.norm is not None:
+            self.norm.remove()
+        self.guard = self.norm = None
 
     def __call__(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run a micro-batch, forward and backward; return its loss for the log."""
@@ -84,7 +88,7 @@ class TrainerWindow:
         try:
             loss = self._run(micro_batch, inputs)
             if is_last:
-                attempt.step()
+                self._vote(attempt, micro_batch)
         except BaseException as exc:
             if not self._leave(exc):
                 raise
@@ -93,6 +97,12 @@ class TrainerWindow:
             self._leave(None)
             next(self._attempts, None)
         return loss
+
+    def _vote(self, attempt: WindowAttempt, micro_batch: _MicroBatch) -> None:
+        computed = self.norm.compute(micro_batch.model) if self.norm is not None else None
+        if computed is not None:
+            attempt.norm(*computed)
+        attempt.step()
 
     def _leave(self, error: BaseException | None) -> bool:
         """Leave the first attempt; return whether another one is to follow."""
@@ -115,7 +125,7 @@ class TrainerWindow:
                         losses.append(self._run(micro_batch, copy.copy(micro_batch.inputs)))
                 gradients._set_sync_gradients(True)  # noqa: FBT003
                 losses.append(self._run(last, copy.copy(last.inputs)))
-                attempt.step()
+                self._vote(attempt, last)
         self._note()
         return self._logged.last(losses)
 
