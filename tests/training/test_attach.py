@@ -66,6 +66,16 @@ def test_nothing_fails() -> None:
     assert ours.passes == plain.passes == 5
 
 
+def test_norm_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tells whether gradients are finite is what the Trainer clips by: they are read once."""
+    norms: list[Any] = []
+    get_total_norm = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda *a, **k: norms.append(a) or get_total_norm(*a, **k))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", None)
+    assert run(Setting()).error is None
+    assert len(norms) == 5
+
+
 def test_precisions_differ() -> None:
     """The comparison of two runs sees in which precision one of them was."""
     assert difference(expected((2, FLOAT16)), expected((2, FLOAT32))) != ""

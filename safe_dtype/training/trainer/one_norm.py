@@ -40,7 +40,7 @@ class OneNorm:
 
     def _clip_by_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, norm_type: float = 2) -> Any:
         norm, self._norm = self._norm, None
-        parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        parameters = list(parameters) if not isinstance(parameters, nn.Parameter) else [parameters]
         if norm is None or norm_type != 2 or not _are_the_same(parameters, self._parameters):
             return self._clip(parameters, max_norm, norm_type)
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
