@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
+from ..errors import LaunchError
 from .one_plan.board import store_of_launch
 from .one_plan.started import tell_devices
 from .world import World, attempt_prefix, current_world
@@ -31,14 +32,20 @@ def init_process_group(backend: str | None = None, *, seconds: float = SECONDS) 
         The ranks; None in a job of one.
 
     Raises:
+        LaunchError: If the launcher has left out a variable.
         PeerLostError: If not all ranks come.
         RuntimeError: If torch cannot connect them.
     """
     if not dist.is_initialized():
-        launch = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
-        if launch[1] in (None, "", "1") and None in launch:
-            return None  # started without a launcher
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        size_said = os.environ.get("WORLD_SIZE") or "1"
+        if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+            if size_said == "1":
+                return None  # started without a launcher
+            raise LaunchError(
+                f"WORLD_SIZE is {size_said}, and {', '.join(missing)} not set",
+                "start it with torchrun or `safe-dtype launch`",
+            )
+        rank, size = int(os.environ["RANK"]), int(size_said)
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         _bind_device()
         store = store_of_launch(rank, size, address, port, seconds=seconds)

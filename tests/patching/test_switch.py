@@ -206,3 +206,11 @@ def test_threads(saved: Saved) -> None:
         found = [pool.submit(work, 0) for work in (turn_on_and_off, load_some) * 2]
         assert [one.result() for one in found] == [0, 5, 0, 5]
     assert not is_patched()
+
+
+def test_the_process_group_is_wrapped_and_put_back() -> None:
+    """Where ranks connect they tell of their devices, for as long as the process is patched; then torch is what it was."""
+    before = torch.distributed.init_process_group
+    with safe_dtype.patched():
+        assert torch.distributed.init_process_group is not before
+    assert torch.distributed.init_process_group is before

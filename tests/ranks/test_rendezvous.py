@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import safe_dtype
+from safe_dtype.errors import LaunchError
+
 from .processes import free_port
 
 SCRIPT = """
@@ -28,6 +31,19 @@ torch.distributed.barrier()
 print(f"rank {ranks.rank} of {ranks.size} is up at attempt {ranks.attempt} in {model.dtype}", flush=True)
 torch.distributed.destroy_process_group()
 """
+
+
+def test_without_a_launcher() -> None:
+    """A job of one needs no process group."""
+    assert safe_dtype.init_process_group() is None
+
+
+def test_half_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of several that cannot meet is told what is missing."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(LaunchError, match="WORLD_SIZE is 2, and MASTER_ADDR, MASTER_PORT not set"):
+        safe_dtype.init_process_group()
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def current_board() -> Board | None:
     It is found by the variables that torchrun, accelerate and Slurm scripts set, so also before `init_process_group`;
     without them by the default process group.
     """
-    launch = _launch()
+    launch = launch_here()
     if launch is None and default_group() is None:
         return None
     if _process and _process[0].pid != os.getpid():
@@ -153,7 +153,7 @@ def current_board() -> Board | None:
     return _process[0].board
 
 
-def _launch() -> tuple[int, int, str, int] | None:
+def launch_here() -> tuple[int, int, str, int] | None:
     """Return rank, size, address and port, as a launcher has set them; None where there is no job of several."""
     words = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
     rank, size, address, port = words

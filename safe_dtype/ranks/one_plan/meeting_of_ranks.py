@@ -22,7 +22,7 @@ from ...loading.plan_request import is_split, is_split_on_loading
 from ...loading.request import Request
 from ...planning import Plan, Policy, combine
 from ..rendezvous import init_process_group
-from .board import Board, Groups, current_board
+from .board import Board, Groups, current_board, launch_here
 from .consensus import Consensus, Contribution, agree, agreed_here, check_plans, digest
 from .started import devices_at_start, shared
 
@@ -45,7 +45,7 @@ def meet(request: Request, policy: Policy | str | None) -> Iterator[MeetingOfRan
 
     An error that ends it before this rank has brought its facts ends the others with `RemoteFailure`.
     """
-    if is_split_on_loading(request) and not dist.is_initialized():
+    if is_split_on_loading(request) and launch_here() and not dist.is_initialized():
         init_process_group()  # the load itself would, with a time limit of two hours
     board = current_board()
     if board is None or not _is_reachable(board):
