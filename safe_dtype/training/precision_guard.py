@@ -141,6 +141,7 @@ class PrecisionGuard:
             self._is_last = None
             yield attempt
             if not attempt.was_entered:
+                self.leave()
                 raise TrainingLoopError("an attempt was not entered")
             if attempt.is_done:
                 break
@@ -148,6 +149,11 @@ class PrecisionGuard:
             self.loop.return_to(place)
         self._is_open = attempt.has_losses and not attempt.has_stepped
         self.windows_done += attempt.has_stepped
+
+    def leave(self) -> None:
+        """Stop to watch the collectives of the ranks, however the attempt has ended."""
+        for schedule in self._schedules:
+            schedule.end(is_whole=False)
 
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""

@@ -21,6 +21,9 @@ class _UnwindError(BaseException):
 class Settle(Protocol):
     """Decides on an attempt, together with the other ranks."""
 
+    def leave(self) -> None:
+        """Stop to watch the collectives of the ranks, however the attempt has ended."""
+
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
 
@@ -88,7 +91,14 @@ class WindowAttempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        self._stack.close()
+        try:
+            self._stack.close()
+            return self._ends(error)
+        finally:
+            self._settle.leave()  # last: what a rank that failed owes the others is known from what was watched
+
+    def _ends(self, error: BaseException | None) -> bool:
+        """Return whether the error is dealt with."""
         if isinstance(error, _UnwindError):
             return True
         if error is None and not self._has_voted:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from ranks.processes import Launch, begin_case, run_ranks
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 from training.loops import Fault, Run, run
 
 from safe_dtype import FLOAT16
 from safe_dtype.errors import RemoteFailure
+from safe_dtype.training import PrecisionGuard, TorchLoop
 
 KINDS = ["raise", "before", "after", "backward", "nan", "inf"]
 CASES: dict[str, dict[str, Any]] = {
@@ -72,3 +76,25 @@ def test_another_error_comes_out_on_every_rank() -> None:
     ours, theirs = run_ranks(fails_otherwise, 2, "foreign")
     assert theirs == ["KeyError: 'labels'"] * 3
     assert ours == ["RemoteFailure: Rank 1 failed: KeyError: 'labels'. Next: look at the log of rank 1."] * 3
+
+
+def raise_after(loop: TorchLoop, model: nn.Module, error: BaseException) -> None:
+    """Leave a window after its backward pass."""
+    loop.backward(model(torch.ones(2)).sum())
+    raise error
+
+
+def is_left(error: BaseException) -> list[str]:
+    """Return what is still around a model after a window was left by `error`."""
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    loop = TorchLoop(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    guard = PrecisionGuard(loop)
+    attempt = next(guard.attempts())
+    with pytest.raises(KeyboardInterrupt), attempt:
+        raise_after(loop, model, error)
+    return sorted({"_pre_forward", "_post_forward"} & set(vars(model)))
+
+
+def test_a_window_that_is_left_leaves_nothing_around_the_model() -> None:
+    """An interruption is not voted on, and what watched the passes is gone."""
+    assert run_ranks(is_left, 2, KeyboardInterrupt()) == [[], []]
