@@ -29,6 +29,7 @@
     │   ├── HalfParametersError                 16-bit parameters under an optimizer
     │   ├── NeedsRestart                        the precision is built into an engine
     │   ├── NotSwitchableError                  the precision of this Accelerator cannot be changed
+    │   ├── TrainingDoesNotFitError             no way to make a step fits into memory; has the bytes
     │   └── TrainingLoopError                   a failed window of this loop cannot be run again
     ├── LaunchError              (ValueError)   a launch that cannot be configured or started
     ├── RanksError               (RuntimeError)
@@ -85,7 +86,14 @@ from .planning import (
 )
 from .publishing import NotPublishableError, PublishError
 from .ranks import PeerLostError, RanksDisagreeError, RanksError, RemoteFailure
-from .training import HalfParametersError, NeedsRestart, NotSwitchableError, TrainingError, TrainingLoopError
+from .training import (
+    HalfParametersError,
+    NeedsRestart,
+    NotSwitchableError,
+    TrainingDoesNotFitError,
+    TrainingError,
+    TrainingLoopError,
+)
 from .verifying import (
     DegenerateReferenceError,
     IncomparableOutputsError,
@@ -137,6 +145,7 @@ __all__ = [
     "SafeDtypeWarning",
     "StalePlanError",
     "StrictModeError",
+    "TrainingDoesNotFitError",
     "TrainingError",
     "TrainingLoopError",
     "UnknownDeviceError",

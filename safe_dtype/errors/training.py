@@ -64,4 +64,25 @@ class TrainingLoopError(TrainingError):
         )
 
 
+class TrainingDoesNotFitError(TrainingError):
+    """No way to make a step of training fits into the memory of its device."""
+
+    def __init__(self, dtype: str, needed_bytes: int, free_bytes: int, ranks: int = 1, devices: int = 1) -> None:
+        super().__init__(dtype, needed_bytes, free_bytes, ranks, devices)
+        self.dtype, self.needed_bytes, self.free_bytes = dtype, needed_bytes, free_bytes
+        self.ranks, self.devices = ranks, devices
+
+    def __str__(self) -> str:
+        if self.ranks > 1:
+            advice = f"share the weights out among the {self.ranks} ranks with FSDP2"
+        elif self.devices > 1:
+            advice = f"spread the model over the {self.devices} devices with device_map='auto'"
+        else:
+            advice = "train fewer parameters (LoRA), use shorter rows, or a device with more memory"
+        return (
+            f"A step of training in {self.dtype} needs {self.needed_bytes:,} bytes, even with activation checkpointing and "
+            f"the smallest micro-batch, and {self.free_bytes:,} may be used. Next: {advice}."
+        )
+
+
 _ACCELERATE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

@@ -52,6 +52,7 @@ EXAMPLES = [
     errors.HalfParametersError("bfloat16"),
     errors.TrainingLoopError("an attempt was not entered"),
     errors.NotSwitchableError("accelerate 9.9 has no Accelerator.scaler", "install accelerate 1.15"),
+    errors.TrainingDoesNotFitError("float32", 9_000_000_000, 8_000_000_000, 2),
     errors.LaunchError("2 machines, and no address", "pass --main_process_ip"),
     errors.PeerLostError(0, 600.0, "it has not come", (1, 3)),
     errors.RanksDisagreeError("checkpoint", (((0, 2), "abc"), ((1,), "def")), "download it again on rank 1"),

@@ -1,0 +1,169 @@
+"""Training that fits: looked at before it starts in a dtype that nobody asked for, and before a step down in flight."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from ...devices import memory_of
+from ...devices.random_states import random_states_kept
+from ...errors.warn import warn
+from ...facts import Dtype
+from .memory_plan import MemoryPlan, TrainingWay, plan_memory
+from .traced_step import Checkpointing, MakeOptimizer, trace_step
+
+logger = logging.getLogger(__name__)
+
+_ROWS_LOOKED_AT = 64  # of the data set, for the longest
+
+
+def plan_step_down(
+    model: nn.Module, batch: Mapping[str, Any], dtype: Dtype, optimizer: Optimizer, *, accumulation: int = 1
+) -> MemoryPlan:
+    """Return whether the same micro-batch fits in `dtype`, in the middle of a run; if not, with which checkpointing.
+
+    Args:
+        model: The model, not wrapped for several ranks.
+        batch: A micro-batch, on its device.
+        dtype: To go on in.
+        optimizer: That has made steps.
+        accumulation: Micro-batches in one step of it.
+
+    Raises:
+        RuntimeError, ValueError: If the model cannot be followed.
+    """
+    ordered = TrainingWay(_rows_of(batch), accumulation)
+    held = [*model.parameters(), *model.buffers(), *_moments(optimizer)]
+    return _plan(model, batch, dtype, ordered, _maker(type(optimizer), {}), held, splits=False)
+
+
+def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
+    """Have a Trainer that is about to train in `dtype` fit: by activation checkpointing, then by smaller micro-batches.
+
+    The global batch stays what it is, in the same order. What is changed is warned of. None where nobody can tell: the
+    data cannot be looked at by number, or the model cannot be followed.
+
+    Raises:
+        TrainingDoesNotFitError: If nothing makes it fit.
+    """
+    args, model = trainer.args, trainer.model
+    try:
+        batch = _longest_batch(trainer, args.train_batch_size)
+        optimizer, options = trainer.get_optimizer_cls_and_kwargs(args, model)
+        checkpointing = Checkpointing() if args.gradient_checkpointing else None
+        ordered = TrainingWay(args.train_batch_size, args.gradient_accumulation_steps, checkpointing)
+        held = [*model.parameters(), *model.buffers()]
+        plan = _plan(model, batch, dtype, ordered, _maker(optimizer, options), held, ranks=args.world_size)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
+        logger.info("whether a step in %s fits is not known: %s: %s", dtype, type(exc).__name__, exc)
+        return None
+    way = plan.require(ranks=args.world_size, devices=max(1, torch.accelerator.device_count()))
+    logger.info("%s", plan)
+    if not plan.is_as_ordered:
+        _apply(way, trainer)
+        warn(f"{plan}. Training so. Next: ask for it yourself, or train in a dtype of 16 bits")
+    return plan
+
+
+def _plan(  # noqa: PLR0913  (all but five by name)
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    dtype: Dtype,
+    ordered: TrainingWay,
+    make_optimizer: MakeOptimizer,
+    held: Iterable[torch.Tensor],
+    *,
+    ranks: int = 1,
+    splits: bool = True,
+) -> MemoryPlan:
+    trained = sum(weight.numel() * weight.itemsize for weight in model.parameters() if weight.requires_grad)
+    device = next(weight.device for weight in model.parameters())
+
+    def needs(way: TrainingWay) -> int:
+        rows = {name: value[: way.rows] if _is_of_rows(value) else value for name, value in batch.items()}
+        more = way.checkpointing if way.checkpointing != ordered.checkpointing else None
+        step = trace_step(
+            model, rows, dtype, checkpointing=more, make_optimizer=make_optimizer, accumulates=way.accumulation > 1
+        )
+        return step.needed_bytes + (trained if ranks > 1 else 0)  # DDP reduces gradients in buckets of its own
+
+    return plan_memory(
+        dtype, ordered, needs, memory_of(str(device)), held_bytes=_bytes(held), offloads=device.type != "cpu",
+        splits=splits,
+    )  # fmt: skip
+
+
+def _apply(way: TrainingWay, trainer: Any) -> None:
+    args = trainer.args
+    if way.checkpointing is not None and not args.gradient_checkpointing:
+        options = {"every_n_layers": way.checkpointing.every, "offload": way.checkpointing.offload}
+        name = "activation_checkpointing" if hasattr(args, "activation_checkpointing") else "gradient_checkpointing"
+        setattr(args, name, True)
+        if name == "activation_checkpointing":
+            args.activation_checkpointing_kwargs = {"use_reentrant": False, **options}
+            args.gradient_checkpointing = True
+        else:
+            args.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    parts = args.train_batch_size // way.rows
+    args.per_device_train_batch_size //= parts
+    args.gradient_accumulation_steps = way.accumulation
+    trainer._train_batch_size = args.train_batch_size
+
+
+def _longest_batch(trainer: Any, rows: int) -> dict[str, Any]:
+    """Return a batch of the longest of the first rows of the data set, as the Trainer would call its model with it."""
+    data = trainer.train_dataset
+    with _nothing_drawn():
+        first = [data[number] for number in range(min(len(data), _ROWS_LOOKED_AT))]
+        longest = max(first, key=_length)
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "training")
+        batch = collate([dict(longest) if isinstance(longest, Mapping) else longest for _ in range(rows)])
+    return dict(trainer._prepare_inputs(batch))
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Leave no trace of the block in any random numbers: data sets and collators draw some."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with random_states_kept():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _length(row: Any) -> int:
+    values = row.values() if isinstance(row, Mapping) else (row,)
+    return max((int(np.prod(np.shape(value))) for value in values if not isinstance(value, str)), default=0)
+
+
+def _rows_of(batch: Mapping[str, Any]) -> int:
+    return next((len(value) for value in batch.values() if _is_of_rows(value)), 1)
+
+
+def _is_of_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _maker(kind: type[Optimizer], options: Mapping[str, Any]) -> MakeOptimizer:
+    """Return what makes optimizers of a class; one from elsewhere than torch is taken to have the moments of AdamW."""
+    if not kind.__module__.startswith("torch.optim"):
+        return AdamW
+    return lambda weights: kind(weights, **options)
+
+
+def _moments(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [part for state in optimizer.state.values() for part in state.values() if isinstance(part, torch.Tensor)]
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum({tensor.data_ptr(): tensor.numel() * tensor.itemsize for tensor in tensors}.values())

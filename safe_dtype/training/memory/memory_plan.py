@@ -1,0 +1,131 @@
+"""How a training step is made to fit: what costs least time comes first, and the global batch stays what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ...errors import TrainingDoesNotFitError
+from ...facts import Dtype, MemoryFacts
+from ...rendering.units import bytes_text
+from .traced_step import Checkpointing
+
+# Of what is free: allocators cut memory into pieces, and others use the machine too.
+USABLE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWay:
+    """One way to make a step on a global batch: rows in a micro-batch, how many of them, what is checkpointed."""
+
+    rows: int  # of one micro-batch, on one device
+    accumulation: int  # micro-batches in one step of the optimizer
+    checkpointing: Checkpointing | None = None
+
+    def __str__(self) -> str:
+        batches = f"{self.accumulation} micro-batch{'es' * (self.accumulation > 1)} of {self.rows}"
+        return batches if self.checkpointing is None else f"{batches}, {self.checkpointing}"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What was tried to make training in one dtype fit, and what fits."""
+
+    dtype: Dtype
+    free_bytes: int  # that may be used on the device; what the process holds of the model already is among them
+    tried: tuple[tuple[TrainingWay, int], ...]  # each with the bytes that it needs, the one as it is ordered first
+
+    @property
+    def fits(self) -> bool:
+        """Whether the last way that was tried fits."""
+        return self.tried[-1][1] <= self.free_bytes
+
+    @property
+    def way(self) -> TrainingWay | None:
+        """The way to go; None: nothing fits."""
+        return self.tried[-1][0] if self.fits else None
+
+    @property
+    def is_as_ordered(self) -> bool:
+        """Whether nothing has to be changed."""
+        return self.fits and len(self.tried) == 1
+
+    def __str__(self) -> str:
+        ordered, needed = self.tried[0]
+        text = (
+            f"a step in {self.dtype} ({ordered}) needs {bytes_text(needed)}, {bytes_text(self.free_bytes)} may be used"
+        )
+        if self.is_as_ordered:
+            return text
+        if self.way is None:
+            least, bytes_of_least = min(self.tried, key=lambda pair: pair[1])
+            return f"{text}; and so does nothing that was tried: {least} needs {bytes_text(bytes_of_least)}"
+        return f"{text}; {self.way} needs {bytes_text(self.tried[-1][1])}"
+
+    def require(self, *, ranks: int = 1, devices: int = 1) -> TrainingWay:
+        """Return the way to go.
+
+        Args:
+            ranks: Processes that train together: what FSDP2 could share the weights among.
+            devices: Accelerators of this process, among which a `device_map` could spread the model.
+
+        Raises:
+            TrainingDoesNotFitError: If there is none; it has the bytes.
+        """
+        if (way := self.way) is not None:
+            return way
+        least = min(needed for _, needed in self.tried)
+        raise TrainingDoesNotFitError(self.dtype.name, least, self.free_bytes, ranks, devices)
+
+
+def plan_memory(  # noqa: PLR0913  (all but four by name)
+    dtype: Dtype,
+    ordered: TrainingWay,
+    needs: Callable[[TrainingWay], int],
+    memory: MemoryFacts,
+    *,
+    held_bytes: int = 0,
+    offloads: bool = False,
+    splits: bool = True,
+) -> MemoryPlan:
+    """Try one way after the other until one fits.
+
+    Args:
+        dtype: To train in.
+        ordered: The way that the program asks for.
+        needs: Returns the bytes that a way needs, all in all; ValueError: the model has no such way.
+        memory: Of the device, now.
+        held_bytes: Of what the process holds there already and needs anyway: weights, moments.
+        offloads: Whether activations can be brought elsewhere: not on a CPU.
+        splits: Whether a micro-batch may be made smaller.
+    """
+    free = int(memory.free_bytes * USABLE) + held_bytes
+    tried: list[tuple[TrainingWay, int]] = []
+    for way in _ways(ordered, offloads=offloads, splits=splits):
+        try:
+            tried.append((way, needs(way)))
+        except ValueError:
+            if not tried:
+                raise
+            continue
+        if not memory.total_bytes or tried[-1][1] <= free:  # no total: nobody knows
+            break
+    if not memory.total_bytes:
+        free = max(free, tried[-1][1])
+    return MemoryPlan(dtype, free, tuple(tried))
+
+
+def _ways(ordered: TrainingWay, *, offloads: bool, splits: bool) -> Iterator[TrainingWay]:
+    yield ordered
+    rows, accumulation, given = ordered.rows, ordered.accumulation, ordered.checkpointing
+    whole = Checkpointing()
+    if given is None:
+        yield TrainingWay(rows, accumulation, Checkpointing(every=2))
+    if given != whole and not (given is not None and given.offload):
+        yield TrainingWay(rows, accumulation, whole)
+    if offloads:
+        yield TrainingWay(rows, accumulation, Checkpointing(offload=True))
+    for parts in (parts for parts in range(2, rows + 1) if splits and rows % parts == 0):
+        # Half, a quarter, ...: and one row at the end, whatever lies between.
+        if parts & (parts - 1) == 0 or parts == rows:
+            yield TrainingWay(rows // parts, accumulation * parts, given or whole)

@@ -1,0 +1,199 @@
+"""The peak of memory in a step of training, predicted: every operation is followed, none is computed or stored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.optim import AdamW, Optimizer
+
+from ...devices.random_states import random_states_kept
+from ...facts import FLOAT32, Dtype
+
+try:
+    from torch.distributed._tools.mem_tracker import MemTracker
+except ImportError:  # private to torch, or torch was built without torch.distributed
+    MemTracker = None  # type: ignore[assignment, misc]
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+# What a process takes beside its tensors: scratch and packed weights of kernels; and in main memory what the allocator of C
+# keeps between them, for it gives back nothing from the middle of its heap. Measured by benchmarks/training_memory.py.
+_UNSEEN_BYTES = 150 * 2**20
+_KEPT_IN_HEAP = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointing:
+    """Which activations are computed again in the backward pass, in place of being kept."""
+
+    every: int = 1  # of the layers, every so manyth is checkpointed
+    offload: bool = False  # what is kept lies in main memory
+
+    def __str__(self) -> str:
+        which = "activation checkpointing" if self.every == 1 else f"every {self.every} layers checkpointed"
+        return f"{which}, offloaded" if self.offload else which
+
+    def enable(self, model: Any) -> None:
+        """Turn it on.
+
+        Raises:
+            ValueError: If `model` has none.
+        """
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(every_n_layers=self.every, offload=self.offload)
+        elif self == Checkpointing() and hasattr(model, "gradient_checkpointing_enable"):  # transformers before 5.20
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            raise ValueError(f"{type(model).__name__} has no {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class TracedStep:
+    """What one device holds at the peak of a step, in bytes."""
+
+    device: str  # its type: "cpu", "cuda"
+    peak_bytes: int  # of all tensors: weights, gradients, moments of the optimizer, activations
+    kinds: tuple[tuple[str, int], ...]  # "parameters", "activations", ...: what the peak is made of
+    is_of_operations: bool = True  # False: of what is saved for the backward pass; what lives for a moment is left out
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be free before a process that holds none of it begins."""
+        kept = int(self.peak_bytes * _KEPT_IN_HEAP) if self.device == "cpu" else 0
+        return self.peak_bytes + kept + _UNSEEN_BYTES
+
+
+def trace_step(
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    dtype: Dtype = FLOAT32,
+    *,
+    checkpointing: Checkpointing | None = None,
+    make_optimizer: MakeOptimizer = AdamW,
+    accumulates: bool = False,
+) -> TracedStep:
+    """Return what a step of training needs: forward, backward and a step of the optimizer, that has its moments already.
+
+    Neither `model` nor random numbers are touched, and nothing is allocated but objects of Python.
+
+    Args:
+        model: The model, on the device that it is trained on, and not yet wrapped for several ranks.
+        batch: What it is called with, tensors by name; it returns a loss.
+        dtype: Of the autocast around the forward pass; float32: none.
+        checkpointing: What is turned on beside what the model has on.
+        make_optimizer: Makes the optimizer from parameters.
+        accumulates: Whether gradients of an earlier micro-batch are there already.
+
+    Raises:
+        ValueError: If the model has no such checkpointing, or returns no loss.
+        RuntimeError: If the model cannot be followed: what it computes depends on values.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with random_states_kept():
+        fake, inputs = _faked(model, mode), {name: _fake(value, mode) for name, value in batch.items()}
+        with mode:
+            fake.train()
+            if checkpointing is not None:
+                checkpointing.enable(fake)
+            trained = [weight for weight in fake.parameters() if weight.requires_grad]
+            optimizer = make_optimizer(trained)
+            _with_moments(optimizer, trained, accumulates=accumulates)
+            step = _Step(fake, inputs, dtype, optimizer)
+            return step.by_saved_tensors(trained) if MemTracker is None else step.by_operations()
+
+
+@dataclass(frozen=True)
+class _Step:
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    dtype: Dtype
+    optimizer: Optimizer
+
+    def loss(self) -> torch.Tensor:
+        narrow = None if self.dtype == FLOAT32 else getattr(torch, self.dtype.name)
+        with nullcontext() if narrow is None else torch.autocast(self._device(), narrow):
+            output = self.model(**self.inputs)
+        loss = output["loss"] if isinstance(output, dict) else output
+        if not isinstance(loss, torch.Tensor) or loss.dim():
+            raise ValueError(f"{type(self.model).__name__} returns no loss for {', '.join(self.inputs)}")
+        return loss
+
+    def _device(self) -> str:
+        return next((weight.device.type for weight in self.model.parameters()), "cpu")
+
+    def by_operations(self) -> TracedStep:
+        tracker = MemTracker()
+        tracker.track_external(self.model, self.optimizer)
+        with tracker:
+            self.loss().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        peaks = tracker.get_tracker_snapshot("peak")
+        device, peak = max(peaks.items(), key=lambda of_device: of_device[1]["Total"])
+        kinds = tuple(
+            (_KINDS.get(str(kind).rpartition(".")[-1], str(kind)), size) for kind, size in peak.items() if size
+        )
+        return TracedStep(device.type, peak["Total"], tuple(pair for pair in kinds if pair[0] != "Total"))
+
+    def by_saved_tensors(self, trained: list[nn.Parameter]) -> TracedStep:
+        own = [*self.model.parameters(), *self.model.buffers()]
+        moments = [part for state in self.optimizer.state.values() for part in state.values() if torch.is_tensor(part)]
+        seen = {tensor.untyped_storage()._cdata for tensor in own}
+        saved: list[torch.UntypedStorage] = []  # kept, so that no address comes twice
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
+                saved.append(storage)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            self.loss()
+        kinds = {
+            "parameters": _bytes(own), "gradients": _bytes(trained), "optimizer": _bytes(moments),
+            "activations": sum(storage.nbytes() for storage in saved),
+        }  # fmt: skip
+        return TracedStep(self._device(), sum(kinds.values()), tuple(kinds.items()), is_of_operations=False)
+
+
+_KINDS = {
+    "PARAM": "parameters", "BUFFER": "buffers", "GRAD": "gradients", "ACT": "activations", "TEMP": "temporaries",
+    "OPT": "optimizer", "OTH": "others",
+}  # fmt: skip
+
+
+def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """Return a copy of the model that holds no numbers, as it was before accelerate prepared it."""
+    with FakeCopyMode(mode):  # type: ignore[no-untyped-call]
+        fake = copy.deepcopy(model)
+    for module in fake.modules():
+        original = module.__dict__.pop("_original_forward", None)
+        if original is not None:  # of accelerate, with an autocast of its own around it
+            module.forward = original
+    return fake
+
+
+def _fake(value: Any, mode: FakeTensorMode) -> Any:
+    return mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
+
+
+def _with_moments(optimizer: Optimizer, trained: list[nn.Parameter], *, accumulates: bool) -> None:
+    """Have the optimizer make the state that it has after a first step."""
+    for weight in trained:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    if not accumulates:
+        optimizer.zero_grad()
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
