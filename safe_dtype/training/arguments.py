@@ -23,9 +23,11 @@ from ..errors.warn import warn
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts
 from ..planning import Policy
 from ..ranks import current_world, failed_dtypes
+from .memory.fit_training import fit_trainer
 from .rank_orders import TrainingOrder, decide_for_all, orders_of
 from .training_precision import TrainingPrecision, measure_training, with_failed
 
+_CHANGED = "_safe_dtype_changed"  # in the __dict__ of arguments whose precision is not what was asked for
 _ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -50,10 +52,22 @@ def accelerating(trainer: Any) -> Iterator[None]:
     finally:
         _here.model = outer
     args, name = trainer.args, trainer.accelerator.mixed_precision
-    if name in _NAMES.values() and not getattr(trainer, "is_deepspeed_enabled", False):
+    if name in _DTYPES and not getattr(trainer, "is_deepspeed_enabled", False):
         if args.bf16 or args.fp16:
+            vars(args)[_CHANGED] = not (args.bf16 if name == "bf16" else args.fp16 and name == "fp16")
             args.bf16, args.fp16 = name == "bf16", name == "fp16"
         args.mixed_precision = name
+
+
+def fit_before_training(trainer: Any) -> None:
+    """Have a Trainer fit into memory that is about to train in another dtype than its arguments had asked for.
+
+    Raises:
+        TrainingDoesNotFitError: If nothing makes it fit.
+    """
+    is_shared = any(getattr(trainer, name, False) for name in ("is_deepspeed_enabled", "is_fsdp_enabled"))
+    if vars(trainer.args).get(_CHANGED) and not is_shared:
+        fit_trainer(trainer, _DTYPES[trainer.accelerator.mixed_precision])
 
 
 def settle_arguments(args: Any, policy: Policy) -> None:
@@ -74,6 +88,7 @@ def settle_arguments(args: Any, policy: Policy) -> None:
     choice = decide_for_all((order,), policy.ladder)
     args.use_cpu = device == "cpu"
     args.bf16, args.fp16 = choice.chosen == BFLOAT16, choice.chosen == FLOAT16
+    vars(args)[_CHANGED] = not args.bf16
     if choice.is_as_asked:
         warn(f"bf16=True was asked for, and no accelerator is here: training on {choice.device}. Next: use_cpu=True")
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from ...errors import TrainingDoesNotFitError
 from ...facts import Dtype, MemoryFacts
@@ -93,30 +94,28 @@ def plan_memory(  # noqa: PLR0913  (all but four by name)
     Args:
         dtype: To train in.
         ordered: The way that the program asks for.
-        needs: Returns the bytes that a way needs, all in all; ValueError: the model has no such way.
+        needs: Returns the bytes that a way needs, all in all; ValueError: the model has no such checkpointing.
         memory: Of the device, now.
         held_bytes: Of what the process holds there already and needs anyway: weights, moments.
         offloads: Whether activations can be brought elsewhere: not on a CPU.
         splits: Whether a micro-batch may be made smaller.
     """
     free = int(memory.free_bytes * USABLE) + held_bytes
-    tried: list[tuple[TrainingWay, int]] = []
+    tried = [(ordered, needs(ordered))]
+    if not memory.total_bytes:  # nobody knows
+        free = max(free, tried[0][1])
     for way in _ways(ordered, offloads=offloads, splits=splits):
-        try:
-            tried.append((way, needs(way)))
-        except ValueError:
-            if not tried:
-                raise
-            continue
-        if not memory.total_bytes or tried[-1][1] <= free:  # no total: nobody knows
+        if tried[-1][1] <= free:
             break
-    if not memory.total_bytes:
-        free = max(free, tried[-1][1])
+        plainly = replace(way, checkpointing=ordered.checkpointing)
+        for possible in dict.fromkeys((way, plainly)):
+            with suppress(ValueError):
+                tried += [(possible, needs(possible))] if possible != ordered else []
+                break
     return MemoryPlan(dtype, free, tuple(tried))
 
 
 def _ways(ordered: TrainingWay, *, offloads: bool, splits: bool) -> Iterator[TrainingWay]:
-    yield ordered
     rows, accumulation, given = ordered.rows, ordered.accumulation, ordered.checkpointing
     whole = Checkpointing()
     if given is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import AdamW, Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ...devices.random_states import random_states_kept
 from ...facts import FLOAT32, Dtype
@@ -106,7 +108,12 @@ def trace_step(
             optimizer = make_optimizer(trained)
             _with_moments(optimizer, trained, accumulates=accumulates)
             step = _Step(fake, inputs, dtype, optimizer)
-            return step.by_saved_tensors(trained) if MemTracker is None else step.by_operations()
+            if MemTracker is not None:
+                with suppress(
+                    AssertionError, AttributeError, NotImplementedError
+                ):  # what it does not know, or has no more
+                    return step.by_operations()
+            return step.by_saved_tensors(trained)
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ class _Step:
         narrow = None if self.dtype == FLOAT32 else getattr(torch, self.dtype.name)
         with nullcontext() if narrow is None else torch.autocast(self._device(), narrow):
             output = self.model(**self.inputs)
-        loss = output["loss"] if isinstance(output, dict) else output
+        loss = output.get("loss") if isinstance(output, dict) else output
         if not isinstance(loss, torch.Tensor) or loss.dim():
             raise ValueError(f"{type(self.model).__name__} returns no loss for {', '.join(self.inputs)}")
         return loss
@@ -131,8 +138,14 @@ class _Step:
     def by_operations(self) -> TracedStep:
         tracker = MemTracker()
         tracker.track_external(self.model, self.optimizer)
+        for weight in self.model.parameters():
+            if not weight.requires_grad:  # it would ask for a hook on the gradient, and fail
+                tracker._param_to_grad_hook_handles[weight] = (
+                    RemovableHandle(OrderedDict()),
+                    RemovableHandle(OrderedDict()),
+                )
         with tracker:
-            self.loss().backward()
+            torch.autograd.backward(self.loss())
             self.optimizer.step()
             self.optimizer.zero_grad()
         peaks = tracker.get_tracker_snapshot("peak")
@@ -172,7 +185,7 @@ _KINDS = {
 
 def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Return a copy of the model that holds no numbers, as it was before accelerate prepared it."""
-    with FakeCopyMode(mode):  # type: ignore[no-untyped-call]
+    with FakeCopyMode(mode):
         fake = copy.deepcopy(model)
     for module in fake.modules():
         original = module.__dict__.pop("_original_forward", None)

@@ -1,0 +1,123 @@
+"""The predicted peak of a training step: what it is made of, what makes it smaller, and that nothing is touched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from tiny_models import TINY
+from torch import nn
+
+from safe_dtype import guard
+from safe_dtype.facts import BFLOAT16, FLOAT32
+from safe_dtype.training.memory import Checkpointing, trace_step, traced_step
+
+MODEL = TINY["qwen3"]
+WEIGHTS = sum(4 * weight.numel() for weight in MODEL.make().parameters())
+
+
+def batch(rows: int = 2) -> dict[str, torch.Tensor]:
+    """Make a micro-batch."""
+    tokens = torch.arange(3, 67)[None].expand(rows, -1).contiguous()
+    return {"input_ids": tokens, "labels": tokens}
+
+
+def test_what_it_is_made_of() -> None:
+    """Weights in float32, two moments of each, and activations."""
+    step = trace_step(MODEL.make(), batch())
+    kinds = dict(step.kinds)
+    assert (kinds["parameters"], step.device) == (WEIGHTS, "cpu")
+    assert kinds["optimizer"] == pytest.approx(2 * WEIGHTS, rel=1e-2)
+    assert kinds["activations"] > WEIGHTS
+    assert sum(kinds.values()) == step.peak_bytes < step.needed_bytes
+
+
+def test_what_makes_it_smaller() -> None:
+    """Checkpointing, autocast, fewer rows, an optimizer with fewer moments; gradients that wait make it larger."""
+    model = MODEL.make()
+    plain = trace_step(model, batch(8)).peak_bytes
+    assert trace_step(model, batch(8), checkpointing=Checkpointing()).peak_bytes < plain
+    assert trace_step(model, batch(8), BFLOAT16).peak_bytes < plain
+    assert trace_step(model, batch(4)).peak_bytes < plain
+    assert trace_step(model, batch(8), make_optimizer=torch.optim.SGD).peak_bytes == pytest.approx(
+        plain - 2 * WEIGHTS, rel=1e-2
+    )
+    assert trace_step(model, batch(8), accumulates=True).peak_bytes > plain
+
+
+def test_nothing_is_touched() -> None:
+    """The model, guarded or not, its gradients and random numbers are what they were."""
+    model = guard(MODEL.make().train())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    state = torch.get_rng_state()
+    trace_step(model, batch(), checkpointing=Checkpointing())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not model.is_gradient_checkpointing
+
+
+def test_adapters() -> None:
+    """Only what is trained has gradients and moments."""
+    lora = peft.get_peft_model(MODEL.make(), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    trained = sum(4 * weight.numel() for weight in lora.parameters() if weight.requires_grad)
+    assert dict(trace_step(lora, batch()).kinds)["optimizer"] == pytest.approx(2 * trained, rel=0.1)
+
+
+def test_without_the_private_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this torch has no MemTracker, what is saved for the backward pass is counted."""
+    whole = trace_step(MODEL.make(), batch(8))
+    monkeypatch.setattr(traced_step, "MemTracker", None)
+    saved = trace_step(MODEL.make(), batch(8))
+    assert (whole.is_of_operations, saved.is_of_operations) == (True, False)
+    assert saved.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.3)
+
+
+class Deciding(nn.Module):
+    """A model whose way depends on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Return a loss, or no such thing."""
+        return {"loss": (x * self.weight).sum()} if (x * self.weight).sum().item() > 0 else None
+
+
+def test_what_cannot_be_followed() -> None:
+    """A model whose way depends on values, and one without a loss, are refused with a reason."""
+    with pytest.raises(RuntimeError):
+        trace_step(Deciding(), {"x": torch.ones(2)})
+    with pytest.raises(ValueError, match="returns no loss for input_ids"):
+        trace_step(MODEL.make(), {"input_ids": batch()["input_ids"]})
+
+
+def test_words() -> None:
+    """How it is said."""
+    assert str(Checkpointing()) == "activation checkpointing"
+    assert str(Checkpointing(2, offload=True)) == "every 2 layers checkpointed, offloaded"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process")
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
+def test_it_is_near_the_peak_of_a_process(dtype: Any, checkpointed: bool, project_root: Path) -> None:
+    """What is needed is predicted within 10 % or 150 MiB of what a process of the benchmark really takes."""
+    sys.path.insert(0, str(project_root / "benchmarks"))
+    try:
+        from training_memory import batch as real_batch
+        from training_memory import model
+    finally:
+        sys.path.pop(0)
+    step = trace_step(model(), real_batch(), dtype, checkpointing=Checkpointing() if checkpointed else None)
+    script = str(project_root / "benchmarks" / "training_memory.py")
+    command = [sys.executable, script, "--measure", dtype.name, str(int(checkpointed))]
+    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert abs(step.needed_bytes - measured) < max(0.1 * measured, 150 * 2**20)
