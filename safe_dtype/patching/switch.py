@@ -307,19 +307,6 @@ def _evaluated(original: Callable[..., Any]) -> Callable[..., Any]:
     return evaluation_loop
 
 
-def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the beginning of a Trainer's training."""
-
-    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _patch_now() is not None:
-            from ..training.arguments import fit_before_training
-
-            fit_before_training(self)
-        return original(self, *args, **kwargs)
-
-    return train
-
-
 def _with_kept_weights(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap where an Accelerator takes a model that is to be trained, or evaluated only."""
 
@@ -334,12 +321,14 @@ def _with_kept_weights(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _with_guarded_steps(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `Trainer.train`, whose steps are guarded from then on."""
+    """Wrap `Trainer.train`, whose steps have to fit into memory, and are guarded from then on."""
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         if (patch_now := _patch_now()) is not None:
+            from ..training.arguments import fit_before_training
             from ..training.trainer.attach import attach_where_possible
 
+            fit_before_training(self)
             if (ladder := attach_where_possible(self, patch_now.policy)) is not None:
                 tell_training(type(self).__name__, ladder, patch_now.tell)
         return original(self, *args, **kwargs)
@@ -356,7 +345,6 @@ _METHODS: dict[str, tuple[tuple[str, str, Wrap], ...]] = {
     ACCELERATOR: (("Accelerator", "prepare_model", _with_kept_weights),),
     TRAINER: (
         ("Trainer", "create_accelerator_and_postprocess", _with_its_model),
-        ("Trainer", "train", _fitting),
         ("Trainer", "evaluation_loop", _evaluated),
         ("Trainer", "train", _with_guarded_steps),
     ),

@@ -41,8 +41,8 @@ def plan_step_down(
         RuntimeError, ValueError: If the model cannot be followed.
     """
     ordered = TrainingWay(_rows_of(batch), accumulation)
-    held = [*model.parameters(), *model.buffers(), *_moments(optimizer)]
-    return _plan(model, batch, dtype, ordered, _maker(type(optimizer), {}), held, splits=False)
+    held_tensors = [*model.parameters(), *model.buffers(), *_moments(optimizer)]
+    return _plan(model, batch, dtype, ordered, _maker(type(optimizer), {}), held_tensors, splits=False)
 
 
 def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
@@ -60,8 +60,8 @@ def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
         optimizer, options = trainer.get_optimizer_cls_and_kwargs(args, model)
         checkpointing = Checkpointing() if args.gradient_checkpointing else None
         ordered = TrainingWay(args.train_batch_size, args.gradient_accumulation_steps, checkpointing)
-        held = [*model.parameters(), *model.buffers()]
-        plan = _plan(model, batch, dtype, ordered, _maker(optimizer, options), held, ranks=args.world_size)
+        held_tensors = [*model.parameters(), *model.buffers()]
+        plan = _plan(model, batch, dtype, ordered, _maker(optimizer, options), held_tensors, ranks=args.world_size)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
         logger.info("whether a step in %s fits is not known: %s: %s", dtype, type(exc).__name__, exc)
         return None
@@ -79,7 +79,7 @@ def _plan(  # noqa: PLR0913  (all but five by name)
     dtype: Dtype,
     ordered: TrainingWay,
     make_optimizer: MakeOptimizer,
-    held: Iterable[torch.Tensor],
+    held_tensors: Iterable[torch.Tensor],
     *,
     ranks: int = 1,
     splits: bool = True,
@@ -96,7 +96,7 @@ def _plan(  # noqa: PLR0913  (all but five by name)
         return step.needed_bytes + (trained if ranks > 1 else 0)  # DDP reduces gradients in buckets of its own
 
     return plan_memory(
-        dtype, ordered, needs, memory_of(str(device)), held_bytes=_bytes(held), offloads=device.type != "cpu",
+        dtype, ordered, needs, memory_of(str(device)), held_bytes=_bytes(held_tensors), offloads=device.type != "cpu",
         splits=splits,
     )  # fmt: skip
 

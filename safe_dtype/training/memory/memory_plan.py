@@ -116,15 +116,15 @@ def plan_memory(  # noqa: PLR0913  (all but four by name)
 
 
 def _ways(ordered: TrainingWay, *, offloads: bool, splits: bool) -> Iterator[TrainingWay]:
-    rows, accumulation, given = ordered.rows, ordered.accumulation, ordered.checkpointing
+    rows, accumulation, own_checkpointing = ordered.rows, ordered.accumulation, ordered.checkpointing
     whole = Checkpointing()
-    if given is None:
+    if own_checkpointing is None:
         yield TrainingWay(rows, accumulation, Checkpointing(every=2))
-    if given != whole and not (given is not None and given.offload):
+    if own_checkpointing != whole and not (own_checkpointing is not None and own_checkpointing.offload):
         yield TrainingWay(rows, accumulation, whole)
     if offloads:
         yield TrainingWay(rows, accumulation, Checkpointing(offload=True))
     for parts in (parts for parts in range(2, rows + 1) if splits and rows % parts == 0):
         # Half, a quarter, ...: and one row at the end, whatever lies between.
         if parts & (parts - 1) == 0 or parts == rows:
-            yield TrainingWay(rows // parts, accumulation * parts, given or whole)
+            yield TrainingWay(rows // parts, accumulation * parts, own_checkpointing or whole)

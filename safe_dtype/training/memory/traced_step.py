@@ -68,8 +68,8 @@ class TracedStep:
     @property
     def needed_bytes(self) -> int:
         """What has to be free before a process that holds none of it begins."""
-        kept = int(self.peak_bytes * _KEPT_IN_HEAP) if self.device == "cpu" else 0
-        return self.peak_bytes + kept + _UNSEEN_BYTES
+        in_heap = int(self.peak_bytes * _KEPT_IN_HEAP) if self.device == "cpu" else 0
+        return self.peak_bytes + in_heap + _UNSEEN_BYTES
 
 
 def trace_step(
