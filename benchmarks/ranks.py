@@ -2,10 +2,9 @@
 
     python benchmarks/ranks.py vote        # the time of a vote among 2, 3 and 4 ranks, beside gloo's all_reduce
     python benchmarks/ranks.py store       # what the key-value store of a job can answer
-    python benchmarks/ranks.py recovery    # a failure in training: the window run again, against the job started again
     python benchmarks/ranks.py simulate    # votes and consensus among 1,000 and 10,000 ranks, from what the first two say
 
-What the guard of a training window costs in all is in benchmarks/training.py, if nothing fails.
+What the guard of a training window costs is in benchmarks/training.py, and what a restart costs in benchmarks/recovery.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import click
 import torch
 from rank_parts.launch import figures_of
-from rank_parts.simulated import consensus, votes
+from rank_parts.simulated import consensus, troubles, votes
 from rank_parts.store import store_figures
 from results_file import RESULTS, write_results
 
@@ -44,12 +43,6 @@ def store() -> None:
 
 
 @main.command()
-def recovery() -> None:
-    """Time a failure in training on 2 ranks, and a job that is started again."""
-    click.echo(write_results("ranks_recovery", figures_of("recovery", 2)))
-
-
-@main.command()
 @click.option("--size", "sizes", type=int, multiple=True, default=SIMULATED, show_default=True, help="How many ranks.")
 def simulate(*, sizes: tuple[int, ...]) -> None:
     """Simulate many ranks, on a quiet network and on one as uneven as this machine."""
@@ -70,6 +63,7 @@ def simulate(*, sizes: tuple[int, ...]) -> None:
         figures[str(size)] = {
             "quiet": votes(size, quiet),
             "uneven": votes(size, uneven),
+            "troubles": troubles(size, quiet),
             "consensus": consensus(size, answers["check_us"], answers["bytes_per_second"]),
         }
         click.echo(f"{size}: {figures[str(size)]}", err=True)

@@ -28,7 +28,7 @@ SECONDS = 600.0  # that a vote waits for a rank that hangs: as long as the world
 
 
 def votes(size: int, hops: Sequence[float]) -> dict[str, Any]:
-    """Return what votes of `size` ranks cost: all well, one fails, one is late, one has ended, one hangs."""
+    """Return what a vote of `size` ranks costs."""
     network = Network(size, hops)
     failing = {size // 3, size - 1}
     outcomes = run_all(network, lambda world, _: cast_vote(world, _fails(world, failing), 7))
@@ -36,7 +36,7 @@ def votes(size: int, hops: Sequence[float]) -> dict[str, Any]:
     if len(tallies) > 1 or next(iter(tallies)).rank != size // 3:
         raise AssertionError(f"{size} ranks have heard {len(tallies)} different things")
     seconds = [at for _, at in outcomes]
-    figures = {
+    return {
         "rounds": (size - 1).bit_length(),
         "messages": network.messages,
         "message_bytes": network.message_bytes,
@@ -44,10 +44,16 @@ def votes(size: int, hops: Sequence[float]) -> dict[str, Any]:
         "last_rank_ms": _ms(max(seconds)),
         "ring_ms": _ms(statistics.mean(hops) * 2 * (size - 1)),
     }
-    figures["late_rank_adds_ms"] = _ms(_last(Network(size, hops), size // 2, late=LATE_SECONDS) - LATE_SECONDS)
-    figures["ended_rank_known_after_ms"] = _ms(_last(Network(size, hops), size // 2, ends=True))
-    figures["hanging_rank_known_after_s"] = round(_last(Network(size, hops, [size // 2]), size // 2), 3)
-    return figures
+
+
+def troubles(size: int, hops: Sequence[float]) -> dict[str, float]:
+    """Return when the last of `size` ranks is through with a vote to which one comes late, or does not come."""
+    special = size // 2
+    return {
+        "late_rank_adds_ms": _ms(_last(Network(size, hops), special, late=LATE_SECONDS) - LATE_SECONDS),
+        "ended_rank_known_after_ms": _ms(_last(Network(size, hops), special, ends=True)),
+        "hanging_rank_known_after_s": round(_last(Network(size, hops, [special]), special), 3),
+    }
 
 
 def _fails(world: World, failing: set[int]) -> Vote:
