@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -134,7 +135,12 @@ def with_lora(*, plain: bool) -> list[dict[str, Any]]:
 
 def with_accelerate(*, plain: bool) -> list[dict[str, Any]]:
     """Train with a loop of one's own on accelerate; return a row for each step."""
-    accelerator = Accelerator(mixed_precision="bf16", cpu=True, gradient_accumulation_steps=ACCUMULATION)
+    unused = DistributedDataParallelKwargs(
+        find_unused_parameters=True
+    )  # the angles, at first; the Trainer sets it itself
+    accelerator = Accelerator(
+        mixed_precision="bf16", cpu=True, gradient_accumulation_steps=ACCUMULATION, kwargs_handlers=[unused]
+    )
     torch.manual_seed(0)
     model, turn = load()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)

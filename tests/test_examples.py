@@ -107,3 +107,25 @@ def test_optimize_sapiens(tmp_path: Path) -> None:
     assert done.stdout.startswith("status 0: export in bfloat16 was asked for")
     assert "export in bfloat16: masks of (2, 16, 16)" in done.stdout
     assert (tmp_path / "out" / "report.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["trainer", "accelerate", "lora"])
+def test_fine_tune(way: str) -> None:
+    """Fine-tuning goes on in float16 from the step in which bfloat16 has no kernel, on one process and on two."""
+    for launch in ([], ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29737"]):
+        done = subprocess.run(
+            [sys.executable, *launch, EXAMPLES / "fine_tune.py", way], capture_output=True, text=True, check=False,
+            timeout=600, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        steps = re.findall(r"^step +(\d+): loss \d\.\d+ in (\w+)$", done.stdout, re.MULTILINE)
+        assert [dtype for _, dtype in steps] == ["bfloat16"] * 10 + ["float16"] * 14, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_fine_tune_plainly() -> None:
+    """Without safe_dtype the same run ends at that kernel."""
+    done = run("fine_tune.py", "trainer", "--plain")
+    assert done.returncode == 1
+    assert "Expected both inputs to be Half, Float or Double tensors but got BFloat16" in done.stderr
