@@ -67,7 +67,7 @@ def simulate(*, sizes: tuple[int, ...]) -> None:
             "consensus": consensus(size, answers["check_us"], answers["bytes_per_second"]),
         }
         click.echo(f"{size}: {figures[str(size)]}", err=True)
-    click.echo(write_results("ranks_simulated", figures))
+        write_results("ranks_simulated", figures)
 
 
 def _figures(name: str) -> Any:
