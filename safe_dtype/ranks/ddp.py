@@ -264,6 +264,8 @@ def _problem(ddp: Any) -> str | None:
         return "sparse gradients are reduced in another way on each rank"
     if ddp.mixed_precision is not None or ddp._use_python_reducer:
         return "DistributedDataParallel's own mixed precision and its Python reducer run collectives of their own"
+    if any(hasattr(state, "error_dict") for _, state in ddp._comm_hooks):
+        return "what PowerSGD sends depends on the steps before"
     if getattr(ddp, "skip_all_reduce_unused_params", False) or ddp._delay_all_reduce_params:
         return "which gradients are reduced depends on the batch"
     return None
