@@ -13,6 +13,7 @@ import torch
 from optimizing.zoo import ZOO, Specimen
 from optimizing.zoo_inputs import image, seeded
 from optimizing.zoo_masks import NAMED, POINTED, concept_and_image, points_and_image
+from optimizing.zoo_matching import MATCHING, near_pairs
 from optimizing.zoo_segmentation import (
     SEGMENTATION,
     clipseg,
@@ -56,6 +57,7 @@ MODELS = {
     "sam": Specimen(sam, point_and_image, 1, 1),
     **{name: Specimen(make, points_and_image, 2, 2) for name, make in POINTED.items()},
     **{name: Specimen(make, concept_and_image, 2, 2) for name, make in NAMED.items()},
+    **{name: Specimen(make, near_pairs, 2, 3) for name, make in MATCHING.items()},
 }
 
 
