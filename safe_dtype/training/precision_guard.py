@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
@@ -173,7 +174,7 @@ class PrecisionGuard:
         try:
             limits = [schedule.keep(error) for schedule in self._schedules]
         except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
-            error.add_note(f"The other ranks wait until this process ends: {first_line(text_of(exc))}.")
+            _note_that_others_wait(error, exc)
             return False
         seconds = min((limit for limit in limits if limit is not None), default=None)
         hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
@@ -182,7 +183,7 @@ class PrecisionGuard:
         except PeerLostError as exc:
             if seconds is None:
                 raise
-            error.add_note(f"The other ranks wait until this process ends: {first_line(text_of(exc))}.")
+            _note_that_others_wait(error, exc)
             return False
 
     def _settle(
@@ -301,3 +302,11 @@ def _judged(error: Exception) -> tuple[Judgement, FailureKind]:
 
 def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(text_of(error))}"
+
+
+def _note_that_others_wait(error: Exception, problem: Exception) -> None:
+    note = f"The other ranks wait until this process ends: {first_line(text_of(problem))}."
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        logger.warning("%s", note)
