@@ -314,6 +314,8 @@ def _train(
         RuntimeError: If autocast is not there for this dtype, or leaves the product in another.
     """
     wanted = None if under is None or under[1] == FLOAT32 else getattr(torch, under[1].name)
+    if wanted not in (None, torch.bfloat16, torch.float16):  # torch would warn, and leave autocast off
+        raise RuntimeError(f"there is no autocast to {wanted}")
     autocast = nullcontext() if under is None or wanted is None else torch.autocast(under[0], wanted)
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     with torch.enable_grad():

@@ -119,5 +119,6 @@ def test_it_is_near_the_peak_of_a_process(dtype: Any, checkpointed: bool, projec
     step = trace_step(model(), real_batch(), dtype, checkpointing=Checkpointing() if checkpointed else None)
     script = str(project_root / "benchmarks" / "training_memory.py")
     command = [sys.executable, script, "--measure", dtype.name, str(int(checkpointed))]
-    measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
+    measured = sorted(map(int, runs))[1]  # what an allocator keeps differs from run to run
     assert abs(step.needed_bytes - measured) < max(0.1 * measured, 150 * 2**20)
