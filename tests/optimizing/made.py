@@ -58,6 +58,16 @@ class Sum(torch.nn.Module):
         return x * 2 + 1 + i
 
 
+class Averaged(torch.nn.Module):
+    """Has a branch for rows that show nothing."""
+
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the weight of each position: zero where it is hidden, and all the same where all are."""
+        shown = mask.sum(-1, keepdim=True)
+        weights = mask / shown.clamp(min=1)
+        return weights if shown.min() > 0 else weights.where(shown > 0, torch.full_like(weights, 1 / mask.shape[-1]))
+
+
 class Logarithm(torch.nn.Module):
     """Infinite where its input is 0."""
 

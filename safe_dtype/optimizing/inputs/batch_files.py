@@ -14,6 +14,7 @@ from ...errors import NotOptimizableError
 from ..model_source import ModelSource
 from ..nouns.job import Dynamic
 from ..nouns.record import Batch
+from .hidden_rows import hides_a_row
 from .synthetic import Made, batches_for, batches_of, complete
 from .user_data import user_batches
 
@@ -73,8 +74,11 @@ def _written(folder: Path, made: Iterable[Made]) -> Iterable[Batch]:
         path = folder / f"{batch.role.replace(' ', '-')}-{number}.safetensors"
         # Cloned: safetensors refuses tensors that share memory, as views of one batch do.
         save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in batch.tensors.items()}, path)
-        tensors = {
-            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-            for name, tensor in batch.tensors.items()
-        }
+        tensors = {name: _facts(name, tensor) for name, tensor in batch.tensors.items()}
         yield Batch(batch.role, f"{folder.name}/{path.name}", tensors, batch.about)
+
+
+def _facts(name: str, tensor: torch.Tensor) -> dict[str, Any]:
+    facts = {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+    hides = hides_a_row(name, tensor)
+    return facts if hides is None else {**facts, "hides_a_row": hides}

@@ -142,7 +142,9 @@ class Batch:
 
     role: str  # "traced", "held out", "user"
     file: str
-    tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name: shape, dtype
+    tensors: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # by name: shape, dtype; of masks, hides_a_row
     about: str = ""  # what it tests: "batch of 1", "padded", "one token", the user's file
 
 

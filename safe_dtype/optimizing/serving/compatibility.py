@@ -17,6 +17,7 @@ import torch
 from ...devices.processor import cpu_capability
 from ..environment import environment
 from ..forms import find_form
+from ..inputs.hidden_rows import hides_a_row
 from ..nouns.form import Form, FormTarget
 from ..nouns.job import Dynamic
 from ..nouns.record import EAGER, FormAttempt, Optimization
@@ -52,6 +53,19 @@ def unlike(inputs: Mapping[str, Any], traced: Mapping[str, Mapping[str, Any]], d
         return f"it takes {', '.join(traced)}; the call has {', '.join(inputs) or 'none'}"
     reasons = (_other(name, inputs[name], facts, dynamic) for name, facts in traced.items())
     return next(filter(None, reasons), "") or (_torn_batch(inputs, traced) if dynamic.batch else "")
+
+
+def showing_masks(record: Optimization) -> frozenset[str]:
+    """Return the masks that show something of every row in all verified batches; none where the record does not say."""
+    facts = [(name, tensor.get("hides_a_row")) for batch in record.batches for name, tensor in batch.tensors.items()]
+    return frozenset(name for name, hides in facts if hides is False) - {name for name, hides in facts if hides}
+
+
+def hidden_row(inputs: Mapping[str, Any], showing: frozenset[str]) -> str:
+    """Return which of the masks `showing` hides a row whole, as none verified did; empty where all show something."""
+    names = (name for name in inputs if name in showing and isinstance(inputs[name], torch.Tensor))
+    name = next((name for name in names if hides_a_row(name, inputs[name])), "")
+    return f"a row of {name} hides everything" if name else ""
 
 
 def traced_inputs(record: Optimization) -> Mapping[str, Mapping[str, Any]]:

@@ -28,7 +28,7 @@ from ..nouns.form import BuildRequest, Run
 from ..nouns.job import Job
 from ..nouns.record import EAGER, FormAttempt, Optimization, Outcome
 from ..nouns.record_file import read_record
-from .compatibility import dynamic_of, misfit, traced_inputs, unlike
+from .compatibility import dynamic_of, hidden_row, misfit, showing_masks, traced_inputs, unlike
 from .kept_original import Sha256s, original_files, require_original
 from .trust import require_paths, require_trust
 
@@ -85,7 +85,8 @@ class Optimized:
     NaN or infinity where eager does not, the call is answered by eager on the original weights, in the same dtype and
     guarded: from the very files that were optimized, by their hashes; where those were changed, a call that needs eager
     raises NotOptimizedError. After `GIVEN_UP_AFTER` such calls, or when it cannot be loaded or built at all, the form is given up for
-    good. Inputs that it was not made for (other names, sizes beyond its ranges) go straight to eager, and do not count
+    good. Inputs that it was not made for (other names, sizes beyond its ranges, a mask that hides a row whole
+    where no verified one did) go straight to eager, and do not count
     as failures. Each kind of fallback is warned of once. Where eager raises as well, its error is raised.
 
     Safe to call from several threads: they compute at the same time, and one of them loads or builds.
@@ -107,6 +108,7 @@ class Optimized:
         self._dynamic = dynamic_of(record)
         # A form without a file compiles again by itself for other inputs.
         self._traced = traced_inputs(record) if _leaves_a_file(attempt) else {}
+        self._showing = showing_masks(record)
         self._run: Run | None = None
         self._model: torch.nn.Module | None = None
         self._failures = 0
@@ -138,7 +140,7 @@ class Optimized:
         with torch.no_grad():
             if self.form == EAGER or self.given_up:
                 return self._eagerly(placed)
-            if reason := unlike(placed, self._traced, self._dynamic):
+            if reason := unlike(placed, self._traced, self._dynamic) or hidden_row(placed, self._showing):
                 outputs = self._eagerly(placed)
                 self._fall_back("inputs", f"{self._named} was not made for such inputs: {reason}")
                 return outputs

@@ -12,8 +12,15 @@ from optimizing.recorded import EAGER, RECORD
 
 from safe_dtype.optimizing.environment import environment
 from safe_dtype.optimizing.nouns.job import Dynamic
-from safe_dtype.optimizing.nouns.record import FormAttempt
-from safe_dtype.optimizing.serving.compatibility import dynamic_of, misfit, traced_inputs, unlike
+from safe_dtype.optimizing.nouns.record import Batch, FormAttempt
+from safe_dtype.optimizing.serving.compatibility import (
+    dynamic_of,
+    hidden_row,
+    misfit,
+    showing_masks,
+    traced_inputs,
+    unlike,
+)
 
 EXPORTED = replace(EAGER, form="export")
 NATIVE = replace(EAGER, form="aoti")
@@ -91,3 +98,21 @@ def test_other_type(inputs: dict[str, Any], reason: str) -> None:
     """Integers are of the traced dtype, and inputs are tensors; without a record of them, nothing is refused."""
     assert unlike(inputs, {"i": {"shape": [2, 5], "dtype": "int64"}}, Dynamic()) == reason
     assert unlike(inputs, {}, Dynamic()) == ""
+
+
+def test_masks_that_show_something() -> None:
+    """They hid no row whole in any batch; flags of zeros, and masks that an old record says nothing of, are not theirs."""
+    facts = {"attention_mask": False, "decoder_attention_mask": False, "global_attention_mask": True}
+    traced = Batch("traced", "a", {name: {"hides_a_row": hides} for name, hides in facts.items()} | {"old_mask": {}})
+    other = Batch("held out", "b", {"decoder_attention_mask": {"hides_a_row": True}})
+    assert showing_masks(replace(RECORD, batches=(traced, other))) == {"attention_mask"}
+    assert showing_masks(RECORD) == frozenset()
+
+
+def test_hidden_row() -> None:
+    """The call that hides a row whole is told apart, by a mask that hid none before."""
+    mask = torch.tensor([[1, 0], [0, 0]])
+    showing = frozenset({"attention_mask"})
+    assert hidden_row({"attention_mask": mask}, showing) == "a row of attention_mask hides everything"
+    assert hidden_row({"attention_mask": mask[:1], "global_attention_mask": mask}, showing) == ""
+    assert hidden_row({"attention_mask": [[0]]}, showing) == ""

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from optimizing.form_models import Branch, Mlp
-from optimizing.made import INPUTS, Logarithm, Positives, Shifted, expected, inductor, missing_here, optimized
+from optimizing.made import (
+    INPUTS,
+    Averaged,
+    Logarithm,
+    Positives,
+    Shifted,
+    expected,
+    inductor,
+    missing_here,
+    optimized,
+)
 
 from safe_dtype.errors import SafeDtypeWarning
 from safe_dtype.optimizing.environment import hashes
@@ -61,6 +71,22 @@ def test_infinite_in_eager_too(tmp_path: Path) -> None:
     assert loaded(x=torch.full((2, 16), torch.nan))["output"].isnan().all()
     assert len(calls) == 1
     assert loaded.fell_back == ""
+
+
+def test_hidden_row(tmp_path: Path) -> None:
+    """A mask that hides a row whole, as no verified one did, is answered by eager, and the form stays in use."""
+    mask = torch.tensor([[1, 1], [1, 0]])
+    record = optimized(Averaged(), tmp_path / "out", "torchscript", inputs={"mask": mask})
+    traced = replace(record.batches[0], tensors={"mask": record.batches[0].tensors["mask"] | {"hides_a_row": False}})
+    write_record(replace(record, batches=(traced,)), tmp_path / "out")
+    loaded = load_optimized(tmp_path / "out")
+    hiding = {"mask": torch.tensor([[1, 1], [0, 0]])}
+    with pytest.warns(SafeDtypeWarning, match="was not made for such inputs: a row of mask hides everything"):
+        torch.testing.assert_close(loaded(**hiding), expected(Averaged(), hiding))
+    loaded.fell_back = ""
+    torch.testing.assert_close(loaded(mask=mask.flip(1)), expected(Averaged(), {"mask": mask.flip(1)}))
+    assert not loaded.fell_back
+    assert not loaded.given_up
 
 
 def test_other_torch(mlp: Path) -> None:
