@@ -1,7 +1,8 @@
 """Thousands of ranks in one process: the real protocol over a network whose messages take their time on clocks of their own.
 
 Every rank is a thread with a clock. A message carries the time at which it arrives, and whoever receives it sets its clock
-to that at least: what comes out does not depend on when the threads run. A rank that has ended closes its connections, as
+to that at least: what comes out does not depend on when the threads run. Only one of them runs at a time, for thousands that
+want to bring a machine to a standstill. A rank that has ended closes its connections, as
 the system does for a process; one that hangs does not.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -20,6 +22,28 @@ import torch
 from safe_dtype.ranks import World
 
 _STACK_BYTES = 512 * 1024
+
+
+class Turn:
+    """Lets one rank run at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Run the block when it is this rank's turn."""
+        with self._lock:
+            yield
+
+    @contextmanager
+    def handed_on(self) -> Iterator[None]:
+        """Let others run while the block waits for them."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
 
 
 class Network:
@@ -38,7 +62,8 @@ class Network:
     def __init__(self, size: int, hops: Sequence[float], hangs: Iterable[int] = ()) -> None:
         self.size, self.hangs = size, frozenset(hangs)
         self.messages = self.message_bytes = 0
-        self.store = Store()
+        self.turn = Turn()
+        self.store = Store(self.turn)
         self._hops, self._chance = hops, random.Random(0)
         self._mail: defaultdict[tuple[int, int], deque[tuple[float, int]]] = defaultdict(deque)
         self._ended: dict[int, float] = {}
@@ -61,7 +86,7 @@ class Network:
 
     def await_message(self, sender: int, receiver: int) -> tuple[float, int] | float:
         """Return a message, or when the sender has ended without one."""
-        with self._news[receiver]:
+        with self.turn.handed_on(), self._news[receiver]:
             mail = self._mail[sender, receiver]
             self._waiting[sender].add(receiver)
             self._news[receiver].wait_for(lambda: mail or sender in self._ended)
@@ -128,6 +153,7 @@ class Store:
         sent_bytes: Of the values that were read.
     """
 
+    turn: Turn = field(default_factory=Turn)
     requests: int = 0
     sent_bytes: int = 0
     values: dict[str, bytes] = field(default_factory=dict)
@@ -164,7 +190,7 @@ class Store:
 
     def wait(self, keys: list[str], limit: timedelta) -> None:
         """Return when all keys are there."""
-        with self._news:
+        with self.turn.handed_on(), self._news:
             self.requests += 1
             if not self._news.wait_for(lambda: all(key in self.values for key in keys), limit.total_seconds()):
                 raise RuntimeError(f"wait timeout after {limit.total_seconds():.0f} s")
@@ -196,12 +222,13 @@ def run_all(
     def be(rank: int) -> None:
         group = SimulatedGroup(network, rank)
         outcome: Any
-        try:
-            outcome = act(World(rank, network.size, group, network.store, seconds=seconds), group)
-        except RuntimeError as exc:
-            outcome = exc
-            network.end(rank, group.now)
-        outcomes[rank] = outcome, group.now
+        with network.turn.taken():
+            try:
+                outcome = act(World(rank, network.size, group, network.store, seconds=seconds), group)
+            except RuntimeError as exc:
+                outcome = exc
+                network.end(rank, group.now)
+            outcomes[rank] = outcome, group.now
 
     before = threading.stack_size(_STACK_BYTES)
     threads = [threading.Thread(target=be, args=(rank,)) for rank in range(network.size) if rank not in network.hangs]
