@@ -18,6 +18,7 @@ class Judgement:
 
     vote: Vote
     reason: str = ""
+    is_loss_alone: bool = False  # the loss is not finite, and all gradients are
 
 
 @dataclass(slots=True)
@@ -47,8 +48,8 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
     if scaler is not None:
         _unscale(scaler, optimizers)
         overflows = [_local(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)]
-        bad_loss = not _all(numbers.losses)
-        if not bad_loss and _all(overflows):
+        bad_loss, are_finite = not _all(numbers.losses), _all(overflows)
+        if not bad_loss and are_finite:
             return Judgement(Vote.OK)
         scale = scaler.get_scale()
         if not bad_loss and scale * scaler.get_backoff_factor() >= least_scale:
@@ -65,10 +66,12 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
         if _all([*numbers.losses, *norms]):
             return Judgement(Vote.OK)
         bad_loss = not _all(numbers.losses)
-        # Squares overflow before the numbers do.
-        if not bad_loss and _all(_finite_gradients(optimizers)):
+        are_finite = _all(_finite_gradients(optimizers))  # squares overflow before the numbers do
+        if not bad_loss and are_finite:
             return Judgement(Vote.OK)
-    return Judgement(Vote.FALL_BACK, "the loss is not finite" if bad_loss else "gradients are not finite")
+    if not bad_loss:
+        return Judgement(Vote.FALL_BACK, "gradients are not finite")
+    return Judgement(Vote.FALL_BACK, "the loss is not finite", is_loss_alone=are_finite and len(optimizers) > 0)
 
 
 def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -33,6 +33,7 @@ from .window_attempt import WindowAttempt
 logger = logging.getLogger(__name__)
 
 _KINDS = tuple(FailureKind)
+_PARDON = len(_KINDS)  # in the place of a kind, with RETRY: back to the dtype that the window was in
 _numbers = count()  # of guards: all ranks make them at the same points
 
 
@@ -104,6 +105,8 @@ class PrecisionGuard:
         self._is_last: bool | None = None
         self._is_open = False
         self._tried: list[Attempt] = []
+        self._left: tuple[Dtype, Any] | None = None  # where the loss was not finite first, and its scaler's state
+        self._pardons_losses = False
         self.events: list[Event] = []
         self.windows_done = 0
 
@@ -126,12 +129,13 @@ class PrecisionGuard:
         """Yield attempts at one window until one is through: each is a context around its passes and its step.
 
         Raises:
-            NoDtypeLeft: If the window fails in the last dtype as well: weights and optimizer are as before it.
+            NoDtypeLeft: If the window fails in the last dtype as well, and not in its loss alone: weights and optimizer are
+                as before it.
             RemoteFailure: If another rank has failed otherwise.
             PeerLostError: If another rank has ended, or does not vote.
             TrainingLoopError: If the loop cannot be run again.
         """
-        self._tried = []
+        self._tried, self._left = [], None
         place, numbers = self.loop.place(), RandomNumbers()
         self._buffers.keep()
         while True:
@@ -164,7 +168,24 @@ class PrecisionGuard:
         hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
         if hidden is not None:
             return self._settle(*_judged(hidden), hidden) is Vote.OK
+        if judgement.is_loss_alone:
+            judgement = self._pardoned(judgement)
         return self._settle(judgement, FailureKind.NONFINITE, None) is Vote.OK
+
+    def _pardoned(self, judgement: Judgement) -> Judgement:
+        """Return the vote on a loss that is not finite while all gradients are: a batch without any label, say.
+
+        Where the last dtype says so too, it is the batch, and plain training survives that. The window is then made in the
+        dtype in which it began, and such losses are left alone from there on.
+        """
+        if self._pardons_losses:
+            return Judgement(Vote.OK)
+        if rungs(self.dtype, self._ladder)[1:]:
+            return judgement
+        if self._left is None:  # on all ranks alike
+            return Judgement(Vote.OK)
+        reason = f"{judgement.reason} in {self.dtype} either, and all gradients are finite"
+        return Judgement(Vote.RETRY, reason, is_loss_alone=True)
 
     def error(self, error: Exception) -> bool:
         """Whether another attempt is to follow on `error`; where not, it is the caller's."""
@@ -209,7 +230,7 @@ class PrecisionGuard:
             self._buffers.put_back()
         except ChangedWithoutCopyError as exc:
             raise TrainingLoopError(f"{reason}, and it cannot be run again: {exc}") from error
-        self._go_on(vote.vote, kind, reason, error, since)
+        self._go_on(vote, kind, reason, error, since)
         return vote.vote
 
     def _vote(
@@ -223,7 +244,8 @@ class PrecisionGuard:
             if error is not None and judgement.vote is Vote.FALL_BACK:
                 world.store.set(f"{key}/cause", f"{_KINDS.index(kind)} rank {world.rank}: {judgement.reason}")
         try:
-            tally = cast_vote(world, judgement.vote, _KINDS.index(kind), seconds=seconds)
+            payload = _PARDON if judgement.vote is Vote.RETRY and judgement.is_loss_alone else _KINDS.index(kind)
+            tally = cast_vote(world, judgement.vote, payload, seconds=seconds)
         except PeerLostError as exc:
             raise exc from error
         if world is None or tally.vote is Vote.OK:
@@ -231,11 +253,15 @@ class PrecisionGuard:
         if tally.vote is Vote.FALL_BACK and world.store.check([f"{key}/cause"]):
             number, _, reason = world.store.get(f"{key}/cause").decode().partition(" ")
             return tally, _KINDS[int(number)], reason
-        return tally, _KINDS[tally.payload], world.store.get(f"{key}/{tally.rank}").decode()
+        kind = FailureKind.NONFINITE if tally.payload == _PARDON else _KINDS[tally.payload]
+        return tally, kind, world.store.get(f"{key}/{tally.rank}").decode()
 
-    def _go_on(self, vote: Vote, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
-        before, module = self.dtype, self._module(error)
-        if vote is Vote.RETRY:
+    def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
+        before, module, vote = self.dtype, self._module(error), tally.vote
+        if vote is Vote.RETRY and tally.payload == _PARDON:
+            self._return()
+            remedy = f"in {self.dtype}"
+        elif vote is Vote.RETRY:
             scaler = self.loop.scaler
             scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
             scaler._growth_tracker.fill_(0)
@@ -245,6 +271,10 @@ class PrecisionGuard:
             below = rungs(before, self._ladder)[1:]
             if not below:
                 raise NoDtypeLeft(reason, before.name, tuple(self._tried)) from error
+            if kind is not FailureKind.NONFINITE:
+                self._left = None
+            elif self._left is None:
+                self._left = before, self.loop.scaler.state_dict() if self.loop.scaler is not None else None
             self.loop.switch(below[0])
             remedy = f"in {self.dtype}"
         milliseconds = (time.perf_counter() - since) * 1e3
@@ -252,13 +282,23 @@ class PrecisionGuard:
             kind, before, self.dtype, module, self.windows_done, remedy, reason, milliseconds, restarted=True
         )
         self.events.append(event)
-        if vote is Vote.FALL_BACK:
+        if self.dtype is not before:
             logger.warning(
                 "%s at optimizer step %d in %s: running it again %s: %s", kind, event.step, before, remedy, reason,
                 extra={"kind": kind.value, "step": event.step, "before": before.name, "after": self.dtype.name},
             )  # fmt: skip
         for model in self.loop.models[:1]:
             hand_on(model, event)
+
+    def _return(self) -> None:
+        """Go back to the dtype that a loss was blamed on for nothing."""
+        if self._left is None:  # RETRY with a pardon is only voted where it was left
+            raise TrainingLoopError("ranks are not in the same window")
+        dtype, scaler = self._left
+        self.loop.switch(dtype)
+        if scaler is not None:
+            self.loop.scaler.load_state_dict(scaler)
+        self._left, self._pardons_losses = None, True
 
     def _leave_failed_dtypes(self) -> None:
         """Begin below the dtypes in which a rank has failed for good before, and this job or another ended for it."""

@@ -118,6 +118,50 @@ def test_nothing_helps() -> None:
     assert all(bool(torch.isfinite(weight).all()) for weight in ours.trainer.model.parameters())
 
 
+class NoLabels(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Steps 2 and 4 have a batch without any label, the first one of their window."""
+
+    micro = 0
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Count micro-batches as the Trainer asks for them."""
+        self.micro = self.micro + 1 if self.accelerator.gradient_accumulation_steps > 1 else 1
+        return super().training_step(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """Let nothing be counted."""
+        if self.state.global_step in (2, 4) and self.micro % 2 == 1:
+            inputs["labels"] = torch.full_like(inputs["labels"], -100)
+        return model(**inputs).loss  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("policy", [None, "strict"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_batch_without_labels(accumulation: int, policy: str | None) -> None:
+    """Its loss is NaN in every dtype and its gradients are finite: the run is the plain one. It is tried in all of them once."""
+    common: dict[str, Any] = {
+        "trainer": NoLabels,
+        "accumulation": accumulation,
+        "steps": 6,
+        "arguments": {"logging_steps": 3},
+    }
+    ours, plain = run(Setting(policy=policy, **common)), run(Setting(attached=False, **common))
+    assert (ours.error, plain.error) == (None, None)
+    assert difference(everything(ours), everything(plain)) == ""
+    assert all(bool(torch.isfinite(weight).all()) for weight in ours.trainer.model.parameters())
+    assert [row["precision"] for row in ours.rows] == ["bfloat16", "bfloat16"]
+    assert ours.passes == plain.passes + (0 if policy else 3 * accumulation)
+
+
+def test_batch_without_labels_in_float16() -> None:
+    """The loss scale is again the one from before, and not that of a new scaler."""
+    common: dict[str, Any] = {"dtype": FLOAT16, "init_scale": 64.0, "steps": 6}
+    ours, others = run(Setting(trainer=NoLabels, **common)), run(Setting(**common))
+    assert (ours.error, ours.scale) == (None, others.scale)
+    assert ours.scale != 64.0
+    assert {row["precision"] for row in ours.rows} == {"float16"}
+
+
 def test_logged_sums() -> None:
     """A row of the log that covers several steps adds up the losses of the attempts that counted."""
     rows = {"logging_steps": 3}

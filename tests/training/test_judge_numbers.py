@@ -36,6 +36,7 @@ def test_without_a_scaler(loss: float, gradient: float, vote: Vote, reason: str)
     optimizer = optimizer_with(torch.ones(3), None, torch.tensor([1.0, gradient]))
     judgement = judge(numbers, [optimizer], None, 1.0)
     assert (judgement.vote, judgement.reason) == (vote, reason)
+    assert judgement.is_loss_alone == (loss != loss)
 
 
 def test_a_norm_speaks_for_its_parameters_alone() -> None:
@@ -62,6 +63,7 @@ def test_sparse_gradients_are_looked_at() -> None:
         pytest.param(1.0, INF, 8.0, Vote.RETRY, id="a-smaller-scale-may-help"),
         pytest.param(1.0, INF, 1.0, Vote.FALL_BACK, id="no-smaller-scale-is-left"),
         pytest.param(INF, INF, 8.0, Vote.FALL_BACK, id="no-scale-cures-a-loss"),
+        pytest.param(NAN, 1.0, 8.0, Vote.FALL_BACK, id="a-loss-alone"),
     ],
 )
 def test_with_a_scaler(loss: float, gradient: float, scale: float, vote: Vote) -> None:
@@ -72,5 +74,7 @@ def test_with_a_scaler(loss: float, gradient: float, scale: float, vote: Vote) -
     numbers = Numbers()
     numbers.add_loss(torch.tensor(loss))
     assert judge(numbers, [optimizer], scaler, 1.0).vote is vote
-    assert judge(numbers, [optimizer], scaler, 1.0).vote is vote
+    judgement = judge(numbers, [optimizer], scaler, 1.0)
+    assert judgement.vote is vote
+    assert judgement.is_loss_alone == (loss != loss and gradient == 1.0)
     assert optimizer.param_groups[0]["params"][0].grad[0] == 1.0

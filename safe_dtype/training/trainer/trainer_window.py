@@ -149,12 +149,17 @@ class _LoggedLoss:
     """The sum of losses that the Trainer will log next: of a window that failed nothing stays in it."""
 
     def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
         self._sum: torch.Tensor = trainer._tr_loss
         self._before = self._sum.clone()
 
     def last(self, losses: list[torch.Tensor]) -> torch.Tensor:
         """Put the losses of a window into the sum, but for the last one, which is returned: the Trainer adds it."""
         self._sum.copy_(self._before)
+        trainer = self._trainer
         for loss in losses[:-1]:
-            self._sum += loss
+            if trainer.args.logging_nan_inf_filter and not loss.isfinite():  # as the Trainer adds them
+                self._sum += self._sum / (1 + trainer.state.global_step - trainer._globalstep_last_logged)
+            else:
+                self._sum += loss
         return losses[-1]
