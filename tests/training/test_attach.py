@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections import defaultdict
@@ -16,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 import safe_dtype
 from safe_dtype.errors import HalfParametersError, NeedsRestart, NoDtypeLeft, PolicyError, StrictModeError
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from safe_dtype.training.trainer.attach import is_attached
 
 SIXTEEN_BITS = (BFLOAT16, FLOAT16)
 EVERY = (BFLOAT16, FLOAT16, FLOAT32)
@@ -284,6 +286,17 @@ def test_attached_once() -> None:
     step = ours.trainer.training_step
     assert safe_dtype.attach(ours.trainer, "strict") is ours.trainer
     assert ours.trainer.training_step is step
+
+
+def test_copies_train_themselves() -> None:
+    """A deep copy of an attached Trainer is attached, and leaves the first one as it was, before a run and after it."""
+    ours = run(Setting(arguments={"lr_scheduler_type": "constant"})).trainer
+    before = {name: weight.detach().clone() for name, weight in ours.model.named_parameters()}
+    other = copy.deepcopy(ours)
+    other.train()
+    assert is_attached(other)
+    assert difference(before, dict(ours.model.named_parameters())) == ""
+    assert [row["precision"] for row in other.state.log_history if "loss" in row] == ["bfloat16"] * 5
 
 
 class Interrupting(TrainerCallback):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable
@@ -96,6 +97,7 @@ class _Attached:
         first = self._begin_precision()
         self._record = TrainingRecord(first, first)
         self._window = TrainerWindow(trainer, trainer.training_step, self._note)
+        untouched = set(vars(trainer))
         for name, wrapper in (
             ("training_step", self._training_step),
             ("_load_scaler", functools.partial(self._load_scaler, trainer._load_scaler)),
@@ -106,8 +108,12 @@ class _Attached:
         if is_asked_for:
             guard_evaluation(trainer, policy)  # in a patched program every evaluation is guarded
         # First, so that what reports to others reads the rows with what was added to them.
-        trainer.callback_handler.callbacks.insert(0, PrecisionCallback(trainer, self.record, self._begin))
+        self._callback = PrecisionCallback(trainer, self.record, self._begin)
+        trainer.callback_handler.callbacks.insert(0, self._callback)
         vars(trainer)[_ATTRIBUTE] = self
+        if not hasattr(trainer, "__deepcopy__"):
+            vars(trainer)["__deepcopy__"] = self._copy
+        self._ours = set(vars(trainer)) - untouched
 
     @property
     def ladder(self) -> str:
@@ -122,6 +128,23 @@ class _Attached:
         scaler = accelerator.scaler
         state = scaler.state_dict() if scaler is not None and scaler.is_enabled() else None
         return replace(self._record, precision=precision_of(accelerator), scaler=state)
+
+    def _copy(self, memo: dict[int, Any]) -> Any:
+        """Return a copy of the Trainer that is attached itself: functions that refer to the first one are not copied."""
+        trainer, callbacks = self._trainer, self._trainer.callback_handler.callbacks
+        place = callbacks.index(self._callback) if self._callback in callbacks else None
+        if place is not None:
+            callbacks.pop(place)
+        try:
+            kind: Any = type(trainer)
+            other = memo[id(trainer)] = kind.__new__(kind)
+            rest = {name: value for name, value in vars(trainer).items() if name not in self._ours}
+            vars(other).update(copy.deepcopy(rest, memo))
+        finally:
+            if place is not None:
+                callbacks.insert(place, self._callback)
+        _Attached(other, self._policy, is_asked_for=self._is_asked_for)._record = self._record
+        return other
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
