@@ -17,7 +17,7 @@ LOST_TEXTS = (
 # gloo, NCCL and the store of torch.distributed, where another rank has ended or does not answer.
 COMMUNICATION_TEXTS = (
     r"Connection (?:closed|reset|refused)|Broken pipe|connectFullMesh|Socket (?:Timeout|closed)|Read error \[",
-    r"Timed out (?:waiting|after)|wait timeout after|timed out in|store->get|\bgloo\b|NCCL|DistBackendError|heartbeat",
+    r"Timed out (?:waiting|after)|wait timeout after|timed out in|store->get|\b(?:ProcessGroup)?Gloo\b|NCCL|DistBackendError|heartbeat",
 )
 _COMMUNICATION = re.compile("|".join(COMMUNICATION_TEXTS), re.IGNORECASE)
 _MEMORY = re.compile("|".join(MEMORY_TEXTS), re.IGNORECASE)

@@ -23,6 +23,7 @@ COMMUNICATION = [
         "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
     ),
     torch.distributed.DistBackendError("NCCL error in: NCCLUtils.hpp:275, unhandled system error"),
+    RuntimeError("ProcessGroupGloo: unsupported data type BFloat16"),
     torch.distributed.DistNetworkError("The client socket has timed out after 60000ms"),
     PeerLostError(0, 600.0, "it has not come"),
 ]
