@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from itertools import count
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from .one_plan.started import tell_devices
 from .world import World, attempt_prefix, current_world
 
 SECONDS = 1800.0  # that a collective of the model waits: transformers' own default is two hours
+_groups = count()  # what an earlier one has left in the store of a launcher must not be read again
 
 
 def init_process_group(backend: str | None = None, *, seconds: float = SECONDS) -> World | None:
@@ -51,7 +53,7 @@ def init_process_group(backend: str | None = None, *, seconds: float = SECONDS) 
         store = store_of_launch(rank, size, address, port, seconds=seconds)
         dist.init_process_group(
             backend or backend_here(),
-            store=PrefixStore(f"{attempt_prefix()}/group", store),
+            store=PrefixStore(f"{attempt_prefix()}/group {next(_groups)}", store),
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=seconds),

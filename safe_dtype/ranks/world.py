@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -16,6 +16,7 @@ from ..errors import PeerLostError
 from ..processes.quiet_exit import exit_quietly
 
 SECONDS_TO_WAIT = 600.0  # for another rank; as long as NCCL waits by default
+SECONDS_TO_CONNECT = 60.0  # to the key-value store: rank 0, which holds it, may start later
 FULL_MESH = 64  # the largest world in which every rank is connected to every other one
 _NO_RANKS = ("fake",)  # torch's backend that computes nothing, for plans on one machine
 
@@ -35,6 +36,7 @@ class World:
 _worlds: WeakKeyDictionary[Any, World] = WeakKeyDictionary()  # by default process group
 _lifetimes: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 _next_lifetime = count()
+_when_connected: list[Callable[[], None]] = []
 _inherited: list[Any] = []  # default groups of the process that this one was forked from: their sockets are its own
 
 
@@ -74,25 +76,20 @@ def default_group() -> Any:
 
 
 def _connect(default: Any) -> World:
-    import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
     exit_quietly()
     rank, size = default.rank(), default.size()
     # What an earlier attempt, or an earlier group of this process, left in the store must not be read again.
     lifetime = _lifetimes.setdefault(default, next(_next_lifetime))
-    store = PrefixStore(f"{attempt_prefix()}/world {lifetime}", _get_default_store())
+    store = PrefixStore(f"{attempt_prefix()}/world {lifetime}", store_beside(_get_default_store()))
     _meet(store, rank, size, SECONDS_TO_WAIT)
-    if size > FULL_MESH:
-        group = lazy_group(PrefixStore("group", store), rank, size)
-    else:
-        # Named by its members: the names of the groups that others make, which are counted, stay what they were.
-        group = dist.new_group(
-            backend="gloo",
-            timeout=timedelta(seconds=SECONDS_TO_WAIT),
-            use_local_synchronization=True,
-            group_desc="safe_dtype",
-        )
+    # Not by `new_group`: that names a group of all by how many groups its rank has, which differ between ranks, and by
+    # names that an earlier default group has left in the store.
+    for function in _when_connected:
+        function()
+    make = lazy_group if size > FULL_MESH else _full_mesh
+    group = make(PrefixStore("group", store), rank, size)
     return World(rank, size, group, store, int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0))
 
 
@@ -105,6 +102,35 @@ def attempt_prefix() -> str:
         return "safe_dtype"
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     return "/".join(["safe_dtype", *(os.environ.get(name) or "0" for name in names)])
+
+
+def when_connected(function: Callable[[], None]) -> Callable[[], None]:
+    """Have `function` called on every rank whenever the ranks have met."""
+    _when_connected.append(function)
+    return function
+
+
+def store_beside(store: Any) -> Any:
+    """Return another connection to the server of a default group's store; the store itself where it has none.
+
+    Whoever holds the store of rank 0 holds the server. It has to end with the default group, or the next one reads in it
+    where the ranks of this one were to be reached, and waits there for ever.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, TCPStore):
+        return store
+    timeout = timedelta(seconds=SECONDS_TO_CONNECT)
+    return TCPStore(store.host, store.port, is_master=False, timeout=timeout, wait_for_workers=False)
+
+
+def _full_mesh(store: Any, rank: int, size: int) -> Any:
+    import torch.distributed as dist
+
+    return dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=SECONDS_TO_WAIT))
 
 
 def lazy_group(store: Any, rank: int, size: int) -> Any:

@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
+from weakref import ref
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from ...errors import PeerLostError
-from ..world import absent, attempt_prefix, default_group
+from ..world import SECONDS_TO_CONNECT, absent, attempt_prefix, default_group, store_beside, when_connected
 
 logger = logging.getLogger(__name__)
 
-SECONDS_TO_CONNECT = 60.0  # that rank 0, which holds the store, may start later
 _LONGEST_PAUSE = 0.25  # seconds between two looks at the board
 _LOOKS_PER_SECOND = 4000  # of all ranks together: the store answers some ten thousand questions a second
 _EMPTY = b""
@@ -127,11 +127,18 @@ def _unpacked(note: bytes) -> Any:
 
 @dataclass
 class _Process:
-    """The board of this process, looked for once."""
+    """The board of this process, looked for once in the lifetime of each default group."""
 
     pid: int
     board: Board | None
-    server: Any = None  # keeps the store of rank 0 alive
+    default: Any = None  # weak: the default group at that time
+    server: Any = None  # keeps the store of rank 0 alive until there is a default group, which has it then
+
+    def is_of(self, default: Any) -> bool:
+        """Whether it was looked for when there was this default group, or none as now."""
+        return (None if self.default is None else self.default()) is default and (
+            self.default is None or default is not None
+        )
 
 
 _process: list[_Process] = []
@@ -140,16 +147,16 @@ _process: list[_Process] = []
 def current_board() -> Board | None:
     """Return the board of this job; None in a job of one, and where the ranks cannot be reached.
 
-    It is found by the variables that torchrun, accelerate and Slurm scripts set, so also before `init_process_group`;
-    without them by the default process group.
+    It is found by the variables that torchrun, accelerate and Slurm scripts set, so also before `init_process_group`; from
+    then on in the store of the default process group.
     """
-    launch = launch_here()
-    if launch is None and default_group() is None:
+    launch, default = launch_here(), default_group()
+    if launch is None and default is None:
         return None
     if _process and _process[0].pid != os.getpid():
         return None  # forked from a rank: it is none itself
-    if not _process or (_process[0].board is None and default_group() is not None):
-        _process[:] = [_connected(launch)]
+    if not _process or not _process[0].is_of(default) or (_process[0].board is None and default is not None):
+        _process[:] = [_connected(launch, default)]
     return _process[0].board
 
 
@@ -162,17 +169,15 @@ def launch_here() -> tuple[int, int, str, int] | None:
     return int(rank), int(size), address, int(port)
 
 
-def _connected(launch: tuple[int, int, str, int] | None) -> _Process:
-    default = default_group()
-    if launch is not None and default is not None and (default.rank(), default.size()) != launch[:2]:
-        launch = None  # the variables are those of another job
+def _connected(launch: tuple[int, int, str, int] | None, default: Any) -> _Process:
     server = None
     try:
-        if launch is not None:
+        if default is not None:
+            rank, size, store = default.rank(), default.size(), store_beside(_get_default_store())
+        else:
+            assert launch is not None
             rank, size = launch[:2]
             server = store = store_of_launch(*launch, seconds=SECONDS_TO_CONNECT)
-        else:
-            rank, size, store = default.rank(), default.size(), _get_default_store()
         board: Board | None = Board(rank, size, PrefixStore(attempt_prefix(), store))
         claim = f"{socket.gethostname()} {os.getpid()}"
         if board and board.settle(f"rank/{rank}", claim) != claim:
@@ -180,7 +185,7 @@ def _connected(launch: tuple[int, int, str, int] | None) -> _Process:
     except (RuntimeError, PeerLostError) as exc:
         logger.warning("the other ranks cannot be reached, and this one plans alone: %s", str(exc).partition("\n")[0])
         board = None
-    return _Process(os.getpid(), board, server)
+    return _Process(os.getpid(), board, None if default is None else ref(default), server)
 
 
 def store_of_launch(rank: int, size: int, address: str, port: int, *, seconds: float) -> Any:
@@ -199,3 +204,9 @@ def store_of_launch(rank: int, size: int, address: str, port: int, *, seconds: f
         except RuntimeError:
             logger.debug("port %s is taken: by the store of this job", port)
     return make(is_master=False)
+
+
+@when_connected
+def _let_go_of_server() -> None:
+    if _process and _process[0].server is not None:
+        current_board()

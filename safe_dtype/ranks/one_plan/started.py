@@ -13,7 +13,7 @@ from .board import Board, Groups, current_board
 logger = logging.getLogger(__name__)
 
 _NAME = "devices"
-_left: list[Board] = []  # where this process has left its own
+_left: list[Board] = []  # the last one on which this process has left its own
 
 
 def tell_devices() -> None:
@@ -28,7 +28,7 @@ def tell_devices() -> None:
     try:
         facts = replace(facts_of(default_device()), memory=MemoryFacts(0, 0, "ranks"))  # whatever is loaded there
         board.leave(_NAME, shared(facts))
-        _left.append(board)
+        _left[:] = [board]
     except (ProbeError, PeerLostError) as exc:
         logger.info("the device of this rank is not known to the others: %s", exc)
 
