@@ -10,6 +10,7 @@ import gc
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,6 +116,16 @@ def _nothing_of_the_suite_is_garbage() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaves_torch_compiling() -> Iterator[None]:
+    """No file of tests leaves compiled code switched off in this process, or a dispatch mode on: others would find it so."""
+    yield
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    assert frames is None or frames._stance.stance == "default"
+    modes = sys.modules.get("torch.utils._python_dispatch")
+    assert modes is None or not modes._get_current_dispatch_mode_stack()
 
 
 @pytest.fixture(scope="session")

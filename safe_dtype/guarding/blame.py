@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..models.casting import is_finite
+from ..numerics import uncompiled
 from ..processes.handler_exceptions import is_of_a_signal
 from .passing_hooks import hooked
 
@@ -64,7 +65,7 @@ def module_spoiling(model: nn.Module, run: Callable[[], Any], ask: Ask | None = 
     # A compiled form leaves the modules' hooks out. What a NaN may lead to further on is of no interest.
     with (
         suppress(RuntimeError), hooked(model.modules(), before=enter, after=look),
-        torch.compiler.set_stance("force_eager"),
+        uncompiled(),
     ):  # fmt: skip
         run()
     return blames[0] if blames else Blame()
@@ -78,7 +79,7 @@ def runs_modules(model: nn.Module, run: Callable[[], Any]) -> bool:
         called.append(module)
 
     # Before any other hook, which may be what fails.
-    with hooked(model.modules(), before=note), torch.compiler.set_stance("force_eager"):
+    with hooked(model.modules(), before=note), uncompiled():
         try:
             run()
         except Exception as exc:

@@ -5,6 +5,7 @@ from .compute_in import FAMILIES, compute_in, in_storage_dtype
 from .pages import give_back
 from .running_in import running_in
 from .to_half import as_half
+from .uncompiled import uncompiled
 
 __all__ = [
     "FAMILIES",
@@ -16,4 +17,5 @@ __all__ = [
     "in_storage_dtype",
     "product",
     "running_in",
+    "uncompiled",
 ]

@@ -7,7 +7,7 @@ goes on with NaN in the place of numbers, meets them in every collective that is
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..guarding.classify import classify, links_of
 from ..guarding.failure import Failure
+from ..numerics import uncompiled
 from .poisoned_values import CannotPoison, poisoned_values
 
 ARMED_STEPS = 3  # after a start, a change of dtype, or new shapes; from then on the kernels that run are known to
@@ -70,8 +71,7 @@ class ArmedPoison(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __enter__(self) -> Any:
         """Arm."""
         # A compiled function that meets a mode is marked, and never runs compiled again. Where this stance is, it is not.
-        compiles = "torch._dynamo" in sys.modules
-        stance = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+        stance = uncompiled()
         stance.__enter__()
         self._stances.append(stance)
         return super().__enter__()  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from ..models.islands import Island
 from ..models.origin import known_origin
 from ..models.shift_hooks import Shift, settle_norms, shifted_modules
 from ..models.undo_log import UndoLog
-from ..numerics import running_in
+from ..numerics import running_in, uncompiled
 from ..verifying.outputs import Outputs, evaluating, outputs_of
 from ..verifying.positions import alignment_of
 from ..verifying.tally import Tally
@@ -198,7 +198,7 @@ def _measuring(model: Any) -> Iterator[None]:
     try:
         if "flash" in attention:
             model.set_attn_implementation("sdpa")
-        with evaluating(model), torch.compiler.set_stance("force_eager"):
+        with evaluating(model), uncompiled():
             yield
     except (*RUN_FAILURES, VerifyError) as exc:
         if is_of_the_moment(exc):

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
+from ...numerics import uncompiled
 from ...processes.handler_exceptions import is_of_a_signal
 from ..classify import classify, first_line, text_of
 from ..failure import Failure
@@ -57,7 +57,7 @@ def examine(
         if is_of_a_compiler(error) and (eager_error := _raised_eagerly(repeat, call)) is not None:
             error, by_text = eager_error, by_text or classify(eager_error)
             modules = modules_in(model, eager_error.__traceback__)
-            with torch.compiler.set_stance("force_eager"):
+            with uncompiled():
                 _, calls = _again(repeat, call, modules)
     findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
     return failure_shown(findings, by_text, error, guard.dtype(), modules), findings
@@ -67,7 +67,7 @@ def _raised_eagerly(repeat: Repeat, call: Call) -> Exception | None:
     """Return what the step raises where nothing of it is compiled; None where it passes, or no trial is due."""
     before = StepSnapshot(state_places(call.module), call.args, call.kwargs, module=call.module)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             _, trouble = repeat()
     except Exception as exc:
         if is_of_a_signal(exc):

@@ -14,6 +14,7 @@ from torch import nn
 from ...facts import FLOAT32, Dtype
 from ...models.casting import cast, dtypes_of, is_finite
 from ...models.recast import main_dtype
+from ...numerics import uncompiled
 from ...numerics.onednn import is_in_use, onednn_off
 from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import name_of
@@ -138,7 +139,7 @@ class _Bench:
         """Return what a module raises, or why it could not be run or trusted; None where all is well."""
         try:
             args, kwargs = call.inputs(change)
-            with undone(call.module), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with undone(call.module), torch.no_grad(), uncompiled():
                 if not former or new is None:
                     output = call.run(*args, **kwargs)
                 else:

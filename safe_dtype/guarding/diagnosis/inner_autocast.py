@@ -17,6 +17,7 @@ from torch import nn
 from torch.amp.autocast_mode import autocast
 
 from ...models.wrapped_methods import unwrap_methods, wrap_method
+from ...numerics import uncompiled
 from ..blame import name_of
 from ..callers_autocast import CallersAutocast
 
@@ -58,7 +59,7 @@ def autocasts_inside(model: nn.Module, error: BaseException | None, run: Callabl
     look = _Look()
     wrap_method(autocast, "__enter__", noting, look)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with uncompiled():
             run()
     finally:
         unwrap_methods(look)

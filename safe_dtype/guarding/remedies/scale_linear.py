@@ -13,6 +13,7 @@ from ...models.casting import cast, is_finite
 from ...models.offloaded import is_offloaded
 from ...models.recast import main_dtype
 from ...models.scaled_linear import can_be_scaled, scale_by_input, scale_no_more
+from ...numerics import uncompiled
 from ..diagnosis.module_call import CannotRepeatError, ModuleCall
 from ..diagnosis.weights_in import NoRoomError, weights_in
 from ..failure import FailureKind
@@ -48,7 +49,7 @@ class ScaleLinear:
     def is_right(self, call: ModuleCall) -> bool:
         """Whether `call` then gives what it gives in float32, in the dtype that it gives now. Nothing stays changed."""
         try:
-            with undone(call.module), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with undone(call.module), torch.no_grad(), uncompiled():
                 args, kwargs = call.inputs(
                     lambda tensor: cast(tensor.detach().clone(), {torch.float16}, torch.float32)
                 )

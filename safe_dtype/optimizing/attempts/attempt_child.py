@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...facts import FLOAT32
+from ...numerics import uncompiled
 from ..forms import form_named
 from ..graphs.flat import outputs_of
 from ..graphs.graph_breaks import reason_of, sites_of
@@ -161,7 +162,7 @@ def timed_against(model: torch.nn.Module, batch: Outputs, job: Job) -> Callable[
 
     def eager() -> object:
         # A model that was compiled in place runs eagerly only where torch.compile is switched off.
-        aside: AbstractContextManager[object] = torch.compiler.set_stance("force_eager") if in_place else nullcontext()
+        aside: AbstractContextManager[object] = uncompiled() if in_place else nullcontext()
         with aside:
             return outputs_of(model(**batch))
 
