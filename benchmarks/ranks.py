@@ -1,6 +1,7 @@
 """What agreement between ranks costs: measured on 2 to 4 processes, and simulated for thousands.
 
     python benchmarks/ranks.py vote        # the time of a vote among 2, 3 and 4 ranks, beside gloo's all_reduce
+    python benchmarks/ranks.py consensus   # the time in which 2, 3 and 4 ranks agree on the facts to plan from, and prove the plan
     python benchmarks/ranks.py store       # what the key-value store of a job can answer
     python benchmarks/ranks.py simulate    # votes and consensus among 1,000 and 10,000 ranks, from what the first two say
 
@@ -15,7 +16,8 @@ from typing import Any
 import click
 import torch
 from rank_parts.launch import figures_of
-from rank_parts.simulated import consensus, troubles, votes
+from rank_parts.simulated import consensus as simulated_consensus
+from rank_parts.simulated import troubles, votes
 from rank_parts.store import store_figures
 from results_file import RESULTS, write_results
 
@@ -34,6 +36,12 @@ def main() -> None:
 def vote() -> None:
     """Time votes of real ranks."""
     click.echo(write_results("ranks_vote", {str(size): figures_of("votes", size) for size in SIZES}))
+
+
+@main.command()
+def consensus() -> None:
+    """Time consensus of real ranks, each of which has its facts at hand."""
+    click.echo(write_results("ranks_consensus", {str(size): figures_of("meetings", size) for size in SIZES}))
 
 
 @main.command()
@@ -64,7 +72,7 @@ def simulate(*, sizes: tuple[int, ...]) -> None:
             "quiet": votes(size, quiet),
             "uneven": votes(size, uneven),
             "troubles": troubles(size, quiet),
-            "consensus": consensus(size, answers["check_us"], answers["bytes_per_second"]),
+            "consensus": simulated_consensus(size, answers["check_us"], answers["bytes_per_second"]),
         }
         click.echo(f"{size}: {figures[str(size)]}", err=True)
         write_results("ranks_simulated", figures)

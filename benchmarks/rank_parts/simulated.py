@@ -91,13 +91,14 @@ def consensus(size: int, store_us: float, bytes_per_second: float) -> dict[str, 
     return {
         kind: _consensus(size, contributions, store_us, bytes_per_second)
         for kind, contributions in (
-            ("three_kinds", _contributions(size, 3)),
-            ("no_two_alike", _contributions(size, size)),
+            ("three_kinds", contributions_of(size, 3)),
+            ("no_two_alike", contributions_of(size, size)),
         )
     }
 
 
-def _contributions(size: int, kinds: int) -> list[Contribution]:
+def contributions_of(size: int, kinds: int) -> list[Contribution]:
+    """Return what `size` ranks tell each other before a load, with devices of so many kinds."""
     facts = shared(facts_of("cpu"))
     first = Contribution("auto", "meta-llama/Llama-3.1-8B", None, facts)
 
