@@ -27,8 +27,14 @@ SCRIPTS = (
     "recovery",
     "training",
     "training_loss",
+    "training_memory",
+    "ranks vote",
+    "ranks consensus",
+    "ranks store",
+    "ranks simulate",
 )
 
 if __name__ == "__main__":
     for script in SCRIPTS:
-        subprocess.run([sys.executable, HERE / f"{script}.py"], check=True)
+        name, *arguments = script.split()
+        subprocess.run([sys.executable, HERE / f"{name}.py", *arguments], check=True)
