@@ -47,7 +47,7 @@ MODELS = {
     **{name: ZOO[name] for name in ("segformer", "upernet", "mask2former", "sapiens2")},
     **{name: ZOO[name] for name in ("switch", "mixtral", "mixtral_eager", "dbrx", "longformer")},
     **{
-        name: Specimen(make, image, 1 if name in ("detr", "maskformer") else 2, 2 if name in ONE_SIZE else 3)
+        name: Specimen(make, image, 1 if name == "detr" else 2, 2 if name in ONE_SIZE else 3)
         for name, make in SEGMENTATION.items()
     },
     "oneformer": Specimen(oneformer, task_and_image, 2, 3),
