@@ -32,6 +32,7 @@ TOGETHER = {
     "loading/trials/second_copy.py": "loading/trials/test_float16.py",
     "numerics/scratch.py": "numerics/test_cast_products.py",
     "patching/import_hook.py": "patching/test_run.py",
+    "patching/moved_after.py": "accelerator/test_device_maps.py",
     "patching/planned.py": "patching/test_weird_calls.py",
     "errors/ranks.py": "errors/test_errors.py",
     "loading/meeting.py": "ranks/test_meeting_of_ranks.py",

@@ -70,7 +70,9 @@ class MemoryFacts:
 
     total_bytes: int
     free_bytes: int
-    limited_by: str  # "device", "cgroup", "max_memory", "device_map" (where the caller places a model), "ranks"
+    # "device", "cgroup", "max_memory", "device_map" (where the caller places a model), "the caller" (who moves all of it to
+    # one device), "ranks"
+    limited_by: str
 
     def has_room_for(self, needed_bytes: float) -> bool:
         """Whether so many bytes are free. Where nobody knows, they are taken to be."""

@@ -12,6 +12,7 @@ from ..facts import CheckpointFacts, DeviceFacts, MemoryFacts
 from .request import Request, device_name
 
 PLACED = "device_map"  # what limits the memory of a model whose places the caller names
+_MOVED = "the caller"  # ... that the caller moves to one device whole
 
 
 def with_memory_as_placed(device: DeviceFacts, request: Request, checkpoint: CheckpointFacts) -> DeviceFacts:
@@ -22,6 +23,8 @@ def with_memory_as_placed(device: DeviceFacts, request: Request, checkpoint: Che
     half of the model's numbers go there.
     """
     device_map = request.arguments.get("device_map")
+    if device_map is None and request.moved_to is not None:
+        return replace(device, memory=replace(device.memory, limited_by=_MOVED))
     if device_map is None or request.spreads:
         return device
     if not isinstance(device_map, Mapping):

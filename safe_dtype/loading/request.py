@@ -19,10 +19,15 @@ _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # transformers' 
 
 @dataclass(frozen=True)
 class Request:
-    """One call of `from_pretrained`: the checkpoint, and everything in the arguments that concerns the plan."""
+    """One call of `from_pretrained`: the checkpoint, and everything in the arguments that concerns the plan.
+
+    Attributes:
+        moved_to: Torch's name of the device that the whole model is moved to once it is loaded, where the caller has said so.
+    """
 
     source: str | os.PathLike[str] | None
     arguments: Mapping[str, Any] = field(repr=False)  # may hold a token
+    moved_to: str | None = None
 
     @property
     def where(self) -> Where:
@@ -85,11 +90,13 @@ class Request:
     def devices(self) -> tuple[str, ...]:
         """Every device that will compute, torch's names.
 
-        Without `device_map` that is torch's default device where somebody set one, else the accelerator that the
-        caller will move the model to, else the CPU.
+        Without `device_map` that is the device that the model is known to be moved to, else torch's default device where
+        somebody set one, else the accelerator that the caller will move the model to, else the CPU.
         """
         device_map = self.arguments.get("device_map")
         if device_map is None:
+            if self.moved_to is not None:
+                return (self.moved_to,)
             default = torch.get_default_device()
             return (default_device() if default.type == "cpu" else str(default),)
         if isinstance(device_map, Mapping):

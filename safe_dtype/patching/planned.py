@@ -15,6 +15,7 @@ from ..models.load_lock import one_at_a_time
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
 from ..ranks import meet
+from .moved_after import device_moved_to
 from .telling import Telling, tell_plan
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def from_pretrained_planned(
     if take_planned() or bool(args) == named:  # neither or both: the original raises its own error
         return original(*args, **kwargs)
     source, *model_args = (kwargs[_SOURCE],) if named else args
-    request = Request(source, {name: value for name, value in kwargs.items() if name != _SOURCE})
+    arguments = {name: value for name, value in kwargs.items() if name != _SOURCE}
+    request = Request(source, arguments, device_moved_to())
     plan, obstacle = _plan(request, policy)
     if plan is None:
         with one_at_a_time():

@@ -219,7 +219,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
     device, checkpoint, candidate = case.device, case.checkpoint, picked.candidate
     strict = case.policy.mode == "strict"
     too_big = picked.ground is Ground.MEMORY
-    is_placed = device.memory.limited_by == "device_map"  # by the caller
+    is_placed = device.memory.limited_by in ("device_map", "the caller")
     if too_big:
         spread = _ON_DISK if device.is_of_main_memory else _SPREAD
         what = _WHOLE if is_placed else f"strict mode leaves it whole: {_WHOLE}" if strict else spread

@@ -126,10 +126,41 @@ def test_patched_and_in_pipelines(rehearsal: Rehearsal, folder: str) -> None:
             for where in ({"device": 0}, {"device": "musa:1"}, {"device_map": "auto"})
         ]
     models = [moved, *(pipe.model for pipe in pipes)]
-    assert {plan_of(model).device for model in models} == {"musa:0", "musa:0,musa:1"}
+    assert [plan_of(model).device for model in models] == ["musa:0", "musa:0", "musa:1", "musa:0,musa:1"]
     assert [sorted(places(model)) for model in models] == [["musa:1"], ["musa:0"], ["musa:1"], ["musa:0", "musa:1"]]
     texts = {pipe("The argument", max_new_tokens=4, do_sample=False)[0]["generated_text"] for pipe in pipes}
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("device", [1, "musa:1", torch.device("musa:1")], ids=repr)
+def test_a_pipeline_is_planned_for_its_device(rehearsal: Rehearsal, folder: str, device: Any) -> None:
+    """What its device lacks decides, and its memory: it stays whole, as the pipeline moves it."""
+    rehearsal.insert("V100", device=1)
+    with patched(tell="nothing"):
+        assert plan_of(transformers.pipeline("text-generation", folder, device=0).model).storage == BFLOAT16
+        pipe = transformers.pipeline("text-generation", folder, device=device)
+        assert plan_of(pipe.model).storage != BFLOAT16
+        assert len(pipe("The argument", max_new_tokens=2)) == 1
+        rehearsal.leave_free(3_000_000, 1)
+        with pytest.raises(torch.OutOfMemoryError), pytest.warns(SafeDtypeWarning, match="3 MB are free"):
+            transformers.pipeline("text-generation", folder, device=device)
+
+
+@pytest.mark.parametrize("device", [-1, "cpu"])
+def test_a_pipeline_on_the_cpu(rehearsal: Rehearsal, folder: str, device: Any) -> None:
+    """Beside accelerators it is planned for the CPU, where it stays."""
+    with patched(tell="nothing"):
+        model = transformers.pipeline("text-generation", folder, device=device).model
+    assert (plan_of(model).device, *places(model)) == ("cpu", "cpu")
+
+
+def test_sentences_are_planned_for_their_device(rehearsal: Rehearsal, folder: str) -> None:
+    """SentenceTransformer names a device that `from_pretrained` never sees."""
+    from sentence_transformers import SentenceTransformer  # takes seconds
+
+    with patched(tell="nothing"):
+        models = [SentenceTransformer(folder, device=device)[0].auto_model for device in ("musa:1", "cpu")]
+    assert [(plan_of(model).device, *places(model)) for model in models] == [("musa:1", "musa:1"), ("cpu", "cpu")]
 
 
 def test_moved_to_where_nobody_planned_for(rehearsal: Rehearsal, folder: str, tokens: torch.Tensor) -> None:
