@@ -74,20 +74,6 @@ def test_eager(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dbrx", "longformer", "switch"])
-def test_falls_back(name: str, tmp_path: Path) -> None:
-    """What does not capture falls back to a verified form, and says so, with the line to blame."""
-    out = tmp_path / "out"
-    found = optimize(zoo_folder(name, tmp_path), out=out, form="export", dtype="float32", seconds=SECONDS)
-    assert found.status is Status.FELL_BACK
-    assert found.winner.outcome is Outcome.VERIFIED
-    assert found.winner.form in ("regional", "partial", "eager")
-    assert found.why.startswith(f"fell back to {found.winner.form} in float32")
-    assert found.graphs["sites"][0]["file"].startswith("transformers/models/")
-    agrees(out, found)
-
-
-@pytest.mark.slow
 def test_branch(tmp_path: Path) -> None:
     """A trace that took one branch is found out on inputs that take the other one, and never offered."""
     out = tmp_path / "out"
