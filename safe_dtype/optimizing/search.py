@@ -16,6 +16,7 @@ from .attempts.dtype_axis import judge_dtypes, judged_dtypes
 from .attempts.runner import run_attempt
 from .environment import hashes
 from .exporters import exporter_named
+from .inputs.answered_sizes import sizes_of_batches
 from .model_source import ModelSource
 from .nouns.form import FormTarget
 from .nouns.goal import Goal
@@ -55,11 +56,14 @@ class Climb:
         self.tell("running the reference, and trying to capture it")
         diagnosis = diagnose(self._job(EAGER, FLOAT32, record.batches), seconds=self.goal.seconds)
         usable = tuple(one for one in record.batches if Path(one.file).name not in diagnosis.unusable)
+        answered = sizes_of_batches(self.goal.dynamic, record.batches, usable)
+        self.goal = replace(self.goal, dynamic=answered)
         record = replace(
             record,
             reference=diagnosis.reference,
             graphs=_graphs(diagnosis),
             batches=usable,
+            dynamic=asdict(answered),
             why=_no_reference(diagnosis),
         )
         if record.why:

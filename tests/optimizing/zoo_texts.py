@@ -71,14 +71,14 @@ def switch() -> nn.Module:
         d_model=32,
         d_ff=48,
         d_kv=8,
-        num_layers=2,
-        num_decoder_layers=2,
+        num_layers=1,
+        num_decoder_layers=1,
         num_heads=4,
         num_experts=4,
         encoder_sparse_step=1,
         decoder_sparse_step=1,
-        num_sparse_encoder_layers=2,
-        num_sparse_decoder_layers=2,
+        num_sparse_encoder_layers=1,
+        num_sparse_decoder_layers=1,
     )
     return tf.SwitchTransformersForConditionalGeneration(config)
 
@@ -89,9 +89,9 @@ def longformer() -> nn.Module:
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
-        attention_window=[4, 4],
+        attention_window=[4],
         max_position_embeddings=64,
         pad_token_id=1,
     )

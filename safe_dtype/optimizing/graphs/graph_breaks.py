@@ -29,6 +29,7 @@ OTHER = "other"
 
 # The tracer ran the model's Python, and that raised an exception, which only a later line names.
 _OBSERVED = "Observed exception"
+_INTERPRETED = "The following operation failed in the TorchScript interpreter."  # the last line says with what
 _RAISED = re.compile(r"Developer debug context: (raised exception .+)")
 
 # `gb_type` of torch's `Unsupported`, in lower case (torch/_dynamo/graph_break_registry.json); the same words are the
@@ -100,12 +101,14 @@ def kind_of(error: BaseException | str) -> str:
 
 
 def reason_of(error: BaseException | str) -> str:
-    """Return the first line of torch's text that is not empty, with the exception where that line only announces one."""
+    """Return the first line of torch's text that is not empty; where that only announces an exception, with this or this alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "" if isinstance(error, str) else type(error).__name__
     if lines[0] == _OBSERVED and (raised := _RAISED.search(str(error))):
         return f"{_OBSERVED}: {raised[1]}"
+    if lines[0] == _INTERPRETED:
+        return lines[-1]
     return lines[0]
 
 

@@ -81,6 +81,15 @@ def test_kind(error: BaseException | str, kind: str) -> None:
     assert breaks.kind_of(error) == kind
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_the_interpreter_raised() -> None:
+    """The reason of a trace that fails is what failed in it, and not that something did."""
+    traced = torch.jit.trace(lambda x: x.view(2, 3), torch.ones(6))
+    with pytest.raises(RuntimeError, match="failed in the TorchScript interpreter") as caught:
+        traced(torch.ones(7))
+    assert breaks.reason_of(caught.value) == "RuntimeError: shape '[2, 3]' is invalid for input of size 7"
+
+
 def test_a_cause_is_classified() -> None:
     """An error that wraps another is of the other's kind."""
     error = RuntimeError("Failed to export the model")
