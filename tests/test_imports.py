@@ -29,6 +29,7 @@ LAYERS = (
     "planning",
     "hub",
     "numerics",
+    "kernels",
     "checkpoints",
     "verifying",
     "models",

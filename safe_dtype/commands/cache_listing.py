@@ -27,6 +27,7 @@ _KINDS = {
     "observed": "crashes met",
     "gauges": "exact rescales",
     "made here": "trust in optimized code",
+    "kernel": "code for this CPU",
 }
 
 

@@ -1,0 +1,120 @@
+"""Functions compiled by LLVM, once for each CPU: the code is remembered, and later processes load it in 3 ms."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import stat
+import threading
+from collections.abc import Hashable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..store.remembered import Key, file_of, recall, remember
+from .target import CompileTarget, llvm, target
+
+logger = logging.getLogger(__name__)
+
+_OTHERS_MAY_WRITE = stat.S_IWOTH
+_lock = threading.RLock()
+_addresses: dict[Hashable, int | None] = {}
+_engines: list[Any] = []  # what an engine has loaded goes with it
+
+
+def address_of(function: str, written_by: str, *parameters: str) -> int | None:
+    """Return the address of a compiled function; it is compiled where no process has done that for this CPU before.
+
+    Args:
+        function: Its name in the module that is compiled.
+        written_by: What writes that module in LLVM's own language: a function of this room, in a file of its name. What
+            it writes depends on its parameters alone, and calls nothing outside of it. The code is remembered under
+            its name, these and the sources of the room.
+        parameters: Its arguments.
+
+    Returns:
+        None where nothing can be compiled here.
+    """
+    cpu = target()
+    key = (function, written_by, parameters, cpu)
+    if key not in _addresses:
+        with _lock:
+            if key not in _addresses:
+                _addresses[key] = None if cpu is None else _loaded(function, written_by, parameters, cpu)
+    return _addresses[key]
+
+
+def _loaded(function: str, written_by: str, parameters: tuple[str, ...], cpu: CompileTarget) -> int | None:
+    binding = llvm()
+    if binding is None:
+        return None
+    machine = _machine(binding, cpu)
+    key = _key(written_by, parameters, cpu)
+    code = recall(key, _read) if _is_ours(file_of(key)) else None
+    if code is None:
+        write = getattr(import_module(f".{written_by}", __package__), written_by)
+        code = _compiled(binding, machine, write(*parameters))
+        remember(key, {"code": base64.b64encode(code).decode()})
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(function)) or None
+
+
+def _machine(binding: Any, cpu: CompileTarget) -> Any:
+    made_for = binding.Target.from_triple(cpu.triple)
+    return made_for.create_target_machine(
+        cpu=cpu.cpu, features=cpu.features, opt=3, reloc="pic", codemodel="jitdefault"
+    )
+
+
+def _compiled(binding: Any, machine: Any, text: str) -> bytes:
+    module = binding.parse_assembly(text)
+    module.verify()
+    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+def _key(written_by: str, parameters: tuple[str, ...], cpu: CompileTarget) -> Key:
+    return {
+        "kernel": written_by,
+        "parameters": list(parameters),
+        "cpu": cpu.cpu,
+        "triple": cpu.triple,
+        "features": cpu.features,
+        "llvm": cpu.llvm,
+        "sources": _sources(),
+    }
+
+
+def _read(values: Mapping[str, Any]) -> bytes:
+    return base64.b64decode(values["code"], validate=True)
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether nobody but this user and root can have written a file: what is in it will be run."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        return all(
+            status.st_uid in (0, os.getuid()) and not status.st_mode & _OTHERS_MAY_WRITE
+            for status in (file.stat(), file.parent.stat())
+        )
+    except OSError:
+        return False
+
+
+def _sources() -> str:
+    """Return a digest of everything in this room: any of it may change what is compiled."""
+    if not _digest:
+        texts = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+        _digest.append(hashlib.sha256(b"\0".join(texts)).hexdigest())
+    return _digest[0]
+
+
+_digest: list[str] = []

@@ -1,0 +1,131 @@
+"""What kernels are written with: LLVM's instructions in loops, on 32 numbers at a time, whatever registers a CPU has.
+
+Sums are added up in one order on every CPU: 32 of them side by side, then halves onto halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+LANES = 32
+BYTE, HALFWORD, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+FLOAT, HALF, POINTER, NOTHING = ir.FloatType(), ir.HalfType(), ir.PointerType(), ir.VoidType()
+FLOATS = ir.VectorType(FLOAT, LANES)
+
+_STORED = {"float32": FLOAT, "bfloat16": HALFWORD, "float16": HALF, "int8": BYTE}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_READ_AND_KEPT = (0, 3, 1)  # of llvm.prefetch: to be read, near, in the cache of numbers
+
+
+def loop(
+    builder: ir.IRBuilder, start: ir.Value, stop: ir.Value, step: ir.Value, carried: Sequence[ir.Value],
+    body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]],
+) -> list[ir.Value]:  # fmt: skip
+    """Write `for index in range(start, stop, step)`; return what `body` left of `carried` after the last turn.
+
+    Args:
+        builder: Stands behind the loop afterwards.
+        start: Where the index begins.
+        stop: The index that is not reached any more.
+        step: What is added to it.
+        carried: Values that go from turn to turn, as they are before the first.
+        body: Writes one turn, of an index and what is carried; returns what is carried on.
+    """
+    before = builder.block
+    head, turn, after = (builder.append_basic_block(name) for name in ("head", "turn", "after"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(start.type)
+    index.add_incoming(start, before)
+    values = [builder.phi(value.type) for value in carried]
+    for value, first in zip(values, carried, strict=True):
+        value.add_incoming(first, before)
+    builder.cbranch(builder.icmp_signed("<", index, stop), turn, after)
+    builder.position_at_end(turn)
+    following = body(index, list(values))
+    index.add_incoming(builder.add(index, step), builder.block)
+    for value, last in zip(values, following, strict=True):
+        value.add_incoming(last, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return list(values)
+
+
+def place(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value, dtype: str) -> ir.Value:
+    """Return the address of number `index` of those at `pointer`."""
+    return builder.gep(pointer, [index], source_etype=_STORED[dtype])
+
+
+def read(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, *, lanes: int = 1) -> ir.Value:
+    """Return the number at `pointer` as a float, or a vector of those that lie there."""
+    stored, wide = _STORED[dtype], _vector(FLOAT, lanes)
+    numbers = builder.load(pointer, align=BYTES[dtype], typ=_vector(stored, lanes))
+    if dtype == "float32":
+        return numbers
+    if dtype == "bfloat16":  # the upper half of a float
+        upper = builder.shl(builder.zext(numbers, _vector(WORD, lanes)), _repeated(WORD, 16, lanes))
+        return builder.bitcast(upper, wide)
+    return builder.fpext(numbers, wide) if dtype == "float16" else builder.sitofp(numbers, wide)
+
+
+def write(builder: ir.IRBuilder, number: ir.Value, pointer: ir.Value, dtype: str) -> None:
+    """Round a float to the nearest number of `dtype`, of two the even one, and write it to `pointer`."""
+    if dtype == "float16":
+        number = builder.fptrunc(number, HALF)
+    elif dtype == "bfloat16":
+        number = _upper_half(builder, number)
+    builder.store(number, pointer, align=BYTES[dtype])
+
+
+def multiply_add(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """Return a * b + c, rounded once where the CPU has an instruction for that."""
+    name = f"llvm.fmuladd.{f'v{a.type.count}' if isinstance(a.type, ir.VectorType) else ''}f32"
+    return builder.call(_declared(builder.module, name, ir.FunctionType(a.type, [a.type] * 3)), [a, b, c])
+
+
+def prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Ask for memory that is needed soon; an address that is nobody's does no harm."""
+    kind = ir.FunctionType(NOTHING, [POINTER, WORD, WORD, WORD])
+    how = [WORD(number) for number in _READ_AND_KEPT]
+    builder.call(_declared(builder.module, "llvm.prefetch.p0", kind), [pointer, *how])
+
+
+def added_up(builder: ir.IRBuilder, numbers: ir.Value) -> ir.Value:
+    """Return the sum of a vector: its halves are added up until one number is left."""
+    count = numbers.type.count
+    while count > 1:
+        count //= 2
+        lower, upper = (
+            builder.shuffle_vector(numbers, numbers, ir.Constant(ir.VectorType(WORD, count), list(places)))
+            for places in (range(count), range(count, 2 * count))
+        )
+        numbers = builder.fadd(lower, upper)
+    return builder.extract_element(numbers, WORD(0))
+
+
+def zeros(lanes: int = 1) -> ir.Value:
+    """Return zero, or a vector of them."""
+    return _repeated(FLOAT, 0.0, lanes)
+
+
+def _upper_half(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    """Return a float rounded to its upper 16 bits; NaN stays NaN, with torch's bits."""
+    bits = builder.bitcast(number, WORD)
+    is_odd = builder.and_(builder.lshr(bits, WORD(16)), WORD(1))
+    rounded = builder.lshr(builder.add(bits, builder.add(is_odd, WORD(0x7FFF))), WORD(16))
+    is_nan = builder.fcmp_unordered("uno", number, number)
+    return builder.trunc(builder.select(is_nan, WORD(0x7FC0), rounded), HALFWORD)
+
+
+def _vector(kind: ir.Type, lanes: int) -> ir.Type:
+    return kind if lanes == 1 else ir.VectorType(kind, lanes)
+
+
+def _repeated(kind: ir.Type, number: float, lanes: int) -> ir.Constant:
+    return ir.Constant(_vector(kind, lanes), number if lanes == 1 else [number] * lanes)
+
+
+def _declared(module: ir.Module, name: str, kind: ir.FunctionType) -> ir.Function:
+    return module.globals.get(name) or ir.Function(module, kind, name)

@@ -1,0 +1,71 @@
+"""Code that is compiled once, and remembered for this CPU."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from safe_dtype.store import entries
+
+pytest.importorskip("llvmlite", reason="the extra `fast`")
+
+MULTIPLY = """
+import sys
+import torch
+from safe_dtype.kernels import machine_code
+from safe_dtype.kernels.row_product import multiply_rows
+print(float(multiply_rows(torch.ones(1, 8), torch.ones(3, 8)).sum()), "safe_dtype.kernels.row_product_ir" in sys.modules)
+"""
+
+
+def multiplied(**environment: str) -> str:
+    """Multiply in a process of its own; return the sum of the result, and whether anything was compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", MULTIPLY],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def kernels() -> list[Mapping[str, object]]:
+    """Return the keys of the code that is remembered."""
+    return [one.key for one in entries() if "kernel" in one.key]
+
+
+def test_second_process_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process compiled, the next one loads, without so much as the writer of the code; another CPU's it does not."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path))
+    assert multiplied() == "24.0 True"
+    assert multiplied() == "24.0 False"
+    assert len(kernels()) == 1
+    (file,) = tmp_path.glob("*.json")
+    entry = json.loads(file.read_text())
+    assert len(base64.b64decode(entry["code"])) > 1000
+    assert multiplied(ATEN_CPU_CAPABILITY="default") == "24.0 True"
+    assert len({str(key["features"]) for key in kernels()}) == len(kernels())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="the owner of a file is asked for on POSIX")
+def test_code_that_others_can_write_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code in a folder that everybody may write to is compiled anew; so is code that was damaged."""
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path))
+    multiplied()
+    tmp_path.chmod(0o777)
+    assert multiplied() == "24.0 True"
+    tmp_path.chmod(0o755)
+    (file,) = tmp_path.glob("*.json")
+    file.write_text(file.read_text().replace('"code": "', '"code": "AAAA'))
+    assert multiplied() == "24.0 True"
+    assert multiplied() == "24.0 False"
