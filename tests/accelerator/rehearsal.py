@@ -116,6 +116,10 @@ class Rehearsal:
         """Let operations give results that are wrong by a factor: NaN makes them NaN."""
         self._misbehave(Behaviour(dtype, tuple(ops), factor=factor), device)
 
+    def refuse_allocation(self, after: int, device: int = 0) -> None:
+        """Let a device have no memory for one allocation, when `after` more have been had; a second try has it."""
+        self._library.refuse_after(device, after)
+
     def lose(self, device: int = 0, after: int = 0, error: str = "") -> None:
         """Lose a device when `after` more kernels have run: that and every later one raises torch.AcceleratorError.
 
@@ -160,7 +164,8 @@ class Rehearsal:
     def figure(self, name: str, device: int = 0) -> int:
         """Return a figure of the allocator in bytes: limit, allocated, reserved, peak_allocated, peak_reserved.
 
-        Or "refusals": how often a lost device was asked for something, the kernel that lost it included.
+        Or "allocations": how many were asked for. Or "refusals": how often a lost device was asked for something, the
+        kernel that lost it included.
         """
         return int(self._library.figure(device, name))
 

@@ -165,6 +165,17 @@ def test_memory_has_a_limit(rehearsal: Rehearsal) -> None:
     assert held.to(rehearsal.device(0)).sum() == 0
 
 
+def test_one_allocation_is_refused(rehearsal: Rehearsal) -> None:
+    """The one that was named, on that device alone; the next one has memory."""
+    rehearsal.refuse_allocation(1, device=1)
+    numbers = torch.ones(2, device=rehearsal.device(1))
+    assert torch.ones(2, device=rehearsal.device(0)).sum() == 2
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        numbers + 1
+    assert rehearsal.figure("allocations", 1) == 2
+    assert (numbers + 1).sum() == 4
+
+
 def test_two_devices_do_not_mix(rehearsal: Rehearsal) -> None:
     """Tensors of two devices, or of a device and the host, cannot be combined; a number of the host can."""
     here, there = (torch.ones(2, 2, device=rehearsal.device(index)) for index in range(2))

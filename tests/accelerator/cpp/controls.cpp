@@ -14,6 +14,7 @@ int64_t figure(int64_t index, const std::string& name) {
   if (name == "refusals") return on.refusals;
   std::lock_guard<std::mutex> lock(on.memory);
   if (name == "limit") return on.limit;
+  if (name == "allocations") return on.allocations;
   if (name == "allocated") return on.allocated;
   if (name == "reserved") return on.reserved;
   if (name == "peak_allocated") return on.peak_allocated;
@@ -31,6 +32,11 @@ TORCH_LIBRARY(rehearsal, m) {
     auto& on = device(Index(index));
     std::lock_guard<std::mutex> lock(on.memory);
     on.limit = bytes;
+  });
+  m.def("refuse_after(int device, int allocations) -> ()", [](int64_t index, int64_t allocations) {
+    auto& on = device(Index(index));
+    std::lock_guard<std::mutex> lock(on.memory);
+    on.allocations_to_refusal = allocations;
   });
   m.def("lose_after(int device, int kernels, str text) -> ()", [](int64_t index, int64_t kernels, std::string text) {
     if (!text.empty()) rehearsal::set_text_of_loss(text);

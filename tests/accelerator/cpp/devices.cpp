@@ -105,6 +105,8 @@ void reset() {
       std::lock_guard<std::mutex> lock(on.memory);
       on.limit = int64_t(16) << 30;
       on.reserved = on.peak_allocated = on.peak_reserved = on.allocated;
+      on.allocations = 0;
+      on.allocations_to_refusal = -1;
     }
     on.kernels = on.syncs = on.uploads = on.refusals = 0;
     on.kernels_to_live = -1;

@@ -22,6 +22,8 @@ struct Device {
   std::mutex memory;
   int64_t limit = int64_t(16) << 30;
   int64_t allocated = 0, reserved = 0, peak_allocated = 0, peak_reserved = 0;
+  int64_t allocations = 0;              // that were asked for
+  int64_t allocations_to_refusal = -1;  // negative: none is refused that has room
 
   std::atomic<int64_t> kernels{0};  // operations and copies that were started
   std::atomic<int64_t> syncs{0};    // times that the host waited for the device

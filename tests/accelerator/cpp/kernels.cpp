@@ -138,6 +138,13 @@ class Call {
     return right->dim() == 1 ? right->size(0) : right->size(-2);
   }
 
+  // Tensor?[] by its kind: TorchScript makes its lists of another object for the same type, which isOptionalTensorList denies.
+  static bool are_indices(const c10::IValue& value) {
+    if (!value.isList()) return false;
+    auto optional = value.toList().elementType()->cast<c10::OptionalType>();
+    return optional && optional->getElementType()->kind() == c10::TypeKind::TensorType;
+  }
+
   void look_at(size_t i) {
     const auto& value = (*stack_)[first_ + i];
     if (value.isTensor()) {
@@ -145,10 +152,12 @@ class Call {
       look_at(given_[i], i);
     } else if (value.isTensorList()) {
       for (const at::Tensor& tensor : value.toTensorList()) look_at(tensor, i);
-    } else if (value.isOptionalTensorList()) {  // indices: CUDA takes them from the host, too
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorList()) {
-        if (tensor && is_here(*tensor)) look_at(*tensor, i);
-        if (tensor && (tensor->scalar_type() == at::kBool || tensor->scalar_type() == at::kByte)) has_mask_ = true;
+    } else if (are_indices(value)) {  // CUDA takes them from the host, too
+      for (const c10::IValue& index : value.toListRef()) {
+        if (!index.isTensor()) continue;
+        const auto& tensor = index.toTensor();
+        if (is_here(tensor)) look_at(tensor, i);
+        if (tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte) has_mask_ = true;
       }
     } else if (value.isDevice() && value.toDevice().type() == kDevice) {
       on_ = value.toDevice();
@@ -172,10 +181,10 @@ class Call {
       c10::List<at::Tensor> host;
       for (const at::Tensor& tensor : value.toTensorList()) host.push_back(on_host(tensor));
       value = host;
-    } else if (value.isOptionalTensorList()) {
+    } else if (are_indices(value)) {
       c10::List<std::optional<at::Tensor>> host;
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorList())
-        host.push_back(tensor ? std::make_optional(on_host(*tensor)) : std::nullopt);
+      for (const c10::IValue& index : value.toListRef())
+        host.push_back(index.isTensor() ? std::make_optional(on_host(index.toTensor())) : std::nullopt);
       value = host;
     } else if (value.isDevice()) {
       value = c10::Device(c10::kCPU);

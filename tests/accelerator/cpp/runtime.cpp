@@ -99,7 +99,9 @@ struct DeviceMemory final : c10::DeviceAllocator {
  private:
   static void reserve(Device& on, c10::DeviceIndex index, int64_t bytes) {
     std::lock_guard<std::mutex> lock(on.memory);
-    if (on.allocated + bytes > on.limit) {
+    ++on.allocations;
+    auto is_refused = on.allocations_to_refusal >= 0 && on.allocations_to_refusal-- == 0;
+    if (is_refused || on.allocated + bytes > on.limit) {
       auto cached = on.reserved - on.allocated;
       TORCH_CHECK_WITH(
           OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", as_size(bytes), ". GPU ", int(index),
