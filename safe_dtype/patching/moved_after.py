@@ -30,4 +30,5 @@ def device_moved_to() -> str | None:
 def _named(device: Any) -> str | None:
     if not isinstance(device, int | str | torch.device):
         return None
-    return "cpu" if isinstance(device, int) and device < 0 else device_name(device)
+    is_cpu = isinstance(device, int) and (device < 0 or not torch.accelerator.is_available())
+    return "cpu" if is_cpu else device_name(device)

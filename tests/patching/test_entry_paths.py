@@ -230,3 +230,11 @@ def test_model_inside_a_model(saved: Saved, caplog: pytest.LogCaptureFixture) ->
     with safe_dtype.patched(), caplog.at_level(logging.DEBUG, "safe_dtype"):
         model = Outer.from_pretrained(folder)
     check([model, Outer.inner], caplog)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator of that number")
+def test_a_number_without_accelerators(tiny_qwen3: Path) -> None:
+    """Where transformers takes the CPU for any number of a device, the model is planned for it."""
+    with safe_dtype.patched(tell="nothing"):
+        model = transformers.pipeline("text-generation", str(tiny_qwen3), device=0).model
+    assert (plan_of(model).device, str(model.device)) == ("cpu", "cpu")
