@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import OptState
 
 from ..errors import TrainingLoopError
 from ..facts import FLOAT16, Dtype
 from .half_base import has_half_base, products_in
+from .judge_numbers import forget_unscaled
 from .loop import WindowWatch
 from .switch_precision import precision_of, switch_precision
 
@@ -60,7 +63,8 @@ class AccelerateLoop:
         replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch))
         replace(accelerator, "_do_sync", lambda original: _do_sync(original, watch, accelerator.gradient_state))
         for prepared in accelerator._optimizers:
-            replace(prepared, "step", lambda original: _step(original, watch, accelerator.gradient_state))
+            steps_of = functools.partial(_step, watch=watch, accelerator=accelerator, optimizer=prepared.optimizer)
+            replace(prepared, "step", steps_of)
         try:
             with products_in(self.dtype, has_half_base=self._has_half_base):
                 yield
@@ -70,6 +74,8 @@ class AccelerateLoop:
                     del owner.__dict__[name]
                 else:
                     owner.__dict__[name] = before
+            if len(accelerator._optimizers) > 1:  # of one that has not stepped in the window
+                forget_unscaled(accelerator.scaler, self.optimizers)
 
     def place(self) -> tuple[int, bool]:
         """Return how many micro-batches there were, and whether gradients are reduced."""
@@ -119,12 +125,27 @@ def _do_sync(original: Callable[..., Any], watch: WindowWatch, gradient_state: A
     return do_sync
 
 
-def _step(original: Callable[..., Any], watch: WindowWatch, gradient_state: Any) -> Callable[..., Any]:
+def _step(original: Callable[..., Any], watch: WindowWatch, accelerator: Any, optimizer: Any) -> Callable[..., Any]:
     def step(closure: Any = None) -> Any:
         if closure is not None:
             raise TrainingLoopError("an optimizer that runs the model itself, in a closure, cannot be guarded")
-        if gradient_state.sync_gradients:
-            watch.step()
-        return original(closure)
+        if not accelerator.gradient_state.sync_gradients:
+            return original(closure)
+        watch.step()
+        with _others_unscaled(accelerator.scaler, optimizer):
+            return original(closure)
 
     return step
+
+
+@contextmanager
+def _others_unscaled(scaler: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Have the scaler remember that gradients of other optimizers have no scale any more.
+
+    A prepared optimizer has the scaler forget all of them after its own step, and the next would divide its own once more.
+    """
+    states = {} if scaler is None else dict(scaler._per_optimizer_states)
+    yield
+    for place, state in states.items():
+        if place != id(optimizer) and state["stage"] is OptState.UNSCALED:
+            scaler._per_optimizer_states[place] = state

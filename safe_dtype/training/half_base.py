@@ -27,4 +27,4 @@ def products_in(dtype: Dtype, *, has_half_base: bool) -> AbstractContextManager[
 
     They keep their dtype and their bytes.
     """
-    return compute_in(FLOAT32) if dtype is FLOAT32 and has_half_base else nullcontext()
+    return compute_in(FLOAT32) if dtype == FLOAT32 and has_half_base else nullcontext()

@@ -81,6 +81,13 @@ def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
             scaler.unscale_(optimizer)
 
 
+def forget_unscaled(scaler: Any, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Have the scaler, where there is one, take the next gradients of these optimizers for scaled ones."""
+    for optimizer in optimizers:
+        if scaler is not None:
+            scaler._per_optimizer_states.pop(id(optimizer), None)
+
+
 def _found(scaler: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return list(scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from torch import nn
 
 from ..errors import DeviceLostError, NoDtypeLeft, PeerLostError, RemoteFailure, TrainingLoopError
-from ..facts import Dtype
+from ..facts import Dtype, dtype_named
 from ..guarding import Attempt, Event, FailureKind, classify
 from ..guarding.blame import module_raising, name_of
 from ..guarding.classify import first_line, text_of
@@ -21,7 +21,7 @@ from ..guarding.families.refused import is_lost
 from ..ranks import Vote, VoteTally, World, cast_vote, current_world, failed_dtypes, first_allowed
 from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
 from .accelerate_loop import AccelerateLoop
-from .judge_numbers import Judgement, Numbers, judge
+from .judge_numbers import Judgement, Numbers, forget_unscaled, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, refuse_half_parameters, rungs
 from .loop import Loop
@@ -72,6 +72,7 @@ class PrecisionGuard:
     Attributes:
         events: What has failed, and how it went on.
         windows_done: How many windows are through.
+        pardons_losses: Whether losses that are not finite are left alone where all gradients are finite.
 
     Raises:
         HalfParametersError: If parameters under an optimizer are 16 bits wide.
@@ -106,7 +107,7 @@ class PrecisionGuard:
         self._is_open = False
         self._tried: list[Attempt] = []
         self._left: tuple[Dtype, Any] | None = None  # where the loss was not finite first, and its scaler's state
-        self._pardons_losses = False
+        self.pardons_losses = False
         self.events: list[Event] = []
         self.windows_done = 0
 
@@ -114,6 +115,36 @@ class PrecisionGuard:
     def dtype(self) -> Dtype:
         """What the models compute in now."""
         return self.loop.dtype
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold for a run that goes on from it as this one would have: plain values.
+
+        `accelerator.register_for_checkpointing(guard)` has accelerate store it.
+        """
+        scaler = self.loop.scaler
+        return {
+            "dtype": self.dtype.name,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "windows_done": self.windows_done,
+            "pardons_losses": self.pardons_losses,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the guard would have that gave `state`, on every rank, before the first window.
+
+        In its dtype, where that is further down the ladder than the one that this loop has begun in, and with its loss scale.
+
+        Raises:
+            KeyError, UnknownDtypeError: If `state` is not of a guard. Nothing was changed.
+        """
+        dtype, scaler, done, pardons = (
+            dtype_named(state["dtype"]), state["scaler"], int(state["windows_done"]), bool(state["pardons_losses"]),
+        )  # fmt: skip
+        if dtype in rungs(self.dtype, self._ladder)[1:]:
+            self.loop.switch(dtype)
+        if self.dtype == dtype and self.loop.scaler is not None and scaler:
+            self.loop.scaler.load_state_dict(dict(scaler))
+        self.windows_done, self.pardons_losses = done, pardons
 
     def windows(self, batches: Iterable[Any], size: int = 1) -> Iterator[Window]:
         """Yield `batches` in windows of `size` micro-batches; the last one may have fewer.
@@ -178,7 +209,7 @@ class PrecisionGuard:
         Where the last dtype says so too, it is the batch, and plain training survives that. The window is then made in the
         dtype in which it began, and such losses are left alone from there on.
         """
-        if self._pardons_losses:
+        if self.pardons_losses:
             return Judgement(Vote.OK)
         if rungs(self.dtype, self._ladder)[1:]:
             return judgement
@@ -282,7 +313,7 @@ class PrecisionGuard:
             kind, before, self.dtype, module, self.windows_done, remedy, reason, milliseconds, restarted=True
         )
         self.events.append(event)
-        if self.dtype is not before:
+        if self.dtype != before:
             logger.warning(
                 "%s at optimizer step %d in %s: running it again %s: %s", kind, event.step, before, remedy, reason,
                 extra={"kind": kind.value, "step": event.step, "before": before.name, "after": self.dtype.name},
@@ -298,7 +329,7 @@ class PrecisionGuard:
         self.loop.switch(dtype)
         if scaler is not None:
             self.loop.scaler.load_state_dict(scaler)
-        self._left, self._pardons_losses = None, True
+        self._left, self.pardons_losses = None, True
 
     def _leave_failed_dtypes(self) -> None:
         """Begin below the dtypes in which a rank has failed for good before, and this job or another ended for it."""
@@ -325,8 +356,7 @@ class PrecisionGuard:
                 parameter.grad = None
         for optimizer in self.loop.optimizers:
             optimizer.zero_grad(set_to_none=True)
-            if self.loop.scaler is not None:
-                self.loop.scaler._per_optimizer_states.pop(id(optimizer), None)
+        forget_unscaled(self.loop.scaler, self.loop.optimizers)
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last

@@ -55,7 +55,7 @@ class TorchLoop:
         """Return the `torch.autocast` of the precision now, for the forward pass and the loss."""
         if self._sharded:
             return nullcontext()
-        if self.dtype is FLOAT32:
+        if self.dtype == FLOAT32:
             return torch.autocast(self._device_type, enabled=False)
         return torch.autocast(self._device_type, getattr(torch, self.dtype.name))
 
@@ -90,7 +90,7 @@ class TorchLoop:
             switch_policy(model, dtype)
         self.dtype = dtype
         self.scaler = (
-            torch.amp.GradScaler(self._device_type, init_scale=self._init_scale) if dtype is FLOAT16 else None
+            torch.amp.GradScaler(self._device_type, init_scale=self._init_scale) if dtype == FLOAT16 else None
         )
 
     @contextmanager

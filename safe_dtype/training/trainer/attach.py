@@ -199,6 +199,7 @@ class _Attached:
             )
         guard = PrecisionGuard(accelerator, trainer.model_wrapped, ladder=self._ladder(first))
         guard.windows_done, self._noted = trainer.state.global_step, 0
+        guard.pardons_losses = self._record.pardons_losses
         self._window.norm = OneNorm(accelerator)
         return guard
 
@@ -222,6 +223,7 @@ class _Attached:
             record,
             step_downs=(*record.step_downs, *downs),
             nonfinite_steps=record.nonfinite_steps + nonfinite,
+            pardons_losses=self._guard is not None and self._guard.pardons_losses,
         )
 
     def _load_scaler(self, original: Callable[..., Any], checkpoint: str | None) -> None:

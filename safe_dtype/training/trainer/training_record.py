@@ -38,6 +38,7 @@ class TrainingRecord:
     step_downs: tuple[StepDown, ...] = ()
     nonfinite_steps: int = 0  # with a loss or gradients that were not finite, in one precision at least
     scaler: Mapping[str, Any] | None = None  # `GradScaler.state_dict()`, in float16
+    pardons_losses: bool = False  # losses that are not finite are left alone where all gradients are finite
 
     @property
     def for_logs(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class TrainingRecord:
         entry = {
             "schema": _SCHEMA, "precision": self.precision.name, "began_in": self.began_in.name,
             "fallbacks": [asdict(one) for one in self.step_downs], "nonfinite_steps": self.nonfinite_steps,
-            "scaler": None if self.scaler is None else dict(self.scaler),
+            "scaler": None if self.scaler is None else dict(self.scaler), "pardons_losses": self.pardons_losses,
         }  # fmt: skip
         write_whole(checkpoint / RECORD, json.dumps(entry, indent=2) + "\n")
 
@@ -71,6 +72,7 @@ class TrainingRecord:
                 tuple(StepDown(**one) for one in entry["fallbacks"]),
                 int(entry["nonfinite_steps"]),
                 entry["scaler"],
+                bool(entry.get("pardons_losses", False)),
             )
         except FileNotFoundError:
             return None
