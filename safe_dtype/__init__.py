@@ -17,6 +17,7 @@ from .facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Drift, Dtype, 
 from .models.origin import plan_of
 from .patching import patch, patched, unpatch
 from .planning import Decision, Plan, Policy, Workload, make_plan
+from .processes.rank_process import mark_rank as _mark_rank
 
 if TYPE_CHECKING:
     from .checkpoints import read_checkpoint
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .verifying import drift_from, measure_drift, record_outputs, text_batches
 
 __version__ = "0.1.0"
+
+_mark_rank()  # what a rank starts from now on is none itself
 
 __all__ = [
     "BFLOAT16",

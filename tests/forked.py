@@ -47,15 +47,20 @@ def run_forked(command: Sequence[str], *, log: Path, end: float | None, environm
     return status
 
 
-def _as_main(arguments: list[str], log: Path, folder: Path, environment: Mapping[str, str]) -> None:
-    """Run the module that comes first in `arguments`, with the rest as its own, all output appended to `log`."""
+def begin_apart(output: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    """Give this process, which was forked, a session, an output, a working folder and an environment of its own."""
     os.setsid()
-    with log.open("ab") as writes, Path(os.devnull).open("rb") as nothing:
+    with output.open("ab") as writes, Path(os.devnull).open("rb") as nothing:
         for stream, number in ((nothing, 0), (writes, 1), (writes, 2)):
             os.dup2(stream.fileno(), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = environment["PYTHONPATH"].split(os.pathsep)
+
+
+def _as_main(arguments: list[str], log: Path, folder: Path, environment: Mapping[str, str]) -> None:
+    """Run the module that comes first in `arguments`, with the rest as its own, all output appended to `log`."""
+    begin_apart(log, folder, environment)
     sys.argv = arguments
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

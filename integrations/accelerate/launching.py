@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_dtype.errors import LaunchError
+from safe_dtype.processes.rank_process import MARK
 
 from .ready_configs import config_file, ready_names
 
@@ -34,6 +35,7 @@ class Launch:
     def become(self) -> None:
         """Replace this process by it: signals and exit statuses are accelerate's own."""
         environment = {**os.environ, **dict(self.settings)}
+        environment.pop(MARK, None)  # what it starts are the ranks, not this process
         command = [sys.executable, *self.arguments]
         if (
             os.name == "nt"

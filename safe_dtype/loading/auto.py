@@ -17,7 +17,7 @@ from ..errors.warn import warn
 from ..models.origin import plan_of
 from ..planning import Plan, Policy
 from .load import load
-from .meeting import meeting_for
+from .meeting import Meeting, meeting_for
 from .plan_agreement import check_agreement
 from .plan_request import plan_request
 from .published_variants import with_variant
@@ -63,7 +63,11 @@ class SafeAuto:
             )  # fmt: skip
         else:
             check_agreement(plan, request, policy)
-            plan = _measured(plan, request) if plan.pending else plan
+            with meeting_for(request, plan.policy, plan) as meeting:
+                if plan.pending:
+                    plan = _measured(plan, request, meeting)
+                elif meeting is not None:
+                    meeting.check_passed_plan()
         for text in plan.warnings:
             warn(text)
         loaded = load(cls._target(request), request, plan, *model_args)
@@ -118,10 +122,11 @@ class SafeAutoModel(SafeAuto):
         return _class_for(config, otherwise)
 
 
-def _measured(plan: Plan, request: Request) -> Plan:
+def _measured(plan: Plan, request: Request, meeting: Meeting | None) -> Plan:
     """Return what a plan comes to when what it only expects is measured."""
     ordered = {} if plan.ordered is None else {"dtype": plan.ordered.name}
-    return plan_request(Request(request.source, {**request.arguments, **ordered}), plan.policy, drifts="measured")
+    as_planned = Request(request.source, {**request.arguments, **ordered})
+    return plan_request(as_planned, plan.policy, drifts="measured", meeting=meeting)
 
 
 _CONFIG_ARGUMENTS = (

@@ -16,6 +16,9 @@ Facts = tuple[DeviceFacts, CheckpointFacts]
 class Meeting(Protocol):
     """One load of one model by several ranks, for as long as it is planned."""
 
+    def check_passed_plan(self) -> None:
+        """Raise on all ranks unless all were given the plan that this one was given, and measure nothing."""
+
     def agreed(self, checkpoint: CheckpointFacts, measure: Callable[[], Facts]) -> Facts:
         """Return the facts that all ranks plan from, in exchange for what `measure` returns on this one."""
 
@@ -26,7 +29,7 @@ class Meeting(Protocol):
         """Raise on all ranks unless all have made this plan."""
 
 
-Meet = Callable[[Request, Policy | str | None], AbstractContextManager[Meeting | None]]
+Meet = Callable[[Request, Policy | str | None, Plan | None], AbstractContextManager[Meeting | None]]
 _meet: list[Meet] = []
 
 
@@ -35,6 +38,11 @@ def meet_by(meet: Meet) -> None:
     _meet[:] = [meet]
 
 
-def meeting_for(request: Request, policy: Policy | str | None) -> AbstractContextManager[Meeting | None]:
-    """Return the context in which one load is planned. An error that ends it is told to the other ranks."""
-    return _meet[0](request, policy) if _meet else nullcontext()
+def meeting_for(
+    request: Request, policy: Policy | str | None, plan: Plan | None = None
+) -> AbstractContextManager[Meeting | None]:
+    """Return the context in which one load is planned. An error that ends it is told to the other ranks.
+
+    `plan`: what the caller passes, if anything.
+    """
+    return _meet[0](request, policy, plan) if _meet else nullcontext()

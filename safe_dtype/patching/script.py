@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..planning import Policy
+from ..processes.rank_process import MARK
 from .telling import Telling
 
 _STARTUP = str(Path(__file__).resolve().parent / "startup")  # has a sitecustomize.py, which every Python looks for
@@ -23,6 +24,7 @@ def become_python(arguments: Sequence[str], policy: Policy, tell: Telling = "lin
     """
     command = [sys.executable, *interpreter_options(), *arguments]
     environment = environment_for_children(policy, os.environ, tell)
+    environment.pop(MARK, None)  # the Python that comes is the rank, not this one
     if os.name == "nt":  # exec would start a second process there, and the shell would go on with the end of this one
         sys.exit(subprocess.run(command, env=environment, check=False).returncode)
     sys.stdout.flush()

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import TrainingLoopError
 from .schedule import OutOfStepError
 
 
@@ -66,7 +67,15 @@ class DdpSchedule:
         return nullcontext()
 
     def begin(self) -> None:
-        """Watch the passes of a window from here."""
+        """Watch the passes of a window from here.
+
+        Raises:
+            TrainingLoopError: If the model is in `join()`: nobody votes for a rank that has run out of data.
+        """
+        if self._ddp._join_config.enable:
+            raise TrainingLoopError(
+                "under `join()` ranks that have run out of data do not vote, and the others would wait"
+            )
         self._passes.clear()
         self._syncs_at_first = self._ddp.require_forward_param_sync
         self._learns = self._ddp.static_graph and not self._ddp._static_graph_delay_allreduce_enqueued

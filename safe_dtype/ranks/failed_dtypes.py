@@ -1,7 +1,8 @@
-"""Dtypes in which ranks failed to train a model: written by the rank that failed, read by all when they start again.
+"""Dtypes in which ranks failed for good: written by the rank that failed, read by all when they start again.
 
 They are kept where guards keep what they have learned on a device, so that another torch, another device and
-`safe-dtype doctor --refresh` forget them as well. Loads for inference do not heed them: a backward pass may have failed.
+`safe-dtype doctor --refresh` forget them as well. Loads for inference heed those of a model that was not in training, and
+in the same launch alone: what failed in training may be a backward pass.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..devices import learned_on, remember_learned
+from ..devices import checkpoint_key, learned_on, remember_learned
 from ..devices.inventory import identity_of
 from ..errors import NoSuchDeviceError
 from ..errors.of_the_moment import is_of_communication
@@ -52,21 +53,22 @@ def write_verdict(error: BaseException) -> LearnedFailure | None:
         return None
     device = next((device for place, device in sorted(places, key=str) if place == dtype), None) or _device_of(model)
     module = module_raising(model, error.__traceback__)
+    failed = class_of(module or model).__name__
     lesson = LearnedFailure(
         family=class_of(model).__name__,
-        op=f"training of {class_of(module or model).__name__}",
+        op=f"training of {failed}" if model.training else failed,
         dtype=dtype.name,
         device=device,
         module=name_of(model, module),
         error=type(error).__name__,
         text=without_personal_paths(text_of(error)),
-        checkpoint=_key(model),
+        checkpoint=_key(model) if model.training else _source_of(model) or _key(model),
         launch=launch_name(),
     )
     try:
         remember_learned(lesson)
     except (NoSuchDeviceError, RuntimeError) as exc:  # the device may not even say its name any more
-        logger.warning("that training fails in %s cannot be remembered: %s", dtype, exc)
+        logger.warning("that it fails in %s cannot be remembered: %s", dtype, exc)
         return None
     return lesson
 
@@ -92,6 +94,20 @@ def failed_dtypes(world: World | None, device: str, model: nn.Module | None = No
         for dtype, reason in json.loads(text).items():
             united.setdefault(dtype, f"rank {rank}: {reason}")
     return united
+
+
+def met_in_this_launch(devices: Iterable[str], source: str) -> tuple[LearnedFailure, ...]:
+    """Return in what dtypes a checkpoint, loaded and not trained, has ended an earlier attempt of this launch.
+
+    Args:
+        devices: Of this rank.
+        source: The checkpoint, as the caller names it.
+    """
+    launch, checkpoint = _earlier_launch(), checkpoint_key(source)
+    if launch is None:
+        return ()
+    learned = (lesson for device in devices for lesson in learned_on(identity_of(device)))
+    return tuple(lesson for lesson in learned if lesson.launch == launch and lesson.checkpoint == checkpoint)
 
 
 def first_allowed(ladder: Sequence[Dtype], failed: dict[str, str]) -> Dtype:
@@ -120,7 +136,7 @@ def launch_name() -> str | None:
 
 def _failed_here(device: str, model: nn.Module | None) -> Iterator[tuple[str, str]]:
     key = None if model is None else _key(unwrapped(model))
-    launch = launch_name() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) else None
+    launch = _earlier_launch()
     try:
         lessons = learned_on(identity_of(device))
     except NoSuchDeviceError:
@@ -129,6 +145,15 @@ def _failed_here(device: str, model: nn.Module | None) -> Iterator[tuple[str, st
         is_of_model = key is not None and lesson.checkpoint == key
         if is_of_model or (launch is not None and lesson.launch == launch):
             yield lesson.dtype, lesson.cause
+
+
+def _earlier_launch() -> str | None:
+    return launch_name() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) else None
+
+
+def _source_of(model: nn.Module) -> str | None:
+    source = getattr(getattr(model, "config", None), "_name_or_path", None)
+    return checkpoint_key(os.fspath(source)) if source and isinstance(source, str | os.PathLike) else None
 
 
 def _key(model: nn.Module) -> str:

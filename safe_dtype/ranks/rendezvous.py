@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from ..errors import LaunchError
+from .long_wait import long_wait
 from .one_plan.board import store_of_launch
 from .one_plan.started import tell_devices
 from .world import World, attempt_prefix, current_world
@@ -50,14 +51,15 @@ def init_process_group(backend: str | None = None, *, seconds: float = SECONDS) 
         rank, size = int(os.environ["RANK"]), int(size_said)
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         _bind_device()
-        store = store_of_launch(rank, size, address, port, seconds=seconds)
-        dist.init_process_group(
-            backend or backend_here(),
-            store=PrefixStore(f"{attempt_prefix()}/group {next(_groups)}", store),
-            rank=rank,
-            world_size=size,
-            timeout=timedelta(seconds=seconds),
-        )
+        with long_wait(seconds):
+            store = store_of_launch(rank, size, address, port, seconds=seconds)
+            dist.init_process_group(
+                backend or backend_here(),
+                store=PrefixStore(f"{attempt_prefix()}/group {next(_groups)}", store),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=seconds),
+            )
     world = current_world()
     tell_devices()
     return world

@@ -36,16 +36,16 @@ class FailingCopy:
     dtypes: tuple[str, ...]
 
 
-def save_checkpoint(folder: str) -> None:
-    """Save a tiny model in float32: every copy in 16 bit is rounded from it."""
+def save_checkpoint(folder: str, dtype: torch.dtype = torch.float32) -> None:
+    """Save a tiny model, for up to four ranks: in float32, so that every copy in 16 bit is rounded from it."""
     import transformers as tf
 
     torch.manual_seed(0)
     config = tf.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
+        vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
     )  # fmt: skip
-    tf.LlamaForCausalLM(config).save_pretrained(folder)
+    tf.LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
 
 
 def expected_dtype(failing: Sequence[FailingCopy]) -> str | tuple[int, ...]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import faulthandler
 import inspect
+import json
 import os
 import pickle
 import random
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,32 @@ def outcomes_of(
             for rank in ranks:
                 rank.kill()
         return [rank.outcome() for rank in ranks]
+
+
+def run_program(
+    arguments: Sequence[str], folder: Path, size: int, **settings: str
+) -> tuple[list[dict[str, Any]], str]:
+    """Return what each of `size` ranks of a program has left in `folder`, as "end RANK", and all that it has printed.
+
+    Args:
+        arguments: Of Python: what launches the program, which finds the folder in the variable JOB_FOLDER.
+        folder: Empty.
+        size: How many ranks there are.
+        settings: Other variables.
+
+    Raises:
+        AssertionError: If it did not end well; with its output.
+    """
+    environment = {
+        **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "JOB_FOLDER": str(folder),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings,
+    }  # fmt: skip
+    job = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, timeout=150, check=False,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stdout
+    return [json.loads((folder / f"end {rank}").read_text()) for rank in range(size)], job.stdout
 
 
 def begin_case(name: str, seconds: float = 30.0) -> None:

@@ -22,14 +22,9 @@ from typing import Any
 
 def begin_forked(folder: Path, rank: int, output: Path, environment: Mapping[str, str], working: Path) -> None:
     """Be a rank in a process that was forked: with a session, an output and an environment of its own."""
-    os.setsid()
-    with output.open("ab") as writes, Path(os.devnull).open("rb") as nothing:
-        for stream, number in ((nothing, 0), (writes, 1), (writes, 2)):
-            os.dup2(stream.fileno(), number)
-    os.chdir(working)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.path[:] = environment["PYTHONPATH"].split(os.pathsep)
+    from forked import begin_apart  # a rank of its own interpreter needs nothing of it
+
+    begin_apart(output, working, environment)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     be_rank(folder, rank)

@@ -11,7 +11,7 @@ from safe_dtype.errors import RanksDisagreeError, RemoteFailure
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, CheckpointIdentity, LearnedFailure, VerdictKind
 from safe_dtype.planning import Plan, combine_ranks, make_plan
 from safe_dtype.ranks import agree
-from safe_dtype.ranks.one_plan.consensus import Contribution, agreed_here, check_plans, digest
+from safe_dtype.ranks.one_plan.consensus import Contribution, agreed_here, check_passed_plans, check_plans, digest
 
 HERE = CheckpointIdentity("same tensors", "same contents")
 AMPERE = Contribution("auto", "model", HERE, f.AMPERE)
@@ -136,3 +136,14 @@ def test_plans_are_the_same_on_every_device() -> None:
     assert digest(replace(plan, storage=FLOAT32)) != digest(plan)
     with pytest.raises(RanksDisagreeError, match=r"plan: rank 0: in bf16 \[aaaaaaaa\]; rank 1: in fp16 \[bbbbbbbb\]"):
         check_plans([((0,), ("a" * 64, "in bf16")), ((1,), ("b" * 64, "in fp16"))])
+
+
+def test_a_plan_that_is_passed() -> None:
+    """It is the same on all ranks, or nobody goes on with it."""
+    passed = replace(AMPERE, passed_plan=("a" * 64, "all in float16"))
+    other = replace(passed, passed_plan=("b" * 64, "all in bfloat16"))
+    check_passed_plans([((0, 2), passed), ((1,), replace(passed, device=None))])
+    with pytest.raises(RanksDisagreeError, match=r"rank 1: all in bfloat16 \[bbbbbbbb\].* pass the same plan"):
+        check_passed_plans([((0, 2), passed), ((1,), other), ((2,), passed)])
+    with pytest.raises(RanksDisagreeError, match="on the plan: rank 0: none is passed; rank 1: all in float16"):
+        agree([((0,), AMPERE), ((1,), passed)])

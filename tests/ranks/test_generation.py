@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from . import generate_plainly
-from .processes import TESTS, begin_case, free_port, outcomes_of, run_ranks
+from .generation_trial import save_checkpoint
+from .processes import begin_case, free_port, outcomes_of, run_program, run_ranks
 
 DOWN = "model.layers.1.mlp.down_proj"
 NEW_TOKENS = 8
@@ -38,16 +36,9 @@ class Copy:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model in float32: every copy in 16 bit is rounded from it."""
-    import transformers as tf
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = tf.LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=None, initializer_range=0.3,
-    )  # fmt: skip
-    tf.LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
+    folder = str(tmp_path_factory.mktemp("checkpoint"))
+    save_checkpoint(folder)
+    return folder
 
 
 def load(source: str) -> Any:
@@ -250,22 +241,14 @@ def test_a_program_that_knows_nothing_of_it(checkpoint: str, tmp_path: Path) -> 
     """`accelerate launch -m safe_dtype.run`: three ranks with shares of the prompts, the last one with fewer."""
     import transformers as tf
 
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3", "--num_machines", "1",
+    program = str(Path(__file__).with_name("generate_plainly.py"))
+    arguments = [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port()),
-        "-m", "safe_dtype.run", "--policy", LADDER, str(Path(__file__).with_name("generate_plainly.py")), checkpoint,
+        "-m", "safe_dtype.run", "--policy", LADDER, program, checkpoint,
     ]  # fmt: skip
-    environment = {
-        **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "JOB_FOLDER": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }  # fmt: skip
-    job = subprocess.run(
-        command, env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert job.returncode == 0, job.stdout
-    ends = [json.loads((tmp_path / f"end {rank}").read_text()) for rank in range(3)]
-    assert [end["dtype"] for end in ends] == ["torch.float32"] * 3, job.stdout
+    ends, log = run_program(arguments, tmp_path, 3)
+    assert [end["dtype"] for end in ends] == ["torch.float32"] * 3, log
     plain = tf.LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     answers = [answer for end in ends for answer in end["answers"]]
     assert answers == [generate_plainly.generate(plain, prompt) for prompt in generate_plainly.PROMPTS]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from . import ddp_trial, fsdp_trial, generation_trial
+from . import ddp_trial, fsdp_trial, generation_trial, loops_trial, tensor_parallel_trial
 from .ddp_trial import LAYERS
 from .faults import PLACES, TEXTS, InjectedFault, expected
 from .processes import Launch, outcomes_of, run_ranks
@@ -46,14 +46,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 def sixty(checkpoint: str) -> list[tuple[str, str, list[str], int]]:
     """Run cases of each engine, in one process group."""
     return [
-        *ddp_trial.random_trials(17, 40),
-        *fsdp_trial.random_trials(17, 12),
-        *generation_trial.random_trials(checkpoint, 17, 8),
+        *ddp_trial.random_trials(17, 36),
+        *fsdp_trial.random_trials(17, 10),
+        *generation_trial.random_trials(checkpoint, 17, 6),
+        *tensor_parallel_trial.random_trials(checkpoint, 17, 8),
     ]
 
 
 def test_sixty_faults(checkpoint: str) -> None:
-    """On 2 ranks: training under DistributedDataParallel and FSDP2, and generation in lockstep."""
+    """On 2 ranks: training under DistributedDataParallel and FSDP2, generation in lockstep and tensor parallel."""
     assert check(sixty, 2, checkpoint, seconds=100) == 60
 
 
@@ -86,6 +87,20 @@ def test_random_faults_in_generation(size: int, seed: int, count: int, checkpoin
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("size", "seed", "count"), [(2, 1, 40), (4, 2, 20)], ids=str)
+def test_random_faults_in_tensor_parallel_generation(size: int, seed: int, count: int, checkpoint: str) -> None:
+    """Whichever kernel fails on whichever rank, all go on from that very step."""
+    assert check(tensor_parallel_trial.random_trials, size, checkpoint, seed, count, seconds=170) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trials", [loops_trial.accelerate_trials, loops_trial.trainer_trials])
+def test_random_faults_in_loops_of_others(trials: Trials) -> None:
+    """The Trainer and loops of accelerate end with the bits of a run that was switched by hand."""
+    assert check(trials, 2, 1, 30, seconds=170) == 30
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["exception", "foreign", "out of memory"])
 def test_a_rank_that_leaves_a_step_in_its_middle(kind: str, tmp_path: Path) -> None:
     """Where nothing keeps it in step, all ranks end, at once; only a failure of its dtype becomes a verdict, on its node."""
@@ -103,6 +118,19 @@ def test_a_rank_that_leaves_a_step_in_its_middle(kind: str, tmp_path: Path) -> N
         assert [outcome.status for outcome in outcomes] == statuses, "\n".join([str(injected), *map(str, outcomes)])
         verdicts = [file for file in tmp_path.glob(f"{number} */**/*.json") if '"training ' in file.read_text("utf-8")]
         assert [file.relative_to(tmp_path).parts[0] for file in verdicts] == [f"{number} {rank}"] * becomes_verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["foreign", "out of memory"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_leaves_a_generation_of_all(kind: str, rank: int, checkpoint: str, tmp_path: Path) -> None:
+    """What no dtype cures ends the rank with its own error, and the others, which wait for it, at once; nobody writes a verdict."""
+    launch = Launch(environments={None: {"SAFE_DTYPE_CACHE": str(tmp_path)}}, group_seconds=600)
+    injected = InjectedFault(rank, 0, 0, 1, "forward", kind, 0)
+    outcomes = outcomes_of(tensor_parallel_trial.leaves, 2, checkpoint, injected, launch=launch)
+    statuses = [1 if one == rank else 76 for one in range(2)]
+    assert [outcome.status for outcome in outcomes] == statuses, "\n".join(map(str, outcomes))
+    assert not [file for file in tmp_path.rglob("*.json") if TEXTS[kind][0][1] in file.read_text("utf-8")]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import torch.distributed as dist
 
 import safe_dtype
 from safe_dtype import SafeAutoModelForCausalLM, errors, plan_of
+from safe_dtype.loading.plan_request import plan_request
+from safe_dtype.loading.request import Request
 from safe_dtype.ranks import Vote, cast_vote, current_world, known_world, world
 from safe_dtype.ranks.one_plan import meeting_of_ranks
 from safe_dtype.ranks.one_plan.consensus import digest
@@ -38,6 +40,11 @@ def loaded(source: Path | str, **arguments: Any) -> str:
         return f"{type(exc).__name__}: {exc}"
 
 
+def plan_for(source: Path, dtype: str) -> Any:
+    """Return a plan that is made without the other ranks."""
+    return plan_request(Request(source, {"dtype": dtype}))
+
+
 def all_cases(source: Path, own: Path) -> dict[str, Any]:
     """Run every case of two ranks in one launch; return what came of each."""
     os.environ["SAFE_DTYPE_CACHE"] = str(own)
@@ -51,6 +58,11 @@ def before_connecting(source: Path, own: Path) -> dict[str, Any]:
     results["same"] = loaded(source)
     begin_case("another policy")
     results["policy"] = loaded(source, policy="auto" if rank() == 0 else "auto,prefer=memory")
+    begin_case("a plan that is passed")
+    bfloat16, float32 = (plan_for(source, dtype) for dtype in ("bfloat16", "float32"))
+    results["passed"] = loaded(source, plan=bfloat16)
+    results["another plan"] = loaded(source, plan=bfloat16 if rank() == 0 else float32)
+    results["half passed"] = loaded(source, **({"plan": float32} if rank() == 0 else {}))
     begin_case("another checkpoint")
     mine = own / f"rank {rank()}"
     shutil.copytree(source, mine)
@@ -127,6 +139,14 @@ def test_two_ranks(saved: Saved, tmp_path: Path) -> None:
     assert first["policy"] == second["policy"]
     assert "RanksDisagreeError" in first["policy"]
     assert "rank 1: auto,prefer=memory" in first["policy"]
+    assert first["passed"] == second["passed"]
+    assert len(first["passed"]) == 64
+    assert first["another plan"] == second["another plan"]
+    assert first["another plan"].startswith(
+        "RanksDisagreeError: The ranks of this job do not agree on the plan: rank 0: "
+    )
+    assert first["half passed"] == second["half passed"]
+    assert "rank 1: none is passed. Next: pass the same plan on every rank, or on none." in first["half passed"]
     assert first["checkpoint"] == second["checkpoint"]
     assert "do not agree on the checkpoint: rank 0: . (tensors " in first["checkpoint"]
     assert first["unreadable"].startswith("RemoteFailure: Rank 1 failed: CheckpointNotFoundError: ")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from safe_dtype.errors import DeviceLostError, NoDtypeLeft
 from safe_dtype.ranks import FAILED_IN_DTYPE, PEER_LOST, restarting
 from safe_dtype.ranks.restart import status_of
 
-from .processes import TESTS, Launch, begin_case, free_port, outcomes_of
+from .generation_trial import save_checkpoint
+from .processes import TESTS, Launch, begin_case, free_port, outcomes_of, run_program
 
 SCRIPT = Path(__file__).with_name("train_sharded.py")
 
@@ -31,25 +33,32 @@ class Ended(NamedTuple):
     status: int  # of torchrun
 
 
-def launched(folder: Path, *, agents: int = 1, restarts: int = 3, **settings: str) -> Ended:
+def launched(
+    folder: Path, *, agents: int = 1, restarts: int = 3, script: Sequence[str] = (str(SCRIPT),), **settings: str
+) -> Ended:
     """Run the job of two ranks by torchrun. With two agents each is a node of its own, with a cache of its own."""
-    port = free_port()
-    started = [_agent(folder, number, agents, port, restarts, settings) for number in range(agents)]
+    options = [*_rendezvous(agents, free_port()), "--max-restarts", str(restarts)]
+    started = [_agent(folder, number, [*options, *_conf(number)], script, settings) for number in range(agents)]
     outputs = [agent.communicate(timeout=150)[0] for agent in started]
     ranks = [json.loads(file.read_text()) for file in sorted(folder.glob("end *"))]
     return Ended(ranks, "\n".join(outputs), max(agent.returncode for agent in started))
 
 
-def _agent(
-    folder: Path, number: int, agents: int, port: int, restarts: int, settings: dict[str, str]
-) -> subprocess.Popen[str]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(2 // agents), "--nnodes", str(agents),
-        "--max-restarts", str(restarts), "--monitor-interval", "0.2", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job", "--local-addr", "127.0.0.1",
-        "--rdzv-conf", f"is_host={str(number == 0).lower()}",
-        "-m", "safe_dtype.run", str(SCRIPT),
+def _rendezvous(agents: int, port: int) -> list[str]:
+    return [
+        "--nproc-per-node", str(2 // agents), "--nnodes", str(agents), "--monitor-interval", "0.2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "job", "--local-addr", "127.0.0.1",
     ]  # fmt: skip
+
+
+def _conf(number: int) -> list[str]:
+    return ["--rdzv-conf", f"is_host={str(number == 0).lower()}"]
+
+
+def _agent(
+    folder: Path, number: int, options: list[str], script: Sequence[str], settings: dict[str, str]
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "safe_dtype.run", *script]
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "JOB_FOLDER": str(folder),
         "SAFE_DTYPE_CACHE": str(folder / f"cache {number}"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -130,24 +139,29 @@ def test_it_comes_up_in_the_next_dtype(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tensor_parallel_generation_comes_up_in_the_next_dtype(tmp_path: Path) -> None:
+    """A rank that fails between two collectives ends with its verdict, and the next attempt loads the model in float16."""
+    checkpoint = str(tmp_path / "checkpoint")
+    save_checkpoint(checkpoint, torch.bfloat16)
+    program = str(SCRIPT.with_name("generate_sharded.py"))
+    ended = launched(tmp_path, script=["--policy", "ladder=bf16>fp16>fp32", program, checkpoint])
+    assert ended.status == 0, ended.log
+    assert [(end["attempt"], end["dtype"]) for end in ended.ranks] == [(1, "torch.float16")] * 2, ended.log
+    assert ended.ranks[0]["tokens"] == ended.ranks[1]["tokens"]
+    assert ended.log.count("ends with status 75") == 1
+    assert ended.log.count("ends with status 76") == 1
+
+
+@pytest.mark.slow
 def test_a_plain_loop_of_accelerate(tmp_path: Path) -> None:
     """`safe-dtype launch` of a program that knows nothing of it: the second attempt is given another precision."""
-    command = [
-        sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    arguments = [
+        "-m", "safe_dtype", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "bf16", str(SCRIPT.with_name("train_plainly.py")),
     ]  # fmt: skip
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "JOB_FOLDER": str(tmp_path), "SAFE_DTYPE_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }  # fmt: skip
-    job = subprocess.run(
-        command, env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=150,
-        check=False,
-    )  # fmt: skip
-    assert job.returncode == 0, job.stdout
-    ends = [json.loads((tmp_path / f"end {rank}").read_text()) for rank in range(2)]
+    ends, log = run_program(arguments, tmp_path, 2, SAFE_DTYPE_CACHE=str(tmp_path / "cache"))
     assert ends == [{"attempt": 1, "precision": "no", "first": 2}] * 2
-    assert "a step of training in bfloat16 has failed: training of Net raised RuntimeError" in job.stdout
+    assert "a step of training in bfloat16 has failed: training of Net raised RuntimeError" in log
 
 
 @pytest.mark.slow

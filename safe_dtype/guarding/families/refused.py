@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors.of_the_moment import COMMUNICATION_TEXTS, LOST_TEXTS, MEMORY_TEXTS
+from ...errors.of_the_moment import COMMUNICATION_TEXTS, LOST_TEXTS, MEMORY_TEXTS, is_raised_by_transport
 from . import nonfinite
 from .family import any_of
 
@@ -31,6 +31,7 @@ _VETOED = any_of(
     r"idx_dim >= 0|indices? (?:should|must|element)|cur_target|token indices",
     # communication where nobody has ended: no dtype of the model cures what its transport cannot send
     r"ProcessGroup(?:MPI|UCC|XCCL|HCCL)|\bRCCL|oneCCL|HCCL|\bReduceOp\b",
+    r"type mismatch in (?:\w+_)?(?:reduce|gather|scatter|broadcast)\b",
     # devices, drivers
     r"same device|two devices|Expected [^\n]{0,60} on (?:device|cuda|cpu)",
     r"Input type \(torch\.cuda\.\w+\) and \w+ type \(torch\.(?!cuda)\w+Tensor",
@@ -67,6 +68,8 @@ def is_refused(exc: BaseException, text: str) -> bool:
     """Whether `exc`, whose text is `text`, is about memory, shapes, indices, devices, drivers, files or configuration."""
     names = {base.__name__ for base in type(exc).__mro__}
     if not isinstance(exc, Exception) or (names & _REFUSED_TYPES and not names & _TAKEN_BACK):
+        return True
+    if is_raised_by_transport(exc):
         return True
     if is_sticky(text):
         # An assert or an illegal access may have any cause; these two are of a dtype.

@@ -69,6 +69,16 @@ def _end_ranks_with_a_status() -> None:
     sys.excepthook = end
 
 
+def _mark_rank() -> None:
+    """Have what this rank starts know that it is none itself, though the launcher's variables say so."""
+    try:
+        rank_process = _load("rank_process", [os.path.join(os.path.dirname(os.path.dirname(_HERE)), "processes")])  # noqa: PTH118, PTH120
+        assert rank_process is not None
+        rank_process.mark_rank()
+    except Exception as exc:  # noqa: BLE001  # a folder that is gone
+        _say(exc)
+
+
 def _say(exc: Exception) -> None:
     import logging
 
@@ -78,6 +88,7 @@ def _say(exc: Exception) -> None:
 if "SAFE_DTYPE_PATCH" in os.environ:
     _wait_for_imports()
     if os.environ.get("WORLD_SIZE", "1") != "1":
+        _mark_rank()
         _end_ranks_with_a_status()
 
 # Ours stands in front of the one that this Python would have run.

@@ -21,10 +21,13 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
+import psutil
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from ...errors import PeerLostError
+from ...processes.rank_process import is_started_by_rank, mark_rank
+from ..long_wait import long_wait
 from ..world import SECONDS_TO_CONNECT, absent, attempt_prefix, default_group, store_beside, when_connected
 
 logger = logging.getLogger(__name__)
@@ -153,8 +156,9 @@ def current_board() -> Board | None:
     launch, default = launch_here(), default_group()
     if launch is None and default is None:
         return None
-    if _process and _process[0].pid != os.getpid():
-        return None  # forked from a rank: it is none itself
+    if (_process and _process[0].pid != os.getpid()) or (default is None and is_started_by_rank()):
+        return None  # forked from a rank, or started by one: it is none itself
+    mark_rank()
     if not _process or not _process[0].is_of(default) or (_process[0].board is None and default is not None):
         _process[:] = [_connected(launch, default)]
     return _process[0].board
@@ -177,15 +181,41 @@ def _connected(launch: tuple[int, int, str, int] | None, default: Any) -> _Proce
         else:
             assert launch is not None
             rank, size = launch[:2]
-            server = store = store_of_launch(*launch, seconds=SECONDS_TO_CONNECT)
-        board: Board | None = Board(rank, size, PrefixStore(attempt_prefix(), store))
-        claim = f"{socket.gethostname()} {os.getpid()}"
-        if board and board.settle(f"rank/{rank}", claim) != claim:
-            board = None  # a process that a rank has started, with its variables
+            with long_wait(SECONDS_TO_CONNECT):
+                server = store = store_of_launch(*launch, seconds=SECONDS_TO_CONNECT)
+        own = Board(rank, size, PrefixStore(attempt_prefix(), store))
+        board = own if _claims(own, is_rank=default is not None) else None
     except (RuntimeError, PeerLostError) as exc:
         logger.warning("the other ranks cannot be reached, and this one plans alone: %s", str(exc).partition("\n")[0])
         board = None
     return _Process(os.getpid(), board, None if default is None else ref(default), server)
+
+
+def _claims(board: Board, *, is_rank: bool) -> bool:
+    """Whether this process takes the place of its rank, which a process may have taken that was started by the rank.
+
+    Args:
+        board: Of the rank.
+        is_rank: Whether it is known to be the rank, by its process group.
+    """
+    name, own = f"rank/{board.rank}", (socket.gethostname(), os.getpid(), _ancestors())
+    claim = None if is_rank else board.settle(name, own)
+    if claim == own:
+        return True
+    host, pid, ancestors = claim or own
+    has_ended = host == own[0] and not psutil.pid_exists(pid)
+    if is_rank or has_ended or (host == own[0] and own[1] in ancestors):
+        board.post(name, own)
+        return True
+    return False
+
+
+def _ancestors() -> tuple[int, ...]:
+    """Return the processes that this one comes from, which may have started it with the variables of a rank."""
+    try:
+        return tuple(parent.pid for parent in psutil.Process().parents())
+    except psutil.Error:  # they belong to somebody else
+        return ()
 
 
 def store_of_launch(rank: int, size: int, address: str, port: int, *, seconds: float) -> Any:

@@ -13,6 +13,7 @@ from ...planning import MadeFor, Plan, combine_ranks
 
 _SAME_CHECKPOINT = "load the same files on every rank: download them again where they differ, and name a revision"
 _SAME_POLICY = "pass the same policy on every rank"
+_SAME_PLAN = "pass the same plan on every rank, or on none"
 _SAME_SOFTWARE = "install the same versions of safe_dtype and transformers on every rank"
 
 Members = tuple[int, ...]
@@ -29,6 +30,7 @@ class Contribution:
     problem: str = ""  # why the device could not be measured
     lessons: tuple[LearnedFailure, ...] = ()  # what guarded runs of the checkpoint have met there
     failure: str = ""  # the error with which the rank ends
+    passed_plan: tuple[str, str] | None = None  # of the plan that its caller passes: the digest and the summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,10 @@ def agree(
 
     Raises:
         RemoteFailure: If a rank failed before it had anything to bring.
-        RanksDisagreeError: If checkpoints or policies differ.
+        RanksDisagreeError: If checkpoints, policies or the plans that were passed differ.
     """
     ordered = sorted(contributions, key=lambda group: group[0])
-    for ranks, contribution in ordered:
-        if contribution.failure:
-            raise RemoteFailure(ranks[0], contribution.failure)
+    check_passed_plans(ordered)
     _check_checkpoints(ordered)
     _check_policies(ordered)
     measured = [(ranks, one.device) for ranks, one in ordered if one.device is not None and not one.problem]
@@ -80,6 +80,22 @@ def agree(
         tuple(sorted(rank for ranks, _ in ordered for rank in ranks)),
         _slowest(measured) if measured else ordered[0][0][0],
     )
+
+
+def check_passed_plans(contributions: Sequence[tuple[Members, Contribution]]) -> None:
+    """Raise unless the callers of all ranks have passed the same plan, or none.
+
+    Raises:
+        RemoteFailure: If a rank failed before it had anything to bring.
+        RanksDisagreeError: If they have not.
+    """
+    for ranks, contribution in sorted(contributions, key=lambda group: group[0]):
+        if contribution.failure:
+            raise RemoteFailure(ranks[0], contribution.failure)
+    passed: dict[tuple[str, str], set[int]] = {}
+    for ranks, contribution in contributions:
+        passed.setdefault(contribution.passed_plan or ("", "none is passed"), set()).update(ranks)
+    _check_same([(tuple(sorted(ranks)), plan) for plan, ranks in passed.items()], _SAME_PLAN)
 
 
 def agreed_here(
@@ -107,9 +123,15 @@ def check_plans(plans: Sequence[tuple[Members, tuple[str, str]]]) -> None:
     Raises:
         RanksDisagreeError: If they have not.
     """
+    _check_same(plans, _SAME_SOFTWARE)
+
+
+def _check_same(plans: Sequence[tuple[Members, tuple[str, str]]], advice: str) -> None:
     if len({made for _, (made, _) in plans}) > 1:
-        values = tuple((ranks, f"{summary} [{made[:8]}]") for ranks, (made, summary) in sorted(plans))
-        raise RanksDisagreeError("plan", values, _SAME_SOFTWARE)
+        values = tuple(
+            (ranks, f"{summary} [{made[:8]}]" if made else summary) for ranks, (made, summary) in sorted(plans)
+        )
+        raise RanksDisagreeError("plan", values, advice)
 
 
 def _check_checkpoints(ordered: Sequence[tuple[Members, Contribution]]) -> None:

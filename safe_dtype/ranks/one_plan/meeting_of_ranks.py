@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,20 +16,24 @@ import torch.distributed as dist
 from ...devices import detect_one
 from ...errors import NoSuchDeviceError, PeerLostError, RemoteFailure
 from ...errors.ranks import named_ranks
-from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, MemoryFacts
+from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, LearnedFailure, MemoryFacts
 from ...loading.meeting import Facts
 from ...loading.plan_request import is_split, is_split_on_loading
 from ...loading.request import Request
 from ...planning import Plan, Policy, combine
+from ..failed_dtypes import met_in_this_launch
+from ..long_wait import long_wait
 from ..rendezvous import init_process_group
 from .board import Board, Groups, current_board, launch_here
-from .consensus import Consensus, Contribution, agree, agreed_here, check_plans, digest
+from .consensus import Consensus, Contribution, agree, agreed_here, check_passed_plans, check_plans, digest
 from .started import devices_at_start, shared
 
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_MEET = 60.0  # for ranks of whose devices nothing is known: a plan without them may be wrong
-SECONDS_TO_PROVE = 10.0  # for ranks whose devices are known: a plan without them is right, and only its proof waits
+# For ranks whose devices are known, or do not matter to a plan that is passed: it is right without them, and only its
+# proof waits.
+SECONDS_TO_PROVE = 10.0
 SECONDS_ONCE_ALONE = 1.0  # after some have stayed away once: this job loads models on single ranks
 SECONDS_TO_MEASURE = 1800.0  # for the one rank that loads and runs the model to measure it
 _SECONDS_TO_BE_HEARD = 10.0  # that rank 0, which may hold the board, waits before it ends with an error
@@ -40,7 +44,7 @@ _stayed_away: list[str] = []  # loads to which not all ranks came
 
 
 @contextmanager
-def meet(request: Request, policy: Policy | str | None) -> Iterator[MeetingOfRanks | None]:
+def meet(request: Request, policy: Policy | str | None, plan: Plan | None = None) -> Iterator[MeetingOfRanks | None]:
     """Open the meeting for one load. None in a job of one, and where nobody can be reached.
 
     An error that ends it before this rank has brought its facts ends the others with `RemoteFailure`.
@@ -51,7 +55,7 @@ def meet(request: Request, policy: Policy | str | None) -> Iterator[MeetingOfRan
     if board is None or not _is_reachable(board):
         yield None
         return
-    meeting = MeetingOfRanks(board, request, str(Policy.of(policy) or Policy()))
+    meeting = MeetingOfRanks(board, request, str(Policy.of(policy) or Policy()), plan)
     try:
         yield meeting
     except Exception as exc:  # whatever it is, the others must not wait for this rank
@@ -62,14 +66,21 @@ def meet(request: Request, policy: Policy | str | None) -> Iterator[MeetingOfRan
 class MeetingOfRanks:
     """The meeting for one load, as `loading.meeting.Meeting` describes it."""
 
-    def __init__(self, board: Board, request: Request, policy: str) -> None:
+    def __init__(self, board: Board, request: Request, policy: str, plan: Plan | None = None) -> None:
         self._board, self._request, self._policy = board, request, policy
+        self._passed_plan = None if plan is None else (digest(plan), plan.summary)
         what = _what_is_loaded(request)
         _loads[what] += 1
         self._name = f"load {what} {_loads[what]}"
         self._has_contributed = False
         self._consensus: Consensus | None = None
         self._tries = False  # on this rank, now
+
+    def check_passed_plan(self) -> None:
+        """Raise on all ranks unless the callers of all have passed the same plan."""
+        own = Contribution(self._policy, passed_plan=self._passed_plan)
+        groups = self._gathered(own, min(self._seconds(), SECONDS_TO_PROVE))
+        check_passed_plans([*groups, ((self._board.rank,), own)])
 
     def agreed(self, checkpoint: CheckpointFacts, measure: Callable[[], Facts]) -> Facts:
         """Return the facts that all ranks plan from."""
@@ -91,9 +102,11 @@ class MeetingOfRanks:
                 mine, memory=MemoryFacts(0, 0, "copies")
             )  # the whole model on every rank, as far as is known
         contribution = Contribution(
-            self._policy, checkpoint.source, checkpoint.identity, shared(mine), problem, checkpoint.lessons
-        )
-        groups = self._gathered(contribution)
+            self._policy, checkpoint.source, checkpoint.identity, shared(mine), problem, self._lessons(checkpoint),
+            passed_plan=self._passed_plan,
+        )  # fmt: skip
+        groups = self._gathered(contribution, self._seconds())
+        check_passed_plans([*groups, ((self._board.rank,), contribution)])
         absent = self._absent(groups)
         self._consensus = agree(groups, absent)
         if self._board.rank not in self._consensus.ranks:  # it came when the others had gone on
@@ -169,10 +182,11 @@ class MeetingOfRanks:
         self._board.post(f"{self._name} heard", 1)
         return RemoteFailure(rank, problem)
 
-    def _gathered(self, contribution: Contribution) -> Groups:
+    def _gathered(self, contribution: Contribution, seconds: float) -> Groups:
         self._has_contributed = True
-        seconds = self._seconds()
-        groups = self._board.gather(self._name, contribution, seconds)
+        # Once torch has connected the ranks, all are there.
+        with nullcontext() if dist.is_initialized() else long_wait(seconds):
+            groups = self._board.gather(self._name, contribution, seconds)
         missing = sorted(set(range(self._board.size)) - {rank for ranks, _ in groups for rank in ranks})
         if missing and self._board.rank not in missing:
             _stayed_away.append(self._name)
@@ -183,6 +197,11 @@ class MeetingOfRanks:
         if any(one.failure for _, one in groups):
             self._board.post(f"{self._name} heard", 1)
         return groups
+
+    def _lessons(self, checkpoint: CheckpointFacts) -> tuple[LearnedFailure, ...]:
+        """Return what guarded runs have met here, and what has ended an earlier attempt of this launch."""
+        met = met_in_this_launch(self._request.devices, checkpoint.source)
+        return tuple(dict.fromkeys([*checkpoint.lessons, *met]))
 
     def _seconds(self) -> float:
         if _stayed_away:
