@@ -35,6 +35,7 @@ LAYERS = (
     "models",
     "devices",
     "rescaling",
+    "decoding",
     "guarding",
     "testing",
     "loading",

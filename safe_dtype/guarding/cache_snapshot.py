@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from transformers import cache_utils as cu
 
+from ..decoding import GrowingLayer, GrowingWindowLayer
+
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
 _CACHES = (cu.Cache, cu.DynamicCache, cu.StaticCache, cu.QuantizedCache, cu.MtpCache, cu.DFlashCache)
 _WITH_HALVES = cu.EncoderDecoderCache
@@ -354,6 +356,8 @@ _snapshot_quantized = _snapshot_references(
 _KINDS: dict[type, tuple[TakeSnapshot, ...]] = {
     cu.DynamicLayer: (_snapshot_grown,),
     cu.DynamicSlidingWindowLayer: (_snapshot_window,),
+    GrowingLayer: (_snapshot_grown,),
+    GrowingWindowLayer: (_snapshot_window,),
     cu.DynamicIndexedLayer: (_snapshot_grown, _snapshot_indexed),
     cu.StaticLayer: (_snapshot_static,),
     cu.StaticSlidingWindowLayer: (_snapshot_static_window,),

@@ -42,7 +42,7 @@ def copy_of_cache(cache: Any, change: Callable[[torch.Tensor], torch.Tensor], la
 
 def _copy_of_layer(layer: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     twin = copy.copy(layer)
-    for name, value in layer.__dict__.items():
+    for name, value in list(twin.__dict__.items()):
         twin.__dict__[name] = _changed(value, change)
     sample = next((value for value in twin.__dict__.values() if isinstance(value, torch.Tensor)), None)
     if sample is not None and sample.is_floating_point() and isinstance(getattr(twin, "dtype", None), torch.dtype):

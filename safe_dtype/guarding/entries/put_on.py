@@ -19,6 +19,7 @@ from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from ..step import guarded_step
 from .codes import Codes, with_numbers
 from .entry_methods import FORWARD, entry_methods, is_step
+from .growing_cache import grow_prepared, with_plain_cache
 from .left_out import leave_out_of_graphs
 from .nesting import is_covered, set_aside
 from .own_forward import put_on_own
@@ -46,6 +47,7 @@ def put_on(guard: Guard, model: nn.Module) -> None:
     for model_class in {type(part): None for part in guard.parts}:
         for name, wrap in (
             ("generate", _guard_generate), ("generate_batch", _guard_batch), ("_sample", guard_sample),
+            ("_prepare_cache_for_generation", grow_prepared),
         ):  # fmt: skip
             owner = owner_of(model_class, name)
             if owner is not None and _is_method(owner.__dict__[name]):
@@ -149,8 +151,9 @@ def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
         with set_aside(guard):
             if id(guard) in here.nets:
-                return original(self, *args, **kwargs)
-            return generate_among_peers(guarded_generate, guard, functools.partial(original, self), args, kwargs)
+                return with_plain_cache(original(self, *args, **kwargs))
+            output = generate_among_peers(guarded_generate, guard, functools.partial(original, self), args, kwargs)
+            return with_plain_cache(output)
 
     return generate
 
