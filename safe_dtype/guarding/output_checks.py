@@ -25,7 +25,7 @@ _RULED_OUT = ("logit", "score", "prob", "mask", "bias")
 # Clamped values lie at the end of float16 or 1000 below it (64504 is rounded to 64512).
 _PINNED = 64504.0
 _TENSOR, _is_finite = torch.Tensor, math.isfinite
-_largest = torch.max  # quicker than the method, and than amax
+_largest, _total = torch.max, torch.sum  # quicker than the methods, and than amax
 
 Peaks = Sequence[tuple[nn.Module, torch.Tensor, torch.Tensor]]  # a watched block, its smallest and its largest value
 
@@ -152,8 +152,10 @@ def _is_finite_at_once(name: str, tensor: torch.Tensor) -> bool:
     if type(tensor) is not _TENSOR or (not tensor.is_cpu and (is_put_off() or _is_captured(tensor))):
         return False
     try:
-        return _is_finite(_soundness_flag(name, tensor).item())
-    except RuntimeError:  # complex, sparse, nested, empty, meta: it has no largest number
+        # Of finite numbers alone the sum is finite, unless it overflows, and it takes a quarter of the time of the largest.
+        total = _total(tensor, dtype=torch.float32) if tensor.dtype is torch.float16 else _total(tensor)
+        return _is_finite(total.item()) or _is_finite(_soundness_flag(name, tensor).item())
+    except (RuntimeError, TypeError):  # complex, nested, meta: it has no largest number
         return False
 
 
