@@ -17,6 +17,8 @@ SCRIPTS = (
     "loading",
     "routes",
     "generation",
+    "profile_token",
+    "attention",
     "predictor",
     "guard",
     "audit",

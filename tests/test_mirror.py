@@ -29,6 +29,7 @@ TOGETHER = {
     "cli/talk.py": "commands/test_chat.py",
     "commands/cache_listing.py": "cli/test_cache_commands.py",
     "devices/backend.py": "accelerator/test_missing_functions.py",
+    "kernels/attention_row_ir.py": "kernels/test_attention_row.py",
     "kernels/row_product_ir.py": "kernels/test_row_product.py",
     "kernels/vectors.py": "kernels/test_row_product.py",
     "loading/trials/second_copy.py": "loading/trials/test_float16.py",

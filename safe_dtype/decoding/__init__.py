@@ -1,5 +1,13 @@
-"""What makes steps of one token quicker, and leaves their numbers as they are."""
+"""What makes steps of one token quicker, and leaves their numbers as they are or within one rounding."""
 
 from .growing_layers import GrowingLayer, GrowingWindowLayer, give_room, take_room
+from .one_row_attention import attention_by_rows, is_quicker_by_rows
 
-__all__ = ["GrowingLayer", "GrowingWindowLayer", "give_room", "take_room"]
+__all__ = [
+    "GrowingLayer",
+    "GrowingWindowLayer",
+    "attention_by_rows",
+    "give_room",
+    "is_quicker_by_rows",
+    "take_room",
+]

@@ -80,6 +80,7 @@ class Guard:
         self.batches = 0  # how many continuous batches run: their steps are not guarded one by one
         self.batch_errors: dict[str, Exception] = {}  # that ended them, by text: requests know nothing else
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
+        self.attends_by_rows = False  # attention of one row is computed in another form
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
         self.peers: Peers | None = None  # processes that hold copies, and agree with this one after every generation
         self.shared: SharedSteps | None = None  # processes that compute a part of every step of this model
