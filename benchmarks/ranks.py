@@ -52,8 +52,21 @@ def store() -> None:
 
 @main.command()
 @click.option("--size", "sizes", type=int, multiple=True, default=SIMULATED, show_default=True, help="How many ranks.")
-def simulate(*, sizes: tuple[int, ...]) -> None:
-    """Simulate many ranks, on a quiet network and on one as uneven as this machine."""
+@click.option("--votes/--no-votes", "has_votes", default=True, help="Whether votes too: a thread for each rank.")
+def simulate(*, sizes: tuple[int, ...], has_votes: bool) -> None:
+    """Simulate many ranks, on a quiet network and on one as uneven as this machine.
+
+    Without votes, those that the file of results has are kept.
+    """
+    if not has_votes:
+        figures = _figures("ranks_simulated")
+        given = figures["assumptions"]
+        for size in sizes:
+            figures[str(size)]["consensus"] = simulated_consensus(
+                size, given["microseconds_of_a_request_to_the_store"], given["bytes_per_second_of_the_store"]
+            )
+        click.echo(write_results("ranks_simulated", figures))
+        return
     torch.set_num_threads(1)
     measured = _figures("ranks_vote")["2"]
     answers = _figures("ranks_store")[str(CLIENTS[-1])]

@@ -181,7 +181,10 @@ class TensorParallelSteps:
         except PeerLostError as exc:
             if error is None:
                 raise
-            raise error from exc  # the others wait in the middle of the step, and hear that this rank has ended
+            # The others wait in the middle of the step, and hear that this rank has ended. That they have not come is no
+            # cause of its error: a restart would take it for a lost peer, and know of no dtype.
+            logger.warning("this rank failed where the others cannot follow, and ends: %s", exc.problem)
+            raise error from error.__cause__
         return [_Statement.from_text(text) for text in texts]
 
 

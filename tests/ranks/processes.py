@@ -137,12 +137,32 @@ def run_program(
         **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "JOB_FOLDER": str(folder),
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **settings,
     }  # fmt: skip
-    job = subprocess.run(
+    job = start_launcher(arguments, environment)
+    log = output_of(job)
+    assert job.returncode == 0, log
+    return [json.loads((folder / f"end {rank}").read_text()) for rank in range(size)], log
+
+
+def start_launcher(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start `python ARGUMENTS`, which starts ranks itself, in the root of the repository."""
+    return subprocess.Popen(
         [sys.executable, *arguments], env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, timeout=150, check=False,
+        stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert job.returncode == 0, job.stdout
-    return [json.loads((folder / f"end {rank}").read_text()) for rank in range(size)], job.stdout
+
+
+def output_of(launcher: subprocess.Popen[str], seconds: float = 240.0) -> str:
+    """Return all that a launcher has printed when it has ended; one that takes longer is told to end, with its ranks."""
+    try:
+        return launcher.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        launcher.terminate()  # it ends its ranks, which have sessions of their own
+        try:
+            output = launcher.communicate(timeout=45)[0]
+        except subprocess.TimeoutExpired:
+            launcher.kill()
+            output = launcher.communicate()[0]
+        return f"{output}\nIt was ended after {seconds:.0f} s."
 
 
 def begin_case(name: str, seconds: float = 30.0) -> None:

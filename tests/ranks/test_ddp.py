@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 import torch.distributed as dist
 from ranks.processes import Launch, begin_case, run_ranks
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 from training.loops import Fault, Run, run
 
 from safe_dtype import FLOAT16
-from safe_dtype.errors import RemoteFailure
+from safe_dtype.errors import RemoteFailure, TrainingLoopError
+from safe_dtype.ranks.ddp import DdpSchedule
+from safe_dtype.ranks.schedule import OutOfStepError
 from safe_dtype.training import PrecisionGuard, TorchLoop
 
 KINDS = ["raise", "before", "after", "backward", "nan", "inf"]
@@ -76,6 +79,78 @@ def test_another_error_comes_out_on_every_rank() -> None:
     ours, theirs = run_ranks(fails_otherwise, 2, "foreign")
     assert theirs == ["KeyError: 'labels'"] * 3
     assert ours == ["RemoteFailure: Rank 1 failed: KeyError: 'labels'. Next: look at the log of rank 1."] * 3
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """A process group in this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def with_powersgd(ddp: DistributedDataParallel) -> None:
+    """Have gradients sent by PowerSGD."""
+    ddp.register_comm_hook(powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2), powerSGD_hook.powerSGD_hook)
+
+
+def with_synced_statistics(ddp: DistributedDataParallel) -> None:
+    """Have statistics of all ranks in the model: DDP takes them on GPUs alone, and looks when it is made."""
+    ddp.module.norm = nn.SyncBatchNorm(4)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize(
+    ("model", "change", "problem"),
+    [
+        pytest.param(
+            nn.Linear(4, 4), with_synced_statistics, "SyncBatchNorm waits for the others", id="SyncBatchNorm"
+        ),
+        pytest.param(nn.Embedding(8, 4, sparse=True), lambda _: None, "sparse gradients are reduced", id="sparse"),
+        pytest.param(nn.Linear(4, 4), with_powersgd, "PowerSGD sends depends on the steps", id="PowerSGD"),
+    ],
+)
+def test_what_cannot_be_kept_in_step(model: nn.Module, change: Callable[[Any], None], problem: str) -> None:
+    """It is known before anything fails, and a rank that fails says why it has to end."""
+    ddp = DistributedDataParallel(model)
+    change(ddp)
+    schedule = DdpSchedule(ddp)
+    assert problem in str(schedule.problem)
+    schedule.begin()
+    with pytest.raises(OutOfStepError, match=problem):
+        schedule.keep(RuntimeError("not implemented for 'BFloat16'"))
+    schedule.end(is_whole=False)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_join_is_refused() -> None:
+    """Ranks that have run out of data do not vote: nobody begins to wait for them."""
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    schedule = DdpSchedule(model)
+    with model.join(), pytest.raises(TrainingLoopError, match="join"):
+        schedule.begin()
+
+
+def sends_by_powersgd(kinds: list[str]) -> list[tuple[str, bool, torch.Tensor]]:
+    """Return the messages, whether all is finite, and the weights of runs in which NaN goes into PowerSGD's errors."""
+    outcomes = []
+    for kind in kinds:
+        begin_case(kind)
+        hook = (powerSGD_hook.powerSGD_hook, lambda: powerSGD_hook.PowerSGDState(None, start_powerSGD_iter=2))
+        # In one bucket: with more, PowerSGD by itself waits for ever on gloo's two threads.
+        result = run(Run(fault=Fault(kind, 4, rank=1), steps=7, hook=hook, ddp={"bucket_cap_mb": 25}))
+        weights = torch.cat([value.flatten() for name, value in result.values.items() if name.endswith("weight")])
+        changes = " ".join(f"{event.before}>{event.after}" for event in result.events if event.before != event.after)
+        outcomes.append((changes, bool(weights.isfinite().all()), weights))
+    return outcomes
+
+
+def test_nan_in_what_powersgd_remembers() -> None:
+    """The window is run again without what PowerSGD keeps of the failed one, and weights stay the same on all ranks."""
+    first, second = run_ranks(sends_by_powersgd, 2, ["nan", "inf"])
+    for (changes, is_finite, weights), (_, _, others) in zip(first, second, strict=True):
+        assert (changes, is_finite) == ("bfloat16>float16", True)
+        assert torch.equal(weights, others)
 
 
 def raise_after(loop: TorchLoop, model: nn.Module, error: BaseException) -> None:

@@ -20,7 +20,7 @@ from safe_dtype.ranks import FAILED_IN_DTYPE, PEER_LOST, restarting
 from safe_dtype.ranks.restart import status_of
 
 from .generation_trial import save_checkpoint
-from .processes import TESTS, Launch, begin_case, free_port, outcomes_of, run_program
+from .processes import Launch, begin_case, free_port, outcomes_of, output_of, run_program, start_launcher
 
 SCRIPT = Path(__file__).with_name("train_sharded.py")
 
@@ -39,7 +39,7 @@ def launched(
     """Run the job of two ranks by torchrun. With two agents each is a node of its own, with a cache of its own."""
     options = [*_rendezvous(agents, free_port()), "--max-restarts", str(restarts)]
     started = [_agent(folder, number, [*options, *_conf(number)], script, settings) for number in range(agents)]
-    outputs = [agent.communicate(timeout=150)[0] for agent in started]
+    outputs = [output_of(agent) for agent in started]
     ranks = [json.loads(file.read_text()) for file in sorted(folder.glob("end *"))]
     return Ended(ranks, "\n".join(outputs), max(agent.returncode for agent in started))
 
@@ -58,15 +58,13 @@ def _conf(number: int) -> list[str]:
 def _agent(
     folder: Path, number: int, options: list[str], script: Sequence[str], settings: dict[str, str]
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "safe_dtype.run", *script]
+    arguments = ["-m", "torch.distributed.run", *options, "-m", "safe_dtype.run", *script]
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "JOB_FOLDER": str(folder),
         "SAFE_DTYPE_CACHE": str(folder / f"cache {number}"), "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         **settings,
     }  # fmt: skip
-    return subprocess.Popen(
-        command, env=environment, cwd=TESTS.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return start_launcher(arguments, environment)
 
 
 def verdicts(folder: Path) -> list[Path]:
