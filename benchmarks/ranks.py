@@ -11,6 +11,7 @@ What the guard of a training window costs is in benchmarks/training.py, and what
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,13 +60,7 @@ def simulate(*, sizes: tuple[int, ...], has_votes: bool) -> None:
     Without votes, those that the file of results has are kept.
     """
     if not has_votes:
-        figures = _figures("ranks_simulated")
-        given = figures["assumptions"]
-        for size in sizes:
-            figures[str(size)]["consensus"] = simulated_consensus(
-                size, given["microseconds_of_a_request_to_the_store"], given["bytes_per_second_of_the_store"]
-            )
-        click.echo(write_results("ranks_simulated", figures))
+        click.echo(_with_decisions(sizes))
         return
     torch.set_num_threads(1)
     measured = _figures("ranks_vote")["2"]
@@ -89,6 +84,16 @@ def simulate(*, sizes: tuple[int, ...], has_votes: bool) -> None:
         }
         click.echo(f"{size}: {figures[str(size)]}", err=True)
         write_results("ranks_simulated", figures)
+
+
+def _with_decisions(sizes: tuple[int, ...]) -> Path:
+    """Simulate how one plan is agreed on, and keep all else that the file of results has."""
+    figures = _figures("ranks_simulated")
+    assumed = figures["assumptions"]
+    answers = assumed["microseconds_of_a_request_to_the_store"], assumed["bytes_per_second_of_the_store"]
+    for size in sizes:
+        figures[str(size)]["consensus"] = simulated_consensus(size, *answers)
+    return write_results("ranks_simulated", figures)
 
 
 def _figures(name: str) -> Any:
