@@ -16,6 +16,7 @@ SCRIPTS = (
     "startup",
     "loading",
     "routes",
+    "rows",
     "generation",
     "profile_token",
     "attention",

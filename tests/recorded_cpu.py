@@ -29,7 +29,7 @@ _RATES = {
     FLOAT16: (20e9, 1400e9),
 }
 # Other ways to compute a product: `routes_of`.
-_ROUTE_RATES = {
+ROUTE_RATES = {
     (FLOAT32, "matmul_narrow"): (20e9, 1100e9),
     (BFLOAT16, "matmul_cast"): (13e9, 130e9),
     (BFLOAT16, "matmul_blocks"): (27e9, 900e9),
@@ -37,8 +37,12 @@ _ROUTE_RATES = {
     (FLOAT16, "matmul_cast"): (13e9, 130e9),
     (FLOAT16, "matmul_blocks"): (20e9, 900e9),
     (FLOAT16, "matmul_blocks_cast"): (20e9, 140e9),
+    # No faster than the plain product, so that no plan depends on what is installed.
+    (FLOAT32, "matmul_rows"): (28e9, 150e9),
+    (BFLOAT16, "matmul_rows"): (26e9, 1500e9),
+    (FLOAT16, "matmul_rows"): (20e9, 1400e9),
 }
-_ROWS = (1, 16, 512)
+_ROWS, _COMPILED_ROWS = (1, 16, 512), (1, 8)
 _SECONDS_AT_ONE_ROW, _SECONDS_A_NUMBER = 3e-6, 4e-10  # of a norm or a softmax
 _MULTIPLIES = ("matmul", "attention", "conv2d")
 _ERROR = {FLOAT32: 1e-6, BFLOAT16: 3e-3, FLOAT16: 3e-4}
@@ -95,7 +99,7 @@ def _verdict(
 ) -> Verdict:
     if dtype not in rates:
         return Verdict(dtype, op, VerdictKind.UNSUPPORTED, f"the recorded device has no {op} in {dtype}")
-    read, work = _ROUTE_RATES.get((dtype, op), rates[dtype])
+    read, work = ROUTE_RATES.get((dtype, op), rates[dtype])
     if not op.startswith(_MULTIPLIES):
         timings = tuple(
             Timing(rows, widths[0], _SECONDS_AT_ONE_ROW + (rows - 1) * widths[0][1] * _SECONDS_A_NUMBER)
@@ -105,6 +109,8 @@ def _verdict(
     timings = tuple(
         Timing(rows, (out, width), out * width * max(dtype.itemsize / read, 2 * rows / work))
         for out, width in widths
-        for rows in _ROWS
+        for rows in (_COMPILED_ROWS if op == "matmul_rows" else _ROWS)
     )
+    if op == "matmul_rows":
+        return Verdict(dtype, op, VerdictKind.NATIVE, "", read, None, _ERROR[dtype], timings)
     return Verdict(dtype, op, VerdictKind.NATIVE, "", read, work, _ERROR[dtype], timings if op != "attention" else ())

@@ -42,7 +42,7 @@ def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scales:
         raise RuntimeError(f"no products of {x.dtype} by {weight.dtype} are compiled here")
     outputs, inputs = weight.shape
     x = x.contiguous()
-    y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device="cpu")
+    y = x.new_empty((*x.shape[:-1], outputs))
     rows = x.numel() // inputs if inputs else y.numel() // max(1, outputs)
     stride = weight.stride(0)
     at_a_time = max(1, _AT_A_TIME // max(1, inputs * weight.itemsize))

@@ -20,7 +20,7 @@ from ..facts import FLOAT16, FLOAT32
 from ..guarding import guard
 from ..models.load_lock import one_at_a_time
 from ..models.origin import Origin, keep_origin
-from ..models.planned_layout import lay_out_as_planned
+from ..models.planned_layout import compile_as_planned, lay_out_as_planned
 from ..models.recast import recast
 from ..planning import Candidate, Plan
 from ..rescaling.folding.rescale_file import FILE
@@ -68,8 +68,10 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
         plan = in_float32(plan, "float16 does not reach what its files hold")
     keep_origin(model, replace(origin, plan=plan))
-    if lay_out_as_planned(model, Candidate(plan.storage, plan.compute), plan.routes) == 0:
+    candidate = Candidate(plan.storage, plan.compute)
+    if lay_out_as_planned(model, candidate, plan.routes) == 0:
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
+    compile_as_planned(model, candidate, plan.routes)
     save_in_saved_dtype(model, plan)
     guard(model)
     return loaded

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..numerics.block_product import Blocks, can_lay_out
 from ..numerics.pages import file_mappings, give_back, in_files
-from .blocked_forward import attach, detach, weight_of
+from .blocked_forward import attach, weight_of
 from .blocked_weight import BlockedWeight
+from .forwards.module_forward import take_off
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
 
 
 def take_back(model: nn.Module) -> int:
-    """Undo `lay_out`; return how many modules were changed back."""
-    return sum(detach(module) for module in model.modules())
+    """Undo `lay_out` and `compile_products`; return how many modules were changed back."""
+    return sum(take_off(module) for module in model.modules())
 
 
 def blocks_of(module: nn.Module) -> Blocks | None:

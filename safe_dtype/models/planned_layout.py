@@ -1,4 +1,4 @@
-"""Bring the weights of a loaded model into the layout that was planned."""
+"""Bring the weights of a loaded model into the layout that was planned, and its products to the kernels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 from ..facts import FLOAT32
 from ..planning import Candidate, Routes
 from .block_layout import lay_out
+from .forwards.compiled_products import compile_products
 
 
 def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int | None:
@@ -16,3 +17,10 @@ def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
         return None
     rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
     return lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name)).modules
+
+
+def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int:
+    """Return in how many modules products of few rows are compiled now; 0 where it is not planned."""
+    if routes is None or not routes.compiled_rows:
+        return 0
+    return compile_products(model, getattr(torch, candidate.storage.name), routes.compiled_rows)

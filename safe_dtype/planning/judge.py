@@ -22,7 +22,8 @@ from ..facts import (
     worst_output,
 )
 from ..rendering.units import bytes_text, times_text
-from .matmul_routes import Routes, product_verdict, routes_for
+from .candidate_routes import candidate_routes
+from .matmul_routes import Routes, product_verdict
 from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
 from .policy import Policy
@@ -74,13 +75,7 @@ def judge(
             range and rounding is taken to be well.
     """
     storage, compute = candidate.storage, candidate.compute
-    routes = routes_for(
-        storage,
-        compute,
-        device,
-        _calls(checkpoint, policy),
-        can_be_laid_out=_can_be_laid_out(storage, checkpoint, policy),
-    )
+    routes = candidate_routes(candidate, device, checkpoint, policy)
     if routes and storage != compute and device.verdict(storage, "conv2d").kind in _GROUNDS:
         routes = replace(routes, cast_from=1)  # whatever its products gain by that
     cost = predict(candidate, routes, device, checkpoint, policy.workload)
@@ -121,27 +116,6 @@ def is_pending(candidate: Candidate, checkpoint: CheckpointFacts, expected: Cont
     if candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
         return checkpoint.half is None
     return checkpoint.drift(candidate.storage, candidate.compute) is None
-
-
-def _calls(checkpoint: CheckpointFacts, policy: Policy) -> tuple[tuple[int, int], ...]:
-    """Return how many rows the calls of the workload have, and how often each is made."""
-    new_tokens = policy.workload.new_tokens if checkpoint.cache.layers else 0
-    return (policy.workload.prompt_tokens, 1), (1, new_tokens)
-
-
-def _can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -> bool:
-    """Whether the weights will be views of their files, so that a copy in another layout takes no more memory.
-
-    In strict mode nothing is changed, and a quantizer has a layout of its own. The experts of a mixture are one tensor,
-    for which blocks are not made, and they are most of its weights.
-    """
-    return (
-        policy.mode != "strict"
-        and checkpoint.file_format == "safetensors"
-        and storage == checkpoint.saved
-        and not checkpoint.quantization
-        and all(one.active == 1.0 for one in checkpoint.linears)
-    )
 
 
 def needed_ops(checkpoint: CheckpointFacts) -> tuple[str, ...]:
@@ -308,8 +282,7 @@ def _beside_float32(
 ) -> str:
     """Return how the parts of the predicted seconds compare with float32's, where both are known."""
     plain = Candidate(FLOAT32, FLOAT32)
-    calls = _calls(checkpoint, policy)
-    routes = routes_for(FLOAT32, FLOAT32, device, calls, can_be_laid_out=_can_be_laid_out(FLOAT32, checkpoint, policy))
+    routes = candidate_routes(plain, device, checkpoint, policy)
     base = predict(plain, routes, device, checkpoint, policy.workload)
     if candidate == plain or not base.seconds or cost.seconds is None:
         return ""
@@ -344,6 +317,9 @@ def _praise(
         words.append(f"{_reaches(wide)}: in float32, as saved")
     if routes and routes.layout == "blocks":
         words.append("laid out in blocks on loading")
+    if routes and routes.compiled_rows:
+        rows = f"up to {routes.compiled_rows} rows" if routes.compiled_rows > 1 else "one row"
+        words.append(f"products of {rows} compiled for this CPU")
     if speed:
         words.append(speed)
     return [*words, *product.notes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..facts import FLOAT32, DeviceFacts, Dtype, Verdict
 
@@ -12,8 +12,12 @@ from ..facts import FLOAT32, DeviceFacts, Dtype, Verdict
 _MEASURED_ROWS = (1, 16, 512)
 _FROM_ROWS = (1, 9, 90)
 
-# A layout costs time on loading, so it has to win by a tenth.
+# A layout costs time on loading, so it has to win by a tenth. Code for this CPU costs next to none.
 _LAYOUT_GAIN = 1.10
+_COMPILED_GAIN = 1.05
+
+# The product of few rows that is compiled, and the most rows that it is measured at.
+_COMPILED, _COMPILED_ROWS = "matmul_rows", 8
 
 Calls = tuple[tuple[int, int], ...]  # (rows, how often)
 
@@ -24,13 +28,15 @@ class Routes:
 
     `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`, from where
     products of many rows are computed in `wide`. `cast_from` is the number of rows from which products of weights that
-    lie plainly are computed in the compute dtype; None is never.
+    lie plainly are computed in the compute dtype; None is never. Up to `compiled_rows` rows, such products take code
+    that is compiled for this CPU, of `safe_dtype.kernels`.
     """
 
     layout: str
     cast_from: int | None
     seconds_per_element: tuple[float, float, float]  # of a weight, at 1, 16 and 512 rows
     wide: Dtype | None = None
+    compiled_rows: int = 0
 
     def seconds(self, rows: int) -> float:
         """Return the seconds for one weight element and `rows` rows, between the measured ones in proportion."""
@@ -43,14 +49,18 @@ class Routes:
 
 
 def routes_for(
-    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, *, can_be_laid_out: bool
-) -> Routes | None:
+    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, *, can_be_laid_out: bool,
+    can_be_compiled: bool = False,
+) -> Routes | None:  # fmt: skip
     """Return the fastest routes for `calls`; None where nothing was measured.
 
-    `can_be_laid_out` tells whether the weights can be copied into another layout.
+    `can_be_laid_out` tells whether the weights can be copied into another layout, `can_be_compiled` whether products may
+    take code of our own.
     """
     plain = _plain_routes(storage, compute, device)
     blocks = _block_routes(storage, compute, device, calls, plain) if can_be_laid_out else None
+    if plain is not None and can_be_compiled:
+        plain = _with_compiled(plain, device.verdict(storage, _COMPILED))
     if plain is None or blocks is None:
         return blocks or plain
     return blocks if _total(plain, calls) >= _total(blocks, calls) * _LAYOUT_GAIN else plain
@@ -81,6 +91,19 @@ def _plain_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes
     kernels = [kernel for _, kernel in (at_one, at_some, at_many)]
     cast_from = _FROM_ROWS[kernels.index(other)] if other in kernels else None
     return Routes("plain", cast_from, (at_one[0], at_some[0], at_many[0]))
+
+
+def _with_compiled(routes: Routes, verdict: Verdict) -> Routes:
+    """Return `routes` with compiled products of as many rows as these are faster for."""
+    if not verdict.runs or not verdict.decode_bytes_per_s:
+        return routes
+    at_one = verdict.dtype.itemsize / verdict.decode_bytes_per_s
+    if at_one * _COMPILED_GAIN > routes.seconds_per_element[0]:
+        return routes
+    at_most = _mean_seconds(verdict, _COMPILED_ROWS)
+    is_faster = at_most is not None and at_most * _COMPILED_GAIN <= routes.seconds(_COMPILED_ROWS)
+    per_element = (at_one, *routes.seconds_per_element[1:])
+    return replace(routes, seconds_per_element=per_element, compiled_rows=_COMPILED_ROWS if is_faster else 1)
 
 
 def _block_routes(
@@ -122,8 +145,14 @@ def _seconds(verdict: Verdict, rows: int) -> float | None:
     reading, multiplying = verdict.dtype.itemsize / read, 2 * rows / work
     if rows == 1:
         return reading
+    mean = _mean_seconds(verdict, rows)
+    if rows == _MEASURED_ROWS[-1] or mean is None:
+        return max(reading, multiplying)
+    return mean
+
+
+def _mean_seconds(verdict: Verdict, rows: int) -> float | None:
+    """Return the seconds for one element over all shapes that were timed at `rows` rows."""
     timed = [timing for timing in verdict.timings if timing.rows == rows]
     elements = sum(timing.shape[0] * timing.shape[1] for timing in timed)
-    if rows == _MEASURED_ROWS[-1] or not elements:
-        return max(reading, multiplying)
-    return sum(timing.seconds for timing in timed) / elements
+    return sum(timing.seconds for timing in timed) / elements if elements else None

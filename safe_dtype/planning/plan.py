@@ -161,7 +161,14 @@ class Plan:
     def what(self) -> str:
         """What is loaded, and what else is set for it: 'bfloat16 stored, float32 computed, layout=blocks'."""
         layout = self.routes.layout if self.routes and self.routes.layout != "plain" else None
-        settings = (("layout", layout), ("attn_implementation", self.attention), ("device_map", self.device_map))
+        compiled = self.routes.compiled_rows if self.routes else 0
+        rows = f"compiled for {compiled} row{'s' if compiled > 1 else ''}" if compiled else None
+        settings = (
+            ("layout", layout),
+            ("products", rows),
+            ("attn_implementation", self.attention),
+            ("device_map", self.device_map),
+        )
         dtypes = str(self.chosen.candidate if self.chosen else self.storage)
         return ", ".join([dtypes, *(f"{name}={value}" for name, value in settings if value)])
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import recorded_cpu
 import torch
 import transformers
+from numerics.laid_out import IDS, load, save
 from tiny_models import TINY, tiny_gguf
 
 import safe_dtype
-from safe_dtype import BFLOAT16, SafeAutoModel, SafeDtypeWarning, plan_of
+from safe_dtype import BFLOAT16, SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
+from safe_dtype.models.forwards.compiled_products import products_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +53,24 @@ def test_bit_for_bit(name: str, dtype: str, saved: Callable[..., Path]) -> None:
         assert torch.equal(tensor, theirs[key]), key
     # Numbers that are no numbers compare equal here as well: T5 and others leave float16's range.
     assert torch.equal(output_of(ours, name).nan_to_num(), output_of(plain, name).nan_to_num())
+
+
+def test_compiled_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where compiled products were measured to be the fastest, the plan says so, and a loaded model multiplies by them."""
+    pytest.importorskip("llvmlite", reason="products are compiled by llvmlite, of the extra `fast`")
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(import_module("safe_dtype.loading.plan_request"), "_ROUTED_FROM", 0)  # parameters
+    monkeypatch.setitem(recorded_cpu.ROUTE_RATES, (BFLOAT16, "matmul_rows"), (60e9, 1500e9))
+    model = SafeAutoModelForCausalLM.from_pretrained(save("qwen3-tied", tmp_path / "model"))
+    plan = plan_of(model)
+    assert plan.routes is not None
+    assert (plan.routes.layout, plan.routes.compiled_rows) == ("plain", 8)
+    assert "products=compiled for 8 rows" in plan.explain(width=200)
+    assert "products of up to 8 rows compiled for this CPU" in plan.chosen.reason
+    assert sum(products_of(module) is not None for module in model.modules()) == 15
+    plain = load(tmp_path / "model")
+    prompt = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(model.generate(**prompt), plain.generate(**prompt))
 
 
 def test_threads(tiny_qwen3: Path) -> None:

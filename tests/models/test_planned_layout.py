@@ -11,7 +11,8 @@ from torch import nn
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from safe_dtype.models.block_layout import blocks_of, lay_out
-from safe_dtype.models.planned_layout import lay_out_as_planned
+from safe_dtype.models.forwards.compiled_products import products_of
+from safe_dtype.models.planned_layout import compile_as_planned, lay_out_as_planned
 from safe_dtype.planning import Candidate, Routes
 
 SECONDS = (1e-9, 1e-9, 1e-9)
@@ -75,3 +76,18 @@ def test_weights_in_memory() -> None:
     module = nn.Linear(512, 512, dtype=torch.bfloat16)
     planned = Routes("blocks", None, SECONDS, FLOAT32)
     assert lay_out_as_planned(module, Candidate(BFLOAT16, BFLOAT16), planned) == 0
+
+
+def test_compiled_as_planned() -> None:
+    """Products of as many rows as planned are compiled, in the dtype that weights are stored in; else nothing is touched."""
+    pytest.importorskip("llvmlite", reason="products are compiled by llvmlite, of the extra `fast`")
+    module, candidate = nn.Linear(512, 512, dtype=torch.bfloat16), Candidate(BFLOAT16, FLOAT32)
+    for routes in (None, Routes("plain", 9, SECONDS), Routes("blocks", None, SECONDS, FLOAT32)):
+        assert compile_as_planned(module, candidate, routes) == 0
+        assert products_of(module) is None
+    planned = Routes("plain", 9, SECONDS, compiled_rows=8)
+    assert compile_as_planned(module, Candidate(FLOAT32, FLOAT32), planned) == 0
+    assert compile_as_planned(module, candidate, planned) == 1
+    products = products_of(module)
+    assert products is not None
+    assert (products.dtype, products.most_rows) == (torch.bfloat16, 8)

@@ -18,6 +18,7 @@ from safe_dtype.facts import (
     Dtype,
     LinearFacts,
     MeasuredDrift,
+    Timing,
     Verdict,
     VerdictKind,
 )
@@ -93,6 +94,62 @@ def test_no_layout(checkpoint: CheckpointFacts, policy: Policy) -> None:
     plan = make_plan(OLD_CPU, checkpoint, policy)
     assert plan.routes is not None
     assert plan.routes.layout == "plain"
+
+
+def compiled(dtype: Dtype, gb_per_s: float, times_at_8: float) -> Verdict:
+    """Return the verdict on compiled products: how fast weights are read at 1 row, and how much longer 8 rows take."""
+    shape = (3072, 1024)
+    at_one = dtype.itemsize * shape[0] * shape[1] / (gb_per_s * 1e9)
+    timings = (Timing(1, shape, at_one), Timing(8, shape, at_one * times_at_8))
+    return Verdict(dtype, "matmul_rows", NATIVE, "", gb_per_s * 1e9, max_rel_error=1e-3, timings=timings)
+
+
+@pytest.mark.parametrize(
+    ("gb_per_s", "times_at_8", "layout", "rows"),
+    [
+        pytest.param(24, 1.5, "plain", 8, id="faster-than-blocks"),
+        pytest.param(20, 1.5, "plain", 8, id="as-fast-as-blocks-without-a-copy"),
+        pytest.param(10, 1.5, "blocks", 0, id="slower-than-blocks"),
+        pytest.param(24, 400.0, "plain", 1, id="faster-for-one-row-only"),
+    ],
+)
+def test_compiled_products(gb_per_s: float, times_at_8: float, layout: str, rows: int) -> None:
+    """Few rows take compiled products where these win; many rows are computed as they were."""
+    device = with_routes(OLD_CPU, compiled(BFLOAT16, gb_per_s, times_at_8))
+    plan = make_plan(device, f.checkpoint(BFLOAT16), Policy(prefer="memory"))
+    assert plan.routes is not None
+    assert (plan.routes.layout, plan.routes.compiled_rows, plan.routes.cast_from) == (layout, rows, 9)
+    of_rows = {0: "", 1: "products of one row compiled", 8: "products of up to 8 rows compiled"}[rows]
+    assert plan.chosen is not None
+    assert of_rows in plan.chosen.reason
+    assert ("products=compiled" in plan.what) == bool(rows)
+    assert json.loads(json.dumps(plan.to_dict()))["routes"]["compiled_rows"] == rows
+
+
+@pytest.mark.parametrize("times_slower", [1.02, 3.0])
+def test_compiled_products_have_to_win(times_slower: float) -> None:
+    """Compiled products that are no faster than torch's are not taken, nor those that came out wrong."""
+    plain = f.AVX2_CPU.verdict(BFLOAT16).decode_bytes_per_s or 0.0
+    slower = compiled(BFLOAT16, plain * 1e-9 / times_slower, 1.0)
+    wrong = replace(compiled(BFLOAT16, plain * 1e-8, 1.0), kind=VerdictKind.WRONG, reason="a relative error of 0.5")
+    for verdict in (slower, wrong):
+        plan = make_plan(with_routes(f.AVX2_CPU, verdict), f.checkpoint(BFLOAT16), Policy(prefer="memory"))
+        assert plan.routes is not None
+        assert plan.routes.compiled_rows == 0
+
+
+@pytest.mark.parametrize("mode", ["strict", "mixture", "pytorch"])
+def test_where_products_are_compiled(mode: str) -> None:
+    """In strict mode products are torch's, and those of a mixture, most of whose weights are no linear modules."""
+    device = with_routes(OLD_CPU, compiled(BFLOAT16, 24, 1.5))
+    checkpoint, policy = f.checkpoint(BFLOAT16), Policy(prefer="memory", mode="strict" if mode == "strict" else "auto")
+    if mode == "mixture":
+        checkpoint = replace(checkpoint, linears=(LinearFacts(3072, 1024, 190, active=0.25),))
+    if mode == "pytorch":
+        checkpoint = replace(checkpoint, file_format="pytorch")
+    plan = make_plan(device, checkpoint, policy)
+    assert plan.routes is not None
+    assert plan.routes.compiled_rows == (8 if mode == "pytorch" else 0)
 
 
 def test_layout_has_to_win() -> None:

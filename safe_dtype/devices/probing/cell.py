@@ -15,14 +15,14 @@ from ...facts import Dtype, Timing, Verdict, VerdictKind
 from .accuracy import relative_error, tolerance
 from .ops import Op, OpCase, Shape
 from .timing import Clock, clock_of, seconds_per_call
-from .verdicts import NO_MEMORY, ONE_ROW, PREFILL_ROWS
+from .verdicts import FEW_ROWS, NO_MEMORY, ONE_ROW, PREFILL_ROWS
 from .workspace import Workspace
 
-_FEW_ROWS = 16
-_SHARES = {ONE_ROW: 0.1, _FEW_ROWS: 0.05, PREFILL_ROWS: 0.25}  # of the time for one shape, spent on repeats
+# Of the time for one shape, spent on repeats.
+_SHARES, _OTHER_SHARE = {ONE_ROW: 0.1, PREFILL_ROWS: 0.25}, 0.05
 # Seconds below which a first call is repeated, since it loaded and compiled things. At one row it loads the most
 # (cuBLAS takes 0.3 s), and everything else is predicted from it.
-_CALLED_TWICE = {ONE_ROW: 1.0, _FEW_ROWS: 5e-3, PREFILL_ROWS: 5e-3}
+_CALLED_TWICE = {ONE_ROW: 1.0, FEW_ROWS: 5e-3, PREFILL_ROWS: 5e-3}
 _LEAST_SECONDS = 0.01  # for the shapes that come after a slow one: what is quick is still checked
 _GROW_BELOW = 3e-3  # seconds; a product that is faster than this may show a better rate with more outputs
 _GROWTH = 4
@@ -92,7 +92,7 @@ class Cell:
         """Go from one row to many, never to a step that would take longer than `allowance`."""
         full, cut = self._shapes(shape)
         step = self._try(ONE_ROW, cut)
-        for rows, now in ((ONE_ROW, full), (_FEW_ROWS, cut), (PREFILL_ROWS, cut)):
+        for rows, now in ((ONE_ROW, full), *((rows, cut) for rows in self._op.rows)):
             if (rows, now) != (step.rows, step.shape):
                 case = self._case(rows, now)
                 if step.seconds * case.work / step.case.work > allowance:
@@ -128,7 +128,7 @@ class Cell:
         return step
 
     def _timed(self, step: _Step, allowance: float) -> _Step:
-        worth = allowance * _SHARES[step.rows] * self._op.share
+        worth = allowance * _SHARES.get(step.rows, _OTHER_SHARE) * self._op.share
         seconds = seconds_per_call(step.case.call, self._clock, worth, step.seconds)
         self._course.timings.append(Timing(step.rows, step.shape, seconds))
         return replace(step, seconds=seconds)
@@ -166,7 +166,11 @@ class Cell:
         if rows == ONE_ROW:
             self._count_read(step)
         took = f"{step.rows} row{'s' if step.rows > 1 else ''}{_of_weight(step)} took {step.seconds:.2g} s"
-        self._course.left_out.append(f"{took}, so {PREFILL_ROWS} rows were not run")
+        self._course.left_out.append(f"{took}, so {self._op.rows[-1]} rows were not run")
+
+    @property
+    def _has_rate(self) -> bool:
+        return self._op.multiplies and PREFILL_ROWS in self._op.rows
 
     def _result(self) -> Verdict:
         course = self._course
@@ -177,7 +181,7 @@ class Cell:
             kind,
             "; ".join(filter(None, (reason, *course.left_out[:1]))),
             decode_bytes_per_s=course.bytes_read / course.bytes_seconds if course.bytes_read else None,
-            prefill_flops_per_s=course.flops / course.flops_seconds if self._op.multiplies else None,
+            prefill_flops_per_s=course.flops / course.flops_seconds if self._has_rate else None,
             # Infinity is no JSON; the reason says what happened.
             max_rel_error=course.worst_error if math.isfinite(course.worst_error) else None,
             timings=tuple(course.timings),

@@ -11,8 +11,10 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT32, INT8, Dtype
+from ...kernels.row_product import MOST_ROWS, multiply_rows
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
+from .verdicts import FEW_ROWS, PREFILL_ROWS
 from .workspace import Workspace
 
 Shape = tuple[int, int]  # (out_features, in_features)
@@ -47,6 +49,7 @@ class Op:
     shapes: Callable[[Sequence[Shape]], Sequence[Shape]]  # the model's linear widths -> the shapes measured
     multiplies: bool = False  # work is flops, and float32 may be computed in a narrower format inside
     cut: int = 0  # outputs that give the same rate at many rows as all of them do; 0: always all
+    rows: tuple[int, ...] = (FEW_ROWS, PREFILL_ROWS)  # timed beside one row
     odd_rows: tuple[int, ...] = ()  # checked, not timed
     inside: Dtype | None = None  # what is computed in, where that is narrower than the operands
     share: float = 1.0  # of the time for repeats that its precision is worth
@@ -103,6 +106,13 @@ def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> O
     return replace(
         plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.bfloat16).to(x.dtype)
     )
+
+
+def _matmul_rows(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+    """The same product of few rows, compiled for this CPU."""
+    plain = _matmul(space, dtype, rows, shape)
+    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
+    return replace(plain, call=lambda number: multiply_rows(x, weights[number % len(weights)]))
 
 
 def _blocks_in(wide: torch.dtype | None) -> Build:
@@ -335,6 +345,7 @@ OPS: dict[str, Op] = {
     "matmul_narrow": Op(_matmul_narrow, _all, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
     "matmul_blocks": Op(_blocks_in(None), _all, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _all, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
+    "matmul_rows": Op(_matmul_rows, _all, multiplies=True, rows=(MOST_ROWS,), odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),
     "rms_norm": Op(_rms_norm, _first, share=0.1),
     "softmax": Op(_softmax, _first, share=0.1),

@@ -10,6 +10,7 @@ import torch
 
 from ...errors import ProbeError
 from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
+from ...kernels.row_product import has_code
 from ...rendering.progress import tell
 from ..backend import answer_of
 from ..inventory import detect_one
@@ -72,9 +73,12 @@ def measure(
 def routes_of(dtype: Dtype, device: str) -> tuple[tuple[Dtype, str], ...]:
     """Return the ways to multiply by weights saved in `dtype` beside the plain one, for `measure`."""
     blocks = ("matmul_blocks", "matmul_blocks_cast") if device == "cpu" else ()
+    torch_dtype = getattr(torch, dtype.name)
+    compiled = ("matmul_rows",) if device == "cpu" and has_code(torch_dtype, torch_dtype) else ()
     if dtype == FLOAT32:  # its weights may be rounded to bfloat16, stored so or multiplied from a copy
-        return ((FLOAT32, "matmul_narrow"), *routes_of(BFLOAT16, device))
-    return tuple((dtype, name) for name in ("matmul_cast", *blocks))
+        of_float32 = tuple((FLOAT32, name) for name in ("matmul_narrow", *compiled))
+        return (*of_float32, *routes_of(BFLOAT16, device))
+    return tuple((dtype, name) for name in ("matmul_cast", *blocks, *compiled))
 
 
 def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ...facts import BESIDE_FLOAT32, FLOAT32, Verdict, VerdictKind
 
-ONE_ROW, PREFILL_ROWS = 1, 512
+ONE_ROW, FEW_ROWS, PREFILL_ROWS = 1, 16, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
 _SLOW = 1.5
 # Other ways to compute a product are compared with the plain one.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...devices import memory_of
-from ...models.blocked_forward import set_aside
+from ...models.forwards.module_forward import set_aside
 from ...models.islands import Island
 from ...models.recast import may_change
 from ...models.shift_hooks import shift_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from safe_dtype.devices import facts_of, measure
+from safe_dtype.devices import facts_of, measure, routes_of
 from safe_dtype.devices.probing.ops import Op, trained_linear
 from safe_dtype.devices.probing.probe import measure_here
 from safe_dtype.devices.probing.probe_request import ProbeRequest
@@ -91,3 +91,16 @@ def test_it_is_remembered_beside_the_rest() -> None:
     assert {verdict.op for verdict in trained.verdicts} == {"matmul_training"}
     assert trained.verdict(BFLOAT16, "matmul_training").runs
     assert facts_of("cpu", dtypes=(BFLOAT16, FLOAT32)).verdicts == plain.verdicts
+
+
+def test_compiled_products_are_measured_at_few_rows() -> None:
+    """The product that is compiled is timed at one row and at 8, and has no rate for prompts."""
+    pytest.importorskip("llvmlite", reason="products are compiled by llvmlite, of the extra `fast`")
+    routes = [route for route in routes_of(FLOAT32, "cpu") if route[1] == "matmul_rows"]
+    assert [dtype for dtype, _ in routes] == [FLOAT32, BFLOAT16]
+    compiled = [one for one in measure("cpu", widths=WIDTHS, routes=routes, ops=()) if one.op == "matmul_rows"]
+    assert [one.kind for one in compiled] == [VerdictKind.NATIVE] * 2
+    for verdict in compiled:
+        assert [timing.rows for timing in verdict.timings] == [1, 8]
+        assert verdict.decode_bytes_per_s
+        assert verdict.prefill_flops_per_s is None

@@ -1,0 +1,36 @@
+"""Whether a call of a linear module or an embedding may be computed by other code than torch's: nobody would notice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from ...numerics.compute_in import compute_in
+from ...numerics.followed import is_followed
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether there are numbers in it to compute with, of this process."""
+    return type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided
+
+
+def is_watched() -> bool:
+    """Whether somebody looks on who expects the calls of a plain module: a trace, a transform or a mode of torch."""
+    return bool(
+        torch._C._is_tracing()
+        or is_followed()
+        or torch._C._len_torch_dispatch_stack()
+        or (torch._C._len_torch_function_stack() and not _only_known_modes())
+    )
+
+
+def _only_known_modes() -> bool:
+    # In these blocks keep to the dtype and the device of their weight.
+    return all(isinstance(mode, (compute_in, DeviceContext)) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether torch records what is computed of these, for a gradient of one of them."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
