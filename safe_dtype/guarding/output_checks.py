@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors.of_the_moment import is_of_the_moment
 from ..models.blocks import block_names
 from ..numerics.followed import is_followed
 from ..verifying.result_fields import Named, is_looked_at, results_of
@@ -155,7 +156,9 @@ def _is_finite_at_once(name: str, tensor: torch.Tensor) -> bool:
         # Of finite numbers alone the sum is finite, unless it overflows, and it takes a quarter of the time of the largest.
         total = _total(tensor, dtype=torch.float32) if tensor.dtype is torch.float16 else _total(tensor)
         return _is_finite(total.item()) or _is_finite(_soundness_flag(name, tensor).item())
-    except (RuntimeError, TypeError):  # complex, nested, meta: it has no largest number
+    except (RuntimeError, TypeError) as exc:  # complex, nested, meta: it has no largest number
+        if is_of_the_moment(exc):
+            raise
         return False
 
 

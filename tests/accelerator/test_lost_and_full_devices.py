@@ -144,6 +144,21 @@ def test_no_room(rehearsal: Rehearsal, work: Callable[[Rehearsal, Any], Any]) ->
     assert torch.equal(run(model), tokens)
 
 
+def test_no_room_to_look_at_the_results(rehearsal: Rehearsal) -> None:
+    """What looks at the numbers of a step needs memory, too: its refusal is raised, not asked for a second time."""
+    model, ids = there(), ONE_ROW["input_ids"].to("musa:0")
+    with torch.no_grad():
+        model(ids)
+        before = rehearsal.figure("allocations")
+        model(ids)
+        count = rehearsal.figure("allocations") - before
+        for after in range(count - 8, count):
+            rehearsal.refuse_allocation(after)
+            with pytest.raises(torch.OutOfMemoryError):
+                model(ids)
+    assert report(model).events == ()
+
+
 def test_the_cache_is_brought_back(rehearsal: Rehearsal) -> None:
     """A step that had no room leaves the caller's cache as it found it: the same step runs later."""
     model = there()

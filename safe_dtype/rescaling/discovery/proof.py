@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import RescaleError
+from ...errors.of_the_moment import is_of_the_moment
 from ...facts import Gauge, Rescale
 from ..folding.fold import Fold
 from .jacobian import GAINS
@@ -90,7 +91,7 @@ class Prover:
         try:
             return self._compared(gauge, (torch.bfloat16, GAINS[0]), bits, ())[0]
         except RuntimeError as exc:  # some modelling code insists on float32
-            if isinstance(exc, RescaleError):
+            if isinstance(exc, RescaleError) or is_of_the_moment(exc):
                 raise
             return float("nan")
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...errors.of_the_moment import is_of_the_moment
 from .twin import exact, run_twin
 
 # A norm forgets how large its input is, up to its eps.
@@ -159,7 +160,9 @@ def _is_norm(call: _Call) -> bool:
         return False
     try:
         as_given, larger = (_called(call, factor) for factor in (1.0, 4.0))
-    except (RuntimeError, TypeError, ValueError):  # it changes its input in place, or counts its calls
+    except (RuntimeError, TypeError, ValueError) as exc:  # it changes its input in place, or counts its calls
+        if is_of_the_moment(exc):
+            raise
         return False
     if not (is_number(as_given) and is_number(larger)) or torch.equal(as_given, first):
         return False
