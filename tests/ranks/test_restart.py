@@ -138,13 +138,16 @@ def test_it_comes_up_in_the_next_dtype(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_tensor_parallel_generation_comes_up_in_the_next_dtype(tmp_path: Path) -> None:
-    """A rank that fails between two collectives ends with its verdict, and the next attempt loads the model in float16."""
+    """A rank that fails between two collectives ends with its verdict, and the next attempt loads the model without that dtype.
+
+    In float32: whether float16 holds a model that is split is measured by nobody.
+    """
     checkpoint = str(tmp_path / "checkpoint")
     save_checkpoint(checkpoint, torch.bfloat16)
     program = str(SCRIPT.with_name("generate_sharded.py"))
     ended = launched(tmp_path, script=["--policy", "ladder=bf16>fp16>fp32", program, checkpoint])
     assert ended.status == 0, ended.log
-    assert [(end["attempt"], end["dtype"]) for end in ended.ranks] == [(1, "torch.float16")] * 2, ended.log
+    assert [(end["attempt"], end["dtype"]) for end in ended.ranks] == [(1, "torch.float32")] * 2, ended.log
     assert ended.ranks[0]["tokens"] == ended.ranks[1]["tokens"]
     assert ended.log.count("ends with status 75") == 1
     assert ended.log.count("ends with status 76") == 1
