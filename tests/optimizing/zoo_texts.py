@@ -71,14 +71,14 @@ def switch() -> nn.Module:
         d_model=32,
         d_ff=48,
         d_kv=8,
-        num_layers=1,
-        num_decoder_layers=1,
+        num_layers=2,
+        num_decoder_layers=2,
         num_heads=4,
         num_experts=4,
         encoder_sparse_step=1,
         decoder_sparse_step=1,
-        num_sparse_encoder_layers=1,
-        num_sparse_decoder_layers=1,
+        num_sparse_encoder_layers=2,
+        num_sparse_decoder_layers=2,
     )
     return tf.SwitchTransformersForConditionalGeneration(config)
 
