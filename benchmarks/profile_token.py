@@ -117,6 +117,8 @@ def profiled(folder: str, loader: str) -> dict[str, Any]:
 
         entries = importlib.import_module("safe_dtype.guarding.entries.put_on")
         entries.guarded_step = watches.timed("guard", entries.guarded_step)  # type: ignore[attr-defined]
+        attention = importlib.import_module("safe_dtype.guarding.entries.attention_of_steps")
+        attention.attention_by_rows = watches.timed("attention", attention.attention_by_rows)  # type: ignore[attr-defined]
         model = SafeAutoModel.from_pretrained(folder).eval()
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=loader).eval()
