@@ -16,7 +16,7 @@ from ..facts import FLOAT16, Dtype
 from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled
 from .loop import WindowWatch
-from .switch_precision import precision_of, switch_precision
+from .switch_precision import follow_precision, precision_of, switch_precision
 
 
 class AccelerateLoop:
@@ -32,6 +32,7 @@ class AccelerateLoop:
         self._has_half_base = has_half_base(self.models)
         if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
             switch_precision(accelerator, FLOAT16, init_scale=init_scale)
+        follow_precision(accelerator, init_scale=init_scale)
         self.dtype = precision_of(accelerator)
 
     @property

@@ -46,6 +46,8 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
     clipping tells. What neither covers is read once.
     """
     if scaler is not None:
+        if scaler._scale is None and any(map(_has_gradients, optimizers)):
+            return Judgement(Vote.FALL_BACK, "the loss was not scaled: its backward pass is not that of the loop")
         _unscale(scaler, optimizers)
         overflows = [_local(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)]
         bad_loss, are_finite = not _all(numbers.losses), _all(overflows)
@@ -76,8 +78,7 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
 
 def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     for optimizer in optimizers:
-        has_gradients = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-        if has_gradients and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+        if _has_gradients(optimizer) and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
             scaler.unscale_(optimizer)
 
 
@@ -86,6 +87,10 @@ def forget_unscaled(scaler: Any, optimizers: Iterable[torch.optim.Optimizer]) ->
     for optimizer in optimizers:
         if scaler is not None:
             scaler._per_optimizer_states.pop(id(optimizer), None)
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _found(scaler: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -7,12 +7,15 @@ trained, while they compute.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 _LARGEST_FIRST_COPY = 2**26  # bytes of all tensors that are copied before any window has shown which of them change
+_LARGEST_COPY = 2**22  # bytes of those buffers that are copied for every window
+_COUNTS = (int, float, bool, str, type(None))
 
 
 class ChangedWithoutCopyError(Exception):
@@ -22,36 +25,44 @@ class ChangedWithoutCopyError(Exception):
 class KeptBuffers:
     """Copies of what the models' forward passes change, of the time when a window begins.
 
-    Running statistics are copied for every window: torch's kernels change them unseen. Of all else that is no trained
-    parameter, a first copy is made up to a limit, and a new one only of what has changed since.
+    Running statistics are copied for every window, and small buffers of numbers that have a fraction: torch's kernels
+    change them unseen, and so do modules that write to `buffer.data` or put another tensor in the place of a buffer. Of
+    all else that is no trained parameter, a first copy is made up to a limit, and a new one only of what has changed since.
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
-        modules = {module: None for model in models for module in model.modules()}
-        statistics = [
+        modules = list({module: None for model in models for module in model.modules()})
+        self._statistics = [
             buffer
             for module in modules
             if isinstance(module, _NormBase)
             for buffer in module.buffers(recurse=False)
             if module.track_running_stats
         ]
-        unseen = {id(buffer) for buffer in statistics}
+        self._owners = [
+            _Owner(module)
+            for module in modules
+            if not isinstance(module, _NormBase)
+            and any(buffer is None or _may_run(buffer) for buffer in module._buffers.values())
+        ]
+        self._copy_unseen()
+        unseen = {id(buffer) for buffer in self._unseen}
         others = {
             id(tensor): tensor
             for module in modules
             for tensor in (*module.buffers(recurse=False), *module.parameters(recurse=False))
             if not tensor.requires_grad and id(tensor) not in unseen
         }
-        self._statistics = statistics
-        self._copied_statistics = [torch.empty_like(buffer) for buffer in statistics]
         self._others = list(others.values())
         self._versions = [tensor._version for tensor in self._others]
         self._copies: dict[int, torch.Tensor] = _first_copies(self._others)
 
     def keep(self) -> None:
         """Copy what has changed since the last time. A window begins."""
-        if self._statistics:
-            torch._foreach_copy_(self._copied_statistics, self._statistics)
+        if sum(owner.keep() for owner in self._owners):
+            self._copy_unseen()
+        elif self._unseen:
+            torch._foreach_copy_(self._copied_unseen, self._unseen)
         for place in self._changed():
             self._versions[place] = self._others[place]._version
             self._copies[place] = self._others[place].detach().clone()
@@ -63,8 +74,10 @@ class KeptBuffers:
         Raises:
             ChangedWithoutCopyError: If there is no copy of something that has changed; the rest is put back.
         """
-        if self._statistics:
-            torch._foreach_copy_(self._statistics, self._copied_statistics)
+        for owner in self._owners:
+            owner.put_back()
+        if self._unseen:
+            torch._foreach_copy_(self._unseen, self._copied_unseen)
         changed = self._changed()
         for place in changed:
             if place in self._copies:
@@ -74,6 +87,16 @@ class KeptBuffers:
         if lost:
             raise ChangedWithoutCopyError(f"forward changes tensors that are not trained, of shape {lost[0]}")
 
+    def _copy_unseen(self) -> None:
+        """Copy what may be changed unseen, of the buffers that the modules have now."""
+        buffers = {
+            id(buffer): buffer for owner in self._owners for buffer in owner.buffers.values() if _may_run(buffer)
+        }
+        for buffer in self._statistics:
+            buffers.pop(id(buffer), None)
+        self._unseen = [*self._statistics, *_smallest(buffers.values(), _LARGEST_COPY)]
+        self._copied_unseen = [buffer.detach().clone() for buffer in self._unseen]
+
     def _changed(self) -> list[int]:
         return [
             place
@@ -82,13 +105,66 @@ class KeptBuffers:
         ]
 
 
-def _first_copies(tensors: list[torch.Tensor]) -> dict[int, torch.Tensor]:
-    copies: dict[int, torch.Tensor] = {}
-    room = _LARGEST_FIRST_COPY
-    for place, tensor in sorted(enumerate(tensors), key=lambda item: item[1].numel() * item[1].itemsize):
-        room -= tensor.numel() * tensor.itemsize
+class _Owner:
+    """A module with buffers, which of them it had when the window began, and what it had counted beside them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.buffers: dict[str, torch.Tensor | None] = dict(module._buffers)
+        self._counts = self._count()
+
+    def keep(self) -> bool:
+        """Take note of them; return whether there are others than before."""
+        self._counts = self._count()
+        before, self.buffers = self.buffers, dict(self._module._buffers)
+        return not _are_the_same(before, self.buffers)
+
+    def put_back(self) -> None:
+        """Have the module be what it was."""
+        if not _are_the_same(self._module._buffers, self.buffers):
+            self._module._buffers.clear()
+            self._module._buffers.update(self.buffers)
+        vars(self._module).update(self._counts)
+
+    def _count(self) -> dict[str, Any]:
+        counts = {name: value for name, value in vars(self._module).items() if isinstance(value, _COUNTS)}
+        del counts["training"]  # is the loop's
+        return counts
+
+
+def _are_the_same(some: dict[str, torch.Tensor | None], others: dict[str, torch.Tensor | None]) -> bool:
+    return some.keys() == others.keys() and all(buffer is others[name] for name, buffer in some.items())
+
+
+def _may_run(buffer: torch.Tensor | None) -> bool:
+    """Whether it may hold what forward passes add up: a running mean, a count."""
+    return (
+        buffer is not None
+        and (buffer.is_floating_point() or buffer.is_complex() or buffer.numel() == 1)
+        and not buffer.is_meta
+        and buffer.layout is torch.strided
+    )
+
+
+def _smallest(tensors: Iterable[torch.Tensor], room: int) -> list[torch.Tensor]:
+    """Return the smallest of `tensors`, as many as `room` bytes hold."""
+    chosen = []
+    for tensor in sorted(tensors, key=_bytes):
+        room -= _bytes(tensor)
         if room < 0:
             break
-        if not tensor.is_meta and tensor.layout is torch.strided:
-            copies[place] = tensor.detach().clone()
-    return copies
+        chosen.append(tensor)
+    return chosen
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.itemsize
+
+
+def _first_copies(tensors: list[torch.Tensor]) -> dict[int, torch.Tensor]:
+    small = set(map(id, _smallest(tensors, _LARGEST_FIRST_COPY)))
+    return {
+        place: tensor.detach().clone()
+        for place, tensor in enumerate(tensors)
+        if id(tensor) in small and not tensor.is_meta and tensor.layout is torch.strided
+    }

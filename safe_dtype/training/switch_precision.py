@@ -25,6 +25,7 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 # By the name of accelerate's DistributedType: each has the precision in its own configuration, made at the start.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "XLA": "XLA"}
+_COMPUTES_IN = "_safe_dtype_computes_in"  # in the __dict__ of a model whose wrapper was changed here
 _OF_STEP = ("_accelerate_step_called", "_optimizer_original_step_method", "_optimizer_patched_step_method")
 
 
@@ -83,8 +84,20 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
         model.unwrap()
         if accelerator.native_amp:
             model.wrap(parts.autocast(), parts.to_float32)
+        model.note(dtype)
     for optimizer in accelerator._optimizers:
         parts.give_scaler(optimizer, scaler)
+
+
+def follow_precision(accelerator: Any, *, init_scale: float | None = None) -> None:
+    """Have models compute in the precision of `accelerator` that compute in another one since an earlier run.
+
+    accelerate prepares no model twice: one that has come down to another precision would stay there, and its loss would
+    be scaled as that of this Accelerator is.
+    """
+    dtype = precision_of(accelerator)
+    if any(vars(_holder(model)).get(_COMPUTES_IN, _NAMES[dtype]) != _NAMES[dtype] for model in accelerator._models):
+        switch_precision(accelerator, dtype, init_scale=init_scale)
 
 
 def _refuse_float16_parameters(accelerator: Any) -> None:
@@ -146,8 +159,7 @@ class _Prepared:
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model
-        # A compiled module hands attributes that it does not know on to the module that it was made of.
-        self._holder: Any = getattr(model, "_orig_mod", model)
+        self._holder = _holder(model)
         if "_original_forward" in self._holder.__dict__ and not _is_of_accelerate(self._model.forward):
             raise NotSwitchableError(
                 f"the forward of {type(model).__name__} was wrapped or replaced after accelerate had prepared it",
@@ -165,6 +177,10 @@ class _Prepared:
         else:
             self._model.forward = original
 
+    def note(self, dtype: Dtype) -> None:
+        """Note on the model what it computes in, for whoever prepares it again."""
+        self._holder.__dict__[_COMPUTES_IN] = _NAMES[dtype]
+
     def wrap(self, autocast: Any, to_float32: Callable[[Any], Any]) -> None:
         """Put the wrapper around forward that `Accelerator.prepare_model` puts there."""
         forward = self._model.forward
@@ -173,6 +189,11 @@ class _Prepared:
             self._model.forward = MethodType(to_float32(autocast(forward.__func__)), self._model)
         else:
             self._model.forward = to_float32(autocast(forward))
+
+
+def _holder(model: Any) -> Any:
+    """Return where its attributes are: a compiled module hands those that it does not know on to what it was made of."""
+    return getattr(model, "_orig_mod", model)
 
 
 def _is_of_accelerate(forward: Any) -> bool:

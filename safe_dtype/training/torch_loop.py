@@ -66,10 +66,10 @@ class TorchLoop:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(**kwargs)
 
     def clip_grad_norm_(
-        self, parameters: Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
+        self, parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0
     ) -> torch.Tensor:
         """Clip as `torch.nn.utils.clip_grad_norm_` does, gradients without their scale; return the norm before."""
-        parameters = list(parameters)
+        parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if self.scaler is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training.trainer_runs import Fault, Run, Setting, difference, run
+from training.trainer_runs import Fault, Injector, Run, Setting, difference, run
 from transformers import Trainer, TrainerCallback
 
 import safe_dtype
@@ -297,6 +297,29 @@ def test_copies_train_themselves() -> None:
     assert is_attached(other)
     assert difference(before, dict(ours.model.named_parameters())) == ""
     assert [row["precision"] for row in other.state.log_history if "loss" in row] == ["bfloat16"] * 5
+
+
+def test_trainers_with_the_same_arguments() -> None:
+    """What one Trainer came down to is its own: others of the process, made before or after it, begin as they ask for."""
+    first = run(Setting(Fault(1, dtypes=SIXTEEN_BITS), steps=2)).trainer
+
+    def another() -> Any:
+        model, texts = copy.deepcopy(first.model), first.train_dataset
+        return safe_dtype.attach(Trainer(model, first.args, train_dataset=texts, callbacks=[]))
+
+    def precisions(of: Any) -> list[str]:
+        return [row["precision"] for row in of.state.log_history if "loss" in row]
+
+    second = another()
+    second.train()
+    assert (precisions(first), precisions(second)) == (["bfloat16", "float32"], ["bfloat16"] * 2)
+    first.train()
+    assert precisions(first) == ["float32"] * 2
+    third = Injector(another(), Fault(1)).trainer
+    third.train()
+    third.train()
+    second.train()
+    assert (precisions(third), precisions(second)) == (["float16"] * 2, ["bfloat16"] * 2)
 
 
 class Interrupting(TrainerCallback):  # type: ignore[misc]

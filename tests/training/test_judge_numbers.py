@@ -78,3 +78,11 @@ def test_with_a_scaler(loss: float, gradient: float, scale: float, vote: Vote) -
     assert judgement.vote is vote
     assert judgement.is_loss_alone == (loss != loss and gradient == 1.0)
     assert optimizer.param_groups[0]["params"][0].grad[0] == 1.0
+
+
+def test_loss_without_its_scale() -> None:
+    """Gradients of `loss.backward()`, which a scaler has not seen, are not those of float16: the next dtype has no scale."""
+    layer = nn.Linear(2, 1)
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer = torch.optim.SGD(layer.parameters())
+    assert judge(Numbers(), [optimizer], torch.amp.GradScaler("cpu"), 1.0).vote is Vote.FALL_BACK

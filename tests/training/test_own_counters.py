@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import copy
+from collections import Counter, defaultdict, deque
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from safe_dtype.training.trainer.own_counters import OwnCounters
 
@@ -73,3 +75,37 @@ def test_each_window_for_itself() -> None:
         owner.steps += 1
     counters.take_back()
     assert owner.steps == 4
+
+
+def test_counts_in_other_containers() -> None:
+    """A Counter does not add what it is given back, a list keeps its first entries, and a set its members."""
+    owner = SimpleNamespace(kinds=Counter(long=3), sums=[1, 2.0], seen={1}, names=["a", ["b"]], last=deque([1], 1))
+    before, counters = copy.deepcopy(owner), OwnCounters(owner)
+    with counters.counting():
+        owner.kinds["long"] += 1
+        owner.kinds["short"] += 1
+        owner.sums[0] += 1
+        owner.sums.append(3)
+        owner.seen |= {2}
+        owner.names[1].append("c")
+        owner.last.append(2)
+    counters.take_back()
+    assert owner == before
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["new tensor", "in place"])
+def test_running_tensors(in_place: bool) -> None:
+    """A running mean that is a tensor forgets a loss that was NaN."""
+    owner = SimpleNamespace(mean=torch.ones(2), by_kind={"long": torch.ones(())})
+    counters = OwnCounters(owner)
+    for _ in range(2):  # micro-batches
+        with counters.counting():
+            if in_place:
+                owner.mean.mul_(float("nan"))
+                owner.by_kind["long"].mul_(float("nan"))
+            else:
+                owner.mean = owner.mean * float("nan")
+                owner.by_kind["long"] = owner.by_kind["long"] * float("nan")
+    counters.take_back()
+    assert owner.mean.tolist() == [1, 1]
+    assert owner.by_kind["long"] == 1

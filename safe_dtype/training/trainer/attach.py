@@ -95,6 +95,8 @@ class _Attached:
         self._guard: PrecisionGuard | None = None
         self._noted = 0  # of the guard's events
         first = self._begin_precision()
+        self._name = trainer.accelerator.mixed_precision  # of the precision of this Trainer, as accelerate calls it
+        self._is_running = False
         self._record = TrainingRecord(first, first)
         self._window = TrainerWindow(trainer, trainer.training_step, self._note)
         untouched = set(vars(trainer))
@@ -125,6 +127,8 @@ class _Attached:
     def record(self) -> TrainingRecord:
         """Return what has happened so far."""
         accelerator = self._trainer.accelerator
+        if not self._is_running:
+            return self._record
         scaler = accelerator.scaler
         state = scaler.state_dict() if scaler is not None and scaler.is_enabled() else None
         return replace(self._record, precision=precision_of(accelerator), scaler=state)
@@ -143,14 +147,22 @@ class _Attached:
         finally:
             if place is not None:
                 callbacks.insert(place, self._callback)
-        _Attached(other, self._policy, is_asked_for=self._is_asked_for)._record = self._record
+        attached = _Attached(other, self._policy, is_asked_for=self._is_asked_for)
+        attached._record, attached._name = self._record, self._name
         return other
 
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Train in the precision that this Trainer has come to: other Trainers of the process have their own."""
+        state = self._trainer.accelerator.state  # of all Accelerators
+        others, state._mixed_precision = state._mixed_precision, self._name
+        self._is_running = True
         try:
             return original(*args, **kwargs)
         finally:
             self._window.close()  # an interruption may have left a part of one
+            self._record = self.record()
+            self._name, self._is_running = state._mixed_precision, False
+            state._mixed_precision = others
 
     def _training_step(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -209,6 +221,8 @@ class _Attached:
             switch_precision(self._trainer.accelerator, self._record.began_in)
             self._record = TrainingRecord(self._record.began_in, self._record.began_in)
         original(trial)
+        if trial is not None:
+            self._name = self._trainer.accelerator.mixed_precision
 
     def _note(self) -> None:
         """Take note of a window that was run again."""
