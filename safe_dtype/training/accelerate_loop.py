@@ -61,7 +61,7 @@ class AccelerateLoop:
             setattr(owner, name, wrap(getattr(owner, name)))
 
         replace(accelerator, "backward", lambda original: _backward(original, watch))
-        replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch))
+        replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch, accelerator))
         replace(accelerator, "_do_sync", lambda original: _do_sync(original, watch, accelerator.gradient_state))
         for prepared in accelerator._optimizers:
             steps_of = functools.partial(_step, watch=watch, accelerator=accelerator, optimizer=prepared.optimizer)
@@ -102,9 +102,11 @@ def _backward(original: Callable[..., Any], watch: WindowWatch) -> Callable[...,
     return backward
 
 
-def _clip(original: Callable[..., Any], watch: WindowWatch) -> Callable[..., Any]:
+def _clip(original: Callable[..., Any], watch: WindowWatch, accelerator: Any) -> Callable[..., Any]:
     def clip_grad_norm_(parameters: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        if accelerator.scaler is not None and accelerator.scaler._scale is None:
+            watch.step()  # no loss was scaled: before torch refuses to unscale these gradients
         norm = original(parameters, *args, **kwargs)
         if isinstance(norm, torch.Tensor):
             watch.norm(norm, parameters)

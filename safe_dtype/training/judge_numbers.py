@@ -46,34 +46,39 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
     clipping tells. What neither covers is read once.
     """
     if scaler is not None:
-        if scaler._scale is None and any(map(_has_gradients, optimizers)):
-            return Judgement(Vote.FALL_BACK, "the loss was not scaled: its backward pass is not that of the loop")
-        _unscale(scaler, optimizers)
-        overflows = [_local(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)]
-        bad_loss, are_finite = not _all(numbers.losses), _all(overflows)
-        if not bad_loss and are_finite:
-            return Judgement(Vote.OK)
+        return _judge_scaled(numbers, optimizers, scaler, least_scale)
+    rest = [
+        _local(parameter.grad)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None and id(parameter) not in numbers.covered
+    ]
+    norms = [torch.isfinite(_local(norm)) for norm in (*numbers.norms, *_norms(rest))]
+    if _all([*numbers.losses, *norms]):
+        return Judgement(Vote.OK)
+    are_finite = _all(_finite_gradients(optimizers))  # squares overflow before the numbers do
+    return _judged(numbers, are_finite=are_finite, has_optimizers=len(optimizers) > 0)
+
+
+def _judge_scaled(
+    numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler: Any, least_scale: float
+) -> Judgement:
+    if scaler._scale is None and any(map(_has_gradients, optimizers)):
+        return Judgement(Vote.FALL_BACK, "the loss was not scaled: its backward pass is not that of the loop")
+    _unscale(scaler, optimizers)
+    are_finite = _all([_local(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)])
+    if not are_finite and _all(numbers.losses):
         scale = scaler.get_scale()
-        if not bad_loss and scale * scaler.get_backoff_factor() >= least_scale:
+        if scale * scaler.get_backoff_factor() >= least_scale:
             return Judgement(Vote.RETRY, f"gradients overflow with the loss scale {scale:g}")
-    else:
-        rest = [
-            _local(parameter.grad)
-            for optimizer in optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None and id(parameter) not in numbers.covered
-        ]
-        norms = [torch.isfinite(_local(norm)) for norm in (*numbers.norms, *_norms(rest))]
-        if _all([*numbers.losses, *norms]):
-            return Judgement(Vote.OK)
-        bad_loss = not _all(numbers.losses)
-        are_finite = _all(_finite_gradients(optimizers))  # squares overflow before the numbers do
-        if not bad_loss and are_finite:
-            return Judgement(Vote.OK)
-    if not bad_loss:
-        return Judgement(Vote.FALL_BACK, "gradients are not finite")
-    return Judgement(Vote.FALL_BACK, "the loss is not finite", is_loss_alone=are_finite and len(optimizers) > 0)
+    return _judged(numbers, are_finite=are_finite, has_optimizers=len(optimizers) > 0)
+
+
+def _judged(numbers: Numbers, *, are_finite: bool, has_optimizers: bool) -> Judgement:
+    if not _all(numbers.losses):
+        return Judgement(Vote.FALL_BACK, "the loss is not finite", is_loss_alone=are_finite and has_optimizers)
+    return Judgement(Vote.OK) if are_finite else Judgement(Vote.FALL_BACK, "gradients are not finite")
 
 
 def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -71,6 +71,8 @@ class TorchLoop:
         """Clip as `torch.nn.utils.clip_grad_norm_` does, gradients without their scale; return the norm before."""
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if self.scaler is not None:
+            if self.scaler._scale is None and self._watch is not None:
+                self._watch.step()  # no loss was scaled: before torch refuses to unscale these gradients
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)

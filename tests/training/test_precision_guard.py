@@ -68,6 +68,27 @@ def test_nan_in_every_dtype_is_an_error_that_says_so(uses_accelerate: bool) -> N
         run(Run(fault=Fault("foreign"), uses_accelerate=uses_accelerate))
 
 
+@pytest.mark.parametrize("clips", [False, True])
+def test_a_loop_that_scales_no_loss(clips: bool) -> None:
+    """With `loss.backward()` there is no float16: the step is made in float32."""
+    layer, rows = nn.Linear(2, 1, bias=False), torch.ones(1, 2)
+    before = layer.weight.detach().clone()
+    layer.register_forward_hook(lambda _module, _inputs, out: out * float("nan") if out.dtype is BF16 else None)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    loop = TorchLoop(layer, optimizer, "bfloat16")
+    guard = PrecisionGuard(loop)
+    for attempt in guard.attempts():
+        with attempt:
+            with loop.autocast():
+                loss = layer(rows).sum()
+            loss.backward()
+            if clips:
+                loop.clip_grad_norm_(layer.weight, 10.0)
+            optimizer.step()
+    assert [event.after for event in guard.events] == [FLOAT16, FLOAT32]
+    assert torch.equal(layer.weight, before - 0.5)
+
+
 def test_begins_below_what_failed_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ended an earlier attempt is not tried again, unless the ladder has nothing else."""
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path))
