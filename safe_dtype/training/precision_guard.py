@@ -175,7 +175,12 @@ class PrecisionGuard:
             around = [schedule.around() for schedule in self._schedules]
             attempt = WindowAttempt(self.loop, self, lambda: self._is_last, around)
             self._is_last = None
-            yield attempt
+            try:
+                yield attempt
+            finally:  # also where the loop is left by `return` or `break`
+                if attempt.is_done:
+                    self._is_open = attempt.has_losses and not attempt.has_stepped
+                    self.windows_done += attempt.has_stepped
             if not attempt.was_entered:
                 self.leave()
                 raise TrainingLoopError("an attempt was not entered")
@@ -183,8 +188,6 @@ class PrecisionGuard:
                 break
             numbers.set_again()
             self.loop.return_to(place)
-        self._is_open = attempt.has_losses and not attempt.has_stepped
-        self.windows_done += attempt.has_stepped
 
     def leave(self) -> None:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""

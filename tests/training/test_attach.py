@@ -209,6 +209,22 @@ def test_subclass(fault: Fault) -> None:
     assert ours.trainer.steps_begun == by_hand.trainer.steps_begun == 10
 
 
+class Shifting(Trainer):
+    """Writes to its inputs."""
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Train on the next tokens of the vocabulary."""
+        inputs["input_ids"].add_(1).remainder_(64)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_inputs_that_a_step_writes_to(step: int) -> None:
+    """They are written to once, in the first window and in later ones."""
+    ours = run(Setting(Fault(step, "nan", SIXTEEN_BITS), trainer=Shifting, accumulation=2))
+    assert difference(everything(ours), expected((step, FLOAT32), trainer=Shifting, accumulation=2)) == ""
+
+
 def test_float16_on_a_cpu() -> None:
     """fp16=True on a CPU, where accelerate trains in float32 without a word, is float16 with a scaler."""
     ours = run(Setting(dtype=FLOAT16))

@@ -89,6 +89,27 @@ def test_a_loop_that_scales_no_loss(clips: bool) -> None:
     assert torch.equal(layer.weight, before - 0.5)
 
 
+def test_a_step_that_returns() -> None:
+    """A function that returns out of its attempt has made a window all the same."""
+    layer = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    loop = TorchLoop(layer, optimizer, "bfloat16")
+    guard = PrecisionGuard(loop)
+
+    def step() -> float:
+        for attempt in guard.attempts():
+            with attempt:
+                loss = layer(torch.ones(1, 2)).sum()
+                loop.backward(loss)
+                optimizer.step()
+                return float(loss)
+        raise AssertionError
+
+    step()
+    step()
+    assert guard.windows_done == 2
+
+
 def test_begins_below_what_failed_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ended an earlier attempt is not tried again, unless the ladder has nothing else."""
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path))

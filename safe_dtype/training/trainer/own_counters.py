@@ -80,8 +80,6 @@ class _Rolling:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Rolling) and list(map(id, self.entries)) == list(map(id, other.entries))
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 @dataclass(slots=True, eq=False)
 class _Tensor:
@@ -93,8 +91,6 @@ class _Tensor:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Tensor) and self.tensor is other.tensor and self.version == other.version
-
-    __hash__ = None  # type: ignore[assignment]
 
     def restored(self) -> torch.Tensor:
         """Return the tensor, with the values that it had."""
@@ -115,7 +111,7 @@ def _mark(value: Any, depth: int) -> Any:
         return value
     if type(value) is torch.Tensor:
         # One with a graph would keep all of that alive.
-        is_kept = value.numel() <= _SMALL and value.grad_fn is None and not value.is_meta
+        is_kept = value.numel() <= _SMALL and value.grad_fn is None and not value.is_meta and not value.is_inference()
         return _Tensor(value, value._version) if is_kept else _OPAQUE
     if isinstance(value, deque) and value.maxlen is not None and value.maxlen <= _SMALL:
         return _Rolling(tuple(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ from ..precision_guard import PrecisionGuard
 from ..window_attempt import WindowAttempt
 from .one_norm import OneNorm
 from .own_counters import OwnCounters
+from .step_inputs import StepInputs
 
 TrainingStep = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """What `training_step` was called with. `inputs` is a copy of the dict: a loss may take the labels out of it."""
+    """What `training_step` was called with."""
 
     model: Any
-    inputs: Any
+    inputs: StepInputs
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -39,6 +39,7 @@ class TrainerWindow:
         self._trainer, self._training_step = trainer, training_step
         self._note = note  # called after a window in which something has failed
         self._counters = OwnCounters(trainer)
+        self._writes_inputs = True  # the step, to their tensors, as far as windows have shown
         self.guard: PrecisionGuard | None = None  # while `train()` runs
         self.norm: OneNorm | None = None  # as well
         self._micro_batches: list[_MicroBatch] = []
@@ -61,7 +62,7 @@ class TrainerWindow:
         is_last = self._trainer.accelerator.sync_gradients
         if not self._micro_batches:
             self._open(guard)
-        micro_batch = _MicroBatch(model, copy.copy(inputs), args, kwargs)
+        micro_batch = _MicroBatch(model, StepInputs(inputs, copies_tensors=self._writes_inputs), args, kwargs)
         self._micro_batches.append(micro_batch)
         try:
             loss = self._run_first(micro_batch, inputs, is_last=is_last)
@@ -71,6 +72,7 @@ class TrainerWindow:
             self._micro_batches.clear()
             raise
         if is_last:
+            self._writes_inputs = any(one.inputs.are_changed for one in self._micro_batches)
             self._micro_batches.clear()
         return self._nothing() if loss is None else loss
 
@@ -122,9 +124,9 @@ class TrainerWindow:
                 for micro_batch in others:
                     gradients._set_sync_gradients(False)  # noqa: FBT003  (accelerate's own signature)
                     with self._without_reduction(micro_batch.model):
-                        losses.append(self._run(micro_batch, copy.copy(micro_batch.inputs)))
+                        losses.append(self._run(micro_batch, micro_batch.inputs.again()))
                 gradients._set_sync_gradients(True)  # noqa: FBT003
-                losses.append(self._run(last, copy.copy(last.inputs)))
+                losses.append(self._run(last, last.inputs.again()))
                 self._vote(attempt, last)
         self._note()
         return self._logged.last(losses)
