@@ -102,7 +102,7 @@ def test_a_step_that_returns() -> None:
                 loss = layer(torch.ones(1, 2)).sum()
                 loop.backward(loss)
                 optimizer.step()
-                return float(loss)
+                return loss.item()
         raise AssertionError
 
     step()
