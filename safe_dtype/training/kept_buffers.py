@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 _LARGEST_FIRST_COPY = 2**26  # bytes of all tensors that are copied before any window has shown which of them change
-_LARGEST_COPY = 2**22  # bytes of those buffers that are copied for every window
+LARGEST_COPY = 2**22  # bytes of those buffers that are copied for every window
 _COUNTS = (int, float, bool, str, type(None))
 
 
@@ -90,11 +90,14 @@ class KeptBuffers:
     def _copy_unseen(self) -> None:
         """Copy what may be changed unseen, of the buffers that the modules have now."""
         buffers = {
-            id(buffer): buffer for owner in self._owners for buffer in owner.buffers.values() if _may_run(buffer)
+            id(buffer): buffer
+            for owner in self._owners
+            for buffer in owner.buffers.values()
+            if buffer is not None and _may_run(buffer)
         }
         for buffer in self._statistics:
             buffers.pop(id(buffer), None)
-        self._unseen = [*self._statistics, *_smallest(buffers.values(), _LARGEST_COPY)]
+        self._unseen = [*self._statistics, *_smallest(buffers.values(), LARGEST_COPY)]
         self._copied_unseen = [buffer.detach().clone() for buffer in self._unseen]
 
     def _changed(self) -> list[int]:
@@ -136,11 +139,10 @@ def _are_the_same(some: dict[str, torch.Tensor | None], others: dict[str, torch.
     return some.keys() == others.keys() and all(buffer is others[name] for name, buffer in some.items())
 
 
-def _may_run(buffer: torch.Tensor | None) -> bool:
+def _may_run(buffer: torch.Tensor) -> bool:
     """Whether it may hold what forward passes add up: a running mean, a count."""
     return (
-        buffer is not None
-        and (buffer.is_floating_point() or buffer.is_complex() or buffer.numel() == 1)
+        (buffer.is_floating_point() or buffer.is_complex() or buffer.numel() == 1)
         and not buffer.is_meta
         and buffer.layout is torch.strided
     )

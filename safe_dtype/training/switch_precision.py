@@ -171,6 +171,7 @@ class _Prepared:
         original = self._holder.__dict__.pop("_original_forward", None)
         if original is None:
             return
+        original = _bare(original)
         method = getattr(type(self._model), "forward", None)
         if getattr(original, "__self__", None) is self._model and original.__func__ is method:
             del self._model.__dict__["forward"]  # it refers to the model itself, and cannot be pickled
@@ -194,6 +195,14 @@ class _Prepared:
 def _holder(model: Any) -> Any:
     """Return where its attributes are: a compiled module hands those that it does not know on to what it was made of."""
     return getattr(model, "_orig_mod", model)
+
+
+def _bare(forward: Any) -> Any:
+    """Return the forward inside of all wrappers: under DDP every Accelerator puts one around that of the one before."""
+    while _is_of_accelerate(forward):
+        inner = getattr(forward, "__func__", forward).__wrapped__.model_forward.__wrapped__
+        forward = MethodType(inner, forward.__self__) if hasattr(forward, "__self__") else inner
+    return forward
 
 
 def _is_of_accelerate(forward: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from safe_dtype.errors import NeedsRestart, NotSwitchableError
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
-from safe_dtype.training import precision_of, switch_precision
+from safe_dtype.training import PrecisionGuard, precision_of, switch_precision
 
 NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
 EVERY_PAIR = [(before, after) for before in NAMES for after in NAMES if before is not after]
@@ -103,6 +103,33 @@ def test_trains_as_if_prepared_so(before: Dtype, after: Dtype) -> None:
     accelerator, other, optimizer = prepared(after)
     steps(accelerator, other, optimizer, first=0, last=3)
     assert torch.equal(weights_of(model), weights_of(other))
+
+
+@pytest.mark.parametrize("is_wrapped_again", [False, True], ids=["prepared once", "wrapped twice, as under DDP"])
+def test_model_of_an_earlier_run(is_wrapped_again: bool) -> None:
+    """A model that has come down to float16 computes in the dtype of the next Accelerator, and comes down with it."""
+    accelerator, model, _ = prepared(BFLOAT16)
+    switch_precision(accelerator, FLOAT16)
+    forget_accelerators()
+    accelerator = Accelerator(mixed_precision="bf16")
+    if is_wrapped_again:
+        del model._is_accelerate_prepared
+    model = accelerator.prepare(model)
+    PrecisionGuard(accelerator, model)
+    model(torch.ones(1, 8))
+    switch_precision(accelerator, FLOAT32)
+    model(torch.ones(1, 8))
+    assert model.dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_wrapped_twice_in_one_dtype() -> None:
+    """All wrappers go, also where nothing was switched before."""
+    accelerator, model, _ = prepared(BFLOAT16)
+    del model._is_accelerate_prepared
+    model = accelerator.prepare(model)
+    switch_precision(accelerator, FLOAT16)
+    model(torch.ones(1, 8))
+    assert model.dtypes == [torch.float16]
 
 
 def test_there_and_back_leaves_no_trace() -> None:
