@@ -150,7 +150,6 @@ def test_tensor_parallel_generation_comes_up_in_the_next_dtype(tmp_path: Path) -
     assert [(end["attempt"], end["dtype"]) for end in ended.ranks] == [(1, "torch.float32")] * 2, ended.log
     assert ended.ranks[0]["tokens"] == ended.ranks[1]["tokens"]
     assert ended.log.count("ends with status 75") == 1
-    assert ended.log.count("ends with status 76") == 1
 
 
 @pytest.mark.slow
@@ -175,7 +174,8 @@ def test_two_nodes_with_caches_of_their_own(tmp_path: Path) -> None:
     assert set(ended.ranks[0]["failed"]) == {"bfloat16", "float16"}
     assert ended.ranks[0]["failed"] == ended.ranks[1]["failed"]
     assert [file.parent.name for file in verdicts(tmp_path)] == ["cache 1"]
-    assert ended.log.count("ends with status 76") == 2
+    # How its peers end is in `test_who_fails_and_who_loses_it`: here the agent may end them before they can say so.
+    assert ended.log.count("ends with status 75") == 2
 
 
 @pytest.mark.slow
