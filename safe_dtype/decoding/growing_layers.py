@@ -43,13 +43,11 @@ class _Room:
         """Whether the layer has what it was given last."""
         return self._shown_keys is not None and layer.keys is self._shown_keys and layer.values is self._shown_values
 
-    def show(self, keys: Tensor, values: Tensor) -> None:
-        """Note what the layer has now: the end of what was written, or tensors of their own."""
+    def show(self, keys: Tensor, values: Tensor, *, is_written: bool) -> None:
+        """Note what the layer has now: the end of what was written here, or tensors of their own."""
         self._shown_keys, self._shown_values = keys, values
-
-    def let_go(self) -> None:
-        """Forget the tensors, for what the layer has now is no part of them."""
-        self._keys = self._values = None
+        if not is_written:
+            self._keys = self._values = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return what is shown with `keys` and `values` behind it; None where a concatenation is quicker.
@@ -106,8 +104,6 @@ def _fits(past: Tensor, new: Tensor) -> bool:
 
 def _appended(layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return all keys and values of a layer with new ones written behind them; None where they are to be concatenated."""
-    if torch.compiler.is_compiling():
-        return None
     room: _Room = layer.__dict__[_ROOM]
     if (
         room.holds(layer)
@@ -118,7 +114,6 @@ def _appended(layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
         and not is_followed()
     ):
         return room.append(keys, values)
-    room.let_go()
     return None
 
 
@@ -149,12 +144,14 @@ class GrowingLayer(cu.DynamicLayer):  # type: ignore[misc]  # transformers has n
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values; return all of them, of shape (batch, heads, length, width)."""
+        if torch.compiler.is_compiling():  # first, for a compiler follows this line and nothing else of ours
+            return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
         appended = _appended(self, key_states, value_states)
         if appended is None:
             super().update(key_states, value_states, *args, **kwargs)
         else:
             self.keys, self.values = appended
-        self.__dict__[_ROOM].show(self.keys, self.values)
+        self.__dict__[_ROOM].show(self.keys, self.values, is_written=appended is not None)
         return self.keys, self.values
 
     def __copy__(self) -> Any:
@@ -172,14 +169,17 @@ class GrowingWindowLayer(cu.DynamicSlidingWindowLayer):  # type: ignore[misc]  #
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values; return those in sight of the new ones, and keep a window less one of them."""
+        if torch.compiler.is_compiling():
+            return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
         appended = None if getattr(self, "record_past", False) else _appended(self, key_states, value_states)
         if appended is None:
-            appended = super().update(key_states, value_states, *args, **kwargs)
+            seen = super().update(key_states, value_states, *args, **kwargs)
         else:
+            seen = appended
             self.cumulative_length += key_states.shape[-2]
-            self.keys, self.values = (seen[:, :, -self.sliding_window + 1 :, :] for seen in appended)
-        self.__dict__[_ROOM].show(self.keys, self.values)
-        return appended
+            self.keys, self.values = (one[:, :, -self.sliding_window + 1 :, :] for one in seen)
+        self.__dict__[_ROOM].show(self.keys, self.values, is_written=appended is not None)
+        return seen  # type: ignore[no-any-return]
 
     def __copy__(self) -> Any:
         return _plain_copy(self, cu.DynamicSlidingWindowLayer)

@@ -135,6 +135,19 @@ def test_a_window_moves_along() -> None:
     assert len(moves) < 30
 
 
+@torch.no_grad()
+def test_a_window_that_records_its_past() -> None:
+    """What a window recorded of its past for assisted decoding is no part of the room that it had before."""
+    pair = (cache_of("window"), cache_of("window", grows=False))
+    for number in range(30):
+        if number in (12, 20):
+            for cache in pair:
+                cache.layers[0].record_past = number == 12
+        results = [cache.update(*states(number, 1, 1 + number % 2), 0) for cache in pair]
+        assert all(torch.equal(mine, plain) for mine, plain in zip(*results, strict=True))
+    assert same(*pair)
+
+
 @pytest.mark.parametrize("limit", [None, 45, 200])
 @torch.no_grad()
 def test_room_is_bounded(limit: int | None) -> None:

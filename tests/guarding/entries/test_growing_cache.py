@@ -24,7 +24,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "chunks": ONE_ROW | {"prefill_chunk_size": 2},
     "static": BOTH_ROWS | {"cache_implementation": "static"},
 }
-MODELS = ("qwen3", "gemma3", "bart", "qwen3_next", "deepseek_v3")
+MODELS = (
+    "qwen3",
+    "gemma3",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "qwen3_next", "deepseek_v3")),
+)
 LONG = {"max_new_tokens": 24}
 
 
@@ -143,3 +147,14 @@ def test_unknown_cache(counted: Counted) -> None:
     mine = generate(with_unknown_cache(guard(generator("qwen3"))), **ONE_ROW)
     assert mine.differs(plain) == []
     assert not counted.appends
+
+
+@pytest.mark.slow
+def test_compiled(counted: Counted) -> None:
+    """A compiled model concatenates, and gives what it gives without a guard."""
+    runs = []
+    for put_on in (lambda model: model, guard):
+        model = generator("gemma3")
+        model.forward = torch.compile(model.forward, backend="eager", dynamic=True)
+        runs.append(generate(put_on(model), **ONE_ROW, max_new_tokens=5))
+    assert runs[1].differs(runs[0]) == []
