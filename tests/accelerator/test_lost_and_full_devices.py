@@ -114,6 +114,28 @@ def test_the_device_of_the_module_is_named(rehearsal: Rehearsal) -> None:
     assert caught.value.dtype == "bfloat16"
 
 
+def test_the_lost_device_is_named_wherever_it_is_lost(rehearsal: Rehearsal) -> None:
+    """In a module, and while its inputs are brought from the other device: that may be the one that is lost."""
+    from accelerate import dispatch_model
+
+    parts = ("model.embed_tokens", "model.rotary_emb", "lm_head", *(f"model.layers.{index}" for index in range(3)))
+    table = {part: int(part.endswith(("1", "2"))) for part in parts} | {"model.norm": 1}
+    model = guard(dispatch_model(generator(), table))
+    ids = ONE_ROW["input_ids"].to("musa:0")
+    with torch.no_grad():
+        model(ids)
+        before = [rehearsal.counts(index).kernels for index in range(2)]
+        model(ids)
+        counts = [rehearsal.counts(index).kernels - start for index, start in enumerate(before)]
+        for index, count in enumerate(counts):
+            for after in range(0, count, 2):
+                rehearsal.lose(index, after=after)
+                with pytest.raises(DeviceLostError) as caught:
+                    model(ids)
+                assert f"musa:{index}" in caught.value.device.split(","), after
+                rehearsal.reset()
+
+
 def prefill(rehearsal: Rehearsal, model: Any) -> torch.Tensor:
     """Run a prompt that there is no room for."""
     rehearsal.leave_free(30_000, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import TracebackType
 
 from torch import nn
 
@@ -17,6 +18,8 @@ from ..families.refused import is_lost
 from ..state import Guard
 
 logger = logging.getLogger(__name__)
+
+_MOVES = ("pre_forward", "post_forward")
 
 
 def loses_a_device(exc: BaseException) -> bool:
@@ -37,12 +40,23 @@ def raise_if_lost(guard: Guard, exc: BaseException) -> None:
     texts = [text_of(link) for link in links if is_lost(text_of(link))]
     if model is None or not texts or any(isinstance(link, SafeDtypeError) for link in links):
         return
-    module, failure = module_raising(model, exc.__traceback__), classify(exc)
+    module = None if _moves_tensors(exc.__traceback__) else module_raising(model, exc.__traceback__)
+    failure = classify(exc)
     if failure is not None and failure.sticky and dtype is not None:
         raise device_lost(model, module, failure, dtype) from exc
     devices = _devices_of(module, model)
     if devices != ("cpu",):
         raise DeviceLostError(",".join(devices), "", first_line(texts[0])) from exc
+
+
+def _moves_tensors(trace: TracebackType | None) -> bool:
+    """Whether a hook of accelerate was bringing tensors to a module: from another device, which may be the lost one."""
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name in _MOVES and frame.f_globals.get("__name__") == "accelerate.hooks":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def device_lost(model: nn.Module, module: nn.Module | None, failure: Failure, dtype: Dtype) -> DeviceLostError:
