@@ -39,6 +39,7 @@ TOGETHER = {
     "patching/import_hook.py": "patching/test_run.py",
     "patching/moved_after.py": "accelerator/test_device_maps.py",
     "patching/planned.py": "patching/test_weird_calls.py",
+    "training/judge_error.py": "training/test_precision_guard.py",
     "errors/ranks.py": "errors/test_errors.py",
     "loading/meeting.py": "ranks/test_meeting_of_ranks.py",
     "ranks/one_plan/started.py": "ranks/test_meeting_of_ranks.py",

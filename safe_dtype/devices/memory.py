@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,20 @@ def memory_of(device: str, max_memory: Mapping[Any, Any] | None = None) -> Memor
     where = torch.device(device)
     memory = _main_memory() if where.type == "cpu" else _accelerator_memory(where)
     return limited(memory, allowance(where, max_memory or {}))
+
+
+def peak_held(device: str) -> int | None:
+    """Return how many bytes this process has held on `device` at its peak, of anything; None where nobody counts them."""
+    where = torch.device(device)
+    if where.type == "cpu":
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    reserved = answer_of(where.type, "max_memory_reserved", where.index or 0)
+    return None if reserved is None else int(reserved)
 
 
 def shortage(needed: Mapping[str, int]) -> str | None:

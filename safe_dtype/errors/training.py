@@ -67,10 +67,21 @@ class TrainingLoopError(TrainingError):
 class TrainingDoesNotFitError(TrainingError):
     """No way to make a step of training fits into the memory of its device."""
 
-    def __init__(self, dtype: str, needed_bytes: int, free_bytes: int, ranks: int = 1, devices: int = 1) -> None:
-        super().__init__(dtype, needed_bytes, free_bytes, ranks, devices)
+    def __init__(  # noqa: PLR0913  (facts, as they are pickled)
+        self,
+        dtype: str,
+        needed_bytes: int,
+        free_bytes: int,
+        ranks: int = 1,
+        devices: int = 1,
+        rows: int = 0,
+        parts: int = 0,
+    ) -> None:
+        smaller = (rows, parts) if rows else ()
+        super().__init__(dtype, needed_bytes, free_bytes, ranks, devices, *smaller)
         self.dtype, self.needed_bytes, self.free_bytes = dtype, needed_bytes, free_bytes
         self.ranks, self.devices = ranks, devices
+        self.rows, self.parts = rows, parts  # a micro-batch that fits, and how many for one of now; 0: none
 
     def __str__(self) -> str:
         if self.ranks > 1:
@@ -79,6 +90,12 @@ class TrainingDoesNotFitError(TrainingError):
             advice = f"spread the model over the {self.devices} devices with device_map='auto'"
         else:
             advice = "train fewer parameters (LoRA), use shorter rows, or a device with more memory"
+        if self.rows:
+            return (
+                f"A step of training in {self.dtype} needs {self.needed_bytes:,} bytes, with all that can be changed while the "
+                f"loop runs, and {self.free_bytes:,} may be used. Next: micro-batches of {self.rows} fit, {self.parts} in the "
+                f"place of each; or {advice}."
+            )
         return (
             f"A step of training in {self.dtype} needs {self.needed_bytes:,} bytes, even with activation checkpointing and "
             f"the smallest micro-batch, and {self.free_bytes:,} may be used. Next: {advice}."

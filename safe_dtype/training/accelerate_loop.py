@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import OptState
 
-from ..errors import TrainingLoopError
-from ..facts import FLOAT16, Dtype
+from ..errors import NeedsRestart, TrainingLoopError
+from ..facts import FLOAT16, FLOAT32, Dtype
 from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled
 from .loop import WindowWatch
-from .switch_precision import follow_precision, precision_of, switch_precision
+from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
+
+# Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.
+_STEP_THEMSELVES = ("DEEPSPEED", "MEGATRON_LM")
 
 
 class AccelerateLoop:
@@ -26,6 +29,9 @@ class AccelerateLoop:
     """
 
     def __init__(self, accelerator: Any, models: Sequence[nn.Module], init_scale: float | None) -> None:
+        engine = engine_of(accelerator)
+        if engine is not None and accelerator.distributed_type.name in _STEP_THEMSELVES:
+            raise NeedsRestart(engine, FLOAT32.name)
         self._accelerator = accelerator
         self._init_scale = init_scale
         self.models = list(models) or list(accelerator._models)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from typing import Any
 
 from torch import nn
 
 from ..errors import DeviceLostError, NoDtypeLeft, PeerLostError, RemoteFailure, TrainingLoopError
-from ..facts import Dtype, dtype_named
-from ..guarding import Attempt, Event, FailureKind, classify
+from ..facts import FLOAT32, Dtype, dtype_named
+from ..guarding import Attempt, Event, FailureKind
 from ..guarding.blame import module_raising, name_of
-from ..guarding.classify import first_line, text_of
+from ..guarding.classify import text_of
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
 from ..ranks import Vote, VoteTally, World, cast_vote, current_world, failed_dtypes, first_allowed
+from ..ranks.fsdp2 import is_sharded
 from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
 from .accelerate_loop import AccelerateLoop
+from .error_trial import passes_further_down
+from .judge_error import described, judge_error, note_that_others_wait
 from .judge_numbers import Judgement, Numbers, forget_unscaled, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, refuse_half_parameters, rungs
 from .loop import Loop
+from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down
 from .random_numbers import RandomNumbers
 from .torch_loop import TorchLoop
 from .window import Window, windows_of
@@ -68,6 +72,7 @@ class PrecisionGuard:
         ladder: The dtypes to train in, best first; those before the one in which training begins are left out.
         least_scale: Of float16's loss: where it would be halved further, the next dtype follows.
         init_scale: Of float16's loss, with accelerate; None: what the Accelerator says.
+        max_memory: Bytes that this process may hold, by device, as accelerate takes them: for a step down to float32.
 
     Attributes:
         events: What has failed, and how it went on.
@@ -86,6 +91,7 @@ class PrecisionGuard:
         ladder: Sequence[Dtype] = LADDER,
         least_scale: float = 1.0,
         init_scale: float | None = None,
+        max_memory: Mapping[Any, Any] | None = None,
     ) -> None:
         self.loop: Loop = loop if isinstance(loop, TorchLoop) else AccelerateLoop(loop, models, init_scale)
         refuse_half_parameters(self.loop.optimizers)
@@ -102,6 +108,11 @@ class PrecisionGuard:
                 )
         self._leave_failed_dtypes()
         self._buffers = KeptBuffers(self.loop.models)
+        # Of weights that ranks share out nobody knows how much of them a step holds at once.
+        self._is_followed = not any(map(is_sharded, self.loop.models))
+        self._latest, self._max_memory, self._has_stepped = LatestCall(self.loop.models), max_memory, False
+        self.splits: Callable[[], bool] = lambda: False  # whether the caller can run micro-batches in parts
+        self.parts, self.accumulation = 1, 1  # and in how many it is to; micro-batches of a window
         self._number, self._votes = next(_numbers), 0
         self._is_last: bool | None = None
         self._is_open = False
@@ -137,9 +148,8 @@ class PrecisionGuard:
         Raises:
             KeyError, UnknownDtypeError: If `state` is not of a guard. Nothing was changed.
         """
-        dtype, scaler, done, pardons = (
-            dtype_named(state["dtype"]), state["scaler"], int(state["windows_done"]), bool(state["pardons_losses"]),
-        )  # fmt: skip
+        dtype, scaler = dtype_named(state["dtype"]), state["scaler"]
+        done, pardons = int(state["windows_done"]), bool(state["pardons_losses"])
         if dtype in rungs(self.dtype, self._ladder)[1:]:
             self.loop.switch(dtype)
         if self.dtype == dtype and self.loop.scaler is not None and scaler:
@@ -152,6 +162,7 @@ class PrecisionGuard:
         `accelerator.accumulate` and `TorchLoop.accumulate` reduce gradients with the last micro-batch of each.
         """
         for window in windows_of(batches, size, self._note_place):
+            self.accumulation = len(window)
             for schedule in self._schedules:
                 schedule.sees(window)
             yield window
@@ -162,6 +173,7 @@ class PrecisionGuard:
         Raises:
             NoDtypeLeft: If the window fails in the last dtype as well, and not in its loss alone: weights and optimizer are
                 as before it.
+            TrainingDoesNotFitError: If float32, the next dtype, does not fit, not with activation checkpointing either.
             RemoteFailure: If another rank has failed otherwise.
             PeerLostError: If another rank has ended, or does not vote.
             TrainingLoopError: If the loop cannot be run again.
@@ -172,7 +184,10 @@ class PrecisionGuard:
         while True:
             for schedule in self._schedules:
                 schedule.begin()
-            around = [schedule.around() for schedule in self._schedules]
+            around: list[AbstractContextManager[Any]] = [schedule.around() for schedule in self._schedules]
+            dtype = self.dtype
+            if self._is_followed and dtype != FLOAT32:
+                around.append(self._latest.noted())
             attempt = WindowAttempt(self.loop, self, lambda: self._is_last, around)
             self._is_last = None
             try:
@@ -181,13 +196,25 @@ class PrecisionGuard:
                 if attempt.is_done:
                     self._is_open = attempt.has_losses and not attempt.has_stepped
                     self.windows_done += attempt.has_stepped
+                    self._has_stepped |= attempt.has_stepped
+                    self._latest.forget()
             if not attempt.was_entered:
                 self.leave()
                 raise TrainingLoopError("an attempt was not entered")
             if attempt.is_done:
                 break
+            if self.dtype == FLOAT32 != dtype:
+                self.fit(self._latest.call)
             numbers.set_again()
             self.loop.return_to(place)
+
+    def fit(self, call: ModelCall | None) -> None:
+        """Have a step in the dtype of now fit into memory, before it is made: `fit_step_down` on every rank."""
+        parts = fit_step_down(
+            call if self._is_followed else None, self.dtype, self.loop.optimizers, world=self._world, splits=self.splits,
+            max_memory=self._max_memory, has_stepped=self._has_stepped, accumulation=self.accumulation,
+        )  # fmt: skip
+        self.parts = max(self.parts, parts)
 
     def leave(self) -> None:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""
@@ -201,7 +228,7 @@ class PrecisionGuard:
         judgement = judge(numbers, optimizers, self.loop.scaler if steps else None, self._least_scale)
         hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
         if hidden is not None:
-            return self._settle(*_judged(hidden), hidden) is Vote.OK
+            return self._settle(*judge_error(hidden), hidden) is Vote.OK
         if judgement.is_loss_alone:
             judgement = self._pardoned(judgement)
         return self._settle(judgement, FailureKind.NONFINITE, None) is Vote.OK
@@ -225,21 +252,29 @@ class PrecisionGuard:
         """Whether another attempt is to follow on `error`; where not, it is the caller's."""
         if is_lost(text_of(error)):
             device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
-            raise DeviceLostError(device, "", _described(error)) from error
+            raise DeviceLostError(device, "", described(error)) from error
         try:
             limits = [schedule.keep(error) for schedule in self._schedules]
         except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
-            _note_that_others_wait(error, exc)
+            note_that_others_wait(error, exc)
             return False
         seconds = min((limit for limit in limits if limit is not None), default=None)
         hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
         try:
-            return self._settle(*_judged(hidden or error), error, seconds) is not Vote.FOREIGN
+            return self._settle(*self._judge(hidden or error), error, seconds) is not Vote.FOREIGN
         except PeerLostError as exc:
             if seconds is None:
                 raise
-            _note_that_others_wait(error, exc)
+            note_that_others_wait(error, exc)
             return False
+
+    def _judge(self, error: Exception) -> tuple[Judgement, FailureKind]:
+        judgement, kind = judge_error(error)
+        if judgement.vote is Vote.FOREIGN:
+            dtype = passes_further_down(self.loop.models, error, self.dtype, rungs(self.dtype, self._ladder)[1:])
+            if dtype is not None:
+                judgement = Judgement(Vote.FALL_BACK, f"{judgement.reason} (by itself the module passes in {dtype})")
+        return judgement, kind
 
     def _settle(
         self, judgement: Judgement, kind: FailureKind, error: Exception | None, seconds: float | None = None
@@ -363,23 +398,3 @@ class PrecisionGuard:
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last
-
-
-def _judged(error: Exception) -> tuple[Judgement, FailureKind]:
-    """Return what an exception means for the window, by the one place that knows such texts."""
-    failure = classify(error)
-    if failure is None:
-        return Judgement(Vote.FOREIGN, _described(error)), FailureKind.OP_UNSUPPORTED
-    return Judgement(Vote.FALL_BACK, _described(error)), failure.kind
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(text_of(error))}"
-
-
-def _note_that_others_wait(error: Exception, problem: Exception) -> None:
-    note = f"The other ranks wait until this process ends: {first_line(text_of(problem))}."
-    if sys.version_info >= (3, 11):
-        error.add_note(note)
-    else:
-        logger.warning("%s", note)

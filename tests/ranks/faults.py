@@ -76,6 +76,10 @@ class InjectedFault:
         """Whether no dtype cures it."""
         return self.kind in ("foreign", "out of memory")
 
+    def shows_in(self, dtype: str) -> bool:
+        """Whether it happens in a dtype: what no dtype cures does so in each, for it may be tried in others."""
+        return self.ends_the_job or dtype in self.dtypes
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -96,7 +100,7 @@ def expected(faults: Sequence[InjectedFault], steps: int) -> Expected:
     """Return how a job has to end: it goes down the ladder where anything fails, and of all ranks the worst decides."""
     rung, dtypes = 0, []
     for step in range(steps):
-        while active := [fault for fault in faults if fault.step == step and LADDER[rung] in fault.dtypes]:
+        while active := [fault for fault in faults if fault.step == step and fault.shows_in(LADDER[rung])]:
             # Numbers let a rank go on, an exception ends its attempt: only the first one shows.
             raised = [fault for fault in active if fault.kind in TEXTS]
             first = {
@@ -159,7 +163,7 @@ class Injection:
         dtype = str(values.dtype).removeprefix("torch.")
         for fault in self._faults:
             here = (fault.place, fault.layer, fault.step, fault.micro) == (place, layer, self.step, self.micro)
-            if not here or dtype not in fault.dtypes:
+            if not here or not fault.shows_in(dtype):
                 continue
             self.fired += 1
             if fault.kind in NUMBERS:

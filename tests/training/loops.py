@@ -106,7 +106,7 @@ class Model(nn.Module):
         if (
             fault is not None
             and fault.is_on(*self.now)
-            and computes_in() in fault.dtypes
+            and (computes_in() in fault.dtypes or fault.kind == "foreign")  # which no dtype cures
             and fault.kind not in OUTSIDE
         ):
             fault.fired += 1

@@ -105,7 +105,7 @@ def test_overflow_is_dropped_without_us() -> None:
 
 def test_other_errors_come_through() -> None:
     """An error that no dtype cures is raised as it is, after one attempt."""
-    ours = run(Setting(Fault(2, "key"), accumulation=2))
+    ours = run(Setting(Fault(2, "key", EVERY), accumulation=2))
     assert type(ours.error) is KeyError
     assert str(ours.error) == "'labels'"
     assert ours.passes == 2 * 2 + 1

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 from training.loops import BF16, FP16, FP32, Fault, Run, run
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft
+from safe_dtype.errors import NeedsRestart
 from safe_dtype.ranks.failed_dtypes import write_verdict
 from safe_dtype.training import PrecisionGuard, TorchLoop
 
@@ -108,6 +111,17 @@ def test_a_step_that_returns() -> None:
     step()
     step()
     assert guard.windows_done == 2
+
+
+def test_engines_that_step_themselves_are_refused() -> None:
+    """A guard could hold nothing back there: it says so, with the engine's name, before anything runs."""
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(cpu=True)
+    model = accelerator.prepare(nn.Linear(2, 2))
+    accelerator.state.distributed_type = type(accelerator.distributed_type).DEEPSPEED
+    with pytest.raises(NeedsRestart, match="DeepSpeed"):
+        PrecisionGuard(accelerator, model)
+    AcceleratorState._reset_state(True)
 
 
 def test_begins_below_what_failed_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from training.test_attach import NoLabels
 from training.trainer_runs import Fault, Run, Setting, difference, run
 from transformers import TrainerCallback
 
@@ -106,3 +107,10 @@ def test_rows_that_others_report() -> None:
     """What reports to others reads the precision, too, though it was there before."""
     run(Setting(Fault(1), callbacks=(Reporting,)))
     assert [row["precision"] for row in Reporting.rows if "loss" in row] == ["bfloat16", *["float16"] * 4]
+
+
+def test_a_pardon_is_kept(tmp_path: Path) -> None:
+    """Losses that no dtype makes finite, of gradients that are, are not tried in all of them again by a resumed run."""
+    whole = saved_at_3(tmp_path, trainer=NoLabels)
+    again = resumed(tmp_path, trainer=NoLabels)
+    assert (again.error, whole.passes, again.passes) == (None, 5 + 3, 2)

@@ -46,5 +46,7 @@ def differences(cases: tuple[Case, ...], failing: int) -> dict[str, str]:
         steps = {int(state["step"]) for state in ours.trainer.optimizer.state.values()}
         found[name] += "" if steps == {5} else f"{steps} optimizer steps"
     begin_case("KeyError", 60)
-    found["KeyError"] = type(run(Setting(Fault(2, "key") if fails_here else None)).error).__name__
+    found["KeyError"] = type(
+        run(Setting(Fault(2, "key", (*SIXTEEN_BITS, FLOAT32)) if fails_here else None)).error
+    ).__name__
     return found

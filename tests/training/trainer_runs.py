@@ -46,6 +46,7 @@ class Setting:
     attached: bool = True
     dtype: Dtype = BFLOAT16
     policy: str | None = None
+    max_memory: dict[str, int] | None = None
     accumulation: int = 1
     steps: int = 5
     loss_factor: float = 1.0
@@ -122,7 +123,7 @@ def run(setting: Setting) -> Run:
             compute_loss = trainer.compute_loss
             trainer.compute_loss = lambda *a, **k: compute_loss(*a, **k) * setting.loss_factor
         if setting.attached:
-            safe_dtype.attach(trainer, setting.policy)
+            safe_dtype.attach(trainer, setting.policy, max_memory=setting.max_memory)
         if setting.init_scale:
             trainer.accelerator.scaler_handler = GradScalerKwargs(init_scale=setting.init_scale)
         if setting.by_hand:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import os
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ...devices import memory_of
+from ...devices.memory import allowance
 from ...devices.random_states import random_states_kept
 from ...errors.warn import warn
 from ...facts import Dtype
@@ -26,23 +30,34 @@ _ROWS_LOOKED_AT = 64  # of the data set, for the longest
 
 
 def plan_step_down(
-    model: nn.Module, batch: Mapping[str, Any], dtype: Dtype, optimizer: Optimizer, *, accumulation: int = 1
+    model: nn.Module,
+    batch: Mapping[Any, Any],
+    dtype: Dtype,
+    optimizer: Optimizer,
+    *,
+    accumulation: int = 1,
+    max_memory: Mapping[Any, Any] | None = None,
 ) -> MemoryPlan:
-    """Return whether the same micro-batch fits in `dtype`, in the middle of a run; if not, with which checkpointing.
+    """Return whether the same micro-batch fits in `dtype`, in the middle of a run; if not, what makes it fit.
 
     Args:
         model: The model, not wrapped for several ranks.
-        batch: A micro-batch, on its device.
+        batch: A micro-batch, on its device: arguments by name, or by their places.
         dtype: To go on in.
         optimizer: That has made steps.
         accumulation: Micro-batches in one step of it.
+        max_memory: Bytes by device, as accelerate takes them: for all that the process holds there.
 
     Raises:
         RuntimeError, ValueError: If the model cannot be followed.
     """
-    ordered = TrainingWay(_rows_of(batch), accumulation)
-    held_tensors = [*model.parameters(), *model.buffers(), *_moments(optimizer)]
-    return _plan(model, batch, dtype, ordered, _maker(type(optimizer), {}), held_tensors, splits=False)
+    ordered = TrainingWay(_rows_of(batch), accumulation, Checkpointing() if _is_checkpointing(model) else None)
+    own = {id(weight) for weight in (*model.parameters(), *model.buffers())}
+    held_tensors = [*model.parameters(), *model.buffers(), *_moments(optimizer, own)]
+    known = inspect.signature(type(optimizer)).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in known}
+    make_optimizer = _maker(type(optimizer), options)
+    return _plan(model, batch, dtype, ordered, make_optimizer, held_tensors, max_memory=max_memory)
 
 
 def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
@@ -75,14 +90,14 @@ def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
 
 def _plan(  # noqa: PLR0913  (all but five by name)
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Mapping[Any, Any],
     dtype: Dtype,
     ordered: TrainingWay,
     make_optimizer: MakeOptimizer,
     held_tensors: Iterable[torch.Tensor],
     *,
     ranks: int = 1,
-    splits: bool = True,
+    max_memory: Mapping[Any, Any] | None = None,
 ) -> MemoryPlan:
     trained = sum(weight.numel() * weight.itemsize for weight in model.parameters() if weight.requires_grad)
     device = next(weight.device for weight in model.parameters())
@@ -95,9 +110,12 @@ def _plan(  # noqa: PLR0913  (all but five by name)
         )
         return step.needed_bytes + (trained if ranks > 1 else 0)  # DDP reduces gradients in buckets of its own
 
+    memory = memory_of(str(device))
+    if device.type == "cpu":  # ranks of one machine have one memory
+        memory = replace(memory, free_bytes=memory.free_bytes // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return plan_memory(
-        dtype, ordered, needs, memory_of(str(device)), held_bytes=_bytes(held_tensors), offloads=device.type != "cpu",
-        splits=splits,
+        dtype, ordered, needs, memory, held_bytes=_bytes(held_tensors), offloads=device.type != "cpu",
+        splits=_splits(batch, ordered.rows), allowed_bytes=allowance(device, max_memory or {}),
     )  # fmt: skip
 
 
@@ -121,16 +139,16 @@ def _apply(way: TrainingWay, trainer: Any) -> None:
 def _longest_batch(trainer: Any, rows: int) -> dict[str, Any]:
     """Return a batch of the longest of the first rows of the data set, as the Trainer would call its model with it."""
     data = trainer.train_dataset
-    with _nothing_drawn():
+    with nothing_drawn():
         first = [data[number] for number in range(min(len(data), _ROWS_LOOKED_AT))]
         longest = max(first, key=_length)
         collate = trainer._get_collator_with_removed_columns(trainer.data_collator, "training")
         batch = collate([dict(longest) if isinstance(longest, Mapping) else longest for _ in range(rows)])
-    return dict(trainer._prepare_inputs(batch))
+    return dict(trainer._prepare_input(batch))  # not `_prepare_inputs`: in subclasses it generates
 
 
 @contextmanager
-def _nothing_drawn() -> Iterator[None]:
+def nothing_drawn() -> Iterator[None]:
     """Leave no trace of the block in any random numbers: data sets and collators draw some."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -146,7 +164,16 @@ def _length(row: Any) -> int:
     return max((int(np.prod(np.shape(value))) for value in values if not isinstance(value, str)), default=0)
 
 
-def _rows_of(batch: Mapping[str, Any]) -> int:
+def _is_checkpointing(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+
+
+def _splits(batch: Mapping[Any, Any], rows: int) -> bool:
+    """Whether all tensors of a micro-batch have so many rows: pictures of unlike texts, say, have not."""
+    return all(len(value) == rows for value in batch.values() if _is_of_rows(value))
+
+
+def _rows_of(batch: Mapping[Any, Any]) -> int:
     return next((len(value) for value in batch.values() if _is_of_rows(value)), 1)
 
 
@@ -161,8 +188,9 @@ def _maker(kind: type[Optimizer], options: Mapping[str, Any]) -> MakeOptimizer:
     return lambda weights: kind(weights, **options)
 
 
-def _moments(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [part for state in optimizer.state.values() for part in state.values() if isinstance(part, torch.Tensor)]
+def _moments(optimizer: Optimizer, of: set[int]) -> list[torch.Tensor]:
+    states = [state for weight, state in optimizer.state.items() if id(weight) in of]
+    return [part for state in states for part in state.values() if isinstance(part, torch.Tensor)]
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -88,6 +88,7 @@ def plan_memory(  # noqa: PLR0913  (all but four by name)
     held_bytes: int = 0,
     offloads: bool = False,
     splits: bool = True,
+    allowed_bytes: int | None = None,
 ) -> MemoryPlan:
     """Try one way after the other until one fits.
 
@@ -99,10 +100,13 @@ def plan_memory(  # noqa: PLR0913  (all but four by name)
         held_bytes: Of what the process holds there already and needs anyway: weights, moments.
         offloads: Whether activations can be brought elsewhere: not on a CPU.
         splits: Whether a micro-batch may be made smaller.
+        allowed_bytes: What the process may hold there, all in all; None: no more than the device sets a limit.
     """
-    free = int(memory.free_bytes * USABLE) + held_bytes
     tried = [(ordered, needs(ordered))]
-    if not memory.total_bytes:  # nobody knows
+    free = int(memory.free_bytes * USABLE) + held_bytes
+    if allowed_bytes is not None:
+        free = min(free, allowed_bytes) if memory.total_bytes else allowed_bytes
+    elif not memory.total_bytes:  # nobody knows
         free = max(free, tried[0][1])
     for way in _ways(ordered, offloads=offloads, splits=splits):
         if tried[-1][1] <= free:

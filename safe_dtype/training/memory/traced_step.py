@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ...devices.random_states import random_states_kept
 from ...facts import FLOAT32, Dtype
+from ..half_base import has_half_base, products_in
 
 try:
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -74,7 +75,7 @@ class TracedStep:
 
 def trace_step(
     model: nn.Module,
-    batch: Mapping[str, Any],
+    batch: Mapping[Any, Any],
     dtype: Dtype = FLOAT32,
     *,
     checkpointing: Checkpointing | None = None,
@@ -87,14 +88,14 @@ def trace_step(
 
     Args:
         model: The model, on the device that it is trained on, and not yet wrapped for several ranks.
-        batch: What it is called with, tensors by name; it returns a loss.
+        batch: What it is called with, tensors by name or by place. Where it returns no loss, one is thought up.
         dtype: Of the autocast around the forward pass; float32: none.
         checkpointing: What is turned on beside what the model has on.
         make_optimizer: Makes the optimizer from parameters.
         accumulates: Whether gradients of an earlier micro-batch are there already.
 
     Raises:
-        ValueError: If the model has no such checkpointing, or returns no loss.
+        ValueError: If the model has no such checkpointing, or returns nothing to compute a loss of.
         RuntimeError: If the model cannot be followed: what it computes depends on values.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -119,18 +120,19 @@ def trace_step(
 @dataclass(frozen=True)
 class _Step:
     model: nn.Module
-    inputs: Mapping[str, Any]
+    inputs: Mapping[Any, Any]
     dtype: Dtype
     optimizer: Optimizer
 
     def loss(self) -> torch.Tensor:
         narrow = None if self.dtype == FLOAT32 else getattr(torch, self.dtype.name)
         with nullcontext() if narrow is None else torch.autocast(self._device(), narrow):
-            output = self.model(**self.inputs)
+            args = [self.inputs[place] for place in sorted(name for name in self.inputs if isinstance(name, int))]
+            named = {name: value for name, value in self.inputs.items() if isinstance(name, str)}
+            with products_in(self.dtype, has_half_base=has_half_base([self.model])):
+                output = self.model(*args, **named)
         loss = output.get("loss") if isinstance(output, dict) else output
-        if not isinstance(loss, torch.Tensor) or loss.dim():
-            raise ValueError(f"{type(self.model).__name__} returns no loss for {', '.join(self.inputs)}")
-        return loss
+        return loss if isinstance(loss, torch.Tensor) and not loss.dim() else _stand_in(output)
 
     def _device(self) -> str:
         return next((weight.device.type for weight in self.model.parameters()), "cpu")
@@ -183,10 +185,42 @@ _KINDS = {
 }  # fmt: skip
 
 
+def _stand_in(output: Any) -> torch.Tensor:
+    """Return something that takes as much memory as the loss that the caller computes of what the model returns.
+
+    Raises:
+        ValueError: If the model returns nothing that could be trained.
+    """
+    parts: Any = (
+        output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
+    )
+    tensors = [part for part in parts if isinstance(part, torch.Tensor) and part.requires_grad and part.dim()]
+    if not tensors:
+        raise ValueError(
+            f"a {type(output).__name__} without a loss, and without a tensor to compute one of, is returned"
+        )
+    return torch.stack([tensor.float().log_softmax(-1).mean() for tensor in tensors]).sum()
+
+
+def _without_hooks(model: nn.Module) -> dict[int, Any]:
+    """Return what makes a deep copy leave out hooks of others: they may hold anything, and note what they see."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            hooks = module.__dict__[name]
+            own = {key: hook for key, hook in hooks.items() if _is_of_the_model(hook)}
+            memo[id(hooks)] = OrderedDict(own)
+    return memo
+
+
+def _is_of_the_model(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith(("torch.", "transformers.", "peft."))
+
+
 def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Return a copy of the model that holds no numbers, as it was before accelerate prepared it."""
     with FakeCopyMode(mode):
-        fake = copy.deepcopy(model)
+        fake = copy.deepcopy(model, _without_hooks(model))
     for module in fake.modules():
         original = module.__dict__.pop("_original_forward", None)
         if original is not None:  # of accelerate, with an autocast of its own around it

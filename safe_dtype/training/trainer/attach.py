@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from ...guarding import FailureKind
 from ...planning import Policy
 from ..evaluation import guard_evaluation
 from ..ladder import LADDER
+from ..memory.fit_step_down import ModelCall, say_where_it_does_not_fit
 from ..precision_guard import PrecisionGuard
 from ..switch_precision import engine_of, precision_of, switch_precision
 from .one_norm import OneNorm
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _ATTRIBUTE = "_safe_dtype_attached"
 
 
-def attach(trainer: T, policy: Policy | str | None = None) -> T:
+def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mapping[Any, Any] | None = None) -> T:
     """Have a `transformers.Trainer` lose no step where its precision fails.
 
         trainer = safe_dtype.attach(Trainer(model=model, args=TrainingArguments("out", bf16=True), train_dataset=data))
@@ -49,6 +50,8 @@ def attach(trainer: T, policy: Policy | str | None = None) -> T:
         trainer: The Trainer, at any time before `train()`. A second call changes nothing.
         policy: `ladder` names the precisions to go on in. In strict mode none is changed: a step that is not finite ends
             the run before it is applied.
+        max_memory: Bytes that this process may hold, by device, as accelerate takes them. Where a step in float32 does not fit
+            into that, or into what is free, a step down checkpoints activations, or runs micro-batches in parts.
 
     Returns:
         `trainer` itself.
@@ -59,7 +62,7 @@ def attach(trainer: T, policy: Policy | str | None = None) -> T:
             for the model that it cannot guard: one with trained parameters in 16 bit, or in `nn.DataParallel`.
     """
     if not is_attached(trainer):
-        _Attached(trainer, Policy.of(policy) or Policy(), is_asked_for=True)
+        _Attached(trainer, Policy.of(policy) or Policy(), is_asked_for=True, max_memory=max_memory)
     return trainer
 
 
@@ -87,7 +90,10 @@ def is_attached(trainer: Any) -> bool:
 class _Attached:
     """One Trainer, and what wraps its methods."""
 
-    def __init__(self, trainer: Any, policy: Policy, *, is_asked_for: bool) -> None:
+    def __init__(
+        self, trainer: Any, policy: Policy, *, is_asked_for: bool, max_memory: Mapping[Any, Any] | None = None
+    ) -> None:
+        self._max_memory = max_memory
         engine = engine_of(trainer.accelerator)
         if engine is not None:
             raise NeedsRestart(engine, FLOAT32.name)
@@ -147,7 +153,7 @@ class _Attached:
         finally:
             if place is not None:
                 callbacks.insert(place, self._callback)
-        attached = _Attached(other, self._policy, is_asked_for=self._is_asked_for)
+        attached = _Attached(other, self._policy, is_asked_for=self._is_asked_for, max_memory=self._max_memory)
         attached._record, attached._name = self._record, self._name
         return other
 
@@ -209,11 +215,23 @@ class _Attached:
                 f"{type(trainer.model_wrapped).__name__} was not prepared by accelerate",
                 "start one process a device, with torchrun",
             )
-        guard = PrecisionGuard(accelerator, trainer.model_wrapped, ladder=self._ladder(first))
+        guard = PrecisionGuard(
+            accelerator, trainer.model_wrapped, ladder=self._ladder(first), max_memory=self._max_memory
+        )
         guard.windows_done, self._noted = trainer.state.global_step, 0
         guard.pardons_losses = self._record.pardons_losses
-        self._window.norm = OneNorm(accelerator)
+        self._window.norm, self._window.look = OneNorm(accelerator), self._look
         return guard
+
+    def _look(self, call: ModelCall) -> None:
+        """Look at the first step of a run before it is made: what goes on in float32 is made to fit, an order is left as it is."""
+        guard = self._guard
+        if guard is None:
+            return
+        if guard.dtype == FLOAT32 and self._record.step_downs:
+            guard.fit(call)
+        else:
+            say_where_it_does_not_fit(call, guard.dtype, guard.loop.optimizers, self._max_memory, guard.accumulation)
 
     def _begin_trial(self, original: Callable[..., Any], trial: Any) -> None:
         """Have each trial of a search begin in the precision that was asked for: its Accelerator is made anew."""

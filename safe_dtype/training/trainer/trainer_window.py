@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..memory.fit_step_down import ModelCall
 from ..precision_guard import PrecisionGuard
 from ..window_attempt import WindowAttempt
 from .one_norm import OneNorm
@@ -44,6 +45,7 @@ class TrainerWindow:
         self.norm: OneNorm | None = None  # as well
         self._micro_batches: list[_MicroBatch] = []
         self._attempts: Iterator[WindowAttempt] = iter(())
+        self.look: Callable[[ModelCall], None] | None = None  # called before the first micro-batch of a run
         self._attempt: WindowAttempt | None = None  # the first one, while its micro-batches come
 
     def close(self) -> None:
@@ -60,9 +62,12 @@ class TrainerWindow:
         if guard is None:
             return self._training_step(model, inputs, *args, **kwargs)
         is_last = self._trainer.accelerator.sync_gradients
-        if not self._micro_batches:
-            self._open(guard)
         micro_batch = _MicroBatch(model, StepInputs(inputs, copies_tensors=self._writes_inputs), args, kwargs)
+        if not self._micro_batches:
+            guard.accumulation = self._trainer.args.gradient_accumulation_steps
+            guard.splits = lambda: _sums_up(self._trainer, micro_batch)
+            self._look_at(model, inputs)
+            self._open(guard)
         self._micro_batches.append(micro_batch)
         try:
             loss = self._run_first(micro_batch, inputs, is_last=is_last)
@@ -75,6 +80,12 @@ class TrainerWindow:
             self._writes_inputs = any(one.inputs.are_changed for one in self._micro_batches)
             self._micro_batches.clear()
         return self._nothing() if loss is None else loss
+
+    def _look_at(self, model: Any, inputs: Any) -> None:
+        look, self.look = self.look, None
+        if look is not None and isinstance(inputs, Mapping):
+            # Not `_prepare_inputs`: in subclasses it generates, and counts.
+            look(ModelCall(model, (), self._trainer._prepare_input(dict(inputs))))
 
     def _open(self, guard: PrecisionGuard) -> None:
         self._counters.forget()
@@ -132,8 +143,16 @@ class TrainerWindow:
         return self._logged.last(losses)
 
     def _run(self, micro_batch: _MicroBatch, inputs: Any) -> torch.Tensor:
+        *others, last = _parts_of(inputs, self.guard.parts if self.guard is not None else 1)
         with self._counters.counting():
-            return self._training_step(micro_batch.model, inputs, *micro_batch.args, **micro_batch.kwargs)
+            losses = []
+            for part in others:
+                with self._without_reduction(micro_batch.model):
+                    losses.append(self._step(micro_batch, part))
+            return sum(losses, self._step(micro_batch, last))
+
+    def _step(self, micro_batch: _MicroBatch, inputs: Any) -> torch.Tensor:
+        return self._training_step(micro_batch.model, inputs, *micro_batch.args, **micro_batch.kwargs)
 
     def _without_reduction(self, model: Any) -> AbstractContextManager[Any]:
         """Return the context in which the Trainer runs micro-batches that are not the last of their window."""
@@ -145,6 +164,32 @@ class TrainerWindow:
     def _nothing(self) -> torch.Tensor:
         """Return what is added to the log for a micro-batch that will run again."""
         return torch.zeros((), device=self._trainer.args.device)
+
+
+def _sums_up(trainer: Any, micro_batch: _MicroBatch) -> bool:
+    """Whether the losses of the parts of a micro-batch add up to its loss: that of the Trainer itself, by the tokens of a step."""
+    from transformers import Trainer
+
+    kind, arguments = type(trainer), (*micro_batch.args, micro_batch.kwargs.get("num_items_in_batch"))
+    is_plain = kind.compute_loss is Trainer.compute_loss and kind.training_step is Trainer.training_step
+    is_own = trainer.compute_loss_func is not None or trainer.label_smoother is not None
+    return bool(is_plain and not is_own and trainer.model_accepts_loss_kwargs and arguments[0] is not None)
+
+
+def _parts_of(inputs: Any, parts: int) -> list[Any]:
+    """Return the rows of a micro-batch in so many parts of the same size; whole, where they cannot be told apart."""
+    tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)] if parts > 1 else []
+    rows = {len(value) if value.dim() else 0 for value in tensors}
+    if len(rows) != 1 or (count := rows.pop()) < 2:
+        return [inputs]
+    size = -(-count // parts)
+    return [
+        {
+            name: value[place : place + size] if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
+        for place in range(0, count, size)
+    ]
 
 
 class _LoggedLoss:

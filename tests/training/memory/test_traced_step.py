@@ -90,12 +90,26 @@ class Deciding(nn.Module):
         return {"loss": (x * self.weight).sum()} if (x * self.weight).sum().item() > 0 else None
 
 
+class Weightless(Deciding):
+    """A model that computes nothing of its weights."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Return the input."""
+        return {"x": x}
+
+
 def test_what_cannot_be_followed() -> None:
     """A model whose way depends on values, and one without a loss, are refused with a reason."""
     with pytest.raises(RuntimeError):
         trace_step(Deciding(), {"x": torch.ones(2)})
-    with pytest.raises(ValueError, match="returns no loss for input_ids"):
-        trace_step(MODEL.make(), {"input_ids": batch()["input_ids"]})
+    with pytest.raises(ValueError, match="without a tensor to compute one of"):
+        trace_step(Weightless(), {"x": torch.ones(2)})
+
+
+def test_a_loss_that_the_caller_computes() -> None:
+    """A model that returns logits alone is followed as well: a loss of them takes about what its own would."""
+    own, callers = trace_step(MODEL.make(), batch()), trace_step(MODEL.make(), {"input_ids": batch()["input_ids"]})
+    assert callers.peak_bytes == pytest.approx(own.peak_bytes, rel=0.1)
 
 
 def test_words() -> None:

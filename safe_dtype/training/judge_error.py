@@ -1,0 +1,35 @@
+"""What an exception in a window means for it, by the one place that knows such texts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from ..guarding import FailureKind, classify
+from ..guarding.classify import first_line, text_of
+from ..ranks import Vote
+from .judge_numbers import Judgement
+
+logger = logging.getLogger(__name__)
+
+
+def judge_error(error: Exception) -> tuple[Judgement, FailureKind]:
+    """Return the vote of a rank on which `error` was raised, and what kind of failure it is."""
+    failure = classify(error)
+    if failure is None:
+        return Judgement(Vote.FOREIGN, described(error)), FailureKind.OP_UNSUPPORTED
+    return Judgement(Vote.FALL_BACK, described(error)), failure.kind
+
+
+def described(error: Exception) -> str:
+    """Return the class of an exception and the first line of its text."""
+    return f"{type(error).__name__}: {first_line(text_of(error))}"
+
+
+def note_that_others_wait(error: Exception, problem: Exception) -> None:
+    """Say with `error`, which is about to come out, what keeps the other ranks from hearing of it."""
+    note = f"The other ranks wait until this process ends: {first_line(text_of(problem))}."
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    else:
+        logger.warning("%s", note)

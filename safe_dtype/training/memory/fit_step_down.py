@@ -1,0 +1,214 @@
+"""A step down in flight is looked at before the first pass in the wider dtype: on all ranks together, with one outcome."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ...devices.memory import memory_of, peak_held
+from ...errors import TrainingDoesNotFitError
+from ...errors.warn import warn
+from ...facts import Dtype
+from ...processes.handler_exceptions import is_of_a_signal
+from ...ranks import World, gather_texts
+from .fit_training import nothing_drawn, plan_step_down
+from .memory_plan import USABLE, MemoryPlan
+from .traced_step import Checkpointing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """A call of a model in a window, by reference."""
+
+    model: nn.Module  # as the loop calls it, in its wrapper
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model without compiler and without what reduces its gradients."""
+        model: Any = self.model
+        while (inner := getattr(model, "_orig_mod", None) or _inside_ddp(model)) is not None:
+            model = inner
+        return model  # type: ignore[no-any-return]
+
+    @property
+    def inputs(self) -> dict[Any, Any]:
+        """All arguments, those without a name by their places."""
+        return {**dict(enumerate(self.args)), **self.kwargs}
+
+
+class LatestCall:
+    """The latest call of any of the models while an attempt runs; nothing of it is kept between windows."""
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        self._models = list(models)
+        self.call: ModelCall | None = None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the calls in the block."""
+        with ExitStack() as stack:
+            for model in self._models:
+                stack.callback(model.register_forward_pre_hook(self._note, with_kwargs=True).remove)
+            yield
+
+    def forget(self) -> None:
+        """Let go of the inputs."""
+        self.call = None
+
+    def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self.call = ModelCall(model, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What makes a step fit on one rank, from none of it to all: the largest of all ranks binds each.
+
+    `parts` of a micro-batch run one after the other. `needed` and `free` are bytes, of a rank on which nothing fits; there
+    `rows` and `accumulation` are micro-batches that would, where only the program can make them so.
+    """
+
+    parts: int = 1
+    every: int = 0  # of the layers that are checkpointed; 0: none is
+    offload: bool = False
+    needed: int = 0
+    free: int = 0
+    rows: int = 0
+    accumulation: int = 0
+    text: str = ""
+
+    @property
+    def order(self) -> tuple[int, int, bool, float]:
+        """By this the larger of two is found."""
+        return self.needed, self.parts, self.offload, 1 / self.every if self.every else 0.0
+
+
+def fit_step_down(  # noqa: PLR0913  (all but three by name)
+    call: ModelCall | None,
+    dtype: Dtype,
+    optimizers: Sequence[Optimizer],
+    *,
+    world: World | None = None,
+    max_memory: Mapping[Any, Any] | None = None,
+    splits: Callable[[], bool] = lambda: False,
+    has_stepped: bool = False,
+    accumulation: int = 1,
+) -> int:
+    """Make a step in `dtype` fit, and return in how many parts each micro-batch is to run. Every rank has to call it.
+
+    Layers are checkpointed in place. What is changed is warned of. Where nobody can tell, nothing is.
+
+    Args:
+        call: What the failed attempt has called last; None: nothing.
+        dtype: To go on in.
+        optimizers: Of the loop, with the states that they have.
+        world: The ranks.
+        max_memory: Bytes by device, as accelerate takes them.
+        splits: Whether the caller can run a micro-batch in parts.
+        has_stepped: Whether this process has made whole steps in 16 bits: at most it takes as much again.
+        accumulation: Micro-batches in one step.
+
+    Raises:
+        TrainingDoesNotFitError: If nothing makes it fit, on any rank.
+    """
+    own = Fit()
+    if call is not None and not (has_stepped and _has_room_twice(call, max_memory)):
+        plan = plan_of_call(call, dtype, optimizers, max_memory, accumulation)
+        own = _fit_by(plan, splits)
+    fit = own
+    if world is not None:
+        texts = gather_texts(world, json.dumps([getattr(own, name) for name in Fit.__slots__]))
+        fit = max((Fit(*json.loads(text)) for text in texts), key=lambda other: other.order)
+    if fit.needed:
+        ranks = world.size if world is not None else 1
+        devices = max(1, torch.accelerator.device_count())
+        raise TrainingDoesNotFitError(dtype.name, fit.needed, fit.free, ranks, devices, fit.rows, fit.accumulation)
+    if fit.every and call is not None:
+        Checkpointing(fit.every, fit.offload).enable(call.unwrapped)
+    if fit.text:
+        warn(f"{fit.text}. Going on so. Next: ask for it yourself, or for a device with more memory")
+    return fit.parts
+
+
+def plan_of_call(
+    call: ModelCall,
+    dtype: Dtype,
+    optimizers: Sequence[Optimizer],
+    max_memory: Mapping[Any, Any] | None = None,
+    accumulation: int = 1,
+) -> MemoryPlan | None:
+    """Return whether a step with the inputs of `call` fits; None where nobody can tell, and the log says why."""
+    model, inputs = call.unwrapped, call.inputs
+    own = set(model.parameters())
+    optimizer = next((o for o in optimizers if any(p in own for g in o.param_groups for p in g["params"])), None)
+    if optimizer is None:
+        return None
+    try:
+        with nothing_drawn():
+            return plan_step_down(model, inputs, dtype, optimizer, accumulation=accumulation, max_memory=max_memory)
+    except Exception as exc:
+        # A model is run without its values: whatever that raises says nothing of the step itself.
+        if is_of_a_signal(exc):
+            raise
+        logger.info("whether a step in %s fits is not known: %s: %s", dtype, type(exc).__name__, exc)
+        return None
+
+
+def say_where_it_does_not_fit(
+    call: ModelCall,
+    dtype: Dtype,
+    optimizers: Sequence[Optimizer],
+    max_memory: Mapping[Any, Any] | None,
+    accumulation: int,
+) -> None:
+    """Warn of a step that is about to be made as it was ordered and does not fit, with what would fit."""
+    plan = None if _is_small(call) else plan_of_call(call, dtype, optimizers, max_memory, accumulation)
+    if plan is not None and not plan.is_as_ordered:
+        warn(f"{plan}. Nothing was changed. Next: order what fits, or train on a device with more memory")
+
+
+def _is_small(call: ModelCall) -> bool:
+    """Whether a step fits for sure: were every number of the inputs to meet every weight, half of what is free is enough."""
+    tensors = [value for value in call.inputs.values() if isinstance(value, torch.Tensor)]
+    weights = list(call.unwrapped.parameters())
+    numbers, met = sum(weight.numel() for weight in weights), sum(tensor.numel() for tensor in tensors)
+    device = str(weights[0].device) if weights else "cpu"
+    return 16 * numbers * (met + 1) <= memory_of(device).free_bytes // 2
+
+
+def _fit_by(plan: MemoryPlan | None, splits: Callable[[], bool]) -> Fit:
+    if plan is None or plan.is_as_ordered:
+        return Fit()
+    ordered, way = plan.tried[0][0], plan.way
+    if way is None:
+        return Fit(needed=min(needed for _, needed in plan.tried), free=plan.free_bytes)
+    parts = ordered.rows // way.rows
+    if parts > 1 and not splits():
+        least = min(needed for tried, needed in plan.tried if tried.rows == ordered.rows)
+        return Fit(needed=least, free=plan.free_bytes, rows=way.rows, accumulation=parts)
+    checkpointing = way.checkpointing
+    fit = Fit(parts=parts, text=str(plan))
+    return fit if checkpointing is None else replace(fit, every=checkpointing.every, offload=checkpointing.offload)
+
+
+def _has_room_twice(call: ModelCall, max_memory: Mapping[Any, Any] | None) -> bool:
+    """Whether as much is free as this process has ever held on the device."""
+    device = next((str(weight.device) for weight in call.unwrapped.parameters()), "cpu")
+    peak = peak_held(device)
+    return peak is not None and not max_memory and memory_of(device).free_bytes * USABLE >= peak
+
+
+def _inside_ddp(model: Any) -> nn.Module | None:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
