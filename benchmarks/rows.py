@@ -1,9 +1,10 @@
 """Products of 1 to 8 rows on a CPU: compiled for it (safe_dtype.kernels), from blocks, and torch's own.
 
-    python benchmarks/rows.py                  # 2 CPU settings, about a minute
+    python benchmarks/rows.py                      # 2 CPU settings, about a minute
+    OMP_NUM_THREADS=1 python benchmarks/rows.py --name rows_one_thread
 
-Weights take turns from a set larger than the caches. The ways take turns too, so that what disturbs one disturbs all:
-seconds are the median of many turns, the ratio that of each turn's. Beside them stands how fast memory is read at most, by
+Weights take turns from a set larger than the caches, and each way is far from the others in it, so that none finds a weight
+in the caches that another has just read. The ways take turns too, so that what disturbs one disturbs all: seconds are the median of many turns, the ratio that of each turn's. Beside them stands how fast memory is read at most, by
 a product of 400 MB at once.
 """
 
@@ -30,7 +31,7 @@ SHAPES = ((3072, 1024), (1024, 3072), (1024, 1024), (151_936, 1024))
 ROWS = (1, 2, 4, 8)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.int8)
 POOL = 2e8  # bytes of weights
-TURNS, SECONDS = 30, 0.2
+TURNS, SECONDS = 30, 0.1
 SETTINGS = ("bare", "avx2")
 
 Call = Callable[[Tensor, int], Tensor]
@@ -41,7 +42,7 @@ def measure() -> list[dict[str, Any]]:
     figures = []
     for dtype in DTYPES:
         for shape in SHAPES:
-            count = max(2, int(POOL / (dtype.itemsize * shape[0] * shape[1])))
+            count = max(3, int(POOL / (dtype.itemsize * shape[0] * shape[1])))
             ways = _ways(dtype, shape, count)
             for rows in ROWS:
                 x = torch.randn(rows, shape[1]).to(torch.bfloat16 if dtype is torch.int8 else dtype)
@@ -92,9 +93,10 @@ def _in_turn(ways: dict[str, Call], x: Tensor, count: int) -> dict[str, list[flo
     taken: dict[str, list[float]] = {way: [] for way in ways}
     started = time.perf_counter()
     for turn in range(-2, TURNS):  # the first two load what is needed
-        for way, call in ways.items():
+        for number, (way, call) in enumerate(ways.items()):
+            place = (turn + number * count // len(ways)) % count
             begun = time.perf_counter()
-            call(x, turn % count)
+            call(x, place)
             if turn >= 0:
                 taken[way].append(time.perf_counter() - begun)
         if turn >= 2 and time.perf_counter() - started > SECONDS:
@@ -108,22 +110,23 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 @click.command()
 @click.option("--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), default=SETTINGS, show_default=True)
-def main(*, cpus: tuple[str, ...]) -> None:
+@click.option("--name", default="rows", show_default=True, help="Of the result file.")
+def main(*, cpus: tuple[str, ...], name: str) -> None:
     """Time all of it, and write the table."""
     figures = {cpu: in_child(__file__, cpu) for cpu in cpus}
     for cpu, of_cpu in figures.items():
-        click.echo(f"{cpu}: memory is read at {of_cpu['memory GB/s']:.1f} GB/s", err=True)
+        click.echo(f"{cpu}, {of_cpu['threads']} threads: {of_cpu['memory GB/s']:.1f} GB/s of memory", err=True)
         for row in of_cpu["products"]:
-            rates = ", ".join(f"{name} {value:.1f}" for name, value in row.items() if name.endswith("GB/s"))
+            rates = ", ".join(f"{way} {value:.1f}" for way, value in row.items() if way.endswith("GB/s"))
             ratio = row["torch over compiled"]
             click.echo(f"{row['dtype']:9} {row['shape']!s:15} {row['rows']}: {rates}, x {ratio:.2f}", err=True)
-    click.echo(write_results("rows", figures))
+    click.echo(write_results(name, figures))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         with torch.inference_mode():
-            figures = {"memory GB/s": memory_gb_per_s(), "products": measure()}
+            figures = {"threads": torch.get_num_threads(), "memory GB/s": memory_gb_per_s(), "products": measure()}
         sys.stdout.write(json.dumps(figures) + "\n")
     else:
         main()
