@@ -3,9 +3,10 @@
     python benchmarks/rows.py                      # 2 CPU settings, about a minute
     OMP_NUM_THREADS=1 python benchmarks/rows.py --name rows_one_thread
 
-Weights take turns from a set larger than the caches, and each way is far from the others in it, so that none finds a weight
-in the caches that another has just read. The ways take turns too, so that what disturbs one disturbs all: seconds are the median of many turns, the ratio that of each turn's. Beside them stands how fast memory is read at most, by
-a product of 400 MB at once.
+Weights take turns from a set larger than the caches, and the ways stand far from each other in it, so that none finds a
+weight in the caches that another has just read. The ways take turns too, so that what disturbs one disturbs all: seconds
+are the median of many turns, the ratio that of each turn's. Beside them stands how fast memory is read at most, by the sum
+of 400 MB and by a product of as much.
 """
 
 from __future__ import annotations
