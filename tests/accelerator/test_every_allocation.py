@@ -20,7 +20,7 @@ from safe_dtype.devices import facts_of
 from safe_dtype.errors import DeviceLostError
 
 IDS = torch.tensor([[9, 10, 11, 12]])
-EVERY = 7  # of the allocations and kernels of a generation; all of them (1) take half an hour
+EVERY = 7  # of the allocations and kernels of a generation; 1 sweeps all of them, and takes minutes
 DEVICES = ("musa:0", "musa:1")
 LAYERS = {f"model.layers.{index}": place for index, place in enumerate((0, "cpu", 1))}
 # What is where: whole on one, as accelerate spreads it, and with a layer that is brought in for every step.
