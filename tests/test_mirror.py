@@ -41,6 +41,7 @@ TOGETHER = {
     "patching/planned.py": "patching/test_weird_calls.py",
     "training/judge_error.py": "training/test_precision_guard.py",
     "errors/ranks.py": "errors/test_errors.py",
+    "ranks/ddp": "ranks/test_ddp.py",
     "loading/meeting.py": "ranks/test_meeting_of_ranks.py",
     "ranks/one_plan/started.py": "ranks/test_meeting_of_ranks.py",
     "patching/process_group.py": "ranks/test_unlike_ranks.py",

@@ -128,8 +128,12 @@ class _Order:
     def uses_processors(self) -> bool:
         """Whether several processes are to run on CPUs, and without mpirun, which has a way of its own."""
         of_file = self.config is not None and (self.config.use_cpu or _type(self.config) == "MULTI_CPU")
-        mpirun = self.value("mpirun_hostfile") or (self.config is not None and self.config.mpirun_config)
-        return bool((self.asked.cpu or of_file) and self.processes > 1 and not mpirun)
+        return bool((self.asked.cpu or of_file) and self.processes > 1 and not self.uses_mpirun)
+
+    @property
+    def uses_mpirun(self) -> bool:
+        """Whether mpirun starts the processes."""
+        return bool(self.value("mpirun_hostfile") or (self.config is not None and self.config.mpirun_config))
 
 
 def _is_ready(name: str | None) -> bool:
@@ -149,6 +153,20 @@ def _require_processes(order: _Order) -> None:
         count = getattr(order.asked, option)
         if count is not None and count < 1:
             raise LaunchError(f"--{option} {count} starts nothing", f"pass --{option} 1 or more, or leave it out")
+    if order.uses_mpirun or order.machines == 1:
+        return
+    if order.value("num_processes") is not None and order.processes % order.machines:
+        raise LaunchError(
+            f"{order.processes} processes on {order.machines} machines: accelerate starts equally many on each, and would "
+            f"start {order.processes // order.machines * order.machines}",
+            "pass --num_processes, of all machines together, as a multiple of --num_machines",
+        )
+    rank = int(order.value("machine_rank", 0))
+    if not 0 <= rank < order.machines:
+        raise LaunchError(
+            f"--machine_rank {rank} of {order.machines} machines: the others would wait for one that never comes",
+            f"count the machines from 0 to {order.machines - 1}, with machine 0 at --main_process_ip",
+        )
 
 
 def _require_devices(order: _Order) -> None:

@@ -14,7 +14,7 @@ from ..guarding.state import Guard
 from ..processes.forked_lock import ForkedLock
 from .model_copy import ModelCopy, agreed_dtype, copy_of, failure_of
 from .model_key import is_whole, model_key
-from .world import default_group
+from .world import default_group, require_server
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Announcements:
                 if listens:
                     board.look()
         except RuntimeError as exc:  # the store has ended, and with it most likely the job
-            logger.warning("failures of other ranks are not heard of any more: %s", str(exc).partition("\n")[0])
+            _say_that_it_ended(exc)
             board.store = None
             return
         news = (board.count - len(board.unread), len(guard.events))
@@ -136,9 +136,18 @@ def _follow(guard: Guard, known: _Known, board: _Board) -> None:
         logger.warning("other ranks go on in %s, and this one cannot: %s", agreed, exc)
 
 
+def _say_that_it_ended(reason: RuntimeError) -> None:
+    logger.warning("failures of other ranks are not heard of any more: %s", str(reason).partition("\n")[0])
+
+
 def _store() -> Any:
     from torch.distributed import distributed_c10d
 
     store: Any = distributed_c10d._get_default_store()
+    try:
+        require_server(store)
+    except RuntimeError as exc:
+        _say_that_it_ended(exc)
+        return None
     # A connection of its own, where torch has that: another thread may wait for something in the store all the while.
     return distributed_c10d.PrefixStore(_PREFIX, store.clone() if hasattr(store, "clone") else store)

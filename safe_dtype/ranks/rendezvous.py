@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from itertools import count
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,21 +49,25 @@ def init_process_group(backend: str | None = None, *, seconds: float = SECONDS) 
                 f"WORLD_SIZE is {size_said}, and {', '.join(missing)} not set",
                 "start it with torchrun or `safe-dtype launch`",
             )
-        rank, size = int(os.environ["RANK"]), int(size_said)
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         _bind_device()
         with long_wait(seconds):
-            store = store_of_launch(rank, size, address, port, seconds=seconds)
             dist.init_process_group(
-                backend or backend_here(),
-                store=PrefixStore(f"{attempt_prefix()}/group {next(_groups)}", store),
-                rank=rank,
-                world_size=size,
-                timeout=timedelta(seconds=seconds),
+                backend or backend_here(), timeout=timedelta(seconds=seconds), **new_store(seconds)
             )
     world = current_world()
     tell_devices()
     return world
+
+
+def new_store(seconds: float = SECONDS) -> dict[str, Any]:
+    """Return arguments of torch's `init_process_group`: this rank, all of them, and a store in which nothing is left.
+
+    The environment is that of a launcher.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = store_of_launch(rank, size, address, port, seconds=seconds)
+    return {"store": PrefixStore(f"{attempt_prefix()}/group {next(_groups)}", store), "rank": rank, "world_size": size}
 
 
 def _bind_device() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ class OutOfStepError(Exception):
 class Schedule(Protocol):
     """The collectives that one engine runs in a window: forward and backward passes up to a vote."""
 
-    def sees(self, batches: Iterable[Any]) -> None:
+    def sees(self, batches: Sequence[Any]) -> None:
         """Note the micro-batches of the window that is about to begin."""
 
     def begin(self) -> None:
@@ -29,6 +29,18 @@ class Schedule(Protocol):
 
     def end(self, *, is_whole: bool) -> None:
         """Stop to watch; `is_whole`: no rank failed in it."""
+
+    def backward_begins(self) -> None:
+        """Note that a backward pass begins: what runs now is of the engine."""
+
+    def backward_ended(self) -> None:
+        """Note that it has ended well."""
+
+    def program_ran(self) -> None:
+        """Note that what has run since is of the program, and that every rank runs it, also one that failed."""
+
+    def owes(self) -> bool:
+        """Whether a rank that fails in this window has to run collectives of this engine in the place of its program."""
 
     def hidden_error(self) -> Exception | None:
         """Return the error of this rank that has not come out: in its place it went on with NaN."""
@@ -47,11 +59,78 @@ class Schedule(Protocol):
         """After a vote that was not OK, on every rank: begin as if the window had not been."""
 
 
+class Schedules:
+    """The engines of all models of a loop: what is said to one is said to all, in their order."""
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        self._all = [schedule for model in models for schedule in schedules_of(model)]
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def sees(self, batches: Sequence[Any]) -> None:
+        """Note the micro-batches of the window that is about to begin."""
+        for schedule in self._all:
+            schedule.sees(batches)
+
+    def begin(self) -> None:
+        """Watch a window from here."""
+        for schedule in self._all:
+            schedule.begin()
+
+    def around(self) -> list[AbstractContextManager[Any]]:
+        """Return what is to be around the passes of a window."""
+        return [schedule.around() for schedule in self._all]
+
+    def end(self, *, is_whole: bool) -> None:
+        """Stop to watch; `is_whole`: no rank failed in it."""
+        for schedule in self._all:
+            schedule.end(is_whole=is_whole)
+
+    def backward_begins(self) -> None:
+        """Note that a backward pass begins."""
+        for schedule in self._all:
+            schedule.backward_begins()
+
+    def backward_ended(self) -> None:
+        """Note that it has ended well."""
+        for schedule in self._all:
+            schedule.backward_ended()
+
+    def program_ran(self) -> None:
+        """Note that what has run since is of the program, and that every rank runs it, also one that failed."""
+        for schedule in self._all:
+            schedule.program_ran()
+
+    def hidden_error(self) -> Exception | None:
+        """Return the first error of this rank that has not come out."""
+        return next(filter(None, (schedule.hidden_error() for schedule in self._all)), None)
+
+    def keep(self, error: BaseException) -> float | None:
+        """After `error` on this rank: run all that it owes the others until the vote.
+
+        Returns:
+            For how many seconds to wait for the others at the vote; None: as ever.
+
+        Raises:
+            OutOfStepError: If that is not possible.
+        """
+        if sum(schedule.owes() for schedule in self._all) > 1:
+            raise OutOfStepError("several models reduce gradients in one window, in an order that nobody knows")
+        limits = [schedule.keep(error) for schedule in self._all]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def reset(self) -> None:
+        """After a vote that was not OK, on every rank: begin as if the window had not been."""
+        for schedule in self._all:
+            schedule.reset()
+
+
 def schedules_of(model: nn.Module) -> list[Schedule]:
     """Return the schedules of the engines in `model`, which may be compiled."""
     from torch.nn.parallel import DistributedDataParallel
 
-    from .ddp import DdpSchedule
+    from .ddp.ddp_schedule import DdpSchedule
     from .sharded_schedule import ShardedSchedule
 
     wrapped: list[Schedule] = [

@@ -49,12 +49,25 @@ class ShardedSchedule:
         if is_whole:
             self._arming.step_done()
 
+    def backward_begins(self) -> None:
+        """Nothing depends on it."""
+
+    def backward_ended(self) -> None:
+        """Nothing depends on it."""
+
+    def program_ran(self) -> None:
+        """Nothing depends on it."""
+
+    def owes(self) -> bool:
+        """Return no: what the others may wait for cannot be run without the model."""
+        return False
+
     def hidden_error(self) -> Exception | None:
         """Return what an operation would have raised."""
         return self._poison.error
 
     def keep(self, error: BaseException) -> float:
-        """Return for how long to wait for the others: what they may wait for cannot be run without the model."""
+        """Return for how long to wait for the others."""
         del error
         return SECONDS_AFTER_AN_ERROR
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -82,7 +83,10 @@ def _connect(default: Any) -> World:
     rank, size = default.rank(), default.size()
     # What an earlier attempt, or an earlier group of this process, left in the store must not be read again.
     lifetime = _lifetimes.setdefault(default, next(_next_lifetime))
-    store = PrefixStore(f"{attempt_prefix()}/world {lifetime}", store_beside(_get_default_store()))
+    try:
+        store = PrefixStore(f"{attempt_prefix()}/world {lifetime}", store_beside(_get_default_store()))
+    except RuntimeError as exc:
+        raise PeerLostError(rank, 0.0, _first_line(exc)) from exc
     _meet(store, rank, size, SECONDS_TO_WAIT)
     # Not by `new_group`: that names a group of all by how many groups its rank has, which differ between ranks, and by
     # names that an earlier default group has left in the store.
@@ -115,6 +119,27 @@ def store_beside(store: Any) -> Any:
 
     Whoever holds the store of rank 0 holds the server. It has to end with the default group, or the next one reads in it
     where the ranks of this one were to be reached, and waits there for ever.
+
+    Raises:
+        RuntimeError: If the server has ended.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    require_server(store)
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, TCPStore):
+        return store
+    timeout = timedelta(seconds=SECONDS_TO_CONNECT)
+    return TCPStore(store.host, store.port, is_master=False, timeout=timeout, wait_for_workers=False)
+
+
+def require_server(store: Any) -> None:
+    """Raise where the server of a store has ended: torch would try to connect to it for as long as the store's time limit.
+
+    Raises:
+        RuntimeError: If nobody listens there.
     """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its documented place
     from torch.distributed.distributed_c10d import PrefixStore
@@ -122,9 +147,11 @@ def store_beside(store: Any) -> Any:
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     if not isinstance(store, TCPStore):
-        return store
-    timeout = timedelta(seconds=SECONDS_TO_CONNECT)
-    return TCPStore(store.host, store.port, is_master=False, timeout=timeout, wait_for_workers=False)
+        return
+    try:
+        socket.create_connection((store.host, store.port), timeout=SECONDS_TO_CONNECT).close()
+    except OSError as exc:
+        raise RuntimeError(f"the store at {store.host}:{store.port} has ended, and rank 0 with it: {exc}") from exc
 
 
 def _full_mesh(store: Any, rank: int, size: int) -> Any:

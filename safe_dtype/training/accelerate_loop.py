@@ -103,7 +103,9 @@ _ABSENT = object()
 def _backward(original: Callable[..., Any], watch: WindowWatch) -> Callable[..., Any]:
     def backward(loss: torch.Tensor, **kwargs: Any) -> Any:
         watch.loss(loss)
-        return original(loss, **kwargs)
+        returned = original(loss, **kwargs)
+        watch.backward_ended()
+        return returned
 
     return backward
 

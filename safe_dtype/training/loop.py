@@ -18,6 +18,9 @@ class WindowWatch(Protocol):
     def loss(self, loss: torch.Tensor) -> None:
         """Called before each backward pass."""
 
+    def backward_ended(self) -> None:
+        """Called after each backward pass that has ended well."""
+
     def norm(self, norm: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
         """Called with the norm of the gradients of these parameters, where the loop computes it anyway."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import count
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
 from ..ranks import Vote, VoteTally, World, cast_vote, current_world, failed_dtypes, first_allowed
 from ..ranks.fsdp2 import is_sharded
-from ..ranks.schedule import OutOfStepError, Schedule, schedules_of
+from ..ranks.schedule import OutOfStepError, Schedules
 from .accelerate_loop import AccelerateLoop
 from .error_trial import passes_further_down
 from .judge_error import described, judge_error, note_that_others_wait
@@ -99,13 +98,10 @@ class PrecisionGuard:
         rungs(self.loop.dtype, ladder)
         self._least_scale = least_scale
         self._world: World | None = current_world()
-        self._schedules: list[Schedule] = []
-        if self._world is not None:
-            self._schedules = [schedule for model in self.loop.models for schedule in schedules_of(model)]
-            if not self._schedules and not isinstance(loop, TorchLoop):
-                raise TrainingLoopError(
-                    "the guard of several ranks needs the models that accelerator.prepare() returned"
-                )
+        self.has_peers = self._world is not None
+        self._schedules = Schedules(() if self._world is None else self.loop.models)
+        if self._world is not None and not self._schedules and not isinstance(loop, TorchLoop):
+            raise TrainingLoopError("the guard of several ranks needs the models that accelerator.prepare() returned")
         self._leave_failed_dtypes()
         self._buffers = KeptBuffers(self.loop.models)
         # Of weights that ranks share out nobody knows how much of them a step holds at once.
@@ -163,9 +159,16 @@ class PrecisionGuard:
         """
         for window in windows_of(batches, size, self._note_place):
             self.accumulation = len(window)
-            for schedule in self._schedules:
-                schedule.sees(window)
+            self._schedules.sees(window)
             yield window
+
+    def expect(self, micro_batches: int) -> None:
+        """Note how many micro-batches the next window has, where it is not one of `windows`."""
+        self._schedules.sees(range(micro_batches))
+
+    def program_ran(self) -> None:
+        """Note that the program has run collectives between two micro-batches, which a rank that failed runs as well."""
+        self._schedules.program_ran()
 
     def attempts(self) -> Iterator[WindowAttempt]:
         """Yield attempts at one window until one is through: each is a context around its passes and its step.
@@ -182,13 +185,11 @@ class PrecisionGuard:
         place, numbers = self.loop.place(), RandomNumbers()
         self._buffers.keep()
         while True:
-            for schedule in self._schedules:
-                schedule.begin()
-            around: list[AbstractContextManager[Any]] = [schedule.around() for schedule in self._schedules]
-            dtype = self.dtype
+            self._schedules.begin()
+            around, dtype = self._schedules.around(), self.dtype
             if self._is_followed and dtype != FLOAT32:
                 around.append(self._latest.noted())
-            attempt = WindowAttempt(self.loop, self, lambda: self._is_last, around)
+            attempt = WindowAttempt(self.loop, self, lambda: self._is_last, self._schedules, around)
             self._is_last = None
             try:
                 yield attempt
@@ -218,15 +219,14 @@ class PrecisionGuard:
 
     def leave(self) -> None:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""
-        for schedule in self._schedules:
-            schedule.end(is_whole=False)
+        self._schedules.end(is_whole=False)
 
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
         optimizers = self.loop.optimizers if steps else ()
         # In any case: to unscale sharded gradients is a collective, too.
         judgement = judge(numbers, optimizers, self.loop.scaler if steps else None, self._least_scale)
-        hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
+        hidden = self._schedules.hidden_error()
         if hidden is not None:
             return self._settle(*judge_error(hidden), hidden) is Vote.OK
         if judgement.is_loss_alone:
@@ -254,12 +254,11 @@ class PrecisionGuard:
             device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
             raise DeviceLostError(device, "", described(error)) from error
         try:
-            limits = [schedule.keep(error) for schedule in self._schedules]
+            seconds = self._schedules.keep(error)
         except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
             note_that_others_wait(error, exc)
             return False
-        seconds = min((limit for limit in limits if limit is not None), default=None)
-        hidden = next(filter(None, (schedule.hidden_error() for schedule in self._schedules)), None)
+        hidden = self._schedules.hidden_error()
         try:
             return self._settle(*self._judge(hidden or error), error, seconds) is not Vote.FOREIGN
         except PeerLostError as exc:
@@ -282,12 +281,10 @@ class PrecisionGuard:
         """Vote, and do what the vote says; return what it was. FOREIGN: the error is that of this rank."""
         since = time.perf_counter()
         vote, kind, reason = self._vote(judgement, kind, error, seconds)
-        for schedule in self._schedules:
-            schedule.end(is_whole=vote.vote is Vote.OK)
+        self._schedules.end(is_whole=vote.vote is Vote.OK)
         if vote.vote is Vote.OK or (vote.vote is Vote.FOREIGN and self._world is None):
             return vote.vote
-        for schedule in self._schedules:
-            schedule.reset()
+        self._schedules.reset()
         self._forget_gradients()
         if vote.vote is Vote.FOREIGN:
             if judgement.vote is Vote.FOREIGN:

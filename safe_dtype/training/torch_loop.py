@@ -64,6 +64,8 @@ class TorchLoop:
         if self._watch is not None:
             self._watch.loss(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(**kwargs)
+        if self._watch is not None:
+            self._watch.backward_ended()
 
     def clip_grad_norm_(
         self, parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float = 2.0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import TrainingLoopError
+from ..ranks.schedule import Schedules
 from .judge_numbers import Numbers
 from .loop import Loop
 
@@ -39,10 +40,10 @@ class WindowAttempt:
     """
 
     def __init__(
-        self, loop: Loop, settle: Settle, is_last: Callable[[], bool | None],
-        around: Sequence[AbstractContextManager[Any]] = (),
+        self, loop: Loop, settle: Settle, is_last: Callable[[], bool | None], schedules: Schedules,
+        around: Sequence[AbstractContextManager[Any]],
     ) -> None:  # fmt: skip
-        self._loop, self._settle, self._around = loop, settle, around
+        self._loop, self._settle, self._schedules, self._around = loop, settle, schedules, around
         self.is_last = is_last
         self._numbers = Numbers()
         self._stack = ExitStack()
@@ -69,6 +70,11 @@ class WindowAttempt:
             raise TrainingLoopError("there is a backward pass after the optimizer step of the window")
         self._numbers.add_loss(loss)
         self.has_losses = True
+        self._schedules.backward_begins()
+
+    def backward_ended(self) -> None:
+        """Note that a backward pass has ended well."""
+        self._schedules.backward_ended()
 
     def norm(self, norm: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:
         """Note a norm that was computed for clipping."""

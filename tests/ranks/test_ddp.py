@@ -16,7 +16,8 @@ from training.loops import Fault, Run, run
 
 from safe_dtype import FLOAT16
 from safe_dtype.errors import RemoteFailure, TrainingLoopError
-from safe_dtype.ranks.ddp import DdpSchedule
+from safe_dtype.ranks.ddp import ddp_schedule
+from safe_dtype.ranks.ddp.ddp_schedule import DdpSchedule
 from safe_dtype.ranks.schedule import OutOfStepError
 from safe_dtype.training import PrecisionGuard, TorchLoop
 
@@ -30,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "unused static": {"ddp": {"static_graph": True, "find_unused_parameters": True}},
     "no buffers": {"ddp": {"broadcast_buffers": False}},
     "every micro-batch": {"micro": 2, "syncs_always": True},
+    "short": {"micro": 3, "syncs_always": True, "steps": 3, "batches": 8},
+    "short, accumulation": {"micro": 3, "steps": 3, "batches": 8},
     "hook": {"hook": (default_hooks.fp16_compress_hook, lambda: dist.group.WORLD), "micro": 2},
     "accelerate": {"uses_accelerate": True, "micro": 2},
 }
@@ -40,11 +43,13 @@ def recovers(names: list[str], kinds: list[str], rank: int = 1) -> list[str]:
     wrong = []
     for name in names:
         case = {"steps": 4, **CASES[name]}
-        for step in (1, 2) if name == "every micro-batch" else (0, 1, 2):
+        for step in (0, 1, 2):
             begin_case(f"{name}, switch at {step}")
             switched = run(Run(switch=(step, FLOAT16), **case))
             for kind in kinds:
-                for micro in range(case.get("micro", 1)):
+                for micro in range(min(case.get("micro", 1), case.get("batches", 99) - step * case.get("micro", 1))):
+                    if case.get("syncs_always") and (step, micro, kind) == (0, 0, "before"):
+                        continue  # nothing has shown yet how often gradients are reduced
                     begin_case(f"{name}, {kind} at {step}, micro-batch {micro}")
                     failed = run(Run(fault=Fault(kind, step, micro=micro, rank=rank), **case))
                     if differing := failed.differences(switched):
@@ -151,6 +156,58 @@ def test_nan_in_what_powersgd_remembers() -> None:
     for (changes, is_finite, weights), (_, _, others) in zip(first, second, strict=True):
         assert (changes, is_finite) == ("bfloat16>float16", True)
         assert torch.equal(weights, others)
+
+
+def gathered(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of what all ranks have, by a collective of the program."""
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def out_of_step(place: str, step: int) -> str:
+    """Return how a window ends on this rank, where rank 1 fails and the others wait for more than its reductions."""
+    ddp_schedule.SECONDS_AFTER_LAST_BUCKET = 0.5
+    dist.init_process_group("gloo")
+    first, second = (DistributedDataParallel(nn.Linear(3, 3)) for _ in range(2))
+    models = [first, second] if place == "two models" else [second]
+    loop = TorchLoop(models, torch.optim.SGD(second.parameters(), lr=0.1))
+    guard = PrecisionGuard(loop)
+    try:
+        for number, _ in enumerate(guard.windows(range(2))):
+            for attempt in guard.attempts():
+                with attempt:
+                    loss = second(first(torch.ones(3)) if place == "two models" else torch.ones(3)).sum()
+                    if place == "before backward":
+                        loss = loss + gathered(loss)
+                    if (dist.get_rank(), number) == (1, step):
+                        raise RuntimeError("\"ndtri\" not implemented for 'BFloat16'")
+                    loop.backward(loss)
+                    if place == "after backward":
+                        gathered(loss)
+                    loop.optimizers[0].step()
+    except RuntimeError as exc:
+        return " ".join([str(exc), *getattr(exc, "__notes__", ())])
+    return "through"
+
+
+@pytest.mark.parametrize(
+    ("place", "step", "why"),
+    [
+        pytest.param("two models", 1, "several models reduce gradients in one window", id="two-models"),
+        pytest.param(
+            "before backward", 1, "not of DistributedDataParallel", id="own-collective", marks=pytest.mark.slow
+        ),
+        pytest.param("after backward", 1, "not of DistributedDataParallel", id="seen-before", marks=pytest.mark.slow),
+        pytest.param("after backward", 0, "process ends: ", id="never-seen", marks=pytest.mark.slow),
+    ],
+)
+def test_nobody_waits_for_what_a_rank_cannot_run(place: str, step: int, why: str) -> None:
+    """Its own error comes out, which ends its process and so frees the others; nobody waits for a timeout."""
+    theirs, ours = run_ranks(out_of_step, 2, place, step, launch=Launch(seconds=20, joins=False))
+    assert "ndtri" in ours
+    assert why in ours
+    assert "onnection closed" in theirs
 
 
 def raise_after(loop: TorchLoop, model: nn.Module, error: BaseException) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch.distributed as dist
 
 from . import generate_plainly
 from .generation_trial import save_checkpoint
-from .processes import begin_case, free_port, outcomes_of, run_program, run_ranks
+from .processes import Launch, begin_case, free_port, outcomes_of, run_program, run_ranks
 
 DOWN = "model.layers.1.mlp.down_proj"
 NEW_TOKENS = 8
@@ -234,6 +235,28 @@ def test_a_rank_that_dies(checkpoint: str, victim: int) -> None:
     assert [outcome.status for outcome in outcomes] == [-9 if rank == victim else 76 for rank in range(3)], "\n".join(
         map(str, outcomes)
     )
+
+
+def outlives_rank_0(source: str) -> float:
+    """Generate for the first time when rank 0 has ended, and the store of the job with it; return the seconds."""
+    dist.init_process_group("gloo")
+    model = load(source)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        return 0.0
+    with suppress(ConnectionRefusedError):
+        while True:
+            socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))).close()
+            time.sleep(0.05)
+    begin_case("the first generation")
+    started = time.monotonic()
+    generate(model)
+    return time.monotonic() - started
+
+
+def test_rank_0_has_ended_before_the_first_generation(checkpoint: str) -> None:
+    """The others do not try to reach its store, for which torch takes half an hour."""
+    assert max(run_ranks(outlives_rank_0, 2, checkpoint, launch=Launch(joins=False))) < 10
 
 
 @pytest.mark.slow

@@ -164,6 +164,17 @@ def test_two_ranks(saved: Saved, tmp_path: Path) -> None:
     assert second["anew"]
 
 
+def ends_at_once(source: Path) -> str:
+    """Load with a policy that differs on one rank; what follows is the end of this process, and with rank 0 of the store."""
+    return loaded(source, policy="strict" if rank() == 1 else "auto")
+
+
+def test_rank_0_leaves_last(tiny_qwen3: Path) -> None:
+    """All ranks end with the error, though the first one of them takes the notes of all with it."""
+    outcomes = run_ranks(ends_at_once, 3, tiny_qwen3, launch=Launch(joins=False))
+    assert {outcome.partition(":")[0] for outcome in outcomes} == {"RanksDisagreeError"}
+
+
 def all_trials(source: Path, cache: Path) -> dict[str, Any]:
     """Load what has to be measured on the model first; return what came of it, and what this rank measured itself."""
     os.environ["SAFE_DTYPE_CACHE"] = str(cache)

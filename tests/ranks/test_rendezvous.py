@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 import safe_dtype
 from safe_dtype.errors import LaunchError
 
-from .processes import free_port
+from .processes import Launch, free_port, run_ranks
 
 SCRIPT = """
 import os, sys
@@ -44,6 +47,24 @@ def test_half_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(LaunchError, match="WORLD_SIZE is 2, and MASTER_ADDR, MASTER_PORT not set"):
         safe_dtype.init_process_group()
+
+
+def comes_up(attempt: int) -> int:
+    """Connect by torch's own function in a program that is patched; return a sum over the ranks."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+    safe_dtype.patch()
+    dist.init_process_group("gloo", timeout=timedelta(seconds=10))
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return int(total)
+
+
+def test_a_patched_program_comes_up_again() -> None:
+    """Processes that are started anew, with the store of those before, do not read in it where those were to be reached."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    names = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1", "MASTER_PORT": str(server.port)}
+    launch = Launch(joins=False, environments={None: names})
+    assert [run_ranks(comes_up, 2, attempt, launch=launch) for attempt in range(3)] == [[2, 2]] * 3
 
 
 @pytest.mark.slow

@@ -25,6 +25,12 @@ MORE_CASES: tuple[Case, ...] = (
     ("gradients", Fault(2, "inf"), FLOAT16, {}),
     ("first step", Fault(0), FLOAT16, {}),
     ("NaN in the first of two", Fault(2, "nan", micro=0), FLOAT16, {"accumulation": 2}),
+    (
+        "counted tokens",
+        Fault(0, micro=0),
+        FLOAT16,
+        {"accumulation": 2, "arguments": {"include_num_input_tokens_seen": "all"}},
+    ),
     ("overflow", Fault(2), FLOAT16, {"loss_factor": 3000.0}),
     ("checkpointing", Fault(2, "inf"), FLOAT16, {"arguments": {"activation_checkpointing": True}}),
 )

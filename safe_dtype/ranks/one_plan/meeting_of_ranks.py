@@ -36,7 +36,7 @@ SECONDS_TO_MEET = 60.0  # for ranks of whose devices nothing is known: a plan wi
 SECONDS_TO_PROVE = 10.0
 SECONDS_ONCE_ALONE = 1.0  # after some have stayed away once: this job loads models on single ranks
 SECONDS_TO_MEASURE = 1800.0  # for the one rank that loads and runs the model to measure it
-_SECONDS_TO_BE_HEARD = 10.0  # that rank 0, which may hold the board, waits before it ends with an error
+_SECONDS_TO_BE_HEARD = 10.0  # that rank 0, which may hold the board, waits for the others before it ends with an error
 _ROOM = 1.1  # of the bytes in float32, which is what a trial loads
 
 _loads: Counter[str] = Counter()  # of this process, by what is loaded
@@ -137,7 +137,7 @@ class MeetingOfRanks:
             problem = "it was to measure the model for all ranks, and has not come back"
             raise PeerLostError(self._board.rank, SECONDS_TO_MEASURE, problem, (measuring,))
         if isinstance(outcome, str):
-            raise self._heard(outcome, measuring)
+            raise RemoteFailure(measuring, outcome)
         tried: Plan = outcome
         return replace(tried, device=plan.device)
 
@@ -151,36 +151,29 @@ class MeetingOfRanks:
             plans = (*self._board.left(f"{self._name} plan"), ((self._board.rank,), made))
         for failed, outcome in plans:
             if isinstance(outcome, str):
-                raise self._heard(outcome, failed[0])
+                raise RemoteFailure(failed[0], outcome)
         check_plans(plans)
 
     def fail(self, error: Exception) -> None:
         """Tell the other ranks that this one ends, where they would wait for it."""
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
         try:
-            if self._consensus is not None and not self._tries:
-                self._board.leave(f"{self._name} plan", text, self._consensus.ranks)
-                return
             if self._tries:
                 self._board.post(f"{self._name} trial", text)
-            elif self._has_contributed:
-                return  # what all have brought ends all of them
-            else:
+            elif self._consensus is not None:
+                self._board.leave(f"{self._name} plan", text, self._consensus.ranks)
+            elif not self._has_contributed:  # else what all have brought ends all of them
                 self._board.leave(self._name, Contribution(self._policy, failure=text))
-            if self._board.rank == 0:  # the board may end with this process
-                self._is_heard()
+            self._leave()
         except PeerLostError:
             logger.debug("nobody is left to hear of it")
 
-    def _is_heard(self) -> None:
-        """Return when another rank has heard that this one failed, or none is left to hear of it."""
-        groups = self._board.wait(f"{self._name}/all", _SECONDS_TO_BE_HEARD)
-        if groups and any(not one.failure for _, one in groups):
-            self._board.wait(f"{self._name} heard", _SECONDS_TO_BE_HEARD)
-
-    def _heard(self, problem: str, rank: int) -> RemoteFailure:
-        self._board.post(f"{self._name} heard", 1)
-        return RemoteFailure(rank, problem)
+    def _leave(self) -> None:
+        """End with the others. Rank 0 leaves last: the board may end with it, and they have to read why they end."""
+        among = None if self._consensus is None else self._consensus.ranks
+        self._board.leave(f"{self._name} over", 1, among)
+        if self._board.rank == 0:
+            self._board.wait(f"{self._name} over/all", _SECONDS_TO_BE_HEARD)
 
     def _gathered(self, contribution: Contribution, seconds: float) -> Groups:
         self._has_contributed = True
@@ -194,8 +187,6 @@ class MeetingOfRanks:
                 "%s: %s %s not come to load it within %.3g s; it is planned without, for the devices that are known",
                 self._request.source, named_ranks(missing), "has" if len(missing) == 1 else "have", seconds,
             )  # fmt: skip
-        if any(one.failure for _, one in groups):
-            self._board.post(f"{self._name} heard", 1)
         return groups
 
     def _lessons(self, checkpoint: CheckpointFacts) -> tuple[LearnedFailure, ...]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from ...errors.of_the_moment import is_of_communication
+from ...guarding.classify import text_of
+from ...guarding.families.refused import is_lost
 from ..memory.fit_step_down import ModelCall
 from ..precision_guard import PrecisionGuard
 from ..window_attempt import WindowAttempt
@@ -47,6 +50,7 @@ class TrainerWindow:
         self._attempts: Iterator[WindowAttempt] = iter(())
         self.look: Callable[[ModelCall], None] | None = None  # called before the first micro-batch of a run
         self._attempt: WindowAttempt | None = None  # the first one, while its micro-batches come
+        self._error: Exception | None = None  # that it has ended with, until all of its micro-batches have come
 
     def close(self) -> None:
         """End a run: nothing of a window that is not through is left, and nothing is guarded until the next run begins."""
@@ -62,6 +66,8 @@ class TrainerWindow:
         if guard is None:
             return self._training_step(model, inputs, *args, **kwargs)
         is_last = self._trainer.accelerator.sync_gradients
+        if self._micro_batches and self._reduces_once():
+            guard.program_ran()  # the Trainer, which gathers what it counts between micro-batches, on all ranks
         micro_batch = _MicroBatch(model, StepInputs(inputs, copies_tensors=self._writes_inputs), args, kwargs)
         if not self._micro_batches:
             guard.accumulation = self._trainer.args.gradient_accumulation_steps
@@ -89,6 +95,8 @@ class TrainerWindow:
 
     def _open(self, guard: PrecisionGuard) -> None:
         self._counters.forget()
+        self._error = None
+        guard.expect(self._trainer.current_gradient_accumulation_steps)
         self._logged = _LoggedLoss(self._trainer)
         self._attempts = guard.attempts()
         self._attempt = next(self._attempts).__enter__()
@@ -96,13 +104,18 @@ class TrainerWindow:
     def _run_first(self, micro_batch: _MicroBatch, inputs: Any, *, is_last: bool) -> torch.Tensor | None:
         """Run a micro-batch in the first attempt. Return None where that attempt has failed, now or before."""
         attempt = self._attempt
-        if attempt is None:
+        if attempt is None or (self._error is not None and not is_last):
             return None
         try:
+            if self._error is not None:
+                raise self._error
             loss = self._run(micro_batch, inputs)
             if is_last:
                 self._vote(attempt, micro_batch)
         except BaseException as exc:
+            if isinstance(exc, Exception) and not is_last and self._reduces_once() and _lets_go_on(exc):
+                self._error = exc
+                return None
             if not self._leave(exc):
                 raise
             return None
@@ -110,6 +123,13 @@ class TrainerWindow:
             self._leave(None)
             next(self._attempts, None)
         return loss
+
+    def _reduces_once(self) -> bool:
+        """Whether there are other ranks, which a rank that fails meets with the last micro-batch, and not before."""
+        return self.guard is not None and self.guard.has_peers and not self._syncs_each_batch()
+
+    def _syncs_each_batch(self) -> bool:
+        return bool(self._trainer.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False))
 
     def _vote(self, attempt: WindowAttempt, micro_batch: _MicroBatch) -> None:
         computed = self.norm.compute(micro_batch.model) if self.norm is not None else None
@@ -156,10 +176,9 @@ class TrainerWindow:
 
     def _without_reduction(self, model: Any) -> AbstractContextManager[Any]:
         """Return the context in which the Trainer runs micro-batches that are not the last of their window."""
-        accelerator = self._trainer.accelerator
-        if accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False):
+        if self._syncs_each_batch():
             return nullcontext()
-        return accelerator.no_sync(model)  # type: ignore[no-any-return]
+        return self._trainer.accelerator.no_sync(model)  # type: ignore[no-any-return]
 
     def _nothing(self) -> torch.Tensor:
         """Return what is added to the log for a micro-batch that will run again."""
@@ -190,6 +209,11 @@ def _parts_of(inputs: Any, parts: int) -> list[Any]:
         }
         for place in range(0, count, size)
     ]
+
+
+def _lets_go_on(error: Exception) -> bool:
+    """Whether the Trainer can come to the last micro-batch after it: not without its device, nor without the other ranks."""
+    return not is_lost(text_of(error)) and not is_of_communication(error)
 
 
 class _LoggedLoss:

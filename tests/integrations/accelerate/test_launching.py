@@ -117,6 +117,14 @@ def test_ready_config_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ("arguments", "text", "problem"),
     [
         pytest.param(("--num_machines", "2"), "", "2 machines, and no address where they meet", id="no-address"),
+        pytest.param(
+            ("--num_machines", "2", "--num_processes", "3", "--main_process_ip", "a"), "",
+            "would start 2", id="uneven-processes",
+        ),
+        pytest.param(
+            ("--num_machines", "2", "--machine_rank", "2", "--main_process_ip", "a"), "",
+            "--machine_rank 2 of 2 machines", id="machine-rank",
+        ),
         pytest.param(("--no_python",), "", "--no_python starts a program", id="no-python"),
         pytest.param(("--config_file", "absent.yaml"), "", "cannot read the config absent.yaml", id="no-file"),
         pytest.param(

@@ -8,10 +8,10 @@ hook for gradients, which DDP has a single place for, is left to the user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,8 +19,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import TrainingLoopError
-from .schedule import OutOfStepError
+from ...errors import TrainingLoopError
+from ..schedule import OutOfStepError
+from ..world import SECONDS_TO_WAIT
+from .counted_hook import CountedHook, make_reducer
+from .other_collectives import OtherCollectives
+
+# For the others to come to the vote once this rank has run what it owed: they have come to the end of their last backward
+# pass by then. Who does not come waits for this rank in a collective that nobody here knows of.
+SECONDS_AFTER_LAST_BUCKET = 60.0
+_PAUSE = 0.001  # seconds between two looks at whether a bucket is reduced
 
 
 @dataclass(slots=True)
@@ -46,21 +54,29 @@ class _Shape:
 class DdpSchedule:
     """The collectives of one DistributedDataParallel, window by window.
 
-    A window has any number of passes without reduction (under `no_sync`) and then one with it, unless an earlier window
-    has shown another order.
+    A window has any number of passes without reduction (under `no_sync`) and then one with it, unless its first pass or
+    an earlier window has shown another order.
     """
 
     def __init__(self, ddp: DistributedDataParallel) -> None:
         self._ddp: Any = ddp  # most of what is asked of it has no types
-        self._hook = _CountedHook.put_into(ddp)
+        self._hook = CountedHook.put_into(ddp)
+        self._others = OtherCollectives(lambda: self._hook.count_all())
         self._passes: list[_Pass] = []
         self._shapes: tuple[_Shape, ...] = ()  # of the last window that was whole
+        self._micro_batches = self._micro_batches_before = 0  # of this window and of that one; 0: nobody has said
+        self._is_idle = False  # the last whole window had no pass of this model
         self._syncs_at_first = True
         self._learns = False
-        self.problem = _problem(ddp)
+        self.problem = _problem(ddp) or self._hook.problem
 
-    def sees(self, batches: Iterable[Any]) -> None:
-        """Nothing depends on them."""
+    def sees(self, batches: Sequence[Any]) -> None:
+        """Note how many micro-batches there are: the last window may have fewer."""
+        self._micro_batches = len(batches)
+
+    def owes(self) -> bool:
+        """Whether the model runs in this window, as far as anybody knows."""
+        return bool(self._passes) or not self._is_idle
 
     def around(self) -> AbstractContextManager[Any]:
         """Return nothing: what fails raises."""
@@ -79,37 +95,66 @@ class DdpSchedule:
         self._passes.clear()
         self._syncs_at_first = self._ddp.require_forward_param_sync
         self._learns = self._ddp.static_graph and not self._ddp._static_graph_delay_allreduce_enqueued
+        if self._hook.is_new(self._ddp._comm_hooks):
+            self._hook = CountedHook.put_into(self._ddp)
+            self.problem = _problem(self._ddp) or self._hook.problem
         # Wrapped for a window alone, and not hooked: hooks would get into what torch.compile makes of the module.
         ddp = self._ddp
         ddp._pre_forward, ddp._post_forward = self._before(ddp._pre_forward), self._after(ddp._post_forward)
+        self._others.mark()
 
     def end(self, *, is_whole: bool) -> None:
         """Stop to watch. A whole window shows what the next one will run."""
         for name in ("_pre_forward", "_post_forward"):
             self._ddp.__dict__.pop(name, None)
-        if is_whole and self._passes:
+        if not is_whole:
+            return
+        self._others.end()
+        self._is_idle = not self._passes
+        if self._passes:
+            self._micro_batches_before = self._micro_batches
             self._shapes = tuple(self._shape(place) for place in range(len(self._passes)))
+
+    def backward_begins(self) -> None:
+        """Look for collectives since the forward pass, which are not of DistributedDataParallel."""
+        self._others.backward_begins()
+
+    def backward_ended(self) -> None:
+        """Look for others from here on."""
+        self._others.mark()
 
     def hidden_error(self) -> None:
         """Return nothing: what fails comes out."""
 
-    def keep(self, error: BaseException) -> None:
+    def program_ran(self) -> None:
+        """Look for others from here on."""
+        self._others.mark()
+
+    def keep(self, error: BaseException) -> float:
         """Run what this rank owes the others until the end of the window, with NaN as its gradients.
+
+        Returns:
+            For how many seconds to wait for the others at the vote.
 
         Raises:
             OutOfStepError: If that is not possible: the others wait until this process ends.
         """
-        if self.problem is not None:
-            raise OutOfStepError(self.problem)
+        if not self.owes():
+            return SECONDS_AFTER_LAST_BUCKET
+        self._others.look()
+        problem = self.problem or self._others.problem
+        if problem is not None:
+            raise OutOfStepError(problem)
+        shapes = self._due()
         if not self._passes:
-            shape = self._shapes[0] if self._shapes else _Shape(syncs=True, has_gradients=True, reduces=True)
+            shape = shapes[0] if shapes else _Shape(syncs=True, has_gradients=True, reduces=True)
             self._begin_pass(shape)
         now, place = self._passes[-1], len(self._passes) - 1
         if not now.has_ended:
             self._end_pass(now)
-        known = self._shapes[place] if place < len(self._shapes) else None
+        known = shapes[place] if place < len(shapes) else None
         is_alike = known is not None and known.syncs == now.syncs
-        following = self._shapes[place + 1 :] if is_alike else ()
+        following = shapes[place + 1 :] if is_alike else ()
         reduces = known.reduces if known is not None and is_alike else now.syncs
         if reduces:
             self._reduce(now, self._issued(now), error)
@@ -121,13 +166,28 @@ class DdpSchedule:
             self._end_pass(now)
             if reduces := shape.reduces:
                 self._reduce(now, 0, error)
+        return SECONDS_AFTER_LAST_BUCKET
+
+    def _due(self) -> tuple[_Shape, ...]:
+        """Return the passes of this window, as far as they are known: it need not have as many as the one before."""
+        shapes, size, before = self._shapes, self._micro_batches, self._micro_batches_before
+        with_each = bool(self._passes) and self._passes[0].syncs  # micro-batch gradients are reduced: no `no_sync`
+        if not shapes:
+            is_known = with_each and len(self._passes) <= size
+            return (_Shape(syncs=True, has_gradients=True, reduces=True),) * size if is_known else ()
+        if not size or not before or len(shapes) % before:
+            return shapes
+        if before == 1:
+            return shapes * size if with_each else shapes
+        of_each = len(shapes) // before
+        return shapes[:of_each] * (size - before) + shapes[-of_each * size :]
 
     def reset(self) -> None:
         """Have the next pass begin as if none had failed. Every rank has to call it, after the vote."""
         # Of the failed pass nothing may be under way: it would write NaN into the next one's gradients.
         dist.barrier(group=self._ddp.process_group)
         if any(now.learns for now in self._passes):
-            _make_reducer(self._ddp)  # what it has learned from a first pass that failed cannot be taken back
+            make_reducer(self._ddp)  # what it has learned from a first pass that failed cannot be taken back
         else:
             self._ddp._update_process_group(self._ddp.process_group)
         self._ddp.require_forward_param_sync = self._syncs_at_first
@@ -135,7 +195,9 @@ class DdpSchedule:
 
     def _before(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _pre_forward(*args: Any, **kwargs: Any) -> Any:
+            self._others.look()
             moved = original(*args, **kwargs)
+            self._others.mark()
             self._note_pass(torch.is_grad_enabled(), self._ddp.require_backward_grad_sync)
             return moved
 
@@ -143,7 +205,9 @@ class DdpSchedule:
 
     def _after(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _post_forward(output: Any) -> Any:
+            self._others.look()
             result = original(output)
+            self._others.forward_ended()
             self._passes[-1].has_ended = True
             return result
 
@@ -197,72 +261,18 @@ class DdpSchedule:
             waiting.append(ddp.reducer._run_comm_hook(bucket))
         if ddp.find_unused_parameters and not ddp.static_graph:
             waiting.append(ddp.process_group.allreduce(ddp.reducer._get_local_used_map()))
+        ending = time.monotonic() + SECONDS_TO_WAIT  # gloo waits for half an hour
         for work in waiting:
+            while isinstance(work, torch.futures.Future) and not work.done():
+                if time.monotonic() > ending:
+                    raise OutOfStepError("another rank has not come to where gradients are reduced")
+                time.sleep(_PAUSE)
             work.wait()
 
     def _shape(self, place: int) -> _Shape:
         now = self._passes[place]
         after = self._passes[place + 1].first if place + 1 < len(self._passes) else self._hook.count()
         return _Shape(now.syncs, now.has_gradients, now.syncs and after > now.first)
-
-
-class _CountedHook:
-    """Counts the buckets that were reduced: by the user's communication hook, or without one by the group's own number."""
-
-    def __init__(self, ddp: DistributedDataParallel) -> None:
-        self._ddp: Any = ddp  # most of what is asked of it has no types
-        self._calls: int | None = None  # None: there is no hook, and DDP reduces by itself
-        self._codes: set[Any] = set()
-
-    @classmethod
-    def put_into(cls, ddp: Any) -> _CountedHook:
-        """Return the counter of a model, whose hook is called through it from now on."""
-        counted = cls(ddp)
-        if ddp._comm_hooks:
-            counted._calls = 0
-            counted._codes = {getattr(hook, "__code__", None) for hook, _ in ddp._comm_hooks} - {None}
-            ddp._comm_hooks[:] = [(counted._counting(hook), state) for hook, state in ddp._comm_hooks]
-            _make_reducer(ddp)
-        return counted
-
-    def count(self) -> int:
-        """Return how many collectives there have been."""
-        if self._calls is not None:
-            return self._calls
-        number: int = self._ddp.process_group._get_sequence_number_for_group()
-        return number
-
-    def raised(self, error: BaseException) -> bool:
-        """Whether the user's hook raised `error`."""
-        return any(code in self._codes for code in _codes_in(error.__traceback__))
-
-    def forget(self) -> None:
-        """Take out of the hook's state what a failed pass has left in it: PowerSGD's errors, which NaN would stay in."""
-        for _, state in self._ddp._comm_hooks:
-            for name in ("error_dict", "p_memory_dict", "q_memory_dict"):
-                getattr(state, name, {}).clear()
-
-    def _counting(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(state: Any, bucket: Any) -> Any:
-            future = hook(state, bucket)
-            self._calls = (self._calls or 0) + 1
-            return future
-
-        counted.__name__, counted.__qualname__ = hook.__name__, hook.__qualname__
-        return counted
-
-
-def _make_reducer(ddp: Any) -> None:
-    """Give a model a new reducer, as unpickling does, with the same hooks. No rank waits for another."""
-    ddp.reducer._remove_autograd_hooks()
-    parameters, sparse = ddp._build_params_for_reducer()
-    ddp._ddp_init_helper(parameters, sparse, ddp._build_debug_param_to_name_mapping(parameters), ddp.static_graph)
-    if ddp.static_graph:
-        ddp._static_graph_delay_allreduce_enqueued = False
-        ddp.reducer._set_static_graph()
-        ddp.logger._set_static_graph()
-    for hook, state in ddp._comm_hooks:
-        dist._register_comm_hook(ddp.reducer, state, hook)  # type: ignore[attr-defined]  # not in torch's stubs
 
 
 def _problem(ddp: Any) -> str | None:
@@ -278,11 +288,3 @@ def _problem(ddp: Any) -> str | None:
     if getattr(ddp, "skip_all_reduce_unused_params", False) or ddp._delay_all_reduce_params:
         return "which gradients are reduced depends on the batch"
     return None
-
-
-def _codes_in(traceback: TracebackType | None) -> list[Any]:
-    codes = []
-    while traceback is not None:
-        codes.append(traceback.tb_frame.f_code)
-        traceback = traceback.tb_next
-    return codes

@@ -1,0 +1,1 @@
+"""DistributedDataParallel: a rank that failed runs the collectives that it owes the others, where that can be known."""
