@@ -68,6 +68,7 @@ class DdpSchedule:
         self._is_idle = False  # the last whole window had no pass of this model
         self._syncs_at_first = True
         self._learns = False
+        self._is_entering = False  # a pass, in which buffers are broadcast
         self.problem = _problem(ddp) or self._hook.problem
 
     def sees(self, batches: Sequence[Any]) -> None:
@@ -93,6 +94,7 @@ class DdpSchedule:
                 "under `join()` ranks that have run out of data do not vote, and the others would wait"
             )
         self._passes.clear()
+        self._is_entering = False
         self._syncs_at_first = self._ddp.require_forward_param_sync
         self._learns = self._ddp.static_graph and not self._ddp._static_graph_delay_allreduce_enqueued
         if self._hook.is_new(self._ddp._comm_hooks):
@@ -141,6 +143,8 @@ class DdpSchedule:
         """
         if not self.owes():
             return SECONDS_AFTER_LAST_BUCKET
+        if self._is_entering:
+            raise OutOfStepError("it has not come through what DistributedDataParallel does before forward")
         self._others.look()
         problem = self.problem or self._others.problem
         if problem is not None:
@@ -196,7 +200,9 @@ class DdpSchedule:
     def _before(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def _pre_forward(*args: Any, **kwargs: Any) -> Any:
             self._others.look()
+            self._is_entering = True
             moved = original(*args, **kwargs)
+            self._is_entering = False
             self._others.mark()
             self._note_pass(torch.is_grad_enabled(), self._ddp.require_backward_grad_sync)
             return moved
@@ -221,8 +227,8 @@ class DdpSchedule:
     def _begin_pass(self, shape: _Shape) -> _Pass:
         """Run the collectives of `_pre_forward`."""
         ddp = self._ddp
-        if shape.has_gradients:
-            ddp.reducer._rebuild_buckets()
+        if shape.has_gradients and ddp.reducer._rebuild_buckets():
+            ddp._has_rebuilt_buckets = True
         if ddp._check_sync_bufs_pre_fwd():
             ddp._sync_buffers()
         return self._note_pass(shape.has_gradients, shape.syncs)
