@@ -229,6 +229,16 @@ def pass_over(guard: Guard, failure: Failure) -> None:
     )
 
 
+def mention_spread(guard: Guard) -> None:
+    """Log, once a model, that it has failed and nothing is tried, for other processes hold parts of its weights."""
+    if "spread" not in guard.mentioned:
+        guard.mentioned.add("spread")
+        logger.warning(
+            "a step has failed on this rank, and nothing is tried: other ranks hold parts of the weights, and what one "
+            "rank runs or casts alone leaves them waiting"
+        )
+
+
 def mention_padding(guard: Guard) -> None:
     """Log, once a model, that rows of padding are no numbers. Nobody reads them, but a mean over all rows does."""
     if "padding" not in guard.mentioned:

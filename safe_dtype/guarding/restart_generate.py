@@ -21,6 +21,7 @@ from .failure import Failure, FailureKind
 from .incident import Incident
 from .recover import TriedRemedies, cure, keep_lessons
 from .remedies.next_dtype import dtypes_left
+from .shared_steps import is_spread
 from .state import Guard, here
 from .step import CHANGES_STAY, RestartNeededError, guarded_step, main_dtype_of, up_to_date
 from .step_snapshot import StepSnapshot
@@ -93,7 +94,8 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             except Exception as exc:  # noqa: BLE001  (raised below where it cannot be cured, with nothing added to it)
                 raise_if_lost(guard, exc)  # a loop waits for the device outside of steps
                 tried.first = tried.first or exc
-                failure = _cure(guard, tried, exc, [*args, *kwargs.values()]) if guard.shared is None else None
+                is_alone = guard.shared is None and not is_spread(guard.model())
+                failure = _cure(guard, tried, exc, [*args, *kwargs.values()]) if is_alone else None
                 error = exc
             if failure is None:
                 raise tried.error_for(error)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
 
 from .registration import Registered, Registration
 
 if TYPE_CHECKING:
     from .diagnosis.trouble import Call, Recovery, Trouble
     from .state import Guard
+
+
+PARTS = ("_local_tensor", "ds_id", "_is_flat_param")  # what DTensor, ZeRO-3 and FSDP1 have on a parameter
 
 
 class SharedSteps(Protocol):
@@ -43,3 +49,16 @@ def share_steps_by(make: Maker) -> Registration:
 def shared_steps_of(guard: Guard) -> SharedSteps | None:
     """Return the other processes of a model that is being guarded; None where this one computes all of it."""
     return next((shared for make in _makers if (shared := make(guard)) is not None), None)
+
+
+def is_spread(model: nn.Module | None) -> bool:
+    """Whether other processes hold parts of the parameters of `model`: what runs or casts it here leaves them waiting.
+
+    It walks over all parameters where there are other processes.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if model is None or distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return False
+    return distributed.get_world_size() > 1 and any(
+        hasattr(parameter, part) for parameter in model.parameters() for part in PARTS
+    )

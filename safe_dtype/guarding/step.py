@@ -48,7 +48,8 @@ from .output_checks import (
     numbers_of,
     spoiled_rows,
 )
-from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, note_refusal, pass_over
+from .recover import TriedRemedies, cure, is_passed_over, keep_lessons, mention_spread, note_refusal, pass_over
+from .shared_steps import is_spread
 from .state import CALL, Guard, here
 from .step_snapshot import StepSnapshot
 from .written.written_places import hand_back
@@ -145,6 +146,9 @@ def _after_trouble(
     guard = call.guard
     if guard.shared is not None:
         return guard.shared.settle(call, trouble, output)
+    if is_spread(guard.model()):
+        mention_spread(guard)
+        return Recovery(StepResult.LET_BE)
     with changing(guard, turn):
         # While this thread waited, another may have cured the model; or the call itself had it changed.
         guard.notice_change()

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ..guarding.shared_steps import PARTS
+
 _WRAPPERS = frozenset({"DistributedDataParallel", "DeepSpeedEngine", "OptimizedModule"})
-_PARTS = ("_local_tensor", "ds_id", "_is_flat_param")  # what DTensor, DeepSpeed ZeRO-3 and FSDP1 have on a parameter
 
 
 def model_key(model: nn.Module) -> str:
@@ -38,7 +39,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def is_whole(model: nn.Module) -> bool:
     """Whether this process holds all of every parameter: tensor parallel, FSDP and ZeRO-3 spread them over ranks."""
-    return not any(hasattr(parameter, name) for parameter in model.parameters() for name in _PARTS)
+    return not any(hasattr(parameter, name) for parameter in model.parameters() for name in PARTS)
 
 
 def class_of(model: nn.Module) -> type:

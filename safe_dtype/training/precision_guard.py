@@ -314,13 +314,13 @@ class PrecisionGuard:
             tally = cast_vote(world, judgement.vote, payload, seconds=seconds)
         except PeerLostError as exc:
             raise exc from error
-        if world is None or tally.vote is Vote.OK:
+        if world is None or tally.vote is Vote.OK or tally.vote is judgement.vote is Vote.FOREIGN:
             return tally, kind, judgement.reason
         if tally.vote is Vote.FALL_BACK and world.store.check([f"{key}/cause"]):
             number, _, reason = world.store.get(f"{key}/cause").decode().partition(" ")
             return tally, _KINDS[int(number)], reason
         kind = FailureKind.NONFINITE if tally.payload == _PARDON else _KINDS[tally.payload]
-        return tally, kind, world.store.get(f"{key}/{tally.rank}").decode()
+        return tally, kind, _reason_in(world.store, f"{key}/{tally.rank}", tally.vote)
 
     def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
         before, module, vote = self.dtype, self._module(error), tally.vote
@@ -395,3 +395,13 @@ class PrecisionGuard:
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last
+
+
+def _reason_in(store: Any, key: str, vote: Vote) -> str:
+    """Return what a rank has written down for its vote: that of an error may have ended it since, and with rank 0 the store."""
+    try:
+        return str(store.get(key).decode())
+    except RuntimeError as exc:
+        if vote is not Vote.FOREIGN:
+            raise
+        return f"it has ended, and its error can be read there alone ({first_line(text_of(exc))})"

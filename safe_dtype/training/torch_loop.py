@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -93,9 +94,7 @@ class TorchLoop:
         for model in self._sharded:
             switch_policy(model, dtype)
         self.dtype = dtype
-        self.scaler = (
-            torch.amp.GradScaler(self._device_type, init_scale=self._init_scale) if dtype == FLOAT16 else None
-        )
+        self.scaler = _ScalerOfMeshes(self._device_type, init_scale=self._init_scale) if dtype == FLOAT16 else None
 
     @contextmanager
     def watched(self, watch: WindowWatch) -> Iterator[None]:
@@ -120,6 +119,25 @@ class TorchLoop:
         """Let the scaler count a step that went well."""
         if self.scaler is not None:
             self.scaler.update()
+
+
+class _ScalerOfMeshes(torch.amp.GradScaler):
+    """A scaler whose gradients may be spread over several device meshes, or over none: torch's takes those of one kind."""
+
+    def _unscale_grads_(
+        self, optimizer: torch.optim.Optimizer, inv_scale: torch.Tensor, found_inf: torch.Tensor, *args: Any
+    ) -> dict[torch.device, torch.Tensor]:
+        kinds: dict[Any, list[torch.Tensor]] = {}  # in the same order on all ranks: to look at each is a collective
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                kind = getattr(parameter.grad, "device_mesh", None), getattr(parameter.grad, "placements", None)
+                kinds.setdefault(kind, []).append(parameter)
+        flags: dict[torch.device, torch.Tensor] = {}
+        for parameters in kinds.values():
+            part: Any = SimpleNamespace(param_groups=[{"params": parameters}])
+            for device, flag in super()._unscale_grads_(part, inv_scale, found_inf, *args).items():
+                flags[device] = torch.maximum(flags.get(device, flag), flag)
+        return flags
 
 
 def _asking(watch: WindowWatch) -> Callable[..., None]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from safe_dtype import BFLOAT16, FLOAT16, FLOAT32
+from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, Policy, guard, report
 from safe_dtype.errors import NeedsRestart
 from safe_dtype.ranks.fsdp2 import dtype_computed_in, forget_step, gradients_here, is_sharded, policy_in, switch_policy
 
@@ -137,6 +137,8 @@ def everything() -> dict[str, Any]:
     results["islands"] = islands()
     begin_case("another torch")
     results["another torch"] = another_torch()
+    begin_case("inference")
+    results["inference"] = inference()
     return results
 
 
@@ -206,6 +208,34 @@ def another_torch() -> list[str]:
     return texts
 
 
+def inference() -> dict[str, Any]:
+    """Return what comes of a guarded model where one rank alone has NaN, and where all lack a kernel."""
+    PLACE.update(case=None)
+    model = sharded(Failing("")).eval()
+    guard(model, policy=Policy(ladder=LADDER))
+    words, rank = torch.tensor([[1, 2, 3]]), dist.get_rank()
+
+    def spoil(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output * float("nan") if rank else output
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("\"gelu\" not implemented for 'BFloat16'")
+
+    with torch.no_grad():
+        expected = model(words)
+        hook = model.blocks[0].register_forward_hook(spoil)
+        spoiled = model(words)
+        hook.remove()
+        hook = model.blocks[0].register_forward_hook(fail)
+        with pytest.raises(RuntimeError, match="gelu"):
+            model(words)
+        hook.remove()
+        forget_step(model)
+        after = model(words)
+    return {"finite": bool(spoiled.isfinite().all()), "as before": torch.equal(after, expected),
+            "events": len(report(model).events)}  # fmt: skip
+
+
 @contextmanager
 def without(owner: Any, name: str) -> Iterator[None]:
     """Have an attribute be missing: of an object, or of what its class inherits."""
@@ -229,6 +259,13 @@ def seen() -> list[dict[str, Any]]:
 def test_a_step_that_was_broken_off_is_forgotten(seen: list[dict[str, Any]], name: str) -> None:
     """Nothing of it is in the gradients of the next one."""
     assert [of_rank[name] for of_rank in seen] == [[True, True]] * 2
+
+
+def test_no_rank_cures_a_spread_model_alone(seen: list[dict[str, Any]]) -> None:
+    """What it ran or cast would leave the others waiting: NaN and errors are handed on, and the weights stay."""
+    assert [of_rank["inference"] for of_rank in seen] == [
+        {"finite": rank == 0, "as before": True, "events": 0} for rank in range(2)
+    ]
 
 
 def test_islands_stay(seen: list[dict[str, Any]]) -> None:

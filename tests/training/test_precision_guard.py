@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from ranks.processes import free_port, run_ranks
 from torch import nn
+from torch.distributed import TCPStore
 from training.loops import BF16, FP16, FP32, Fault, Run, run
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, NoDtypeLeft
 from safe_dtype.errors import NeedsRestart
+from safe_dtype.ranks import Vote
 from safe_dtype.ranks.failed_dtypes import write_verdict
 from safe_dtype.training import PrecisionGuard, TorchLoop
+from safe_dtype.training.precision_guard import _reason_in
 
 EITHER = pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
 
@@ -140,3 +147,51 @@ def test_begins_below_what_failed_for_good(tmp_path: Path, monkeypatch: pytest.M
     assert PrecisionGuard(TorchLoop(later, optimizer, BFLOAT16)).dtype == FLOAT16
     assert PrecisionGuard(TorchLoop(later, optimizer, BFLOAT16), ladder=(BFLOAT16,)).dtype == BFLOAT16
     assert PrecisionGuard(TorchLoop(nn.Linear(2, 3), optimizer, BFLOAT16)).dtype == BFLOAT16
+
+
+def test_the_error_of_a_rank_that_has_ended_since() -> None:
+    """What a rank has written down may be gone with the store of rank 0: the others still end with an error that says so."""
+    server = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=5))
+    store.set("key", "ValueError: labels are missing")
+    assert _reason_in(store, "key", Vote.FOREIGN) == "ValueError: labels are missing"
+    del server
+    assert "has ended" in _reason_in(store, "key", Vote.FOREIGN)
+    with pytest.raises(RuntimeError):
+        _reason_in(store, "key", Vote.FALL_BACK)
+
+
+class _AskedLate:
+    """A store that is asked when rank 0, which holds it, has ended."""
+
+    def __init__(self, store: Any) -> None:
+        self.set, self._store = store.set, store
+
+    def get(self, key: str) -> bytes:
+        """Return what a rank has written there."""
+        while not self._store.check(["the end"]):  # raises from then on
+            pass
+        return bytes(self._store.get(key))
+
+
+def _raises_in_a_window() -> str:
+    rank = torch.distributed.get_rank()
+    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = PrecisionGuard(TorchLoop(model, optimizer))
+    if rank:
+        assert guard._world is not None
+        guard._world = replace(guard._world, store=_AskedLate(guard._world.store))
+    try:
+        for attempt in guard.attempts():
+            with attempt:
+                raise ValueError(f"labels are missing on rank {rank}")
+    except (RuntimeError, ValueError) as exc:
+        raise SystemExit(0 if str(exc) == f"labels are missing on rank {rank}" else 1) from None
+    return "nothing was raised"
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_on_each_its_own() -> None:
+    """Though the first rank that ends takes the store with it."""
+    assert run_ranks(_raises_in_a_window, 2) == [None, None]

@@ -15,6 +15,7 @@ from transformers.generation import utils as generation_utils
 
 from ...models.wrapped_methods import owner_of
 from ..recover import is_passed_over
+from ..shared_steps import is_spread
 from ..state import CALL, Guard, here
 
 # Of transformers, by name, for a class that is new may count its calls. These are functions of the tokens and the scores
@@ -101,7 +102,7 @@ def _reasons(guard: Guard, loop: SamplingLoop) -> Iterator[str]:
         yield "its loop is not that of transformers"
     if not _may_count_in_twice(type(loop.model)):
         yield "the model counts its steps in a way of its own"
-    if loop.synced_gpus or getattr(loop.model, "_tp_size", None) not in _ONE_PROCESS:
+    if loop.synced_gpus or getattr(loop.model, "_tp_size", None) not in _ONE_PROCESS or is_spread(loop.model):
         yield "other processes take part in its steps"
     yield from _reasons_in_options(loop)
     if guard.own_modules or guard.own_steps or is_passed_over(guard):
