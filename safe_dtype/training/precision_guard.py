@@ -320,7 +320,7 @@ class PrecisionGuard:
             number, _, reason = world.store.get(f"{key}/cause").decode().partition(" ")
             return tally, _KINDS[int(number)], reason
         kind = FailureKind.NONFINITE if tally.payload == _PARDON else _KINDS[tally.payload]
-        return tally, kind, _reason_in(world.store, f"{key}/{tally.rank}", tally.vote)
+        return tally, kind, reason_in(world.store, f"{key}/{tally.rank}", tally.vote)
 
     def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
         before, module, vote = self.dtype, self._module(error), tally.vote
@@ -397,7 +397,7 @@ class PrecisionGuard:
         self._is_last = is_last
 
 
-def _reason_in(store: Any, key: str, vote: Vote) -> str:
+def reason_in(store: Any, key: str, vote: Vote) -> str:
     """Return what a rank has written down for its vote: that of an error may have ended it since, and with rank 0 the store."""
     try:
         return str(store.get(key).decode())

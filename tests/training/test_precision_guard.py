@@ -21,7 +21,7 @@ from safe_dtype.errors import NeedsRestart
 from safe_dtype.ranks import Vote
 from safe_dtype.ranks.failed_dtypes import write_verdict
 from safe_dtype.training import PrecisionGuard, TorchLoop
-from safe_dtype.training.precision_guard import _reason_in
+from safe_dtype.training.precision_guard import reason_in
 
 EITHER = pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
 
@@ -154,11 +154,11 @@ def test_the_error_of_a_rank_that_has_ended_since() -> None:
     server = TCPStore("127.0.0.1", free_port(), is_master=True, wait_for_workers=False)
     store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=5))
     store.set("key", "ValueError: labels are missing")
-    assert _reason_in(store, "key", Vote.FOREIGN) == "ValueError: labels are missing"
+    assert reason_in(store, "key", Vote.FOREIGN) == "ValueError: labels are missing"
     del server
-    assert "has ended" in _reason_in(store, "key", Vote.FOREIGN)
+    assert "has ended" in reason_in(store, "key", Vote.FOREIGN)
     with pytest.raises(RuntimeError):
-        _reason_in(store, "key", Vote.FALL_BACK)
+        reason_in(store, "key", Vote.FALL_BACK)
 
 
 class _AskedLate:
