@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 from ..guarding import FailureKind, classify
 from ..guarding.classify import first_line, text_of
@@ -33,3 +34,13 @@ def note_that_others_wait(error: Exception, problem: Exception) -> None:
         error.add_note(note)
     else:
         logger.warning("%s", note)
+
+
+def reason_in(store: Any, key: str, vote: Vote) -> str:
+    """Return what a rank has written down for its vote: that of an error may have ended it since, and with rank 0 the store."""
+    try:
+        return str(store.get(key).decode())
+    except RuntimeError as exc:
+        if vote is not Vote.FOREIGN:
+            raise
+        return f"it has ended, and its error can be read there alone ({first_line(text_of(exc))})"

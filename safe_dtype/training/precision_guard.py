@@ -22,7 +22,7 @@ from ..ranks.fsdp2 import is_sharded
 from ..ranks.schedule import OutOfStepError, Schedules
 from .accelerate_loop import AccelerateLoop
 from .error_trial import passes_further_down
-from .judge_error import described, judge_error, note_that_others_wait
+from .judge_error import described, judge_error, note_that_others_wait, reason_in
 from .judge_numbers import Judgement, Numbers, forget_unscaled, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, refuse_half_parameters, rungs
@@ -395,13 +395,3 @@ class PrecisionGuard:
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last
-
-
-def reason_in(store: Any, key: str, vote: Vote) -> str:
-    """Return what a rank has written down for its vote: that of an error may have ended it since, and with rank 0 the store."""
-    try:
-        return str(store.get(key).decode())
-    except RuntimeError as exc:
-        if vote is not Vote.FOREIGN:
-            raise
-        return f"it has ended, and its error can be read there alone ({first_line(text_of(exc))})"

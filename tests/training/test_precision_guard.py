@@ -21,7 +21,7 @@ from safe_dtype.errors import NeedsRestart
 from safe_dtype.ranks import Vote
 from safe_dtype.ranks.failed_dtypes import write_verdict
 from safe_dtype.training import PrecisionGuard, TorchLoop
-from safe_dtype.training.precision_guard import reason_in
+from safe_dtype.training.judge_error import reason_in
 
 EITHER = pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
 
