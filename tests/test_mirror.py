@@ -18,7 +18,7 @@ TOGETHER = {
     "guarding/remedies": "guarding/test_remedies.py",
     "verifying/in_one_dtype.py": "planning/test_as_loaded.py",
     "models/saving/save_in_its_dtype.py": "models/saving/test_saved_dtype.py",
-    "models/forwards/module_forward.py": "models/test_blocked_forward.py",
+    "models/forwards/module_forward.py": "models/forwards/test_blocked_forward.py",
     "models/forwards/plain_calls.py": "models/test_blocked_transforms.py",
     "models/cast_back.py": "guarding/diagnosis/test_taken_back.py",
     "guarding/diagnosis": "guarding/diagnosis/test_unknown_texts.py",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..numerics.block_product import Blocks, can_lay_out
 from ..numerics.pages import file_mappings, give_back, in_files
-from .blocked_forward import attach, weight_of
 from .blocked_weight import BlockedWeight
+from .forwards.blocked_forward import attach, weight_of
 from .forwards.module_forward import take_off
 
 logger = logging.getLogger(__name__)

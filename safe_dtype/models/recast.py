@@ -20,6 +20,7 @@ from ..errors.of_the_moment import is_of_memory
 from ..numerics import as_half
 from ..numerics.packed_weights import holds_codes
 from . import offloaded
+from .made_buffers import made_anew
 from .shift_hooks import norms_in_float32, shifted_modules
 from .undo_log import UndoLog, keeps_all, way_back
 
@@ -129,6 +130,8 @@ def recast(
             wanted = torch.float32 if in_float32(name) else new
             before = parameter.numel() * parameter.dtype.itemsize
             stored = original(name, parameter.data)
+            if stored is None and not isinstance(parameter, nn.Parameter):
+                stored = made_anew(model, name, wanted)
             values = parameter.data if stored is None else stored.to(parameter.device)
             # Values of the one kind in a parameter of the other: nothing can multiply by it any more.
             with torch.inference_mode(parameter.is_inference()):

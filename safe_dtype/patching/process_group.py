@@ -47,7 +47,11 @@ def _store_of_attempt(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[
     is_restarted = (os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0") != "0"
     is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and os.environ.get("GROUP_WORLD_SIZE") == "1"
     says_where = len(args) > 1 or kwargs.get("init_method") not in (None, "env://")
-    if not (is_restarted and is_kept) or says_where or kwargs.keys() & {"store", "rank", "world_size"}:
+    # accelerate passes both of these on CPUs, as the environment has them; -1 is torch's word for what is not said.
+    says_who = any(
+        str(kwargs.get(name.lower(), -1)) not in ("-1", os.environ.get(name)) for name in ("RANK", "WORLD_SIZE")
+    )
+    if not (is_restarted and is_kept) or says_where or says_who or kwargs.get("store") is not None:
         return {}
     from ..ranks.rendezvous import new_store  # imports the whole of transformers
 

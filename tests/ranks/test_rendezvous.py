@@ -49,22 +49,24 @@ def test_half_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         safe_dtype.init_process_group()
 
 
-def comes_up(attempt: int) -> int:
+def comes_up(attempt: int, says_who: bool) -> int:
     """Connect by torch's own function in a program that is patched; return a sum over the ranks."""
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
     safe_dtype.patch()
-    dist.init_process_group("gloo", timeout=timedelta(seconds=10))
+    who = {name.lower(): int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")} if says_who else {}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=10), **who)
     total = torch.ones(1)
     dist.all_reduce(total)
     return int(total)
 
 
-def test_a_patched_program_comes_up_again() -> None:
+@pytest.mark.parametrize("says_who", [False, pytest.param(True, id="as accelerate calls it")])
+def test_a_patched_program_comes_up_again(says_who: bool) -> None:
     """Processes that are started anew, with the store of those before, do not read in it where those were to be reached."""
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     names = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1", "MASTER_PORT": str(server.port)}
     launch = Launch(joins=False, environments={None: names})
-    assert [run_ranks(comes_up, 2, attempt, launch=launch) for attempt in range(3)] == [[2, 2]] * 3
+    assert [run_ranks(comes_up, 2, attempt, says_who, launch=launch) for attempt in range(3)] == [[2, 2]] * 3
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-from ..numerics.block_product import product
-from .blocked_weight import BlockedWeight
-from .forwards.module_forward import put_on, take_off, value_of
-from .forwards.plain_calls import is_plain, is_watched, needs_gradient
+from ...numerics.block_product import product
+from ..blocked_weight import BlockedWeight
+from .module_forward import put_on, take_off, value_of
+from .plain_calls import is_plain, is_watched, needs_gradient
 
 logger = logging.getLogger(__name__)
 
