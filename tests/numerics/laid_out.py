@@ -6,9 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from torch import Tensor
+
+# Of all tests of modules that multiply in blocks.
+MARKS = [
+    pytest.mark.needs("pagemap"),
+    # Of torch, about what is tried there.
+    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
+]
 
 IDS = torch.arange(3, 23)[None]
 

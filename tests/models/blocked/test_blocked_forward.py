@@ -11,52 +11,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
-from numerics.laid_out import load, logits, near, save
+from numerics.laid_out import MARKS, load, logits, near, save
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from safe_dtype import guard
 from safe_dtype.models.block_layout import lay_out, take_back
 
-pytestmark = [
-    pytest.mark.needs("pagemap"),
-    # Of torch, about what is tried here.
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-]
+pytestmark = MARKS
 
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where an OPT is saved, whose linear modules have biases."""
-    return save("opt", tmp_path_factory.mktemp("opt"))
-
-
-@pytest.fixture
-def plain(folder: Path) -> Any:
-    """The model as it is loaded."""
-    return load(folder)
-
-
-@pytest.fixture
-def model(folder: Path) -> Any:
-    """The same one, laid out."""
-    model = load(folder)
-    assert lay_out(model).modules == 7
-    return model
-
-
-@pytest.fixture
-def tied(folder: Path) -> tuple[Any, Any]:
-    """A model whose output head is tied to its embedding, laid out, and the plain one."""
-    path = save("qwen3-tied", folder.parent / "tied")
-    model, plain = load(path), load(path)
-    assert lay_out(model).modules == 15
-    return model, plain
 
 
 def first(model: Any) -> nn.Linear:

@@ -4,51 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
-from numerics.laid_out import load, logits, near, save
+from numerics.laid_out import MARKS, logits, near
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from safe_dtype import compute_in, guard
-from safe_dtype.models.block_layout import blocks_of, lay_out
+from safe_dtype.models.block_layout import blocks_of
 
-pytestmark = [
-    pytest.mark.needs("pagemap"),
-    # Of torch, about what is tried here.
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-]
+pytestmark = MARKS
 
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where an OPT is saved, whose linear modules have biases."""
-    return save("opt", tmp_path_factory.mktemp("opt"))
-
-
-@pytest.fixture
-def plain(folder: Path) -> Any:
-    """The model as it is loaded."""
-    return load(folder)
-
-
-@pytest.fixture
-def model(folder: Path) -> Any:
-    """The same one, laid out."""
-    model = load(folder)
-    assert lay_out(model).modules == 7
-    return model
 
 
 def first(model: Any) -> nn.Linear:
