@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 # For the others, where this rank has left the step with an error: they may have done so as well, at the same place. Where
 # they have not they wait for this rank, which then ends, so that they hear of it.
 SECONDS_AFTER_AN_ERROR = 30.0
+# NaN that came up after the last collective of a step is seen on this rank alone, and the others are in the next step.
+SECONDS_FOR_NAN = 120.0
 _NONFINITE = "NaN or Inf in the results"
 
 
@@ -135,7 +137,7 @@ class TensorParallelSteps:
         if self._poison.is_waiting and output is not None:
             logger.warning("a kernel failed after the last collective of a step, where other ranks cannot see it")
             raise error or RuntimeError(_NONFINITE)
-        seconds = SECONDS_AFTER_AN_ERROR if has_failed and output is None else None
+        seconds = SECONDS_AFTER_AN_ERROR if has_failed and output is None else SECONDS_FOR_NAN
         statements = self._meet(self._statement(call, trouble), error, seconds)
         failure = _failure_in(statements, guard)
         agreed = next(_candidates(statements, failure), None)

@@ -22,10 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, Policy, SafeAutoModelForCausalLM, report
 from safe_dtype.errors import NoDtypeLeft, StrictModeError
 from safe_dtype.models.casting import cast_cache
-from safe_dtype.ranks import tensor_parallel
-from safe_dtype.testing import fault
 
-from .processes import Launch, begin_case, outcomes_of, run_ranks
+from .processes import Launch, begin_case, run_ranks
 
 DOWN = Policy(ladder=(BFLOAT16, FLOAT16, FLOAT32))
 PROMPT = torch.arange(1, 9)[None]
@@ -270,19 +268,6 @@ def for_good(folder: Path) -> tuple[list[int], list[bool]]:
     ]
 
 
-def alone(folder: Path) -> str:
-    """Be a rank of which the last one raises in Python, between two collectives: what no mode can see."""
-    tensor_parallel.SECONDS_AFTER_AN_ERROR = 2.0
-    model = load(folder / "bfloat16", policy=DOWN)
-    generate(model, None)
-    begin_case("one rank raises")
-    if dist.get_rank() == 1:
-        with fault(model, "model.layers.1.mlp.act_fn", "not_implemented", dtype=BFLOAT16):
-            generate(model, None)
-    generate(model, None)
-    return "not reached"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama, saved in two dtypes."""
@@ -351,16 +336,6 @@ def test_the_event_tells_where(seen: Seen) -> None:
         ((_, module, message),) = of_rank["decode step 3"][2]
         assert module == "model.layers.0.mlp.act_fn"
         assert message == "rank 1: \"silu_kernel\" not implemented for 'BFloat16'"
-
-
-@pytest.mark.slow
-def test_a_rank_that_cannot_stay_in_step_ends(folder: Path) -> None:
-    """It waits a little for the others, and ends with its own error; they lose a peer, and nobody hangs."""
-    peer, failed = outcomes_of(alone, 2, folder, launch=Launch(seconds=60, patience=20))
-    assert failed.status == 1
-    assert "not implemented for 'BFloat16'" in (failed.error or "")
-    assert peer.status == 1
-    assert "onnection" in (peer.error or "")
 
 
 def test_no_message_is_added_where_nothing_fails(seen: Seen) -> None:
