@@ -29,7 +29,10 @@ class _Room:
     `limit` is the greatest length that is known to be needed; None where none is known.
     """
 
-    __slots__ = ("_end", "_keys", "_limit", "_shown_keys", "_shown_values", "_values")
+    __slots__ = (
+        "_end", "_key_bytes", "_keys", "_keys_at", "_limit", "_shown_keys", "_shown_values", "_value_bytes", "_values",
+        "_values_at",
+    )  # fmt: skip
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
@@ -60,18 +63,37 @@ class _Room:
         assert past_keys is not None
         assert past_values is not None
         length, new = past_keys.shape[2], keys.shape[2]
-        if self._keys is None or self._values is None or self._end + new > self._keys.shape[2]:
+        if (
+            self._keys is None
+            or self._values is None
+            or self._end + new > self._keys.shape[2]
+            or not self._is_end(length)
+        ):
             if past_keys.nbytes < _LEAST_BYTES:
                 return None
             capacity = self._capacity(length + new)
             self._keys = _with_room(past_keys, capacity)
             self._values = _with_room(past_values, capacity)
+            self._keys_at, self._key_bytes = self._keys.data_ptr(), self._keys.stride(2) * self._keys.itemsize
+            self._values_at, self._value_bytes = (
+                self._values.data_ptr(),
+                self._values.stride(2) * self._values.itemsize,
+            )
             self._end = length
         begin, stop = self._end - length, self._end + new
         self._keys.narrow(2, self._end, new).copy_(keys)
         self._values.narrow(2, self._end, new).copy_(values)
         self._end = stop
         return self._keys.narrow(2, begin, stop - begin), self._values.narrow(2, begin, stop - begin)
+
+    def _is_end(self, length: int) -> bool:
+        """Whether what is shown is the last `length` positions still: the `data` of a tensor can be replaced."""
+        assert self._shown_keys is not None
+        assert self._shown_values is not None
+        begin = self._end - length
+        return self._shown_keys.data_ptr() == self._keys_at + begin * self._key_bytes and (
+            self._shown_values.data_ptr() == self._values_at + begin * self._value_bytes
+        )
 
     def _capacity(self, length: int) -> int:
         larger = length + length // 2

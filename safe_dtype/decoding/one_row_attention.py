@@ -13,9 +13,10 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ..kernels.attention_row import attend, can_attend
-from ..numerics.followed import is_followed
+from ..models.forwards.plain_calls import is_watched
 
 _DTYPES = (torch.bfloat16, torch.float16)
+_ATTENTION = torch._C._nn.scaled_dot_product_attention
 _LEAST_POSITIONS = 32  # up to there any form takes microseconds
 
 
@@ -42,8 +43,8 @@ def is_quicker_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         and query.dtype is key.dtype is value.dtype
         and (mask is None or (mask.dim() == 4 and (mask.shape[1] == 1 or shape[1] == shared[1])))
         and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
-        and not torch._C._len_torch_dispatch_stack()  # of modes that expect torch's operations
-        and not is_followed()
+        and F.scaled_dot_product_attention is _ATTENTION  # a patch is there to be called
+        and not is_watched()
     )
 
 

@@ -122,6 +122,23 @@ def test_nothing_is_copied_between_steps() -> None:
     assert len(set(places)) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [20, 17], ids=["as-long", "shorter"])
+@torch.no_grad()
+def test_data_replaced(kind: str, length: int) -> None:
+    """A layer whose tensors stay the same objects, with other numbers in them, goes on from those."""
+    pair = (cache_of(kind), cache_of(kind, grows=False))
+    for number, new in enumerate((20, 1, 1)):
+        for cache in pair:
+            cache.update(*states(number, 1, new), 0)
+    for layer in (cache.layers[0] for cache in pair):
+        for tensor in (layer.keys, layer.values):
+            tensor.data = tensor.data[:, :, :length] * 0.5
+    results = [cache.update(*states(9, 1, 1), 0) for cache in pair]
+    assert all(torch.equal(mine, plain) for mine, plain in zip(*results, strict=True))
+    assert same(*pair)
+
+
 @torch.no_grad()
 def test_a_window_moves_along() -> None:
     """A window that is full moves along its room, copied once in a while, and never holds twice its size."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from torch.overrides import TorchFunctionMode
 
 from safe_dtype.decoding import attention_by_rows, is_quicker_by_rows
 
@@ -74,3 +77,20 @@ def test_left_to_torch() -> None:
     assert not is_quicker_by_rows(query.clone().requires_grad_(), key, value, None)
     assert not is_quicker_by_rows(query, key, value[..., :8], None)
     assert not is_quicker_by_rows(query[:1], key, value, None)
+
+
+def test_whoever_looks_on_sees_torchs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode of torch and a patch of its function are asked: they count, write down or replace attention."""
+
+    class _Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return func(*args, **(kwargs or {}))
+
+    query, key, value = operands("grouped", torch.bfloat16)
+    with _Watch():
+        assert not is_quicker_by_rows(query, key, value, None)
+    with torch.device("cpu"):
+        assert is_quicker_by_rows(query, key, value, None)
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: attention(*args, **kwargs))
+    assert not is_quicker_by_rows(query, key, value, None)

@@ -88,6 +88,7 @@ def _product(module: nn.Linear, x: Tensor) -> Tensor | None:
     if (
         products is None
         or weight is None
+        or "bias" not in parameters
         or not _takes(products, x)
         or not _lies_plainly(weight, products.dtype)
         or x.shape[-1] != weight.shape[1]

@@ -207,3 +207,11 @@ def test_what_torch_refuses(wrong: Tensor) -> None:
     with pytest.raises(RuntimeError) as refused:
         module(wrong)
     assert str(refused.value) == str(plain.value)
+
+
+def test_a_module_without_its_bias() -> None:
+    """What is missing in a module is missed, as by torch."""
+    module = linear()
+    del module.bias
+    with pytest.raises(AttributeError, match="bias"):
+        module(rows())
