@@ -8,6 +8,7 @@ holds it.
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,16 +33,22 @@ def made_anew(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor | None:
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
     present = module._buffers[own]
-    # What is made of a module's children would write to theirs.
-    if present is None or present.is_meta or own not in module._non_persistent_buffers_set or module._modules:
+    if present is None or present.is_meta or own not in module._non_persistent_buffers_set:
+        return None
+    # What is made of a module's children would write to theirs; a dropout has nothing that could be written to.
+    if any(any(True for _ in chain(child.parameters(), child.buffers())) for child in module.children()):
         return None
     owner = _owner(model, path)
     if owner is None:
         return None
     made = _made(owner, module, own, present, dtype)
-    if made is None or made.isnan().any() or not torch.equal(made.to(present.dtype), present.cpu()):
+    if made is None or made.isnan().any():
         return None
-    return made
+    if torch.equal(made.to(present.dtype), present.cpu()):
+        return made
+    # Between two 16-bit dtypes a number is rounded twice: it is made in the present one, too, to be compared.
+    as_it_was = _made(owner, module, own, present, present.dtype)
+    return made if as_it_was is not None and torch.equal(as_it_was, present.cpu()) else None
 
 
 def _owner(model: nn.Module, path: str) -> PreTrainedModel | None:
