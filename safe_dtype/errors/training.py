@@ -53,15 +53,12 @@ class HalfParametersError(TrainingError):
 class TrainingLoopError(TrainingError):
     """The loop is written in a way in which a failed window cannot be run again."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(problem, *([advice] if advice else []))
+        self.problem, self.advice = problem, advice or _WINDOWS
 
     def __str__(self) -> str:
-        return (
-            f"This loop cannot be guarded: {self.problem}. Next: one window holds all micro-batches of one optimizer step, "
-            "as in `for attempt in guard.attempts(): with attempt: ...`."
-        )
+        return f"This loop cannot be guarded: {self.problem}. Next: {self.advice}."
 
 
 class TrainingDoesNotFitError(TrainingError):
@@ -102,4 +99,5 @@ class TrainingDoesNotFitError(TrainingError):
         )
 
 
+_WINDOWS = "one window holds all micro-batches of one optimizer step, as in `for attempt in guard.attempts(): with attempt: ...`"
 _ACCELERATE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

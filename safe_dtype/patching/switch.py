@@ -330,7 +330,7 @@ def _with_guarded_steps(original: Callable[..., Any]) -> Callable[..., Any]:
 
             fit_before_training(self)
             if (ladder := attach_where_possible(self, patch_now.policy)) is not None:
-                tell_training(type(self).__name__, ladder, patch_now.tell)
+                tell_training(type(self).__name__, ladder, patch_now.policy, patch_now.tell)
         return original(self, *args, **kwargs)
 
     return train

@@ -9,7 +9,7 @@ import sys
 from typing import Literal, get_args
 
 from ..errors import PolicyError
-from ..planning import Plan, faster_if_asked
+from ..planning import Plan, Policy, faster_if_asked
 from ..rendering.streams import columns, writable
 from ..rendering.units import times_text
 
@@ -49,10 +49,11 @@ def tell_plan(plan: Plan, tell: Telling) -> None:
         _tell(text, "tell_plan", fields)
 
 
-def tell_training(trainer: str, ladder: str, tell: Telling) -> None:
+def tell_training(trainer: str, ladder: str, policy: Policy, tell: Telling) -> None:
     """Say that the steps of a Trainer are guarded, and in which precisions they go on, once, as `tell_plan` does."""
     if _is_told(tell):
-        text = f"{trainer}: steps that fail or are not finite are not applied, but run again. It trains in {ladder}"
+        ending = "end the run (strict)" if policy.mode == "strict" else "run again"
+        text = f"{trainer}: steps that fail or are not finite are not applied, but {ending}. It trains in {ladder}"
         _tell(text, "tell_training", {"trainer": trainer, "ladder": ladder})
 
 

@@ -15,7 +15,7 @@ from ..errors import NeedsRestart, TrainingLoopError
 from ..facts import FLOAT16, FLOAT32, Dtype
 from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled
-from .loop import WindowWatch
+from .loop import CLOSURE, WindowWatch
 from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
 
 # Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.
@@ -60,6 +60,11 @@ class AccelerateLoop:
     def watched(self, watch: WindowWatch) -> Iterator[None]:
         """Tell `watch` of losses, norms and steps in the block, and let its windows say when gradients are reduced."""
         accelerator = self._accelerator
+        if not accelerator._optimizers:
+            raise TrainingLoopError(
+                "the Accelerator has prepared no optimizer, and the step of another one cannot be held back",
+                "`model, optimizer = accelerator.prepare(model, optimizer)`",
+            )
         put: list[tuple[Any, str, Any]] = []
 
         def replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -115,12 +120,27 @@ def _clip(original: Callable[..., Any], watch: WindowWatch, accelerator: Any) ->
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if accelerator.scaler is not None and accelerator.scaler._scale is None:
             watch.step()  # no loss was scaled: before torch refuses to unscale these gradients
+        if accelerator.scaler is not None and not accelerator.gradient_state.sync_gradients:
+            return _clip_scaled(original, accelerator, parameters, *args, **kwargs)
         norm = original(parameters, *args, **kwargs)
         if isinstance(norm, torch.Tensor):
             watch.norm(norm, parameters)
         return norm
 
     return clip_grad_norm_
+
+
+def _clip_scaled(
+    original: Callable[..., Any], accelerator: Any, parameters: Sequence[torch.Tensor], max_norm: float,
+    norm_type: float = 2,
+) -> Any:  # fmt: skip
+    """Clip gradients that are not whole yet: torch takes their scale away once a step, so the limit gets it here."""
+    scale = accelerator.scaler.get_scale()
+    accelerator.unscale_gradients = lambda *_: None
+    try:
+        return original(parameters, max_norm * scale, norm_type) / scale
+    finally:
+        del accelerator.unscale_gradients
 
 
 def _do_sync(original: Callable[..., Any], watch: WindowWatch, gradient_state: Any) -> Callable[[], None]:
@@ -139,7 +159,7 @@ def _do_sync(original: Callable[..., Any], watch: WindowWatch, gradient_state: A
 def _step(original: Callable[..., Any], watch: WindowWatch, accelerator: Any, optimizer: Any) -> Callable[..., Any]:
     def step(closure: Any = None) -> Any:
         if closure is not None:
-            raise TrainingLoopError("an optimizer that runs the model itself, in a closure, cannot be guarded")
+            raise TrainingLoopError(*CLOSURE)
         if not accelerator.gradient_state.sync_gradients:
             return original(closure)
         watch.step()

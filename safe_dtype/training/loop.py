@@ -11,6 +11,11 @@ from torch import nn
 
 from ..facts import Dtype
 
+CLOSURE = (  # what is wrong, and what to do
+    "an optimizer that runs the model itself, in a closure (LBFGS), makes passes that cannot be held back",
+    "train with an optimizer whose `step()` takes no closure, or without a guard, in float32",
+)
+
 
 class WindowWatch(Protocol):
     """What is told of a loop while an attempt runs."""

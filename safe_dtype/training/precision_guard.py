@@ -44,14 +44,15 @@ class PrecisionGuard:
     """Runs each window of training, the micro-batches of one optimizer step, until it is fit for the step.
 
         guard = PrecisionGuard(accelerator, model)       # model: what accelerator.prepare() has returned
-        for window in guard.windows(loader, 4):          # 4 micro-batches for each optimizer step
+        for window in guard.windows(loader, 4):          # as in Accelerator(gradient_accumulation_steps=4)
             for attempt in guard.attempts():
                 with attempt:
                     for batch in window:
                         with accelerator.accumulate(model):
                             loss = model(**batch).loss
                             accelerator.backward(loss)
-                            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                            if accelerator.sync_gradients:
+                                accelerator.clip_grad_norm_(model.parameters(), 1.0)
                             optimizer.step()
                             scheduler.step()
                             optimizer.zero_grad()

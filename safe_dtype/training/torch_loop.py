@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import TrainingLoopError
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
 from ..ranks.fsdp2 import is_sharded, switch_policy
 from .half_base import has_half_base, products_in
-from .loop import WindowWatch
+from .loop import CLOSURE, WindowWatch
 
 
 class TorchLoop:
@@ -141,7 +142,9 @@ class _ScalerOfMeshes(torch.amp.GradScaler):
 
 
 def _asking(watch: WindowWatch) -> Callable[..., None]:
-    def ask(*_: Any) -> None:
+    def ask(_optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(callable(argument) for argument in (*args[1:], *kwargs.values())):  # the first is the optimizer
+            raise TrainingLoopError(*CLOSURE)
         watch.step()
 
     return ask

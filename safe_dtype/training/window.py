@@ -36,6 +36,8 @@ class Window(Sequence[Any]):
 
 def windows_of(batches: Iterable[Any], size: int, note: Callable[[bool | None], None]) -> Iterator[Window]:
     """Yield `batches` in windows of `size`; the last one has what is left."""
+    if size < 1:
+        raise ValueError(f"a window has at least one micro-batch, not {size}")
     iterator = iter(batches)
     while batch := tuple(islice(iterator, size)):
         yield Window(batch, note)

@@ -90,3 +90,4 @@ def test_run(options: tuple[str, ...], tmp_path: Path) -> None:
     dtypes = [str(BFLOAT16)] * 2 + [str(FLOAT16)] * 3
     assert done.stdout.startswith(f"{dtypes if 'strict' not in options else dtypes[:2]}"), done.stderr
     assert ("safe_dtype: Trainer" in done.stderr) == (not options or "strict" in options)
+    assert ("end the run (strict)" in done.stderr) == ("strict" in options)

@@ -1,0 +1,94 @@
+"""Loops that are written otherwise than the guard asks: they train all the same, or the error says what to write."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+from safe_dtype.errors import TrainingLoopError
+from safe_dtype.training import PrecisionGuard, TorchLoop
+from safe_dtype.training.window import windows_of
+
+
+@pytest.fixture
+def layer() -> nn.Linear:
+    """Four weights, without a bias."""
+    torch.manual_seed(0)
+    return nn.Linear(4, 1, bias=False)
+
+
+def accelerator_for(mixed_precision: str) -> Accelerator:
+    """Of windows of two, as if it were the first of the process."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, cpu=True, gradient_accumulation_steps=2)
+
+
+def clipped_with_every_micro_batch(layer: nn.Linear, mixed_precision: str) -> torch.Tensor:
+    """Return what the weight gets in two steps, with norms that a limit of 0.5 cuts."""
+    accelerator = accelerator_for(mixed_precision)
+    layer, optimizer = accelerator.prepare(layer, torch.optim.SGD(layer.parameters(), lr=0.25))
+    guard = PrecisionGuard(accelerator, layer, init_scale=256.0)
+    before, norms = layer.weight.detach().clone(), []
+    for window in guard.windows(torch.ones(4, 2, 4).cumsum(0), 2):
+        for attempt in guard.attempts():
+            with attempt:
+                for rows in window:
+                    with accelerator.accumulate(layer):
+                        accelerator.backward(layer(rows).mean())
+                        norms.append(float(accelerator.clip_grad_norm_(layer.parameters(), 0.5)))
+                        optimizer.step()
+                        optimizer.zero_grad()
+    assert guard.events == []
+    assert max(norms) < 20  # none with float16's scale
+    return layer.weight.detach() - before
+
+
+def test_gradients_are_clipped_with_every_micro_batch(layer: nn.Linear) -> None:
+    """In float16 as in the other precisions, though torch takes the scale away once a step only."""
+    weight = layer.weight.detach().clone()
+    in_bfloat16 = clipped_with_every_micro_batch(layer, "bf16")
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    torch.testing.assert_close(clipped_with_every_micro_batch(layer, "fp16"), in_bfloat16, rtol=1e-2, atol=1e-4)
+
+
+def test_an_optimizer_that_was_not_prepared(layer: nn.Linear) -> None:
+    """Its steps would be made before any vote, in float16 with scaled gradients."""
+    accelerator = accelerator_for("bf16")
+    guard = PrecisionGuard(accelerator, accelerator.prepare(layer))
+    attempt = next(guard.attempts())
+    with (
+        pytest.raises(
+            TrainingLoopError, match=r"Next: `model, optimizer = accelerator.prepare\(model, optimizer\)"
+        ) as raised,
+        attempt,
+    ):
+        pass
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert (str(error), error.args) == (str(raised.value), raised.value.args)
+
+
+@pytest.mark.parametrize("is_named", [False, True], ids=["by place", "by name"])
+def test_a_closure(layer: nn.Linear, is_named: bool) -> None:
+    """An optimizer that runs the model is refused before it has run it, in plain torch too."""
+    optimizer = torch.optim.LBFGS(layer.parameters())
+    guard = PrecisionGuard(TorchLoop(layer, optimizer, "bfloat16"))
+
+    def closure() -> float:
+        raise AssertionError
+
+    attempt = next(guard.attempts())
+    with pytest.raises(TrainingLoopError, match=r"closure.*Next: train with an optimizer whose"), attempt:
+        optimizer.step(closure=closure) if is_named else optimizer.step(closure)
+
+
+def test_a_window_of_nothing() -> None:
+    """It would train nothing, without a word."""
+    with pytest.raises(ValueError, match="at least one micro-batch, not 0"):
+        list(windows_of([1, 2], 0, lambda _: None))
