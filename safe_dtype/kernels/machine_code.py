@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import stat
+import sys
 import threading
 from collections.abc import Hashable, Mapping
 from importlib import import_module
@@ -18,7 +19,6 @@ from .target import CompileTarget, llvm, target
 
 logger = logging.getLogger(__name__)
 
-_OTHERS_MAY_WRITE = stat.S_IWOTH
 _lock = threading.RLock()
 _addresses: dict[Hashable, int | None] = {}
 _engines: list[Any] = []  # what an engine has loaded goes with it
@@ -93,6 +93,8 @@ def _key(written_by: str, parameters: tuple[str, ...], cpu: CompileTarget) -> Ke
 
 
 def _read(values: Mapping[str, Any]) -> bytes:
+    if not values.get("digest"):  # checked where there is one; damaged code would end the process
+        raise ValueError("code without a digest")
     return base64.b64decode(values["code"], validate=True)
 
 
@@ -102,11 +104,27 @@ def _is_ours(file: Path) -> bool:
         return True
     try:
         return all(
-            status.st_uid in (0, os.getuid()) and not status.st_mode & _OTHERS_MAY_WRITE
+            status.st_uid in (0, os.getuid())
+            and not status.st_mode & stat.S_IWOTH
+            and not (status.st_mode & stat.S_IWGRP and _has_others(status.st_gid))
             for status in (file.stat(), file.parent.stat())
         )
     except OSError:
         return False
+
+
+def _has_others(group: int) -> bool:
+    """Whether a group may have other users than this one and root in it. Many systems give each user a group of its own."""
+    if sys.platform == "win32" or group == 0:
+        return False
+    import grp
+    import pwd
+
+    try:
+        own, members = pwd.getpwuid(os.getuid()), grp.getgrgid(group)
+    except KeyError:
+        return True
+    return members.gr_name != own.pw_name or not {own.pw_name}.issuperset(members.gr_mem)
 
 
 def _sources() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from safe_dtype.kernels import machine_code
 from safe_dtype.store import entries
 
 pytest.importorskip("llvmlite", reason="the extra `fast`")
@@ -69,3 +70,32 @@ def test_code_that_others_can_write_is_not_run(tmp_path: Path, monkeypatch: pyte
     file.write_text(file.read_text().replace('"code": "', '"code": "AAAA'))
     assert multiplied() == "24.0 True"
     assert multiplied() == "24.0 False"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"code": "AAAA" * 20, "digest": ""}))
+    assert multiplied() == "24.0 True"
+
+
+def groups_to_give_to() -> list[int]:
+    """Return the groups that this user may give a file to; for root also one that is nobody's own."""
+    import grp
+
+    others = [entry.gr_gid for entry in grp.getgrall() if entry.gr_name in ("users", "nogroup")]
+    return [*{os.getgid(), *os.getgroups()}, *(others if os.getuid() == 0 else [])]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="the owner of a file is asked for on POSIX")
+def test_code_that_a_group_can_write_is_not_run(tmp_path: Path) -> None:
+    """In the group of a file or a folder there may be others, but for root's own group and the user's own."""
+    import grp
+    import pwd
+
+    file, user = tmp_path / "code.json", pwd.getpwuid(os.getuid()).pw_name
+    file.touch()
+    for group in groups_to_give_to():
+        entry = grp.getgrgid(group)
+        is_own = group == 0 or (entry.gr_name == user and set(entry.gr_mem) <= {user})
+        for place in (file, tmp_path):
+            os.chown(place, -1, group)
+            place.chmod(0o770)
+            assert machine_code._is_ours(file) == is_own
+            place.chmod(0o740)
+            assert machine_code._is_ours(file)
