@@ -42,8 +42,16 @@ def address_of(function: str, written_by: str, *parameters: str) -> int | None:
     if key not in _addresses:
         with _lock:
             if key not in _addresses:
-                _addresses[key] = None if cpu is None else _loaded(function, written_by, parameters, cpu)
+                _addresses[key] = None if cpu is None else _loaded_if_possible(function, written_by, parameters, cpu)
     return _addresses[key]
+
+
+def _loaded_if_possible(function: str, written_by: str, parameters: tuple[str, ...], cpu: CompileTarget) -> int | None:
+    try:
+        return _loaded(function, written_by, parameters, cpu)
+    except RuntimeError as exc:  # of LLVM: it knows of no such machine, or cannot write for it
+        logger.warning("%s is not compiled for %s (%s): torch's own is called", function, cpu.triple, exc)
+        return None
 
 
 def _loaded(function: str, written_by: str, parameters: tuple[str, ...], cpu: CompileTarget) -> int | None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,16 @@ def test_code_that_others_can_write_is_not_run(tmp_path: Path, monkeypatch: pyte
     assert multiplied() == "24.0 False"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"code": "AAAA" * 20, "digest": ""}))
     assert multiplied() == "24.0 True"
+
+
+def test_a_machine_that_llvm_does_not_know(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """There is no code for it, which is said once; nothing is raised where a model is loaded."""
+    here = machine_code.target()
+    assert here is not None
+    monkeypatch.setattr(machine_code, "target", lambda: replace(here, triple="nonsense-unknown-none"))
+    for _ in range(2):
+        assert machine_code.address_of("multiply_rows", "row_product_ir", "float32", "float32") is None
+    assert len([record for record in caplog.records if "nonsense" in record.getMessage()]) == 1
 
 
 def groups_to_give_to() -> list[int]:
