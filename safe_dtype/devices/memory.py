@@ -84,6 +84,17 @@ def allowance(device: torch.device, max_memory: Mapping[Any, Any]) -> int | None
     return None
 
 
+def limits_of(max_memory: Mapping[Any, Any] | None) -> dict[Any, int]:
+    """Return the sizes of `max_memory` in bytes, by device; nothing for None.
+
+    Raises:
+        ValueError: If it is no table, or a size in it is none.
+    """
+    if not isinstance(max_memory, Mapping | None):
+        raise ValueError(f"max_memory: {max_memory!r} names no device. Next: write a table, as in {{'cpu': '10GiB'}}.")
+    return {device: bytes_of(size) for device, size in (max_memory or {}).items()}
+
+
 def bytes_of(size: float | str) -> int:
     """Read a size as accelerate does: a number of bytes, or "10GiB", "500MB"; a small b counts bits.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..devices.memory import limits_of
 from ..errors import DeviceLostError, NoDtypeLeft, PeerLostError, RemoteFailure, TrainingLoopError
 from ..facts import FLOAT32, Dtype, dtype_named
 from ..guarding import Attempt, Event, FailureKind
@@ -82,6 +83,7 @@ class PrecisionGuard:
     Raises:
         HalfParametersError: If parameters under an optimizer are 16 bits wide.
         NeedsRestart: If the precision is built into an engine.
+        ValueError: If `max_memory` is no table of sizes.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class PrecisionGuard:
         self._buffers = KeptBuffers(self.loop.models)
         # Of weights that ranks share out nobody knows how much of them a step holds at once.
         self._is_followed = not any(map(is_sharded, self.loop.models))
-        self._latest, self._max_memory, self._has_stepped = LatestCall(self.loop.models), max_memory, False
+        self._latest, self._max_memory, self._has_stepped = LatestCall(self.loop.models), limits_of(max_memory), False
         self.splits: Callable[[], bool] = lambda: False  # whether the caller can run micro-batches in parts
         self.parts, self.accumulation = 1, 1  # and in how many it is to; micro-batches of a window
         self._number, self._votes = next(_numbers), 0

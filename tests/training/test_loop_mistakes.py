@@ -88,6 +88,21 @@ def test_a_closure(layer: nn.Linear, is_named: bool) -> None:
         optimizer.step(closure=closure) if is_named else optimizer.step(closure)
 
 
+@pytest.mark.parametrize(
+    ("max_memory", "text"),
+    [
+        ({"cpu": "100"}, "'100' is no size. Next: write bytes as a number"),
+        ("9MB", r"names no device. Next: .*'10GiB'}"),
+    ],
+    ids=["no unit", "no device"],
+)
+def test_memory_that_cannot_be_read(layer: nn.Linear, max_memory: object, text: str) -> None:
+    """A limit is read when it is said, and never left out: it is needed only where a run comes down to float32."""
+    loop = TorchLoop(layer, torch.optim.SGD(layer.parameters()), "bfloat16")
+    with pytest.raises(ValueError, match=text):
+        PrecisionGuard(loop, max_memory=max_memory)
+
+
 def test_a_window_of_nothing() -> None:
     """It would train nothing, without a word."""
     with pytest.raises(ValueError, match="at least one micro-batch, not 0"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...devices.memory import limits_of
 from ...errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...guarding import FailureKind
@@ -58,6 +59,7 @@ def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mappin
 
     Raises:
         PolicyError: If `policy` is a text that cannot be read.
+        ValueError: If `max_memory` is no table of sizes.
         NeedsRestart: If the precision is built into an engine, as in DeepSpeed and FSDP. `train()` raises `TrainingError`
             for the model that it cannot guard: one with trained parameters in 16 bit, or in `nn.DataParallel`.
     """
@@ -93,7 +95,7 @@ class _Attached:
     def __init__(
         self, trainer: Any, policy: Policy, *, is_asked_for: bool, max_memory: Mapping[Any, Any] | None = None
     ) -> None:
-        self._max_memory = max_memory
+        self._max_memory = limits_of(max_memory)
         engine = engine_of(trainer.accelerator)
         if engine is not None:
             raise NeedsRestart(engine, FLOAT32.name)
