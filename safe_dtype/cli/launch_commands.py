@@ -64,7 +64,7 @@ def accelerate_config(*, names: tuple[str, ...], gpus: int | None, nodes: int, e
     shell_complete=complete_path,
 )  # fmt: skip
 def launch(*, policy: str | None, tell: str | None, dry_run: bool, arguments: tuple[str, ...]) -> None:
-    """Start SCRIPT by `accelerate launch`, with every model that it loads planned and guarded.
+    """Start SCRIPT by `accelerate launch`, with every model that it loads planned and guarded, as by `run`.
 
     Takes all options of `accelerate launch`, after those below; --config_file also takes the name of a ready config
     (`accelerate-config --ready`). What they leave open is set: 3 restarts, a rendezvous that comes up again after

@@ -286,7 +286,7 @@ def _not_of_run(_context: click.Context, _option: click.Parameter, asked: str | 
 def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, arguments: tuple[str, ...]) -> None:
     """Run the Python program SCRIPT as it is, with every model that it loads planned and guarded.
 
-    For each model one line on stderr says which dtype was chosen and why. The output of SCRIPT stays its own.
+    The steps of a Trainer are guarded, too. For each model one line on stderr says which dtype was chosen and why. The output of SCRIPT stays its own.
 
     What comes after SCRIPT is its own. The processes that it starts are covered as well. Launchers that take a module
     take this one: `accelerate launch -m safe_dtype.run train.py`, `torchrun -m safe_dtype.run train.py`.
