@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+_MADE = "_safe_dtype_made_at_version"
+
 
 def made_anew(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor | None:
     """Return a buffer as loading in `dtype` would make it, on the CPU.
@@ -49,6 +51,18 @@ def made_anew(model: nn.Module, name: str, dtype: torch.dtype) -> Tensor | None:
     # Between two 16-bit dtypes a number is rounded twice: it is made in the present one, too, to be compared.
     as_it_was = _made(owner, module, own, present, present.dtype)
     return made if as_it_was is not None and torch.equal(as_it_was, present.cpu()) else None
+
+
+def note_made(buffer: Tensor) -> None:
+    """Note that a buffer has the numbers of `made_anew` from now on."""
+    if not buffer.is_inference():
+        setattr(buffer, _MADE, buffer._version)
+
+
+def is_as_made(buffer: Tensor, before: Tensor) -> bool:
+    """Whether nobody has written into a buffer since it was made anew in the place of `before`, whose numbers it has."""
+    is_untouched = not buffer.is_inference() and getattr(buffer, _MADE, None) == buffer._version
+    return is_untouched and buffer.shape == before.shape and torch.equal(buffer.to(before), before)
 
 
 def _owner(model: nn.Module, path: str) -> PreTrainedModel | None:

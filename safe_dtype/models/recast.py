@@ -20,7 +20,7 @@ from ..errors.of_the_moment import is_of_memory
 from ..numerics import as_half
 from ..numerics.packed_weights import holds_codes
 from . import offloaded
-from .made_buffers import made_anew
+from .made_buffers import made_anew, note_made
 from .shift_hooks import norms_in_float32, shifted_modules
 from .undo_log import UndoLog, keeps_all, way_back
 
@@ -129,9 +129,9 @@ def recast(
                 continue
             wanted = torch.float32 if in_float32(name) else new
             before = parameter.numel() * parameter.dtype.itemsize
-            stored = original(name, parameter.data)
+            stored, made = original(name, parameter.data), None
             if stored is None and not isinstance(parameter, nn.Parameter):
-                stored = made_anew(model, name, wanted)
+                stored = made = made_anew(model, name, wanted)
             values = parameter.data if stored is None else stored.to(parameter.device)
             # Values of the one kind in a parameter of the other: nothing can multiply by it any more.
             with torch.inference_mode(parameter.is_inference()):
@@ -139,6 +139,8 @@ def recast(
                 tensor = tensor if tensor.is_inference() == parameter.is_inference() else tensor.clone()
                 _note_replacing(log, parameter, tensor)
                 _replace(parameter, tensor)
+            if made is not None:
+                note_made(parameter)
             count += 1
             grown += parameter.numel() * parameter.dtype.itemsize - before if parameter.device.type != "meta" else 0
         count += _recast_attributes(model, former, new, log)

@@ -207,7 +207,7 @@ def test_nobody_waits_for_what_a_rank_cannot_run(place: str, step: int, why: str
     theirs, ours = run_ranks(out_of_step, 2, place, step, launch=Launch(seconds=20, joins=False))
     assert "ndtri" in ours
     assert why in ours
-    assert "onnection closed" in theirs
+    assert "onnection closed" in theirs or "onnection reset" in theirs
 
 
 def raise_after(loop: TorchLoop, model: nn.Module, error: BaseException) -> None:

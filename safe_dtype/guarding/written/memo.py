@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...models.made_buffers import is_as_made
+
 _TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
 _TABLES = (dict, OrderedDict)
 _DEEPEST = 3  # containers in containers
@@ -85,6 +87,8 @@ class Memo:
         value = self.value
         if self._copied is None or (value.requires_grad and not value.is_leaf):  # it is part of its derivative
             return False
+        if value.dtype != self._copied.dtype and is_as_made(value, self._copied):
+            return True  # a cast of the copy has fewer bits
         with torch.no_grad():
             if value.shape == self._copied.shape:
                 value.copy_(self._copied)
