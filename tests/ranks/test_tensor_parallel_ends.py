@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,20 +49,12 @@ def unseen(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_rank_that_cannot_stay_in_step_ends(folder: Path) -> None:
-    """It waits a little for the others, and ends with its own error; they lose a peer, and nobody hangs."""
-    peer, failed = outcomes_of(alone, 2, folder, launch=Launch(seconds=60, patience=20))
-    assert failed.status == 1
-    assert "not implemented for 'BFloat16'" in (failed.error or "")
-    assert peer.status == 1
-    assert "onnection" in (peer.error or "")
-
-
-@pytest.mark.slow
-def test_nan_that_one_rank_alone_sees_ends_it(folder: Path) -> None:
-    """The others are in the next step by then: it waits a little for them, and says that they did not come."""
-    peer, lost = outcomes_of(unseen, 2, folder, launch=Launch(seconds=60, patience=20))
-    assert lost.status == 1
-    assert "PeerLostError" in (lost.error or "")
-    assert peer.status == 1
+@pytest.mark.parametrize(
+    ("rank", "error"), [(alone, "not implemented for 'BFloat16'"), pytest.param(unseen, "PeerLostError", id="nan")]
+)
+def test_a_rank_that_the_others_cannot_follow_ends(rank: Callable[[Path], str], error: str, folder: Path) -> None:
+    """It waits a little for them, and ends with its own error or for their absence; they lose a peer, and nobody hangs."""
+    peer, ended = outcomes_of(rank, 2, folder, launch=Launch(seconds=60, patience=20))
+    assert (peer.status, ended.status) == (1, 1)
+    assert error in (ended.error or "")
     assert "onnection" in (peer.error or "")
