@@ -39,6 +39,7 @@ TOGETHER = {
     "patching/import_hook.py": "patching/test_run.py",
     "patching/moved_after.py": "accelerator/test_device_maps.py",
     "patching/planned.py": "patching/test_weird_calls.py",
+    "training/accelerate_loop.py": "training/test_precision_guard.py",
     "training/judge_error.py": "training/test_precision_guard.py",
     "errors/ranks.py": "errors/test_errors.py",
     "ranks/ddp": "ranks/test_ddp.py",

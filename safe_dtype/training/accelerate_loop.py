@@ -15,11 +15,30 @@ from ..errors import NeedsRestart, TrainingLoopError
 from ..facts import FLOAT16, FLOAT32, Dtype
 from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled
-from .loop import CLOSURE, WindowWatch
+from .loop import CLOSURE, Loop, WindowWatch
+from .mistakes.check_arguments import require_accelerator, require_models, require_scale
 from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
+from .torch_loop import TorchLoop
 
 # Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.
 _STEP_THEMSELVES = ("DEEPSPEED", "MEGATRON_LM")
+_EXAMPLE = "PrecisionGuard(accelerator, model), with each model that accelerator.prepare() has returned"
+
+
+def adapt_loop(loop: Any, models: Sequence[nn.Module], init_scale: float | None) -> Loop:
+    """Return a `TorchLoop` as it is, and an Accelerator with the adapter around it.
+
+    Raises:
+        TypeError: If it is neither, or one of `models` is no module.
+        ValueError: If `init_scale` is not above 0.
+    """
+    require_models(models, _EXAMPLE)
+    if init_scale is not None:
+        require_scale("init_scale", init_scale)
+    if isinstance(loop, TorchLoop):
+        return loop
+    require_accelerator(loop)
+    return AccelerateLoop(loop, models, init_scale)
 
 
 class AccelerateLoop:

@@ -7,8 +7,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TrainingLoopError
+from .mistakes.check_arguments import require_models, require_optimizers
 
 _HALVES = (torch.float16, torch.bfloat16)
+_EXAMPLE = "float32_masters(model, optimizer)"
 
 
 def float32_masters(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
@@ -21,8 +23,11 @@ def float32_masters(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
         optimizer: Its optimizer, whose states become float32 as well; None where it is made later.
 
     Raises:
+        TypeError: If either is something else.
         TrainingLoopError: If the model is wrapped already: the buffers of the gradients are as narrow as they are.
     """
+    require_models([model], _EXAMPLE)
+    require_optimizers([] if optimizer is None else [optimizer], _EXAMPLE)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise TrainingLoopError("float32_masters comes too late, the model is wrapped in DistributedDataParallel")
     grown = 0

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from ..guarding import FailureKind, classify
+from ..guarding.blame import module_raising, name_of
 from ..guarding.classify import first_line, text_of
 from ..ranks import Vote
 from .judge_numbers import Judgement
@@ -25,6 +29,16 @@ def judge_error(error: Exception) -> tuple[Judgement, FailureKind]:
 def described(error: Exception) -> str:
     """Return the class of an exception and the first line of its text."""
     return f"{type(error).__name__}: {first_line(text_of(error))}"
+
+
+def module_in(models: Iterable[nn.Module], error: Exception | None) -> str | None:
+    """Return the name of the module that `error` ended, in the first of the models in which it ended one."""
+    if error is None:
+        return None
+    for model in models:
+        if (module := module_raising(model, error.__traceback__)) is not None:
+            return name_of(model, module)
+    return None
 
 
 def note_that_others_wait(error: Exception, problem: Exception) -> None:

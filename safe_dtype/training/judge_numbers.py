@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from torch.amp.grad_scaler import OptState
 
 from ..ranks import Vote
@@ -48,13 +49,13 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
     if scaler is not None:
         return _judge_scaled(numbers, optimizers, scaler, least_scale)
     rest = [
-        _local(parameter.grad)
+        local_part(parameter.grad)
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None and id(parameter) not in numbers.covered
     ]
-    norms = [torch.isfinite(_local(norm)) for norm in (*numbers.norms, *_norms(rest))]
+    norms = [torch.isfinite(local_part(norm)) for norm in (*numbers.norms, *_norms(rest))]
     if _all([*numbers.losses, *norms]):
         return Judgement(Vote.OK)
     are_finite = _all(_finite_gradients(optimizers))  # squares overflow before the numbers do
@@ -67,7 +68,7 @@ def _judge_scaled(
     if scaler._scale is None and any(map(_has_gradients, optimizers)):
         return Judgement(Vote.FALL_BACK, "the loss was not scaled: its backward pass is not that of the loop")
     _unscale(scaler, optimizers)
-    are_finite = _all([_local(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)])
+    are_finite = _all([local_part(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)])
     if not are_finite and _all(numbers.losses):
         scale = scaler.get_scale()
         if scale * scaler.get_backoff_factor() >= least_scale:
@@ -87,6 +88,16 @@ def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
             scaler.unscale_(optimizer)
 
 
+def forget_gradients(models: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer], scaler: Any) -> None:
+    """Have everything as before the passes of a window."""
+    for model in models:
+        for parameter in model.parameters():
+            parameter.grad = None
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    forget_unscaled(scaler, optimizers)
+
+
 def forget_unscaled(scaler: Any, optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Have the scaler, where there is one, take the next gradients of these optimizers for scaled ones."""
     for optimizer in optimizers:
@@ -104,14 +115,14 @@ def _found(scaler: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 def _finite_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
     gradients = (p.grad for optimizer in optimizers for group in optimizer.param_groups for p in group["params"])
-    return [torch.isfinite(_local(gradient)).all() for gradient in gradients if gradient is not None]
+    return [torch.isfinite(local_part(gradient)).all() for gradient in gradients if gradient is not None]
 
 
 def _norms(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [torch.nn.utils.get_total_norm(gradients)] if gradients else []
 
 
-def _local(tensor: Any) -> torch.Tensor:
+def local_part(tensor: Any) -> torch.Tensor:
     """Return this rank's part of a tensor: each looks at its own, and the vote unites them."""
     local: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local.coalesce().values() if local.is_sparse else local

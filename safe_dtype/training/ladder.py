@@ -8,6 +8,7 @@ import torch
 
 from ..errors import HalfParametersError
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from .mistakes.check_arguments import require_ladder
 
 LADDER = (BFLOAT16, FLOAT16, FLOAT32)
 
@@ -16,12 +17,17 @@ def rungs(first: Dtype, ladder: Sequence[Dtype] = LADDER) -> tuple[Dtype, ...]:
     """Return the dtypes to train in, from `first` down.
 
     Raises:
+        TypeError: If something in it is no dtype.
         ValueError: If `first` is not in the ladder, or something in it is nothing to train in.
     """
+    require_ladder(ladder)
     if unknown := [dtype.name for dtype in ladder if dtype not in LADDER]:
         raise ValueError(f"Nothing is trained in {unknown[0]}. Next: take bfloat16, float16 and float32.")
     if first not in ladder:
-        raise ValueError(f"Training begins in {first}, which is not in the ladder ({', '.join(map(str, ladder))}).")
+        names = ", ".join(map(str, ladder))
+        raise ValueError(
+            f"Training begins in {first}, which is not in the ladder ({names}). Next: put it there, or begin in one of these."
+        )
     return tuple(ladder[list(ladder).index(first) :])
 
 

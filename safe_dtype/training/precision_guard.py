@@ -12,23 +12,25 @@ from torch import nn
 
 from ..devices.memory import limits_of
 from ..errors import DeviceLostError, NoDtypeLeft, PeerLostError, RemoteFailure, TrainingLoopError
+from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype, dtype_named
 from ..guarding import Attempt, Event, FailureKind
-from ..guarding.blame import module_raising, name_of
 from ..guarding.classify import text_of
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
 from ..ranks import Vote, VoteTally, World, cast_vote, current_world, failed_dtypes, first_allowed
 from ..ranks.fsdp2 import is_sharded
 from ..ranks.schedule import OutOfStepError, Schedules
-from .accelerate_loop import AccelerateLoop
+from .accelerate_loop import adapt_loop
 from .error_trial import passes_further_down
-from .judge_error import described, judge_error, note_that_others_wait, reason_in
-from .judge_numbers import Judgement, Numbers, forget_unscaled, judge
+from .judge_error import described, judge_error, module_in, note_that_others_wait, reason_in
+from .judge_numbers import Judgement, Numbers, forget_gradients, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, refuse_half_parameters, rungs
 from .loop import Loop
 from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down
+from .mistakes.check_arguments import require_batches, require_scale, require_state
+from .mistakes.open_window import OpenWindow
 from .random_numbers import RandomNumbers
 from .torch_loop import TorchLoop
 from .window import Window, windows_of
@@ -95,10 +97,11 @@ class PrecisionGuard:
         init_scale: float | None = None,
         max_memory: Mapping[Any, Any] | None = None,
     ) -> None:
-        self.loop: Loop = loop if isinstance(loop, TorchLoop) else AccelerateLoop(loop, models, init_scale)
+        self.loop: Loop = adapt_loop(loop, models, init_scale)
         refuse_half_parameters(self.loop.optimizers)
-        self._ladder = tuple(ladder)
         rungs(self.loop.dtype, ladder)
+        self._ladder = tuple(ladder)
+        require_scale("least_scale", least_scale)
         self._least_scale = least_scale
         self._world: World | None = current_world()
         self.has_peers = self._world is not None
@@ -114,7 +117,8 @@ class PrecisionGuard:
         self.parts, self.accumulation = 1, 1  # and in how many it is to; micro-batches of a window
         self._number, self._votes = next(_numbers), 0
         self._is_last: bool | None = None
-        self._is_open = False
+        self._open = OpenWindow()
+        self._attempt: WindowAttempt | None = None  # the latest
         self._tried: list[Attempt] = []
         self._left: tuple[Dtype, Any] | None = None  # where the loss was not finite first, and its scaler's state
         self.pardons_losses = False
@@ -140,17 +144,26 @@ class PrecisionGuard:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the guard would have that gave `state`, on every rank, before the first window.
+        """Go on as the guard would have that gave `state`, on every rank, before the first window, or between two.
 
-        In its dtype, where that is further down the ladder than the one that this loop has begun in, and with its loss scale.
+        In its dtype, where that is further down the ladder than the one that this loop has come to, and with its loss scale.
 
         Raises:
-            KeyError, UnknownDtypeError: If `state` is not of a guard. Nothing was changed.
+            KeyError, TypeError, UnknownDtypeError: If `state` is not of a guard. Nothing was changed.
+            TrainingLoopError: If an attempt is running. Nothing was changed.
         """
+        require_state(state)
+        if self._attempt is not None and self._attempt.is_running:
+            raise TrainingLoopError(
+                "`load_state_dict` was called inside of an attempt", "call it before the first window"
+            )
         dtype, scaler = dtype_named(state["dtype"]), state["scaler"]
         done, pardons = int(state["windows_done"]), bool(state["pardons_losses"])
         if dtype in rungs(self.dtype, self._ladder)[1:]:
             self.loop.switch(dtype)
+        elif self.dtype != dtype and self.events:
+            note = "and stays there. Next: make loop and guard anew to begin in the dtype of the checkpoint"
+            warn(f"The state is of a run in {dtype}. This one has come down to {self.dtype}, {note}")
         if self.dtype == dtype and self.loop.scaler is not None and scaler:
             self.loop.scaler.load_state_dict(dict(scaler))
         self.windows_done, self.pardons_losses = done, pardons
@@ -160,6 +173,7 @@ class PrecisionGuard:
 
         `accelerator.accumulate` and `TorchLoop.accumulate` reduce gradients with the last micro-batch of each.
         """
+        require_batches(batches, size)
         for window in windows_of(batches, size, self._note_place):
             self.accumulation = len(window)
             self._schedules.sees(window)
@@ -185,6 +199,7 @@ class PrecisionGuard:
             TrainingLoopError: If the loop cannot be run again.
         """
         self._tried, self._left = [], None
+        self._open.allow()
         place, numbers = self.loop.place(), RandomNumbers()
         self._buffers.keep()
         while True:
@@ -193,12 +208,12 @@ class PrecisionGuard:
             if self._is_followed and dtype != FLOAT32:
                 around.append(self._latest.noted())
             attempt = WindowAttempt(self.loop, self, lambda: self._is_last, self._schedules, around)
-            self._is_last = None
+            self._is_last, self._attempt = None, attempt
             try:
                 yield attempt
             finally:  # also where the loop is left by `return` or `break`
                 if attempt.is_done:
-                    self._is_open = attempt.has_losses and not attempt.has_stepped
+                    self._open.ends(self.loop.optimizers, has_stepped=attempt.has_stepped)
                     self.windows_done += attempt.has_stepped
                     self._has_stepped |= attempt.has_stepped
                     self._latest.forget()
@@ -288,12 +303,12 @@ class PrecisionGuard:
         if vote.vote is Vote.OK or (vote.vote is Vote.FOREIGN and self._world is None):
             return vote.vote
         self._schedules.reset()
-        self._forget_gradients()
+        forget_gradients(self.loop.models, self.loop.optimizers, self.loop.scaler)
         if vote.vote is Vote.FOREIGN:
             if judgement.vote is Vote.FOREIGN:
                 return vote.vote
             raise RemoteFailure(vote.rank, reason) from error
-        if self._is_open:
+        if self._open.is_open:
             raise TrainingLoopError(f"{reason}, and earlier attempts have left gradients for the same step") from error
         try:
             self._buffers.put_back()
@@ -326,7 +341,7 @@ class PrecisionGuard:
         return tally, kind, reason_in(world.store, f"{key}/{tally.rank}", tally.vote)
 
     def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
-        before, module, vote = self.dtype, self._module(error), tally.vote
+        before, module, vote = self.dtype, module_in(self.loop.models, error), tally.vote
         if vote is Vote.RETRY and tally.payload == _PARDON:
             self._return()
             remedy = f"in {self.dtype}"
@@ -379,22 +394,6 @@ class PrecisionGuard:
         if first != self.dtype and first in self._ladder:
             logger.warning("beginning in %s, for in %s %s", first, self.dtype, failed[self.dtype.name])
             self.loop.switch(first)
-
-    def _module(self, error: Exception | None) -> str | None:
-        if error is None:
-            return None
-        for model in self.loop.models:
-            if (module := module_raising(model, error.__traceback__)) is not None:
-                return name_of(model, module)
-        return None
-
-    def _forget_gradients(self) -> None:
-        for model in self.loop.models:
-            for parameter in model.parameters():
-                parameter.grad = None
-        for optimizer in self.loop.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        forget_unscaled(self.loop.scaler, self.loop.optimizers)
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last

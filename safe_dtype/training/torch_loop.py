@@ -14,7 +14,11 @@ from ..errors import TrainingLoopError
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
 from ..ranks.fsdp2 import is_sharded, switch_policy
 from .half_base import has_half_base, products_in
+from .ladder import rungs
 from .loop import CLOSURE, WindowWatch
+from .mistakes.check_arguments import require_dtype, require_models, require_optimizers, require_scale
+
+_EXAMPLE = "TorchLoop(model, optimizer), or a list of each"
 
 
 class TorchLoop:
@@ -27,11 +31,16 @@ class TorchLoop:
         loop.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    Models under FSDP2 compute in the dtype of their `MixedPrecisionPolicy`, which is changed; `autocast()` is nothing there.
+    Several models, or optimizers, are passed as a list. Models under FSDP2 compute in the dtype of their
+    `MixedPrecisionPolicy`, which is changed; `autocast()` is nothing there.
 
     Attributes:
         dtype: What the model computes in now.
         scaler: The `torch.amp.GradScaler` in float16, else None.
+
+    Raises:
+        TypeError: If it is made of something else.
+        ValueError: If nothing is trained in `dtype`, or there is no model, or no optimizer.
     """
 
     def __init__(
@@ -42,8 +51,16 @@ class TorchLoop:
         *,
         init_scale: float = 2.0**16,
     ) -> None:
-        self.models = [model] if isinstance(model, nn.Module) else list(model)
-        self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self.models: list[nn.Module] = _listed(model)
+        self.optimizers: list[torch.optim.Optimizer] = _listed(optimizer)
+        require_models(self.models, _EXAMPLE)
+        require_optimizers(self.optimizers, _EXAMPLE)
+        if not (self.models and self.optimizers):
+            raise ValueError(
+                f"a loop trains a model, and there is no {'optimizer' if self.models else 'model'}. Next: {_EXAMPLE}"
+            )
+        require_dtype(dtype)
+        require_scale("init_scale", init_scale)
         self._device_type = next((p.device.type for m in self.models for p in m.parameters()), "cpu")
         self._has_half_base = has_half_base(self.models)
         self._sharded = [model for model in self.models if is_sharded(model)]
@@ -51,7 +68,7 @@ class TorchLoop:
         self._watch: WindowWatch | None = None
         self.scaler: Any = None
         self.dtype = FLOAT32
-        self.switch(dtype_named(dtype) if isinstance(dtype, str) else dtype)
+        self.switch(rungs(dtype_named(dtype) if isinstance(dtype, str) else dtype)[0])
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the `torch.autocast` of the precision now, for the forward pass and the loss."""
@@ -120,6 +137,10 @@ class TorchLoop:
         """Let the scaler count a step that went well."""
         if self.scaler is not None:
             self.scaler.update()
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class _ScalerOfMeshes(torch.amp.GradScaler):

@@ -14,6 +14,12 @@ from ..ranks.schedule import Schedules
 from .judge_numbers import Numbers
 from .loop import Loop
 
+_NOTHING_LEFT = (  # what is wrong, and what to do
+    "`next()` found nothing more inside of an attempt, which would take other batches where it runs again",
+    "take them before: `for window in guard.windows(loader, micro_batches)` ends with the data, and so does a "
+    "`batch = next(iterator)` above `for attempt in guard.attempts()`",
+)
+
 
 class _UnwindError(BaseException):
     """Leaves a loop in which the vote was not unanimous. No `except Exception` of the caller's stops it."""
@@ -48,9 +54,8 @@ class WindowAttempt:
         self._numbers = Numbers()
         self._stack = ExitStack()
         self._has_voted = False
-        self.was_entered = False
+        self.was_entered = self.is_running = False
         self.is_done = False
-        self.has_losses = False
 
     @property
     def has_stepped(self) -> bool:
@@ -58,7 +63,7 @@ class WindowAttempt:
         return self._has_voted and self.is_done
 
     def __enter__(self) -> WindowAttempt:
-        self.was_entered = True
+        self.was_entered = self.is_running = True
         self._stack.enter_context(self._loop.watched(self))
         for context in self._around:
             self._stack.enter_context(context)
@@ -69,7 +74,6 @@ class WindowAttempt:
         if self._has_voted:
             raise TrainingLoopError("there is a backward pass after the optimizer step of the window")
         self._numbers.add_loss(loss)
-        self.has_losses = True
         self._schedules.backward_begins()
 
     def backward_ended(self) -> None:
@@ -101,6 +105,7 @@ class WindowAttempt:
             self._stack.close()
             return self._ends(error)
         finally:
+            self.is_running = False
             self._settle.leave()  # last: what a rank that failed owes the others is known from what was watched
 
     def _ends(self, error: BaseException | None) -> bool:
@@ -109,6 +114,10 @@ class WindowAttempt:
             return True
         if error is None and not self._has_voted:
             self.is_done = self._settle.numbers(self._numbers, steps=False)
-        if not isinstance(error, Exception) or self._has_voted:
-            return False  # after the vote the step is made, on all ranks
-        return self._settle.error(error)
+        if not isinstance(error, Exception):
+            return False
+        # After the vote the step is made, on all ranks.
+        is_settled = not self._has_voted and self._settle.error(error)
+        if isinstance(error, StopIteration):
+            raise TrainingLoopError(*_NOTHING_LEFT) from error
+        return is_settled

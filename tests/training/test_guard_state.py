@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
-from safe_dtype.errors import UnknownDtypeError
+from safe_dtype.errors import SafeDtypeWarning, TrainingLoopError, UnknownDtypeError
 from safe_dtype.facts import FLOAT16, FLOAT32
 from safe_dtype.training import PrecisionGuard, TorchLoop
 
@@ -95,6 +95,24 @@ def test_only_down() -> None:
     guard = parts(dtype="float32")[3]
     guard.load_state_dict(state)
     assert guard.dtype == FLOAT32
+
+
+def test_a_state_comes_in_the_middle_of_a_run() -> None:
+    """A run that goes back to its checkpoint stays in the dtype that it has come to since, and says so."""
+    made = parts()
+    state = made[3].state_dict()
+    train(made, BATCHES[:2])
+    assert (made[3].dtype, made[3].windows_done) == (FLOAT16, 2)
+    with pytest.warns(
+        SafeDtypeWarning, match="of a run in bfloat16. This one has come down to float16, and stays there. Next"
+    ):
+        made[3].load_state_dict(state)
+    assert (made[3].dtype, made[3].windows_done) == (FLOAT16, 0)
+    with (
+        pytest.raises(TrainingLoopError, match=r"inside of an attempt\. Next: call it before"),
+        next(made[3].attempts()),
+    ):
+        made[3].load_state_dict(state)
 
 
 def test_what_is_no_state() -> None:

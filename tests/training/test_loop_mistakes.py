@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
-from safe_dtype.errors import TrainingLoopError
+from safe_dtype.errors import SafeDtypeWarning, TrainingLoopError
 from safe_dtype.training import PrecisionGuard, TorchLoop
 from safe_dtype.training.window import windows_of
 
@@ -107,3 +108,101 @@ def test_a_window_of_nothing() -> None:
     """It would train nothing, without a word."""
     with pytest.raises(ValueError, match="at least one micro-batch, not 0"):
         list(windows_of([1, 2], 0, lambda _: None))
+
+
+BATCHES = list(torch.ones(4, 2, 4).cumsum(0))
+
+
+def train(
+    loop: TorchLoop,
+    guard: PrecisionGuard,
+    end: Callable[[int], None],
+    batches: list[torch.Tensor] = BATCHES,
+    size: int = 1,
+) -> None:
+    """Run windows of `size`, each attempt with its number and what `end` makes of the gradients."""
+    for number, window in enumerate(guard.windows(batches, size)):
+        for attempt in guard.attempts():
+            with attempt:
+                for rows in window:
+                    with loop.autocast():
+                        loss = loop.models[0](rows).mean()
+                    loop.backward(loss)
+                end(number)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_step_outside_of_its_attempt(layer: nn.Linear, dtype: str) -> None:
+    """It is refused before it is made, in float16 with the scale still in its gradients; what came before it was said."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
+    loop, weight = TorchLoop(layer, optimizer, dtype), layer.weight.detach().clone()
+    guard = PrecisionGuard(loop)
+    with pytest.warns(SafeDtypeWarning, match=r"no optimizer of its loop has stepped.*Next: put all micro-batches"):
+        train(loop, guard, lambda _: None, BATCHES[:2], 2)
+    with pytest.raises(TrainingLoopError, match=r"steps outside of the attempt.*Next: put all micro-batches"):
+        optimizer.step()
+    assert torch.equal(layer.weight, weight)
+    assert guard.windows_done == 0
+
+
+def test_an_optimizer_that_the_loop_does_not_know(layer: nn.Linear) -> None:
+    """Its steps are made without a vote: said in the first window, and not again."""
+    stranger = torch.optim.SGD(layer.parameters(), lr=0.25)
+    loop = TorchLoop(layer, torch.optim.SGD(layer.parameters(), lr=0.25))
+    guard = PrecisionGuard(loop)
+    with pytest.warns(SafeDtypeWarning, match="no optimizer of its loop has stepped") as warnings:
+        train(loop, guard, lambda _: stranger.step())
+    assert (len(warnings), guard.windows_done) == (1, 0)
+
+
+def test_a_window_without_a_step(layer: nn.Linear) -> None:
+    """What a loop leaves out on purpose, and forgets, is no matter: what fails after it runs again."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
+    loop = TorchLoop(layer, optimizer)
+    guard = PrecisionGuard(loop)
+
+    def end(number: int) -> None:
+        if number == 1 and guard.dtype.name == "bfloat16":
+            raise RuntimeError("\"gate_cpu\" not implemented for 'BFloat16'")
+        if number > 0:
+            optimizer.step()
+        optimizer.zero_grad()
+
+    train(loop, guard, end)
+    assert (guard.windows_done, guard.events[0].remedy) == (3, "in float16")
+
+
+def test_gradients_that_are_left_are_taken_in_a_later_attempt(layer: nn.Linear) -> None:
+    """A loop that steps in every second window is told once, and trains; then the program may step by itself as well."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
+    loop = TorchLoop(layer, optimizer)
+    guard = PrecisionGuard(loop)
+
+    def end(number: int) -> None:
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    with pytest.warns(SafeDtypeWarning, match="An attempt has left gradients") as warnings:
+        train(loop, guard, end)
+    optimizer.step()
+    assert (len(warnings), guard.windows_done) == (1, 2)
+
+
+def test_data_that_end_in_an_attempt(layer: nn.Linear) -> None:
+    """What an attempt takes out of an iterator itself it could not take again: StopIteration alone would say nothing."""
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.25)
+    loop = TorchLoop(layer, optimizer)
+    guard, iterator = PrecisionGuard(loop), iter(BATCHES[:1])
+
+    def step() -> None:
+        for attempt in guard.attempts():
+            with attempt:
+                loop.backward(layer(next(iterator)).mean())
+                optimizer.step()
+
+    step()
+    with pytest.raises(TrainingLoopError, match=r"`next\(\)` found nothing more.*Next: take them before") as raised:
+        step()
+    assert isinstance(raised.value.__cause__, StopIteration)
+    assert guard.windows_done == 1

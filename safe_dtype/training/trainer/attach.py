@@ -18,6 +18,7 @@ from ...planning import Policy
 from ..evaluation import guard_evaluation
 from ..ladder import LADDER
 from ..memory.fit_step_down import ModelCall, say_where_it_does_not_fit
+from ..mistakes.check_arguments import require_trainer
 from ..precision_guard import PrecisionGuard
 from ..switch_precision import engine_of, precision_of, switch_precision
 from .one_norm import OneNorm
@@ -58,11 +59,13 @@ def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mappin
         `trainer` itself.
 
     Raises:
+        TypeError: If `trainer` is something else.
         PolicyError: If `policy` is a text that cannot be read.
         ValueError: If `max_memory` is no table of sizes.
         NeedsRestart: If the precision is built into an engine, as in DeepSpeed and FSDP. `train()` raises `TrainingError`
             for the model that it cannot guard: one with trained parameters in 16 bit, or in `nn.DataParallel`.
     """
+    require_trainer(trainer)
     if not is_attached(trainer):
         _Attached(trainer, Policy.of(policy) or Policy(), is_asked_for=True, max_memory=max_memory)
     return trainer
