@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib.util
 import os
 import platform
 import shutil
@@ -50,6 +51,7 @@ HARDWARE: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
     "xpu": torch.xpu.is_available,
     "pagemap": lambda: os.access("/proc/self/pagemap", os.R_OK),  # a Linux that tells which pages are a file's
+    "zensical": lambda: importlib.util.find_spec("zensical") is not None,  # the extra `docs`
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),
