@@ -33,6 +33,7 @@ TOGETHER = {
     "devices/backend.py": "accelerator/test_missing_functions.py",
     "kernels/attention_row_ir.py": "kernels/test_attention_row.py",
     "kernels/row_product_ir.py": "kernels/test_row_product.py",
+    "kernels/task_ir.py": "kernels/test_threads.py",
     "kernels/vectors.py": "kernels/test_row_product.py",
     "loading/trials/second_copy.py": "loading/trials/test_float16.py",
     "numerics/scratch.py": "numerics/test_cast_products.py",

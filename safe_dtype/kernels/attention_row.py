@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
+import struct
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
 from .machine_code import address_of
 from .target import target
-from .threads import run
+from .threads import room, run
 
 FUNCTION = "attend"
-# What its task holds, 8 bytes each. Strides are in numbers; `next` is the head that no thread has taken yet.
+# What its task holds, 8 bytes each. Strides are in numbers, `scale` is the bits of a float; `wide` is room for the query
+# in float32, `scores` for one number a head and position.
 FIELDS = (
-    "query", "keys", "values", "scores", "output", "heads", "shared", "positions", "width", "key_batch", "key_head",
-    "key_step", "value_batch", "value_head", "value_step", "next",
+    "query", "keys", "values", "output", "wide", "scores", "scale", "shared", "positions", "width", "query_batch",
+    "query_head", "key_batch", "key_head", "key_step", "value_batch", "value_head", "value_step",
 )  # fmt: skip
 WIDTHS = 32  # a width is a multiple of it
 MOST_SHARING = 8
 _NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_Task = ctypes.c_int64 * len(FIELDS)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Return the attention of one row a head, of shape (batch, 1, heads, width): sums in float32, rounded once.
 
+    Where all scores of a head are -Inf it is zero, as torch has it.
+
     Args:
-        query: Shape (batch, heads, 1, width), on the CPU, in bfloat16 or float16.
+        query: Shape (batch, heads, 1, width), on the CPU, in bfloat16 or float16, the last dimension contiguous.
         key: Shape (batch, shared heads, positions, width), in the dtype of `query`, the last dimension contiguous;
             `heads` is a multiple of `shared heads`, and `width` of `WIDTHS`.
         value: As `key`.
@@ -38,19 +40,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         RuntimeError: If there is no code for this on this machine: see `can_attend`.
     """
     batch, heads, _, width = query.shape
-    shared, positions = key.shape[1:3]
+    _, shared, positions, _ = key.shape
     address = _address(query.dtype, heads // shared)
     if address is None:
         raise RuntimeError(f"no attention of {heads // shared} heads each in {query.dtype} is compiled here")
-    row = query.reshape(batch, heads, width).contiguous().float().mul_(scale)
-    scores = torch.empty((batch, heads, positions), dtype=torch.float32, device="cpu")
-    output = torch.empty((batch, 1, heads, width), dtype=torch.float32, device="cpu")
-    task = _Task(
-        row.data_ptr(), key.data_ptr(), value.data_ptr(), scores.data_ptr(), output.data_ptr(), batch * shared, shared,
-        positions, width, *key.stride()[:3], *value.stride()[:3], 0,
+    output = torch.empty((batch, 1, heads, width), dtype=query.dtype, device="cpu")
+    wide = room(4 * batch * heads * (width + positions))
+    query_batch, query_head, _, _ = query.stride()
+    fields = (
+        query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr(), wide, wide + 4 * batch * heads * width,
+        _bits(scale), shared, positions, width, query_batch, query_head, *key.stride()[:3], *value.stride()[:3],
     )  # fmt: skip
-    run(address, task, threads=None if batch * shared > 1 else 1)
-    return output.to(query.dtype)
+    run(address, batch * shared, 1, fields)
+    return output
 
 
 def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -60,9 +62,14 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
         query.shape[3] % WIDTHS == 0
         and heads % shared == 0
         and heads // shared <= MOST_SHARING
-        and key.stride(3) == value.stride(3) == 1
+        and query.stride(3) == key.stride(3) == value.stride(3) == 1
         and _address(query.dtype, heads // shared) is not None
     )
+
+
+@lru_cache
+def _bits(scale: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", scale))[0])
 
 
 @cache

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from .attention_row import FIELDS, FUNCTION
+from .task_ir import Task, function_of_tasks
 from .vectors import (
     FLOAT,
     LANES,
     LONG,
-    NOTHING,
     POINTER,
     WORD,
     added_up,
@@ -19,6 +19,7 @@ from .vectors import (
     multiply_add,
     place,
     read,
+    spread,
     write,
     zeros,
 )
@@ -33,32 +34,45 @@ _SERIES = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 def attention_row_ir(dtype: str, group: str) -> str:
     """Return the module with `FUNCTION`, for keys and values in `dtype`, of which `group` heads share each.
 
-    It takes heads of keys from its task until none is left, and does all that is to be done for the group that shares it.
-    The row, the scores and the result are floats.
+    A part of its work is a head of keys, and all that is to be done for the group that shares it.
     """
     count = int(group)
     module = ir.Module("attention_row")
-    function = ir.Function(module, ir.FunctionType(NOTHING, [POINTER]), FUNCTION)
-    builder = ir.IRBuilder(function.append_basic_block())
-    places = {name: builder.gep(function.args[0], [LONG(i)], source_etype=LONG) for i, name in enumerate(FIELDS)}
-    task = {name: builder.load(at, typ=LONG) for name, at in places.items() if name != "next"}
-    take, work, end = (function.append_basic_block(name) for name in ("take", "work", "end"))
-    builder.branch(take)
 
-    builder.position_at_end(take)
-    head = builder.atomic_rmw("add", places["next"], LONG(1), "monotonic")
-    builder.cbranch(builder.icmp_signed("<", head, task["heads"]), work, end)
+    def one_head(builder: ir.IRBuilder, task: Task, head: ir.Value) -> None:
+        _attend(builder, task, head, count, dtype)
 
-    builder.position_at_end(work)
-    _attend(builder, task, head, count, dtype)
-    builder.branch(take)
+    def widen(builder: ir.IRBuilder, task: Task) -> None:
+        _widen(builder, task, count, dtype)
 
-    builder.position_at_end(end)
-    builder.ret_void()
+    function_of_tasks(module, FUNCTION, FIELDS, one_head, widen)
     return str(module)
 
 
-def _attend(builder: ir.IRBuilder, task: dict[str, ir.Value], head: ir.Value, count: int, dtype: str) -> None:
+def _widen(builder: ir.IRBuilder, task: Task, count: int, dtype: str) -> None:
+    """Write the rows of all heads as floats, multiplied by the scale."""
+    heads = builder.mul(task["shared"], LONG(count))
+    rows, wide = (builder.inttoptr(task[name], POINTER) for name in ("query", "wide"))
+    scale = spread(builder, builder.bitcast(builder.trunc(task["scale"], WORD), FLOAT))
+
+    def one_head(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        batch, head = builder.sdiv(number, heads), builder.srem(number, heads)
+        begin = builder.add(builder.mul(batch, task["query_batch"]), builder.mul(head, task["query_head"]))
+        row = place(builder, rows, begin, dtype)
+        written = place(builder, wide, builder.mul(number, task["width"]), "float32")
+
+        def some(column: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            numbers = builder.fmul(read(builder, place(builder, row, column, dtype), dtype, lanes=LANES), scale)
+            write(builder, numbers, place(builder, written, column, "float32"), "float32")
+            return []
+
+        loop(builder, LONG(0), task["width"], LONG(LANES), [], some)
+        return []
+
+    loop(builder, LONG(0), builder.mul(task["end"], LONG(count)), LONG(1), [], one_head)
+
+
+def _attend(builder: ir.IRBuilder, task: Task, head: ir.Value, count: int, dtype: str) -> None:
     """Write what computes the rows of the group of one head of keys."""
     row, inside = builder.sdiv(head, task["shared"]), builder.srem(head, task["shared"])
 
@@ -66,17 +80,17 @@ def _attend(builder: ir.IRBuilder, task: dict[str, ir.Value], head: ir.Value, co
         at = builder.add(builder.mul(row, task[f"{name}_batch"]), builder.mul(inside, task[f"{name}_head"]))
         return place(builder, builder.inttoptr(task[f"{name}s"], POINTER), at, dtype)
 
-    def of_group(name: str, length: ir.Value) -> list[ir.Value]:
+    def of_group(name: str, length: ir.Value, kind: str = "float32") -> list[ir.Value]:
         first = builder.mul(builder.mul(head, LONG(count)), length)
-        at = place(builder, builder.inttoptr(task[name], POINTER), first, "float32")
-        return [place(builder, at, builder.mul(LONG(number), length), "float32") for number in range(count)]
+        at = place(builder, builder.inttoptr(task[name], POINTER), first, kind)
+        return [place(builder, at, builder.mul(LONG(number), length), kind) for number in range(count)]
 
     positions, width = task["positions"], task["width"]
-    queries, outputs = of_group("query", width), of_group("output", width)
+    queries, outputs = of_group("wide", width), of_group("output", width, dtype)
     scores = of_group("scores", positions)
-    largest = _write_scores(builder, task, begin("key"), queries, scores, dtype)
+    largest = [_finite(builder, most) for most in _write_scores(builder, task, begin("key"), queries, scores, dtype)]
     sums = [_exponentiate(builder, at, positions, most) for at, most in zip(scores, largest, strict=True)]
-    shares = [builder.fdiv(FLOAT(1.0), total) for total in sums]
+    shares = [_share(builder, total) for total in sums]
     values = begin("value")
 
     def some_columns(column: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
@@ -85,21 +99,31 @@ def _attend(builder: ir.IRBuilder, task: dict[str, ir.Value], head: ir.Value, co
             numbers = read(builder, place(builder, values, at, dtype), dtype, lanes=LANES)
             weights = [read(builder, place(builder, at, position, "float32"), "float32") for at in scores]
             return [
-                multiply_add(builder, _spread(builder, weight), numbers, sum_)
+                multiply_add(builder, spread(builder, weight), numbers, sum_)
                 for weight, sum_ in zip(weights, rows, strict=True)
             ]
 
         rows = loop(builder, LONG(0), positions, LONG(1), [zeros(LANES)] * count, add)
         for sum_, share, output in zip(rows, shares, outputs, strict=True):
-            result = builder.fmul(sum_, _spread(builder, share))
-            write(builder, result, place(builder, output, column, "float32"), "float32")
+            write(builder, builder.fmul(sum_, spread(builder, share)), place(builder, output, column, dtype), dtype)
         return []
 
     loop(builder, LONG(0), width, LONG(LANES), [], some_columns)
 
 
+def _finite(builder: ir.IRBuilder, most: ir.Value) -> ir.Value:
+    """Return the largest score; 0 where all are -Inf, so that exp of none of them is NaN."""
+    return builder.select(builder.fcmp_ordered("==", most, FLOAT(float("-inf"))), FLOAT(0.0), most)
+
+
+def _share(builder: ir.IRBuilder, total: ir.Value) -> ir.Value:
+    """Return what exps are multiplied by: one by their sum; 0 where that is zero, as the result is then."""
+    is_nothing = builder.fcmp_ordered("==", total, FLOAT(0.0))
+    return builder.select(is_nothing, FLOAT(0.0), builder.fdiv(FLOAT(1.0), total))
+
+
 def _write_scores(
-    builder: ir.IRBuilder, task: dict[str, ir.Value], keys: ir.Value, queries: list[ir.Value], scores: list[ir.Value],
+    builder: ir.IRBuilder, task: Task, keys: ir.Value, queries: list[ir.Value], scores: list[ir.Value],
     dtype: str,
 ) -> list[ir.Value]:  # fmt: skip
     """Write the products of the queries and all keys down; return the largest of each query."""
@@ -129,7 +153,7 @@ def _exponentiate(builder: ir.IRBuilder, scores: ir.Value, positions: ir.Value, 
     """Replace each score by exp of what it is below the largest; return their sum."""
 
     def turn(lanes: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
-        most = largest if lanes == 1 else _spread(builder, largest)
+        most = largest if lanes == 1 else spread(builder, largest)
 
         def some(position: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             at = place(builder, scores, position, "float32")
@@ -171,10 +195,3 @@ def _exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     result = builder.bitcast(builder.add(builder.bitcast(power, whole), exponent), x.type)
     result = builder.select(is_nothing, number(0.0), result)
     return builder.select(builder.fcmp_unordered("uno", x, x), x, result)
-
-
-def _spread(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """Return a vector of one number."""
-    kind = ir.VectorType(FLOAT, LANES)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), number, WORD(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(WORD, LANES), [0] * LANES))

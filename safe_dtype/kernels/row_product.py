@@ -1,25 +1,31 @@
-"""The product of few rows by a weight as it was saved, at the speed at which memory is read."""
+"""The product of few rows by weights as they were saved, at the speed at which memory is read."""
 
 from __future__ import annotations
 
-import ctypes
+from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .machine_code import address_of
 from .target import target
-from .threads import run
+from .threads import room, run
 
 FUNCTION = "multiply_rows"
-# What its task holds, 8 bytes each. Strides are in numbers; `next` is the output that no thread has taken yet.
-FIELDS = ("weight", "x", "y", "bias", "scales", "outputs", "inputs", "stride", "rows", "next", "at_a_time")
+# What its task holds, and behind that for each weight; 8 bytes each. Strides are in numbers, `wide` is room for the rows
+# in float32, `begin` the number of a weight's first output among those of all.
+FIELDS = ("x", "wide", "inputs", "rows", "weights")
+OF_WEIGHT = ("weight", "y", "bias", "scales", "outputs", "stride", "begin")
 MOST_ROWS = 8
 # Bytes of a weight that a thread takes at a time: enough to be read at full speed, few enough to be shared out.
 _AT_A_TIME = 2**16
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
-_Task = ctypes.c_int64 * len(FIELDS)
+_MOST_TOGETHER = 8
+
+# A weight, its bias and its scales, as `multiply_rows` takes them.
+Weighed: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None]"
 
 
 def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
@@ -37,21 +43,42 @@ def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scales:
     Raises:
         RuntimeError: If there is no code for these dtypes on this machine: see `has_code`.
     """
-    address = _address(weight.dtype, x.dtype)
+    return multiply_rows_by_each(x, ((weight, bias, scales),))[0]
+
+
+def multiply_rows_by_each(x: Tensor, weights: Sequence[Weighed]) -> list[Tensor]:
+    """Return the products of the same rows by several weights, in one pass over all of them; each as of `multiply_rows`.
+
+    Args:
+        x: As of `multiply_rows`.
+        weights: Each with its bias and its scales, all in one dtype and of one in_features.
+
+    Raises:
+        RuntimeError: If there is no code for these dtypes on this machine: see `has_code`.
+    """
+    first = weights[0][0]
+    address = _address(first.dtype, x.dtype)
     if address is None:
-        raise RuntimeError(f"no products of {x.dtype} by {weight.dtype} are compiled here")
-    outputs, inputs = weight.shape
-    x = x.contiguous()
-    y = x.new_empty((*x.shape[:-1], outputs))
-    rows = x.numel() // inputs if inputs else y.numel() // max(1, outputs)
-    stride = weight.stride(0)
-    at_a_time = max(1, _AT_A_TIME // max(1, inputs * weight.itemsize))
-    task = _Task(
-        weight.data_ptr(), x.data_ptr(), y.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if scales is None else scales.data_ptr(), outputs, inputs, stride, rows, 0, at_a_time,
-    )  # fmt: skip
-    run(address, task, threads=None if outputs > at_a_time else 1)
-    return y
+        raise RuntimeError(f"no products of {x.dtype} by {first.dtype} are compiled here")
+    inputs = first.shape[1]
+    if not x.is_contiguous():
+        x = x.contiguous()
+    leading = x.shape[:-1]
+    rows = leading.numel()
+    at_a_time = max(1, _AT_A_TIME // max(1, inputs * first.itemsize))
+    products, of_weights, begin = [], [], 0
+    for weight, bias, scales in weights:
+        outputs = weight.shape[0]
+        product = x.new_empty((*leading, outputs))
+        of_weights += (
+            weight.data_ptr(), product.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            0 if scales is None else scales.data_ptr(), outputs, weight.stride(0), begin,
+        )  # fmt: skip
+        products.append(product)
+        begin += -(-outputs // at_a_time) * at_a_time
+    wide = room(4 * rows * inputs)
+    run(address, begin, at_a_time, (x.data_ptr(), wide, inputs, rows, len(products), *of_weights))
+    return products
 
 
 def has_code(weight: torch.dtype, x: torch.dtype) -> bool:
@@ -66,4 +93,4 @@ def _address(weight: torch.dtype, x: torch.dtype) -> int | None:
         return None
     if torch.float16 in (weight, x) and not cpu.halves:
         return None
-    return address_of(FUNCTION, "row_product_ir", stored, computed)
+    return address_of(FUNCTION, "row_product_ir", stored, computed, str(min(_MOST_TOGETHER, cpu.sums)))

@@ -1,12 +1,14 @@
-"""The product of few rows by a weight as it was saved, in LLVM's language: each row of the weight is read once, in order."""
+"""The product of few rows by weights as they were saved, in LLVM's language: each row of a weight is read once, in order."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from llvmlite import ir
 
-from .row_product import FIELDS, FUNCTION
+from .row_product import FIELDS, FUNCTION, OF_WEIGHT
+from .task_ir import BEHIND, Task, function_of_tasks
 from .vectors import (
     BYTES,
     LANES,
@@ -14,102 +16,157 @@ from .vectors import (
     NOTHING,
     POINTER,
     added_up,
+    in_order_of,
     loop,
     multiply_add,
     place,
     prefetch,
     read,
+    read_quickly,
     write,
     zeros,
 )
 
-_TOGETHER = 4  # rows of x that are multiplied at once: their sums stay in registers
-_AHEAD = 4096  # bytes of a weight that are asked for before they are needed
+_LINE = 64  # bytes that memory is read in
+_AHEAD = 8192  # bytes of a weight that are asked for before they are needed
 
 
-def row_product_ir(weight: str, x: str) -> str:
-    """Return the module with `FUNCTION`, for a weight and an x in these dtypes; biases and scales are in that of x.
+def row_product_ir(weight: str, x: str, together: str) -> str:
+    """Return the module with `FUNCTION`, for weights and an x in these dtypes; biases and scales are in that of x.
 
-    It takes rows of the weight from its task until none is left, so any number of threads may work on one, and each
-    result is one thread's. Sums are floats, and rounded once.
+    Each result is one thread's. Sums are floats, and rounded once. Where that makes numbers of a weight quicker to read,
+    rows of x are written in pairs before, as they are. Of `together` rows sums stay in registers.
     """
     module = ir.Module("row_product")
-    function = ir.Function(module, ir.FunctionType(NOTHING, [POINTER]), FUNCTION)
-    products = [_product(module, count, weight, x) for count in range(1, _TOGETHER + 1)]
-    builder = ir.IRBuilder(function.append_basic_block())
-    places = {name: builder.gep(function.args[0], [LONG(i)], source_etype=LONG) for i, name in enumerate(FIELDS)}
-    task = {name: builder.load(at, typ=LONG) for name, at in places.items() if name != "next"}
-    take, work, end = (function.append_basic_block(name) for name in ("take", "work", "end"))
-    builder.branch(take)
+    products = {rows: _product(module, rows, weight, x) for rows in _sizes(int(together))}
 
-    builder.position_at_end(take)
-    first = builder.atomic_rmw("add", places["next"], task["at_a_time"], "monotonic")
-    builder.cbranch(builder.icmp_signed("<", first, task["outputs"]), work, end)
+    def some_outputs(builder: ir.IRBuilder, task: Task, first: ir.Value) -> None:
+        of_weight = _weight_of(builder, task, first)
+        first = builder.sub(first, of_weight["begin"])
+        beyond = builder.add(first, task["at_a_time"])
+        stop = builder.select(builder.icmp_signed("<", beyond, of_weight["outputs"]), beyond, of_weight["outputs"])
+        arguments = [builder.inttoptr(of_weight[name], POINTER) for name in ("weight", "y", "bias", "scales")]
+        arguments += [builder.inttoptr(task["wide"], POINTER), task["inputs"]]
+        arguments += [of_weight["outputs"], of_weight["stride"], first, stop]
 
-    builder.position_at_end(work)
-    beyond = builder.add(first, task["at_a_time"])
-    stop = builder.select(builder.icmp_signed("<", beyond, task["outputs"]), beyond, task["outputs"])
-    arguments = [builder.inttoptr(task[name], POINTER) for name in ("weight", "x", "y", "bias", "scales")]
-    arguments += [task[name] for name in ("outputs", "inputs", "stride")]
+        row: ir.Value = LONG(0)
+        for rows, product in products.items():
+            row = _in_groups(builder, row, task["rows"], rows, functools.partial(_call, builder, product, arguments))
 
-    def one_output(output: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        def some_rows(row: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            _call_for(builder, products, builder.sub(task["rows"], row), [*arguments, output, row])
+    def widen(builder: ir.IRBuilder, task: Task) -> None:
+        rows, wide = (builder.inttoptr(task[name], POINTER) for name in ("x", "wide"))
+
+        def one_row(row: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            begin = builder.mul(row, task["inputs"])
+            _widen(
+                builder,
+                place(builder, rows, begin, x),
+                place(builder, wide, begin, "float32"),
+                task["inputs"],
+                (weight, x),
+            )
             return []
 
-        loop(builder, LONG(0), task["rows"], LONG(_TOGETHER), [], some_rows)
-        return []
+        loop(builder, LONG(0), task["rows"], LONG(1), [], one_row)
 
-    loop(builder, first, stop, LONG(1), [], one_output)
-    builder.branch(take)
-
-    builder.position_at_end(end)
-    builder.ret_void()
+    function_of_tasks(module, FUNCTION, FIELDS, some_outputs, widen)
     return str(module)
 
 
-def _call_for(builder: ir.IRBuilder, products: list[ir.Function], left: ir.Value, arguments: list[ir.Value]) -> None:
-    """Call the product of as many rows as are left, or of the most that there is one for."""
-    after = builder.append_basic_block("called")
-    cases = [builder.append_basic_block(f"rows{number}") for number, _ in enumerate(products, 1)]
-    switch = builder.switch(left, cases[-1])
-    for number, (case, product) in enumerate(zip(cases, products, strict=True), 1):
-        if number < len(products):
-            switch.add_case(LONG(number), case)
-        builder.position_at_end(case)
-        builder.call(product, arguments)
-        builder.branch(after)
-    builder.position_at_end(after)
+def _weight_of(builder: ir.IRBuilder, task: Task, output: ir.Value) -> dict[str, ir.Value]:
+    """Return what the task holds for the weight that has this output, counted through all of them."""
+
+    def field(number: ir.Value, name: str) -> ir.Value:
+        at = builder.add(builder.mul(number, LONG(len(OF_WEIGHT))), LONG(OF_WEIGHT.index(name)))
+        return builder.load(builder.gep(task[BEHIND], [at], source_etype=LONG), typ=LONG)
+
+    def later(number: ir.Value, latest: list[ir.Value]) -> list[ir.Value]:
+        has_begun = builder.icmp_signed("<=", field(number, "begin"), output)
+        return [builder.select(has_begun, number, latest[0])]
+
+    (number,) = loop(builder, LONG(1), task["weights"], LONG(1), [LONG(0)], later)
+    return {name: field(number, name) for name in OF_WEIGHT}
+
+
+def _sizes(most: int) -> list[int]:
+    """Return how many rows there is a product for, the most first: any number is a sum of few of these."""
+    return sorted({most, *(2**power for power in range(most.bit_length()))}, reverse=True)
+
+
+def _call(builder: ir.IRBuilder, product: ir.Function, arguments: list[ir.Value], row: ir.Value) -> None:
+    builder.call(product, [*arguments, row])
+
+
+def _in_groups(
+    builder: ir.IRBuilder, start: ir.Value, rows: ir.Value, size: int, call: Callable[[ir.Value], None]
+) -> ir.Value:
+    """Call for each group of `size` rows that there is from `start` on; return the first row that is left."""
+    stop = builder.sub(rows, builder.srem(builder.sub(rows, start), LONG(size)))
+
+    def one_group(row: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        call(row)
+        return []
+
+    loop(builder, start, stop, LONG(size), [], one_group)
+    return stop
+
+
+def _widen(builder: ir.IRBuilder, x: ir.Value, wide: ir.Value, inputs: ir.Value, dtypes: tuple[str, str]) -> None:
+    """Write the numbers of a row as floats, in the order in which those of the weight will be read."""
+    weight_dtype, x_dtype = dtypes
+
+    def some(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        numbers = read(builder, place(builder, x, index, x_dtype), x_dtype, lanes=LANES)
+        write(builder, in_order_of(builder, numbers, weight_dtype), place(builder, wide, index, "float32"), "float32")
+        return []
+
+    def single(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        number = read(builder, place(builder, x, index, x_dtype), x_dtype)
+        write(builder, number, place(builder, wide, index, "float32"), "float32")
+        return []
+
+    whole = builder.and_(inputs, LONG(-LANES))
+    loop(builder, LONG(0), whole, LONG(LANES), [], some)
+    loop(builder, whole, inputs, LONG(1), [], single)
 
 
 def _product(module: ir.Module, count: int, weight_dtype: str, x_dtype: str) -> ir.Function:
-    """Write what multiplies `count` rows of x, from `row` on, by the row `output` of the weight."""
-    kind = ir.FunctionType(NOTHING, [POINTER] * 5 + [LONG] * 5)
+    """Write what multiplies `count` rows, from `row` on, by the rows of a weight from `first` to `stop`."""
+    kind = ir.FunctionType(NOTHING, [POINTER] * 5 + [LONG] * 6)
     function = ir.Function(module, kind, f"multiply_{count}")
     function.linkage = "internal"
-    weight, x, y, bias, scales, outputs, inputs, stride, output, row = function.args
+    weight, y, bias, scales, wide, inputs, outputs, stride, first, stop, row = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    weight = place(builder, weight, builder.mul(output, stride), weight_dtype)
     rows = [builder.add(row, LONG(number)) for number in range(count)]
-    xs = [place(builder, x, builder.mul(x_row, inputs), x_dtype) for x_row in rows]
-
-    def turn(index: ir.Value, sums: list[ir.Value], lanes: int) -> list[ir.Value]:
-        at = place(builder, weight, index, weight_dtype)
-        if lanes > 1:
-            prefetch(builder, place(builder, at, LONG(_AHEAD // BYTES[weight_dtype]), weight_dtype))
-        factors = read(builder, at, weight_dtype, lanes=lanes)
-        others = [read(builder, place(builder, x_row, index, x_dtype), x_dtype, lanes=lanes) for x_row in xs]
-        return [multiply_add(builder, factors, other, sum_) for other, sum_ in zip(others, sums, strict=True)]
-
+    xs = [place(builder, wide, builder.mul(x_row, inputs), "float32") for x_row in rows]
+    ys = [place(builder, y, builder.mul(x_row, outputs), x_dtype) for x_row in rows]
     whole = builder.and_(inputs, LONG(-LANES))
-    vectors = [zeros(LANES)] * count
-    vectors = loop(builder, LONG(0), whole, LONG(LANES), vectors, lambda i, sums: turn(i, sums, LANES))
-    sums = [added_up(builder, vector) for vector in vectors]
-    sums = loop(builder, whole, inputs, LONG(1), sums, lambda i, sums: turn(i, sums, 1))
-    sums = _if_there(builder, scales, output, x_dtype, sums, builder.fmul)
-    sums = _if_there(builder, bias, output, x_dtype, sums, builder.fadd)
-    for x_row, sum_ in zip(rows, sums, strict=True):
-        write(builder, sum_, place(builder, y, builder.add(builder.mul(x_row, outputs), output), x_dtype), x_dtype)
+
+    def one_output(output: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        factors_at = place(builder, weight, builder.mul(output, stride), weight_dtype)
+
+        def some(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            at = place(builder, factors_at, index, weight_dtype)
+            for ahead in range(0, max(_LINE, LANES * BYTES[weight_dtype]), _LINE):
+                prefetch(builder, place(builder, at, LONG((_AHEAD + ahead) // BYTES[weight_dtype]), weight_dtype))
+            return added(index, sums, read_quickly(builder, at, weight_dtype), LANES)
+
+        def single(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+            return added(index, sums, read(builder, place(builder, factors_at, index, weight_dtype), weight_dtype), 1)
+
+        def added(index: ir.Value, sums: list[ir.Value], factors: ir.Value, lanes: int) -> list[ir.Value]:
+            others = [read(builder, place(builder, at, index, "float32"), "float32", lanes=lanes) for at in xs]
+            return [multiply_add(builder, factors, other, sum_) for other, sum_ in zip(others, sums, strict=True)]
+
+        vectors = loop(builder, LONG(0), whole, LONG(LANES), [zeros(LANES)] * count, some)
+        sums = loop(builder, whole, inputs, LONG(1), [added_up(builder, vector) for vector in vectors], single)
+        sums = _if_there(builder, scales, output, x_dtype, sums, builder.fmul)
+        sums = _if_there(builder, bias, output, x_dtype, sums, builder.fadd)
+        for at, sum_ in zip(ys, sums, strict=True):
+            write(builder, sum_, place(builder, at, output, x_dtype), x_dtype)
+        return []
+
+    loop(builder, first, stop, LONG(1), [], one_output)
     builder.ret_void()
     return function
 

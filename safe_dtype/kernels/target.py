@@ -29,6 +29,14 @@ class CompileTarget:
         """Whether it converts float16 itself: elsewhere LLVM calls a function that need not be there."""
         return "+f16c" in self.features.split(",") or not self.triple.startswith("x86")
 
+    @property
+    def sums(self) -> int:
+        """How many vectors of 32 floats stay in its registers beside what they are multiplied by."""
+        features = self.features.split(",")
+        if "+avx512f" in features:
+            return 12  # of 16: 32 registers of 16 floats
+        return 3 if "+avx" in features or not self.triple.startswith("x86") else 1
+
 
 def llvm() -> Any:
     """Return `llvmlite.binding`; None where it is not installed, or there is no code for this kind of CPU."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# What a task begins with, 8 bytes each: the number that no thread has taken yet, how many a thread takes at once, where
+# they end, and what runs the function on how many threads.
+FIELDS = ("next", "at_a_time", "end", "parallel", "threads")
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of what it works on
 
@@ -20,23 +24,47 @@ class _Forked:
     yes = False
 
 
-def run(address: int, task: Any, *, threads: int | None = None) -> None:
-    """Call the function at `address` with the address of `task`, a ctypes array, on each of torch's threads at once.
+class _Room(threading.local):
+    """Memory of one thread that is used within one call, and kept for the next."""
 
-    They share the work by counting in `task`. It returns when all of them have. Other Python threads run meanwhile, and
-    may call it, too.
+    def __init__(self) -> None:
+        self.size = self.address = 0
+
+
+_room = _Room()
+_running: list[None] = []  # one for each call that is under way, in any thread of Python
+
+
+def run(address: int, end: int, at_a_time: int, fields: tuple[int, ...]) -> None:
+    """Call the function at `address`, of `task_ir`, with a task. It returns when all of it is done.
+
+    Other Python threads run meanwhile, and may call it, too: they share torch's threads, for cores that are waited for by
+    more threads than there are make each of them wait for the scheduler.
 
     Args:
         address: A compiled function of one pointer.
-        task: What it works on.
-        threads: How many; None for as many as torch computes on. One is the calling thread itself.
+        end: How many parts its work has.
+        at_a_time: How many of them a thread takes at once.
+        fields: What else it works on.
     """
-    parallel = _parallel()
-    count = torch.get_num_threads() if threads is None else threads
-    if count == 1 or parallel is None or _Forked.yes:
+    parallel = _parallel_address()
+    threads = torch.get_num_threads() // (len(_running) + 1) if end > at_a_time and not _Forked.yes else 1
+    task = (ctypes.c_int64 * (len(FIELDS) + len(fields)))(
+        0, at_a_time, end, parallel, threads if parallel else 1, *fields
+    )
+    _running.append(None)
+    try:
         _function(address)(ctypes.addressof(task))
-    else:
-        parallel(address, ctypes.addressof(task), count, 0)
+    finally:
+        _running.pop()
+
+
+def room(size: int) -> int:
+    """Return the address of so many bytes, at a multiple of 64, that are this thread's until it asks again."""
+    if size > _room.size:
+        buffer = ctypes.create_string_buffer(size + 64)
+        _room.buffer, _room.size, _room.address = buffer, size, -(-ctypes.addressof(buffer) // 64) * 64
+    return _room.address
 
 
 @cache
@@ -45,8 +73,8 @@ def _function(address: int) -> Any:
 
 
 @cache
-def _parallel() -> Any:
-    """Return `GOMP_parallel` of the OpenMP that torch runs on, GNU's or LLVM's; None where it has another.
+def _parallel_address() -> int:
+    """Return the address of `GOMP_parallel` of the OpenMP that torch runs on, GNU's or LLVM's; 0 where it has another.
 
     Asked of torch's library, the loader looks through what that was linked with, under whatever name.
     """
@@ -56,14 +84,13 @@ def _parallel() -> Any:
             parallel = ctypes.CDLL(str(folder / name)).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        parallel.restype = None
-        return parallel
-    return None
+        return ctypes.cast(parallel, ctypes.c_void_p).value or 0
+    return 0
 
 
 def _after_fork() -> None:
     _Forked.yes = True
+    _running.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -70,10 +70,33 @@ def read(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, *, lanes: int = 1
     return builder.fpext(numbers, wide) if dtype == "float16" else builder.sitofp(numbers, wide)
 
 
+def read_quickly(builder: ir.IRBuilder, pointer: ir.Value, dtype: str) -> ir.Value:
+    """Return `LANES` numbers as `read` does, in the order that is quickest to read: see `in_order_of`."""
+    if dtype != "bfloat16":
+        return read(builder, pointer, dtype, lanes=LANES)
+    # Pairs as they lie: the second number of one is a float with some digits more, which are cleared.
+    kind = ir.VectorType(WORD, LANES // 2)
+    pairs = builder.load(pointer, align=BYTES[dtype], typ=kind)
+    halves = (
+        builder.shl(pairs, ir.Constant(kind, [16] * kind.count)),
+        builder.and_(pairs, ir.Constant(kind, [-(2**16)] * kind.count)),
+    )
+    first, second = (builder.bitcast(half, ir.VectorType(FLOAT, kind.count)) for half in halves)
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES))))
+
+
+def in_order_of(builder: ir.IRBuilder, numbers: ir.Value, dtype: str) -> ir.Value:
+    """Return `LANES` numbers in the order in which `read_quickly` returns those of `dtype`."""
+    if dtype != "bfloat16":
+        return numbers
+    order = [*range(0, LANES, 2), *range(1, LANES, 2)]
+    return builder.shuffle_vector(numbers, numbers, ir.Constant(ir.VectorType(WORD, LANES), order))
+
+
 def write(builder: ir.IRBuilder, number: ir.Value, pointer: ir.Value, dtype: str) -> None:
-    """Round a float to the nearest number of `dtype`, of two the even one, and write it to `pointer`."""
+    """Round a float, or each of a vector, to the nearest number of `dtype`, of two the even one, and write it there."""
     if dtype == "float16":
-        number = builder.fptrunc(number, HALF)
+        number = builder.fptrunc(number, _vector(HALF, _lanes(number)))
     elif dtype == "bfloat16":
         number = _upper_half(builder, number)
     builder.store(number, pointer, align=BYTES[dtype])
@@ -110,13 +133,28 @@ def zeros(lanes: int = 1) -> ir.Value:
     return _repeated(FLOAT, 0.0, lanes)
 
 
+def spread(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    """Return a vector of one number."""
+    first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), number, WORD(0))
+    return builder.shuffle_vector(first, first, _repeated(WORD, 0, LANES))
+
+
 def _upper_half(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """Return a float rounded to its upper 16 bits; NaN stays NaN, with torch's bits."""
-    bits = builder.bitcast(number, WORD)
-    is_odd = builder.and_(builder.lshr(bits, WORD(16)), WORD(1))
-    rounded = builder.lshr(builder.add(bits, builder.add(is_odd, WORD(0x7FFF))), WORD(16))
+    """Return floats rounded to their upper 16 bits; NaN stays NaN, with torch's bits."""
+    lanes = _lanes(number)
+
+    def word(value: int) -> ir.Constant:
+        return _repeated(WORD, value, lanes)
+
+    bits = builder.bitcast(number, _vector(WORD, lanes))
+    is_odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+    rounded = builder.lshr(builder.add(bits, builder.add(is_odd, word(0x7FFF))), word(16))
     is_nan = builder.fcmp_unordered("uno", number, number)
-    return builder.trunc(builder.select(is_nan, WORD(0x7FC0), rounded), HALFWORD)
+    return builder.trunc(builder.select(is_nan, word(0x7FC0), rounded), _vector(HALFWORD, lanes))
+
+
+def _lanes(number: ir.Value) -> int:
+    return number.type.count if isinstance(number.type, ir.VectorType) else 1
 
 
 def _vector(kind: ir.Type, lanes: int) -> ir.Type:

@@ -55,6 +55,23 @@ def test_ends_of_the_range() -> None:
         assert not bool(attend(query, key, spoiled_value, 1.0)[0, 0, 0, 5].isfinite())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_nothing_in_sight(dtype: torch.dtype) -> None:
+    """Where all scores of a head are -Inf it is zero, and NaN among them is seen, both as in torch's kernel."""
+    query, key, value = operands((1, 4, 2, 64, 70), dtype)
+    key, query = key.clone(), query.abs() + 1
+    key[0, 0] = 0
+    key[0, 0, :, 5] = float("-inf")
+    for spoiled in (False, True):
+        if spoiled:
+            key[0, 0, 40, 6] = float("nan")
+        mine, right = attend(query, key, value, 0.2), exact(query, key, value)
+        torch_has = F.scaled_dot_product_attention(query, key, value, scale=0.2, enable_gqa=True).transpose(1, 2)
+        assert bool(torch_has[0, 0, :2].isnan().all() if spoiled else (torch_has[0, 0, :2] == 0).all())
+        assert torch.equal(mine[0, 0, :2].nan_to_num(7), torch_has[0, 0, :2].nan_to_num(7))
+        assert bool(((mine - right)[0, 0, 2:].abs() <= 0.01 * value.abs().max()).all())
+
+
 def test_what_is_not_compiled() -> None:
     """Odd widths, other dtypes, more heads than eight to one, and keys that do not lie in rows."""
     for shape in ((1, 4, 2, 40, 64), (1, 9, 1, 64, 64)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dtype.kernels.row_product import MOST_ROWS, has_code, multiply_rows
+from safe_dtype.kernels.row_product import MOST_ROWS, has_code, multiply_rows, multiply_rows_by_each
 
 pytest.importorskip("llvmlite", reason="products are compiled by llvmlite, of the extra `fast`")
 
@@ -50,6 +50,22 @@ def test_within_one_rounding(weight_dtype: torch.dtype, x_dtype: torch.dtype) ->
             summed = widened(x.abs(), weight.abs())  # what the errors of sums are a part of
             allowed = torch.finfo(x_dtype).eps / 2 * right.abs() + 2e-7 * summed
             assert ((multiply_rows(x, weight).double() - right).abs() <= allowed).all(), (shape, rows)
+
+
+@pytest.mark.parametrize(("weight_dtype", "x_dtype"), PAIRS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_several_weights_at_once(weight_dtype: torch.dtype, x_dtype: torch.dtype) -> None:
+    """Each product has the bits that it has alone, whatever the sizes and strides, with its own bias and scales."""
+    for inputs, sizes in ((40, (1, 700, 3, 9000)), (1030, (65, 1)), (64, (0, 513, 0, 2))):
+        torch.manual_seed(0)
+        x = torch.randn(5, inputs).to(x_dtype)
+        weights = []
+        for number, outputs in enumerate(sizes):
+            stored = (40 * torch.randn(outputs, inputs + 3 * number)).clamp(-127, 127).to(weight_dtype)[:, :inputs]
+            bias = torch.randn(outputs).to(x_dtype) if number % 2 else None
+            scales = torch.rand(outputs).to(x_dtype) if weight_dtype is INT8 else None
+            weights.append((stored, bias, scales))
+        for result, weight in zip(multiply_rows_by_each(x, weights), weights, strict=True):
+            assert torch.equal(result, multiply_rows(x, *weight))
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])

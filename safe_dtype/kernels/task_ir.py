@@ -1,0 +1,68 @@
+"""A compiled function whose work threads share: they take parts of it from one counter until none is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from llvmlite import ir
+
+from .threads import FIELDS
+from .vectors import LONG, NOTHING, POINTER, WORD
+
+Task = Mapping[str, ir.Value]  # the fields of a task, as they are when it begins
+BEHIND = "behind"  # its name for the address of what stands behind its fields
+# Writes a part of the work: that from this number on.
+WritePart = Callable[[ir.IRBuilder, Task, ir.Value], None]
+WritePreparation = Callable[[ir.IRBuilder, Task], None]
+
+
+def function_of_tasks(
+    module: ir.Module, name: str, fields: Sequence[str], write: WritePart, prepare: WritePreparation | None = None
+) -> None:
+    """Write the function `name` of a task into a module: it returns when all of the work is done.
+
+    Args:
+        module: Where it is written.
+        name: What it is called.
+        fields: What a task holds behind `threads.FIELDS`, 8 bytes each.
+        write: Writes what a thread does with a part, and is called once.
+        prepare: Writes what is done before, by the calling thread alone.
+    """
+    worker = ir.Function(module, ir.FunctionType(NOTHING, [POINTER]), f"{name}_worker")
+    worker.linkage = "internal"
+    builder = ir.IRBuilder(worker.append_basic_block())
+    task = _read(builder, worker.args[0], fields)
+    take, work, end = (worker.append_basic_block(label) for label in ("take", "work", "end"))
+    builder.branch(take)
+    builder.position_at_end(take)
+    first = builder.atomic_rmw(
+        "add", worker.args[0], task["at_a_time"], "monotonic"
+    )  # the counter is what comes first
+    builder.cbranch(builder.icmp_signed("<", first, task["end"]), work, end)
+    builder.position_at_end(work)
+    write(builder, task, first)
+    builder.branch(take)
+    builder.position_at_end(end)
+    builder.ret_void()
+
+    function = ir.Function(module, ir.FunctionType(NOTHING, [POINTER]), name)
+    builder = ir.IRBuilder(function.append_basic_block())
+    task = _read(builder, function.args[0], fields)
+    if prepare is not None:
+        prepare(builder, task)
+    with builder.if_else(builder.icmp_signed("<=", task["threads"], LONG(1))) as (alone, together):
+        with alone:
+            builder.call(worker, [function.args[0]])
+        with together:
+            kind = ir.FunctionType(NOTHING, [POINTER, POINTER, WORD, WORD])
+            parallel = builder.inttoptr(task["parallel"], kind.as_pointer())
+            threads = builder.trunc(task["threads"], WORD)
+            builder.call(parallel, [worker, function.args[0], threads, WORD(0)])
+    builder.ret_void()
+
+
+def _read(builder: ir.IRBuilder, at: ir.Value, fields: Sequence[str]) -> dict[str, ir.Value]:
+    names = [*FIELDS, *fields]
+    places = {name: builder.gep(at, [LONG(number)], source_etype=LONG) for number, name in enumerate(names)}
+    task = {name: builder.load(place, typ=LONG) for name, place in places.items() if name != FIELDS[0]}
+    return {**task, BEHIND: builder.gep(at, [LONG(len(names))], source_etype=LONG)}
