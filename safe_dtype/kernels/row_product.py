@@ -66,7 +66,9 @@ def multiply_rows_by_each(x: Tensor, weights: Sequence[Weighed]) -> list[Tensor]
     leading = x.shape[:-1]
     rows = leading.numel()
     at_a_time = max(1, _AT_A_TIME // max(1, inputs * first.itemsize))
-    products, of_weights, begin = [], [], 0
+    products: list[Tensor] = []
+    of_weights: list[int] = []
+    begin = 0
     for weight, bias, scales in weights:
         outputs = weight.shape[0]
         product = x.new_empty((*leading, outputs))
