@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ import click
 import pytest
 import transformers
 from accelerate.state import AcceleratorState, GradientState
+from cures import CURES
 from doc_blocks import PAGES, README, ROOT, Block, blocks_of, commands_of, run_bash, run_commands, run_python
 from publishing.client import connect, environment
 from publishing.loopback import LoopbackHub
@@ -33,7 +35,7 @@ DOCS = PAGES[1:]
 RUN = (*PAGES, ROOT / "examples" / "tiny-qwen3" / "README.md")
 INSTALLS = 2  # the first blocks of the README install: `.ci/run` runs them, in new virtual environments
 # Pages whose blocks optimize or publish a model, which takes half a minute each; so do launches on any page.
-SLOW = {"optimize.md", "publish.md"}
+SLOW = {"optimize.md", "publish.md", "sapiens.md"}
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 BASH = [block for block in BLOCKS if block.language == "bash"]
@@ -272,10 +274,32 @@ def test_names_are_documented(name: str) -> None:
     assert f"`{name}`" in (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", errors.__all__)
-def test_errors_are_documented(name: str) -> None:
-    """Every error and warning is in the documents."""
-    assert re.search(rf"\b{name}\b", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+def test_errors_have_cures() -> None:
+    """Every error and warning is in the table once, with what has happened and what to do; nothing else is."""
+    table = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", table, re.MULTILINE)
+    assert sorted(name for name, _, _ in rows) == sorted(errors.__all__) == sorted(CURES)
+    assert all(what.strip() and cure.strip() for _, what, cure in rows)
+
+
+REFERENCE = ("safe_dtype", "safe_dtype.ranks", "safe_dtype.testing", *(f"safe_dtype.integrations.{path.name}"
+             for path in sorted((ROOT / "integrations").iterdir()) if (path / "__init__.py").is_file()))  # fmt: skip
+
+
+@pytest.mark.parametrize("module", REFERENCE)
+def test_reference_has_every_name(module: str) -> None:
+    """The reference of Python has each public name of a module below its heading, functions and classes with their docs."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## `{module}`\n")[2].partition("\n## ")[0]
+    shown = {part.partition("`")[0]: part for part in section.split("\n### `")[1:]}
+    public = import_module(module)
+    assert set(shown) == set(public.__all__) - {"__version__"}
+    for name, text in shown.items():
+        value = getattr(public, name)
+        if callable(value) and getattr(errors, name, None) is not value:
+            first_words = " ".join((inspect.getdoc(value) or "").split()[:6])
+            assert first_words, name
+            assert first_words in " ".join(text.split()), name
 
 
 PUBLIC_MODULES = {"safe_dtype", *(f"safe_dtype.{name}" for name in ("errors", "testing", "ranks", "integrations"))}
@@ -311,6 +335,6 @@ def test_code_is_public(source: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_prose_is_public(page: Path) -> None:
-    """Where a page speaks of `safe_dtype.something`, that is public, or a file or a module that is run."""
+    """Where a page speaks of `safe_dtype.something`, that is public, or a file, a module that is run, or a group of entry points."""
     spoken = set(re.findall(r"\bsafe_dtype\.([A-Za-z_]+)", page.read_text(encoding="utf-8")))
-    assert {name for name in spoken - {"json", "run", "cli"} if not is_public("safe_dtype", name)} == set()
+    assert {name for name in spoken - {"json", "run", "cli", "forms"} if not is_public("safe_dtype", name)} == set()

@@ -1,0 +1,86 @@
+"""What to do about each error and warning of safe_dtype: the column of docs/errors.md that no docstring has."""
+
+CURES = {
+    "SafeDtypeError": "Catch it to catch all of them. The message ends with what to do, after `Next:`.",
+    "SafeDtypeWarning": (
+        "Read it once: it names what to change in your call. `warnings.simplefilter('error', SafeDtypeWarning)` makes it an "
+        "error, as for a job that must not go on."
+    ),
+    "UnknownDtypeError": "Use `bfloat16`, `float16`, `float32` or `float8_e4m3fn`, or `bf16`, `fp16`, `fp32`, `fp8`.",
+    "PolicyError": "The message names the word and how it is written. All words are in [Plan](plan.md#policies-say-what-you-want).",
+    "DeviceError": "`safe-dtype doctor` shows the devices of this machine, and what was measured on each.",
+    "NoSuchDeviceError": (
+        "Pass one of the devices that the message lists. For a device that is elsewhere: `safe-dtype plan MODEL --device "
+        "'NVIDIA Tesla T4'`."
+    ),
+    "UnknownDeviceError": (
+        "`safe-dtype plan --list-devices` lists the known names; an architecture (`sm_75`, `gfx1030`) is one too. A product that "
+        "is missing is [one row to add](extending.md#a-device)."
+    ),
+    "ProbeError": (
+        "`safe-dtype doctor --refresh` measures again. Where kernels kill the process: `SAFE_DTYPE_PROBE=child`, which is the "
+        "default on devices that are known for it."
+    ),
+    "CheckpointError": "Check the path, and that you may read it. A model without a tokenizer needs that of its base model.",
+    "CheckpointNotFoundError": (
+        "Check the name and the revision. Without a network: `HF_HUB_OFFLINE=1` reads only what was downloaded before."
+    ),
+    "GatedCheckpointError": "Ask for access on the page of the model, then `hf auth login`.",
+    "CorruptCheckpointError": "Download the file that it names again.",
+    "MissingShardError": "Download the files that it names; an interrupted download leaves such a folder.",
+    "UnsafeCheckpointError": "Ask its author for safetensors. Nothing of it was run.",
+    "PlanError": "Its kinds follow.",
+    "NoSafeDtypeError": (
+        "The message has one reason for each dtype. Most often it is memory: see [Not enough memory](memory.md). Else order a "
+        "dtype by `dtype=`, which is then obeyed with a warning."
+    ),
+    "StrictModeError": "Order one of the dtypes that the message lists, or leave out `strict`.",
+    "ConflictError": "Pass the value once: in the call, or in the plan.",
+    "StalePlanError": "Make the plan again, or load without `plan=`. The message says what is another one now.",
+    "NoPlanError": "Load the model with `SafeAutoModel.from_pretrained`, or under `safe-dtype run`.",
+    "GuardError": "Its kinds follow. The failure itself is its `__cause__`.",
+    "NotGuardedError": "`safe_dtype.guard(model)`, or load it with `SafeAutoModel`.",
+    "NoDtypeLeft": (
+        "See the cause, and the attempts in the message. No room for float32: free memory, or `device_map='auto'`. The same in "
+        "float32: look in weights and inputs. A failure that should be cured: [write a report](#tell-us)."
+    ),
+    "CannotResumeError": "Call again: the model is in the next dtype already.",
+    "DeviceLostError": (
+        "Start the process again. Where the text blamed a dtype, the next start plans around it; else "
+        "`CUDA_LAUNCH_BLOCKING=1` names the operation."
+    ),
+    "RescaleError": "Load it in bfloat16 or float32, or allow `policy='islands'`.",
+    "TrainingError": "The message says what to do; its kinds follow.",
+    "HalfParametersError": (
+        "`float32_masters(model, optimizer)` before the first step, or load with `dtype='float32'` and leave 16 bit to mixed "
+        "precision."
+    ),
+    "NeedsRestart": "Start again from the last checkpoint with the `mixed_precision` that it names. `safe-dtype launch` does so.",
+    "NotSwitchableError": "The message names the line to change: most often something that was wrapped after `accelerator.prepare()`.",
+    "TrainingDoesNotFitError": (
+        "The message has the bytes, and a micro-batch that fits where there is one. Else LoRA, FSDP2, or `device_map='auto'`."
+    ),
+    "TrainingLoopError": "Write the loop as [A loop of one's own](training.md#a-loop-of-ones-own) has it: one window, one optimizer step.",
+    "LaunchError": "The message names the option of `accelerate launch` to change. `--dry-run` shows what would be started.",
+    "RanksError": "Its kinds follow.",
+    "PeerLostError": (
+        "Look for the first error in the logs of all ranks, and start the job again. `safe-dtype launch` restarts all ranks "
+        "together."
+    ),
+    "RanksDisagreeError": "Give every rank the same files, policy and plan: the message says who holds what.",
+    "RemoteFailure": "Nothing is wrong with this rank: look at the log of the rank that it names.",
+    "VerifyError": "Its kinds follow.",
+    "UnsteadyReferenceError": "Look for dropout that is on, sampling, or kernels that are not deterministic.",
+    "DegenerateReferenceError": "Check that the reference's weights were loaded, and take it in float32.",
+    "IncomparableOutputsError": "Compare models of the same architecture, on the same batches in the same order.",
+    "NothingToCompareError": "Pass at least one batch, and a text of a few sentences.",
+    "OptimizeError": "Its kinds follow.",
+    "EnvironmentNotFitError": "The message names what to install or to free. The exit status is 5.",
+    "NotOptimizableError": "The message names the input that cannot be made: pass it by `--inputs FILE` or `inputs=`.",
+    "BackupError": "Name another output folder. The original was not touched.",
+    "NotRestorableError": "Nothing was written. Download the model again, or name the folder to restore to.",
+    "NotOptimizedError": "`safe-dtype optimize MODEL --out DIR` makes it again.",
+    "UntrustedFolderError": "If you know who made it: `load_optimized(folder, trust=True)`. Else make it here.",
+    "PublishError": "The message says what others see now, and what to do. Running the same command again goes on where it ended.",
+    "NotPublishableError": "Mend what it lists, or stage again. Nothing was sent.",
+}
