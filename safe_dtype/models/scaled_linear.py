@@ -57,18 +57,19 @@ def scale_by_input(module: nn.Module, *, returns_float32: bool) -> None:
     stays there with `returns_float32`, for what comes after it; else it comes in the dtype of the weights. Nothing is
     read from the device. The weights stay what they are.
     """
-    _become(module, _CLASSES[type(module)])
+    become(module, _CLASSES[type(module)])
     module.__dict__[_WIDE] = returns_float32
 
 
 def scale_no_more(module: nn.Module) -> None:
     """Have a scaled layer compute as it did."""
     if type(module) in _CLASSES_BEFORE:
-        _become(module, _CLASSES_BEFORE[type(module)])
+        become(module, _CLASSES_BEFORE[type(module)])
     module.__dict__.pop(_WIDE, None)
 
 
-def _become(module: nn.Module, module_class: type[nn.Module]) -> None:
+def become(module: nn.Module, module_class: type[nn.Module]) -> None:
+    """Have a linear layer compute as `module_class` does, below the hooks of accelerate as well."""
     owner: Any = module
     owner.__class__ = module_class
     if _BELOW_HOOK in module.__dict__:

@@ -11,35 +11,38 @@ from typing import Any
 from torch import nn
 
 from ..devices.memory import limits_of
-from ..errors import DeviceLostError, NoDtypeLeft, PeerLostError, RemoteFailure, TrainingLoopError
+from ..errors import DeviceLostError, PeerLostError, RemoteFailure, TrainingLoopError
+from ..errors.of_the_moment import is_of_memory
 from ..errors.warn import warn
-from ..facts import FLOAT32, Dtype, dtype_named
-from ..guarding import Attempt, Event, FailureKind
+from ..facts import FLOAT16, FLOAT32, Dtype, dtype_named
+from ..guarding import Event, FailureKind
 from ..guarding.classify import text_of
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
-from ..ranks import Vote, VoteTally, World, cast_vote, current_world, failed_dtypes, first_allowed
+from ..ranks import Vote, VoteTally, World, current_world, failed_dtypes, first_allowed
 from ..ranks.fsdp2 import is_sharded
 from ..ranks.schedule import OutOfStepError, Schedules
 from .accelerate_loop import adapt_loop
 from .error_trial import passes_further_down
-from .judge_error import described, judge_error, module_in, note_that_others_wait, reason_in
+from .half_products.rescale_rung import RescaleRung
+from .half_products.rescaled_products import RescaledProducts
+from .judge_error import described, judge_error, module_in, note_that_others_wait
 from .judge_numbers import Judgement, Numbers, forget_gradients, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, refuse_half_parameters, rungs
 from .loop import Loop
-from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down
+from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down, has_room
 from .mistakes.check_arguments import require_batches, require_scale, require_state
 from .mistakes.open_window import OpenWindow
 from .random_numbers import RandomNumbers
+from .settling.next_attempt import NextAttempt
+from .settling.window_vote import WindowVotes
 from .torch_loop import TorchLoop
 from .window import Window, windows_of
 from .window_attempt import WindowAttempt
 
 logger = logging.getLogger(__name__)
 
-_KINDS = tuple(FailureKind)
-_PARDON = len(_KINDS)  # in the place of a kind, with RETRY: back to the dtype that the window was in
 _numbers = count()  # of guards: all ranks make them at the same points
 
 
@@ -63,8 +66,9 @@ class PrecisionGuard:
     Before the first `optimizer.step()` of a window all ranks vote. An exception that is one of dtypes, a loss or a
     gradient that is not finite, on any rank: then nobody steps, and all run the window again from its first micro-batch,
     with the same random numbers, in the next dtype of the ladder; or in float16 with half the loss scale, where gradients
-    alone overflow. After the vote nothing runs again. Any other exception comes out on its rank, and as `RemoteFailure` on
-    all others. In plain torch a `TorchLoop` takes the place of the Accelerator.
+    alone overflow, or with those products scaled that overflow with every scale. After the vote nothing runs again. Any
+    other exception comes out on its rank, and as `RemoteFailure` on all others. In plain torch a `TorchLoop` takes the
+    place of the Accelerator.
 
     Every rank has to make its guard at the same point of the program. It begins in the first dtype in which no rank has
     failed for good before: see `safe_dtype.ranks.restarting`.
@@ -76,11 +80,11 @@ class PrecisionGuard:
         least_scale: Of float16's loss: where it would be halved further, the next dtype follows.
         init_scale: Of float16's loss, with accelerate; None: what the Accelerator says.
         max_memory: Bytes that this process may hold, by device, as accelerate takes them: for a step down to float32.
+        rescales: Whether products that overflow in float16 are scaled before the next dtype follows.
 
     Attributes:
         events: What has failed, and how it went on.
         windows_done: How many windows are through.
-        pardons_losses: Whether losses that are not finite are left alone where all gradients are finite.
 
     Raises:
         HalfParametersError: If parameters under an optimizer are 16 bits wide.
@@ -96,6 +100,7 @@ class PrecisionGuard:
         least_scale: float = 1.0,
         init_scale: float | None = None,
         max_memory: Mapping[Any, Any] | None = None,
+        rescales: bool = True,
     ) -> None:
         self.loop: Loop = adapt_loop(loop, models, init_scale)
         refuse_half_parameters(self.loop.optimizers)
@@ -115,13 +120,17 @@ class PrecisionGuard:
         self._latest, self._max_memory, self._has_stepped = LatestCall(self.loop.models), limits_of(max_memory), False
         self.splits: Callable[[], bool] = lambda: False  # whether the caller can run micro-batches in parts
         self.parts, self.accumulation = 1, 1  # and in how many it is to; micro-batches of a window
-        self._number, self._votes = next(_numbers), 0
+        self._votes = WindowVotes(self._world, next(_numbers))
+        self._products = RescaledProducts(self.loop.models)
+        self._next = NextAttempt(
+            self.loop,
+            self._ladder,
+            RescaleRung(self._products, self._world, least_scale),
+            self._has_room if rescales else None,
+        )
         self._is_last: bool | None = None
         self._open = OpenWindow()
         self._attempt: WindowAttempt | None = None  # the latest
-        self._tried: list[Attempt] = []
-        self._left: tuple[Dtype, Any] | None = None  # where the loss was not finite first, and its scaler's state
-        self.pardons_losses = False
         self.events: list[Event] = []
         self.windows_done = 0
 
@@ -141,6 +150,7 @@ class PrecisionGuard:
             "scaler": None if scaler is None else scaler.state_dict(),
             "windows_done": self.windows_done,
             "pardons_losses": self.pardons_losses,
+            "rescaled": list(self.rescaled),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,6 +177,28 @@ class PrecisionGuard:
         if self.dtype == dtype and self.loop.scaler is not None and scaler:
             self.loop.scaler.load_state_dict(dict(scaler))
         self.windows_done, self.pardons_losses = done, pardons
+        self.rescale(state.get("rescaled", ()) if self.dtype == dtype else ())
+
+    @property
+    def pardons_losses(self) -> bool:
+        """Whether losses that are not finite are left alone where all gradients are finite."""
+        return self._next.pardons_losses
+
+    @pardons_losses.setter
+    def pardons_losses(self, pardons: bool) -> None:
+        self._next.pardons_losses = pardons
+
+    @property
+    def rescaled(self) -> tuple[str, ...]:
+        """The linear layers whose products are scaled in float16, by powers of two: names as in `named_modules()`."""
+        return self._products.names
+
+    def rescale(self, names: Iterable[str]) -> None:
+        """Scale the float16 products of these linear layers, and of no others, from the next attempt on, on every rank.
+
+        Names of what is no plain linear layer of the models are left out, and logged.
+        """
+        self._products.scale(names)
 
     def windows(self, batches: Iterable[Any], size: int = 1) -> Iterator[Window]:
         """Yield `batches` in windows of `size` micro-batches; the last one may have fewer.
@@ -198,13 +230,15 @@ class PrecisionGuard:
             PeerLostError: If another rank has ended, or does not vote.
             TrainingLoopError: If the loop cannot be run again.
         """
-        self._tried, self._left = [], None
+        self._next.begin()
         self._open.allow()
         place, numbers = self.loop.place(), RandomNumbers()
         self._buffers.keep()
         while True:
             self._schedules.begin()
             around, dtype = self._schedules.around(), self.dtype
+            if dtype == FLOAT16:
+                around.append(self._products.in_force())
             if self._is_followed and dtype != FLOAT32:
                 around.append(self._latest.noted())
             attempt = WindowAttempt(self.loop, self, lambda: self._is_last, self._schedules, around)
@@ -235,6 +269,12 @@ class PrecisionGuard:
         )  # fmt: skip
         self.parts = max(self.parts, parts)
 
+    def _has_room(self) -> bool:
+        """Whether a step in float32 would fit on this rank as it is."""
+        return has_room(
+            self._latest.call, FLOAT32, self.loop.optimizers, self._max_memory, has_stepped=self._has_stepped
+        )
+
     def leave(self) -> None:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""
         self._schedules.end(is_whole=False)
@@ -247,24 +287,7 @@ class PrecisionGuard:
         hidden = self._schedules.hidden_error()
         if hidden is not None:
             return self._settle(*judge_error(hidden), hidden) is Vote.OK
-        if judgement.is_loss_alone:
-            judgement = self._pardoned(judgement)
-        return self._settle(judgement, FailureKind.NONFINITE, None) is Vote.OK
-
-    def _pardoned(self, judgement: Judgement) -> Judgement:
-        """Return the vote on a loss that is not finite while all gradients are: a batch without any label, say.
-
-        Where the last dtype says so too, it is the batch, and plain training survives that. The window is then made in the
-        dtype in which it began, and such losses are left alone from there on.
-        """
-        if self.pardons_losses:
-            return Judgement(Vote.OK)
-        if rungs(self.dtype, self._ladder)[1:]:
-            return judgement
-        if self._left is None:  # on all ranks alike
-            return Judgement(Vote.OK)
-        reason = f"{judgement.reason} in {self.dtype} either, and all gradients are finite"
-        return Judgement(Vote.RETRY, reason, is_loss_alone=True)
+        return self._settle(self._next.judged(judgement), FailureKind.NONFINITE, None) is Vote.OK
 
     def error(self, error: Exception) -> bool:
         """Whether another attempt is to follow on `error`; where not, it is the caller's."""
@@ -287,6 +310,8 @@ class PrecisionGuard:
 
     def _judge(self, error: Exception) -> tuple[Judgement, FailureKind]:
         judgement, kind = judge_error(error)
+        if self._products.is_watching and is_of_memory(error):  # of the attempt that takes more of it
+            return Judgement(Vote.FALL_BACK, judgement.reason), FailureKind.NONFINITE
         if judgement.vote is Vote.FOREIGN:
             dtype = passes_further_down(self.loop.models, error, self.dtype, rungs(self.dtype, self._ladder)[1:])
             if dtype is not None:
@@ -298,7 +323,7 @@ class PrecisionGuard:
     ) -> Vote:
         """Vote, and do what the vote says; return what it was. FOREIGN: the error is that of this rank."""
         since = time.perf_counter()
-        vote, kind, reason = self._vote(judgement, kind, error, seconds)
+        vote, kind, reason = self._votes.cast(judgement, kind, error, seconds)
         self._schedules.end(is_whole=vote.vote is Vote.OK)
         if vote.vote is Vote.OK or (vote.vote is Vote.FOREIGN and self._world is None):
             return vote.vote
@@ -317,72 +342,23 @@ class PrecisionGuard:
         self._go_on(vote, kind, reason, error, since)
         return vote.vote
 
-    def _vote(
-        self, judgement: Judgement, kind: FailureKind, error: Exception | None, seconds: float | None
-    ) -> tuple[VoteTally, FailureKind, str]:
-        """Return the vote of all, and what decided it: an exception before the NaN that it left on the other ranks."""
-        self._votes += 1
-        world, key = self._world, f"window/{self._number}/{self._votes}"
-        if world is not None and judgement.vote is not Vote.OK:
-            world.store.set(f"{key}/{world.rank}", judgement.reason)
-            if error is not None and judgement.vote is Vote.FALL_BACK:
-                world.store.set(f"{key}/cause", f"{_KINDS.index(kind)} rank {world.rank}: {judgement.reason}")
-        try:
-            payload = _PARDON if judgement.vote is Vote.RETRY and judgement.is_loss_alone else _KINDS.index(kind)
-            tally = cast_vote(world, judgement.vote, payload, seconds=seconds)
-        except PeerLostError as exc:
-            raise exc from error
-        if world is None or tally.vote is Vote.OK or tally.vote is judgement.vote is Vote.FOREIGN:
-            return tally, kind, judgement.reason
-        if tally.vote is Vote.FALL_BACK and world.store.check([f"{key}/cause"]):
-            number, _, reason = world.store.get(f"{key}/cause").decode().partition(" ")
-            return tally, _KINDS[int(number)], reason
-        kind = FailureKind.NONFINITE if tally.payload == _PARDON else _KINDS[tally.payload]
-        return tally, kind, reason_in(world.store, f"{key}/{tally.rank}", tally.vote)
-
     def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
-        before, module, vote = self.dtype, module_in(self.loop.models, error), tally.vote
-        if vote is Vote.RETRY and tally.payload == _PARDON:
-            self._return()
-            remedy = f"in {self.dtype}"
-        elif vote is Vote.RETRY:
-            scaler = self.loop.scaler
-            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-            scaler._growth_tracker.fill_(0)
-            remedy = f"loss scale {scaler.get_scale():g}"
-        else:
-            self._tried.append(Attempt(f"in {before}", reason))
-            below = rungs(before, self._ladder)[1:]
-            if not below:
-                raise NoDtypeLeft(reason, before.name, tuple(self._tried)) from error
-            if kind is not FailureKind.NONFINITE:
-                self._left = None
-            elif self._left is None:
-                self._left = before, self.loop.scaler.state_dict() if self.loop.scaler is not None else None
-            self.loop.switch(below[0])
-            remedy = f"in {self.dtype}"
+        before, scaled, step = self.dtype, self.rescaled, self.windows_done
+        module = module_in(self.loop.models, error)
+        remedy = self._next.after(tally, kind, reason, error)
+        if remedy is None:
+            logger.info("step %d in %s runs again to show which products overflow: %s", step, before, reason)
+            return
         milliseconds = (time.perf_counter() - since) * 1e3
-        event = Event(
-            kind, before, self.dtype, module, self.windows_done, remedy, reason, milliseconds, restarted=True
-        )
+        event = Event(kind, before, self.dtype, module, step, remedy, reason, milliseconds, restarted=True)
         self.events.append(event)
-        if self.dtype != before:
+        if (self.dtype, self.rescaled) != (before, scaled):
             logger.warning(
-                "%s at optimizer step %d in %s: running it again %s: %s", kind, event.step, before, remedy, reason,
-                extra={"kind": kind.value, "step": event.step, "before": before.name, "after": self.dtype.name},
+                "%s at optimizer step %d in %s: running it again %s: %s", kind, step, before, remedy, reason,
+                extra={"kind": kind.value, "step": step, "before": before.name, "after": self.dtype.name},
             )  # fmt: skip
         for model in self.loop.models[:1]:
             hand_on(model, event)
-
-    def _return(self) -> None:
-        """Go back to the dtype that a loss was blamed on for nothing."""
-        if self._left is None:  # RETRY with a pardon is only voted where it was left
-            raise TrainingLoopError("ranks are not in the same window")
-        dtype, scaler = self._left
-        self.loop.switch(dtype)
-        if scaler is not None:
-            self.loop.scaler.load_state_dict(scaler)
-        self._left, self.pardons_losses = None, True
 
     def _leave_failed_dtypes(self) -> None:
         """Begin below the dtypes in which a rank has failed for good before, and this job or another ended for it."""

@@ -54,6 +54,9 @@ class Run:
 
     fault: Fault | None = None
     switch: tuple[int, Dtype] | None = None
+    rescale: tuple[int, tuple[str, ...]] | None = (
+        None  # at which window products are scaled by hand, and of which layers
+    )
     first: Dtype = BFLOAT16
     steps: int = 6
     micro: int = 1
@@ -182,6 +185,8 @@ def _in_plain_torch(wanted: Run, model: Model, optimizer: Any, scheduler: Any, b
     for step, window in enumerate(guard.windows(batches, wanted.micro)):
         if wanted.switch is not None and wanted.switch[0] == step:
             loop.switch(wanted.switch[1])
+        if wanted.rescale is not None and wanted.rescale[0] == step:
+            guard.rescale(wanted.rescale[1])
         for attempt in guard.attempts():
             with attempt:
                 total = 0.0
@@ -222,6 +227,8 @@ def _with_accelerate(wanted: Run, model: Model, optimizer: Any, scheduler: Any, 
     for step, window in enumerate(guard.windows(loader, wanted.micro)):
         if wanted.switch is not None and wanted.switch[0] == step:
             guard.loop.switch(wanted.switch[1])
+        if wanted.rescale is not None and wanted.rescale[0] == step:
+            guard.rescale(wanted.rescale[1])
         for attempt in guard.attempts():
             with attempt:
                 total = 0.0

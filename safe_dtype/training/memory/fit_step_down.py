@@ -142,6 +142,21 @@ def fit_step_down(  # noqa: PLR0913  (all but three by name)
     return fit.parts
 
 
+def has_room(
+    call: ModelCall | None,
+    dtype: Dtype,
+    optimizers: Sequence[Optimizer],
+    max_memory: Mapping[Any, Any] | None,
+    *,
+    has_stepped: bool,
+) -> bool:
+    """Whether a step in `dtype` fits as it is, in place of one in 16 bits; True where nobody can tell."""
+    if call is None or (has_stepped and _has_room_twice(call, max_memory)) or (not max_memory and _is_small(call)):
+        return True
+    plan = plan_of_call(call, dtype, optimizers, max_memory)
+    return plan is None or plan.is_as_ordered
+
+
 def plan_of_call(
     call: ModelCall,
     dtype: Dtype,

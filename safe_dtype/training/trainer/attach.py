@@ -42,7 +42,8 @@ def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mappin
     Before each step of the optimizer the loss and the gradients are looked at, on all ranks together. Where they are not
     finite, or forward or backward raised for want of a kernel, the step is not applied: its batches run again, with the
     same random numbers, in the next precision: bfloat16, then float16 with a `GradScaler`, then float32. A batch that
-    overflows in float16 runs again with a smaller loss scale, where a scaler alone would drop it.
+    overflows in float16 runs again with a smaller loss scale, where a scaler alone would drop it; where products of single
+    layers overflow with every scale, with those scaled on their own.
 
     Works with every subclass of Trainer: its own `training_step` and `compute_loss` are called as they are. Rows of losses
     in the log get `precision`, `fallbacks` and `nonfinite_steps`; checkpoints get a `safe_dtype.json`, and a run that is
@@ -142,7 +143,8 @@ class _Attached:
             return self._record
         scaler = accelerator.scaler
         state = scaler.state_dict() if scaler is not None and scaler.is_enabled() else None
-        return replace(self._record, precision=precision_of(accelerator), scaler=state)
+        rescaled = self._guard.rescaled if self._guard is not None else ()
+        return replace(self._record, precision=precision_of(accelerator), scaler=state, rescaled=rescaled)
 
     def _copy(self, memo: dict[int, Any]) -> Any:
         """Return a copy of the Trainer that is attached itself: functions that refer to the first one are not copied."""
@@ -221,8 +223,11 @@ class _Attached:
                 "start one process a device, with torchrun",
             )
         guard = PrecisionGuard(
-            accelerator, trainer.model_wrapped, ladder=self._ladder(first), max_memory=self._max_memory
-        )
+            accelerator, trainer.model_wrapped, ladder=self._ladder(first), max_memory=self._max_memory,
+            rescales=self._policy.mode != "strict",
+        )  # fmt: skip
+        if first == FLOAT16:
+            guard.rescale(self._record.rescaled)
         guard.windows_done, self._noted = trainer.state.global_step, 0
         guard.pardons_losses = self._record.pardons_losses
         self._window.norm, self._window.look = OneNorm(accelerator), self._look

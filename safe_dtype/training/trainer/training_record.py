@@ -39,13 +39,15 @@ class TrainingRecord:
     nonfinite_steps: int = 0  # with a loss or gradients that were not finite, in one precision at least
     scaler: Mapping[str, Any] | None = None  # `GradScaler.state_dict()`, in float16
     pardons_losses: bool = False  # losses that are not finite are left alone where all gradients are finite
+    rescaled: tuple[str, ...] = ()  # linear layers whose products are scaled in float16
 
     @property
     def for_logs(self) -> dict[str, Any]:
         """What each row of a log shows."""
-        return {
+        row = {
             "precision": self.precision.name, "fallbacks": len(self.step_downs), "nonfinite_steps": self.nonfinite_steps,
         }  # fmt: skip
+        return {**row, "rescaled_layers": len(self.rescaled)} if self.rescaled else row
 
     def write(self, checkpoint: Path) -> None:
         """Write it beside the weights of a checkpoint.
@@ -57,6 +59,7 @@ class TrainingRecord:
             "schema": _SCHEMA, "precision": self.precision.name, "began_in": self.began_in.name,
             "fallbacks": [asdict(one) for one in self.step_downs], "nonfinite_steps": self.nonfinite_steps,
             "scaler": None if self.scaler is None else dict(self.scaler), "pardons_losses": self.pardons_losses,
+            "rescaled": list(self.rescaled),
         }  # fmt: skip
         write_whole(checkpoint / RECORD, json.dumps(entry, indent=2) + "\n")
 
@@ -73,6 +76,7 @@ class TrainingRecord:
                 int(entry["nonfinite_steps"]),
                 entry["scaler"],
                 bool(entry.get("pardons_losses", False)),
+                tuple(map(str, entry.get("rescaled", ()))),
             )
         except FileNotFoundError:
             return None

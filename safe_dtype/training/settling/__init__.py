@@ -1,0 +1,1 @@
+"""What the ranks come to where a window has failed."""

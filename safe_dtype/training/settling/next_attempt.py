@@ -1,0 +1,138 @@
+"""What a window that has failed runs again in: a smaller loss scale, scaled products, the next dtype, or the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...errors import NoDtypeLeft, TrainingLoopError
+from ...facts import Dtype
+from ...guarding import Attempt, FailureKind
+from ...ranks import Vote, VoteTally
+from ..half_products.rescale_rung import RescaleRung
+from ..judge_numbers import Judgement
+from ..ladder import rungs
+from ..loop import Loop
+from .window_vote import LOSS_ALONE
+
+_MOST_NAMES = 4  # of layers, in one line
+
+
+class NextAttempt:
+    """Changes the loop for the next attempt at a window, by what the ranks have come to: the same on all of them.
+
+    Args:
+        loop: What is changed.
+        ladder: The dtypes to train in.
+        rung: float16 with scaled products, between a smaller loss scale and the next dtype.
+        has_room: Whether float32 fits here, than which scaled products take no more; None: they are not tried.
+
+    Attributes:
+        pardons_losses: Whether losses that are not finite are left alone where all gradients are finite.
+    """
+
+    def __init__(
+        self, loop: Loop, ladder: Sequence[Dtype], rung: RescaleRung, has_room: Callable[[], bool] | None
+    ) -> None:
+        self._loop, self._ladder, self._rung, self._has_room = loop, tuple(ladder), rung, has_room
+        self._tried: list[Attempt] = []
+        # Where the loss was not finite first: the dtype, its scaler's state, and its scaled products.
+        self._left: tuple[Dtype, Any, tuple[str, ...]] | None = None
+        self._first_scale: float | None = None  # of the loss in this window and dtype, where it was halved since
+        self._reason = ""  # for which products are looked at
+        self.pardons_losses = False
+
+    def begin(self) -> None:
+        """Begin a window."""
+        self._tried, self._left, self._first_scale = [], None, None
+        self._rung.products.watch_no_more()
+
+    def judged(self, judgement: Judgement) -> Judgement:
+        """Return the vote on the numbers of an attempt."""
+        if judgement.is_loss_alone:
+            judgement = self._pardoned(judgement)
+        return self._rung.judged(judgement, self._reason) if self._rung.products.is_watching else judgement
+
+    def _pardoned(self, judgement: Judgement) -> Judgement:
+        """Return the vote on a loss that is not finite while all gradients are: a batch without any label, say.
+
+        Where the last dtype says so too, it is the batch, and plain training survives that. The window is then made in the
+        dtype in which it began, and such losses are left alone from there on.
+        """
+        if self.pardons_losses:
+            return Judgement(Vote.OK)
+        if rungs(self._loop.dtype, self._ladder)[1:]:
+            return judgement
+        if self._left is None:  # on all ranks alike
+            return Judgement(Vote.OK)
+        reason = f"{judgement.reason} in {self._loop.dtype} either, and all gradients are finite"
+        return Judgement(Vote.RETRY, reason, is_loss_alone=True)
+
+    def after(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None) -> str | None:
+        """Change the loop, and return the remedy, in words; None where the next attempt only looks for one.
+
+        Raises:
+            NoDtypeLeft: If this was the last dtype.
+        """
+        is_loss_alone, is_watched = tally.payload == LOSS_ALONE, self._rung.products.is_watching
+        if tally.vote is Vote.RETRY and is_loss_alone:
+            return self._return()
+        if tally.vote is Vote.RETRY:
+            return self._after_watch(error) if is_watched else self._halve()
+        if kind is FailureKind.NONFINITE and not is_loss_alone and not is_watched and self._shows_products():
+            self._reason = reason
+            return None
+        return self._step_down(kind, self._reason if is_watched else reason, error)
+
+    def _shows_products(self) -> bool:
+        """Whether the next attempt shows which products overflow."""
+        if self._has_room is None:
+            return False
+        return self._rung.is_taken(self._loop.scaler, self._has_room)
+
+    def _after_watch(self, error: Exception | None) -> str:
+        names = self._rung.settle(self._loop.scaler, self._first_scale)
+        if names is None:
+            return self._halve()
+        if not names:
+            return self._step_down(FailureKind.NONFINITE, self._reason, error)
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        return f"in {self._loop.dtype} with scaled products of {', '.join(names[:_MOST_NAMES])}{more}"
+
+    def _halve(self) -> str:
+        scaler = self._loop.scaler
+        scale = scaler.get_scale()
+        if self._first_scale is None:
+            self._first_scale = scale
+        scaler.update(scale * scaler.get_backoff_factor())
+        scaler._growth_tracker.fill_(0)
+        return f"loss scale {scaler.get_scale():g}"
+
+    def _step_down(self, kind: FailureKind, reason: str, error: Exception | None) -> str:
+        before, products = self._loop.dtype, self._rung.products
+        products.watch_no_more()
+        self._tried.append(Attempt(f"in {before}", reason))
+        below = rungs(before, self._ladder)[1:]
+        if not below:
+            raise NoDtypeLeft(reason, before.name, tuple(self._tried)) from error
+        if kind is not FailureKind.NONFINITE:
+            self._left = None
+        elif self._left is None:
+            scaler = self._loop.scaler
+            self._left = before, scaler.state_dict() if scaler is not None else None, products.names
+        self._loop.switch(below[0])
+        products.scale(())
+        self._first_scale = None
+        return f"in {self._loop.dtype}"
+
+    def _return(self) -> str:
+        """Go back to the dtype that a loss was blamed on for nothing."""
+        if self._left is None:  # RETRY with a pardon is only voted where it was left
+            raise TrainingLoopError("ranks are not in the same window")
+        dtype, scaler, names = self._left
+        self._loop.switch(dtype)
+        if scaler is not None:
+            self._loop.scaler.load_state_dict(scaler)
+        self._rung.products.scale(names)
+        self._left, self.pardons_losses = None, True
+        return f"in {dtype}"
