@@ -37,6 +37,13 @@ ROUTE_RATES = {
     (FLOAT16, "matmul_cast"): (13e9, 130e9),
     (FLOAT16, "matmul_blocks"): (20e9, 900e9),
     (FLOAT16, "matmul_blocks_cast"): (20e9, 140e9),
+    # No faster than torch's own.
+    (FLOAT32, "matmul_onednn"): (28e9, 150e9),
+    (BFLOAT16, "matmul_cast_onednn"): (13e9, 130e9),
+    (FLOAT16, "matmul_cast_onednn"): (13e9, 130e9),
+    (FLOAT32, "attention_chunks"): (28e9, 150e9),
+    (BFLOAT16, "attention_chunks"): (26e9, 1500e9),
+    (FLOAT16, "attention_chunks"): (20e9, 1400e9),
     # No faster than the plain product, so that no plan depends on what is installed.
     (FLOAT32, "matmul_rows"): (28e9, 150e9),
     (BFLOAT16, "matmul_rows"): (26e9, 1500e9),

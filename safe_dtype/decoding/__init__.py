@@ -1,12 +1,14 @@
-"""What makes steps of one token quicker, and leaves their numbers as they are or within one rounding."""
+"""What makes steps quicker, and leaves their numbers as they are or within one rounding."""
 
 from .growing_layers import GrowingLayer, GrowingWindowLayer, give_room, take_room
 from .one_row_attention import attention_by_rows, is_quicker_by_rows
+from .prompt_attention import can_be_in_chunks
 
 __all__ = [
     "GrowingLayer",
     "GrowingWindowLayer",
     "attention_by_rows",
+    "can_be_in_chunks",
     "give_room",
     "is_quicker_by_rows",
     "take_room",

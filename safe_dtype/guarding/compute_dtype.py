@@ -13,8 +13,8 @@ from ..devices.inventory import identity_of
 from ..errors import NoSuchDeviceError
 from ..errors.warn import warn
 from ..models.offloaded import is_offloaded
+from ..models.planned_layout import planned_products
 from ..models.recast import main_dtype
-from ..numerics import compute_in
 from .state import Guard
 from .written.written_places import NOTHING, Written
 
@@ -46,8 +46,7 @@ def as_planned(
                 stack.enter_context(torch.autocast(*guard.autocast))
             # Asked again: meanwhile the model may have left the dtype that the plan was for.
             elif guard.plan is not None and guard.cast_from is not None and rows_of(args, kwargs) >= guard.cast_from:
-                least = guard.cast_from
-                stack.enter_context(compute_in(guard.plan.compute, when=lambda _family, rows: rows >= least))
+                stack.enter_context(planned_products(guard.plan.compute, guard.plan.routes, guard.cast_from))
             if guard.copy is not None:
                 stack.enter_context(guard.copy.in_force())
             output = forward(*args, **kwargs)

@@ -81,6 +81,7 @@ class Guard:
         self.batch_errors: dict[str, Exception] = {}  # that ended them, by text: requests know nothing else
         self.cast_from = _cast_from(plan)  # rows from which products are computed in the plan's compute dtype
         self.attends_by_rows = False  # attention of one row is computed in another form
+        self.attends_in_chunks = False  # and so is that of a prompt
         self.autocast: tuple[str, torch.dtype] | None = None  # device type and dtype: weights of several dtypes meet
         self.peers: Peers | None = None  # processes that hold copies, and agree with this one after every generation
         self.shared: SharedSteps | None = None  # processes that compute a part of every step of this model
@@ -224,7 +225,7 @@ class Guard:
 
 
 def _cast_from(plan: Plan | None) -> int | None:
-    if plan is None or plan.routes is None or plan.compute == plan.storage:
+    if plan is None or plan.routes is None or (plan.compute == plan.storage and not plan.routes.onednn):
         return None
     return plan.routes.cast_from
 

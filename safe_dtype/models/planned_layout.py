@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..facts import FLOAT32
+from ..facts import FLOAT32, Dtype
+from ..numerics import compute_in
+from ..numerics.by_onednn import by_onednn
 from ..planning import Candidate, Routes
 from .block_layout import lay_out
 from .forwards.compiled_products import compile_products
@@ -24,3 +26,12 @@ def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
     if routes is None or not routes.compiled_rows:
         return 0
     return compile_products(model, getattr(torch, candidate.storage.name), routes.compiled_rows)
+
+
+def planned_products(compute: Dtype, routes: Routes | None, least: int) -> compute_in:
+    """Return the context in which products of at least so many rows are computed as planned."""
+
+    def are_many(_family: str, rows: int) -> bool:
+        return rows >= least
+
+    return by_onednn(when=are_many) if routes is not None and routes.onednn else compute_in(compute, when=are_many)

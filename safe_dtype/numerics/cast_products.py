@@ -26,12 +26,12 @@ def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
         dtype: The dtype of the result, too.
     """
     x = x.to(dtype)
-    if not _can_be_cut(x, weight, bias) or (rows := _piece_rows(weight)) >= weight.shape[0]:
+    if not can_be_cut(x, weight, bias) or (rows := piece_rows(weight)) >= weight.shape[0]:
         return F.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
     flat = x.reshape(-1, x.shape[-1])
     out = torch.empty(flat.shape[0], weight.shape[0], dtype=dtype, device=x.device)
     room = scratch((rows, weight.shape[1]), dtype, x.device)
-    for start, stop in _pieces(weight.shape[0], rows):
+    for start, stop in pieces(weight.shape[0], rows):
         piece = room[: stop - start].copy_(weight[start:stop])
         torch.mm(flat, piece.t(), out=out[:, start:stop])
     if bias is not None:
@@ -41,11 +41,11 @@ def cast_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dty
 
 def cast_bmm(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `torch.bmm(a, b)` computed in `dtype`; of a large `b` some matrices are cast at a time."""
-    if a.shape[0] != b.shape[0] or not _can_be_cut(a, b):
+    if a.shape[0] != b.shape[0] or not can_be_cut(a, b):
         return torch.bmm(a.to(dtype), b.to(dtype))
     if (count := max(1, _PIECE // max(1, b.shape[1] * b.shape[2]))) >= b.shape[0]:
         return torch.bmm(a.to(dtype), b.to(dtype))
-    return torch.cat([torch.bmm(a[i:j].to(dtype), b[i:j].to(dtype)) for i, j in _pieces(len(b), count)])
+    return torch.cat([torch.bmm(a[i:j].to(dtype), b[i:j].to(dtype)) for i, j in pieces(len(b), count)])
 
 
 def cast_grouped_mm(x: Tensor, weight: Tensor, ends: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,15 +66,17 @@ def cast_grouped_mm(x: Tensor, weight: Tensor, ends: Tensor, dtype: torch.dtype)
     return out
 
 
-def _piece_rows(weight: Tensor) -> int:
+def piece_rows(weight: Tensor) -> int:
+    """Return how many rows of a weight are cast at a time."""
     return max(1, _PIECE // max(1, weight.shape[-1]))
 
 
-def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
+def pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where pieces of `size` begin and end."""
     return ((start, min(length, start + size)) for start in range(0, length, size))
 
 
-def _can_be_cut(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+def can_be_cut(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether pieces save memory and nobody else looks at what is computed.
 
     Autograd keeps what was cast, so pieces would save nothing, and neither it nor what `is_followed` names takes

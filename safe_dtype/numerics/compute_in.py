@@ -39,9 +39,8 @@ _FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "experts": _EXPERT_PRODUCTS,
 }  # fmt: skip
 FAMILIES = tuple(_FUNCTIONS)
-_FAMILY_OF = {function: family for family, functions in _FUNCTIONS.items() for function in functions}
+FAMILY_OF = {function: family for family, functions in _FUNCTIONS.items() for function in functions}
 
-_LINEAR = (F.linear,)
 _MATMUL = (torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__)
 _MM = (torch.mm, Tensor.mm)
 _PLUS_PRODUCT = (torch.addmm, Tensor.addmm)
@@ -146,7 +145,7 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
     ) -> Any:
         """Compute one operation."""
         kwargs = kwargs or {}
-        if torch.compiler.is_compiling() or _decided.yes or _FAMILY_OF.get(func) not in self._families:
+        if torch.compiler.is_compiling() or _decided.yes or FAMILY_OF.get(func) not in self._families:
             return func(*args, **kwargs)
         _decided.yes = True
         try:
@@ -172,12 +171,24 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
         tensors = _tensors((args, kwargs))
         if any(type(one) not in (Tensor, nn.Parameter) or one.is_nested for one in tensors):
             return False
-        if not autocasts and all(one.dtype == self.dtype for one in tensors if one.dtype in _FLOATS):
+        if (
+            not autocasts
+            and self._is_plain(func)
+            and all(one.dtype == self.dtype for one in tensors if one.dtype in _FLOATS)
+        ):
             return False
         if self._narrows(first) and _adds_nothing_up(func, first):
             return False
         width = first.shape[-1] if first.dim() else 1
-        return self._when is None or self._when(_FAMILY_OF[func], first.numel() // max(1, width))
+        return self._when is None or self._when(FAMILY_OF[func], first.numel() // max(1, width))
+
+    def _is_plain(self, _func: Callable[..., Any]) -> bool:
+        """Whether an operation on operands in `dtype` is torch's own."""
+        return True
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `x @ weight.T + bias`, in `dtype` or rounded already."""
+        return cast_linear(x, weight, bias, self.dtype)
 
     def _narrows(self, tensor: Tensor) -> bool:
         return torch.finfo(self.dtype).eps > torch.finfo(tensor.dtype).eps
@@ -194,16 +205,16 @@ class compute_in(TorchFunctionMode):  # noqa: N801  (a context, read as a verb: 
 
     def _by_pieces(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Compute a product whose second operand may be large; None where `func` is no such product."""
-        if func in _LINEAR:
+        if func is F.linear:
             x, weight, bias = _arguments(("input", "weight", "bias"), args, kwargs)
-            return cast_linear(x, weight, bias, self.dtype)
+            return self._product(x, weight, bias)
         if func in _EXPERT_PRODUCTS and _is_by_expert(args, kwargs):
             return cast_grouped_mm(args[0], args[1], kwargs["offs"], self.dtype)
         shape = () if kwargs else tuple(one.dim() for one in args if isinstance(one, Tensor))
         if (func in _MM and shape == (2, 2)) or (func in _MATMUL and shape[1:] == (2,) and shape[0] >= 2):
-            return cast_linear(args[0], args[1].t(), None, self.dtype)
+            return self._product(args[0], args[1].t(), None)
         if func in _PLUS_PRODUCT and shape == (1, 2, 2):
-            return cast_linear(args[1], args[2].t(), args[0], self.dtype)
+            return self._product(args[1], args[2].t(), args[0])
         if func in _BATCHED and shape == (3, 3):
             return cast_bmm(args[0], args[1], self.dtype)
         return None
@@ -248,7 +259,7 @@ def _first_operand(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapp
 
 def _adds_nothing_up(func: Callable[..., Any], first: Tensor) -> bool:
     """Whether each result is one product: the angles of rotary embeddings are computed like that, as matrices."""
-    if _FAMILY_OF[func] not in ("matmul", "bmm"):
+    if FAMILY_OF[func] not in ("matmul", "bmm"):
         return False
     return first.dim() < 2 if func is torch.einsum else first.dim() > 0 and first.shape[-1] == 1
 

@@ -320,6 +320,8 @@ def _praise(
     if routes and routes.compiled_rows:
         rows = f"up to {routes.compiled_rows} rows" if routes.compiled_rows > 1 else "one row"
         words.append(f"products of {rows} compiled for this CPU")
+    if routes and routes.onednn:
+        words.append("products of many rows by oneDNN")
     if speed:
         words.append(speed)
     return [*words, *product.notes]

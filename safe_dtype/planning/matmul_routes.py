@@ -19,6 +19,13 @@ _COMPILED_GAIN = 1.05
 # The product of few rows that is compiled, and the most rows that it is measured at.
 _COMPILED, _COMPILED_ROWS = "matmul_rows", 8
 
+# What another library than torch's own computes for float32 has to win by this, for times repeat no better.
+_LIBRARY_GAIN = 1.05
+_CHUNKS_GAIN = 1.10
+
+# Attention of a prompt that is computed chunk by chunk.
+CHUNKS = "attention_chunks"
+
 Calls = tuple[tuple[int, int], ...]  # (rows, how often)
 
 
@@ -29,7 +36,8 @@ class Routes:
     `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`, from where
     products of many rows are computed in `wide`. `cast_from` is the number of rows from which products of weights that
     lie plainly are computed in the compute dtype; None is never. Up to `compiled_rows` rows, such products take code
-    that is compiled for this CPU, of `safe_dtype.kernels`.
+    that is compiled for this CPU, of `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in
+    float32, also where that is what the weights are in. With `chunks`, attention of a prompt is computed chunk by chunk.
     """
 
     layout: str
@@ -37,6 +45,8 @@ class Routes:
     seconds_per_element: tuple[float, float, float]  # of a weight, at 1, 16 and 512 rows
     wide: Dtype | None = None
     compiled_rows: int = 0
+    onednn: bool = False
+    chunks: bool = False
 
     def seconds(self, rows: int) -> float:
         """Return the seconds for one weight element and `rows` rows, between the measured ones in proportion."""
@@ -57,13 +67,17 @@ def routes_for(
     `can_be_laid_out` tells whether the weights can be copied into another layout, `can_be_compiled` whether products may
     take code of our own.
     """
-    plain = _plain_routes(storage, compute, device)
+    plain = _plain_routes(storage, compute, device, calls, can_be_replaced=can_be_compiled)
     blocks = _block_routes(storage, compute, device, calls, plain) if can_be_laid_out else None
     if plain is not None and can_be_compiled:
         plain = _with_compiled(plain, device.verdict(storage, _COMPILED))
     if plain is None or blocks is None:
-        return blocks or plain
-    return blocks if _total(plain, calls) >= _total(blocks, calls) * _LAYOUT_GAIN else plain
+        routes = blocks or plain
+    else:
+        routes = blocks if _total(plain, calls) >= _total(blocks, calls) * _LAYOUT_GAIN else plain
+    if routes is not None and can_be_compiled and _chunks_win(storage, compute, device, routes):
+        return replace(routes, chunks=True)
+    return routes
 
 
 def product_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None) -> Verdict:
@@ -71,6 +85,8 @@ def product_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts, routes:
     if routes is not None and routes.layout == "blocks":
         stored = compute if storage == FLOAT32 else storage
         return device.verdict(stored, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")
+    if routes is not None and routes.onednn:
+        return device.verdict(storage, _by_onednn(storage))
     return device.verdict(storage, _other_kernel(storage, compute) or "matmul")
 
 
@@ -81,8 +97,27 @@ def _other_kernel(storage: Dtype, compute: Dtype) -> str | None:
     return "matmul_narrow" if storage == FLOAT32 else "matmul_cast"
 
 
-def _plain_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
-    other = _other_kernel(storage, compute)
+def _by_onednn(storage: Dtype) -> str:
+    """Return the op that multiplies weights in `storage` in float32 by oneDNN."""
+    return "matmul_onednn" if storage == FLOAT32 else "matmul_cast_onednn"
+
+
+def _plain_routes(
+    storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, *, can_be_replaced: bool
+) -> Routes | None:
+    """Return the fastest routes for weights that lie plainly, by torch's own products or where they win by oneDNN's."""
+    own = _routes_by(_other_kernel(storage, compute), storage, device)
+    if compute != FLOAT32 or not can_be_replaced:
+        return own
+    other = _routes_by(_by_onednn(storage), storage, device)
+    if other is None or other.cast_from is None:
+        return own
+    other = replace(other, onednn=True)
+    return other if own is None or _total(other, calls) * _LIBRARY_GAIN <= _total(own, calls) else own
+
+
+def _routes_by(other: str | None, storage: Dtype, device: DeviceFacts) -> Routes | None:
+    """Return the routes by the plain product and `other`, whichever is faster for so many rows."""
     verdicts = [device.verdict(storage, op) for op in ("matmul", other) if op is not None]
     fastest = [_fastest(verdicts, rows) for rows in _MEASURED_ROWS]
     at_one, at_some, at_many = fastest
@@ -91,6 +126,15 @@ def _plain_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes
     kernels = [kernel for _, kernel in (at_one, at_some, at_many)]
     cast_from = _FROM_ROWS[kernels.index(other)] if other in kernels else None
     return Routes("plain", cast_from, (at_one[0], at_some[0], at_many[0]))
+
+
+def _chunks_win(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes) -> bool:
+    """Whether attention of a prompt in chunks is faster than torch's kernel in the dtype that it would be asked for."""
+    asked = storage if routes.cast_from is None else compute
+    chunks, own = (device.verdict(*one) for one in ((storage, CHUNKS), (asked, "attention")))
+    if not chunks.runs or not chunks.prefill_flops_per_s:
+        return False
+    return not own.prefill_flops_per_s or chunks.prefill_flops_per_s >= own.prefill_flops_per_s * _CHUNKS_GAIN
 
 
 def _with_compiled(routes: Routes, verdict: Verdict) -> Routes:

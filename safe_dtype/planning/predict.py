@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from ..facts import FLOAT16, FLOAT32, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
-from .matmul_routes import Routes
+from .matmul_routes import CHUNKS, Routes
 from .mixed_dtypes import is_kept
 from .plan import Candidate, Cost
 from .policy import Workload
@@ -71,7 +71,12 @@ def _prefill(
     body = sum(one.numel * one.active for one in checkpoint.linears if one.per_position)
     head = sum(one.numel for one in checkpoint.linears if not one.per_position)
     cast = routes.cast_from is not None and tokens >= routes.cast_from
-    attention = device.verdict(candidate.compute if cast else candidate.storage, "attention").prefill_flops_per_s
+    asked = (
+        (candidate.storage, CHUNKS)
+        if routes.chunks
+        else (candidate.compute if cast else candidate.storage, "attention")
+    )
+    attention = device.verdict(*asked).prefill_flops_per_s
     return _Parts(
         products=body * routes.seconds(tokens) + head * routes.seconds(1),
         attention=_attention_flops(checkpoint.cache, tokens) / attention if attention else 0.0,

@@ -12,8 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from safe_dtype.devices.probing.op_case import OpCase, Shape
 from safe_dtype.devices.probing.ops import OPS as REAL_OPS
-from safe_dtype.devices.probing.ops import Op, OpCase, Shape
+from safe_dtype.devices.probing.ops import Op
 from safe_dtype.devices.probing.workspace import Workspace
 from safe_dtype.facts import Dtype
 

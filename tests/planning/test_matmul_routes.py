@@ -264,3 +264,41 @@ def test_json_and_text() -> None:
     assert read["routes"]["layout"] == "blocks"
     assert read["routes"]["wide"] == "float32"
     assert "bfloat16 stored, float32 computed, layout=blocks" in plan.explain()
+
+
+@pytest.mark.parametrize(
+    ("saved", "compute", "rates", "is_taken"),
+    [
+        pytest.param(FLOAT32, FLOAT32, {"matmul_onednn": (NATIVE, 3, 230)}, True, id="float32"),
+        pytest.param(FLOAT32, FLOAT32, {"matmul_onednn": (NATIVE, 3, 92)}, False, id="no-faster"),
+        pytest.param(FLOAT32, FLOAT32, {"matmul_onednn": (VerdictKind.WRONG, 3, 230)}, False, id="wrong"),
+        pytest.param(BFLOAT16, FLOAT32, {"matmul_cast_onednn": (NATIVE, 3, 230)}, True, id="cast"),
+        pytest.param(BFLOAT16, FLOAT32, {"matmul_cast_onednn": (NATIVE, 3, 85)}, False, id="cast-no-faster"),
+    ],
+)
+def test_products_of_many_rows_by_onednn(
+    saved: Dtype, compute: Dtype, rates: dict[str, tuple[VerdictKind, float, float]], *, is_taken: bool
+) -> None:
+    """Products of a prompt are oneDNN's where these were measured to be right and faster, from few rows on or from many."""
+    device = with_routes(NO_BLOCKS, *routes(saved, **rates))
+    plan = make_plan(device, f.checkpoint(saved), Policy(ladder=(saved,)))
+    strict = make_plan(device, f.checkpoint(saved), Policy(mode="strict"))
+    assert plan.routes is not None
+    assert strict.routes is not None
+    assert (plan.storage, plan.compute) == (saved, compute)
+    assert (plan.routes.onednn, strict.routes.onednn) == (is_taken, False)
+    assert plan.routes.cast_from == ({True: 90, False: None}[is_taken] if saved == FLOAT32 else 9)
+    assert plan.chosen is not None
+    assert ("by oneDNN" in plan.chosen.reason) == is_taken
+
+
+@pytest.mark.parametrize("times", [0.9, 1.05, 2.0])
+def test_attention_in_chunks(times: float) -> None:
+    """Attention of a prompt is computed in chunks where that is a tenth faster than the kernel that would be asked for."""
+    own = Verdict(FLOAT32, "attention", NATIVE, "", 5e9, 60e9), Verdict(BFLOAT16, "attention", NATIVE, "", 5e9, 20e9)
+    device = with_routes(NO_BLOCKS, *own, Verdict(BFLOAT16, "attention_chunks", NATIVE, "", 5e9, times * 60e9))
+    plan = make_plan(device, f.checkpoint(BFLOAT16), Policy(ladder=(BFLOAT16,)))
+    strict = make_plan(device, f.checkpoint(BFLOAT16), Policy(mode="strict"))
+    assert plan.routes is not None
+    assert strict.routes is not None
+    assert (plan.routes.cast_from, plan.routes.chunks, strict.routes.chunks) == (9, times > 1.1, False)

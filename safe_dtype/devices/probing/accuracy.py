@@ -39,3 +39,8 @@ def tolerance(result: torch.dtype, dtype: Dtype, *, multiplies: bool) -> float:
         return max(_ROUNDINGS * epsilon, _TOLERANCE_NARROW)
     inside = _INSIDE.get(float32_precision(), _TF32) if multiplies else 0.0
     return max(_ROUNDINGS * inside, _TOLERANCE_FLOAT32)
+
+
+def exactly(x: Tensor) -> Tensor:
+    """Return the same numbers in float64, on the CPU."""
+    return x.cpu().double()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...facts import Dtype, Timing, Verdict, VerdictKind
 from .accuracy import relative_error, tolerance
-from .ops import Op, OpCase, Shape
+from .op_case import OpCase, Shape
+from .ops import Op
 from .timing import Clock, clock_of, seconds_per_call
 from .verdicts import FEW_ROWS, NO_MEMORY, ONE_ROW, PREFILL_ROWS
 from .workspace import Workspace

@@ -14,31 +14,18 @@ from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT32, INT8, Dtype
 from ...kernels.row_product import MOST_ROWS, multiply_rows
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
+from ...numerics.onednn_product import linear_by_onednn
+from .accuracy import exactly
+from .attention_ops import attention, attention_chunks
+from .op_case import Build, OpCase, Shape
 from .verdicts import FEW_ROWS, PREFILL_ROWS
 from .workspace import Workspace
 
-Shape = tuple[int, int]  # (out_features, in_features)
-
 _COMPARED = 32  # columns or rows of a result that are computed again in float64
 _COMPARED_ROWS = 128  # of a product
-_TOKENS = 512
 _TRAINED_OUTPUTS = 512  # of a weight in a step of training: more have the same rate
-_HEAD_DIM = 64
 _CDIST_POINTS = 16  # up to 25, torch.cdist takes a kernel of its own, beyond a product
 _NO_SHAPE: Shape = (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class OpCase:
-    """One call, ready to run."""
-
-    call: Callable[[int], Tensor]  # gets the number of the repeat, so that weights can take turns
-    exact: Callable[[Tensor], tuple[Tensor, Tensor]]  # the first result -> (parts of it, those parts in float64)
-    work: float  # flops, or elements where nothing is multiplied: only its growth with the rows counts
-    bytes_read: float = 0.0  # weights, or the cache of attention; 0 where a rate would mean nothing
-
-
-Build = Callable[[Workspace, Dtype, int, Shape], OpCase]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +67,7 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
         lines, columns = _spread(padded, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
-        return y[lines, columns], _exactly(x[lines]) @ _exactly(weights[0][columns]).T
+        return y[lines, columns], exactly(x[lines]) @ exactly(weights[0][columns]).T
 
     return OpCase(
         call=lambda number: product(x, weights[number % len(weights)]),
@@ -97,6 +84,25 @@ def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpC
     return replace(
         plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.float32).to(x.dtype)
     )
+
+
+def _matmul_onednn(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+    """The same product, computed in float32 by oneDNN."""
+    plain = _matmul(space, dtype, rows, shape)
+    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
+    return replace(plain, call=lambda number: _by_onednn(x, weights[number % len(weights)]))
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the product, where torch has it.
+
+    Raises:
+        RuntimeError: If it has not.
+    """
+    product = linear_by_onednn(x, weight, None)
+    if product is None:
+        raise RuntimeError("torch has no products by oneDNN here")
+    return product
 
 
 def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
@@ -124,7 +130,7 @@ def _blocks_in(wide: torch.dtype | None) -> Build:
 
         def exact(y: Tensor) -> tuple[Tensor, Tensor]:
             lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
-            return y[lines, columns], _exactly(x[lines]) @ _exactly(blocks[0].weight()[columns]).T
+            return y[lines, columns], exactly(x[lines]) @ exactly(blocks[0].weight()[columns]).T
 
         return OpCase(
             call=lambda number: product(x, blocks[number % len(blocks)], wide=wide or x.dtype),
@@ -150,32 +156,12 @@ def _float8_product(x: Tensor, weight: Tensor) -> Tensor:
 _PRODUCTS: dict[Dtype, Callable[[Tensor, Tensor], Tensor]] = {INT8: _int8_product, FLOAT8_E4M3: _float8_product}
 
 
-def _attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> OpCase:
-    # Few heads keep a CPU's probe short; a GPU needs many to be busy.
-    heads = 4 if space.device.type == "cpu" else 32
-    query = space.inputs(dtype, 1, heads, rows, _HEAD_DIM)
-    both = space.inputs(dtype, 2, 1, heads, _TOKENS, _HEAD_DIM)
-    key, value = both[0], both[1].flip(-2)
-    causal = rows == _TOKENS
-
-    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = (_exactly(part[:, [0, -1]]) for part in (query, key, value))
-        return y[:, [0, -1]], F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-
-    return OpCase(
-        call=lambda _: F.scaled_dot_product_attention(query, key, value, is_causal=causal),
-        exact=exact,
-        work=4.0 * rows * _TOKENS * heads * _HEAD_DIM,  # the masked half counts: some kernels compute it
-        bytes_read=float(both.numel() * dtype.itemsize),
-    )
-
-
 def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> OpCase:
     """Build a case whose rows do not depend on each other."""
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
         rows = _spread(len(x), _COMPARED)
-        return y[rows], function(_exactly(x[rows]), *(_exactly(one) for one in parameters))
+        return y[rows], function(exactly(x[rows]), *(exactly(one) for one in parameters))
 
     return OpCase(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
 
@@ -211,7 +197,7 @@ def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCas
     wanted = ids.to(space.device)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        return y, _exactly(table.cpu()[ids])
+        return y, exactly(table.cpu()[ids])
 
     return OpCase(call=lambda _: F.embedding(wanted, table), exact=exact, work=float(rows * shape[1]))
 
@@ -241,7 +227,7 @@ def _conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
         return F.conv2d(x, weight, stride=stride, padding=padding)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        return y, convolve(_exactly(x), _exactly(weight))
+        return y, convolve(exactly(x), exactly(weight))
 
     return OpCase(call=lambda _: convolve(x, weight), exact=exact, work=2.0 * rows * shape[0] * shape[1])
 
@@ -259,11 +245,11 @@ def trained_linear(product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Bu
         def exact(trained: Trained) -> list[tuple[Tensor, Tensor]]:
             output, of_input, of_weight = trained
             lines, columns = _spread(rows, _COMPARED), _spread(shape[0], _COMPARED)
-            weight, above = _exactly(weights[0]), _exactly(gradient)
+            weight, above = exactly(weights[0]), exactly(gradient)
             return [
-                (output[lines, columns], _exactly(x[lines]) @ weight[columns].T),
+                (output[lines, columns], exactly(x[lines]) @ weight[columns].T),
                 (of_input[lines], above[lines] @ weight),
-                (of_weight[columns], above[:, columns].T @ _exactly(x)),
+                (of_weight[columns], above[:, columns].T @ exactly(x)),
             ]
 
         return _training_case(space, dtype, product, (x, weights, gradient), exact)
@@ -283,7 +269,7 @@ def _train_conv2d(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Op
         return F.conv2d(x, weight, stride=stride, padding=padding)
 
     def exact(trained: Trained) -> list[tuple[Tensor, Tensor]]:
-        operands = (_exactly(x), _exactly(weights[0]), _exactly(gradient))
+        operands = (exactly(x), exactly(weights[0]), exactly(gradient))
         return list(zip(trained, _train(convolve, *operands), strict=True))
 
     return _training_case(space, dtype, convolve, (x, weights, gradient), exact)
@@ -307,7 +293,7 @@ def _training_case(
         parts = exact(of_first[0])
         # Each beside its own largest number: else the error of a small one goes under in a large one.
         scales = [right.abs().max().clamp(min=torch.finfo(torch.float64).tiny) for _, right in parts]
-        mine = [_exactly(part).flatten() / scale for (part, _), scale in zip(parts, scales, strict=True)]
+        mine = [exactly(part).flatten() / scale for (part, _), scale in zip(parts, scales, strict=True)]
         right = [part.flatten() / scale for (_, part), scale in zip(parts, scales, strict=True)]
         return torch.cat(mine).nan_to_num(nan=torch.inf), torch.cat(right)
 
@@ -340,8 +326,11 @@ def _train(
 # 512 x 128 outputs run at the rate of 512 x 3072, within 15 % in float32 and 5 % in bf16 and fp16 (AVX2, 2 cores).
 OPS: dict[str, Op] = {
     "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
-    "attention": Op(_attention, _none, multiplies=True, odd_rows=(17,), share=0.5),
+    "attention": Op(attention, _none, multiplies=True, odd_rows=(17,), share=0.5),
     "matmul_cast": Op(_matmul_cast, _all, multiplies=True, cut=1024, share=0.5),
+    "matmul_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
+    "matmul_cast_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
+    "attention_chunks": Op(attention_chunks, _none, multiplies=True, odd_rows=(300,), share=0.5),
     "matmul_narrow": Op(_matmul_narrow, _all, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
     "matmul_blocks": Op(_blocks_in(None), _all, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _all, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
@@ -356,10 +345,6 @@ OPS: dict[str, Op] = {
     "matmul_training": Op(trained_linear(), _narrowed, multiplies=True, odd_rows=(17,)),
     "conv2d_training": Op(_train_conv2d, _convolutions, multiplies=True),
 }
-
-
-def _exactly(x: Tensor) -> Tensor:
-    return x.cpu().double()
 
 
 def _spread(length: int, count: int) -> slice:

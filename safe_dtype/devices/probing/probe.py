@@ -11,6 +11,7 @@ import torch
 from ...errors import ProbeError
 from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
 from ...kernels.row_product import has_code
+from ...numerics.onednn_product import has_product
 from ...rendering.progress import tell
 from ..backend import answer_of
 from ..inventory import detect_one
@@ -75,10 +76,14 @@ def routes_of(dtype: Dtype, device: str) -> tuple[tuple[Dtype, str], ...]:
     blocks = ("matmul_blocks", "matmul_blocks_cast") if device == "cpu" else ()
     torch_dtype = getattr(torch, dtype.name)
     compiled = ("matmul_rows",) if device == "cpu" and has_code(torch_dtype, torch_dtype) else ()
+    by_onednn = device == "cpu" and has_product()
+    chunks = ("attention_chunks",) if by_onednn else ()
+    in_float32 = ((FLOAT32, "matmul_onednn"),) if by_onednn else ()
     if dtype == FLOAT32:  # its weights may be rounded to bfloat16, stored so or multiplied from a copy
-        of_float32 = tuple((FLOAT32, name) for name in ("matmul_narrow", *compiled))
-        return (*of_float32, *routes_of(BFLOAT16, device))
-    return tuple((dtype, name) for name in ("matmul_cast", *blocks, *compiled))
+        of_float32 = tuple((FLOAT32, name) for name in ("matmul_narrow", *compiled, *chunks))
+        return tuple(dict.fromkeys((*of_float32, *in_float32, *routes_of(BFLOAT16, device))))
+    cast = ("matmul_cast", "matmul_cast_onednn") if by_onednn else ("matmul_cast",)
+    return (*((dtype, name) for name in (*cast, *blocks, *compiled, *chunks)), *in_float32)
 
 
 def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]:

@@ -13,8 +13,7 @@ from ...checkpoints.fingerprint import fingerprint
 from ...errors import CheckpointError, VerifyError
 from ...errors.of_the_moment import is_of_memory
 from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift, drift_from_dict, drift_to_dict
-from ...models.planned_layout import lay_out_as_planned
-from ...numerics import compute_in
+from ...models.planned_layout import lay_out_as_planned, planned_products
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
 from ...rendering.progress import part
 from ...store.keys import results_key
@@ -116,10 +115,9 @@ def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
 def _as_planned(model: Any, candidate: Candidate, routes: Routes | None) -> AbstractContextManager[object]:
     """Have `model` compute as a model that is loaded with these routes would."""
     lay_out_as_planned(model, candidate, routes)
-    if routes is None or routes.cast_from is None or candidate.storage == candidate.compute:
+    if routes is None or routes.cast_from is None or (candidate.storage == candidate.compute and not routes.onednn):
         return nullcontext()
-    least = routes.cast_from
-    return compute_in(candidate.compute, when=lambda _family, rows: rows >= least)
+    return planned_products(candidate.compute, routes, routes.cast_from)
 
 
 def _routes(candidate: Candidate, plan: Plan) -> Routes | None:

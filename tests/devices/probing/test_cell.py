@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dtype.devices.probing.ops import Op, OpCase, Shape
+from safe_dtype.devices.probing.op_case import OpCase, Shape
+from safe_dtype.devices.probing.ops import Op
 from safe_dtype.devices.probing.probe import measure_here
 from safe_dtype.devices.probing.probe_request import ProbeRequest
 from safe_dtype.devices.probing.workspace import Workspace

@@ -1,0 +1,56 @@
+"""Attention as it is measured: by torch, and in chunks of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
+from torch import Tensor
+
+from ...facts import Dtype
+from ...numerics.attention_in_chunks import attention_in_chunks
+from ...numerics.onednn_product import has_product
+from .accuracy import exactly
+from .op_case import OpCase, Shape
+from .workspace import Workspace
+
+_TOKENS = 512
+_HEAD_DIM = 64
+
+
+def _attention_operands(space: Workspace, dtype: Dtype, rows: int) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Return query, key and value, and whether a mask is causal."""
+    # Few heads keep a CPU's probe short; a GPU needs many to be busy.
+    heads = 4 if space.device.type == "cpu" else 32
+    query = space.inputs(dtype, 1, heads, rows, _HEAD_DIM)
+    both = space.inputs(dtype, 2, 1, heads, _TOKENS, _HEAD_DIM)
+    return query, both[0], both[1].flip(-2), rows == _TOKENS
+
+
+def attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> OpCase:
+    """Build the case of torch's attention; of as many rows as there are positions it is causal."""
+    query, key, value, causal = _attention_operands(space, dtype, rows)
+
+    def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (exactly(part[:, [0, -1]]) for part in (query, key, value))
+        return y[:, [0, -1]], F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    return OpCase(
+        call=lambda _: F.scaled_dot_product_attention(query, key, value, is_causal=causal),
+        exact=exact,
+        work=4.0 * rows * key.numel(),  # the masked half counts: some kernels compute it
+        bytes_read=2.0 * key.numel() * dtype.itemsize,
+    )
+
+
+def attention_chunks(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+    """Build the case of the same attention in chunks of its rows.
+
+    Raises:
+        RuntimeError: If torch has no products by oneDNN, which they are computed by.
+    """
+    plain = attention(space, dtype, rows, shape)
+    query, key, value, causal = _attention_operands(space, dtype, rows)
+    if not has_product():
+        raise RuntimeError("torch has no products by oneDNN here")
+    return replace(plain, call=lambda _: attention_in_chunks(query, key, value, is_causal=causal).transpose(1, 2))

@@ -1,0 +1,27 @@
+"""Attention in chunks is measured against the same exact result as torch's own, and of the same work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from safe_dtype.devices.probing.attention_ops import attention, attention_chunks
+from safe_dtype.devices.probing.workspace import Workspace
+from safe_dtype.facts import BFLOAT16
+from safe_dtype.numerics.onednn import onednn_off
+from safe_dtype.numerics.onednn_product import has_product
+
+
+@pytest.mark.skipif(not has_product(), reason="torch was built without oneDNN")
+@pytest.mark.parametrize("rows", [1, 300, 512])
+def test_same_case(rows: int) -> None:
+    """Both forms have one result, causal where rows and positions are as many; without oneDNN the other cannot be had."""
+    space = Workspace(torch.device("cpu"))
+    own, chunks = (build(space, BFLOAT16, rows, (0, 0)) for build in (attention, attention_chunks))
+    assert (own.work, own.bytes_read) == (chunks.work, chunks.bytes_read)
+    torch.testing.assert_close(own.call(0), chunks.call(0), rtol=1.6e-2, atol=1e-3)
+    for case in (own, chunks):
+        part, exact = case.exact(case.call(0))
+        assert (part - exact).abs().max() < 1e-2 * exact.abs().max()
+    with onednn_off(), pytest.raises(RuntimeError):
+        attention_chunks(space, BFLOAT16, rows, (0, 0))
