@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from .ready_configs import config_file, ready_names
 RESTARTS = 3  # of all processes together, where one ends with an error
 _SECONDS_TO_START = 300  # that the machines of one job may start apart
 _PORT = 29500  # accelerate's default
+_LAUNCHER = "accelerate.commands.launch"  # of accelerate
+_RESTARTING = (
+    "safe_dtype.integrations.accelerate.restarting_launch"  # the same, and no restart after an error of the program
+)
 _MODULE = "safe_dtype.run"  # as `python -m`: plans and guards every model of the script
 
 
@@ -27,13 +32,20 @@ class Launch:
 
     arguments: tuple[str, ...]  # after `python`
     settings: tuple[tuple[str, str], ...]  # environment variables that are set for it, and for what it starts
+    script: str
+    is_module: bool = False  # and no file
 
     def __str__(self) -> str:
         words = [f"{name}={shlex.quote(value)}" for name, value in self.settings]
         return " ".join([*words, shlex.join(["python", *self.arguments])])
 
     def become(self) -> None:
-        """Replace this process by it: signals and exit statuses are accelerate's own."""
+        """Replace this process by it: signals and exit statuses are accelerate's own.
+
+        Raises:
+            LaunchError: If the script is not there: every rank would end with that.
+        """
+        self._require_script()
         environment = {**os.environ, **dict(self.settings)}
         environment.pop(MARK, None)  # what it starts are the ranks, not this process
         command = [sys.executable, *self.arguments]
@@ -46,6 +58,18 @@ class Launch:
         sys.stdout.flush()
         sys.stderr.flush()
         os.execve(sys.executable, command, environment)
+
+    def _require_script(self) -> None:
+        if not self.is_module and not Path(self.script).exists():
+            raise LaunchError(
+                f"{self.script} is not there, in {Path.cwd()}",
+                "name the script after all options of `accelerate launch`, each of which has its value behind it",
+            )
+        if (
+            self.is_module
+            and PathFinder.find_spec(self.script.partition(".")[0], [str(Path.cwd()), *sys.path]) is None
+        ):
+            raise LaunchError(f"There is no module {self.script}", "check its name, and start where Python finds it")
 
 
 def launch_of(arguments: Sequence[str], environment: Mapping[str, str], run_options: Sequence[str] = ()) -> Launch:
@@ -72,8 +96,10 @@ def launch_of(arguments: Sequence[str], environment: Mapping[str, str], run_opti
     script = [_MODULE, *run_options, *(["-m"] if order.asked.module else []), *order.script]
     settings = {**_rendezvous_settings(order), **({"ACCELERATE_USE_CPU": "true"} if order.uses_processors else {})}
     return Launch(
-        ("-m", "accelerate.commands.launch", *options, *added, *script),
+        ("-m", _RESTARTING if _restarts(order) else _LAUNCHER, *options, *added, *script),
         tuple((name, value) for name, value in settings.items() if name not in environment),
+        order.script[0],
+        bool(order.asked.module),
     )
 
 
@@ -211,6 +237,10 @@ def _type(config: Any) -> str:
 
 def _restart_options(order: _Order) -> list[str]:
     return [] if order.says("max_restarts") else ["--max_restarts", str(RESTARTS)]
+
+
+def _restarts(order: _Order) -> bool:
+    return not order.says("max_restarts") or order.asked.max_restarts > 0
 
 
 def _rendezvous_options(order: _Order) -> list[str]:

@@ -73,12 +73,15 @@ class TrainingDoesNotFitError(TrainingError):
         devices: int = 1,
         rows: int = 0,
         parts: int = 0,
+        *,
+        kinds: tuple[tuple[str, int], ...] = (),
     ) -> None:
         smaller = (rows, parts) if rows else ()
         super().__init__(dtype, needed_bytes, free_bytes, ranks, devices, *smaller)
         self.dtype, self.needed_bytes, self.free_bytes = dtype, needed_bytes, free_bytes
         self.ranks, self.devices = ranks, devices
         self.rows, self.parts = rows, parts  # a micro-batch that fits, and how many for one of now; 0: none
+        self.kinds = kinds  # weights, gradients, ..., each with its bytes at the peak; they add up to `needed_bytes`
 
     def __str__(self) -> str:
         if self.ranks > 1:
@@ -87,14 +90,16 @@ class TrainingDoesNotFitError(TrainingError):
             advice = f"spread the model over the {self.devices} devices with device_map='auto'"
         else:
             advice = "train fewer parameters (LoRA), use shorter rows, or a device with more memory"
+        made_of = ", ".join(f"{kind} {size:,}" for kind, size in self.kinds)
+        needed = f"{self.needed_bytes:,} bytes" + (f" ({made_of})" if made_of else "")
         if self.rows:
             return (
-                f"A step of training in {self.dtype} needs {self.needed_bytes:,} bytes, with all that can be changed while the "
+                f"A step of training in {self.dtype} needs {needed}, with all that can be changed while the "
                 f"loop runs, and {self.free_bytes:,} may be used. Next: micro-batches of {self.rows} fit, {self.parts} in the "
                 f"place of each; or {advice}."
             )
         return (
-            f"A step of training in {self.dtype} needs {self.needed_bytes:,} bytes, even with activation checkpointing and "
+            f"A step of training in {self.dtype} needs {needed}, even with activation checkpointing and "
             f"the smallest micro-batch, and {self.free_bytes:,} may be used. Next: {advice}."
         )
 

@@ -290,7 +290,9 @@ def _refuse(incident: Incident, before: Dtype) -> bool:
         return False
     other_kernel = incident.findings is not None and incident.findings.without_onednn
     next_step = "run it under torch.backends.mkldnn.flags(enabled=False), " if other_kernel else ""
-    next_step += f"{'load the model in one of these, or ' if dtypes else ''}guard it without 'strict'"
+    next_step += (
+        f"{'load the model in one of these, none of which was tried, or ' if dtypes else ''}guard it without 'strict'"
+    )
     raise StrictModeError(str(before), _described(incident.failure), dtypes, next_step=next_step) from incident.error
 
 

@@ -329,8 +329,8 @@ def _with_guarded_steps(original: Callable[..., Any]) -> Callable[..., Any]:
             from ..training.trainer.attach import attach_where_possible
 
             fit_before_training(self)
-            if (ladder := attach_where_possible(self, patch_now.policy)) is not None:
-                tell_training(type(self).__name__, ladder, patch_now.policy, patch_now.tell)
+            name, policy, tell = type(self).__name__, patch_now.policy, patch_now.tell
+            attach_where_possible(self, policy, lambda ladder: tell_training(name, ladder, policy, tell))
         return original(self, *args, **kwargs)
 
     return train

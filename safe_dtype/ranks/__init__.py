@@ -14,7 +14,7 @@ from .one_plan.started import tell_devices
 from .rendezvous import init_process_group
 from .restart import FAILED_IN_DTYPE, PEER_LOST, restarting
 from .tensor_parallel import share_steps
-from .world import World, current_world, known_world
+from .world import World, current_world, is_first_rank, known_world
 
 __all__ = [
     "FAILED_IN_DTYPE",
@@ -33,6 +33,7 @@ __all__ = [
     "first_allowed",
     "gather_texts",
     "init_process_group",
+    "is_first_rank",
     "known_world",
     "meet",
     "restarting",

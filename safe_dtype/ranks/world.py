@@ -76,6 +76,14 @@ def default_group() -> Any:
     return default
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that says what all ranks do: rank 0, or the only one. Imports nothing."""
+    default = default_group()
+    if default is not None:
+        return bool(default.rank() == 0)
+    return os.environ.get("RANK", "") in ("", "0")
+
+
 def _connect(default: Any) -> World:
     from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 

@@ -22,7 +22,7 @@ from ..errors import DeviceError
 from ..errors.warn import warn
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts
 from ..planning import Policy
-from ..ranks import current_world, failed_dtypes
+from ..ranks import current_world, failed_dtypes, is_first_rank
 from .memory.fit_training import fit_trainer
 from .rank_orders import TrainingOrder, decide_for_all, orders_of
 from .training_precision import TrainingPrecision, measure_training, with_failed
@@ -89,6 +89,8 @@ def settle_arguments(args: Any, policy: Policy) -> None:
     args.use_cpu = device == "cpu"
     args.bf16, args.fp16 = choice.chosen == BFLOAT16, choice.chosen == FLOAT16
     vars(args)[_CHANGED] = not args.bf16
+    if not is_first_rank():
+        return
     if choice.is_as_asked:
         warn(f"bf16=True was asked for, and no accelerator is here: training on {choice.device}. Next: use_cpu=True")
     else:

@@ -19,7 +19,7 @@ from ..guarding import Event, FailureKind
 from ..guarding.classify import text_of
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
-from ..ranks import Vote, VoteTally, World, current_world, failed_dtypes, first_allowed
+from ..ranks import Vote, VoteTally, World, current_world, is_first_rank
 from ..ranks.fsdp2 import is_sharded
 from ..ranks.schedule import OutOfStepError, Schedules
 from .accelerate_loop import adapt_loop
@@ -29,7 +29,7 @@ from .half_products.rescaled_products import RescaledProducts
 from .judge_error import described, judge_error, module_in, note_that_others_wait
 from .judge_numbers import Judgement, Numbers, forget_gradients, judge
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
-from .ladder import LADDER, refuse_half_parameters, rungs
+from .ladder import LADDER, leave_failed_dtypes, refuse_half_parameters, rungs
 from .loop import Loop
 from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down, has_room
 from .mistakes.check_arguments import require_batches, require_scale, require_state
@@ -113,7 +113,7 @@ class PrecisionGuard:
         self._schedules = Schedules(() if self._world is None else self.loop.models)
         if self._world is not None and not self._schedules and not isinstance(loop, TorchLoop):
             raise TrainingLoopError("the guard of several ranks needs the models that accelerator.prepare() returned")
-        self._leave_failed_dtypes()
+        leave_failed_dtypes(self.loop, self._world, self._ladder)
         self._buffers = KeptBuffers(self.loop.models)
         # Of weights that ranks share out nobody knows how much of them a step holds at once.
         self._is_followed = not any(map(is_sharded, self.loop.models))
@@ -352,7 +352,7 @@ class PrecisionGuard:
         milliseconds = (time.perf_counter() - since) * 1e3
         event = Event(kind, before, self.dtype, module, step, remedy, reason, milliseconds, restarted=True)
         self.events.append(event)
-        if (self.dtype, self.rescaled) != (before, scaled):
+        if (self.dtype, self.rescaled) != (before, scaled) and is_first_rank():
             logger.warning(
                 "%s at optimizer step %d in %s: running it again %s: %s", kind, step, before, remedy, reason,
                 extra={"kind": kind.value, "step": step, "before": before.name, "after": self.dtype.name},
@@ -360,16 +360,6 @@ class PrecisionGuard:
         for model in self.loop.models[:1]:
             hand_on(model, event)
 
-    def _leave_failed_dtypes(self) -> None:
-        """Begin below the dtypes in which a rank has failed for good before, and this job or another ended for it."""
-        weight = next((weight for model in self.loop.models for weight in model.parameters()), None)
-        if weight is None:
-            return
-        failed = failed_dtypes(self._world, str(weight.device), self.loop.models[0])
-        first = first_allowed(rungs(self.dtype, self._ladder), failed)
-        if first != self.dtype and first in self._ladder:
-            logger.warning("beginning in %s, for in %s %s", first, self.dtype, failed[self.dtype.name])
-            self.loop.switch(first)
 
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last

@@ -62,6 +62,21 @@ def test_what_cannot_be_guarded_trains(caplog: pytest.LogCaptureFixture) -> None
     assert str(HalfParametersError("bfloat16")) in caplog.text
 
 
+def test_nothing_is_said_to_be_guarded_that_is_not(capfd: pytest.CaptureFixture[str]) -> None:
+    """Adapters in bfloat16 are trained as without us: one line says so, and none the contrary."""
+    with safe_dtype.patched(tell="line"):
+        run(Setting(attached=False, dtype=safe_dtype.FLOAT32, change=lambda model: model.bfloat16()))
+    assert "steps that fail or are not finite" not in capfd.readouterr().err
+
+
+def test_a_second_run_says_nothing_more(capfd: pytest.CaptureFixture[str]) -> None:
+    """That its steps are guarded is said once for a Trainer, as its first run begins."""
+    with safe_dtype.patched(tell="line"):
+        trainer = run(Setting(attached=False)).trainer
+        trainer.train()
+    assert capfd.readouterr().err.count("steps that fail or are not finite are not applied") == 1
+
+
 def test_unpatched_again() -> None:
     """Afterwards the class has its own method again."""
     with safe_dtype.patched():

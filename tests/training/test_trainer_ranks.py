@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
+import torch.distributed as dist
 from ranks.processes import Launch, run_ranks
 from training.trainer_ranks import CASES, MORE_CASES, Case, differences
+from training.trainer_runs import Fault, Setting, run
 
 
 def assert_together(cases: tuple[Case, ...], failing: int) -> None:
@@ -24,3 +28,24 @@ def test_one_rank_fails() -> None:
 def test_the_first_rank_fails() -> None:
     """It makes no difference which rank it is."""
     assert_together(CASES + MORE_CASES, failing=0)
+
+
+def said() -> list[str]:
+    """Return what is logged, from warnings up, of a run that fails on the second rank."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("safe_dtype").addHandler(handler)
+    run(Setting(Fault(2) if dist.get_rank() == 1 else None))
+    run(Setting(Fault(2, "nan") if dist.get_rank() == 1 else None))
+    return messages
+
+
+def test_said_once() -> None:
+    """A change of precision is one line of the first rank, which names the rank that has failed."""
+    first, second = run_ranks(said, 2)
+    assert [line.partition(": rank 1: ")[0] for line in first] == [
+        "op_unsupported at optimizer step 2 in bfloat16: running it again in float16",
+        "nonfinite at optimizer step 2 in bfloat16: running it again in float16",
+    ]
+    assert second == []

@@ -65,8 +65,24 @@ def _end_ranks_with_a_status() -> None:
             return
         if status is not None:
             leave(status)
+        if isinstance(error, Exception):
+            _leave_word(error)
 
     sys.excepthook = end
+
+
+def _leave_word(error: BaseException) -> None:
+    """Have the launcher hear of an error of the program from this rank: others may end first, for it leaves them alone."""
+    try:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        handler = get_error_handler()
+        try:
+            raise error  # what is handled is what is written down
+        except Exception as exc:  # noqa: BLE001  # whatever the program raises
+            handler.record_exception(exc)
+    except Exception as exc:  # noqa: BLE001  # a full disk; the error itself is told already
+        _say(exc)
 
 
 def _mark_rank() -> None:

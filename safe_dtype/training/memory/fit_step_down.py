@@ -18,7 +18,7 @@ from ...errors import TrainingDoesNotFitError
 from ...errors.warn import warn
 from ...facts import Dtype
 from ...processes.handler_exceptions import is_of_a_signal
-from ...ranks import World, gather_texts
+from ...ranks import World, gather_texts, is_first_rank
 from .fit_training import nothing_drawn, plan_step_down
 from .memory_plan import USABLE, MemoryPlan
 from .traced_step import Checkpointing
@@ -88,6 +88,17 @@ class Fit:
     rows: int = 0
     accumulation: int = 0
     text: str = ""
+    kinds: tuple[tuple[str, int], ...] = ()  # what `needed` is made of, where nothing fits
+
+    @classmethod
+    def from_text(cls, text: str) -> Fit:
+        """Read what `to_text` of another rank has written."""
+        fit = cls(*json.loads(text))
+        return replace(fit, kinds=tuple((kind, size) for kind, size in fit.kinds))
+
+    def to_text(self) -> str:
+        """Return it as a message to other ranks."""
+        return json.dumps([getattr(self, name) for name in self.__slots__])
 
     @property
     def order(self) -> tuple[int, int, bool, float]:
@@ -129,15 +140,17 @@ def fit_step_down(  # noqa: PLR0913  (all but three by name)
         own = _fit_by(plan, splits)
     fit = own
     if world is not None:
-        texts = gather_texts(world, json.dumps([getattr(own, name) for name in Fit.__slots__]))
-        fit = max((Fit(*json.loads(text)) for text in texts), key=lambda other: other.order)
+        texts = gather_texts(world, own.to_text())
+        fit = max((Fit.from_text(text) for text in texts), key=lambda other: other.order)
     if fit.needed:
         ranks = world.size if world is not None else 1
         devices = max(1, torch.accelerator.device_count())
-        raise TrainingDoesNotFitError(dtype.name, fit.needed, fit.free, ranks, devices, fit.rows, fit.accumulation)
+        raise TrainingDoesNotFitError(
+            dtype.name, fit.needed, fit.free, ranks, devices, fit.rows, fit.accumulation, kinds=fit.kinds
+        )
     if fit.every and call is not None:
         Checkpointing(fit.every, fit.offload).enable(call.unwrapped)
-    if fit.text:
+    if fit.text and is_first_rank():
         warn(f"{fit.text}. Going on so. Next: ask for it yourself, or for a device with more memory")
     return fit.parts
 
@@ -189,8 +202,10 @@ def say_where_it_does_not_fit(
     accumulation: int,
 ) -> None:
     """Warn of a step that is about to be made as it was ordered and does not fit, with what would fit."""
-    plan = None if _is_small(call) else plan_of_call(call, dtype, optimizers, max_memory, accumulation)
-    if plan is not None and not plan.is_as_ordered:
+    plan = (
+        None if not max_memory and _is_small(call) else plan_of_call(call, dtype, optimizers, max_memory, accumulation)
+    )
+    if plan is not None and not plan.is_as_ordered and is_first_rank():
         warn(f"{plan}. Nothing was changed. Next: order what fits, or train on a device with more memory")
 
 
@@ -208,11 +223,12 @@ def _fit_by(plan: MemoryPlan | None, splits: Callable[[], bool]) -> Fit:
         return Fit()
     ordered, way = plan.tried[0][0], plan.way
     if way is None:
-        return Fit(needed=min(needed for _, needed in plan.tried), free=plan.free_bytes)
+        return Fit(needed=min(needed for _, needed in plan.tried), free=plan.free_bytes, kinds=plan.kinds_of_least())
     parts = ordered.rows // way.rows
     if parts > 1 and not splits():
         least = min(needed for tried, needed in plan.tried if tried.rows == ordered.rows)
-        return Fit(needed=least, free=plan.free_bytes, rows=way.rows, accumulation=parts)
+        kinds = plan.kinds_of_least(ordered.rows)
+        return Fit(needed=least, free=plan.free_bytes, rows=way.rows, accumulation=parts, kinds=kinds)
     checkpointing = way.checkpointing
     fit = Fit(parts=parts, text=str(plan))
     return fit if checkpointing is None else replace(fit, every=checkpointing.every, offload=checkpointing.offload)

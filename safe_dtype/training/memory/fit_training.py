@@ -21,8 +21,9 @@ from ...devices.memory import allowance
 from ...devices.random_states import random_states_kept
 from ...errors.warn import warn
 from ...facts import Dtype
+from ...ranks import is_first_rank
 from .memory_plan import MemoryPlan, TrainingWay, plan_memory
-from .traced_step import Checkpointing, MakeOptimizer, trace_step
+from .traced_step import Checkpointing, MakeOptimizer, TracedStep, trace_step
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
     logger.info("%s", plan)
     if not plan.is_as_ordered:
         _apply(way, trainer)
-        warn(f"{plan}. Training so. Next: ask for it yourself, or train in a dtype of 16 bits")
+        if is_first_rank():
+            warn(f"{plan}. Training so. Next: ask for it yourself, or train in a dtype of 16 bits")
     return plan
 
 
@@ -102,21 +104,26 @@ def _plan(  # noqa: PLR0913  (all but five by name)
     trained = sum(weight.numel() * weight.itemsize for weight in model.parameters() if weight.requires_grad)
     device = next(weight.device for weight in model.parameters())
 
+    steps: dict[TrainingWay, TracedStep] = {}
+    reduced = trained if ranks > 1 else 0  # DDP reduces gradients in buckets of its own
+
     def needs(way: TrainingWay) -> int:
         rows = {name: value[: way.rows] if _is_of_rows(value) else value for name, value in batch.items()}
         more = way.checkpointing if way.checkpointing != ordered.checkpointing else None
-        step = trace_step(
+        step = steps[way] = trace_step(
             model, rows, dtype, checkpointing=more, make_optimizer=make_optimizer, accumulates=way.accumulation > 1
         )
-        return step.needed_bytes + (trained if ranks > 1 else 0)  # DDP reduces gradients in buckets of its own
+        return step.needed_bytes + reduced
 
     memory = memory_of(str(device))
     if device.type == "cpu":  # ranks of one machine have one memory
         memory = replace(memory, free_bytes=memory.free_bytes // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    return plan_memory(
+    plan = plan_memory(
         dtype, ordered, needs, memory, held_bytes=_bytes(held_tensors), offloads=device.type != "cpu",
         splits=_splits(batch, ordered.rows), allowed_bytes=allowance(device, max_memory or {}),
     )  # fmt: skip
+    buckets = (("gradients in buckets of all ranks", reduced),) if reduced else ()
+    return replace(plan, kinds=tuple((*steps[way].kinds_needed, *buckets) for way, _ in plan.tried))
 
 
 def _apply(way: TrainingWay, trainer: Any) -> None:

@@ -35,6 +35,9 @@ class MemoryPlan:
     dtype: Dtype
     free_bytes: int  # that may be used on the device; what the process holds of the model already is among them
     tried: tuple[tuple[TrainingWay, int], ...]  # each with the bytes that it needs, the one as it is ordered first
+    kinds: tuple[
+        tuple[tuple[str, int], ...], ...
+    ] = ()  # of each that was tried, what it is made of, where that is known
 
     @property
     def fits(self) -> bool:
@@ -50,6 +53,12 @@ class MemoryPlan:
     def is_as_ordered(self) -> bool:
         """Whether nothing has to be changed."""
         return self.fits and len(self.tried) == 1
+
+    def kinds_of_least(self, rows: int | None = None) -> tuple[tuple[str, int], ...]:
+        """Return what the way is made of that needs least: weights, gradients, ...; of those with `rows`, where that is said."""
+        pairs = zip(self.tried, self.kinds, strict=False)
+        able = [(needed, kinds) for (way, needed), kinds in pairs if rows in (None, way.rows)]
+        return min(able, default=(0, ()))[1]
 
     def __str__(self) -> str:
         ordered, needed = self.tried[0]
@@ -76,7 +85,8 @@ class MemoryPlan:
         if (way := self.way) is not None:
             return way
         least = min(needed for _, needed in self.tried)
-        raise TrainingDoesNotFitError(self.dtype.name, least, self.free_bytes, ranks, devices)
+        kinds = self.kinds_of_least()
+        raise TrainingDoesNotFitError(self.dtype.name, least, self.free_bytes, ranks, devices, kinds=kinds)
 
 
 def plan_memory(  # noqa: PLR0913  (all but four by name)

@@ -30,6 +30,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 # keeps between them, for it gives back nothing from the middle of its heap. Measured by benchmarks/training_memory.py.
 _UNSEEN_BYTES = 150 * 2**20
 _KEPT_IN_HEAP = 0.15
+_BESIDE = "the allocator and kernels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,13 @@ class TracedStep:
         """What has to be free before a process that holds none of it begins."""
         in_heap = int(self.peak_bytes * _KEPT_IN_HEAP) if self.device == "cpu" else 0
         return self.peak_bytes + in_heap + _UNSEEN_BYTES
+
+    @property
+    def kinds_needed(self) -> tuple[tuple[str, int], ...]:
+        """What `needed_bytes` is made of, the largest kind first: they add up to it."""
+        seen = sorted(self.kinds, key=lambda pair: -pair[1])
+        rest = self.needed_bytes - sum(size for _, size in seen)
+        return (*((("weights" if kind == "parameters" else kind), size) for kind, size in seen), (_BESIDE, rest))
 
 
 def trace_step(

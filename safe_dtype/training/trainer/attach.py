@@ -15,6 +15,7 @@ from ...errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeE
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...guarding import FailureKind
 from ...planning import Policy
+from ...ranks import is_first_rank
 from ..evaluation import guard_evaluation
 from ..ladder import LADDER
 from ..memory.fit_step_down import ModelCall, say_where_it_does_not_fit
@@ -68,24 +69,24 @@ def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mappin
     """
     require_trainer(trainer)
     if not is_attached(trainer):
-        _Attached(trainer, Policy.of(policy) or Policy(), is_asked_for=True, max_memory=max_memory)
+        _Attached(trainer, Policy.of(policy) or Policy(), max_memory=max_memory)
     return trainer
 
 
-def attach_where_possible(trainer: Any, policy: Policy) -> str | None:
+def attach_where_possible(trainer: Any, policy: Policy, tell: Callable[[str], None]) -> None:
     """Do what `attach` does for a program that has not asked for it: what cannot be guarded trains as it is, and logs why.
 
-    Returns:
-        In which precisions it trains, for a person to read; None where nothing was done.
+    Args:
+        trainer: Not attached yet, or nothing is done.
+        policy: Of the program.
+        tell: Called with the precisions that it trains in, for a person to read, where its first run begins guarded.
     """
     if is_attached(trainer):
-        return None
+        return
     try:
-        attached = _Attached(trainer, policy, is_asked_for=False)
+        _Attached(trainer, policy, tell=tell)
     except TrainingError as exc:
-        logger.warning("%s trains unguarded: %s", type(trainer).__name__, exc)
-        return None
-    return attached.ladder
+        _say_unguarded(trainer, exc)
 
 
 def is_attached(trainer: Any) -> bool:
@@ -97,13 +98,19 @@ class _Attached:
     """One Trainer, and what wraps its methods."""
 
     def __init__(
-        self, trainer: Any, policy: Policy, *, is_asked_for: bool, max_memory: Mapping[Any, Any] | None = None
+        self,
+        trainer: Any,
+        policy: Policy,
+        *,
+        tell: Callable[[str], None] | None = None,
+        max_memory: Mapping[Any, Any] | None = None,
     ) -> None:
         self._max_memory = limits_of(max_memory)
         engine = engine_of(trainer.accelerator)
         if engine is not None:
             raise NeedsRestart(engine, FLOAT32.name)
-        self._trainer, self._policy, self._is_asked_for = trainer, policy, is_asked_for
+        self._trainer, self._policy, self._tell = trainer, policy, tell
+        self._is_told = False
         self._guard: PrecisionGuard | None = None
         self._noted = 0  # of the guard's events
         first = self._begin_precision()
@@ -119,7 +126,7 @@ class _Attached:
             ("_inner_training_loop", functools.partial(self._run, trainer._inner_training_loop)),
         ):
             setattr(trainer, name, _like(getattr(trainer, name), wrapper))
-        if is_asked_for:
+        if tell is None:  # `attach` was called
             guard_evaluation(trainer, policy)  # in a patched program every evaluation is guarded
         # First, so that what reports to others reads the rows with what was added to them.
         self._callback = PrecisionCallback(trainer, self.record, self._begin)
@@ -160,7 +167,7 @@ class _Attached:
         finally:
             if place is not None:
                 callbacks.insert(place, self._callback)
-        attached = _Attached(other, self._policy, is_asked_for=self._is_asked_for, max_memory=self._max_memory)
+        attached = _Attached(other, self._policy, tell=self._tell, max_memory=self._max_memory)
         attached._record, attached._name = self._record, self._name
         return other
 
@@ -188,7 +195,7 @@ class _Attached:
                 exc.dtype,
                 exc.failure,
                 others,
-                next_step="train in one of these, or without 'strict', which goes on in one",
+                next_step="none of these was tried on this step: train in one, or without 'strict', which tries them in turn",
             ) from exc.__cause__
 
     def _begin_precision(self) -> Dtype:
@@ -208,11 +215,14 @@ class _Attached:
         try:
             self._guard = self._new_guard()
         except TrainingError as exc:
-            if self._is_asked_for:
+            if self._tell is None:
                 raise
-            logger.warning("%s trains unguarded: %s", type(self._trainer).__name__, exc)
+            _say_unguarded(self._trainer, exc)
             self._guard = None
         self._window.guard = self._guard
+        if self._guard is not None and self._tell is not None and not self._is_told:
+            self._is_told = True
+            self._tell(self.ladder)
 
     def _new_guard(self) -> PrecisionGuard:
         trainer, accelerator = self._trainer, self._trainer.accelerator
@@ -277,6 +287,11 @@ class _Attached:
                 switch_precision(self._trainer.accelerator, record.precision)
                 logger.info("%s goes on in %s, as before", checkpoint, record.precision)
         load_scaler(self._trainer, checkpoint, record, original)
+
+
+def _say_unguarded(trainer: Any, error: TrainingError) -> None:
+    if is_first_rank():
+        logger.warning("%s trains unguarded: %s", type(trainer).__name__, error)
 
 
 def _like(method: Callable[..., Any], wrapper: Callable[..., Any]) -> Callable[..., Any]:

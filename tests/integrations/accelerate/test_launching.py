@@ -45,6 +45,26 @@ def test_what_is_open_is_set() -> None:
     assert line.startswith("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PET_STANDALONE=1 PET_LOCAL_ADDR=127.0.0.1 python")
 
 
+def test_who_restarts() -> None:
+    """What restarts ranks is ours, which leaves out errors of the program; where nothing is restarted it is accelerate's."""
+    ours = "python -m safe_dtype.integrations.accelerate.restarting_launch "
+    assert ours in words_of("train.py")
+    assert ours in words_of("--max_restarts", "7", "train.py")
+    assert "python -m accelerate.commands.launch " in words_of("--max_restarts", "0", "train.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"), [(("absent.py",), "absent.py is not there"), (("-m", "absent.x"), "no module absent.x")]
+)
+def test_what_is_not_there(
+    arguments: tuple[str, ...], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script or a module that no rank would find is refused before anything is started."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LaunchError, match=text):
+        launch_of(arguments, {}).become()
+
+
 def test_what_is_said_is_kept() -> None:
     """What the caller says, in arguments or in the environment, is not said again."""
     line = words_of("--max-restarts", "0", "--rdzv_backend", "static", "train.py")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,7 +20,6 @@ from safe_dtype.errors import TrainingDoesNotFitError
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
 from safe_dtype.ranks import current_world
 from safe_dtype.training import PrecisionGuard, TorchLoop
-from safe_dtype.training.memory import fit_step_down as looked_at
 from safe_dtype.training.memory.fit_step_down import ModelCall, fit_step_down, plan_of_call
 
 FAULT = Fault(2, dtypes=(BFLOAT16, FLOAT16))
@@ -82,12 +83,16 @@ def test_nothing_makes_it_fit() -> None:
     assert isinstance(ours.error, TrainingDoesNotFitError)
     assert (ours.error.dtype, ours.error.free_bytes, ours.passes) == ("float32", 1000, 4)
     assert {int(state["step"]) for state in ours.trainer.optimizer.state.values()} == {2}
+    assert sum(size for _, size in ours.error.kinds) == ours.error.needed_bytes
+    weights = sum(weight.numel() * 4 for weight in ours.trainer.model.parameters())
+    assert dict(ours.error.kinds)["weights"] == weights
+    assert f"weights {weights:,}" in str(ours.error)
+    assert dict(pickle.loads(pickle.dumps(ours.error)).kinds) == dict(ours.error.kinds)
 
 
 @pytest.mark.slow
-def test_an_order_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_order_that_does_not_fit_is_said() -> None:
     """Before the first step of a run whose precision nobody has changed: it is warned of, and the run is as it was ordered."""
-    monkeypatch.setattr(looked_at, "_is_small", lambda _: False)
     with pytest.warns(SafeDtypeWarning, match=r"a step in bfloat16 .* Nothing was changed"):
         ours = run(Setting(max_memory={"cpu": 1000}))
     assert (ours.error, ours.passes) == (None, 5)
@@ -153,6 +158,7 @@ def test_a_loop_is_told_what_would_fit() -> None:
     with pytest.raises(TrainingDoesNotFitError, match="micro-batches of 1 fit, 4 in the place of each") as raised:
         in_a_loop({"cpu": least})
     assert raised.value.args[-2:] == (1, 4)
+    assert sum(size for _, size in raised.value.kinds) == raised.value.needed_bytes
 
 
 def on_ranks() -> tuple[bool, str]:
@@ -161,7 +167,7 @@ def on_ranks() -> tuple[bool, str]:
     call = ModelCall(model, (), BATCH)
     needed = needs(call, optimizer)[1]
     world, is_first = current_world(), dist.get_rank() == 0
-    with pytest.warns(SafeDtypeWarning):
+    with pytest.warns(SafeDtypeWarning) if is_first else nullcontext():  # once for all ranks
         fit_step_down(call, FLOAT32, [optimizer], world=world, max_memory={"cpu": needed} if is_first else None)
     is_on = model.is_gradient_checkpointing
     try:

@@ -1,0 +1,88 @@
+"""Which ends of ranks are worth a restart: told from facts, and by launches for real that end as such programs do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safe_dtype.integrations.accelerate.restarting_launch import RankEnd, restart_helps
+
+
+@pytest.mark.parametrize(
+    ("ends", "helps"),
+    [
+        pytest.param([RankEnd(0, 75)], True, id="a dtype has failed for good"),
+        pytest.param([RankEnd(0, 76)], True, id="a rank of another machine has ended"),
+        pytest.param([RankEnd(0, -9), RankEnd(1, 76)], True, id="killed"),
+        pytest.param(
+            [RankEnd(0, -9), RankEnd(1, 1, "RuntimeError: reset")], True, id="killed, and the other fails on it"
+        ),
+        pytest.param([RankEnd(0, 75), RankEnd(1, 1)], True, id="a dtype, and the other fails on it"),
+        pytest.param([RankEnd(0, -11)], True, id="by a crash"),
+        pytest.param([RankEnd(0, -15), RankEnd(1, -15)], True, id="by the machine"),
+        pytest.param([RankEnd(0, 1, "TypeError: x"), RankEnd(1, -15)], False, id="an error"),
+        pytest.param([RankEnd(0, 1), RankEnd(1, 1)], False, id="a syntax error, of which nobody left word"),
+        pytest.param([RankEnd(0, 76), RankEnd(1, 1, "KeyError: x")], False, id="an error, and the other is alone"),
+        pytest.param([RankEnd(0, 76), RankEnd(1, -15, "KeyError: x")], False, id="an error, and the other ends first"),
+        pytest.param([RankEnd(0, 2)], False, id="a status of the program"),
+        pytest.param(
+            [RankEnd(0, 1, "KeyError: x", 100), RankEnd(1, -9, "", 130)], False, id="an error, and the other hangs"
+        ),
+    ],
+)
+def test_restart_helps(ends: list[RankEnd], helps: bool) -> None:
+    """Another dtype, or a rank that was killed: never an error of the program, whoever ended first for it."""
+    assert restart_helps(ends) is helps
+
+
+PROGRAMS = {
+    "syntax": "print('begun', flush=True)\ndef f(:\n",
+    "error": "print('begun', flush=True)\nimport torch.distributed\nlen(5)\n",
+    "alone": """
+import os, sys, torch, torch.distributed as dist
+print("begun", flush=True)
+dist.init_process_group("gloo")
+if dist.get_rank() == 0:
+    raise KeyError("labels")
+dist.all_reduce(torch.ones(1))
+""",
+    "killed": """
+import os, signal, sys
+print("begun", flush=True)
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
+}
+BEGUN = {"syntax": 0, "error": 2, "alone": 2, "killed": 4}
+
+
+def launched(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Return how a launch of two processes on the CPU has ended."""
+    command = [sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", "2", script]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("program", ["alone", "killed", pytest.param("error", marks=pytest.mark.slow),
+                                     pytest.param("syntax", marks=pytest.mark.slow)])  # fmt: skip
+def test_launch(program: str, tmp_path: Path) -> None:
+    """An error of the program ends the job at its first end, with one line that says so; who was killed comes again."""
+    (tmp_path / "train.py").write_text(PROGRAMS[program])
+    done = launched(tmp_path, "train.py")
+    assert done.stdout.count("begun") == BEGUN[program], done.stderr[-4000:]
+    assert (done.returncode == 0) is (program == "killed")
+    assert done.stderr.count("nothing is started again") == (program != "killed")
+    if program == "alone":
+        assert "rank 0 has ended with KeyError: 'labels', which is none of a dtype" in done.stderr
+
+
+def test_a_script_that_is_not_there(tmp_path: Path) -> None:
+    """It is refused before any process starts, as one line; so is a module."""
+    done = launched(tmp_path, "trian.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "trian.py is not there, in " in done.stderr
+    assert "Next: name the script after all options" in done.stderr
