@@ -46,6 +46,11 @@ def needs(call: ModelCall, optimizer: torch.optim.Optimizer) -> list[int]:
 ROWS = {"per_device_train_batch_size": 8}
 
 
+def said_at_first() -> Any:
+    """What is said of the order in bfloat16, whose step takes as much here: before it is made."""
+    return pytest.warns(SafeDtypeWarning, match=r"a step in bfloat16 .* Nothing was changed")
+
+
 def of_a_run() -> list[int]:
     """Return that of the model of `run`, and a batch of it."""
     trainer = run(Setting(steps=1, arguments=ROWS)).trainer
@@ -55,7 +60,7 @@ def of_a_run() -> list[int]:
 
 def test_a_trainer_goes_on_with_checkpointing() -> None:
     """Layers are checkpointed from that step on, with one warning before it, and no bit of the run differs for it."""
-    with pytest.warns(SafeDtypeWarning, match="every 2 layers checkpointed needs .* Going on so"):
+    with said_at_first(), pytest.warns(SafeDtypeWarning, match="every 2 layers checkpointed needs .* Going on so"):
         ours = run(Setting(FAULT, max_memory={"cpu": of_a_run()[1]}, arguments=ROWS))
     assert ours.error is None
     assert ours.trainer.model.is_gradient_checkpointing
@@ -65,7 +70,7 @@ def test_a_trainer_goes_on_with_checkpointing() -> None:
 @pytest.mark.slow
 def test_a_trainer_goes_on_with_parts_of_micro_batches() -> None:
     """Their losses add up to that of the whole: the run is the same but for the order of the sums."""
-    with pytest.warns(SafeDtypeWarning, match="2 micro-batches of 4, activation checkpointing needs"):
+    with said_at_first(), pytest.warns(SafeDtypeWarning, match=r"2 micro-batches of 4, .* needs .* Going on so"):
         ours = run(Setting(FAULT, max_memory={"cpu": of_a_run()[3]}, arguments=ROWS))
     whole = run(Setting(FAULT, arguments=ROWS))
     assert ours.error is None
@@ -79,7 +84,8 @@ def test_a_trainer_goes_on_with_parts_of_micro_batches() -> None:
 
 def test_nothing_makes_it_fit() -> None:
     """The run ends with the bytes, before a pass in float32; weights and optimizer are those of the last good step."""
-    ours = run(Setting(FAULT, max_memory={"cpu": 1000}))
+    with said_at_first():
+        ours = run(Setting(FAULT, max_memory={"cpu": 1000}))
     assert isinstance(ours.error, TrainingDoesNotFitError)
     assert (ours.error.dtype, ours.error.free_bytes, ours.passes) == ("float32", 1000, 4)
     assert {int(state["step"]) for state in ours.trainer.optimizer.state.values()} == {2}
