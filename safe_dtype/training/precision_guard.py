@@ -360,6 +360,5 @@ class PrecisionGuard:
         for model in self.loop.models[:1]:
             hand_on(model, event)
 
-
     def _note_place(self, is_last: bool | None) -> None:  # noqa: FBT001  (called by position)
         self._is_last = is_last
