@@ -49,6 +49,7 @@ class Here(threading.local):
     step = 0
     nets: tuple[int, ...] = ()  # id() of the guards whose generate is running
     asked: tuple[list[Any], ...] = ()  # what each of these generations was given
+    trains = 0  # how many windows of training it is in, that somebody runs again where they fail
     began_anew = False  # the innermost of them: a step of it could not be run again, so each is looked at at once
 
 

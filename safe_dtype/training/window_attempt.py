@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import TrainingLoopError
+from ..guarding.entries.nesting import trained
 from ..ranks.schedule import Schedules
 from .judge_numbers import Numbers
 from .loop import Loop
@@ -64,6 +65,7 @@ class WindowAttempt:
 
     def __enter__(self) -> WindowAttempt:
         self.was_entered = self.is_running = True
+        self._stack.enter_context(trained())
         self._stack.enter_context(self._loop.watched(self))
         for context in self._around:
             self._stack.enter_context(context)

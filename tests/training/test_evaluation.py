@@ -16,9 +16,9 @@ from tiny_models import TINY
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from safe_dtype import guard, patched, report
+from safe_dtype import PrecisionGuard, TorchLoop, guard, patched, report
 from safe_dtype.errors import StrictModeError
-from safe_dtype.facts import BFLOAT16
+from safe_dtype.facts import BFLOAT16, FLOAT16
 from safe_dtype.guarding.state import guard_of
 from safe_dtype.planning import Policy
 from safe_dtype.testing import fault
@@ -195,3 +195,26 @@ def test_who_keeps_weights() -> None:
     guard(model)
     keep_weights(model)
     assert guard_of(model).weights_stay  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["eval", "train"])
+def test_a_loop_of_a_guarded_model(trains: bool) -> None:
+    """What fails in a window is the window's, on all ranks, in whatever mode the model was left; between windows it is guarded."""
+    model = guard(TINY["qwen3"].make()).train(trains)
+    loop = TorchLoop(model, torch.optim.SGD(model.parameters(), lr=0.01), BFLOAT16)
+    training = PrecisionGuard(loop)
+    tokens = torch.arange(8).view(1, 8)
+    with fault(model, PLACE, "not_implemented", dtype=BFLOAT16) as put:
+        for attempt in training.attempts():
+            with attempt:
+                with loop.autocast():
+                    loss = model(input_ids=tokens, labels=tokens).loss
+                loop.backward(loss)
+                loop.optimizers[0].step()
+    assert put.fired
+    assert (training.dtype, training.events[0].remedy) == (FLOAT16, "in float16")
+    assert {event.remedy.split()[0] for event in training.events[1:]} <= {"loss"}  # its scale, halved
+    assert not {event.autocast for event in report(model).events} - {""}
+    with fault(model.eval(), PLACE, "not_implemented", dtype=BFLOAT16) as put, torch.no_grad():
+        assert model.bfloat16()(input_ids=tokens).logits.isfinite().all()
+    assert put.fired

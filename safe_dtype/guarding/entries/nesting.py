@@ -46,3 +46,13 @@ def set_aside(guard: Guard) -> Iterator[None]:
         yield
     finally:
         here.running = around
+
+
+@contextmanager
+def trained() -> Iterator[None]:
+    """Let calls with gradients be in the block: whoever trains runs them again where they fail, on all ranks together."""
+    here.trains += 1
+    try:
+        yield
+    finally:
+        here.trains -= 1

@@ -120,6 +120,8 @@ def _is_let_be(guard: Guard, module: nn.Module, entry: str) -> bool:
     """Whether a call is no step: in training, while tracing or exporting, and inside of one."""
     if (here.running and is_covered(guard, module, entry)) or module.training or guard.batches:
         return True
+    if here.trains and torch.is_grad_enabled():
+        return True
     # A transform of `torch.func` follows the whole call: its tensors cannot be looked at, and nothing can be cured in it.
     return "_is_replica" in module.__dict__ or compiler._is_compiling_flag or _is_tracing() or is_followed()
 
