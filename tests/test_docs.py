@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from urllib.parse import unquote
 
 import click
@@ -175,6 +176,27 @@ def test_written_by_cog() -> None:
 def test_readme_is_short() -> None:
     """The README has at most 10,000 bytes."""
     assert len(README.read_bytes()) <= 10_000
+
+
+def figures_of(name: str) -> Any:
+    """Return the figures of one file of benchmarks/results."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))["figures"]
+
+
+def test_readme_figures() -> None:
+    """The first table of the README says what benchmarks/results hold."""
+    text = README.read_text(encoding="utf-8")
+    rows = {(row["saved"], row["cpu"], row["loader"]): row for row in figures_of("generation")["rows"]}
+    plain, ours = (rows["bfloat16", "avx2", loader]["prefill_seconds"] for loader in ("auto", "safe_dtype"))
+    assert f"| {plain:.1f} s | **{ours:.1f} s: {plain / ours:.0f} times as fast**" in text
+    gemma = next(row for row in figures_of("rescue")["families"] if row["family"] == "gemma3")
+    ways = {way["way"]: way for way in gemma["ways"]}
+    assert not ways["float16"]["finite"]
+    nearer = ways["bfloat16"]["kl_median"] / ways["float16 rescaled"]["kl_median"]
+    assert f"**right**: {nearer:.0f} times nearer to float32 than in bfloat16 |" in text
+    step = next(row for row in figures_of("guard_recovery") if row["step"] == 32)
+    assert "at token 33 of 64 |" in text
+    assert f"begun anew: {step['restarted_s']:.1f} s | **{step['recovered_s']:.1f} s**" in text
 
 
 LINKING = (*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "examples").rglob("*.md")))
