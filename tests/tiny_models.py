@@ -209,15 +209,18 @@ def readable_gguf(path: Path, kind: str, tokenizer: Path | None) -> Path:
     return path
 
 
-def float8(folder: Path, *, block: int = 16) -> Path:
-    """Quantize the projections of a saved checkpoint to float8, as DeepSeek-V3 and MiniMax-M2 are: blocks with a scale."""
+def float8(folder: Path, *, block: int = 16, endings: tuple[str, ...] = ("proj.weight",)) -> Path:
+    """Quantize the projections of a saved checkpoint to float8, as DeepSeek-V3 and MiniMax-M2 are: blocks with a scale.
+
+    `endings`: of the names of the weights that are quantized.
+    """
     import json
 
     from safetensors.torch import load_file, save_file
 
     weights = {}
     for name, tensor in load_file(folder / "model.safetensors").items():
-        if not name.endswith("proj.weight"):
+        if not name.endswith(endings):
             weights[name] = tensor
             continue
         rows, columns = (side // block for side in tensor.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,23 @@ def config_of_architecture(source: Any, **arguments: Any) -> Any:
     if text is None:
         return None
     warn(text)
-    return getattr(transformers, architecture).config_class.from_dict(config, **unused)
+    config_class = getattr(transformers, architecture).config_class
+    _convert_as(config["model_type"], config_class.model_type)
+    return config_class.from_dict(config, **unused)
+
+
+def _convert_as(model_type: str, known: str) -> None:
+    """Have the weights of a type that transformers does not know renamed and joined on loading as those of a known one.
+
+    Transformers goes by the type that the config says. Without this the experts of Kimi-K2 are not found among its files,
+    and made anew from random numbers.
+    """
+    registry = importlib.import_module("transformers.conversion_mapping")
+    conversions = registry.get_checkpoint_conversion_mapping(known)
+    if conversions is not None and registry.get_checkpoint_conversion_mapping(model_type) is None:
+        registry.register_checkpoint_conversion_mapping(model_type, conversions)
+        # What is listed there is applied to code that comes with a checkpoint, too, which has names of its own.
+        registry.USER_REGISTERED_MAPPINGS.discard(model_type)
 
 
 def unknown_type(source: str, model_type: Any, architecture: Any) -> str | None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from command_run import Run, run  # noqa: F401  # a fixture
+from safetensors.torch import load_file
 
 import safe_dtype
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
@@ -147,3 +148,22 @@ def test_commands(command: str, kimi: Path, run: Run) -> None:  # noqa: F811
     assert "Traceback" not in done.stderr
     assert "kimi_k2" in done.stdout + done.stderr
     assert "does not recognize" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_experts_are_joined(loader: str, tmp_path: Path) -> None:
+    """Experts lie one by one in the files, and are joined on loading: as those of the architecture are."""
+    from published_models import PUBLISHED
+
+    folder = PUBLISHED["kimi-k2"].save(tmp_path / "kimi")
+    known = relabelled(folder, tmp_path / "known")
+    config = json.loads((known / "config.json").read_text())
+    (known / "config.json").write_text(json.dumps(config | {"model_type": "deepseek_v3"}))
+    with pytest.warns(SafeDtypeWarning, match="no model type 'kimi_k2'"):
+        model = LOADERS[loader](folder)
+    plain = transformers.DeepseekV3ForCausalLM.from_pretrained(known, dtype=model.dtype)
+    weights = plain.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    model.save_pretrained(tmp_path / "saved")
+    stored = load_file(tmp_path / "saved" / "model.safetensors")
+    assert stored.keys() == load_file(folder / "model.safetensors").keys()
