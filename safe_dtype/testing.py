@@ -135,8 +135,11 @@ def _works_in(module: nn.Module, arguments: list[Any]) -> torch.dtype | None:
 
 
 def _spoiled(output: Any, spoil: Callable[[torch.Tensor], torch.Tensor], row: int | None) -> Any:
-    if isinstance(output, tuple):
-        return tuple(_spoiled(part, spoil, row) for part in output)
+    if isinstance(output, dict):  # transformers' own outputs are such
+        return type(output)({name: _spoiled(part, spoil, row) for name, part in output.items()})
+    if isinstance(output, (tuple, list)):
+        parts = [_spoiled(part, spoil, row) for part in output]
+        return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
     if not isinstance(output, torch.Tensor) or not output.is_floating_point():
         return output
     if row is None:

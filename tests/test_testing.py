@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from safe_dtype.facts import BFLOAT16, FLOAT16
 from safe_dtype.testing import TEXTS, fault
@@ -78,3 +81,22 @@ def test_the_dtype_of_the_module(kind: str, dtype: torch.dtype) -> None:
         with fault(model, name, kind) as put, suppress(RuntimeError):
             model(torch.ones(1, 2, dtype=dtype))
         assert put.fired == 1
+
+
+@pytest.mark.parametrize(
+    "wrapped", [list, tuple, lambda parts: {"hidden": parts[0]}, lambda parts: ModelOutput(hidden=parts[0])],
+    ids=["list", "tuple", "dict", "output"],
+)  # fmt: skip
+def test_numbers_in_containers(wrapped: Callable[[list[torch.Tensor]], Any]) -> None:
+    """Tensors are spoilt wherever they stand in what a module returns, which stays of its own type."""
+
+    class Returning(nn.Linear):
+        def forward(self, image: torch.Tensor) -> Any:
+            return wrapped([super().forward(image)])
+
+    faulty = Returning(3, 3, dtype=BF16)
+    with fault(faulty, "", "nan"):
+        given = faulty(torch.ones(2, 3, dtype=BF16))
+    (tensor,) = given.values() if isinstance(given, dict) else given
+    assert type(given) is type(wrapped([tensor]))
+    assert tensor[:, -1].isnan().all()

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from ..errors import CannotResumeError, DeviceLostError, NoDtypeLeft, StrictModeError
 from ..facts import FLOAT32
 from ..models.cast_back import as_they_are
-from ..models.casting import FLOATS, cast, cast_cache, is_finite
+from ..models.casting import FLOATS, cast, cast_cache, dtypes_of, is_finite
 from ..models.recast import main_dtype
 from ..rescaling import departures
 from .blame import Blame, module_raising, module_spoiling, name_of
@@ -28,6 +28,7 @@ from .deferred.judged_later import UnreadStep
 from .diagnosis import Findings, ModuleCall, is_raised_by_a_hook, leaves_on_purpose
 from .diagnosis.autocast_trial import cast_keys, try_without_autocast
 from .diagnosis.examine import examine
+from .diagnosis.inputs_trial import try_with_inputs_cast
 from .diagnosis.lost_device import loses_a_device, raise_if_lost
 from .diagnosis.module_call import FinishedCall
 from .diagnosis.own_values import (
@@ -101,7 +102,8 @@ def guarded_step(
             guard.lock.begin_step(turn)
             try:
                 if guard.version or guard.departures != departures.count:
-                    args, kwargs = _up_to_date(guard, args, kwargs, tried)
+                    # From what the caller gave: what was rounded for a narrower dtype is not given to a wider one.
+                    args, kwargs = _up_to_date(guard, *own, tried)
                 version = guard.version
                 kind = (module, entry, len(args), *kwargs)
                 written = guard.written.get(kind) or first_step(guard)
@@ -231,7 +233,10 @@ def _recover(guard: Guard, tried: TriedRemedies, trouble: Trouble, call: Call, o
     if (
         back
         and not poisoned
-        and (passed := try_without_autocast(model, call, trouble, since, attempt_at_once)) is not None
+        and (
+            (passed := try_without_autocast(model, call, trouble, since, attempt_at_once)) is not None
+            or (passed := try_with_inputs_cast(model, call, trouble, attempt_at_once)) is not None
+        )
     ):
         return passed
     if error is not None:
@@ -344,11 +349,18 @@ def _up_to_date(
     guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any], tried: TriedRemedies | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     guard.notice_change()
-    if not guard.version:
+    if not guard.version or not _may_need_a_cast(guard, args, kwargs):
         return args, kwargs
     if tried is not None:
         tried.log.add(as_they_are([*args, *kwargs.values()], main_dtype_of(guard)))
     return up_to_date(guard, args, kwargs)
+
+
+def _may_need_a_cast(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether something may be in another dtype than the model: to find out that one, all of its weights are looked at."""
+    if guard.left or guard.override is not None:
+        return True
+    return guard.aligns_inputs and bool(dtypes_of([*args, *kwargs.values()]))
 
 
 def up_to_date(guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -75,9 +75,25 @@ def test_inputs_of_another_dtype() -> None:
     wanted = copy.deepcopy(model)(image.to(BF16)).logits
     assert torch.equal(model(image).logits, wanted)
     assert torch.equal(model(image).logits, wanted)
-    (event,) = report(model).events
-    assert (event.kind, event.remedy) == (FailureKind.DTYPE_MISMATCH, "inputs cast to the model's dtype")
+    assert report(model).events == ()
     assert {one.dtype for one in model.parameters()} == {BF16}
+
+
+def test_inputs_of_another_dtype_in_strict_mode() -> None:
+    """What a processor returns is no reason to refuse: nothing of the model changes."""
+    model = guard(tiny("segformer"), policy="strict")
+    image = TINY["segformer"].inputs()["pixel_values"].float()
+    assert torch.equal(model(image).logits, copy.deepcopy(model)(image.to(BF16)).logits)
+    assert report(model).refusals == ()
+
+
+def test_inputs_that_are_not_to_blame() -> None:
+    """Where a step fails in float32 inputs cast as well, they are not cast, and the rest is tried."""
+    model = guard(tiny("segformer"))
+    image = TINY["segformer"].inputs()["pixel_values"].float()
+    with fault(model, "decode_head.classifier", "mismatch"):
+        assert model(image).logits.isfinite().all()
+    assert report(model).events[-1].after == FLOAT32
 
 
 def test_embeddings_of_another_dtype() -> None:

@@ -22,7 +22,7 @@ from ..classify import text_of
 from ..state import CALL, Guard, here, torch_dtype
 from ..step_snapshot import undone
 from .findings import Findings, Trial
-from .module_call import CannotRepeatError, ChangeTensor, ModuleCall
+from .module_call import CannotRepeatError, ChangeTensor, ModuleCall, what_it_reads
 from .pristine import as_it_is
 from .veto import is_vetoed
 from .weights_in import NoRoomError, weights_in
@@ -145,7 +145,7 @@ class _Bench:
                 else:
                     with weights_in(call.module, former, new):
                         output = call.run(*args, **kwargs)
-            if not is_finite(_results(output)) and is_finite([args, list(kwargs.values())]):
+            if not is_finite(_results(output)) and is_finite(what_it_reads(call.module, [args, kwargs])):
                 return "NaN or Inf"
         except (CannotRepeatError, NoRoomError) as exc:
             self.is_conclusive = False

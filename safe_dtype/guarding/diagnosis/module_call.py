@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.utils import ModelOutput
 
 from ..passing_hooks import hooked
@@ -135,6 +135,25 @@ def changed(value: Any, change: ChangeTensor, layers: set[int]) -> Any:
         return type(value)({name: changed(part, change, layers) for name, part in value.items()})
     if any(word in type(value).__name__ for word in ("Cache", "State", "Session")):
         raise CannotRepeatError(f"a {type(value).__name__} cannot be copied")
+    return value
+
+
+def what_it_reads(module: nn.Module, value: Any) -> Any:
+    """Return `value`, arguments of a call, with lists of the states that `module` reads in the place of caches.
+
+    The layers of a cache that others read may hold what they have made of a failed call's numbers.
+    """
+    if isinstance(value, EncoderDecoderCache):
+        return what_it_reads(module, [value.self_attention_cache, value.cross_attention_cache])
+    if isinstance(value, Cache):
+        layers = _layers_of(module)
+        return [
+            list(layer.__dict__.values()) for index, layer in enumerate(value.layers) if not layers or index in layers
+        ]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return [what_it_reads(module, part) for part in value]
     return value
 
 
