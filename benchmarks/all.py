@@ -24,6 +24,7 @@ SCRIPTS = (
     "guard",
     "audit",
     "architectures",
+    "rescalings",
     "rescue",
     "optimize",
     "restarts",

@@ -20,21 +20,22 @@ def write_results(name: str, figures: Any, *, folder: Path = RESULTS) -> Path:
     """Write `figures` to NAME.json in `folder` with everything needed to judge them; return the path."""
     path = folder / f"{name}.json"
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    record = {
-        "command": command,
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-        "versions": {name: version(name) for name in _PACKAGES},
-        "figures": figures,
-    }
+    record = {"command": command, **circumstances(), "figures": figures}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def circumstances() -> dict[str, dict[str, Any]]:
+    """Return the machine and the versions, as every result names them."""
+    machine = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return {"machine": machine, "versions": {name: version(name) for name in _PACKAGES}}
 
 
 def _cpu_name() -> str:

@@ -114,7 +114,7 @@ def make_twin(
         TwinError: If no tiny config builds and runs with finite outputs.
     """
     reasons = []
-    for tiny in tiny_configs(_config_for(model_class, config)):
+    for tiny in tiny_configs(config_for(model_class, config)):
         twin = _attempt(model_class, tiny, gain, seed)
         if isinstance(twin, Twin):
             return twin
@@ -135,7 +135,7 @@ def _attempt(model_class: type[PreTrainedModel], config: PretrainedConfig, gain:
 
 
 def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, gain: float, seed: int) -> Twin | str:
-    for part in _configs(config):
+    for part in configs_in(config):
         part.use_cache, part.return_dict = False, True
         part.__dict__.pop("quantization_config", None)
         part._experts_implementation = "eager"
@@ -143,7 +143,7 @@ def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, gain: f
         model = model_class._from_config(config, dtype=torch.float64, attn_implementation="eager").double().eval()
     model.requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(seed)
-    _randomize(model, gain, generator)
+    randomize(model, gain, generator)
     batches = tuple(_batch(model, generator) for _ in range(BATCHES))
     with torch.no_grad():
         if not run_twin(model, batches[0]).isfinite().all():
@@ -151,24 +151,25 @@ def _build(model_class: type[PreTrainedModel], config: PretrainedConfig, gain: f
     return Twin(model, batches)
 
 
-def _config_for(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PretrainedConfig:
+def config_for(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PretrainedConfig:
     """Return the part of `config` that `model_class` is built from, as the Auto classes do."""
     wanted = getattr(model_class, "config_class", None) or PretrainedConfig
-    return next((one for one in _configs(config) if isinstance(one, wanted)), config)
+    return next((one for one in configs_in(config) if isinstance(one, wanted)), config)
 
 
-def _configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+def configs_in(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    """Yield a config and those within it."""
     yield config
     for value in list(vars(config).values()):
         if isinstance(value, PretrainedConfig):
-            yield from _configs(value)
+            yield from configs_in(value)
 
 
-def _randomize(model: nn.Module, gain: float, generator: torch.Generator) -> None:
+def randomize(model: nn.Module, gain: float, generator: torch.Generator) -> None:
     """Draw every parameter: matrices keep the size of what they multiply, vectors move away from their start."""
 
     def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
 
     # A choice of experts must not follow from such a bias alone: it stays small beside the scores.
     for name, bias in [*model.named_parameters(), *model.named_buffers()]:
@@ -192,7 +193,7 @@ def _randomize(model: nn.Module, gain: float, generator: torch.Generator) -> Non
 
 def _batch(model: PreTrainedModel, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw inputs: tokens that no key of the config names, or noise of the shape that its main input has."""
-    parts = [vars(part) for part in _configs(model.config)]
+    parts = [vars(part) for part in configs_in(model.config)]
 
     def size(key: str, otherwise: int) -> int:
         return int(next((part[key] for part in parts if is_count(part.get(key))), otherwise))

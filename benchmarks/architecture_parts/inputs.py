@@ -1,0 +1,272 @@
+"""Inputs for a model of any class, as its processor would return them: floats in float32, whatever the model is in.
+
+Nothing tells all that a forward expects, so several are made, and the first that the model takes in float32 is it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safe_dtype.errors import NotOptimizableError
+from safe_dtype.optimizing.inputs.synthetic import batches_for
+from safe_dtype.rescaling.discovery.tiny_config import FIRST_TOKEN
+from safe_dtype.rescaling.discovery.twin import configs_in
+
+Inputs = dict[str, Any]
+Run = Callable[[Any, Inputs], Any]
+
+_LENGTH = 12  # tokens
+_MISMATCH = re.compile(r"tokens:? \D*(\d+)\D+features:? \D*(\d+)", re.IGNORECASE)
+_MARKS = ("image_token_id", "image_token_index", "image_patch_id", "image_pad_token_id", "media_placeholder_token_id")
+_SOUND_MARKS = ("audio_token_id", "audio_token_index")
+_MOST_ADJUSTMENTS = 4  # of the number of marks of an image, to what the model says it has
+
+
+def inputs_for(model: Any, run: Run) -> tuple[Inputs, str]:
+    """Return inputs that `model`, in float32, takes, and what kind they are of.
+
+    Args:
+        model: In float32.
+        run: Calls the model.
+
+    Raises:
+        Exception: What the model raised over the first that was tried, where it takes none.
+    """
+    first: Exception | None = None
+    for kind, inputs in _candidates(model):
+        adjusted: Inputs | None = inputs
+        for _ in range(_MOST_ADJUSTMENTS):
+            if adjusted is None:
+                break
+            taken = _without_notes(adjusted)
+            error = _raised(run, model, taken)
+            if error is None:
+                return taken, kind
+            first = first or error
+            adjusted = _with_marks(adjusted, str(error)) or _with_missing(model, adjusted, error)
+    raise first or ValueError(f"no inputs are known for {type(model).__name__}")
+
+
+def _raised(run: Run, model: Any, inputs: Inputs) -> Exception | None:
+    try:
+        run(model, inputs)
+    except Exception as exc:  # noqa: BLE001  # foreign code over inputs that it may not take
+        return exc
+    return None
+
+
+def _without_notes(inputs: Inputs) -> Inputs:
+    return {name: value for name, value in inputs.items() if not name.startswith("_")}
+
+
+def _candidates(model: Any) -> Iterator[tuple[str, Inputs]]:
+    takes = _takes(model)
+    if (mark := _first(model.config, _MARKS)) is not None and "input_ids" in takes:
+        for pictures in _pictures(model, takes):
+            yield "text, image", _marked(model, takes, mark) | pictures
+    if (mark := _first(model.config, _SOUND_MARKS)) is not None and "input_ids" in takes:
+        for sound in _sounds(model, takes):
+            yield "text, sound", _marked(model, takes, mark) | sound
+    with contextlib.suppress(NotOptimizableError):
+        yield "as its config says", dict(batches_for(model, model.config)[0].tensors)
+    yield from _by_main_input(model, takes)
+    if "input_ids" in takes:
+        yield "text", _text(model, takes)
+        if "decoder_input_ids" in takes:
+            yield "text", _text(model, takes) | {"decoder_input_ids": _ids(model, 4)}
+
+
+def _takes(model: Any) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(model.forward).parameters)
+
+
+def _noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def _setting(config: Any, *names: str, otherwise: Any = None) -> Any:
+    """Return the first of these settings, of a config or of one within it."""
+    parts = [vars(part) for part in configs_in(config)]
+    settings = (part.get(name) for name in names for part in parts)
+    return next((setting for setting in settings if setting not in (None, 0)), otherwise)
+
+
+def _first(config: Any, names: tuple[str, ...]) -> int | None:
+    mark = _setting(config, *names)
+    return mark if isinstance(mark, int) else None
+
+
+def _ids(model: Any, length: int, rows: int = 1) -> Tensor:
+    size = getattr(model.config.get_text_config(), "vocab_size", None) or 96
+    size = size if isinstance(size, int) else 96
+    random = torch.Generator().manual_seed(2)
+    return torch.randint(min(FIRST_TOKEN, size - 1), size, (rows, length), generator=random)
+
+
+def _text(model: Any, takes: Mapping[str, Any], length: int = _LENGTH) -> Inputs:
+    ids = {"input_ids": _ids(model, length)}
+    return ids | ({"attention_mask": torch.ones(1, length, dtype=torch.long)} if "attention_mask" in takes else {})
+
+
+def _marked(model: Any, takes: Mapping[str, Any], mark: int, count: int = 1) -> Inputs:
+    """Return a text in which `count` tokens stand for an image or a sound."""
+    ids = _ids(model, 6)
+    ids = torch.cat([ids[:, :2], torch.full((1, count), mark), ids[:, 2:]], 1)
+    inputs: Inputs = {"input_ids": ids, "_mark": mark}
+    if "attention_mask" in takes:
+        inputs["attention_mask"] = torch.ones_like(ids)
+    for types in ("mm_token_type_ids", "token_type_ids"):
+        if types in takes:
+            inputs[types] = (ids == mark).long()
+    return inputs
+
+
+def _with_marks(inputs: Inputs, problem: str) -> Inputs | None:
+    """Return the same inputs with as many marks as the model says its image has features; None where it does not say."""
+    found = _MISMATCH.search(problem)
+    if not found or "_mark" not in inputs:
+        return None
+    mark, before = inputs["_mark"], inputs["input_ids"]
+    tokens, features = int(found[1]), int(found[2])
+    now = int((before == mark).sum())
+    count = features if tokens == now else features * now // max(tokens, 1)  # some count numbers, not rows
+    if count == now or not 0 < count < 4096:
+        return None
+    rest = before[before != mark][None]
+    ids = torch.cat([rest[:, :2], torch.full((1, count), mark), rest[:, 2:]], 1)
+    changed = dict(inputs, input_ids=ids)
+    if "attention_mask" in inputs:
+        changed["attention_mask"] = torch.ones_like(ids)
+    for types in ("mm_token_type_ids", "token_type_ids"):
+        if types in inputs:
+            changed[types] = (ids == mark).long()
+    return changed
+
+
+def _pictures(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
+    config = model.config
+    channels = _setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
+    patch = _setting(getattr(config, "vision_config", config), "patch_size", otherwise=14)
+    patch = patch[0] if isinstance(patch, list | tuple) else patch
+    side = _setting(getattr(config, "vision_config", config), "image_size", otherwise=4 * patch)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    grids = [name for name in ("image_grid_thw", "grid_thws", "image_grid_hws", "target_sizes") if name in takes]
+    if grids:
+        frames = _setting(getattr(config, "vision_config", config), "temporal_patch_size", otherwise=1)
+        for grid in (torch.tensor([[1, 4, 4]]), torch.tensor([[4, 4]])):
+            for patches in (
+                (16, channels * frames * patch * patch), (16, channels * patch * patch), (16, channels, patch, patch),
+                (1, channels, patch, 16 * patch),
+            ):  # fmt: skip
+                yield {"pixel_values": _noise(*patches), grids[0]: grid}
+    sizes = torch.tensor([[height, width]])
+    for before in ((1,), (1, 1), (1, 5)):
+        plain: Inputs = {"pixel_values": _noise(*before, channels, height, width)}
+        if "image_sizes" in takes:
+            yield plain | {"image_sizes": sizes}
+        yield plain
+
+
+def _sounds(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
+    bins = _setting(model.config, "num_mel_bins", "feature_size", "input_dim", "n_mels", otherwise=80)
+    positions = _setting(model.config, "max_source_positions", otherwise=32)
+    if "input_features" in takes:
+        for shape in ((1, bins, 2 * positions), (1, 64, bins), (1, bins, 64)):
+            features: Inputs = {"input_features": _noise(*shape)}
+            for mask in ("feature_attention_mask", "input_features_mask"):
+                if mask in takes:
+                    yield features | {
+                        mask: torch.ones(1, max(shape[1:], key=lambda one: one != bins), dtype=torch.long)
+                    }
+            yield features
+    if "input_values" in takes:
+        yield {"input_values": _noise(1, 4000)}
+        yield {"input_values": _noise(1, 1, 4000)}
+
+
+def _by_main_input(model: Any, takes: Mapping[str, Any]) -> Iterator[tuple[str, Inputs]]:
+    """Yield what a main input that is no text may look like."""
+    config = model.config
+    names = model.main_input_name
+    name = names if isinstance(names, str) else names[0]
+    text = _text(model, takes) if "input_ids" in takes and name != "input_ids" else {}
+    decoder = {"decoder_input_ids": _ids(model, 4)} if "decoder_input_ids" in takes else {}
+    for shape in _shapes(name, config):
+        main = {name: _noise(*shape)}
+        for more in ({}, decoder, text, text | decoder):
+            yield f"shape {list(shape)}", more | main
+    if name == "past_values":
+        yield "a series", _series(config)
+        yield "a series", {name: _noise(2, _setting(config, "context_length", otherwise=16), 1).squeeze(-1)}
+
+
+def _shapes(name: str, config: Any) -> Iterator[tuple[int, ...]]:
+    channels = _setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
+    if name.startswith("pixel_values"):
+        size = _setting(config, "image_size", "crop_size", "input_size", otherwise=64)
+        side = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        frames = _setting(config, "num_frames", "frames_per_clip", "max_frames", otherwise=2)
+        for height, width in (side, (64, 64), (224, 224)):
+            yield (2, channels, height, width)
+            yield (2, frames, channels, height, width)
+            yield (2, 1, channels, height, width)
+    elif name in ("input_features", "spectrogram", "audio_mel", "audio_values"):
+        bins = _setting(
+            config, "num_mel_bins", "feature_size", "input_feat_per_channel", "feature_projection_input_dim", "input_channels",
+            "model_in_dim", "audio_channels", otherwise=80,
+        )  # fmt: skip
+        positions = _setting(config, "max_source_positions", otherwise=64)
+        yield from ((2, bins, 2 * positions), (2, 128, bins), (2, 1, 64, bins), (2, 1, 1001, bins), (2, 1, 128, bins))
+    elif name == "input_values":
+        length, bins = _setting(config, "max_length", otherwise=64), _setting(config, "num_mel_bins", otherwise=16)
+        yield from ((2, 4000), (2, 1, 4000), (2, length, bins), (2, 2, 4000), (2, 16000), (1, 1, 16000))
+    elif name in ("inputs", "hidden_states", "latents", "inputs_embeds", "noise_embeds", "patch_embeds"):
+        width = _setting(config, "d_model", "hidden_size", "embed_dim", "latent_dim", otherwise=32)
+        yield from ((2, 16, width), (2, width, 16))
+    elif name == "past_values":
+        length = _setting(config, "context_length", "prediction_length", otherwise=32)
+        width = _setting(config, "num_input_channels", otherwise=1)
+        yield from ((2, length, width), (2, length))
+    elif name == "flattened_patches":
+        yield (2, 16, 2 + 3 * 16 * 16)
+
+
+def _series(config: Any) -> Inputs:
+    lags = max(getattr(config, "lags_sequence", None) or [0])
+    past = (_setting(config, "context_length", otherwise=16)) + lags
+    ahead = _setting(config, "prediction_length", otherwise=4)
+    times = getattr(config, "num_time_features", 0) or 0
+    return {
+        "past_values": _noise(2, past), "past_time_features": _noise(2, past, times),
+        "past_observed_mask": torch.ones(2, past), "future_values": _noise(2, ahead),
+        "future_time_features": _noise(2, ahead, times),
+    }  # fmt: skip
+
+
+def _with_missing(model: Any, inputs: Inputs, error: Exception) -> Inputs | None:
+    """Return the same inputs with what the error says is missing; None where that is not known."""
+    if not isinstance(error, TypeError | ValueError | AttributeError):
+        return None
+    length = inputs["input_ids"].shape[1] if "input_ids" in inputs else _LENGTH
+    known: dict[str, Callable[[], Any]] = {
+        "bbox": lambda: torch.arange(4).expand(1, length, 4).clone(),
+        "input_points": lambda: torch.full((2, 1, 1, 2), 9.0),
+        "decoder_input_ids": lambda: _ids(model, 4, len(next(iter(inputs.values())))),
+        "decoder_input_values": lambda: _noise(1, 6, _setting(model.config, "num_mel_bins", otherwise=80)),
+        "speaker_embeddings": lambda: _noise(1, _setting(model.config, "speaker_embedding_dim", otherwise=512)),
+        "visual_feats": lambda: _noise(1, 3, _setting(model.config, "visual_feat_dim", otherwise=2048)),
+        "visual_pos": lambda: _noise(1, 3, 4).sigmoid(),
+        "noise": lambda: None,
+    }
+    text = str(error)
+    for name, make in known.items():
+        if name in text and name not in inputs:
+            return inputs | {name: make()}
+    return None
