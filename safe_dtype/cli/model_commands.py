@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import NoSuchDeviceError
+from ..facts import DEFAULT_MAX_DRIFT
 from ..planning import Plan, Policy
-from ..planning.policy import DEFAULT_MAX_DRIFT
 from .completion import complete_dtype, complete_path
 from .options import (
     DEVICE,

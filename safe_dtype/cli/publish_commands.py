@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import NotPublishableError
-from ..planning.policy import DEFAULT_MAX_DRIFT
+from ..facts import DEFAULT_MAX_DRIFT
 from .completion import complete_path
 from .options import FORMAT, FiniteLimit, NewFolder, not_empty, warn_of_ignored
 from .progress_line import bars, steps

@@ -6,6 +6,8 @@ import math
 
 from .measured import Drift
 
+DEFAULT_MAX_DRIFT = 0.02  # nats of mean KL; examples/tiny-qwen3 drifts 1.1e-4 in bfloat16, 1.8e-6 in float16
+
 # A few ruined positions must not hide in the mean of the others.
 _P99_OVER_MEAN = 20.0
 FEW_POSITIONS = 16  # fewer say little of a model, whatever their drift
@@ -42,7 +44,7 @@ def exceeds(drift: Drift, max_drift: float) -> str | None:
 
 def worst_output(drift: Drift) -> tuple[str, Drift]:
     """Return the name and the drift of the output that lies nearest to its limit, or furthest beyond; "" is the main one."""
-    return max([("", drift), *drift.heads], key=lambda output: _figure(output[1]))
+    return max([("", drift), *drift.heads], key=lambda output: figure_of(output[1]))
 
 
 def is_nearly_uniform(drift: Drift, max_drift: float) -> bool:
@@ -50,7 +52,7 @@ def is_nearly_uniform(drift: Drift, max_drift: float) -> bool:
     return drift.reference_nats is not None and drift.reference_nats <= _NEARLY_UNIFORM * max_drift < math.inf
 
 
-def _figure(drift: Drift) -> float:
+def figure_of(drift: Drift) -> float:
     """Return what is held to `max_drift`, in its unit."""
     if not math.isfinite(drift.kl_mean):
         return math.inf

@@ -200,6 +200,11 @@ class Drift:
     reference_nats: float | None = field(default=None, compare=False)  # KL(reference || uniform): how much it says
     clear_flips: float | None = field(default=None, compare=False)  # share of other first choices, beyond rounding
 
+    def _repr_html_(self) -> str:
+        from .drift_page import drift_html  # which is about this noun
+
+        return drift_html(self)
+
 
 @dataclass(frozen=True, slots=True)
 class MeasuredDrift:

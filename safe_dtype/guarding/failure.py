@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..facts import Dtype, LearnedFailure, Rescale, summary
@@ -108,3 +108,22 @@ class Report:
             lines += [f"  {event}", *(f"    instead of {attempt}" for attempt in event.tried)]
         lines += [f"  ended a call: {text}" for text in self.refusals]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from ..rendering.notebook import html_table, notebook, paragraph  # rich takes 50 ms, and only readers need it
+        from ..rendering.tables import Column
+
+        without = replace(self, events=(), refusals=())
+        columns = (Column("step", number=True), *map(Column, ("what", "where", "in", "remedy", "cost")))
+        rows = [
+            (
+                str(event.step), str(event.kind), event.module or "", str(event.before),
+                event.remedy + ", from the beginning" * event.restarted,
+                f"{event.milliseconds:.0f} ms, {event.grown_bytes:+,} bytes",
+            )
+            for event in self.events
+        ]  # fmt: skip
+        ended = [f"ended a call: {text}" for text in self.refusals]
+        head = f"{self.model} in {self.dtype}: {len(rows)} event{'s' * (len(rows) != 1)}"
+        table = html_table(columns, rows) if rows else ""
+        return notebook(paragraph([head, *str(without).splitlines()[1:]]), table, paragraph(ended))

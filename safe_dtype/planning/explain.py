@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..rendering.notebook import html_table, notebook, paragraph, picture
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, seconds_text
 from .plan import Decision, Ground, Plan
+from .time_bars import time_bars
 
 _OF_WAYS = (
     *(Column(title, number=True) for title in ("weights", "KV cache", "total")),
@@ -48,27 +49,15 @@ def plan_text(plan: Plan, *, width: int) -> str:
 
 def plan_html(plan: Plan) -> str:
     """Return the same as `plan_text`, as HTML for a notebook."""
-    shown = _html_table((*_columns(plan), Column("reason")), [(*row.cells, row.reason) for row in _rows(plan)])
-    lines = [
-        f"<p>{'<br>'.join(map(html.escape, lines))}</p>" for lines in (_headline(plan), tuple(_notes(plan))) if lines
-    ]
-    lines.insert(1, shown)
-    ways = _html_table(_way_columns(plan), _ways(plan)) if plan.ways else ""
-    return f"<div>{''.join(lines)}{ways}</div>"
-
-
-def _html_table(columns: Sequence[Column], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="text-align: {"right" if column.number else "left"}">{html.escape(cell)}</td>'
-            for column, cell in zip(columns, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
+    shown = html_table((*_columns(plan), Column("reason")), [(*row.cells, row.reason) for row in _rows(plan)])
+    bars = time_bars(plan)
+    return notebook(
+        paragraph(_headline(plan)),
+        picture(bars) if bars else "",
+        shown,
+        paragraph(_notes(plan)),
+        html_table(_way_columns(plan), _ways(plan)) if plan.ways else "",
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _way_columns(plan: Plan) -> tuple[Column, ...]:

@@ -17,6 +17,7 @@ from ...errors import CheckpointError, NothingToCompareError, RescaleError, Veri
 from ...errors.of_the_moment import is_of_memory, is_of_the_moment
 from ...facts import (
     BFLOAT16,
+    DEFAULT_MAX_DRIFT,
     FLOAT16,
     FLOAT32,
     BlockPeak,
@@ -34,7 +35,6 @@ from ...facts import (
 from ...models.blocks import block_names
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, first_measurement, make_plan, range_worth_measuring
-from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rendering.progress import part
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES

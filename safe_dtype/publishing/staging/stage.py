@@ -12,12 +12,11 @@ from typing import Any
 
 from ...devices.unused_memory import free_unused_memory
 from ...errors import CheckpointError, RescaleError, UnknownDtypeError
-from ...facts import COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
+from ...facts import COMPUTE, DEFAULT_MAX_DRIFT, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, Rescale, dtype_named
 from ...facts.variant import VARIANT_FILE
 from ...loading import Request, checkpoint_for, device_for, explained, foreseen_in_all, plan_request
 from ...loading.trials.second_copy import load_apart
 from ...planning import Plan, Policy
-from ...planning.policy import DEFAULT_MAX_DRIFT
 from ...rescaling.for_plain import Folded, fold_for_plain
 from ...rescaling.to_float16 import before_half, computing_on, halve
 from ...store.temporary import temporary_folder
