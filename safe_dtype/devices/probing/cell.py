@@ -25,8 +25,7 @@ _SHARES, _OTHER_SHARE = {ONE_ROW: 0.1, PREFILL_ROWS: 0.25}, 0.05
 # (cuBLAS takes 0.3 s), and everything else is predicted from it.
 _CALLED_TWICE = {ONE_ROW: 1.0, FEW_ROWS: 5e-3, PREFILL_ROWS: 5e-3}
 _LEAST_SECONDS = 0.01  # for the shapes that come after a slow one: what is quick is still checked
-_GROW_BELOW = 3e-3  # seconds; a product that is faster than this may show a better rate with more outputs
-_GROWTH = 4
+_GROW_BELOW = 2e-3  # seconds; a product that is faster than this may show a better rate with more outputs
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 # After these the process has lost the device: every later call fails.
@@ -99,11 +98,10 @@ class Cell:
                 if step.seconds * case.work / step.case.work > allowance:
                     self._leave_out(step, rows)
                     break
-                step = self._try(rows, now, case)
+                step = self._grown(self._try(rows, now, case), full)
             step = self._timed(step, allowance)
             if rows == ONE_ROW:
                 self._count_read(step)
-        step = self._grown(step, full, allowance)
         self._count_work(step)
         self._check_odd(step, allowance)
 
@@ -134,11 +132,12 @@ class Cell:
         self._course.timings.append(Timing(step.rows, step.shape, seconds))
         return replace(step, seconds=seconds)
 
-    def _grown(self, step: _Step, full: Shape, allowance: float) -> _Step:
-        while step.rows == PREFILL_ROWS and step.seconds < _GROW_BELOW and step.shape[0] < full[0]:
-            wider = (min(full[0], step.shape[0] * _GROWTH), full[1])
-            step = self._timed(self._try(PREFILL_ROWS, wider), allowance)
-        return step
+    def _grown(self, step: _Step, full: Shape) -> _Step:
+        """Return the step with as many outputs more as it takes to be long enough to tell its rate."""
+        if step.rows != PREFILL_ROWS or step.seconds >= _GROW_BELOW or step.shape[0] >= full[0]:
+            return step
+        outputs = step.shape[0] * max(2, math.ceil(_GROW_BELOW / max(step.seconds, 1e-6)))
+        return self._try(PREFILL_ROWS, (min(full[0], outputs), full[1]))
 
     def _check_odd(self, step: _Step, allowance: float) -> None:
         """Compare numbers of rows that no tile divides: kernels fail by shape."""

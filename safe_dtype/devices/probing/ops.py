@@ -46,6 +46,10 @@ def _all(widths: Sequence[Shape]) -> Sequence[Shape]:
     return widths
 
 
+def _two(widths: Sequence[Shape]) -> Sequence[Shape]:
+    return widths[:2]
+
+
 def _first(widths: Sequence[Shape]) -> Sequence[Shape]:
     return widths[:1]
 
@@ -327,14 +331,14 @@ def _train(
 OPS: dict[str, Op] = {
     "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
     "attention": Op(attention, _none, multiplies=True, odd_rows=(17,), share=0.5),
-    "matmul_cast": Op(_matmul_cast, _all, multiplies=True, cut=1024, share=0.5),
+    "matmul_cast": Op(_matmul_cast, _two, multiplies=True, cut=1024, share=0.5),
     "matmul_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "matmul_cast_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "attention_chunks": Op(attention_chunks, _none, multiplies=True, odd_rows=(300,), share=0.5),
-    "matmul_narrow": Op(_matmul_narrow, _all, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
-    "matmul_blocks": Op(_blocks_in(None), _all, multiplies=True, cut=512, share=0.5),
-    "matmul_blocks_cast": Op(_blocks_in(torch.float32), _all, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
-    "matmul_rows": Op(_matmul_rows, _all, multiplies=True, rows=(MOST_ROWS,), odd_rows=(3,), share=0.5),
+    "matmul_narrow": Op(_matmul_narrow, _two, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
+    "matmul_blocks": Op(_blocks_in(None), _two, multiplies=True, cut=512, share=0.5),
+    "matmul_blocks_cast": Op(_blocks_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
+    "matmul_rows": Op(_matmul_rows, _all, multiplies=True, cut=4096, rows=(MOST_ROWS,), odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),
     "rms_norm": Op(_rms_norm, _first, share=0.1),
     "softmax": Op(_softmax, _first, share=0.1),

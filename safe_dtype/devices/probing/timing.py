@@ -19,7 +19,9 @@ _SHORTEST = 1e-3  # seconds; below it, timer and launch overheads show
 _AGREE = 1.10  # the three fastest lie within a tenth of each other
 _MOST = 50  # repeats
 _BUSY = 0.2, 5e-3  # waiting for a core: share of the time, and seconds; less happens on any machine
+_TICK = 1e-2  # seconds
 _TASKS = Path("/proc/self/task")
+_STAT = Path("/proc/stat")
 _event: Callable[..., Any] = torch.cuda.Event  # untyped in torch
 
 
@@ -49,13 +51,19 @@ class Waiting:
     """Tells whether the threads of this process were kept from running since this was made."""
 
     def __init__(self) -> None:
-        self._started, self._waited = time.perf_counter(), _seconds_waited()
+        self._started, self._waited, self._stolen = time.perf_counter(), _seconds_waited(), _seconds_stolen()
 
     @property
     def busy(self) -> bool:
-        """Whether they waited for a core for a fifth of the time. Linux only: elsewhere nobody can tell."""
+        """Whether they waited for a core for a fifth of the time, or other virtual machines had their cores for it.
+
+        Linux only: elsewhere nobody can tell.
+        """
         share, least = _BUSY
-        return _seconds_waited() - self._waited > max(least, share * (time.perf_counter() - self._started))
+        allowed = share * (time.perf_counter() - self._started)
+        # What is stolen is told in hundredths of a second, of all cores together.
+        stolen = (_seconds_stolen() - self._stolen) / torch.get_num_threads()
+        return _seconds_waited() - self._waited > max(least, allowed) or stolen > max(_TICK, allowed)
 
 
 @contextmanager
@@ -122,3 +130,12 @@ def _seconds_waited() -> float:
 def _waited(task: str) -> int:
     # Time on the core, time waiting for one (both in nanoseconds), number of slices.
     return int(Path(task, "schedstat").read_text().split()[1])
+
+
+def _seconds_stolen() -> float:
+    """Return for how long the cores of this virtual machine were ready to run and others on its host had them."""
+    try:
+        # cpu, then user, nice, system, idle, iowait, irq, softirq, steal, in ticks of a hundredth of a second.
+        return int(_STAT.read_text().split(maxsplit=9)[8]) * _TICK
+    except (OSError, IndexError, ValueError):  # not Linux, or one that does not tell
+        return 0.0

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from safe_dtype.devices import facts_of, measure, routes_of
-from safe_dtype.devices.probing.ops import Op, trained_linear
+from safe_dtype.devices.probing.cell import Cell
+from safe_dtype.devices.probing.ops import OPS, Op, trained_linear
 from safe_dtype.devices.probing.probe import measure_here
 from safe_dtype.devices.probing.probe_request import ProbeRequest
+from safe_dtype.devices.probing.workspace import Workspace
 from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype, Verdict, VerdictKind
 
 WIDTHS = ((96, 64),)
@@ -104,3 +106,12 @@ def test_compiled_products_are_measured_at_few_rows() -> None:
         assert [timing.rows for timing in verdict.timings] == [1, 8]
         assert verdict.decode_bytes_per_s
         assert verdict.prefill_flops_per_s is None
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
+def test_a_vocabulary_beyond_what_is_measured(dtype: Dtype) -> None:
+    """Every way to multiply is measured for a weight that is larger than all the numbers at hand together."""
+    space = Workspace(torch.device("cpu"))
+    for one, name in routes_of(dtype, "cpu"):
+        verdict = Cell(space, one, name, OPS[name]).verdict([(4_000_000, 256)], 0.05)
+        assert verdict.kind is VerdictKind.NATIVE, verdict.reason

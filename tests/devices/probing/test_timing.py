@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from safe_dtype.devices.probing.timing import by_thread_time, by_wall, clock_of, one_thread, seconds_per_call
+from safe_dtype.devices.probing import timing
+from safe_dtype.devices.probing.timing import Waiting, by_thread_time, by_wall, clock_of, one_thread, seconds_per_call
 
 
 @pytest.mark.parametrize(
@@ -65,3 +67,16 @@ def test_one_thread() -> None:
         assert torch.get_num_threads() == 1
         raise ZeroDivisionError
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("stolen", "busy"), [(0, False), (500, True)], ids=["own-cores", "stolen-cores"])
+def test_other_virtual_machines(stolen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, busy: bool) -> None:
+    """What the host gave to others is as bad as what others of this machine took; a system that does not tell is quiet."""
+    file = tmp_path / "stat"
+    monkeypatch.setattr(timing, "_STAT", file)
+    monkeypatch.setattr(timing, "_seconds_waited", lambda: 0.0)
+    assert not Waiting().busy
+    file.write_text("cpu  11 9 15 13 13 0 12 1000 0 0\ncpu0 1 2\n")
+    waiting = Waiting()
+    file.write_text(f"cpu  11 9 15 13 13 0 12 {1000 + stolen} 0 0\ncpu0 1 2\n")
+    assert waiting.busy is busy
