@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class AccelerateLoop:
             switch_precision(accelerator, FLOAT16, init_scale=init_scale)
         follow_precision(accelerator, init_scale=init_scale)
         self.dtype = precision_of(accelerator)
+        self._left_scaler: dict[str, Any] | None = None  # its state when float16 was left
 
     @property
     def scaler(self) -> Any:
@@ -72,8 +74,20 @@ class AccelerateLoop:
 
     def switch(self, dtype: Dtype) -> None:
         """Have all that is prepared compute in `dtype`."""
+        before = self.scaler
         switch_precision(self._accelerator, dtype, init_scale=self._init_scale)
+        if before is not None and self.scaler is None:
+            if self._left_scaler is None:
+                self._accelerator.register_save_state_pre_hook(self._save_left_scaler)
+            self._left_scaler = before.state_dict()
         self.dtype = dtype
+
+    def _save_left_scaler(self, _models: Any, _weights: Any, folder: str) -> None:
+        """Put the scaler into a checkpoint that a run has left float16 with: `load_state` of one that begins there asks for it."""
+        from accelerate.utils import SCALER_NAME
+
+        if self.scaler is None:
+            self._accelerator.save(self._left_scaler, Path(folder) / SCALER_NAME)
 
     @contextmanager
     def watched(self, watch: WindowWatch) -> Iterator[None]:

@@ -7,11 +7,14 @@ trained, while they compute.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+from .kept_parameters import KeptParameters
 
 _LARGEST_FIRST_COPY = 2**26  # bytes of all tensors that are copied before any window has shown which of them change
 LARGEST_COPY = 2**22  # bytes of those buffers that are copied for every window
@@ -31,6 +34,8 @@ class KeptBuffers:
     """
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
+        models = list(models)
+        self._parameters = KeptParameters(models)
         modules = list({module: None for model in models for module in model.modules()})
         self._statistics = [
             buffer
@@ -63,9 +68,14 @@ class KeptBuffers:
             self._copy_unseen()
         elif self._unseen:
             torch._foreach_copy_(self._copied_unseen, self._unseen)
+        self._follow_replaced()
         for place in self._changed():
             self._versions[place] = self._others[place]._version
             self._copies[place] = self._others[place].detach().clone()
+
+    def noticed(self) -> AbstractContextManager[None]:
+        """Return the context of an attempt: what is replaced in it is noticed."""
+        return self._parameters.noticed()
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -74,6 +84,7 @@ class KeptBuffers:
         Raises:
             ChangedWithoutCopyError: If there is no copy of something that has changed; the rest is put back.
         """
+        self._parameters.put_back()
         for owner in self._owners:
             owner.put_back()
         if self._unseen:
@@ -99,6 +110,14 @@ class KeptBuffers:
             buffers.pop(id(buffer), None)
         self._unseen = [*self._statistics, *_smallest(buffers.values(), LARGEST_COPY)]
         self._copied_unseen = [buffer.detach().clone() for buffer in self._unseen]
+
+    def _follow_replaced(self) -> None:
+        """Look from here on at what has come into the place of a tensor."""
+        for before, after in self._parameters.keep():
+            for place in [place for place, tensor in enumerate(self._others) if tensor is before]:
+                self._others[place], self._versions[place] = after, after._version
+                if self._copies.pop(place, None) is not None:
+                    self._copies[place] = after.detach().clone()
 
     def _changed(self) -> list[int]:
         return [

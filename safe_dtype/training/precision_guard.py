@@ -237,6 +237,7 @@ class PrecisionGuard:
         while True:
             self._schedules.begin()
             around, dtype = self._schedules.around(), self.dtype
+            around.append(self._buffers.noticed())
             if dtype == FLOAT16:
                 around.append(self._products.in_force())
             if self._is_followed and dtype != FLOAT32:

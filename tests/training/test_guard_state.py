@@ -164,3 +164,38 @@ def test_accelerate_stores_it(tmp_path: Path) -> None:
     accelerator.load_state(str(tmp_path))
     assert (guard.dtype, guard.loop.scaler.get_scale(), guard.windows_done) == (FLOAT16, 64.0, 2)
     assert all(torch.equal(weights[name], weight) for name, weight in net.state_dict().items())
+
+
+def test_an_accelerator_in_float16_resumes_what_came_down(tmp_path: Path) -> None:
+    """It asks for the state of a scaler, which a run in float32 has no more: that of the time in float16 is kept for it."""
+
+    def prepared() -> tuple[Any, Accelerator, PrecisionGuard]:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        torch.manual_seed(0)
+        accelerator = Accelerator(mixed_precision="fp16", cpu=True)
+        net = Net(narrow=False)
+        model, optimizer = accelerator.prepare(net, torch.optim.AdamW(net.parameters(), lr=0.01))
+        guard = PrecisionGuard(accelerator, model, init_scale=4.0)
+        accelerator.register_for_checkpointing(guard)
+        net.first.register_forward_hook(_not_in_float16)
+        for attempt in guard.attempts() if not (tmp_path / "scaler.pt").exists() else ():
+            with attempt:
+                accelerator.backward(model(BATCHES[0][0]).square().mean())
+                optimizer.step()
+        return net, accelerator, guard
+
+    first, accelerator, guard = prepared()
+    assert guard.dtype == FLOAT32
+    for _ in range(2):  # the resumed run is resumed again
+        accelerator.save_state(str(tmp_path))
+        second, accelerator, guard = prepared()
+        accelerator.load_state(str(tmp_path))
+        assert (guard.dtype, guard.loop.scaler) == (FLOAT32, None)
+        assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert torch.load(tmp_path / "scaler.pt")["scale"] == 4.0
+
+
+def _not_in_float16(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    if output.dtype == torch.float16:
+        raise RuntimeError("\"gate_cpu\" not implemented for 'Half'")
