@@ -19,6 +19,8 @@ from torch import nn
 
 from ..errors import NeedsRestart, NotSwitchableError
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from ..ranks.fsdp2 import dtype_computed_in, policy_in, require_switchable, switch_policy
+from .torch_loop import ScalerOfMeshes
 
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
@@ -44,8 +46,8 @@ def precision_of(accelerator: Any) -> Dtype:
 def engine_of(accelerator: Any) -> str | None:
     """Return the engine that has the precision built in; None where accelerate itself has it, and can change it."""
     kind = accelerator.distributed_type.name
-    if kind == "FSDP":
-        return "FSDP2 as accelerate prepares it" if accelerator.is_fsdp2 else "FSDP1"
+    if kind == "FSDP" and not accelerator.is_fsdp2:
+        return "FSDP1"
     if accelerator._models and accelerator.state.dynamo_plugin.use_regional_compilation:
         return "accelerate's regional compilation"  # the copy of the model that it compiles has a forward of its own
     return _ENGINES.get(kind)
@@ -71,7 +73,9 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
     if engine is not None:
         raise NeedsRestart(engine, dtype.name)
     precision_of(accelerator)  # refuses float8
-    models = [_Prepared(model) for model in accelerator._models]
+    models = [] if accelerator.is_fsdp2 else [_Prepared(model) for model in accelerator._models]
+    for model in _sharded(accelerator):
+        require_switchable(model, dtype)
     if dtype == FLOAT16:
         _refuse_float16_parameters(accelerator)
     scaler = parts.scaler(init_scale) if dtype == FLOAT16 else None
@@ -87,6 +91,8 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
         model.note(dtype)
     for optimizer in accelerator._optimizers:
         parts.give_scaler(optimizer, scaler)
+    for model in _sharded(accelerator):
+        _switch_sharded(accelerator, model, dtype)
 
 
 def follow_precision(accelerator: Any, *, init_scale: float | None = None) -> None:
@@ -98,6 +104,18 @@ def follow_precision(accelerator: Any, *, init_scale: float | None = None) -> No
     dtype = precision_of(accelerator)
     if any(vars(_holder(model)).get(_COMPUTES_IN, _NAMES[dtype]) != _NAMES[dtype] for model in accelerator._models):
         switch_precision(accelerator, dtype, init_scale=init_scale)
+
+
+def _sharded(accelerator: Any) -> list[nn.Module]:
+    """Return the models that accelerate has put under FSDP2: it leaves their forward as it is."""
+    return list(accelerator._models) if accelerator.is_fsdp2 else []
+
+
+def _switch_sharded(accelerator: Any, model: nn.Module, dtype: Dtype) -> None:
+    former, plugin = dtype_computed_in(model), accelerator.state.fsdp_plugin
+    switch_policy(model, dtype)
+    if plugin.mixed_precision_policy is not None and former is not None:  # of models that it prepares from now on
+        plugin.mixed_precision_policy = policy_in(plugin.mixed_precision_policy, former, getattr(torch, dtype.name))
 
 
 def _refuse_float16_parameters(accelerator: Any) -> None:
@@ -138,6 +156,8 @@ class _Parts:
         settings = handler.to_kwargs() if handler is not None else {}
         if init_scale is not None:
             settings["init_scale"] = init_scale
+        if self._accelerator.is_fsdp2:
+            return ScalerOfMeshes(self._accelerator.device.type, **settings)
         if self._accelerator.device.type == "cpu":  # accelerate would make one for CUDA
             return torch.amp.GradScaler("cpu", **settings)
         return self._grad_scaler(self._accelerator.distributed_type, **settings)

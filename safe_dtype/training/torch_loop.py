@@ -112,7 +112,7 @@ class TorchLoop:
         for model in self._sharded:
             switch_policy(model, dtype)
         self.dtype = dtype
-        self.scaler = _ScalerOfMeshes(self._device_type, init_scale=self._init_scale) if dtype == FLOAT16 else None
+        self.scaler = ScalerOfMeshes(self._device_type, init_scale=self._init_scale) if dtype == FLOAT16 else None
 
     @contextmanager
     def watched(self, watch: WindowWatch) -> Iterator[None]:
@@ -143,7 +143,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-class _ScalerOfMeshes(torch.amp.GradScaler):
+class ScalerOfMeshes(torch.amp.GradScaler):
     """A scaler whose gradients may be spread over several device meshes, or over none: torch's takes those of one kind."""
 
     def _unscale_grads_(

@@ -64,7 +64,7 @@ def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mappin
         TypeError: If `trainer` is something else.
         PolicyError: If `policy` is a text that cannot be read.
         ValueError: If `max_memory` is no table of sizes.
-        NeedsRestart: If the precision is built into an engine, as in DeepSpeed and FSDP. `train()` raises `TrainingError`
+        NeedsRestart: If the precision is built into an engine, as in DeepSpeed and FSDP1. `train()` raises `TrainingError`
             for the model that it cannot guard: one with trained parameters in 16 bit, or in `nn.DataParallel`.
     """
     require_trainer(trainer)
