@@ -26,6 +26,7 @@ TOGETHER = {
     "guarding/families": "guarding/test_classify.py",
     "optimizing/forms": "optimizing/forms/test_forms.py",
     "checkpoints/gguf.py": "checkpoints/test_read.py",
+    "checkpoints/audit/audit_page.py": "commands/test_audit.py",
     "cli/doctor_command.py": "cli/test_model_commands.py",
     "cli/options.py": "cli/test_model_commands.py",
     "cli/talk.py": "commands/test_chat.py",

@@ -218,7 +218,7 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
     Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
     """
     from ..checkpoints import audit
-    from ..commands.audit import audit_svg, audit_text
+    from ..checkpoints.audit.audit_page import audit_svg, audit_text
     from ..facts import Where
 
     warn_of_ignored(model, revision)

@@ -11,6 +11,9 @@ import safetensors.torch
 import torch
 from command_run import Run
 
+from safe_dtype.checkpoints import audit
+from safe_dtype.facts import Where
+
 
 @pytest.fixture
 def overflowing(tmp_path: Path) -> Path:
@@ -137,3 +140,13 @@ def test_clear_errors(run: Run, arguments: tuple[str, ...], words: tuple[str, ..
     assert not done.stdout
     for word in words:
         assert word in done.stderr
+
+
+def test_notebook(overflowing: Path) -> None:
+    """In a notebook an audit is its verdict, the picture and the table; names that are HTML stay text."""
+    shown = audit(Where(str(overflowing)))._repr_html_()
+    assert "overflow float16: they reach 81920" in shown
+    assert shown.count("<svg") == 1
+    assert "layers.7.part_b.weight" in shown
+    assert "up&lt;&amp;&gt;" in shown
+    assert "up<&>" not in shown

@@ -105,6 +105,11 @@ class Audit:
             f"they reach {total.largest:.6g}, and it ends at {FLOAT16.largest:.0f}; {changed}{already}"
         )
 
+    def _repr_html_(self) -> str:
+        from .audit_page import audit_html  # which is about this noun
+
+        return audit_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain values."""
         return {

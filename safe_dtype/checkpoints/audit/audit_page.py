@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..checkpoints.audit.audit_weights import ROOM_SHARE, Audit, Group
-from ..checkpoints.audit.census import Census
-from ..facts import FLOAT16
-from ..rendering.svg import BLUE, BROWN, LINE, Anchor, LogScale, bar, document, group, horizontal, text, vertical
-from ..rendering.tables import Column, Table, page, table
+from ...facts import FLOAT16
+from ...rendering.notebook import html_table, notebook, paragraph, picture
+from ...rendering.svg import BLUE, BROWN, LINE, Anchor, LogScale, bar, document, group, horizontal, text, vertical
+from ...rendering.tables import Column, Table, page, table
+from .audit_weights import ROOM_SHARE, Audit, Group
+from .census import Census
 
 _MOST_ROWS = 20
 _MOST_NAMES = 10
@@ -30,6 +31,13 @@ _SCALE = LogScale(2, _LOWEST, _HIGHEST, _LEFT, _LEFT + _WIDTH)
 def audit_text(audit: Audit, *, width: int) -> str:
     """Return the audit: the verdict, the room to scale, and the groups of tensors that matter most, worst first."""
     return page(_parts(audit), width=width)
+
+
+def audit_html(audit: Audit) -> str:
+    """Return the verdict, the picture and the groups of tensors that matter most, as HTML for a notebook."""
+    groups = sorted(audit.groups, key=_worst_first)[:_MOST_ROWS]
+    shown = [picture(audit_svg(audit)), html_table(_COLUMNS, map(_row, groups))] if groups else []
+    return notebook(paragraph([f"{audit.source}: {audit.verdict}."]), *shown, paragraph(_remarks(audit)))
 
 
 def _parts(audit: Audit) -> Iterator[str | Table]:
