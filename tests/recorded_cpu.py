@@ -42,6 +42,8 @@ ROUTE_RATES = {
     (BFLOAT16, "matmul_cast_onednn"): (13e9, 130e9),
     (FLOAT16, "matmul_cast_onednn"): (13e9, 130e9),
     (FLOAT32, "attention_chunks"): (28e9, 150e9),
+    (BFLOAT16, "attention_row"): (26e9, 150e9),
+    (FLOAT16, "attention_row"): (20e9, 150e9),
     (BFLOAT16, "attention_chunks"): (26e9, 1500e9),
     (FLOAT16, "attention_chunks"): (20e9, 1400e9),
     # No faster than the plain product, so that no plan depends on what is installed.

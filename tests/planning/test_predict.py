@@ -70,6 +70,33 @@ def test_prefill_counts_attention() -> None:
     assert seconds - without == pytest.approx(4 * 512 * 512 * 4 * 8 * 2 / 10e9)
 
 
+def test_prefill_counts_attention_in_chunks() -> None:
+    """Where the plan has attention in chunks, it is at the rate of those, in the dtype of the cache."""
+    cache = CacheShape(layers=2, kv_heads=4, head_dim=8, attention_heads=4)
+    rates = [
+        f.verdict(FLOAT32, VerdictKind.NATIVE, 1, rate, op=op)
+        for op, rate in (("attention", 10), ("attention_chunks", 20))
+    ]
+    device = f.device(extra=tuple(rates))
+    own, chunks = (
+        prefill_seconds(IN_FLOAT32, routes, device, model(BODY, cache=cache), 512)
+        for routes in (ROUTES, replace(ROUTES, chunks=True))
+    )
+    assert own is not None
+    assert chunks is not None
+    assert own - chunks == pytest.approx(4 * 512 * 512 * 4 * 8 * 2 / 20e9)
+
+
+@pytest.mark.parametrize(("own", "row", "rate"), [(1, 4, 4), (4, 1, 4)], ids=["quicker", "no-quicker"])
+def test_decode_reads_the_cache_in_the_quicker_form(own: float, row: float, rate: float) -> None:
+    """One row of attention is planned in the form in which steps compute it."""
+    cache = CacheShape(layers=2, kv_heads=2, head_dim=8, attention_heads=2)
+    forms = (("attention", own), ("attention_row", row))
+    device = f.device(extra=tuple(f.verdict(BFLOAT16, VerdictKind.NATIVE, gb, 10, op=op) for op, gb in forms))
+    seconds = decode_seconds(BFLOAT16, ROUTES, device, model(BODY, cache=cache), 100)
+    assert seconds == pytest.approx(1e6 * 1e-9 + cache.numel_per_token * 100 * 2 / (rate * 1e9))
+
+
 def test_decode_reads_weights_and_cache() -> None:
     """A token reads every active weight once, and keys and values of what came before once for every query head."""
     cache = CacheShape(layers=2, kv_heads=2, head_dim=8, attention_heads=4)

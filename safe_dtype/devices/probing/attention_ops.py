@@ -54,3 +54,15 @@ def attention_chunks(space: Workspace, dtype: Dtype, rows: int, shape: Shape) ->
     if not has_product():
         raise RuntimeError("torch has no products by oneDNN here")
     return replace(plain, call=lambda _: attention_in_chunks(query, key, value, is_causal=causal).transpose(1, 2))
+
+
+def attention_row(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+    """Build the case of the same attention in float32, from copies: as steps of one token compute it, or quicker."""
+    plain = attention(space, dtype, rows, shape)
+    query, key, value, causal = _attention_operands(space, dtype, rows)
+
+    def call(_: int) -> Tensor:
+        wide = (one.float() for one in (query, key, value))
+        return F.scaled_dot_product_attention(*wide, is_causal=causal).to(query.dtype)
+
+    return replace(plain, call=call)

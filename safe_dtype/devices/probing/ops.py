@@ -16,7 +16,7 @@ from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
 from ...numerics.onednn_product import linear_by_onednn
 from .accuracy import exactly
-from .attention_ops import attention, attention_chunks
+from .attention_ops import attention, attention_chunks, attention_row
 from .op_case import Build, OpCase, Shape
 from .verdicts import FEW_ROWS, PREFILL_ROWS
 from .workspace import Workspace
@@ -335,6 +335,7 @@ OPS: dict[str, Op] = {
     "matmul_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "matmul_cast_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "attention_chunks": Op(attention_chunks, _none, multiplies=True, odd_rows=(300,), share=0.5),
+    "attention_row": Op(attention_row, _none, multiplies=True, rows=(), share=0.5),
     "matmul_narrow": Op(_matmul_narrow, _two, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
     "matmul_blocks": Op(_blocks_in(None), _two, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),

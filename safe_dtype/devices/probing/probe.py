@@ -83,7 +83,8 @@ def routes_of(dtype: Dtype, device: str) -> tuple[tuple[Dtype, str], ...]:
         of_float32 = tuple((FLOAT32, name) for name in ("matmul_narrow", *compiled, *chunks))
         return tuple(dict.fromkeys((*of_float32, *in_float32, *routes_of(BFLOAT16, device))))
     cast = ("matmul_cast", "matmul_cast_onednn") if by_onednn else ("matmul_cast",)
-    return (*((dtype, name) for name in (*cast, *blocks, *compiled, *chunks)), *in_float32)
+    row = ("attention_row",) if device == "cpu" else ()
+    return (*((dtype, name) for name in (*cast, *blocks, *compiled, *row, *chunks)), *in_float32)
 
 
 def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]:

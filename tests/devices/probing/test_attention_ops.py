@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from safe_dtype.devices.probing.attention_ops import attention, attention_chunks
+from safe_dtype.devices.probing.attention_ops import attention, attention_chunks, attention_row
 from safe_dtype.devices.probing.workspace import Workspace
 from safe_dtype.facts import BFLOAT16
 from safe_dtype.numerics.onednn import onednn_off
@@ -17,10 +17,11 @@ from safe_dtype.numerics.onednn_product import has_product
 def test_same_case(rows: int) -> None:
     """Both forms have one result, causal where rows and positions are as many; without oneDNN the other cannot be had."""
     space = Workspace(torch.device("cpu"))
-    own, chunks = (build(space, BFLOAT16, rows, (0, 0)) for build in (attention, attention_chunks))
-    assert (own.work, own.bytes_read) == (chunks.work, chunks.bytes_read)
-    torch.testing.assert_close(own.call(0), chunks.call(0), rtol=1.6e-2, atol=1e-3)
-    for case in (own, chunks):
+    own, chunks, row = (build(space, BFLOAT16, rows, (0, 0)) for build in (attention, attention_chunks, attention_row))
+    for other in (chunks, row):
+        assert (own.work, own.bytes_read) == (other.work, other.bytes_read)
+        torch.testing.assert_close(own.call(0), other.call(0), rtol=1.6e-2, atol=1e-3)
+    for case in (own, chunks, row):
         part, exact = case.exact(case.call(0))
         assert (part - exact).abs().max() < 1e-2 * exact.abs().max()
     with onednn_off(), pytest.raises(RuntimeError):
