@@ -2,7 +2,7 @@
 
 from .drift_limit import DEFAULT_MAX_DRIFT, FEW_POSITIONS, exceeds, is_nearly_uniform, worst_output
 from .drift_values import drift_from_dict, drift_to_dict
-from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype, dtype_named
+from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, LEAST_CODED, Dtype, dtype_named
 from .foreseen_failure import ForeseenFailure
 from .learned_failure import LearnedFailure
 from .location import Where
@@ -48,6 +48,7 @@ __all__ = [
     "FLOAT16",
     "FLOAT32",
     "INT8",
+    "LEAST_CODED",
     "LEAST_SPARE_BITS",
     "MOST_BITS",
     "BlockPeak",

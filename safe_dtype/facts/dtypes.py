@@ -49,6 +49,9 @@ INT8 = Dtype("int8", 1, 127.0, 1.0, 0.0)
 ALL = (FLOAT32, BFLOAT16, FLOAT16, FLOAT8_E4M3, INT8)
 COMPUTE = (FLOAT32, BFLOAT16, FLOAT16)  # the formats a whole transformers model can run in
 
+# Numbers of a weight below which it is not rounded to INT8: the calls around its products are worth more than the bytes.
+LEAST_CODED = 2**14
+
 _ALIASES = {
     "fp32": FLOAT32, "float": FLOAT32, "full": FLOAT32,
     "bf16": BFLOAT16,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .dtypes import FLOAT32, Dtype
+from .dtypes import FLOAT32, INT8, Dtype
 from .learned_failure import LearnedFailure
 from .rescale import Rescale
 
@@ -52,6 +52,11 @@ class Verdict:
     prefill_flops_per_s: float | None = None
     max_rel_error: float | None = None  # largest |difference| over largest |reference|
     timings: tuple[Timing, ...] = ()
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of one number of a weight, as this operation reads it."""
+        return INT8.itemsize if self.op.startswith("matmul_int8") else self.dtype.itemsize
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -214,6 +219,7 @@ class MeasuredDrift:
     compute: Dtype
     drift: Drift | None
     problem: str = ""
+    codes: Dtype | None = None  # what linear weights were rounded to
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +329,10 @@ class CheckpointFacts:
         """Whether it reads or writes tokens; else images or sound, whose rows nobody makes fewer by a shorter prompt."""
         return self.takes == "tokens"
 
-    def drift(self, storage: Dtype, compute: Dtype) -> MeasuredDrift | None:
-        """Return what was measured of this pair; None where nobody looked."""
-        return next((one for one in self.drifts if (one.storage, one.compute) == (storage, compute)), None)
+    def drift(self, storage: Dtype, compute: Dtype, codes: Dtype | None = None) -> MeasuredDrift | None:
+        """Return what was measured of this way to run it; None where nobody looked."""
+        wanted = (storage, compute, codes)
+        return next((one for one in self.drifts if (one.storage, one.compute, one.codes) == wanted), None)
 
     def widths(self) -> Iterator[tuple[int, int]]:
         """Yield (out_features, in_features) of the linear weights, those that hold most elements first."""

@@ -68,8 +68,12 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
         plan = in_float32(plan, "float16 does not reach what its files hold")
     keep_origin(model, replace(origin, plan=plan))
-    candidate = Candidate(plan.storage, plan.compute)
+    candidate = Candidate(plan.storage, plan.compute, plan.codes)
     if lay_out_as_planned(model, candidate, plan.routes) == 0:
+        if plan.codes:
+            warn(
+                f"{plan.source} was to be loaded in {plan.codes}, and no linear weight of it lies in its files as saved"
+            )
         logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
     compile_as_planned(model, candidate, plan.routes)
     save_in_saved_dtype(model, plan)
@@ -155,8 +159,8 @@ def _halved(model: nn.Module, plan: Plan) -> Plan | None:
 
 def in_float32(plan: Plan, reason: str) -> Plan:
     """Return the plan of a model that was to be in 16 bit and is in float32."""
-    full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, reason=reason)
-    return replace(full, ladder=(FLOAT32,), rounded=None)
+    full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, codes=None)
+    return replace(full, ladder=(FLOAT32,), rounded=None, reason=reason)
 
 
 def _plan_without_stored(plan: Plan, request: Request) -> Plan:

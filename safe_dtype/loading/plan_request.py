@@ -23,6 +23,7 @@ from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dt
 from ..planning import Plan, Policy, combine, make_plan
 from ..planning.as_loaded import as_loaded
 from .config_order import passed_config, with_order_of_config
+from .int8_rates import may_round_to_codes, with_int8_rates
 from .meeting import Facts, Meeting
 from .placement import with_memory_as_placed
 from .request import Request, all_accelerators
@@ -74,6 +75,7 @@ def plan_request(
         request = with_order_of_config(request)
     ordered = request.ordered
     checkpoint = checkpoint_for(request)
+    is_here = device is None and meeting is None
     if device is not None:
         checkpoint = as_loaded(checkpoint, device)
     elif meeting is None:
@@ -81,10 +83,15 @@ def plan_request(
     else:
         device, checkpoint = meeting.agreed(checkpoint, partial(_facts_here, request, checkpoint))
     parsed = Policy.of(policy)
-    rounds = drifts != "ignored" or ordered == FLOAT16 or (parsed is not None and FLOAT16 in parsed.ladder)
+    rounds = (
+        drifts != "ignored" or ordered == FLOAT16 or (parsed is not None and (FLOAT16 in parsed.ladder or parsed.int8))
+    )
     if stored and (not is_one_of_many(request) or (meeting is not None and not is_split(request))):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
     plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
+    if is_here and not is_one_of_many(request) and may_round_to_codes(plan, request, checkpoint):
+        device = with_int8_rates(device, checkpoint, _widths_to_probe(checkpoint))
+        plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
     if plan.device_map and _could_have_more(request):
         everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
         spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
@@ -118,9 +125,10 @@ def _with_trials(
     plan, checkpoint, expected = plan_with_half(
         plan, request, device, checkpoint, policy, measure=drifts != "remembered"
     )
-    if drifts == "ignored":
+    if drifts == "ignored" and not plan.policy.int8:
         return plan
-    return plan_with_drifts(plan, request, device, checkpoint, policy, measure=drifts == "measured", expected=expected)
+    measure = drifts != "remembered"
+    return plan_with_drifts(plan, request, device, checkpoint, policy, measure=measure, expected=expected)
 
 
 def _could_have_more(request: Request) -> bool:

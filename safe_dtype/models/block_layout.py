@@ -1,15 +1,16 @@
-"""Give the linear modules of a model weights in blocks, where that costs no memory."""
+"""Give the linear modules of a model weights in another layout, where that costs no memory: in blocks, or as 8-bit codes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.int8_weight import Int8Weight, can_be_coded
 from ..numerics.block_product import Blocks, can_lay_out
 from ..numerics.pages import file_mappings, give_back, in_files
 from .blocked_weight import BlockedWeight
@@ -21,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What `lay_out` did."""
+    """What `lay_out` did, or `lay_out_in_int8`."""
 
-    modules: int  # linear modules that multiply from blocks now
-    bytes: int  # in blocks
+    modules: int  # linear modules that multiply from another layout now
+    bytes: int  # in that layout
     given_back: int  # bytes of the originals that need no memory any more
 
 
@@ -41,39 +42,74 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
         rounded: Round weights in float32 to this dtype; None leaves float32 as it is. Activations stay in float32.
         wide: What many rows are computed in.
     """
+
+    def in_blocks(weight: Tensor) -> BlockedWeight | None:
+        dtype = rounded if weight.dtype == torch.float32 else weight.dtype
+        return None if dtype is None else BlockedWeight.of(weight, dtype, wide)
+
+    made, done = _laid_out(model, can_lay_out, in_blocks)
+    for embedding in _embeddings(model):
+        shared = made.get(_place(embedding.weight))
+        # A lookup keeps its bits.
+        if shared and isinstance(shared.blocks, Blocks) and shared.blocks.tensor.dtype == embedding.weight.dtype:
+            attach(embedding, shared)
+    return done
+
+
+def lay_out_in_int8(model: nn.Module, *, wide: torch.dtype = torch.float32) -> Layout:
+    """Have the linear modules of `model` multiply by 8-bit codes of their weights, and give the originals' memory back.
+
+    All that `lay_out` says of blocks holds of codes. Besides, a lookup in an embedding that shares its weight reads the
+    original, and a state dict holds the originals, bit for bit. Beside the codes one original is in memory at a time.
+
+    Args:
+        model: Changed in place.
+        wide: What many rows are computed in: float32, or bfloat16 for weights in it.
+    """
+    return _laid_out(model, can_be_coded, lambda weight: BlockedWeight.coded(weight, wide))[1]
+
+
+def _laid_out(
+    model: nn.Module, can_be: Callable[[Tensor], bool], make: Callable[[Tensor], BlockedWeight | None]
+) -> tuple[dict[_Place, BlockedWeight], Layout]:
+    """Bring weights that are views of their files into another layout; return what was made of each, and of all."""
     mappings = file_mappings()
     made: dict[_Place, BlockedWeight] = {}
     count = given_back = 0
     # The largest first, for which both copies lie in memory at the same time.
-    for module in sorted(_linear_modules(model), key=lambda one: -one.weight.numel()):
+    for module in sorted(_linear_modules(model, can_be), key=lambda one: -one.weight.numel()):
         weight, place = module.weight, _place(module.weight)
         if place not in made:
-            dtype = rounded if weight.dtype == torch.float32 else weight.dtype
-            if dtype is None or not list(in_files([weight.data], mappings)):
-                continue
-            blocked = BlockedWeight.of(weight, dtype, wide)
-            if not blocked.fits(weight):  # written to meanwhile
+            blocked = make(weight) if list(in_files([weight.data], mappings)) else None
+            if blocked is None or not blocked.fits(weight):  # written to meanwhile
                 continue
             made[place] = blocked
             given_back += give_back(weight.data, mappings)
         attach(module, made[place])
         count += 1
-    for embedding in _embeddings(model):
-        shared = made.get(_place(embedding.weight))
-        if shared and shared.blocks.tensor.dtype == embedding.weight.dtype:  # a lookup keeps its bits
-            attach(embedding, shared)
-    done = Layout(count, sum(blocked.blocks.tensor.nbytes for blocked in made.values()), given_back)
+    done = Layout(count, sum(blocked.nbytes for blocked in made.values()), given_back)
     logger.debug("%s: %s", type(model).__name__, done)
-    return done
+    return made, done
 
 
 def take_back(model: nn.Module) -> int:
-    """Undo `lay_out` and `compile_products`; return how many modules were changed back."""
+    """Undo `lay_out`, `lay_out_in_int8` and `compile_products`; return how many modules were changed back."""
     return sum(take_off(module) for module in model.modules())
 
 
 def blocks_of(module: nn.Module) -> Blocks | None:
-    """Return the blocks that `module` multiplies from; None where it is plain, or its weight has changed."""
+    """Return the blocks that `module` multiplies from; None where it has none, or its weight has changed."""
+    layout = _layout_of(module)
+    return layout if isinstance(layout, Blocks) else None
+
+
+def codes_of(module: nn.Module) -> Int8Weight | None:
+    """Return the 8-bit codes that `module` multiplies by; None where it has none, or its weight has changed."""
+    layout = _layout_of(module)
+    return layout if isinstance(layout, Int8Weight) else None
+
+
+def _layout_of(module: nn.Module) -> Blocks | Int8Weight | None:
     blocked = weight_of(module)
     if blocked is None or not isinstance(module, nn.Linear) or not blocked.fits(module._parameters.get("weight")):
         return None
@@ -87,12 +123,12 @@ def _place(weight: Tensor) -> _Place:
     return weight.data_ptr(), weight.shape
 
 
-def _linear_modules(model: nn.Module) -> Iterator[nn.Linear]:
+def _linear_modules(model: nn.Module, can_be: Callable[[Tensor], bool]) -> Iterator[nn.Linear]:
     for module in model.modules():
         # A subclass, and a module whose forward an offloading hook has replaced, compute in their own way.
         if type(module) is not nn.Linear or "forward" in module.__dict__ or type(module.weight) is not nn.Parameter:
             continue
-        if can_lay_out(module.weight) and not module.weight.is_inference():
+        if can_be(module.weight) and not module.weight.is_inference():
             yield module
 
 

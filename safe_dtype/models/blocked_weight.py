@@ -1,4 +1,4 @@
-"""The blocks of a weight, with what shows that the weight is not what they were made of any more."""
+"""A weight in another layout, with what shows that the weight is not what it was made of any more."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..numerics.block_product import Blocks
+from ..kernels.int8_weight import Int8Weight, multiply_int8
+from ..numerics.block_product import Blocks, product
 from ..numerics.pages import Pages
 
 
 @dataclass(slots=True, eq=False)
 class BlockedWeight:
-    """The blocks of a weight that is a view of its file, and how to tell that nobody has changed it since.
+    """The blocks of a weight that is a view of its file, or its codes, and how to tell that nobody has changed it since.
 
     Writing to `weight.data`, as PEFT merges adapters, leaves no trace in torch, but in the pages.
     """
 
-    blocks: Blocks
+    blocks: Blocks | Int8Weight
     origin: Tensor  # what the weight was: it keeps the file mapped, so that nothing else comes to lie at its address
     version: int
     wide: torch.dtype
@@ -37,6 +38,23 @@ class BlockedWeight:
     def of(cls, weight: Tensor, dtype: torch.dtype, wide: torch.dtype) -> BlockedWeight:
         """Make the blocks of a weight."""
         return cls(Blocks.of(weight, dtype), weight.data, weight._version, wide)
+
+    @classmethod
+    def coded(cls, weight: Tensor, wide: torch.dtype) -> BlockedWeight | None:
+        """Round a weight to codes; None where they do not hold its numbers."""
+        codes = Int8Weight.of(weight)
+        return None if codes is None else cls(codes, weight.data, weight._version, wide)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes beside its origin."""
+        return self.blocks.nbytes
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return `x @ weight.T + bias` in the dtype of `x`."""
+        if isinstance(self.blocks, Int8Weight):
+            return multiply_int8(x, self.blocks, bias, wide=self.wide)
+        return product(x, self.blocks, bias, wide=self.wide)
 
     def fits(self, weight: Any) -> bool:
         """Whether `weight` is what the blocks were made of, and nobody has written to it since."""

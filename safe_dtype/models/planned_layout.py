@@ -9,14 +9,16 @@ from ..facts import FLOAT32, Dtype
 from ..numerics import compute_in
 from ..numerics.by_onednn import by_onednn
 from ..planning import Candidate, Routes
-from .block_layout import lay_out
+from .block_layout import lay_out, lay_out_in_int8
 from .forwards.compiled_products import compile_products
 
 
 def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int | None:
     """Return how many modules were laid out, of those whose weights are views of their files; None: it is not planned."""
-    if routes is None or routes.layout != "blocks" or routes.wide is None:
+    if routes is None or routes.layout == "plain" or routes.wide is None:
         return None
+    if routes.layout == "int8":
+        return lay_out_in_int8(model, wide=getattr(torch, routes.wide.name)).modules
     rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
     return lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name)).modules
 

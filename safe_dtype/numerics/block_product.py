@@ -46,6 +46,11 @@ class Blocks:
             tensor[whole, :, len(rest) :] = 0
         return cls(tensor, out_features)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all blocks."""
+        return self.tensor.nbytes
+
     def rows(self, numbers: Tensor) -> Tensor:
         """Return the rows of the weight that `numbers` name: shape (*numbers.shape, in_features)."""
         if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < self.out_features:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..facts import CheckpointFacts, DeviceFacts, Dtype
-from .matmul_routes import Calls, Routes, routes_for
+from .matmul_routes import Calls, Routes, int8_routes, routes_for
 from .plan import Candidate
 from .policy import Policy
 
@@ -12,12 +12,14 @@ def candidate_routes(
     candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
 ) -> Routes | None:
     """Return the fastest routes that a candidate may take; None where nothing was measured."""
+    if candidate.codes is not None:
+        return int8_routes(candidate.storage, candidate.compute, device)
     return routes_for(
         candidate.storage,
         candidate.compute,
         device,
         _calls(checkpoint, policy),
-        can_be_laid_out=_can_be_laid_out(candidate.storage, checkpoint, policy),
+        can_be_laid_out=can_be_laid_out(candidate.storage, checkpoint, policy),
         can_be_compiled=_can_be_compiled(checkpoint, policy),
     )
 
@@ -28,11 +30,11 @@ def _calls(checkpoint: CheckpointFacts, policy: Policy) -> Calls:
     return (policy.workload.prompt_tokens, 1), (1, new_tokens)
 
 
-def _can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -> bool:
+def can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy) -> bool:
     """Whether the weights will be views of their files, so that a copy in another layout takes no more memory.
 
     In strict mode nothing is changed, and a quantizer has a layout of its own. The experts of a mixture are one tensor,
-    for which blocks are not made, and they are most of its weights.
+    for which blocks and codes are not made, and they are most of its weights.
     """
     return (
         _can_be_compiled(checkpoint, policy)

@@ -109,7 +109,7 @@ def _row(decision: Decision, plan: Plan, shared: Sequence[str]) -> _Row:
         for seconds, is_shown in zip((cost.prefill_seconds, cost.decode_seconds), _has_times(plan), strict=True)
         if is_shown
     ]
-    dtypes = [storage.name, *["" if storage == compute else compute.name] * _has_pairs(plan)]
+    dtypes = [decision.candidate.stored, *["" if storage == compute else compute.name] * _has_pairs(plan)]
     cells = (*dtypes, *times, bytes_text(cost.bytes), _verdict(decision, plan))
     own = "; ".join(part for part in decision.reason.split("; ") if part not in shared or not decision.accepted)
     return _Row(cells, str(decision.candidate), own)

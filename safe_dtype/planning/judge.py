@@ -23,6 +23,7 @@ from ..facts import (
 )
 from ..rendering.units import bytes_text, times_text
 from .candidate_routes import candidate_routes
+from .int8_candidates import bad_codes
 from .matmul_routes import Routes, product_verdict
 from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
@@ -79,13 +80,14 @@ def judge(
     if routes and storage != compute and device.verdict(storage, "conv2d").kind in _GROUNDS:
         routes = replace(routes, cast_from=1)  # whatever its products gain by that
     cost = predict(candidate, routes, device, checkpoint, policy.workload)
-    product = product_verdict(storage, compute, device, routes)
+    product = product_verdict(storage, compute, device, routes, candidate.codes)
     rejection = (
         _outside_ladder(candidate, policy)
         or _bad_kernel(candidate, product, device, checkpoint)
         or _bad_lesson(candidate, checkpoint)
         or _bad_values(candidate, checkpoint, policy)
         or _bad_range(candidate, checkpoint, policy, expected)
+        or (_bad_memory(cost, device) if candidate.codes else None)  # else not worth measuring
         or _bad_rounding(candidate, device, checkpoint, policy, expected)
         or _bad_memory(cost, device)
     )
@@ -113,9 +115,9 @@ def is_pending(candidate: Candidate, checkpoint: CheckpointFacts, expected: Cont
     """Whether a candidate is only taken to be well, and is measured at the first load."""
     if candidate not in expected:
         return False
-    if candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
+    if candidate.codes is None and candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
         return checkpoint.half is None
-    return checkpoint.drift(candidate.storage, candidate.compute) is None
+    return checkpoint.drift(candidate.storage, candidate.compute, candidate.codes) is None
 
 
 def needed_ops(checkpoint: CheckpointFacts) -> tuple[str, ...]:
@@ -214,6 +216,10 @@ def _bad_rounding(
     policy: Policy,
     expected: Container[Candidate],
 ) -> tuple[Ground, str] | None:
+    if candidate.codes is not None:
+        return bad_codes(
+            candidate, checkpoint, policy, is_taken_to_be_well=is_pending(candidate, checkpoint, expected)
+        )
     storage = _multiplied(candidate)
     if not rounds(candidate, device, checkpoint):
         return None
@@ -236,7 +242,7 @@ def _bad_rounding(
 def rounds(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
     """Whether significant bits of the weights are lost, of so many of them that it has to be measured, or asked for."""
     storage = _multiplied(candidate)
-    if storage.epsilon > checkpoint.saved.epsilon:
+    if candidate.codes is not None or storage.epsilon > checkpoint.saved.epsilon:
         return True
     rounded = rounded_tensors(storage, checkpoint)
     return rounded is not None and storage != FLOAT32 and rounded.share > _FEW and _fits_wide(device, checkpoint)
@@ -335,7 +341,7 @@ def to_be_measured(candidate: Candidate, checkpoint: CheckpointFacts, *, is_spre
         checkpoint: With its source.
         is_spread: Whether the model does not fit whole: what is offloaded cannot be rescaled.
     """
-    if candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
+    if candidate.codes is None and candidate.storage == FLOAT16 and may_overflow(FLOAT16, checkpoint.saved):
         then = (
             "and if float16 would need a rescale, which a model that is spread cannot have, another dtype is loaded"
             if is_spread
@@ -350,14 +356,16 @@ def to_be_measured(candidate: Candidate, checkpoint: CheckpointFacts, *, is_spre
 
 def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift | None, Dtype]:
     """Return the measured drift of a candidate, and what it was measured from."""
-    if checkpoint.half is not None and candidate.storage == FLOAT16:
+    if checkpoint.half is not None and candidate.storage == FLOAT16 and candidate.codes is None:
         return checkpoint.half.drift, checkpoint.half.reference
-    measured = checkpoint.drift(candidate.storage, candidate.compute)
+    measured = checkpoint.drift(candidate.storage, candidate.compute, candidate.codes)
     return (measured.drift if measured else None), FLOAT32
 
 
 def _fate(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
     """Return what becomes of the weights: of all, or of some where the files mix formats."""
+    if candidate.codes is not None:
+        return "rounds linear weights to 8 bits, with a scale for each output"
     multiplied = _multiplied(candidate)
     # What is scaled down may lose bits at float16's lower end, whatever it was saved in.
     moved = multiplied == FLOAT16 and checkpoint.half is not None and checkpoint.half.rescale is not None

@@ -19,6 +19,7 @@ from ..facts import (
 )
 from .as_loaded import as_loaded
 from .dense import dense
+from .int8_candidates import coded_candidates
 from .judge import candidates, judge, to_be_measured
 from .left_to_quantizer import left_to_quantizer
 from .made_for import MadeFor
@@ -34,6 +35,10 @@ _KNOWN_TO_FAIL = (Ground.UNSUPPORTED, Ground.CRASHES)
 # An order that drifts is rescued all the same: without, it would overflow.
 _WITH_A_RESCUE = (None, Ground.MEMORY, Ground.DRIFT)
 _SPREAD = "device_map='auto' puts the rest on other devices, in main memory or on disk, and every step waits for it"
+_NO_CODES = (
+    "linear weights are rounded on a CPU of this machine as they are read from safetensors files, in the dtype that they "
+    "were saved in, under Linux; those of mixtures of experts are not"
+)
 _ON_DISK = "device_map='auto' leaves the rest on disk, and every step waits for it"
 _WHOLE = "it may not load there; device_map='auto' would spread it"
 
@@ -120,6 +125,11 @@ def _made(
     decisions = tuple(
         judge(candidate, device, checkpoint, policy, expected=expected) for candidate in candidates(device, checkpoint)
     )
+    if _may_round_to_codes(decisions, policy, ordered):
+        decisions += tuple(
+            judge(candidate, device, checkpoint, policy, expected=expected)
+            for candidate in coded_candidates(device, checkpoint, policy)
+        )
     case = PlanningCase(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:
         return _quantizers_plan(case)
@@ -127,6 +137,14 @@ def _made(
         return _obey(ordered or _by_transformers(checkpoint), case)
     picked = _pick(case)
     return _plan(picked, case, _why(picked, case))
+
+
+def _may_round_to_codes(decisions: tuple[Decision, ...], policy: Policy, ordered: Dtype | None) -> bool:
+    """Whether 8 bits are looked at: where they are asked for, or nothing in the dtype that is to be loaded fits."""
+    if policy.int8 or ordered is not None:
+        return policy.int8
+    grounds = {one.ground for one in decisions}
+    return policy.prefer == "memory" or (None not in grounds and Ground.MEMORY in grounds)
 
 
 def _by_transformers(checkpoint: CheckpointFacts) -> Dtype:
@@ -194,7 +212,7 @@ def _second_thoughts(decision: Decision, case: PlanningCase) -> tuple[str, ...]:
     candidate, device = decision.candidate, case.device
     whose = "was asked for" if case.ordered else f"is kept, {_kept_as(candidate.storage, case.checkpoint)}"
     asked = f"{candidate} {whose}, and on {device.name}"
-    verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes)
+    verdict = product_verdict(candidate.storage, candidate.compute, device, decision.routes, candidate.codes)
     if decision.ground in (Ground.WRONG, Ground.RANGE):
         return (f"{asked} its results may be wrong: {decision.reason}",)
     if decision.ground is Ground.DRIFT:
@@ -233,7 +251,8 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
     if half and half.unseen:
         seen = f"float16 was measured on a text, which does not reach {', '.join(half.unseen)}"
         warnings += (f"{checkpoint.source}: {seen}: look at the results, or run it in float32",)
-    rescue = half if picked.ground in _WITH_A_RESCUE else None
+    warnings += _without_codes_asked_for(picked, case)
+    rescue = half if picked.ground in _WITH_A_RESCUE and candidate.codes is None else None
     later = () if strict else tuple(one.candidate.storage for one in ranked(case))
     return Plan(
         source=checkpoint.source,
@@ -251,6 +270,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         device_map="auto" if too_big and not strict and not is_placed else None,
         ordered=case.ordered,
         routes=picked.routes,
+        codes=candidate.codes,
         rescale=rescue.rescale if rescue else None,
         islands=rescue.islands if rescue else (),
         stored=rescue is not None and rescue.stored,
@@ -262,6 +282,20 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         made_for=MadeFor.of(checkpoint).on(device),
         dequantized=checkpoint.file_format == "dequantized",
     )
+
+
+def _without_codes_asked_for(picked: Decision, case: PlanningCase) -> tuple[str, ...]:
+    """Return the warning that weights are not rounded to 8 bits, or nobody knows what that does, although it was asked for."""
+    if not case.policy.int8 or case.checkpoint.quantization:
+        return ()
+    source, coded = case.checkpoint.source, [one for one in case.decisions if one.candidate.codes]
+    if picked.candidate.codes:
+        measured = case.checkpoint.drift(picked.candidate.storage, picked.candidate.compute, picked.candidate.codes)
+        if measured is None or not measured.problem:
+            return ()
+        return (f"{source}: int8 was asked for, and what it does to the output was not measured: {measured.problem}",)
+    why = coded[0].reason if coded else _NO_CODES
+    return (f"{source}: int8 was asked for, and {picked.candidate} is loaded: {why}",)
 
 
 def _quantizers_plan(case: PlanningCase) -> Plan:

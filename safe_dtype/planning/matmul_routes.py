@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..facts import FLOAT32, DeviceFacts, Dtype, Verdict
+from ..facts import FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict
 
 # The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
 # its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
@@ -33,8 +33,9 @@ Calls = tuple[tuple[int, int], ...]  # (rows, how often)
 class Routes:
     """The kernels of a candidate, and what they take.
 
-    `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`, from where
-    products of many rows are computed in `wide`. `cast_from` is the number of rows from which products of weights that
+    `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`; or "int8":
+    rounded to the codes of `safe_dtype.kernels.int8_weight`. From either, products of many rows are computed in `wide`.
+    `cast_from` is the number of rows from which products of weights that
     lie plainly are computed in the compute dtype; None is never. Up to `compiled_rows` rows, such products take code
     that is compiled for this CPU, of `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in
     float32, also where that is what the weights are in. With `chunks`, attention of a prompt is computed chunk by chunk.
@@ -80,8 +81,34 @@ def routes_for(
     return routes
 
 
-def product_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None) -> Verdict:
+def int8_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
+    """Return the routes of linear weights that are rounded to 8 bits; None where nothing was measured."""
+    verdict, plain = int8_verdict(storage, compute, device), _plain_routes(storage, compute, device)
+    at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
+    if at_one is None or at_some is None or at_many is None:
+        return None
+    return Routes("int8", plain.cast_from if plain else None, (at_one, at_some, at_many), compute)
+
+
+def int8_ops(storage: Dtype) -> tuple[str, ...]:
+    """Return the products by 8-bit codes that there are for activations in a dtype."""
+    # Sums of codes leave float16's range.
+    return {FLOAT32: ("matmul_int8",), FLOAT16: ("matmul_int8_cast",)}.get(
+        storage, ("matmul_int8", "matmul_int8_cast")
+    )
+
+
+def int8_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Verdict:
+    """Return the verdict on products by 8-bit codes, whose many rows are computed in `compute`."""
+    return device.verdict(storage, "matmul_int8" if storage == compute else "matmul_int8_cast")
+
+
+def product_verdict(
+    storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None, codes: Dtype | None = None
+) -> Verdict:
     """Return the verdict on the products of a candidate, as `routes` compute them where they are known."""
+    if codes is not None:
+        return int8_verdict(storage, compute, device)
     if routes is not None and routes.layout == "blocks":
         stored = compute if storage == FLOAT32 else storage
         return device.verdict(stored, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")
@@ -186,7 +213,7 @@ def _seconds(verdict: Verdict, rows: int) -> float | None:
     read, work = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
     if not read or not work:
         return None
-    reading, multiplying = verdict.dtype.itemsize / read, 2 * rows / work
+    reading, multiplying = verdict.bytes_each / read, 2 * rows / work
     if rows == 1:
         return reading
     mean = _mean_seconds(verdict, rows)

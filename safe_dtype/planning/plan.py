@@ -22,11 +22,17 @@ class Candidate:
 
     storage: Dtype
     compute: Dtype
+    codes: Dtype | None = None  # what linear weights are rounded to in memory; None: they are in `storage` too
+
+    @property
+    def stored(self) -> str:
+        """What the weights are in: 'bfloat16', or 'int8, rest bfloat16'."""
+        return self.storage.name if self.codes is None else f"{self.codes}, rest {self.storage}"
 
     def __str__(self) -> str:
         if self.storage == self.compute:
-            return self.storage.name
-        return f"{self.storage} stored, {self.compute} computed"
+            return self.stored
+        return f"{self.stored} stored, {self.compute} computed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +146,12 @@ class Plan:
     has_tokens: bool = True  # False: it takes images or sound, and the policy's tokens are rows of its products
     takes: str = "tokens"  # what one call is made of: "tokens", "images", "audio" or "inputs"
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
+    codes: Dtype | None = None  # what linear weights are multiplied by, INT8; None: by those in `storage`
 
     @property
     def chosen(self) -> Decision | None:
         """The decision on the plan's own candidate; None where a quantizer decides."""
-        wanted = Candidate(self.storage, self.compute)
+        wanted = Candidate(self.storage, self.compute, self.codes)
         return next((one for one in self.decisions if one.candidate == wanted), None)
 
     @property
@@ -160,7 +167,7 @@ class Plan:
     @property
     def what(self) -> str:
         """What is loaded, and what else is set for it: 'bfloat16 stored, float32 computed, layout=blocks'."""
-        layout = self.routes.layout if self.routes and self.routes.layout != "plain" else None
+        layout = self.routes.layout if self.routes and self.routes.layout == "blocks" else None
         compiled = self.routes.compiled_rows if self.routes else 0
         rows = f"compiled for {compiled} row{'s' if compiled > 1 else ''}" if compiled else None
         settings = (

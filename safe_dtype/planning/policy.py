@@ -26,6 +26,7 @@ _EXAMPLES = {
 # What a value is taken to mean that stands alone, or beside a wrong key.
 _MEANT = {value: f"{key}={value}" for key, values in _CHOICES.items() for value in values if key != "mode"} | {
     "fast": "prefer=speed", "auto": "auto", "strict": "strict", "islands": "islands",
+    "int8": "int8",
 }  # fmt: skip
 _UNKNOWN = "auto,prefer=memory"  # where nothing is like what was written
 
@@ -45,7 +46,8 @@ class Policy:
     `mode="auto"` may leave the saved dtype; `"strict"` never changes it, nor a dtype that was ordered, and raises
     instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
     With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
-    `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.
+    `int8` asks for linear weights that are rounded to 8 bits as they are loaded, where that was measured to stay within
+    `max_drift`. `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.
     `variants` is for a checkpoint on the Hub that is to be loaded in another dtype than it was saved in: whether one
     that was published in that dtype is named in the log, loaded in its place, or not looked for.
     `save` tells in which dtype a model is written that was loaded in another than its checkpoint's: in the
@@ -60,8 +62,11 @@ class Policy:
     max_drift: float = DEFAULT_MAX_DRIFT
     variants: Variants = "say"
     save: Save = "as-saved"
+    int8: bool = False
 
     def __post_init__(self) -> None:
+        if self.int8 and self.mode == "strict":
+            raise PolicyError("strict,int8", "strict changes nothing, and int8 rounds weights", example="auto,int8")
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise PolicyError(
@@ -91,7 +96,7 @@ class Policy:
     def parse(cls, text: str) -> Policy:
         """Read the short form: comma-separated words.
 
-        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`,
+        They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`, `int8`,
         `max_drift=0.02`, `variants=use` and `save=as-is`.
 
         Raises:
@@ -111,6 +116,8 @@ class Policy:
             words.append("ladder=" + ">".join(dtype.name for dtype in self.ladder))
         if self.islands:
             words.append("islands")
+        if self.int8:
+            words.append("int8")
         if self.max_drift != DEFAULT_MAX_DRIFT:
             words.append(f"max_drift={self.max_drift}")
         if self.variants != "say":
@@ -123,8 +130,9 @@ class Policy:
 def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
     if key in get_args(Mode) and not value:
         return replace(policy, mode=cast(Mode, key))
-    if key == "islands" and not value:
-        return replace(policy, islands=True)
+    if key in ("islands", "int8") and not value:
+        asked: dict[str, Any] = {key: True}
+        return replace(policy, **asked)
     if key in ("prefer", "variants", "save"):
         if value not in _CHOICES[key]:
             raise PolicyError(
@@ -141,7 +149,7 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, max_drift=_drift(value, text))
     raise PolicyError(
         text,
-        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, max_drift=, variants=, save=",
+        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, int8, max_drift=, variants=, save=",
         example=_meant(key, value),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..facts import FLOAT16, FLOAT32, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
+from ..facts import FLOAT16, FLOAT32, INT8, LEAST_CODED, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
 from .matmul_routes import CHUNKS, Routes
 from .mixed_dtypes import is_kept
 from .plan import Candidate, Cost
@@ -41,7 +41,7 @@ def predict(
     return Cost(
         prefill_seconds=sum(prompt) if prompt else None,
         decode_seconds=sum(new_token) * new_tokens if new_token else None,
-        weight_bytes=weight_bytes(_kept(candidate, routes), checkpoint),
+        weight_bytes=_weight_bytes(candidate, routes, checkpoint),
         cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize,
         work_bytes=max(
             _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens),
@@ -49,6 +49,23 @@ def predict(
         ),
         product_seconds=prompt.products + new_token.products * new_tokens if prompt and new_token else None,
         attention_seconds=prompt.attention + new_token.attention * new_tokens if prompt and new_token else None,
+    )
+
+
+def _weight_bytes(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts) -> int:
+    whole = weight_bytes(_kept(candidate, routes), checkpoint)
+    return whole if candidate.codes is None else whole - saved_by_codes(candidate.storage, checkpoint)
+
+
+def saved_by_codes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
+    """Return how many bytes less the weights take where linear ones are rounded to 8 bits, each output with a scale.
+
+    A weight that is looked up as well is read from its file then: it takes no other memory than its codes.
+    """
+    return sum(
+        linear.numel * (storage.itemsize - INT8.itemsize) - linear.out_features * linear.count * storage.itemsize
+        for linear in checkpoint.linears
+        if linear.active == 1.0 and linear.out_features * linear.in_features >= LEAST_CODED
     )
 
 

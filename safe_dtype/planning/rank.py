@@ -46,6 +46,13 @@ class PlanningCase:
 
 def ranked(case: PlanningCase) -> list[Decision]:
     """Return the accepted decisions, best first by the policy."""
+    in_order = _ranked(case)
+    if case.policy.int8:
+        return sorted(in_order, key=lambda one: one.candidate.codes is None)
+    return in_order
+
+
+def _ranked(case: PlanningCase) -> list[Decision]:
     if case.policy.ladder:
         return sorted(
             case.accepted, key=lambda one: (case.policy.ladder.index(one.candidate.storage), _speed(one, case))
@@ -61,11 +68,11 @@ def ranked(case: PlanningCase) -> list[Decision]:
 def smallest_first(case: PlanningCase) -> list[Decision]:
     """Return the candidates that are right and do not fit, the smallest first, of equal ones the faster.
 
-    A rescued float16 is not among them: what is offloaded cannot be rescaled.
+    A rescued float16 and 8 bits are not among them: what is offloaded can be neither rescaled nor rounded.
     """
     half = case.checkpoint.half
     is_rescued = half is not None and bool(half.rescale or half.islands)
-    too_big = [one for one in case.decisions if one.ground is Ground.MEMORY]
+    too_big = [one for one in case.decisions if one.ground is Ground.MEMORY and not one.candidate.codes]
     whole = [one for one in too_big if not (is_rescued and one.candidate.storage == FLOAT16)]
     return sorted(whole or too_big, key=lambda one: (one.cost.bytes, _speed(one, case)))
 
@@ -73,6 +80,8 @@ def smallest_first(case: PlanningCase) -> list[Decision]:
 def merit(picked: Decision, case: PlanningCase) -> str:
     """Return the reason why `picked` comes before the other accepted candidates."""
     others = [one for one in case.accepted if one is not picked]
+    if picked.candidate.codes and (case.policy.int8 or all(one.candidate.codes for one in others)):
+        return "as asked for: int8" if case.policy.int8 else "nothing wider that is right here fits"
     if not others:
         return _only(picked, case)
     if case.policy.ladder:
@@ -125,11 +134,12 @@ def _rounding(decision: Decision, case: PlanningCase) -> float:
     return candidate.storage.epsilon if rounds(candidate, case.device, case.checkpoint) else 0.0
 
 
-def _infidelity(decision: Decision, case: PlanningCase) -> tuple[bool, float, float]:
+def _infidelity(decision: Decision, case: PlanningCase) -> tuple[bool, bool, float, float]:
     storage, compute = decision.candidate.storage, decision.candidate.compute
     # What passes from product to product is rounded to the storage dtype.
     multiplied = compute if storage == FLOAT32 else storage
-    return loses(multiplied, case.checkpoint), max(storage.epsilon, multiplied.epsilon), compute.epsilon
+    rounded = decision.candidate.codes is not None
+    return rounded, loses(multiplied, case.checkpoint), max(storage.epsilon, multiplied.epsilon), compute.epsilon
 
 
 def _ties_by_fidelity(by_speed: list[Decision], case: PlanningCase) -> list[Decision]:

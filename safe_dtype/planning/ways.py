@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..facts import CheckpointFacts, DeviceFacts
+from ..facts import INT8, CheckpointFacts, DeviceFacts
 from ..rendering.units import bytes_text
-from .plan import Decision, Ground, Plan, WayToFit
+from .candidate_routes import can_be_laid_out
+from .plan import Candidate, Decision, Ground, Plan, WayToFit
 from .policy import Policy, Workload
-from .predict import predict
+from .predict import predict, saved_by_codes
 from .quantizers import quantizes_to
 from .rank import PlanningCase
 
@@ -34,10 +35,13 @@ def ways_to_fit(
     """
     free = device.memory.free_bytes
     right = [one for one in decisions if one.ground in (None, Ground.MEMORY)]
-    plain = [one for one in right if one.candidate.storage == one.candidate.compute]
+    plain = [one for one in right if one.candidate.storage == one.candidate.compute and not one.candidate.codes]
+    drifts = any(one.candidate.codes and one.ground is Ground.DRIFT for one in decisions)
+    ours = () if drifts else tuple(_codes(device, checkpoint, policy))
     return (
         *(_whole(str(one.candidate), one.cost.weight_bytes, one, free) for one in plain),
-        *_fewer_bits(picked, device, checkpoint),
+        *ours,
+        *_fewer_bits(picked, device, checkpoint, without=(8,) if ours or drifts else ()),
         *_smaller_context(picked, device, checkpoint, policy),
         *_offloaded(picked, device),
         *_several_devices(picked, device),
@@ -78,13 +82,28 @@ def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "
     return WayToFit(name, weights, decision.cost.cache_bytes, total, fits=total <= free, note=note)
 
 
-def _fewer_bits(picked: Decision, device: DeviceFacts, checkpoint: CheckpointFacts) -> Iterator[WayToFit]:
-    """Yield the weights in 8 and 4 bits, where something runs on the device that quantizes them while it loads."""
-    body = sum(linear.numel for linear in checkpoint.linears if linear.per_position)
+def _codes(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Iterator[WayToFit]:
+    """Yield the weights that the `int8` of a policy rounds to 8 bits, where it can."""
+    saved = checkpoint.saved
+    if device.vendor == "cpu" and can_be_laid_out(saved, checkpoint, policy) and saved_by_codes(saved, checkpoint) > 0:
+        cost = predict(Candidate(saved, saved, INT8), None, device, checkpoint, policy.workload)
+        note = "rounds linear weights, where that is measured to stay within max_drift: --policy int8"
+        fits = cost.bytes <= device.memory.free_bytes
+        yield WayToFit("int8 weights", cost.weight_bytes, cost.cache_bytes, cost.bytes, fits, note)
+
+
+def _fewer_bits(
+    picked: Decision, device: DeviceFacts, checkpoint: CheckpointFacts, *, without: tuple[int, ...] = ()
+) -> Iterator[WayToFit]:
+    """Yield the weights in 8 and 4 bits, where something runs on the device that quantizes them while it loads.
+
+    The experts of a mixture are one tensor, and no linear module that a quantizer would replace.
+    """
+    body = sum(linear.numel for linear in checkpoint.linears if linear.per_position and linear.active == 1.0)
     rest = max(0, picked.cost.weight_bytes - body * picked.candidate.storage.itemsize)
     for bits, bits_in_all in _BITS.items():
         quantizer = quantizes_to(bits, device)
-        if quantizer is None or not body:
+        if bits in without or quantizer is None or not body:
             continue
         packages = " and ".join(quantizer.packages)
         config = f"quantization_config=BitsAndBytesConfig(load_in_{bits}bit=True)"

@@ -13,8 +13,11 @@ _READ_ONCE = ("gguf", "state_dict")  # cannot be loaded a second time, to be mea
 def worth_measuring(plan: Plan) -> Candidate | None:
     """Return the fastest candidate that only its unmeasured rounding keeps from being the plan; None where none is.
 
-    Where the user orders a dtype, wants memory or fidelity, or is strict, nothing is measured.
+    Where the user orders a dtype, wants memory or fidelity, or is strict, nothing is measured but 8 bits, where these are
+    asked for or are what would fit.
     """
+    if codes := _codes_worth_measuring(plan):
+        return codes
     if plan.ordered or plan.quantization or plan.device_map or plan.chosen is None:
         return None
     if plan.policy.mode == "strict" or plan.policy.prefer != "speed" or plan.policy.ladder:
@@ -25,6 +28,17 @@ def worth_measuring(plan: Plan) -> Candidate | None:
         if decision.ground is Ground.ROUNDING and _is_much_faster(decision, plan.chosen, plan)
     ]
     return min(faster, key=lambda one: one.cost.seconds or 0.0).candidate if faster else None
+
+
+def _codes_worth_measuring(plan: Plan) -> Candidate | None:
+    """Return the fastest candidate in 8 bits that was not measured; None where none would be the plan."""
+    coded = [one for one in plan.decisions if one.candidate.codes and one.ground is Ground.ROUNDING]
+    if not coded or plan.quantization or plan.chosen is None:
+        return None
+    best = min(coded, key=lambda one: one.cost.seconds or 0.0)
+    is_wanted = plan.policy.int8 or plan.chosen.ground is Ground.MEMORY
+    is_smaller = plan.policy.prefer == "memory" and best.cost.bytes * _WORTH <= plan.chosen.cost.bytes
+    return best.candidate if (is_wanted or is_smaller) and not plan.chosen.candidate.codes else None
 
 
 def faster_if_asked(plan: Plan) -> Decision | None:

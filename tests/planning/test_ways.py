@@ -124,3 +124,11 @@ def test_memory_that_is_not_known() -> None:
     assert "--device 'Apple M2 24 GB'" in warning
     assert plan_of_8b("Apple M2 24 GB").warnings == ()
     assert plan_of_8b("Apple M2 8 GB").device_map == "auto"
+
+
+def test_experts_are_no_linear_modules() -> None:
+    """What is one tensor of many experts is quantized by nobody, so no fewer bits of it are promised."""
+    checkpoint = f.checkpoint(BFLOAT16, billions=8.2)
+    experts = replace(checkpoint.linears[0], active=0.25)
+    plan = make_plan(prior_facts("NVIDIA Tesla T4"), replace(checkpoint, linears=(experts,)))
+    assert not [way for way in plan.ways if way.name.startswith("int")]

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT32, INT8, Dtype
+from ...kernels.int8_weight import Int8Weight, multiply_int8
 from ...kernels.row_product import MOST_ROWS, multiply_rows
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
@@ -141,6 +142,28 @@ def _blocks_in(wide: torch.dtype | None) -> Build:
             exact=exact,
             work=2.0 * rows * shape[0] * shape[1],
             bytes_read=float(shape[0] * shape[1] * dtype.itemsize),
+        )
+
+    return build
+
+
+def _int8_in(wide: torch.dtype | None) -> Build:
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+        """The same product by 8-bit codes; many rows are computed in `wide`, None for the dtype of what is multiplied."""
+        x, codes = space.inputs(dtype, rows, shape[1]), space.weights(INT8, shape)
+        scales = space.inputs(dtype, shape[0]).abs()
+        weights = [Int8Weight(tensor, scales) for tensor in codes]
+
+        def exact(y: Tensor) -> tuple[Tensor, Tensor]:
+            lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
+            weight = _exactly(codes[0][columns]) * _exactly(scales[columns])[:, None]
+            return y[lines, columns], _exactly(x[lines]) @ weight.T
+
+        return OpCase(
+            call=lambda number: multiply_int8(x, weights[number % len(weights)], wide=wide or x.dtype),
+            exact=exact,
+            work=2.0 * rows * shape[0] * shape[1],
+            bytes_read=float(shape[0] * shape[1]),
         )
 
     return build
@@ -340,6 +363,8 @@ OPS: dict[str, Op] = {
     "matmul_blocks": Op(_blocks_in(None), _two, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "matmul_rows": Op(_matmul_rows, _all, multiplies=True, cut=4096, rows=(MOST_ROWS,), odd_rows=(3,), share=0.5),
+    "matmul_int8": Op(_int8_in(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int8_cast": Op(_int8_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),
     "rms_norm": Op(_rms_norm, _first, share=0.1),
     "softmax": Op(_softmax, _first, share=0.1),

@@ -11,7 +11,10 @@ ONE_ROW, FEW_ROWS, PREFILL_ROWS = 1, 16, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
 _SLOW = 1.5
 # Other ways to compute a product are compared with the plain one.
-_PLAIN_OP = dict.fromkeys(("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast"), "matmul")
+_PLAIN_OP = dict.fromkeys(
+    ("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast", "matmul_int8", "matmul_int8_cast"),
+    "matmul",
+)
 _BUSY = "busy cores: one thread was measured"
 NO_MEMORY = "not measured, no memory left for it"
 
@@ -72,7 +75,7 @@ def _ratio(verdict: Verdict, base: Verdict, rows: int) -> float | None:
     if rows == PREFILL_ROWS and verdict.prefill_flops_per_s and base.prefill_flops_per_s:
         return base.prefill_flops_per_s / verdict.prefill_flops_per_s
     if rows == ONE_ROW and verdict.decode_bytes_per_s and base.decode_bytes_per_s:
-        bytes_each = verdict.dtype.itemsize / base.dtype.itemsize
+        bytes_each = verdict.bytes_each / base.bytes_each
         return bytes_each * base.decode_bytes_per_s / verdict.decode_bytes_per_s
     mine, base_seconds = _seconds(verdict, rows), _seconds(base, rows)
     return mine / base_seconds if mine and base_seconds else None

@@ -12,9 +12,11 @@ from typing import Any
 from ...checkpoints.fingerprint import fingerprint
 from ...errors import CheckpointError, VerifyError
 from ...errors.of_the_moment import is_of_memory
-from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, MeasuredDrift, drift_from_dict, drift_to_dict
+from ...facts import FLOAT32, CheckpointFacts, DeviceFacts, Drift, Dtype, MeasuredDrift, drift_from_dict, drift_to_dict
 from ...models.planned_layout import lay_out_as_planned, planned_products
+from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, Routes, make_plan, worth_measuring
+from ...planning.predict import weight_bytes
 from ...rendering.progress import part
 from ...store.keys import results_key
 from ...store.temporary import temporary_folder
@@ -25,6 +27,7 @@ from .second_copy import can_be_loaded_apart, how_it_runs, load_apart, rates_are
 
 logger = logging.getLogger(__name__)
 
+_ROOM = 1.1  # of the weights' bytes
 _TOKENS, _FEW_BATCHES = 384, 16  # of 128 and of 8 tokens: 512 positions in all
 
 
@@ -44,13 +47,15 @@ def plan_with_drifts(  # noqa: PLR0913  (all but the first five by name)
             plan expects it to be well.
         expected: What the plan expects to be well already.
     """
-    if not can_be_loaded_apart(request, device, checkpoint) or not rates_are_sure(device):
+    asked = policy is not None and policy.int8
+    if not can_be_loaded_apart(request, device, checkpoint, is_asked=asked):
         return plan
-    while candidate := worth_measuring(plan):
+    while (candidate := worth_measuring(plan)) and (candidate.codes or rates_are_sure(device)):
         key = {**_key(candidate, plan, device, fingerprint(checkpoint, request.where)), **how_it_runs(request, plan)}
         measured = _remembered(candidate, key, request)
         if measured is None and measure:
-            measured, is_lasting = _measured(candidate, plan, request, device)
+            has_float32 = device.memory.has_room_for(weight_bytes(FLOAT32, checkpoint) * _ROOM)
+            measured, is_lasting = _measured(candidate, plan, request, device, has_float32=has_float32)
             if is_lasting:
                 remember_trial(key, request.where, plan.source, {"drift": _to_dict(measured)})
         if measured is None and not (reads_text(checkpoint) and _has_a_text(request, device, plan)):
@@ -59,7 +64,7 @@ def plan_with_drifts(  # noqa: PLR0913  (all but the first five by name)
             expected += (candidate,)
         else:
             checkpoint = replace(checkpoint, drifts=(*checkpoint.drifts, measured))
-        plan = make_plan(device, checkpoint, policy, expected=expected)
+        plan = make_plan(device, checkpoint, policy, ordered=plan.ordered, expected=expected)
         if measured is not None and measured.drift is None:
             break  # what cannot be asked of one way to run it cannot be asked of another
     return plan
@@ -74,9 +79,12 @@ def _has_a_text(request: Request, device: DeviceFacts, plan: Plan) -> bool:
 
 
 def _measured(
-    candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts
-) -> tuple[MeasuredDrift, bool]:  # fmt: skip
+    candidate: Candidate, plan: Plan, request: Request, device: DeviceFacts, *, has_float32: bool
+) -> tuple[MeasuredDrift, bool]:
     """Run the checkpoint in float32, then as `candidate` would, and compare.
+
+    Where there is no room for it in float32 (`has_float32`), 8 bits are compared with the weights as they were saved,
+    multiplied in float32.
 
     Returns the drift, or why there is none, and whether that lasts: a lack of room is of this moment.
     """
@@ -84,8 +92,10 @@ def _measured(
         "%s: measuring what %s does to its results, once; loading takes longer this time", plan.source, candidate
     )
     is_lasting = True
+    # Weights as they were saved are read from their files: they need no room.
+    reference = candidate.storage if candidate.codes and not has_float32 else FLOAT32
     try:
-        drift, problem = _drift(candidate, plan, second_copy_of(request, device, plan)), ""
+        drift, problem = _drift(candidate, plan, second_copy_of(request, device, plan), reference), ""
     except (CheckpointError, VerifyError) as exc:
         drift, problem = None, str(exc).partition("\n")[0]
     except RuntimeError as exc:
@@ -95,16 +105,17 @@ def _measured(
     finally:
         gc.collect()  # models of transformers refer to themselves, and the caller's own needs the room
     logger.info("%s: %s drifts by %s", plan.source, candidate, drift or problem)
-    return MeasuredDrift(candidate.storage, candidate.compute, drift, problem), is_lasting
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, problem, candidate.codes), is_lasting
 
 
-def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint) -> Drift:
+def _drift(candidate: Candidate, plan: Plan, checkpoint: Checkpoint, reference: Dtype) -> Drift:
     batches = checkpoint.batches(tokens=_TOKENS, few=_FEW_BATCHES)
     with temporary_folder("safe_dtype-drift-") as folder:
-        with part("running it in float32", 0, 2):
-            model = load_apart(checkpoint, FLOAT32)
+        in_float32 = nullcontext() if reference == FLOAT32 else compute_in(FLOAT32)
+        with part("running it in float32", 0, 2), in_float32:
+            model = load_apart(checkpoint, reference)
             recording = record_outputs(model, batches, folder)
-        if candidate.storage != FLOAT32:
+        if candidate.storage != reference:
             del model
             gc.collect()  # models of transformers refer to themselves, and the next one needs the room
             model = load_apart(checkpoint, candidate.storage)
@@ -146,4 +157,4 @@ def _to_dict(measured: MeasuredDrift) -> dict[str, Any]:
 
 def _from_dict(candidate: Candidate, values: Mapping[str, Any]) -> MeasuredDrift:
     drift = drift_from_dict(values["figures"]) if values["figures"] else None
-    return MeasuredDrift(candidate.storage, candidate.compute, drift, values["problem"])
+    return MeasuredDrift(candidate.storage, candidate.compute, drift, values["problem"], candidate.codes)

@@ -1,4 +1,4 @@
-"""A module's own forward in the place of its class's: it multiplies, or looks up, in blocks.
+"""A module's own forward in the place of its class's: it multiplies in blocks or by codes, or looks up in blocks.
 
 What is put into its `__dict__` goes again when its weight changes or its class does.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-from ...numerics.block_product import product
+from ...numerics.block_product import Blocks
 from ..blocked_weight import BlockedWeight
 from .module_forward import put_on, take_off, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
@@ -50,7 +50,7 @@ def _linear_forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002  
             and _can_multiply(blocked, input, weight, bias)
             and _still_fits(module, weight, blocked)
         ):
-            return product(input, blocked.blocks, bias, wide=blocked.wide)
+            return blocked.multiply(input, bias)
     return type(module).forward(module, input)
 
 
@@ -68,6 +68,7 @@ def _embedding_forward(module: nn.Embedding, input: Tensor) -> Tensor:  # noqa: 
             and is_plain(input)
             and input.dtype in (torch.int64, torch.int32)
             and not needs_gradient(weight)
+            and isinstance(blocked.blocks, Blocks)
             and _still_fits(module, weight, blocked)
         ):
             return blocked.blocks.rows(input)

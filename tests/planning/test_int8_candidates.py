@@ -1,0 +1,151 @@
+"""Weights in 8 bits as a plan sees them: where they are candidates, what they take, and what decides on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import factories as f
+import pytest
+
+from safe_dtype.facts import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    CheckpointFacts,
+    DeviceFacts,
+    Dtype,
+    LinearFacts,
+    MeasuredDrift,
+    MemoryFacts,
+    VerdictKind,
+)
+from safe_dtype.planning import Candidate, Ground, Policy, make_plan, worth_measuring
+from safe_dtype.planning.int8_candidates import coded_candidates
+from safe_dtype.planning.predict import saved_by_codes, weight_bytes
+
+GB = 10**9
+
+
+def cpu(*, free_bytes: int = 20 * GB, kind: VerdictKind = VerdictKind.NATIVE) -> DeviceFacts:
+    """Return a CPU on which products by 8-bit codes were measured."""
+    ops = [
+        (BFLOAT16, "matmul_int8"),
+        (BFLOAT16, "matmul_int8_cast"),
+        (FLOAT32, "matmul_int8"),
+        (FLOAT16, "matmul_int8_cast"),
+    ]
+    more = tuple(f.verdict(dtype, kind, 12, 100, op=op) for dtype, op in ops)
+    memory = MemoryFacts(free_bytes, free_bytes, "device")
+    return replace(f.AVX2_CPU, device="cpu", vendor="cpu", memory=memory, verdicts=(*f.AVX2_CPU.verdicts, *more))
+
+
+def measured(checkpoint: CheckpointFacts, kl: float) -> CheckpointFacts:
+    """Return a checkpoint whose drift in 8 bits was measured, whatever is computed in."""
+    drifts = (MeasuredDrift(checkpoint.saved, one, f.drift(kl), codes=INT8) for one in (checkpoint.saved, FLOAT32))
+    return replace(checkpoint, drifts=tuple(drifts))
+
+
+@pytest.mark.parametrize(
+    ("saved", "computes"),
+    [(BFLOAT16, (BFLOAT16, FLOAT32)), (FLOAT16, (FLOAT32,)), (FLOAT32, (FLOAT32,))],
+    ids=str,
+)
+def test_candidates(saved: Dtype, computes: tuple[Dtype, ...]) -> None:
+    """They are of the dtype that was saved; sums of codes in float16 would leave its range."""
+    found = coded_candidates(cpu(), f.checkpoint(saved), Policy())
+    assert found == tuple(Candidate(saved, compute, INT8) for compute in computes)
+
+
+@pytest.mark.parametrize(
+    ("device", "checkpoint", "policy"),
+    [
+        pytest.param(f.AVX2_CPU, f.checkpoint(), Policy(), id="not-measured"),
+        pytest.param(cpu(), replace(f.checkpoint(), file_format="pytorch"), Policy(), id="no-views-of-files"),
+        pytest.param(cpu(), f.checkpoint(quantization="gptq"), Policy(), id="quantized"),
+        pytest.param(cpu(), f.checkpoint(), Policy(mode="strict"), id="strict"),
+        pytest.param(
+            cpu(), replace(f.checkpoint(), linears=(LinearFacts(3072, 1024, 9, active=0.5),)), Policy(), id="mixture"
+        ),
+        pytest.param(cpu(), replace(f.checkpoint(), linears=(LinearFacts(64, 64, 9),)), Policy(), id="small"),
+    ],
+)
+def test_none(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> None:
+    """Where they cannot be made, or would save nothing, they are no candidates."""
+    assert coded_candidates(device, checkpoint, policy) == ()
+
+
+@pytest.mark.parametrize("saved", [BFLOAT16, FLOAT32], ids=str)
+def test_bytes(saved: Dtype) -> None:
+    """A byte for each number of a linear weight, and a scale for each output."""
+    checkpoint = f.checkpoint(saved)
+    (linear,) = checkpoint.linears
+    wanted = linear.numel + linear.out_features * linear.count * saved.itemsize
+    assert weight_bytes(saved, checkpoint) - saved_by_codes(saved, checkpoint) == wanted
+    plan = make_plan(cpu(), measured(checkpoint, 1e-4), Policy(int8=True))
+    assert plan.cost is not None
+    assert plan.cost.weight_bytes == wanted
+
+
+@pytest.mark.parametrize("policy", ["int8", "prefer=memory"])
+@pytest.mark.parametrize("kl", [1e-4, 0.5])
+def test_the_drift_decides(policy: str, kl: float) -> None:
+    """What was measured to stay within the limit is loaded, and nothing else."""
+    plan = make_plan(cpu(), measured(f.checkpoint(), kl), Policy.parse(policy))
+    assert plan.codes == (INT8 if kl < 0.01 else None)
+    assert any(one.ground is Ground.DRIFT for one in plan.decisions) == (kl > 0.01)
+
+
+@pytest.mark.parametrize("policy", ["auto", "prefer=fidelity", "strict", "ladder=bf16>fp32"])
+def test_never_unasked(policy: str) -> None:
+    """However fast and near it is, nobody gets it who has not asked for it."""
+    plan = make_plan(cpu(), measured(f.checkpoint(), 1e-9), Policy.parse(policy))
+    assert plan.codes is None
+    assert not [one for one in plan.decisions if one.candidate.codes]
+
+
+def test_nothing_else_fits() -> None:
+    """Where it alone fits it is measured, and loaded where its drift allows that; otherwise the rest lies on the disk."""
+    device, checkpoint = cpu(free_bytes=1 * GB), f.checkpoint()
+    before = make_plan(device, checkpoint, expected=())
+    assert (before.codes, before.device_map) == (None, "auto")
+    candidate = worth_measuring(before)
+    assert candidate is not None
+    assert candidate.codes == INT8
+    plan = make_plan(device, measured(checkpoint, 1e-4))
+    assert (plan.codes, plan.device_map) == (INT8, None)
+    assert plan.reason == "nothing wider that is right here fits"
+    spread = make_plan(device, measured(checkpoint, 0.5))
+    assert (spread.codes, spread.device_map) == (None, "auto")
+
+
+def test_what_does_not_fit_either() -> None:
+    """Beyond the memory in 8 bits as well, nothing is measured, and what is left on the disk is not rounded."""
+    plan = make_plan(cpu(free_bytes=GB // 2), f.checkpoint(), Policy(int8=True))
+    assert worth_measuring(plan) is None
+    assert (plan.codes, plan.device_map) == (None, "auto")
+    assert next(way for way in plan.ways if way.name == "int8 weights").fits is False
+
+
+@pytest.mark.parametrize(("ordered", "codes"), [(BFLOAT16, INT8), (FLOAT32, None)], ids=str)
+def test_orders(ordered: Dtype, codes: Dtype | None) -> None:
+    """An order for the dtype of the files allows 8 bits where they are asked for, and one for another dtype does not."""
+    checkpoint = measured(f.checkpoint(), 1e-4)
+    plan = make_plan(cpu(), checkpoint, Policy(int8=True), ordered=ordered)
+    assert (plan.storage, plan.codes) == (ordered, codes)
+    assert make_plan(cpu(), checkpoint, Policy(prefer="memory"), ordered=ordered).codes is None
+    assert bool(plan.warnings) == (codes is None)
+
+
+def test_wrong_products() -> None:
+    """Products that come out wrong are not used, whoever asks for them."""
+    plan = make_plan(cpu(kind=VerdictKind.WRONG), measured(f.checkpoint(), 1e-4), Policy(int8=True))
+    assert plan.codes is None
+    assert "int8 was asked for" in plan.warnings[0]
+
+
+def test_ladder() -> None:
+    """Where to go on is what it would be without 8 bits, the dtype of the files first."""
+    plan = make_plan(cpu(), measured(f.checkpoint(), 1e-4), Policy(int8=True))
+    assert plan.ladder[0] == BFLOAT16
+    assert FLOAT32 in plan.ladder
