@@ -35,10 +35,10 @@ class Routes:
 
     `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`; or "int8":
     rounded to the codes of `safe_dtype.kernels.int8_weight`. From either, products of many rows are computed in `wide`.
-    `cast_from` is the number of rows from which products of weights that
-    lie plainly are computed in the compute dtype; None is never. Up to `compiled_rows` rows, such products take code
-    that is compiled for this CPU, of `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in
-    float32, also where that is what the weights are in. With `chunks`, attention of a prompt is computed chunk by chunk.
+    `cast_from` is the number of rows from which products of weights that lie plainly are computed in the compute dtype;
+    None is never. Up to `compiled_rows` rows, such products take code that is compiled for this CPU, of
+    `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in float32, also where that is what
+    the weights are in. With `chunks`, attention of a prompt is computed chunk by chunk.
     """
 
     layout: str
@@ -83,11 +83,15 @@ def routes_for(
 
 def int8_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
     """Return the routes of linear weights that are rounded to 8 bits; None where nothing was measured."""
-    verdict, plain = int8_verdict(storage, compute, device), _plain_routes(storage, compute, device)
+    verdict, plain = (
+        int8_verdict(storage, compute, device),
+        _routes_by(_other_kernel(storage, compute), storage, device),
+    )
     at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
     if at_one is None or at_some is None or at_many is None:
         return None
-    return Routes("int8", plain.cast_from if plain else None, (at_one, at_some, at_many), compute)
+    routes = Routes("int8", plain.cast_from if plain else None, (at_one, at_some, at_many), compute)
+    return replace(routes, chunks=_chunks_win(storage, compute, device, routes))
 
 
 def int8_ops(storage: Dtype) -> tuple[str, ...]:

@@ -156,8 +156,8 @@ def _int8_in(wide: torch.dtype | None) -> Build:
 
         def exact(y: Tensor) -> tuple[Tensor, Tensor]:
             lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
-            weight = _exactly(codes[0][columns]) * _exactly(scales[columns])[:, None]
-            return y[lines, columns], _exactly(x[lines]) @ weight.T
+            weight = exactly(codes[0][columns]) * exactly(scales[columns])[:, None]
+            return y[lines, columns], exactly(x[lines]) @ weight.T
 
         return OpCase(
             call=lambda number: multiply_int8(x, weights[number % len(weights)], wide=wide or x.dtype),
