@@ -33,7 +33,7 @@ from .options import (
 from .progress_line import bar, progress
 
 if TYPE_CHECKING:
-    from ..commands.generate import Generator
+    from ..commands.generate_text import Generator
     from ..patching.telling import Telling
 
 _OF_ONE_ANSWER, _IN_A_CHAT = 64, 512  # new tokens, where nobody says how many
@@ -143,7 +143,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
         raise click.UsageError("Missing argument 'PROMPT'. Only --chat talks without one, in turns.")
     warn_of_ignored(asked.model, asked.revision)
     made = _plan_here(asked)
-    from ..commands.generate import Generator
+    from ..commands.generate_text import Generator
 
     with progress(f"loading {asked.model} in {made.storage}"), _explained(asked.model, asked.revision):
         generator = Generator.load(asked.model, made, revision=asked.revision)

@@ -15,7 +15,7 @@ from ..processes.interruption import first_interrupt_stops
 
 if TYPE_CHECKING:
     from ..commands.chat import Chat
-    from ..commands.generate import Answer
+    from ..commands.generate_text import Answer
 
 _PROMPT = "> "
 

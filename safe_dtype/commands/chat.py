@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Event
 from typing import TextIO
 
-from .generate import Answer, Generator, Message
+from .generate_text import Answer, Generator, Message
 
 
 class Chat:

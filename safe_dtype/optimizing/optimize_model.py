@@ -64,8 +64,8 @@ def optimize(  # noqa: PLR0913  # each is a separate choice of the caller
         model: A folder, a repository on the Hub, or a model in memory, which stays as it is.
         inputs: Keyword tensors of its forward, at least two rows; None makes them from the model's config.
         out: The output folder. An earlier optimization of the same model in it is replaced.
-        form: "aoti", "export", "onnx", "compile", "regional", "partial", "torchscript", "eager", one that another package
-            brings, or "auto" for the fastest.
+        form: "aoti", "export", "onnx", "compile", "regional", "partial", "torchscript", "eager", "generate" for the step that
+            `generate` makes, one that another package brings, or "auto" for the fastest of the others.
         dtype: A dtype, or "auto" for the fastest that passes.
         dynamic: Which dimensions of the inputs may vary, and how far: `Dynamic(batch=(1, 32))`.
         held_out: Further inputs to verify on, beside those that are made.
@@ -118,6 +118,7 @@ def reach(  # noqa: PLR0913
             original = folder / FOLDER / (source.path.name if source.path.is_file() else "")
         source = replace(source, path=original)
         tell("making inputs")
+        goal = _with_one_row(goal, inputs)
         batches, dynamic = write_batches(
             source, folder / INPUTS, inputs=inputs, held_out=held_out, data=data, dynamic=goal.dynamic
         )
@@ -140,6 +141,14 @@ def reach(  # noqa: PLR0913
             dynamic=asdict(dynamic),
         )
         return Climb(source, folder, goal, device, tell).all_the_way(record)
+
+
+def _with_one_row(goal: Goal, inputs: Inputs | None) -> Goal:
+    """Return the goal with one row among the sizes of a batch, where nobody names any: most texts are generated alone."""
+    if goal.form is None or not form_named(goal.form).serves_generate or goal.dynamic.batch is not None:
+        return goal
+    rows = max((len(one) for one in (inputs or {}).values() if one.dim()), default=2)
+    return replace(goal, dynamic=replace(goal.dynamic, batch=(1, rows))) if rows > 1 else goal
 
 
 def _verdicts(device: str) -> tuple[Mapping[str, Any], ...]:

@@ -33,6 +33,8 @@ class Rung:
 def forms_to_try(asked: str | None, *, torchscript: bool) -> tuple[Form, ...]:
     """Return the forms in the order in which they are tried: eager first, because all others are compared with it.
 
+    One for `generate` is tried alone: forms for calls are no second choice.
+
     Args:
         asked: The form that the user wants, tried right after eager; None for the fastest of all.
         torchscript: Whether the user allows a trace. It comes last, because it is blind to branches.
@@ -40,6 +42,8 @@ def forms_to_try(asked: str | None, *, torchscript: bool) -> tuple[Form, ...]:
     Raises:
         ValueError: If the form that is asked for is not installed.
     """
+    if asked and form_named(asked).serves_generate:
+        return (form_named(EAGER), form_named(asked))
     allowed = {"torchscript"} if torchscript else set()
     usual = (form for form in forms() if not form.only_asked or form.name in allowed)
     first = (EAGER, asked or EAGER)

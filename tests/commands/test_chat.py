@@ -20,7 +20,7 @@ import pytest
 from command_run import Run
 
 from safe_dtype.commands.chat import Chat
-from safe_dtype.commands.generate import Answer, Generator
+from safe_dtype.commands.generate_text import Answer, Generator
 from safe_dtype.errors import CheckpointError
 from safe_dtype.loading import Request, plan_request
 

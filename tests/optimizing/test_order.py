@@ -111,3 +111,9 @@ def test_what_was_asked_for_is_first() -> None:
     found = forms_to_try("compile", torchscript=False)
     assert names(found)[:2] == ["eager", "compile"]
     assert len(found) == len(set(found)) == len(forms_to_try(None, torchscript=False))
+
+
+def test_generate_is_tried_alone() -> None:
+    """Forms for calls are no second choice for `generate`, and it is tried only where it is asked for."""
+    assert names(forms_to_try("generate", torchscript=True)) == ["eager", "generate"]
+    assert "generate" not in names(forms_to_try(None, torchscript=True))

@@ -132,6 +132,7 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
         guard = guard_of(self)
         if guard is None:
             return compiled
+        version = guard.version
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if guard.runs_eagerly or self.training or is_covered(guard, self, CALL):
@@ -141,7 +142,9 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
             return guarded_step(guard, self, forward, args, kwargs)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return (self if guard.runs_eagerly else compiled)(*args, **kwargs)
+            # A model that a remedy has changed would be compiled anew amid a text, which takes longer than the rest of it.
+            is_as_compiled = not guard.runs_eagerly and guard.version == version
+            return (compiled if is_as_compiled else self)(*args, **kwargs)
 
         return call
 

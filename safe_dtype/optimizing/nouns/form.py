@@ -107,6 +107,8 @@ class Form:
     in_place: bool = False  # building it changes how the model itself runs
     of_one_torch: bool = False  # its files are for the version of torch that wrote them
     of_one_machine: bool = False  # its files are for the system and the processor that they were made on
+    serves_generate: bool = False  # it is for `generate`, and not for calls: no other form takes its place
+    eager: Callable[[torch.nn.Module], Run] | None = None  # what it is timed against; None: a call of the model
 
     def __post_init__(self) -> None:
         """Raise a TypeError that names the field: a form of another package is left out, and the log says why."""
@@ -121,6 +123,7 @@ class Form:
             ("graph", isinstance(values["graph"], GraphNeed), "a GraphNeed"),
             ("missing_to_build", callable(values["missing_to_build"]), "a function"),
             ("missing_to_load", callable(values["missing_to_load"]), "a function"),
+            ("eager", values["eager"] is None or callable(values["eager"]), "a function or None"),
         ):
             if not holds:
                 raise TypeError(f"{field} of the form {self.name!r} must be {what}, not {values[field]!r}")

@@ -59,6 +59,8 @@ def choose(
         return _of_any_form(best, attempts, gains)
     if asked:
         best = max(asked, key=gains.__getitem__)
+        if _is_for_generate(attempts[best]) and not _is_faster(attempts[best]):
+            return _eager_generates(attempts[best], verified, attempts, gains)
         return Choice(best, Status.REACHED, f"{_named(attempts[best])} was asked for, and is {_times(gains[best])}")
     best = _fastest(verified, attempts, gains)
     return Choice(
@@ -83,6 +85,24 @@ def _fastest(numbers: list[int], attempts: tuple[FormAttempt, ...], gains: Mappi
     simplest = max(eager, key=gains.__getitem__)
     spread = attempts[best].seconds.spread or 0.0
     return simplest if gains[best] <= gains[simplest] * (1 + spread) else best
+
+
+def _is_for_generate(attempt: FormAttempt) -> bool:
+    form = find_form(attempt.form)
+    return form is not None and form.serves_generate
+
+
+def _is_faster(attempt: FormAttempt) -> bool:
+    return (attempt.speedup or 1.0) > 1 + (attempt.seconds.spread or 0.0)
+
+
+def _eager_generates(
+    attempt: FormAttempt, verified: list[int], attempts: tuple[FormAttempt, ...], gains: Mapping[int, float]
+) -> Choice:
+    """Return the choice where a form for `generate` is right, and no faster than eager, token by token."""
+    best = max((one for one in verified if attempts[one].form == EAGER), key=gains.__getitem__)
+    why = f"{_named(attempt)} is verified, and {attempt.speedup or 1.0:.2f}x the speed of eager, token by token"
+    return Choice(best, Status.FELL_BACK, f"fell back to {_named(attempts[best])}: {why}")
 
 
 def _of_any_form(best: int, attempts: tuple[FormAttempt, ...], gains: Mapping[int, float]) -> Choice:

@@ -18,10 +18,11 @@ from ...devices.accelerators import accelerators
 from ...errors import NoSuchDeviceError, NotOptimizedError
 from ...errors.warn import warn
 from ...facts import Dtype
-from ...guarding import guard, unguard
+from ...guarding import guard, report, unguard
 from ..attempts.load_model import apply_remedies, load_artifact, load_subject
 from ..environment import files_in
 from ..forms import find_form, form_named
+from ..forms.generate import keep_compiled
 from ..graphs.flat import outputs_of
 from ..graphs.graph_breaks import reason_of
 from ..nouns.form import BuildRequest, Run
@@ -29,6 +30,7 @@ from ..nouns.job import Job
 from ..nouns.record import EAGER, FormAttempt, Optimization, Outcome
 from ..nouns.record_file import read_record
 from .compatibility import dynamic_of, hidden_row, misfit, showing_masks, traced_inputs, unlike
+from .generate_calls import settings, unlike_compiled
 from .kept_original import Sha256s, original_files, require_original
 from .trust import require_paths, require_trust
 
@@ -138,7 +140,7 @@ class Optimized:
         """Return the outputs by name, dotted where they are nested, each in its dtype; without gradients."""
         placed = self._placed(inputs)
         with torch.no_grad():
-            if self.form == EAGER or self.given_up:
+            if self.form == EAGER or self.given_up or self._serves_generate:
                 return self._eagerly(placed)
             if reason := unlike(placed, self._traced, self._dynamic) or hidden_row(placed, self._showing):
                 outputs = self._eagerly(placed)
@@ -157,6 +159,32 @@ class Optimized:
                     return expected
             return outputs
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what `generate` of transformers returns for these arguments, guarded step by step.
+
+        Where the form is "generate", each new token is computed by its compiled step. A step that fails goes on eagerly,
+        from that very step, and the form is given up. Calls that it was not made for (more rows or longer texts, beams,
+        a cache of the caller's) are eager's, with a warning, and so are all where the form is another one.
+
+        Raises:
+            NotOptimizedError: If the original does not generate, cannot be loaded, or is no longer what was optimized.
+        """
+        model: Any = self.eager()
+        if not hasattr(model, "generate"):
+            raise NotOptimizedError(str(self._folder), f"a {type(model).__name__} has no generate")
+        if not self._serves_generate or self.given_up:
+            return model.generate(*args, **kwargs)
+        if reason := unlike_compiled(model, self.record, args, kwargs):
+            self._fall_back("inputs", f"{self._named} was not made for such a call: {reason}")
+            return model.generate(*args, **kwargs)
+        keep_compiled()
+        before = len(report(model).events)
+        output = model.generate(*args, **kwargs, **settings(model, self.record, self.device))
+        if failed := report(model).events[before:]:
+            with self._lock:
+                self._give_up("generate", f"{self._named} failed, and the text went on eagerly ({failed[0]})")
+        return output
+
     def eager(self) -> torch.nn.Module:
         """Return the original in the form's dtype, loaded on first use; guarded where it is a model of transformers.
 
@@ -167,6 +195,11 @@ class Optimized:
             if self._model is None:
                 self._model = self._original()
             return self._model
+
+    @property
+    def _serves_generate(self) -> bool:
+        form = find_form(self.form)
+        return form is not None and form.serves_generate
 
     @property
     def _named(self) -> str:
@@ -240,6 +273,8 @@ class Optimized:
         except _NOT_LOADED as exc:  # what damaged files raise; other errors, of memory for example, are not caught
             why = f"the original cannot be loaded from {record.original} ({_words(exc)})"
             raise NotOptimizedError(str(folder), why) from exc
+        if self._serves_generate:
+            apply_remedies(model, self.attempt.remedies)
         return guard(model) if record.model_class else model
 
     def _broken(self, outputs: Outputs) -> list[str]:

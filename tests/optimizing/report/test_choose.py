@@ -85,3 +85,21 @@ def test_no_dtype() -> None:
     found = choose(EAGER, (DtypeVerdict(FLOAT32, None, "two runs differ"),))
     assert (found.attempt, found.status) == (None, Status.NO_DTYPE)
     assert found.why == "float32: two runs differ"
+
+
+@pytest.mark.parametrize(
+    ("run", "spread", "chosen", "status"),
+    [
+        pytest.param(0.5, 0.1, 2, Status.REACHED, id="faster"),
+        pytest.param(0.95, 0.1, 0, Status.FELL_BACK, id="within-its-spread"),
+        pytest.param(1.2, 0.0, 0, Status.FELL_BACK, id="slower"),
+    ],
+)
+def test_generate_is_chosen_by_time(run: float, spread: float, chosen: int, status: Status) -> None:
+    """A compiled step that was asked for is used where it is faster than eager, token by token; else eager stays."""
+    attempts = (EAGER[0], FormAttempt("generate", BFLOAT16, Outcome.WRONG), verified("generate", run, spread=spread))
+    found = choose(attempts, DTYPES, form="generate")
+    assert (found.attempt, found.status) == (chosen, status)
+    if status is Status.FELL_BACK:
+        assert found.why.startswith("fell back to eager in float32: generate in float32 is verified, and ")
+        assert found.why.endswith(f"{1 / run:.2f}x the speed of eager, token by token")
