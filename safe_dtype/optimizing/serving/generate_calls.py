@@ -62,8 +62,8 @@ class _Wanted:
 
     def __init__(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._args, self._kwargs = args, kwargs
-        given = args[1] if len(args) > 1 else kwargs.get("generation_config")
-        self._configs = [config for config in (given, model.generation_config) if config is not None]
+        own = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        self._configs = [config for config in (own, model.generation_config) if config is not None]
 
     def setting(self, name: str) -> Any:
         """Return one setting; None where nobody says anything."""
