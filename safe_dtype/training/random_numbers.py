@@ -25,3 +25,13 @@ class RandomNumbers:
         random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy.random"].set_state(self._numpy)
+
+    def have_moved(self) -> bool:
+        """Whether numbers have been drawn since."""
+        if self._torch.have_moved() or self._python != random.getstate():
+            return True
+        if self._numpy is None:
+            return False
+        _, keys, *rest = self._numpy
+        _, keys_now, *rest_now = sys.modules["numpy.random"].get_state()
+        return rest != rest_now or bool((keys != keys_now).any())

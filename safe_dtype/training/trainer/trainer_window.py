@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from ...errors.of_the_moment import is_of_communication
 from ...guarding.classify import text_of
 from ...guarding.families.refused import is_lost
 from ..memory.fit_step_down import ModelCall
 from ..precision_guard import PrecisionGuard
+from ..random_numbers import RandomNumbers
 from ..window_attempt import WindowAttempt
 from .one_norm import OneNorm
 from .own_counters import OwnCounters
@@ -24,12 +26,14 @@ TrainingStep = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class _MicroBatch:
-    """What `training_step` was called with."""
+    """What `training_step` was called with, and when."""
 
     model: Any
     inputs: StepInputs
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    accumulation: int  # of its epoch, which a plain loss is divided by
+    numbers: RandomNumbers | None  # where some have been drawn since the micro-batch before it
 
 
 class TrainerWindow:
@@ -51,6 +55,9 @@ class TrainerWindow:
         self.look: Callable[[ModelCall], None] | None = None  # called before the first micro-batch of a run
         self._attempt: WindowAttempt | None = None  # the first one, while its micro-batches come
         self._error: Exception | None = None  # that it has ended with, until all of its micro-batches have come
+        self._has_failed = False
+        self._ended: RandomNumbers | None = None  # random numbers, after the micro-batch before
+        self._calls_back = False  # between two micro-batches
 
     def close(self) -> None:
         """End a run: nothing of a window that is not through is left, and nothing is guarded until the next run begins."""
@@ -68,24 +75,42 @@ class TrainerWindow:
         is_last = self._trainer.accelerator.sync_gradients
         if self._micro_batches and self._reduces_once():
             guard.program_ran()  # the Trainer, which gathers what it counts between micro-batches, on all ranks
-        micro_batch = _MicroBatch(model, StepInputs(inputs, copies_tensors=self._writes_inputs), args, kwargs)
+        micro_batch = _MicroBatch(
+            model, StepInputs(inputs, copies_tensors=self._writes_inputs), args, kwargs,
+            self._trainer.current_gradient_accumulation_steps, self._drawn_between(),
+        )  # fmt: skip
         if not self._micro_batches:
             guard.accumulation = self._trainer.args.gradient_accumulation_steps
             guard.splits = lambda: _sums_up(self._trainer, micro_batch)
             self._look_at(model, inputs)
             self._open(guard)
+        else:
+            self._logged.follow(len(self._micro_batches))
         self._micro_batches.append(micro_batch)
         try:
             loss = self._run_first(micro_batch, inputs, is_last=is_last)
-            if is_last and loss is None:
-                loss = self._replay()
+            if loss is None and (is_last or not guard.has_peers):
+                loss = self._replay(is_last=is_last)
         except BaseException:
             self._micro_batches.clear()
             raise
         if is_last:
+            if self._has_failed:
+                self._note()
             self._writes_inputs = any(one.inputs.are_changed for one in self._micro_batches)
             self._micro_batches.clear()
+        if not is_last and self._error is None and self._may_draw():
+            self._ended = RandomNumbers()
         return self._nothing() if loss is None else loss
+
+    def _may_draw(self) -> bool:
+        """Whether the program may draw random numbers before the next micro-batch: in a callback, or where an epoch ends."""
+        return self._calls_back or len(self._micro_batches) >= self._trainer.current_gradient_accumulation_steps
+
+    def _drawn_between(self) -> RandomNumbers | None:
+        """Return the random numbers of now, where the program has drawn some since the micro-batch before this one."""
+        ended, self._ended = self._ended, None
+        return RandomNumbers() if self._micro_batches and ended is not None and ended.have_moved() else None
 
     def _look_at(self, model: Any, inputs: Any) -> None:
         look, self.look = self.look, None
@@ -95,9 +120,11 @@ class TrainerWindow:
 
     def _open(self, guard: PrecisionGuard) -> None:
         self._counters.forget()
-        self._error = None
+        self._error, self._has_failed = None, False
         guard.expect(self._trainer.current_gradient_accumulation_steps)
         self._logged = _LoggedLoss(self._trainer)
+        callbacks = self._trainer.callback_handler.callbacks
+        self._calls_back = any(type(one).on_substep_end is not TrainerCallback.on_substep_end for one in callbacks)
         self._attempts = guard.attempts()
         self._attempt = next(self._attempts).__enter__()
 
@@ -144,26 +171,43 @@ class TrainerWindow:
             return False
         return attempt.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
-    def _replay(self) -> torch.Tensor:
-        """Run the whole window until it is through; return the loss of the last micro-batch, to be added to the log."""
-        gradients = self._trainer.accelerator.gradient_state
-        *others, last = self._micro_batches
+    def _replay(self, *, is_last: bool) -> torch.Tensor:
+        """Run the micro-batches that have come until they are through; return the loss of the latest, to be added to the log.
+
+        With the last of its window that is voted on; else the attempt stays open for the rest.
+        """
+        self._has_failed = True
         for attempt in self._attempts:
-            with attempt:
-                self._counters.take_back()
-                losses = []
-                for micro_batch in others:
-                    gradients._set_sync_gradients(False)  # noqa: FBT003  (accelerate's own signature)
-                    with self._without_reduction(micro_batch.model):
-                        losses.append(self._run(micro_batch, micro_batch.inputs.again()))
-                gradients._set_sync_gradients(True)  # noqa: FBT003
-                losses.append(self._run(last, last.inputs.again()))
-                self._vote(attempt, last)
-        self._note()
+            self._attempt = attempt.__enter__()
+            try:
+                losses = self._run_again(is_last=is_last)
+                if is_last:
+                    self._vote(attempt, self._micro_batches[-1])
+            except BaseException as exc:
+                if not self._leave(exc):
+                    raise
+            else:
+                if not is_last:
+                    break
+                self._leave(None)
         return self._logged.last(losses)
+
+    def _run_again(self, *, is_last: bool) -> list[torch.Tensor]:
+        """Run the micro-batches that have come, and return their losses."""
+        gradients, losses = self._trainer.accelerator.gradient_state, []
+        self._counters.take_back()
+        for place, micro_batch in enumerate(self._micro_batches):
+            reduces = is_last and place == len(self._micro_batches) - 1
+            gradients._set_sync_gradients(reduces)
+            if micro_batch.numbers is not None:
+                micro_batch.numbers.set_again()
+            with nullcontext() if reduces else self._without_reduction(micro_batch.model):
+                losses.append(self._run(micro_batch, micro_batch.inputs.again()))
+        return losses
 
     def _run(self, micro_batch: _MicroBatch, inputs: Any) -> torch.Tensor:
         *others, last = _parts_of(inputs, self.guard.parts if self.guard is not None else 1)
+        self._trainer.current_gradient_accumulation_steps = micro_batch.accumulation
         with self._counters.counting():
             losses = []
             for part in others:
@@ -222,13 +266,22 @@ class _LoggedLoss:
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._sum: torch.Tensor = trainer._tr_loss
-        self._before = self._sum.clone()
+        self._begin(0)
+
+    def _begin(self, place: int) -> None:
+        self._before, self._first = self._sum.clone(), place
+        self._step = self._trainer._globalstep_last_logged
+
+    def follow(self, place: int) -> None:
+        """Begin anew with the micro-batch of this place, where what came before is in a row of the log already."""
+        if self._trainer._globalstep_last_logged != self._step:
+            self._begin(place)
 
     def last(self, losses: list[torch.Tensor]) -> torch.Tensor:
         """Put the losses of a window into the sum, but for the last one, which is returned: the Trainer adds it."""
         self._sum.copy_(self._before)
         trainer = self._trainer
-        for loss in losses[:-1]:
+        for loss in losses[self._first : -1]:
             if trainer.args.logging_nan_inf_filter and not loss.isfinite():  # as the Trainer adds them
                 self._sum += self._sum / (1 + trainer.state.global_step - trainer._globalstep_last_logged)
             else:
