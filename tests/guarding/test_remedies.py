@@ -87,13 +87,15 @@ def test_inputs_of_another_dtype_in_strict_mode() -> None:
     assert report(model).refusals == ()
 
 
-def test_inputs_that_are_not_to_blame() -> None:
-    """Where a step fails in float32 inputs cast as well, they are not cast, and the rest is tried."""
+def test_what_fails_behind_the_inputs() -> None:
+    """What fails once the inputs are cast is an event of its own, and they are none."""
     model = guard(tiny("segformer"))
     image = TINY["segformer"].inputs()["pixel_values"].float()
     with fault(model, "decode_head.classifier", "mismatch"):
         assert model(image).logits.isfinite().all()
-    assert report(model).events[-1].after == FLOAT32
+    events = report(model).events
+    assert {event.module for event in events} == {"decode_head.classifier"}
+    assert (events[0].remedy, events[-1].after) == ("inputs of the module cast to its weights' dtype", FLOAT32)
 
 
 def test_embeddings_of_another_dtype() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from ...models.casting import FLOATS, cast, dtypes_of
 from ...models.recast import main_dtype
 from ...processes.handler_exceptions import is_of_a_signal
+from ..blame import module_raising
 from ..classify import first_line
 from ..failure import FailureKind
 from .autocast_trial import Attempt
@@ -50,7 +51,7 @@ def try_with_inputs_cast(model: nn.Module, call: Call, trouble: Trouble, attempt
             left = trouble
     if left is not None:
         call.snapshot.roll_back()
-        if left.failure is None or left.failure.kind is FailureKind.DTYPE_MISMATCH:
+        if not _goes_further(model, trouble, left):
             return None
     guard.aligns_inputs = True
     guard.version += 1
@@ -60,3 +61,13 @@ def try_with_inputs_cast(model: nn.Module, call: Call, trouble: Trouble, attempt
         first_line(failure.message),
     )  # fmt: skip
     return Recovery(StepResult.PASSED, output) if left is None else Recovery(StepResult.CURED)
+
+
+def _goes_further(model: nn.Module, before: Trouble, after: Trouble) -> bool:
+    """Whether a step fails of something else than before: not of the dtypes, or of those that meet in another module."""
+    if after.failure is None or before.error is None:
+        return False
+    if after.error is None or after.failure.kind is not FailureKind.DTYPE_MISMATCH:
+        return True
+    modules = [module_raising(model, trouble.__traceback__) for trouble in (before.error, after.error)]
+    return modules[0] is not modules[1]
