@@ -54,6 +54,7 @@ from .second_copy import (
     load_apart,
     main_memory_for,
     rates_are_sure,
+    read_in_place_of_text,
     reads_text,
     room_for_a_copy,
     second_copy_of,
@@ -116,6 +117,8 @@ def half_of(
     half = None if text is not None else recall_trial(key, request.where, lambda entry: half_from_dict(entry["half"]))
     if half is not None or not measure:
         return half
+    if (reads := read_in_place_of_text(checkpoint)) is not None:
+        return HalfRange(0.0, 0.0, problem=f"its activations are not known: it reads {reads}, not text")
     logger.warning(
         "%s: measuring whether float16 holds its activations, once; loading takes longer this time", plan.source
     )

@@ -65,8 +65,14 @@ def main_memory_for(device: DeviceFacts, checkpoint: CheckpointFacts) -> DeviceF
 
 def reads_text(checkpoint: CheckpointFacts) -> bool:
     """Whether the checkpoint's class takes text, as what is measured of it needs; one that is not known is taken to."""
+    return read_in_place_of_text(checkpoint) is None
+
+
+def read_in_place_of_text(checkpoint: CheckpointFacts) -> str | None:
+    """Return the main input of the checkpoint's class where that is no text; None for a class that is not known."""
     model_class = getattr(transformers, checkpoint.architecture or "", None)
-    return getattr(model_class, "main_input_name", "input_ids") == "input_ids"
+    name = getattr(model_class, "main_input_name", "input_ids")
+    return None if name == "input_ids" else str(name)
 
 
 def rates_are_sure(device: DeviceFacts) -> bool:

@@ -141,7 +141,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._looks or self.path[-1] in self._wide:
             return result
         self._bounds.note(func, args, kwargs, result)
-        if not _is_view(func, args, result):
+        if not _is_view(func, args, result) and not _is_unwritten(func):
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(tensor, torch.Tensor) and tensor.dtype == self.dtype and tensor.numel():
                     self._look(str(func), tensor)
@@ -180,6 +180,11 @@ def _is_view(func: Any, args: tuple[Any, ...], result: Any) -> bool:
     """Whether an operation returns what it was given, in another form. Never in another dtype: that is a cast."""
     may_be = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
     return may_be and getattr(result, "dtype", None) == getattr(args[0] if args else None, "dtype", None)
+
+
+def _is_unwritten(func: Any) -> bool:
+    """Whether an operation returns memory as it was: its numbers are nobody's."""
+    return str(func).startswith(("aten.empty", "aten.new_empty"))
 
 
 @contextmanager

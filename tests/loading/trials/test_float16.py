@@ -339,9 +339,13 @@ def test_offloaded(folder: Path, truth: Tensor, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "said"),
-    [("whisper", "reads input_features, not text"), ("choices", "cannot be run on a text")],
+    [
+        ("whisper", "reads input_features, not text"),
+        ("segformer", "reads pixel_values, not text"),
+        ("choices", "cannot be run on a text"),
+    ],
 )
-def test_what_cannot_be_measured(family: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_measured(family: str, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What reads no plain text comes in float16, as ordered, with a warning that says why nobody knows what it does."""
     if family == "choices":  # of several texts at once
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -351,6 +355,9 @@ def test_what_cannot_be_measured(family: str, said: str, tmp_path: Path) -> None
     with pytest.warns(SafeDtypeWarning, match=said):
         model = SafeAutoModel.from_pretrained(tmp_path, dtype="float16")
     assert model.dtype == torch.float16
+    assert ("loading takes longer" in caplog.text) is (
+        family == "choices"
+    )  # nothing is loaded to be measured on a text
 
 
 def test_written_and_read() -> None:

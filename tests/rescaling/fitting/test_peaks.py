@@ -198,3 +198,15 @@ def test_a_name_that_there_is_not() -> None:
     with pytest.raises(AttributeError):
         record_peaks(model, [], BF16, blocks=["model.layers.0", "model.layers.9"])
     assert hooks(model) == before
+
+
+@pytest.mark.parametrize(
+    "made",
+    [torch.empty_like, lambda x: x.new_empty(x.shape), lambda x: torch.empty(2, 4, dtype=x.dtype)],
+    ids=["empty_like", "new_empty", "empty"],
+)
+def test_memory_that_nobody_has_written(made: Callable[[Tensor], Tensor]) -> None:
+    """What was in memory before is no number of the model; what is written there is."""
+    operations = peaks(Runs(lambda x: made(x).copy_(x * 3))).operations
+    assert not [op for _, op in operations if "empty" in op]
+    assert operations["", "aten.copy_.default"] == 3
