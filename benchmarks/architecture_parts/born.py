@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from safe_dtype.rescaling.discovery.isolated_build import at_most, unnoticed
 from safe_dtype.rescaling.discovery.tiny_config import tiny_configs
 from safe_dtype.rescaling.discovery.twin import config_for, configs_in, randomize
 
-MOST_PARAMETERS = 40_000_000
+MOST_PARAMETERS = 10_000_000
 SEED = 0
 
 _TEXT = {
@@ -56,16 +57,74 @@ _JOINED: dict[str, Callable[[], Any]] = {
 }
 
 
+def _resnet() -> dict[str, Any]:
+    backbone = tf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    return {
+        "backbone_config": backbone,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+    }
+
+
+_SHARED = ("glm4v", "glm_ocr", "glm_image", "glm46v")
+_DETR = {
+    "d_model": 32, "hidden_size": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 5,
+}  # fmt: skip
+_STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+_SERIES = {
+    "prediction_length": 4, "context_length": 12, "lags_sequence": [1, 2], "num_time_features": 1, "d_model": 16,
+    "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+}  # fmt: skip
+# What else is asked of types whose default config wants a library that is not here, or says nothing of a size.
+_SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
+    **dict.fromkeys(
+        ("detr", "conditional_detr", "dab-detr", "table-transformer"),
+        lambda: _DETR | _resnet() | {"backbone_config": tf.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+        )},
+    ),
+    "deformable_detr": lambda: _DETR | _resnet() | {"num_feature_levels": 3},
+    "deta": lambda: _DETR | _resnet() | {"num_feature_levels": 3},
+    "rt_detr": lambda: _DETR | {
+        "backbone_config": tf.RTDetrResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        "encoder_hidden_dim": 32, "encoder_in_channels": [8, 16, 16], "decoder_in_channels": [32, 32, 32],
+        "num_denoising": 0, "anchor_image_size": None,
+    },
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), lambda: dict(_SERIES)),
+    **dict.fromkeys(("resnet", "bit"), lambda: {"embedding_size": 8, **_STAGES}),
+    **dict.fromkeys(("convnext", "convnextv2"), lambda: dict(_STAGES)),
+    **dict.fromkeys(
+        ("swin", "swinv2", "donut-swin", "maskformer-swin"),
+        lambda: {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64},
+    ),
+    "esm": lambda: _TEXT | {"pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary"},
+    "patchtst": lambda: {"num_input_channels": 2, "context_length": 16, "patch_length": 4, "patch_stride": 4,
+                         "prediction_length": 4},
+    "patchtsmixer": lambda: {"num_input_channels": 2, "context_length": 16, "patch_length": 4, "patch_stride": 4,
+                             "prediction_length": 4},
+}  # fmt: skip
+
+
 def tiny_models(model_type: str, model_class: Any) -> Iterator[Any]:
     """Yield tiny models of `model_class` in float32, the most faithful first.
 
     Raises:
         Exception: What modelling code raises over its own default config, after those that can be built.
     """
-    joined = _JOINED.get(model_type)
-    config = joined() if joined else tf.CONFIG_MAPPING[model_type]()
+    joined, settings = _JOINED.get(model_type), _SETTINGS.get(model_type, dict)
+    config = joined() if joined else tf.CONFIG_MAPPING[model_type](**settings())
     first: Exception | None = None
-    for tiny in [config] if joined else tiny_configs(config_for(model_class, config)):
+    config = config_for(model_class, config)
+    for tiny in [config] if joined or model_type in _SETTINGS else itertools.chain(tiny_configs(config), [config]):
         built = _attempt(model_class, copy.deepcopy(tiny))
         if isinstance(built, Exception):
             first = first or built
@@ -85,11 +144,36 @@ def _attempt(model_class: Any, config: Any) -> Any:
 def _built(model_class: Any, config: Any) -> Any:
     for part in configs_in(config):
         part.__dict__.pop("quantization_config", None)
+        _name_stages(part)
+        _share_rotation(part)
     config.architectures = [model_class.__name__]
     with unnoticed(SEED), at_most(MOST_PARAMETERS):
         model = model_class._from_config(config, dtype=torch.float32).float().eval()
         randomize(model, 1.0, torch.Generator().manual_seed(SEED))
     return model
+
+
+def _share_rotation(config: Any) -> None:
+    """Give time, height and width of an image their shares of what is rotated, also where the code knows them alone."""
+    values = vars(config)
+    rope = values.get("rope_parameters")
+    if not isinstance(rope, dict) or not ("mrope_section" in rope or str(config.model_type).startswith(_SHARED)):
+        return
+    dim = values.get("head_dim") or values.get("hidden_size", 0) // (values.get("num_attention_heads") or 1)
+    half = int(dim * rope.get("partial_rotary_factor", values.get("partial_rotary_factor") or 1.0)) // 2
+    rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
+
+
+def _name_stages(config: Any) -> None:
+    """Have a backbone of as many stages as layers give its last ones, as many as it gives with all of its layers."""
+    values = vars(config)
+    layers, wanted = values.get("num_hidden_layers"), values.get("_out_features") or ()
+    if not layers or set(wanted) <= {f"stage{number}" for number in range(1, layers + 1)}:
+        return
+    layers = max(layers, len(wanted))
+    stages = ["stem", *(f"stage{number}" for number in range(1, layers + 1))]
+    values |= {"num_hidden_layers": layers, "stage_names": stages}
+    values |= {"_out_features": stages[-len(wanted) :], "_out_indices": list(range(len(stages)))[-len(wanted) :]}
 
 
 def saved(model: Any, folder: Path) -> dict[str, Path]:

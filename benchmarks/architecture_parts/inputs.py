@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.optimizing.inputs.synthetic import batches_for
@@ -23,8 +24,10 @@ Inputs = dict[str, Any]
 Run = Callable[[Any, Inputs], Any]
 
 _LENGTH = 12  # tokens
+_MISSING_MASK = re.compile(r"missing \d+ required positional arguments?: '(\w*mask)'")
 _MISMATCH = re.compile(r"tokens:? \D*(\d+)\D+features:? \D*(\d+)", re.IGNORECASE)
 _MARKS = ("image_token_id", "image_token_index", "image_patch_id", "image_pad_token_id", "media_placeholder_token_id")
+_GRIDS = ("image_grid_thw", "grid_thws", "image_grid_hws", "target_sizes", "grid_thw")
 _SOUND_MARKS = ("audio_token_id", "audio_token_index")
 _MOST_ADJUSTMENTS = 4  # of the number of marks of an image, to what the model says it has
 
@@ -76,6 +79,9 @@ def _candidates(model: Any) -> Iterator[tuple[str, Inputs]]:
             yield "text, sound", _marked(model, takes, mark) | sound
     with contextlib.suppress(NotOptimizableError):
         yield "as its config says", dict(batches_for(model, model.config)[0].tensors)
+    if "grid_thw" in takes and "input_ids" not in takes:
+        for pictures in _pictures(model, takes, next(iter(takes))):
+            yield "patches of an image", pictures
     yield from _by_main_input(model, takes)
     if "input_ids" in takes:
         yield "text", _text(model, takes)
@@ -150,25 +156,26 @@ def _with_marks(inputs: Inputs, problem: str) -> Inputs | None:
     return changed
 
 
-def _pictures(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
-    config = model.config
+def _pictures(model: Any, takes: Mapping[str, Any], name: str = "pixel_values") -> Iterator[Inputs]:
+    """Yield pictures in patches, where the model takes a grid of them, and whole."""
+    vision = getattr(model.config, "vision_config", None)
+    config = vision if isinstance(vision, PreTrainedConfig) else model.config
     channels = _setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
-    patch = _setting(getattr(config, "vision_config", config), "patch_size", otherwise=14)
+    patch = _setting(config, "patch_size", otherwise=14)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
-    side = _setting(getattr(config, "vision_config", config), "image_size", otherwise=4 * patch)
+    side = _setting(config, "image_size", otherwise=4 * patch)
     height, width = side if isinstance(side, list | tuple) else (side, side)
-    grids = [name for name in ("image_grid_thw", "grid_thws", "image_grid_hws", "target_sizes") if name in takes]
-    if grids:
-        frames = _setting(getattr(config, "vision_config", config), "temporal_patch_size", otherwise=1)
+    if grids := [grid for grid in _GRIDS if grid in takes]:
+        frames = _setting(config, "temporal_patch_size", otherwise=1)
         for grid in (torch.tensor([[1, 4, 4]]), torch.tensor([[4, 4]])):
             for patches in (
                 (16, channels * frames * patch * patch), (16, channels * patch * patch), (16, channels, patch, patch),
                 (1, channels, patch, 16 * patch),
             ):  # fmt: skip
-                yield {"pixel_values": _noise(*patches), grids[0]: grid}
+                yield {name: _noise(*patches), grids[0]: grid}
     sizes = torch.tensor([[height, width]])
     for before in ((1,), (1, 1), (1, 5)):
-        plain: Inputs = {"pixel_values": _noise(*before, channels, height, width)}
+        plain: Inputs = {name: _noise(*before, channels, height, width)}
         if "image_sizes" in takes:
             yield plain | {"image_sizes": sizes}
         yield plain
@@ -256,16 +263,20 @@ def _with_missing(model: Any, inputs: Inputs, error: Exception) -> Inputs | None
         return None
     length = inputs["input_ids"].shape[1] if "input_ids" in inputs else _LENGTH
     known: dict[str, Callable[[], Any]] = {
-        "bbox": lambda: torch.arange(4).expand(1, length, 4).clone(),
+        "bbox": lambda: torch.arange(4).expand(len(next(iter(inputs.values()))), length, 4).clone(),
         "input_points": lambda: torch.full((2, 1, 1, 2), 9.0),
         "decoder_input_ids": lambda: _ids(model, 4, len(next(iter(inputs.values())))),
         "decoder_input_values": lambda: _noise(1, 6, _setting(model.config, "num_mel_bins", otherwise=80)),
         "speaker_embeddings": lambda: _noise(1, _setting(model.config, "speaker_embedding_dim", otherwise=512)),
         "visual_feats": lambda: _noise(1, 3, _setting(model.config, "visual_feat_dim", otherwise=2048)),
         "visual_pos": lambda: _noise(1, 3, 4).sigmoid(),
-        "noise": lambda: None,
+        "mm_token_type_ids": lambda: (inputs["input_ids"] == inputs.get("_mark")).long(),
     }
     text = str(error)
+    if missing := _MISSING_MASK.search(text):
+        frames = max((value.shape for value in inputs.values() if isinstance(value, Tensor)), key=len)
+        shape = frames[:2] if "features" in text or "mel" in text else frames[:1] + frames[-1:]
+        return inputs | {missing[1]: torch.ones(*shape, dtype=torch.bool)} if missing[1] not in inputs else None
     for name, make in known.items():
         if name in text and name not in inputs:
             return inputs | {name: make()}

@@ -35,15 +35,15 @@ def every_subject() -> list[Subject]:
     return [subject for model_type in sorted(by_type) for subject in by_type[model_type].values()]
 
 
-def one_a_type(subjects: list[Subject]) -> list[Subject]:
-    """Return the first class of each type; types with the same first class are one architecture, that of its name."""
-    first: dict[str, Subject] = {}
+def by_type(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
+    """Return the classes of each type, the one first that stands for it; types with the same first class are one."""
+    types: dict[str, list[Subject]] = {}
     for subject in subjects:
-        first.setdefault(subject.model_type, subject)
-    by_class: dict[str, Subject] = {}
-    for subject in sorted(first.values(), key=_is_namesake, reverse=True):
-        by_class.setdefault(subject.model_class, subject)
-    return sorted(by_class.values(), key=lambda subject: subject.model_type)
+        types.setdefault(subject.model_type, []).append(subject)
+    by_class: dict[str, tuple[Subject, ...]] = {}
+    for classes in sorted(types.values(), key=lambda classes: _is_namesake(classes[0]), reverse=True):
+        by_class.setdefault(classes[0].model_class, tuple(classes))
+    return sorted(by_class.values(), key=lambda classes: classes[0].model_type)
 
 
 def _is_namesake(subject: Subject) -> bool:

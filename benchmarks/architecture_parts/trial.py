@@ -6,7 +6,7 @@ import gc
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ from torch import Tensor
 
 import safe_dtype
 from safe_dtype import SafeAutoModel, plan_of, report
+from safe_dtype.verifying.result_fields import Role, role_of
 
 from .born import SEED, saved, tiny_models
 from .inputs import Inputs, inputs_for
 from .subjects import Subject
 
 # What is loaded: the dtype of the files, and the one that is asked for; None is planned.
-ORDERS: tuple[tuple[str, str | None], ...] = (
+Orders = tuple[tuple[str, str | None], ...]
+ORDERS: Orders = (
     ("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32"), ("bfloat16", None),
 )  # fmt: skip
 NEW_TOKENS = 4
+MOST_TRIED = 4  # classes of one type, until one can be made
 ROUNDED = 8.0  # times the error of the same model in plain transformers: another order of sums
 LEAST_ERROR = 1e-3
 
@@ -64,7 +67,20 @@ class Row:
     seconds: float = 0.0
 
 
-def examine(subject: Subject, orders: tuple[tuple[str, str | None], ...] = ORDERS) -> Row:
+def first_row(subjects: Sequence[Subject], orders: Orders = ORDERS) -> Row:
+    """Return what comes of the first of these classes that can be made; of the first of all where none can."""
+    first: Row | None = None
+    for subject in subjects[:MOST_TRIED]:
+        row = examine(subject, orders)
+        if not row.problem:
+            return row
+        first = first or row
+    if first is None:
+        raise ValueError("there is no class to examine")
+    return first
+
+
+def examine(subject: Subject, orders: Orders = ORDERS) -> Row:
     """Make a tiny model of the class, and return what comes of it in each dtype."""
     started = time.perf_counter()
     model_class = getattr(tf, subject.model_class)
@@ -87,9 +103,7 @@ class _NoSubjectError(Exception):
     """A model that plain transformers does not run, or not twice alike."""
 
 
-def _compared(
-    subject: Subject, model: Any, folder: Path, orders: tuple[tuple[str, str | None], ...]
-) -> tuple[str, str, str, dict[str, str]]:
+def _compared(subject: Subject, model: Any, folder: Path, orders: Orders) -> tuple[str, str, str, dict[str, str]]:
     model_class = type(model)
     try:
         folders = saved(model, folder)
@@ -137,6 +151,13 @@ def _outcome(
     is_plain = plan.storage == plan.compute and not (plan.rescale or plan.islands or plan.routes)
     events = [f"{event.kind} {event.before}->{event.after}: {event.remedy}" for event in report(model).events]
     return verdict(plain, ours, full, is_plain=is_plain, events=events)
+
+
+def _loads(auto: str, folder: Path) -> bool:
+    """Whether this Auto class is for models that we have a class for, and takes the config: not that of a part."""
+    if not auto.startswith("AutoModelFor"):
+        return False
+    return type(tf.AutoConfig.from_pretrained(folder)) in getattr(tf, auto)._model_mapping
 
 
 def verdict(plain: Result, ours: Result, full: Result, *, is_plain: bool, events: list[str]) -> str:
@@ -204,12 +225,13 @@ def _generated(model: Any, inputs: Inputs) -> Any:
 
 
 def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of an output by its name; caches apart."""
+    """Yield every tensor of an output by its name; caches and losses apart, which nobody guards."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            yield from tensors_in(one, f"{name}.{key}")
+            if role_of(key) is not Role.ASIDE:
+                yield from tensors_in(one, f"{name}.{key}")
     elif isinstance(value, tuple | list):
         for number, one in enumerate(value):
             yield from tensors_in(one, f"{name}.{number}")

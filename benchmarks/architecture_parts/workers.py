@@ -2,59 +2,76 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
 from .subjects import Subject
-from .trial import ORDERS, Row, examine
+from .trial import ORDERS, Orders, Row, first_row
 
-Orders = tuple[tuple[str, str | None], ...]
 _START = 120.0  # seconds to import everything
 
 
 def rows_of(
-    subjects: Sequence[Subject], *, workers: int = 2, limit: float = 120.0, orders: Orders = ORDERS
+    subjects: Sequence[tuple[Subject, ...]],
+    *,
+    workers: int = 2,
+    limit: float = 120.0,
+    orders: Orders = ORDERS,
+    seconds: float | None = None,
 ) -> Iterator[Row]:
-    """Yield the row of each class, in the order in which they are done.
+    """Yield a row for each type, in the order in which they are done.
 
     Args:
-        subjects: What to examine.
+        subjects: Classes of each type: a row is of the first that can be made.
         workers: Processes side by side, of one thread each.
-        limit: Seconds for one class.
+        limit: Seconds for one type.
         orders: Files and dtypes that each is loaded with.
+        seconds: After so long no further type is begun.
     """
-    waiting: queue.SimpleQueue[Subject] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Row] = queue.SimpleQueue()
-    for subject in subjects:
-        waiting.put(subject)
+    waiting: queue.SimpleQueue[tuple[Subject, ...]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+    for classes in subjects:
+        waiting.put(classes)
+    end = math.inf if seconds is None else time.monotonic() + seconds
     threads = [
-        threading.Thread(target=_drive, args=(waiting, done, limit, orders), daemon=True) for _ in range(workers)
+        threading.Thread(target=_drive, args=(waiting, done, limit, orders, end), daemon=True) for _ in range(workers)
     ]
     for thread in threads:
         thread.start()
-    for _ in subjects:
-        yield done.get()
+    left = workers
+    while left:
+        row = done.get()
+        if row is None:
+            left -= 1
+        else:
+            yield row
 
 
-def _drive(waiting: queue.SimpleQueue[Subject], done: queue.SimpleQueue[Row], limit: float, orders: Orders) -> None:
+def _drive(
+    waiting: queue.SimpleQueue[tuple[Subject, ...]], done: queue.SimpleQueue[Row | None], limit: float, orders: Orders,
+    end: float,
+) -> None:  # fmt: skip
     """Have one worker after another examine what is waiting; a new one wherever the last one has ended."""
     worker = None
-    while True:
-        try:
-            subject = waiting.get_nowait()
-        except queue.Empty:
-            break
-        worker = worker or _Worker(orders)
-        row = worker.row(subject, limit)
-        if worker.is_over:
-            worker = None
-        done.put(row)
-    if worker is not None:
-        worker.end()
+    try:
+        while time.monotonic() < end:
+            classes = waiting.get_nowait()
+            worker = worker or _Worker(orders)
+            done.put(worker.row(classes, limit))
+            if worker.is_over:
+                worker = None
+    except queue.Empty:
+        pass
+    finally:
+        if worker is not None:
+            worker.end()
+        done.put(None)
 
 
 class _Worker:
@@ -66,13 +83,18 @@ class _Worker:
         self._process = spawn.Process(target=_work, args=(theirs, orders), daemon=True)
         self._process.start()
         theirs.close()
-        self.is_over = not self._pipe.poll(_START) or self._pipe.recv() != "ready"
+        self.is_over = False
+        try:
+            self._pipe.poll(_START)
+            self._pipe.recv()  # it has imported everything: that is not counted to the first class
+        except EOFError:
+            self.is_over = True
 
-    def row(self, subject: Subject, limit: float) -> Row:
-        """Return what comes of `subject`, or how the process has ended over it."""
+    def row(self, subjects: tuple[Subject, ...], limit: float) -> Row:
+        """Return what comes of one type, or how the process has ended over it."""
         problem = f"not done within {limit:.0f} s"
         try:
-            self._pipe.send(subject)
+            self._pipe.send(subjects)
             if self._pipe.poll(limit):
                 row: Row = self._pipe.recv()
                 return row
@@ -81,7 +103,7 @@ class _Worker:
             problem = f"CRASHED: ended with status {self._process.exitcode}"
         self.is_over = True
         self.end()
-        return Row(subject.model_type, subject.model_class, problem=problem, seconds=limit)
+        return Row(subjects[0].model_type, subjects[0].model_class, problem=problem, seconds=limit)
 
     def end(self) -> None:
         """Stop the process."""
@@ -101,7 +123,7 @@ def _work(pipe: Connection, orders: Orders) -> None:
     pipe.send("ready")
     while True:
         try:
-            subject = pipe.recv()
+            subjects = pipe.recv()
         except EOFError:
             return
-        pipe.send(examine(subject, orders))
+        pipe.send(first_row(subjects, orders))

@@ -30,7 +30,7 @@ WIDTH = re.compile(
     r"d_ff|dim_ff|dff|n_inner|d_inner|feed_forward_size|rank|lru_width|output_size|input_size|channels|d_ssm|"
     r"dim_model_base|proj_size|out_channel|final_size)"
 )
-VOCABULARY = re.compile(r"\w*(?:vocab_size\w*|_vocab|codebook_size|vocab_offset)")
+VOCABULARY = re.compile(r"\w*(?:vocab_size\w*|_vocab|vocab_offset)")
 TOKEN = re.compile(r"\w*(?:token_id|token_index|lang_id)")
 LAYERS = re.compile(
     r"(\w+_)?(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_blocks|num_layers_per_stack|depth)"
@@ -57,7 +57,7 @@ AT_MOST = {
     "index_topk": 8, "index_n_heads": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16,
     "indexer_budget": 8, "indexer_compress_ratio": 2, "compress_rates": 8,
     # others
-    "num_nextn_predict_layers": 0, "num_codebooks": 2, "block_multiple_of": 8,
+    "num_nextn_predict_layers": 0, "num_codebooks": 2, "codebook_size": 64, "block_multiple_of": 8,
 }  # fmt: skip
 
 # What a config leaves open though the modelling code needs it: the default configs of a few classes are like that.
