@@ -74,8 +74,8 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
         raise NeedsRestart(engine, dtype.name)
     precision_of(accelerator)  # refuses float8
     models = [] if accelerator.is_fsdp2 else [_Prepared(model) for model in accelerator._models]
-    for model in _sharded(accelerator):
-        require_switchable(model, dtype)
+    for sharded in _sharded(accelerator):
+        require_switchable(sharded, dtype)
     if dtype == FLOAT16:
         _refuse_float16_parameters(accelerator)
     scaler = parts.scaler(init_scale) if dtype == FLOAT16 else None
@@ -91,8 +91,8 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
         model.note(dtype)
     for optimizer in accelerator._optimizers:
         parts.give_scaler(optimizer, scaler)
-    for model in _sharded(accelerator):
-        _switch_sharded(accelerator, model, dtype)
+    for sharded in _sharded(accelerator):
+        _switch_sharded(accelerator, sharded, dtype)
 
 
 def follow_precision(accelerator: Any, *, init_scale: float | None = None) -> None:
