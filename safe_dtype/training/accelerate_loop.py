@@ -17,7 +17,7 @@ from ..facts import FLOAT16, FLOAT32, Dtype
 from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled
 from .loop import CLOSURE, Loop, WindowWatch
-from .mistakes.check_arguments import require_accelerator, require_models, require_scale
+from .mistakes.check_arguments import refuse_engines, require_accelerator, require_models, require_scale
 from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
 from .torch_loop import TorchLoop
 
@@ -32,14 +32,18 @@ def adapt_loop(loop: Any, models: Sequence[nn.Module], init_scale: float | None)
     Raises:
         TypeError: If it is neither, or one of `models` is no module.
         ValueError: If `init_scale` is not above 0.
+        NeedsRestart, TrainingLoopError: If it is, or has made, an engine that steps itself.
     """
     require_models(models, _EXAMPLE)
     if init_scale is not None:
         require_scale("init_scale", init_scale)
     if isinstance(loop, TorchLoop):
         return loop
+    refuse_engines([loop])
     require_accelerator(loop)
-    return AccelerateLoop(loop, models, init_scale)
+    adapted = AccelerateLoop(loop, models, init_scale)
+    refuse_engines(models)  # last: an Accelerator that has made the engine says so itself
+    return adapted
 
 
 class AccelerateLoop:

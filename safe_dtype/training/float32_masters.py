@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import TrainingLoopError
-from .mistakes.check_arguments import require_models, require_optimizers
+from .mistakes.check_arguments import refuse_engines, require_models, require_optimizers
 
 _HALVES = (torch.float16, torch.bfloat16)
 _EXAMPLE = "float32_masters(model, optimizer)"
@@ -24,8 +24,9 @@ def float32_masters(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
 
     Raises:
         TypeError: If either is something else.
-        TrainingLoopError: If the model is wrapped already: the buffers of the gradients are as narrow as they are.
+        TrainingLoopError: If the model is an engine of DeepSpeed, or wrapped already: the buffers of the gradients are as narrow as they are.
     """
+    refuse_engines([model, optimizer])
     require_models([model], _EXAMPLE)
     require_optimizers([] if optimizer is None else [optimizer], _EXAMPLE)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):

@@ -16,7 +16,7 @@ from ..ranks.fsdp2 import is_sharded, switch_policy
 from .half_base import has_half_base, products_in
 from .ladder import rungs
 from .loop import CLOSURE, WindowWatch
-from .mistakes.check_arguments import require_dtype, require_models, require_optimizers, require_scale
+from .mistakes.check_arguments import refuse_engines, require_dtype, require_models, require_optimizers, require_scale
 
 _EXAMPLE = "TorchLoop(model, optimizer), or a list of each"
 
@@ -40,6 +40,7 @@ class TorchLoop:
 
     Raises:
         TypeError: If it is made of something else.
+        TrainingLoopError: If it is made of an engine of DeepSpeed, which steps itself.
         ValueError: If nothing is trained in `dtype`, or there is no model, or no optimizer.
     """
 
@@ -53,6 +54,7 @@ class TorchLoop:
     ) -> None:
         self.models: list[nn.Module] = _listed(model)
         self.optimizers: list[torch.optim.Optimizer] = _listed(optimizer)
+        refuse_engines([*self.models, *self.optimizers])
         require_models(self.models, _EXAMPLE)
         require_optimizers(self.optimizers, _EXAMPLE)
         if not (self.models and self.optimizers):

@@ -9,10 +9,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...errors import TrainingLoopError
 from ...facts import Dtype
 
 _LADDER = "write dtypes of safe_dtype, best first, as in ladder=(safe_dtype.BFLOAT16, safe_dtype.FLOAT32)"
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, Dtype)  # whose value says more than its class
+
+
+def refuse_engines(values: Iterable[Any]) -> None:
+    """Raise TrainingLoopError for an engine of DeepSpeed, or an optimizer of one: its passes and steps are its own."""
+    for value in values:
+        if any(kind.__module__.partition(".")[0] == "deepspeed" for kind in type(value).__mro__):
+            raise TrainingLoopError(
+                f"{type(value).__name__} of DeepSpeed has backward, step and loss scale of its own, and nobody else sees its "
+                "gradients before it steps",
+                "train it as it is (in float16 it skips a step that overflows), in a dtype that `failed_dtypes` leaves and "
+                "within `safe_dtype.ranks.restarting()`; or by DDP or FSDP2, which are guarded",
+            )
 
 
 def require_trainer(trainer: Any) -> None:
