@@ -29,6 +29,7 @@ TOGETHER = {
     "checkpoints/audit/audit_page.py": "commands/test_audit.py",
     "cli/doctor_command.py": "cli/test_model_commands.py",
     "cli/options.py": "cli/test_model_commands.py",
+    "cli/report_command.py": "commands/test_machine_issue.py",
     "cli/talk.py": "commands/test_chat.py",
     "commands/cache_listing.py": "cli/test_cache_commands.py",
     "devices/backend.py": "accelerator/test_missing_functions.py",

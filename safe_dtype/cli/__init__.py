@@ -20,6 +20,7 @@ from .optimize_command import optimize
 from .options import print_warning
 from .progress_line import silence
 from .publish_commands import publish
+from .report_command import report
 from .whole_summaries import WholeSummaries
 
 
@@ -45,7 +46,8 @@ def cli(context: click.Context, *, quiet: bool) -> None:
 
 
 for command in (
-    doctor, plan, generate, verify, audit, rescue, optimize, publish, run, accelerate_config, launch, cache, completion,
+    doctor, plan, generate, verify, audit, rescue, optimize, publish, run, accelerate_config, launch, cache, report,
+    completion,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
+from ...facts import LearnedFailure
 from ..failure import Event, Report
 from .learn import without_personal_paths
 
@@ -17,28 +18,33 @@ def issue_text(report: Report) -> str:
 
     Personal paths are shortened, and tokens of the Hub masked.
     """
-    lines = [
-        f"**{report.model}** in {report.dtype}",
-        "",
-        f"- Python {platform.python_version()}, {platform.platform()}",
-    ]
-    lines += [f"- {name} {_version(name)}" for name in _PACKAGES]
+    lines = [f"**{report.model}** in {report.dtype}", "", *version_lines()]
     for failure in report.learned:
-        where = f" (`{failure.module}`)" if failure.module else ""
-        lines += [
-            "",
-            f"### {failure.error} in {failure.op}{where}",
-            "",
-            f"{failure.dtype} on {failure.device}, {failure.family}",
-        ]
-        lines += ["", "```", failure.text or "(no text)", "```", "", *(f"- {trial}" for trial in failure.trials)]
-        lines.append(f"- works in: {', '.join(failure.works_in) or 'no other dtype'}")
+        lines += lesson_lines(failure)
     if report.events:
         lines += ["", "### Events", "", *(line for event in report.events for line in _event(event))]
     if report.refusals:
         lines += ["", "### Calls that were not cured", ""]
         lines += [line for text in report.refusals for line in ("```", *text.splitlines(), "```", "")]
     return without_personal_paths("\n".join(lines))
+
+
+def version_lines() -> list[str]:
+    """Return Python, the system and the versions of what a model runs on, as items of a list."""
+    python = f"- Python {platform.python_version()}, {platform.platform()}"
+    return [python, *(f"- {name} {_version(name)}" for name in _PACKAGES)]
+
+
+def lesson_lines(failure: LearnedFailure) -> list[str]:
+    """Return a section about a failure that was found out by experiment: the module, its text, and each trial."""
+    where = f" (`{failure.module}`)" if failure.module else ""
+    return [
+        "", f"### {failure.error} in {failure.op}{where}",
+        "", f"{failure.dtype} on {failure.device}, {failure.family}",
+        "", "```", failure.text or "(no text)", "```",
+        "", *(f"- {trial}" for trial in failure.trials),
+        f"- works in: {', '.join(failure.works_in) or 'no other dtype'}",
+    ]  # fmt: skip
 
 
 def _event(event: Event) -> Iterator[str]:

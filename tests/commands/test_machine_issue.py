@@ -1,0 +1,42 @@
+"""`safe-dtype report`, run as users run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_run import Run
+
+from safe_dtype.commands.machine_issue import machine_issue
+from safe_dtype.devices import facts_of
+from safe_dtype.facts import LearnedFailure
+
+
+def test_report(run: Run, tiny_qwen3: Path) -> None:
+    """Versions, the device and the plan of the model are in it, and nothing goes wrong."""
+    done = run("report", tiny_qwen3, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    for seen in ("### What happened", "- torch ", "- safe_dtype ", "cpu: ", "matmul", "### Plan of ", "chosen"):
+        assert seen in done.stdout
+
+
+def test_error_in_place_of_a_plan(run: Run) -> None:
+    """A model that cannot be planned is what a report may be about: its error stands there, and the status is 0."""
+    done = run("report", "no-such-model", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "CheckpointNotFoundError: no-such-model: " in done.stdout
+
+
+def test_no_personal_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The home folder is shortened wherever it stands, and what was learned comes with its text and its trials."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    failure = LearnedFailure(
+        "qwen3", "Linear.forward", "bfloat16", "cpu", "head", "RuntimeError", f"{tmp_path}/x.cpp: no opcode",
+        works_in=("float32",), trials=("head in float32: passes",),
+    )  # fmt: skip
+    text = machine_issue({facts_of("cpu"): (failure,)}, model=f"{tmp_path}/model", plan="CorruptCheckpointError")
+    assert str(tmp_path) not in text
+    assert "### Plan of ~/model" in text
+    assert "~/x.cpp: no opcode" in text
+    assert "- head in float32: passes" in text
+    assert "- works in: float32" in text
