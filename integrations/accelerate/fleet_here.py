@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from safe_dtype.devices.priors import prior_facts
 from safe_dtype.devices.products import is_a_place
@@ -22,12 +23,12 @@ def fleet_here(per_machine: int | None = None, machines: int = 1, engine: Engine
     Raises:
         ProbeError: If a device cannot be measured.
     """
-    from safe_dtype.devices import detect, facts_of  # loads torch: not for --help
+    from safe_dtype.devices import detect  # loads torch: not for --help
 
     first, *others = detect()
     alike = [device for device in (first, *others) if device.vendor == first.vendor]
     kinds = {device.name: device.device for device in reversed(alike)}
-    measured = tuple(facts_of(place) for place in reversed(kinds.values()))
+    measured = tuple(map(_measured, reversed(kinds.values())))
     return Fleet(measured, per_machine or len(alike), machines, engine)
 
 
@@ -44,6 +45,14 @@ def fleet_named(names: Sequence[str], per_machine: int = 1, machines: int = 1, e
 def _facts(name: str) -> DeviceFacts:
     if not is_a_place(name):
         return prior_facts(name)
-    from safe_dtype.devices import facts_of
+    return _measured(name)
 
-    return facts_of(name)
+
+def _measured(place: str) -> DeviceFacts:
+    """Return a device with its verdicts on inference, and on steps of training, which decide."""
+    from safe_dtype.devices import facts_of
+    from safe_dtype.training.training_precision import measure_training
+
+    facts = facts_of(place)
+    trained = (verdict for verdict in measure_training(place).verdicts if verdict.op.endswith("_training"))
+    return replace(facts, verdicts=(*facts.verdicts, *trained))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from safe_dtype.facts import BFLOAT16, FLOAT16, DeviceFacts, Dtype, VerdictKind
+from safe_dtype.facts import BFLOAT16, FLOAT16, DeviceFacts, Dtype, Verdict, VerdictKind
 
 # bfloat16 first: it has float32's range, so it needs no loss scaler, and no step is dropped for an overflow.
 _NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16"}
+_OF_TRAINING = "matmul_training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,9 @@ class MixedPrecision:
 
 def mixed_precision_for(devices: Sequence[DeviceFacts]) -> MixedPrecision:
     """Return the first of bf16 and fp16 that is native on every device, else "no".
+
+    What counts is a step of training, forward and backward, where that was measured: a device may be fast one way and slow
+    the other.
 
     All ranks exchange gradients, so one device without a dtype decides for all. accelerate and torch cannot be asked:
     they accept bf16 on a T4, where it is emulated.
@@ -37,7 +41,7 @@ def mixed_precision_for(devices: Sequence[DeviceFacts]) -> MixedPrecision:
 def _obstacle(dtype: Dtype, device: DeviceFacts) -> str | None:
     if dtype == FLOAT16 and device.vendor == "cpu":
         return "on a CPU accelerate takes it and trains in float32, without a word"
-    product, attention = device.verdict(dtype), device.verdict(dtype, "attention")
+    product, attention = _product(dtype, device), device.verdict(dtype, "attention")
     if product.kind is not VerdictKind.NATIVE:
         return f"{device.name}: {product.kind}, {product.reason}"
     # Published facts are about products alone; attention counts where it was measured.
@@ -47,5 +51,11 @@ def _obstacle(dtype: Dtype, device: DeviceFacts) -> str | None:
 
 
 def _basis(dtype: Dtype, devices: Sequence[DeviceFacts]) -> str:
-    reasons = dict.fromkeys(f"{device.name}: {device.verdict(dtype).reason}" for device in devices)
+    reasons = dict.fromkeys(f"{device.name}: {_product(dtype, device).reason}" for device in devices)
     return f"native on every device ({'; '.join(reasons)})"
+
+
+def _product(dtype: Dtype, device: DeviceFacts) -> Verdict:
+    """Return the verdict on products in a step of training; on the products of inference, where nothing else is known."""
+    trained = device.verdict(dtype, _OF_TRAINING)
+    return device.verdict(dtype) if trained.kind is VerdictKind.UNKNOWN else trained

@@ -29,6 +29,8 @@ def device(name: str = "GPU", vendor: str = "nvidia", **kinds: VerdictKind) -> D
         pytest.param([device(fp16=NATIVE)], "fp16", "bf16 is rejected: GPU: unknown", id="nobody-knows"),
         pytest.param([device(bf16=SLOW, fp16=SLOW)], "no", "fp16 is rejected: GPU: slow", id="neither"),
         pytest.param([device(bf16=NATIVE, bf16_attention=WRONG)], "no", "attention is wrong", id="attention"),
+        pytest.param([device(bf16=NATIVE, bf16_matmul_training=SLOW)], "no", "bf16_matmul_training", id="slow-backward"),
+        pytest.param([device(bf16=SLOW, bf16_matmul_training=NATIVE)], "bf16", "bf16_matmul_training", id="trains-well"),
         pytest.param([device(vendor="cpu", fp16=NATIVE)], "no", "without a word", id="fp16-on-a-cpu"),
         pytest.param(
             [device("new", bf16=NATIVE, fp16=NATIVE), device("old", bf16=SLOW, fp16=NATIVE)],
