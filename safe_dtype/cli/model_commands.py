@@ -40,7 +40,7 @@ _OF_ONE_ANSWER, _IN_A_CHAT = 64, 512  # new tokens, where nobody says how many
 
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
-    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, max_drift=X, "
+    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, int8, max_drift=X, "
     "variants=say|use|ignore, save=as-saved|as-is; comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (

@@ -20,6 +20,7 @@ from ..errors.of_the_moment import is_of_memory
 from ..numerics import as_half
 from ..numerics.packed_weights import holds_codes
 from . import offloaded
+from .forwards.blocked_forward import weight_of
 from .made_buffers import made_anew, note_made
 from .shift_hooks import norms_in_float32, shifted_modules
 from .undo_log import UndoLog, keeps_all, way_back
@@ -67,9 +68,11 @@ def refusal(model: nn.Module) -> str | None:
 def growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype) -> dict[torch.device, int]:
     """Return how many bytes each device needs more for `model` in `new`; what lies on disk counts nothing."""
     needed: Counter[torch.device] = Counter()
+    in_files = _in_files_alone(model)
     for _, tensor in (*_parameters(model, former, new), *_buffers(model, former)):
         if tensor.device.type != "meta":
-            needed[tensor.device] += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
+            old = 0 if id(tensor) in in_files else tensor.dtype.itemsize
+            needed[tensor.device] += tensor.numel() * (new.itemsize - old)
     for tensor in offloaded.tensors(model):
         if tensor.dtype in former:
             needed[tensor.device] += tensor.numel() * (new.itemsize - tensor.dtype.itemsize)
@@ -84,6 +87,7 @@ def peak_growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dt
     """
     grown: Counter[torch.device] = Counter()
     peaks: Counter[torch.device] = Counter()
+    in_files = _in_files_alone(model)
     for tensor in (
         *(one for _, one in (*_parameters(model, former, new), *_buffers(model, former))),
         *offloaded.tensors(model),
@@ -93,10 +97,15 @@ def peak_growth(model: nn.Module, former: Collection[torch.dtype], new: torch.dt
         old = tensor.dtype.itemsize
         meanwhile = tensor.numel() * (new.itemsize + old + 1)
         peaks[tensor.device] = max(peaks[tensor.device], grown[tensor.device] + meanwhile)
-        grown[tensor.device] += tensor.numel() * (new.itemsize - old)
+        grown[tensor.device] += tensor.numel() * (new.itemsize - (0 if id(tensor) in in_files else old))
         if keeps_all(tensor.dtype, new):
             grown[torch.device("cpu")] += tensor.numel() * old
     return dict(peaks | grown)  # the larger of both
+
+
+def _in_files_alone(model: nn.Module) -> set[int]:
+    """Return the id() of the weights whose memory was given back: another layout of them is multiplied."""
+    return {id(module.weight) for module in model.modules() if weight_of(module) is not None}
 
 
 def recast(

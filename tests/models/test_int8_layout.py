@@ -20,6 +20,7 @@ from torch import nn
 from safe_dtype.checkpoints import read_checkpoint
 from safe_dtype.facts import BFLOAT16, FLOAT32, INT8
 from safe_dtype.models.block_layout import blocks_of, codes_of, lay_out, lay_out_in_int8, take_back
+from safe_dtype.models.recast import growth, peak_growth
 from safe_dtype.planning import Candidate
 from safe_dtype.planning.predict import saved_by_codes, weight_bytes
 
@@ -134,6 +135,7 @@ with torch.device("meta"):
 if sys.argv[1] == "save":
     tf.Qwen3ForCausalLM(config).to({saved}).save_pretrained(folder, max_shard_size="40MB")
     sys.exit()
+from safe_dtype.models.recast import growth, peak_growth
 from safe_dtype.models.block_layout import lay_out_in_int8
 model = tf.Qwen3ForCausalLM.from_pretrained(folder, dtype="auto").eval()
 small = torch.nn.Linear(128, 128)
@@ -317,6 +319,16 @@ def test_spread_after(model: Any) -> None:
     expected = logits(rounded(model))
     accelerate.cpu_offload(model, torch.device("cpu"))
     assert near(logits(model), expected)
+
+
+def test_room_for_a_step_down(model: Any, plain: Any) -> None:
+    """What a change of dtype needs counts the weights whole, for of them only codes are in memory."""
+    (more,) = growth(model, {BF16}, FP32).values()
+    (less,) = growth(plain, {BF16}, FP32).values()
+    assert more - less == sum(one.nbytes for one in {one.weight for one in model.modules() if codes_of(one)})
+    peaks = [peak_growth(one, {BF16}, FP32)[torch.device("cpu")] for one in (model, plain)]
+    assert peaks[0] >= more
+    assert peaks[0] > peaks[1]
 
 
 def test_not_of_files() -> None:
