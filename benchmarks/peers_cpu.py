@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from generation import SHAPES, in_child, make_checkpoint
+from generation import SHAPES, make_checkpoint
 from peer_engines import ENGINES, Job
 from peer_turn import failure_of
 from results_file import write_results
@@ -187,8 +187,9 @@ class Bench:
         plan.write_text(json.dumps([[str(part) for part in run] for run in runs]), encoding="utf-8")
         output: list[str] = []
         self._called(
-            [*self.through, sys.executable, CHILD, "turn", plan, self.seconds], self.slow_seconds, output=output
-        )
+            [*self.through, sys.executable, CHILD.with_name("peer_turn.py"), plan, self.seconds], self.slow_seconds,
+            output=output,
+        )  # fmt: skip
         measured = {}
         for row, line in zip(rows, output[0].splitlines() if output else (), strict=False):
             answer = json.loads(line)
@@ -196,6 +197,17 @@ class Bench:
                 self.problems[row.name] = f"could not run: {problem}"
             else:
                 measured[row] = answer
+        return measured
+
+    def limits(self) -> dict[str, float]:
+        """Return how fast memory is read, and products are computed, in the same quiet: see `generation.limits`."""
+        output: list[str] = []
+        script = Path(__file__).with_name("generation.py")
+        if self._called(
+            [*self.through, sys.executable, script, "--child", "limits"], self.slow_seconds, output=output
+        ):
+            return {}
+        measured: dict[str, float] = json.loads(output[0].splitlines()[-1])
         return measured
 
     def problem(self, row: Row) -> str:
@@ -294,13 +306,14 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--sizes", type=(int, int, int), default=(512, 64, 3), show_default=True, help="Prompt, new, rounds.")
 @click.option("--only", multiple=True, type=click.Choice(list(ENGINES)), help="Of these engines, beside float32.")
 @click.option("--prepare", is_flag=True, help="Install and convert, and measure nothing.")
+@click.option("--together", default=3, show_default=True, help="How many rows that command is handed at once.")
 @click.option("--through", default="", help="A command that each run is handed to: it waits for a quiet machine.")
 @click.option(
     "--seconds", default=(90.0, 1800.0), type=(float, float), show_default=True, help="Of a run; of all else."
 )
 @click.option("--name", default="peers_cpu", show_default=True, help="Of the result file.")
 def main(  # noqa: PLR0913  # each is an option
-    *, folder: Path, sizes: tuple[int, int, int], only: tuple[str, ...], prepare: bool, through: str,
+    *, folder: Path, sizes: tuple[int, int, int], only: tuple[str, ...], prepare: bool, through: str, together: int,
     seconds: tuple[float, float], name: str,
 ) -> None:  # fmt: skip
     """Prepare every engine, run all rows in turns, compare their tokens, and write the result."""
@@ -326,17 +339,17 @@ def main(  # noqa: PLR0913  # each is an option
     job = _job(folder, prompt_tokens, new_tokens)
     runs: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
     for number in range(rounds):
-        for engine in dict.fromkeys(row.engine for row in rows):
-            due = {row: job[row == REFERENCE and number == 0] for row in rows if row.engine == engine}
-            while due:
-                measured = bench.turn(due)
-                for row, run in measured.items():
-                    runs[row].append(run)
-                    click.echo(f"{number} {row.name}: {run['prompt_seconds']:.2f} s, "
-                               f"{run['token_seconds'] * 1e3:.0f} ms", err=True)  # fmt: skip
-                due = {row: file for row, file in due.items() if row not in measured and not bench.problem(row)}
-                if due and not measured:
-                    bench.problems |= {row.name: "could not run: it was ended" for row in list(due)[:1]}
+        due = {row: job[row == REFERENCE and number == 0] for row in rows}
+        while due:
+            measured = bench.turn(dict(list(due.items())[:together]))
+            for row, run in measured.items():
+                runs[row].append(run)
+                click.echo(f"{number} {row.name}: {run['prompt_seconds']:.2f} s, "
+                           f"{run['token_seconds'] * 1e3:.0f} ms", err=True)  # fmt: skip
+            left = {row: file for row, file in due.items() if row not in measured and not bench.problem(row)}
+            if left and len(left) == len(due):
+                bench.problems[next(iter(left)).name] = "could not run: it was ended"
+            due = left
     reference, logits = runs[REFERENCE][0]["tokens"], torch.load(folder / "logits.pt")
     table = [
         merged(
@@ -347,7 +360,7 @@ def main(  # noqa: PLR0913  # each is an option
     figures = {
         "shape": dict(zip(("layers", "hidden", "intermediate", "heads", "key_value_heads", "vocabulary"), SHAPES["0.6B"], strict=True)),
         "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds, "threads": os.cpu_count(),
-        "limits": in_child(str(Path(__file__).with_name("generation.py")), "bare", "limits"), "rows": table,
+        "limits": bench.limits(), "rows": table,
     }  # fmt: skip
     click.echo(write_results(name, figures))
     click.echo(as_markdown(table))
