@@ -62,7 +62,7 @@ def attention_row(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> Op
     query, key, value, causal = _attention_operands(space, dtype, rows)
 
     def call(_: int) -> Tensor:
-        wide = (one.float() for one in (query, key, value))
-        return F.scaled_dot_product_attention(*wide, is_causal=causal).to(query.dtype)
+        wide = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=causal)
+        return wide.to(query.dtype)
 
     return replace(plain, call=call)
