@@ -130,9 +130,7 @@ def _compared(subject: Subject, model: Any, folder: Path, orders: Orders) -> tup
 def _outcome(
     subject: Subject, model_class: Any, folder: Path, dtype: str | None, question: Question, full: Result
 ) -> str:
-    auto: Any = (
-        getattr(safe_dtype, f"Safe{subject.auto}") if subject.auto.startswith("AutoModelFor") else SafeAutoModel
-    )
+    auto: Any = getattr(safe_dtype, f"Safe{subject.auto}") if _loads(subject.auto, folder) else SafeAutoModel
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -69,5 +69,5 @@ def _goes_further(model: nn.Module, before: Trouble, after: Trouble) -> bool:
         return False
     if after.error is None or after.failure.kind is not FailureKind.DTYPE_MISMATCH:
         return True
-    modules = [module_raising(model, trouble.__traceback__) for trouble in (before.error, after.error)]
-    return modules[0] is not modules[1]
+    first, second = (module_raising(model, error.__traceback__) for error in (before.error, after.error))
+    return first is not second
