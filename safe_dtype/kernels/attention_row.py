@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from .machine_code import address_of
 from .target import target
-from .threads import room, run
+from .threads import bits_of, room, run
 
 FUNCTION = "attend"
 # What its task holds, 8 bytes each. Strides are in numbers, `scale` is the bits of a float; `wide` is room for the query
@@ -49,7 +48,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     query_batch, query_head, _, _ = query.stride()
     fields = (
         query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr(), wide, wide + 4 * batch * heads * width,
-        _bits(scale), shared, positions, width, query_batch, query_head, *key.stride()[:3], *value.stride()[:3],
+        bits_of(scale), shared, positions, width, query_batch, query_head, *key.stride()[:3], *value.stride()[:3],
     )  # fmt: skip
     run(address, batch * shared, 1, fields)
     return output
@@ -65,11 +64,6 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
         and _address(query.dtype, heads // shared) is not None
     )
-
-
-@lru_cache
-def _bits(scale: float) -> int:
-    return int(struct.unpack("<i", struct.pack("<f", scale))[0])
 
 
 @cache

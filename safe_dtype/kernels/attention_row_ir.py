@@ -15,6 +15,7 @@ from .vectors import (
     POINTER,
     WORD,
     added_up,
+    as_float,
     loop,
     multiply_add,
     place,
@@ -53,7 +54,7 @@ def _widen(builder: ir.IRBuilder, task: Task, count: int, dtype: str) -> None:
     """Write the rows of all heads as floats, multiplied by the scale."""
     heads = builder.mul(task["shared"], LONG(count))
     rows, wide = (builder.inttoptr(task[name], POINTER) for name in ("query", "wide"))
-    scale = spread(builder, builder.bitcast(builder.trunc(task["scale"], WORD), FLOAT))
+    scale = spread(builder, as_float(builder, task["scale"]))
 
     def one_head(number: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
         batch, head = builder.sdiv(number, heads), builder.srem(number, heads)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from llvmlite import ir
 
 from .threads import FIELDS
-from .vectors import LONG, NOTHING, POINTER, WORD
+from .vectors import LONG, NOTHING, POINTER, WORD, loop
 
 Task = Mapping[str, ir.Value]  # the fields of a task, as they are when it begins
 BEHIND = "behind"  # its name for the address of what stands behind its fields
@@ -59,6 +59,18 @@ def function_of_tasks(
             threads = builder.trunc(task["threads"], WORD)
             builder.call(parallel, [worker, function.args[0], threads, WORD(0)])
     builder.ret_void()
+
+
+def parts_of(builder: ir.IRBuilder, task: Task, first: ir.Value, one: Callable[[ir.Value], None]) -> None:
+    """Write what is done with each part that a thread has taken: those from `first` on."""
+    beyond = builder.add(first, task["at_a_time"])
+    stop = builder.select(builder.icmp_signed("<", beyond, task["end"]), beyond, task["end"])
+
+    def turn(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        one(part)
+        return []
+
+    loop(builder, first, stop, LONG(1), [], turn)
 
 
 def _read(builder: ir.IRBuilder, at: ir.Value, fields: Sequence[str]) -> dict[str, ir.Value]:

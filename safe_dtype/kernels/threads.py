@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import threading
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def room(size: int) -> int:
         buffer = ctypes.create_string_buffer(size + 64)
         _room.buffer, _room.size, _room.address = buffer, size, -(-ctypes.addressof(buffer) // 64) * 64
     return _room.address
+
+
+@lru_cache
+def bits_of(number: float) -> int:
+    """Return the bits of a float, as a field of a task."""
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
 
 
 @cache

@@ -133,10 +133,48 @@ def zeros(lanes: int = 1) -> ir.Value:
     return _repeated(FLOAT, 0.0, lanes)
 
 
-def spread(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
-    """Return a vector of one number."""
-    first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), number, WORD(0))
-    return builder.shuffle_vector(first, first, _repeated(WORD, 0, LANES))
+def each(builder: ir.IRBuilder, count: ir.Value, some: Callable[[ir.Value, int], None]) -> None:
+    """Write loops over `count` numbers: `some` writes what is done with those from an index on, so many at once."""
+
+    def turn(lanes: int) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
+        def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            some(index, lanes)
+            return []
+
+        return body
+
+    whole = builder.and_(count, LONG(-LANES))
+    loop(builder, LONG(0), whole, LONG(LANES), [], turn(LANES))
+    loop(builder, whole, count, LONG(1), [], turn(1))
+
+
+def rounded(builder: ir.IRBuilder, number: ir.Value, dtype: str) -> ir.Value:
+    """Return floats rounded to numbers of `dtype`, as floats."""
+    lanes = _lanes(number)
+    if dtype == "float16":
+        return builder.fpext(builder.fptrunc(number, _vector(HALF, lanes)), number.type)
+    if dtype == "bfloat16":
+        upper = builder.zext(_upper_half(builder, number), _vector(WORD, lanes))
+        return builder.bitcast(builder.shl(upper, _repeated(WORD, 16, lanes)), number.type)
+    return number
+
+
+def square_root(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:
+    """Return the square root of a float, rounded once."""
+    return builder.call(_declared(builder.module, "llvm.sqrt.f32", ir.FunctionType(FLOAT, [FLOAT])), [number])
+
+
+def as_float(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """Return the float whose bits a field of a task is."""
+    return builder.bitcast(builder.trunc(bits, WORD), FLOAT)
+
+
+def spread(builder: ir.IRBuilder, number: ir.Value, lanes: int = LANES) -> ir.Value:
+    """Return a vector of one number; for one lane the number."""
+    if lanes == 1:
+        return number
+    first = builder.insert_element(ir.Constant(_vector(FLOAT, lanes), ir.Undefined), number, WORD(0))
+    return builder.shuffle_vector(first, first, _repeated(WORD, 0, lanes))
 
 
 def _upper_half(builder: ir.IRBuilder, number: ir.Value) -> ir.Value:

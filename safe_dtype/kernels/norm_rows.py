@@ -1,0 +1,55 @@
+"""Rows divided by their root mean square, in one pass over them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from .machine_code import address_of
+from .target import target
+from .threads import bits_of, run
+
+FUNCTION = "normalize_rows"
+# What its task holds, 8 bytes each; `epsilon` is the bits of a float.
+FIELDS = ("x", "y", "weight", "width", "epsilon")
+_AT_A_TIME = 2**14  # numbers that a thread takes at a time
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def normalize_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """Return `weight * (x * rsqrt(mean(x**2) + epsilon))`, of the shape of `x`.
+
+    Computed in float32 and rounded where transformers rounds, after the division and after the product. So a number can
+    be one rounding from transformers', where the mean that is added up in another order is.
+
+    Args:
+        x: Shape (..., width), contiguous, on the CPU, in float32, bfloat16 or float16.
+        weight: Shape (width,), contiguous, in the dtype of `x`.
+        epsilon: What is added to the mean.
+
+    Raises:
+        RuntimeError: If there is no code for this dtype on this machine: see `can_normalize`.
+    """
+    address = _address(x.dtype)
+    if address is None:
+        raise RuntimeError(f"no norm of rows in {x.dtype} is compiled here")
+    width = weight.shape[0]
+    y = torch.empty_like(x)
+    fields = (x.data_ptr(), y.data_ptr(), weight.data_ptr(), width, bits_of(epsilon))
+    run(address, x.numel() // width, max(1, _AT_A_TIME // width), fields)
+    return y
+
+
+def can_normalize(dtype: torch.dtype) -> bool:
+    """Whether rows in `dtype` can be normalized on this machine."""
+    return _address(dtype) is not None
+
+
+@cache
+def _address(dtype: torch.dtype) -> int | None:
+    name, cpu = _NAMES.get(dtype), target()
+    if name is None or cpu is None or (dtype is torch.float16 and not cpu.halves):
+        return None
+    return address_of(FUNCTION, "norm_rows_ir", name)
