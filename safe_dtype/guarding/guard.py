@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import NotGuardedError
 from ..models.origin import known_origin
+from ..models.planned_layout import take_compiled_off
 from ..models.wrapped_methods import unwrap_methods
 from ..planning import Plan, Policy
 from ..rescaling.folding.alone import wait_by
@@ -84,6 +85,8 @@ def unguard(model: nn.Module) -> None:
         else:
             del module.__dict__[ATTRIBUTE]
             take_off_own(module)
+    if not any(root in other.parts for other in others):
+        take_compiled_off(root)
     unwrap_methods(state)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from .attention_row import FIELDS, FUNCTION
+from .functions_ir import exp
 from .task_ir import Task, function_of_tasks
 from .vectors import (
     FLOAT,
     LANES,
     LONG,
     POINTER,
-    WORD,
     added_up,
     as_float,
     loop,
@@ -24,12 +24,6 @@ from .vectors import (
     write,
     zeros,
 )
-
-# exp(x) is 2**n * exp(r) with r in [-ln2 / 2, ln2 / 2]; ln2 in two parts, of which n times the first is exact.
-_PER_TWO, _LN2, _LN2_REST = 1.44269504, 0.693359375, -2.12194440e-4
-_ROUNDS = 1.5 * 2**23  # a float that it is added to has no digits behind the point
-_LEAST = -87.0  # below it exp is no normal float any more
-_SERIES = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 
 
 def attention_row_ir(dtype: str, group: str) -> str:
@@ -158,7 +152,7 @@ def _exponentiate(builder: ir.IRBuilder, scores: ir.Value, positions: ir.Value, 
 
         def some(position: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
             at = place(builder, scores, position, "float32")
-            power = _exp(builder, builder.fsub(read(builder, at, "float32", lanes=lanes), most))
+            power = exp(builder, builder.fsub(read(builder, at, "float32", lanes=lanes), most))
             write(builder, power, at, "float32")
             return [builder.fadd(sums[0], power)]
 
@@ -168,31 +162,3 @@ def _exponentiate(builder: ir.IRBuilder, scores: ir.Value, positions: ir.Value, 
     (sums,) = loop(builder, LONG(0), whole, LONG(LANES), [zeros(LANES)], turn(LANES))
     (total,) = loop(builder, whole, positions, LONG(1), [added_up(builder, sums)], turn(1))
     return total
-
-
-def _exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Return exp(x) of floats that are not above 0, within 2e-7 of it; NaN of NaN."""
-
-    def number(value: float) -> ir.Constant:
-        return ir.Constant(x.type, [value] * x.type.count if isinstance(x.type, ir.VectorType) else value)
-
-    whole = ir.VectorType(WORD, x.type.count) if isinstance(x.type, ir.VectorType) else WORD
-
-    def integer(value: int) -> ir.Constant:
-        return ir.Constant(whole, [value] * whole.count if isinstance(whole, ir.VectorType) else value)
-
-    is_nothing = builder.fcmp_ordered("<", x, number(_LEAST))
-    near = builder.select(is_nothing, number(_LEAST), x)
-    shifted = multiply_add(builder, near, number(_PER_TWO), number(_ROUNDS))
-    twos = builder.fsub(shifted, number(_ROUNDS))
-    rest = multiply_add(builder, twos, number(-_LN2), near)
-    rest = multiply_add(builder, twos, number(-_LN2_REST), rest)
-    power = number(_SERIES[0])
-    for factor in _SERIES[1:]:
-        power = multiply_add(builder, power, rest, number(factor))
-    exponent = builder.shl(
-        builder.bitcast(shifted, whole), integer(23)
-    )  # the bits above are those of _ROUNDS: shifted out
-    result = builder.bitcast(builder.add(builder.bitcast(power, whole), exponent), x.type)
-    result = builder.select(is_nothing, number(0.0), result)
-    return builder.select(builder.fcmp_unordered("uno", x, x), x, result)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
+from .functions_ir import silu
 from .row_product import FIELDS, FUNCTION, OF_WEIGHT
 from .task_ir import BEHIND, Task, function_of_tasks
 from .vectors import (
@@ -16,6 +17,7 @@ from .vectors import (
     NOTHING,
     POINTER,
     added_up,
+    each,
     in_order_of,
     loop,
     multiply_add,
@@ -23,12 +25,13 @@ from .vectors import (
     prefetch,
     read,
     read_quickly,
+    rounded,
     write,
     zeros,
 )
 
 _LINE = 64  # bytes that memory is read in
-_AHEAD = 8192  # bytes of a weight that are asked for before they are needed
+_AHEAD = 2048  # bytes of a weight that are asked for before they are needed
 
 
 def row_product_ir(weight: str, x: str, together: str) -> str:
@@ -69,23 +72,43 @@ def row_product_ir(weight: str, x: str, together: str) -> str:
 
         loop(builder, LONG(0), task["rows"], LONG(1), [], one_row)
 
-    function_of_tasks(module, FUNCTION, FIELDS, some_outputs, widen)
+    def gate(builder: ir.IRBuilder, task: Task) -> None:
+        with builder.if_then(builder.icmp_signed("!=", task["is_gated"], LONG(0))):
+            _gate(builder, task, x)
+
+    function_of_tasks(module, FUNCTION, FIELDS, some_outputs, widen, gate)
     return str(module)
+
+
+def _gate(builder: ir.IRBuilder, task: Task, dtype: str) -> None:
+    """Multiply the second product by SiLU of the first, in the place of the first, rounded as torch rounds."""
+    gates, others = (builder.inttoptr(_field(builder, task, LONG(number), "y"), POINTER) for number in (0, 1))
+    count = builder.mul(task["rows"], _field(builder, task, LONG(0), "outputs"))
+
+    def some(index: ir.Value, lanes: int) -> None:
+        at = place(builder, gates, index, dtype)
+        gate = rounded(builder, silu(builder, read(builder, at, dtype, lanes=lanes)), dtype)
+        other = read(builder, place(builder, others, index, dtype), dtype, lanes=lanes)
+        write(builder, builder.fmul(gate, other), at, dtype)
+
+    each(builder, count, some)
 
 
 def _weight_of(builder: ir.IRBuilder, task: Task, output: ir.Value) -> dict[str, ir.Value]:
     """Return what the task holds for the weight that has this output, counted through all of them."""
 
-    def field(number: ir.Value, name: str) -> ir.Value:
-        at = builder.add(builder.mul(number, LONG(len(OF_WEIGHT))), LONG(OF_WEIGHT.index(name)))
-        return builder.load(builder.gep(task[BEHIND], [at], source_etype=LONG), typ=LONG)
-
     def later(number: ir.Value, latest: list[ir.Value]) -> list[ir.Value]:
-        has_begun = builder.icmp_signed("<=", field(number, "begin"), output)
+        has_begun = builder.icmp_signed("<=", _field(builder, task, number, "begin"), output)
         return [builder.select(has_begun, number, latest[0])]
 
     (number,) = loop(builder, LONG(1), task["weights"], LONG(1), [LONG(0)], later)
-    return {name: field(number, name) for name in OF_WEIGHT}
+    return {name: _field(builder, task, number, name) for name in OF_WEIGHT}
+
+
+def _field(builder: ir.IRBuilder, task: Task, number: ir.Value, name: str) -> ir.Value:
+    """Return what the task holds of that name for a weight."""
+    at = builder.add(builder.mul(number, LONG(len(OF_WEIGHT))), LONG(OF_WEIGHT.index(name)))
+    return builder.load(builder.gep(task[BEHIND], [at], source_etype=LONG), typ=LONG)
 
 
 def _sizes(most: int) -> list[int]:

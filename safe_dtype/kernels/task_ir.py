@@ -13,12 +13,13 @@ Task = Mapping[str, ir.Value]  # the fields of a task, as they are when it begin
 BEHIND = "behind"  # its name for the address of what stands behind its fields
 # Writes a part of the work: that from this number on.
 WritePart = Callable[[ir.IRBuilder, Task, ir.Value], None]
-WritePreparation = Callable[[ir.IRBuilder, Task], None]
+WriteAlone = Callable[[ir.IRBuilder, Task], None]
 
 
 def function_of_tasks(
-    module: ir.Module, name: str, fields: Sequence[str], write: WritePart, prepare: WritePreparation | None = None
-) -> None:
+    module: ir.Module, name: str, fields: Sequence[str], write: WritePart, prepare: WriteAlone | None = None,
+    finish: WriteAlone | None = None,
+) -> None:  # fmt: skip
     """Write the function `name` of a task into a module: it returns when all of the work is done.
 
     Args:
@@ -27,6 +28,7 @@ def function_of_tasks(
         fields: What a task holds behind `threads.FIELDS`, 8 bytes each.
         write: Writes what a thread does with a part, and is called once.
         prepare: Writes what is done before, by the calling thread alone.
+        finish: Writes what is done afterwards, by the calling thread alone.
     """
     worker = ir.Function(module, ir.FunctionType(NOTHING, [POINTER]), f"{name}_worker")
     worker.linkage = "internal"
@@ -58,6 +60,8 @@ def function_of_tasks(
             parallel = builder.inttoptr(task["parallel"], kind.as_pointer())
             threads = builder.trunc(task["threads"], WORD)
             builder.call(parallel, [worker, function.args[0], threads, WORD(0)])
+    if finish is not None:
+        finish(builder, task)
     builder.ret_void()
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import struct
 import threading
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 # they end, and what runs the function on how many threads.
 FIELDS = ("next", "at_a_time", "end", "parallel", "threads")
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
-_Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # of what it works on
+_Function = ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # of what it works on
 
 
 class _Forked:
@@ -50,12 +51,11 @@ def run(address: int, end: int, at_a_time: int, fields: tuple[int, ...]) -> None
     """
     parallel = _parallel_address()
     threads = torch.get_num_threads() // (len(_running) + 1) if end > at_a_time and not _Forked.yes else 1
-    task = (ctypes.c_int64 * (len(FIELDS) + len(fields)))(
-        0, at_a_time, end, parallel, threads if parallel else 1, *fields
-    )
+    # Bytes of its own, in which threads count: an array of ctypes takes a microsecond to fill.
+    task = _packing(len(fields))(0, at_a_time, end, parallel, threads if parallel else 1, *fields)
     _running.append(None)
     try:
-        _function(address)(ctypes.addressof(task))
+        _function(address)(task)
     finally:
         _running.pop()
 
@@ -66,6 +66,11 @@ def room(size: int) -> int:
         buffer = ctypes.create_string_buffer(size + 64)
         _room.buffer, _room.size, _room.address = buffer, size, -(-ctypes.addressof(buffer) // 64) * 64
     return _room.address
+
+
+@cache
+def _packing(fields: int) -> Callable[..., bytes]:
+    return struct.Struct(f"={len(FIELDS) + fields}q").pack
 
 
 @lru_cache

@@ -5,12 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..facts import FLOAT32, Dtype
+from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from ..numerics import compute_in
 from ..numerics.by_onednn import by_onednn
 from ..planning import Candidate, Routes
 from .block_layout import lay_out, lay_out_in_int8
-from .forwards.compiled_products import compile_products
+from .forwards.compiled_products import CompiledProducts, compile_products
+from .forwards.gated_forward import CompiledGate, compile_gates
+from .forwards.module_forward import take_off, value_of
+from .forwards.norm_forward import CompiledNorm, compile_norms
+from .forwards.rotary_forward import CompiledRotation, compile_rotations
+
+_COMPILED = (CompiledGate, CompiledNorm, CompiledProducts, CompiledRotation)
 
 
 def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int | None:
@@ -24,10 +30,26 @@ def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
 
 
 def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int:
-    """Return in how many modules products of few rows are compiled now; 0 where it is not planned."""
-    if routes is None or not routes.compiled_rows:
+    """Return in how many modules products of few rows are compiled now; 0 where it is not planned.
+
+    In 16 bit, norms and rotary embeddings are compiled as well, whatever the products are.
+    """
+    if routes is None:
         return 0
-    return compile_products(model, getattr(torch, candidate.storage.name), routes.compiled_rows)
+    dtype = getattr(torch, candidate.storage.name)
+    if candidate.storage in (BFLOAT16, FLOAT16):
+        compile_norms(model, dtype)
+        compile_rotations(model, dtype)
+    if not routes.compiled_rows:
+        return 0
+    count = compile_products(model, dtype, routes.compiled_rows)
+    compile_gates(model)
+    return count
+
+
+def take_compiled_off(model: nn.Module) -> int:
+    """Have the modules of a model compute by the forwards of their classes, but for those in blocks; return how many."""
+    return sum(take_off(module) for module in model.modules() if isinstance(value_of(module), _COMPILED))
 
 
 def planned_products(compute: Dtype, routes: Routes | None, least: int) -> compute_in:

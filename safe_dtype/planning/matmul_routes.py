@@ -180,8 +180,14 @@ def _with_compiled(routes: Routes, verdict: Verdict) -> Routes:
         return routes
     at_most = _mean_seconds(verdict, _COMPILED_ROWS)
     is_faster = at_most is not None and at_most * _COMPILED_GAIN <= routes.seconds(_COMPILED_ROWS)
+    compiled_rows = _COMPILED_ROWS if is_faster else 1
     per_element = (at_one, *routes.seconds_per_element[1:])
-    return replace(routes, seconds_per_element=per_element, compiled_rows=_COMPILED_ROWS if is_faster else 1)
+    cast_from = routes.cast_from
+    if cast_from is not None and cast_from <= compiled_rows:
+        cast_from = (
+            compiled_rows + 1
+        )  # a mode around every step of one token costs more than what little is left to cast
+    return replace(routes, cast_from=cast_from, seconds_per_element=per_element, compiled_rows=compiled_rows)
 
 
 def _block_routes(

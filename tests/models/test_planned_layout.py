@@ -9,6 +9,7 @@ import torch
 from numerics.laid_out import load, save
 from torch import nn
 
+from safe_dtype import guard, unguard
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from safe_dtype.models.block_layout import blocks_of, lay_out
 from safe_dtype.models.forwards.compiled_products import products_of
@@ -91,3 +92,19 @@ def test_compiled_as_planned() -> None:
     products = products_of(module)
     assert products is not None
     assert (products.dtype, products.most_rows) == (torch.bfloat16, 8)
+
+
+def test_unguarded_without_a_trace(tmp_path: Path) -> None:
+    """A model whose guard is taken off computes by the forwards of its classes."""
+    pytest.importorskip("llvmlite", reason="compiled by llvmlite, of the extra `fast`")
+    model = load(save("qwen3-tied", tmp_path))
+    with torch.no_grad():
+        before = model(input_ids=IDS).logits
+    routes = Routes("plain", None, SECONDS, compiled_rows=8)
+    assert compile_as_planned(model, Candidate(BFLOAT16, BFLOAT16), routes) > 0
+    assert any("forward" in module.__dict__ for module in model.modules())
+    guard(model)
+    unguard(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, before)

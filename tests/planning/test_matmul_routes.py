@@ -22,7 +22,8 @@ from safe_dtype.facts import (
     Verdict,
     VerdictKind,
 )
-from safe_dtype.planning import Candidate, Ground, Policy, make_plan, worth_measuring
+from safe_dtype.planning import Candidate, Ground, Policy, Routes, make_plan, worth_measuring
+from safe_dtype.planning.matmul_routes import _with_compiled
 
 SLOW, NATIVE = VerdictKind.SLOW, VerdictKind.NATIVE
 
@@ -124,6 +125,15 @@ def test_compiled_products(gb_per_s: float, times_at_8: float, layout: str, rows
     assert of_rows in plan.chosen.reason
     assert ("products=compiled" in plan.what) == bool(rows)
     assert json.loads(json.dumps(plan.to_dict()))["routes"]["compiled_rows"] == rows
+
+
+@pytest.mark.parametrize(
+    ("cast_from", "times_at_8", "then"), [(1, 1.5, 9), (1, 400.0, 2), (9, 1.5, 9), (None, 1.5, None)]
+)
+def test_steps_of_few_rows_are_not_cast_around(cast_from: int | None, times_at_8: float, then: int | None) -> None:
+    """Where products of few rows are compiled, a step of so many rows computes in the dtype of its weights."""
+    routes = Routes("plain", cast_from, (1e-9, 1e-9, 1e-9))
+    assert _with_compiled(routes, compiled(BFLOAT16, 24, times_at_8)).cast_from == then
 
 
 @pytest.mark.parametrize("times_slower", [1.02, 3.0])

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-from ...kernels.row_product import has_code, multiply_rows
-from .module_forward import put_on, value_of
+from ...kernels.row_product import Weighed, has_code, multiply_rows
+from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,16 @@ def _forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002  (torch'
 
 def _product(module: nn.Linear, x: Tensor) -> Tensor | None:
     """Return the compiled product; None where it is torch's to compute."""
+    weight = _weighed(module, x)
+    return None if weight is None else multiply_rows(x, *weight)
+
+
+def weighed(module: nn.Module, x: Tensor) -> Weighed | None:
+    """Return what the forward of `module` would multiply `x` by; None where its product is not compiled."""
+    return _weighed(module, x) if has_forward(module, _forward) else None
+
+
+def _weighed(module: nn.Module, x: Tensor) -> Weighed | None:
     products, parameters = products_of(module), module._parameters
     weight, bias = parameters.get("weight"), parameters.get("bias")
     if (
@@ -98,7 +108,7 @@ def _product(module: nn.Linear, x: Tensor) -> Tensor | None:
         or needs_gradient(x, weight, bias)
     ):
         return None
-    return multiply_rows(x, weight, bias)
+    return weight, bias, None
 
 
 def _takes(products: CompiledProducts, x: Tensor) -> bool:
@@ -136,7 +146,7 @@ def _is_bias(bias: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _is_torchs_own(module: nn.Linear) -> bool:
+def _is_torchs_own(module: nn.Module) -> bool:
     """Whether its forward would be torch's: of its class, with its parameters in their places, and no patch around."""
     own = module.__dict__
     return (

@@ -154,6 +154,12 @@ def value_of(module: nn.Module) -> Any:
     return module.__dict__.get(_VALUE)
 
 
+def has_forward(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether `module` computes by `forward(module, ...)` still, as `put_on` has it."""
+    bound = module.__dict__.get(_FORWARD)
+    return type(bound) is _Bound and bound.function is forward
+
+
 def set_aside(module: nn.Module) -> Callable[[], None]:
     """Undo `put_on`, and return what does it again."""
     value, forward = value_of(module), module.__dict__.get(_FORWARD)

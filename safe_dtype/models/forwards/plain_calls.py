@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from ...numerics.compute_in import compute_in
 from ...numerics.followed import is_followed
+
+_CALL = nn.Module.__call__
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -29,6 +31,20 @@ def is_watched() -> bool:
 def _only_known_modes() -> bool:
     # In these blocks keep to the dtype and the device of their weight.
     return all(isinstance(mode, (compute_in, DeviceContext)) for mode in _get_current_function_mode_stack())  # type: ignore[no-untyped-call]
+
+
+def is_called_plainly(module: nn.Module) -> bool:
+    """Whether calling a module is calling its forward: nobody has put a hook on it, on its class or on all modules."""
+    own = module.__dict__
+    return not (
+        own["_forward_pre_hooks"]
+        or own["_forward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own.get("_compiled_call_impl") is not None
+        or type(module).__call__ is not _CALL
+        or nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

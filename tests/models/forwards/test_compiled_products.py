@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from safe_dtype.kernels import row_product
 from safe_dtype.models.block_layout import take_back
-from safe_dtype.models.forwards import compiled_products
 from safe_dtype.models.forwards.compiled_products import compile_products, products_of
 from safe_dtype.models.forwards.module_forward import set_aside
 from safe_dtype.numerics import compute_in
@@ -32,11 +31,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> Called:
     """The shapes of what compiled products multiply from now on."""
     shapes: Called = []
 
-    def multiply(x: Tensor, *others: Tensor | None) -> Tensor:
-        shapes.append(tuple(x.shape))
-        return row_product.multiply_rows(x, *others)
+    multiplied = row_product._multiplied
 
-    monkeypatch.setattr(compiled_products, "multiply_rows", multiply)
+    def multiply(x: Tensor, weights: Any, **options: Any) -> Any:
+        shapes.extend(tuple(x.shape) for _ in weights)
+        return multiplied(x, weights, **options)
+
+    monkeypatch.setattr(row_product, "_multiplied", multiply)
     return shapes
 
 

@@ -1,0 +1,89 @@
+"""Have norms of a model divide rows in one pass over them, those whose forward is the one that most models have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.norm_rows import can_normalize, normalize_rows
+from .known_code import is_known, norm
+from .module_forward import put_on, value_of
+from .plain_calls import is_plain, is_watched, needs_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledNorm:
+    """The forward of a class, as it was when it was known."""
+
+    forward: Callable[..., Any]
+
+    def __deepcopy__(self, _memo: Any) -> None:
+        """Copies of a module are plain."""
+
+
+def compile_norms(model: nn.Module, dtype: torch.dtype) -> int:
+    """Have the norms of a model with weights in `dtype` compiled; return how many there are.
+
+    Numbers are those of before, or one rounding from them. Norms whose gradients are asked for, and calls that somebody
+    follows, are the class's own.
+    """
+    if not can_normalize(dtype):
+        return 0
+    count, known = 0, {}
+    for module in model.modules():
+        forward = type(module).forward
+        if forward not in known:
+            known[forward] = is_known(forward, norm)
+        if known[forward] and "forward" not in module.__dict__ and _weight_of(module, dtype) is not None:
+            put_on(module, CompiledNorm(forward), _forward)
+            count += 1
+    return count
+
+
+def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if len(args) == 1 and not kwargs and not torch.compiler.is_compiling() and not is_watched():
+        with torch._C.DisableTorchFunction():
+            result = _normalized(module, args[0])
+        if result is not None:
+            return result
+    return type(module).forward(module, *args, **kwargs)
+
+
+def _normalized(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the normalized rows; None where the class is to do it."""
+    value = value_of(module)
+    if not isinstance(value, CompiledNorm) or type(module).forward is not value.forward or not is_plain(x):
+        return None
+    weight, epsilon = _weight_of(module, x.dtype), module.__dict__.get("variance_epsilon")
+    if (
+        weight is None
+        or type(epsilon) is not float
+        or x.dim() == 0
+        or x.shape[-1] != weight.shape[0]
+        or not x.numel()
+        or not x.is_contiguous()
+        or x.is_neg()
+        or needs_gradient(x, weight)
+    ):
+        return None
+    return normalize_rows(x, weight, epsilon)
+
+
+def _weight_of(module: nn.Module, dtype: torch.dtype) -> Tensor | None:
+    """Return the weight of a norm, where it lies plainly, in `dtype`."""
+    weight = module._parameters.get("weight")
+    is_there = (
+        type(weight) is nn.Parameter
+        and weight.is_cpu
+        and weight.layout is torch.strided
+        and weight.dtype is dtype
+        and weight.dim() == 1
+        and weight.is_contiguous()
+        and not weight.is_neg()
+        and "weight" not in module.__dict__
+    )
+    return weight if is_there else None
