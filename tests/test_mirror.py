@@ -34,6 +34,8 @@ TOGETHER = {
     "commands/cache_listing.py": "cli/test_cache_commands.py",
     "devices/backend.py": "accelerator/test_missing_functions.py",
     "kernels/attention_row_ir.py": "kernels/test_attention_row.py",
+    "models/forwards/gated_forward.py": "models/forwards/test_norm_forward.py",
+    "models/forwards/rotary_forward.py": "models/forwards/test_norm_forward.py",
     "kernels/functions_ir.py": "kernels/test_row_product.py",
     "kernels/norm_rows_ir.py": "kernels/test_norm_rows.py",
     "kernels/rotary_ir.py": "kernels/test_rotary.py",

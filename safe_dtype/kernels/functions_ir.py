@@ -44,9 +44,9 @@ def exp(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 def silu(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     """Return x / (1 + exp(-x)) of floats, within 4e-7 of it."""
     lanes = x.type.count if isinstance(x.type, ir.VectorType) else 1
-    one = ir.Constant(x.type, [1.0] * lanes if lanes > 1 else 1.0)
+    unit = ir.Constant(x.type, [1.0] * lanes if lanes > 1 else 1.0)
     zero = ir.Constant(x.type, [0.0] * lanes if lanes > 1 else 0.0)
     is_negative = builder.fcmp_ordered("<", x, zero)
     power = exp(builder, builder.select(is_negative, x, builder.fneg(x)))
-    numerator = builder.fmul(x, builder.select(is_negative, power, one))
-    return builder.fdiv(numerator, builder.fadd(one, power))
+    numerator = builder.fmul(x, builder.select(is_negative, power, unit))
+    return builder.fdiv(numerator, builder.fadd(unit, power))

@@ -43,13 +43,14 @@ def _turn(builder: ir.IRBuilder, task: Task, part: ir.Value, dtype: str) -> None
                 columns = (column, builder.add(half, column))
                 first, second = (read(builder, place(builder, x, one, dtype), dtype, lanes=lanes) for one in columns)
                 turned = (builder.fneg(second), first)
-                for number, other, one in zip((first, second), turned, columns, strict=True):
+                for number, other, place_of in zip((first, second), turned, columns, strict=True):
                     cosine, sine = (
-                        read(builder, place(builder, table, one, dtype), dtype, lanes=lanes) for table in (cos, sin)
+                        read(builder, place(builder, table, place_of, dtype), dtype, lanes=lanes)
+                        for table in (cos, sin)
                     )
                     along = rounded(builder, builder.fmul(number, cosine), dtype)
                     across = rounded(builder, builder.fmul(other, sine), dtype)
-                    write(builder, builder.fadd(along, across), place(builder, y, one, dtype), dtype)
+                    write(builder, builder.fadd(along, across), place(builder, y, place_of, dtype), dtype)
 
             each(builder, half, some)
             return []

@@ -65,13 +65,13 @@ def function_of_tasks(
     builder.ret_void()
 
 
-def parts_of(builder: ir.IRBuilder, task: Task, first: ir.Value, one: Callable[[ir.Value], None]) -> None:
+def parts_of(builder: ir.IRBuilder, task: Task, first: ir.Value, write: Callable[[ir.Value], None]) -> None:
     """Write what is done with each part that a thread has taken: those from `first` on."""
     beyond = builder.add(first, task["at_a_time"])
     stop = builder.select(builder.icmp_signed("<", beyond, task["end"]), beyond, task["end"])
 
     def turn(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        one(part)
+        write(part)
         return []
 
     loop(builder, first, stop, LONG(1), [], turn)

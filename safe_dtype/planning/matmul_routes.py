@@ -71,7 +71,7 @@ def routes_for(
     plain = _plain_routes(storage, compute, device, calls, can_be_replaced=can_be_compiled)
     blocks = _block_routes(storage, compute, device, calls, plain) if can_be_laid_out else None
     if plain is not None and can_be_compiled:
-        plain = _with_compiled(plain, device.verdict(storage, _COMPILED))
+        plain = with_compiled(plain, device.verdict(storage, _COMPILED))
     if plain is None or blocks is None:
         routes = blocks or plain
     else:
@@ -171,7 +171,7 @@ def _chunks_win(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Rou
     return not own.prefill_flops_per_s or chunks.prefill_flops_per_s >= own.prefill_flops_per_s * _CHUNKS_GAIN
 
 
-def _with_compiled(routes: Routes, verdict: Verdict) -> Routes:
+def with_compiled(routes: Routes, verdict: Verdict) -> Routes:
     """Return `routes` with compiled products of as many rows as these are faster for."""
     if not verdict.runs or not verdict.decode_bytes_per_s:
         return routes

@@ -23,7 +23,7 @@ from safe_dtype.facts import (
     VerdictKind,
 )
 from safe_dtype.planning import Candidate, Ground, Policy, Routes, make_plan, worth_measuring
-from safe_dtype.planning.matmul_routes import _with_compiled
+from safe_dtype.planning.matmul_routes import with_compiled
 
 SLOW, NATIVE = VerdictKind.SLOW, VerdictKind.NATIVE
 
@@ -133,7 +133,7 @@ def test_compiled_products(gb_per_s: float, times_at_8: float, layout: str, rows
 def test_steps_of_few_rows_are_not_cast_around(cast_from: int | None, times_at_8: float, then: int | None) -> None:
     """Where products of few rows are compiled, a step of so many rows computes in the dtype of its weights."""
     routes = Routes("plain", cast_from, (1e-9, 1e-9, 1e-9))
-    assert _with_compiled(routes, compiled(BFLOAT16, 24, times_at_8)).cast_from == then
+    assert with_compiled(routes, compiled(BFLOAT16, 24, times_at_8)).cast_from == then
 
 
 @pytest.mark.parametrize("times_slower", [1.02, 3.0])
