@@ -22,6 +22,7 @@ _CAST_AT_ONCE = 2**21  # codes that are cast for many rows: 8 MB in float32, whi
 # torch's own product by codes reads whole vectors of bfloat16: beyond the end of a row that is no multiple of them (torch
 # 2.13: `torch._weight_int8pack_mm` with 100 inputs is off by 1e36 with AVX512, or ends the process).
 _VECTOR = 16
+_ALIGNED = 64  # bytes: of rows in bfloat16 that lie elsewhere, as parts of a wider tensor may, it ends the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,10 @@ def multiply_int8(x: Tensor, codes: Int8Weight, bias: Tensor | None = None, *, w
 
 
 def _by_torch(x: Tensor, codes: Int8Weight, bias: Tensor | None) -> Tensor:
-    out = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), codes.tensor, codes.scales)
+    rows = x.reshape(-1, x.shape[-1])
+    if not rows.is_contiguous() or rows.data_ptr() % _ALIGNED:
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    out = torch._weight_int8pack_mm(rows, codes.tensor, codes.scales)
     if bias is not None:
         out = out + bias
     return out.view(*x.shape[:-1], codes.out_features)

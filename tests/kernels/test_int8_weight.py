@@ -117,6 +117,17 @@ def test_ends_of_rows(inputs: int) -> None:
 
 
 @pytest.mark.usefixtures("_few_rows_by")
+@pytest.mark.parametrize("rows", [1, MOST_ROWS])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("step", [1, 2])
+def test_parts_of_a_wider_tensor(dtype: torch.dtype, rows: int, step: int) -> None:
+    """Inputs may begin at any number of a wider tensor, and lie apart in it."""
+    codes = coded(weight_of((512, 128), dtype))
+    x = torch.randn(rows, 300).to(dtype)[:, 1 : 1 + 128 * step : step]
+    assert torch.equal(multiply_int8(x, codes, wide=FP32), multiply_int8(x.clone().contiguous(), codes, wide=FP32))
+
+
+@pytest.mark.usefixtures("_few_rows_by")
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_saturates(dtype: torch.dtype, rows: int) -> None:
