@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..models.forwards.plain_calls import is_plain, is_watched, needs_gradient
-from ..numerics.onednn_product import has_product
+from ..numerics.attention_in_chunks import are_chunks_worthwhile
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ATTENTION = torch._C._nn.scaled_dot_product_attention
@@ -37,7 +37,7 @@ def can_be_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         and not torch.is_autocast_enabled("cpu")
         and F.scaled_dot_product_attention is _ATTENTION  # a patch is there to be called
         and not is_watched()
-        and has_product()
+        and are_chunks_worthwhile()
     )
 
 

@@ -8,7 +8,6 @@ from .learned_failure import LearnedFailure
 from .location import Where
 from .measured import (
     BESIDE_FLOAT32,
-    WHILE_BUSY,
     BlockPeak,
     CacheShape,
     CheckpointFacts,
@@ -52,7 +51,6 @@ __all__ = [
     "LEAST_CODED",
     "LEAST_SPARE_BITS",
     "MOST_BITS",
-    "WHILE_BUSY",
     "BlockPeak",
     "CacheShape",
     "CheckpointFacts",

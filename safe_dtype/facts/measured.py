@@ -11,7 +11,6 @@ from .learned_failure import LearnedFailure
 from .rescale import Rescale
 
 BESIDE_FLOAT32 = "x float32's time at"  # marks the part of a verdict's reason that compares the speed of the operation
-WHILE_BUSY = "busy cores"  # begins the part that says that other processes kept the cores, and one thread was measured
 
 
 class VerdictKind(str, Enum):

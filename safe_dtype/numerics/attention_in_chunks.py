@@ -13,9 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .onednn_product import product_by_onednn
+from .onednn_product import has_product, product_by_onednn
 
 CHUNK = 128  # rows: 64 and 256 take a tenth longer
+# Each of a chunk's products waits for all threads. On a machine whose cores others used as well, a prompt of 512 tokens took
+# 126 s on two threads, where with torch's kernel, which waits once a layer, it took 23 s.
+_MOST_THREADS = 1
 
 
 class _Sight(NamedTuple):
@@ -25,6 +28,11 @@ class _Sight(NamedTuple):
     last: int
     hidden: Tensor | None = None  # 0 or -Inf, added to the scores of the last positions; shape (rows, positions)
     blind: Tensor | None = None  # the rows that see nothing; None where there are none
+
+
+def are_chunks_worthwhile() -> bool:
+    """Whether chunks are as fast as they were measured, whatever else the machine is doing."""
+    return torch.get_num_threads() <= _MOST_THREADS and has_product()
 
 
 def attention_in_chunks(

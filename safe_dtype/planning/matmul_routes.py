@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..facts import FLOAT16, FLOAT32, WHILE_BUSY, DeviceFacts, Dtype, Verdict
+from ..facts import FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict
 
 # The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
 # its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
@@ -164,9 +164,6 @@ def _chunks_win(storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Rou
     asked = storage if routes.cast_from is None else compute
     chunks, own = (device.verdict(*one) for one in ((storage, CHUNKS), (asked, "attention")))
     if not chunks.runs or not chunks.prefill_flops_per_s:
-        return False
-    # Hundreds of small calls: where others keep the cores, the threads of each wait for one another.
-    if WHILE_BUSY in chunks.reason:
         return False
     return not own.prefill_flops_per_s or chunks.prefill_flops_per_s >= own.prefill_flops_per_s * _CHUNKS_GAIN
 

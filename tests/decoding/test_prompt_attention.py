@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from safe_dtype import guard
 from safe_dtype.decoding import can_be_in_chunks
+from safe_dtype.devices import routes_of
 from safe_dtype.facts import BFLOAT16, FLOAT32
 from safe_dtype.guarding.entries import attention_of_steps
 from safe_dtype.guarding.state import guard_of
@@ -23,6 +25,15 @@ from safe_dtype.planning import Plan, Policy, Routes
 pytestmark = pytest.mark.skipif(not has_product(), reason="torch was built without oneDNN")
 
 ROWS = 140
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Have torch compute on one thread: on several, attention in chunks would have to wait for all, thousands of times."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def states(rows: int = ROWS, positions: int = ROWS, *, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
@@ -49,6 +60,13 @@ def test_what_can_be() -> None:
     query, key, value = states()
     assert not can_be_in_chunks(query, key.float(), value, None)
     assert not can_be_in_chunks(query[:1], key, value, None)
+
+
+def test_several_threads() -> None:
+    """Where others use the cores as well, the threads of each small product would wait for one another."""
+    torch.set_num_threads(2)
+    assert not can_be_in_chunks(*states(), None)
+    assert "attention_chunks" not in [op for _, op in routes_of(BFLOAT16, "cpu")]
 
 
 def test_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:

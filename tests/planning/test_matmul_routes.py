@@ -302,16 +302,13 @@ def test_products_of_many_rows_by_onednn(
     assert ("by oneDNN" in plan.chosen.reason) == is_taken
 
 
-@pytest.mark.parametrize(
-    ("times", "reason", "is_taken"),
-    [(0.9, "", False), (1.05, "", False), (2.0, "", True), (2.0, "busy cores: one thread was measured", False)],
-)
-def test_attention_in_chunks(times: float, reason: str, *, is_taken: bool) -> None:
-    """Attention of a prompt is in chunks where that is a tenth faster than the kernel asked for, on cores that are free."""
+@pytest.mark.parametrize("times", [0.9, 1.05, 2.0])
+def test_attention_in_chunks(times: float) -> None:
+    """Attention of a prompt is computed in chunks where that is a tenth faster than the kernel that would be asked for."""
     own = Verdict(FLOAT32, "attention", NATIVE, "", 5e9, 60e9), Verdict(BFLOAT16, "attention", NATIVE, "", 5e9, 20e9)
-    device = with_routes(NO_BLOCKS, *own, Verdict(BFLOAT16, "attention_chunks", NATIVE, reason, 5e9, times * 60e9))
+    device = with_routes(NO_BLOCKS, *own, Verdict(BFLOAT16, "attention_chunks", NATIVE, "", 5e9, times * 60e9))
     plan = make_plan(device, f.checkpoint(BFLOAT16), Policy(ladder=(BFLOAT16,)))
     strict = make_plan(device, f.checkpoint(BFLOAT16), Policy(mode="strict"))
     assert plan.routes is not None
     assert strict.routes is not None
-    assert (plan.routes.cast_from, plan.routes.chunks, strict.routes.chunks) == (9, is_taken, False)
+    assert (plan.routes.cast_from, plan.routes.chunks, strict.routes.chunks) == (9, times > 1.1, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ...facts import BESIDE_FLOAT32, FLOAT32, WHILE_BUSY, Verdict, VerdictKind
+from ...facts import BESIDE_FLOAT32, FLOAT32, Verdict, VerdictKind
 
 ONE_ROW, FEW_ROWS, PREFILL_ROWS = 1, 16, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
@@ -15,7 +15,7 @@ _PLAIN_OP = dict.fromkeys(
     ("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast", "matmul_int8", "matmul_int8_cast"),
     "matmul",
 )
-_BUSY = f"{WHILE_BUSY}: one thread was measured"
+_BUSY = "busy cores: one thread was measured"
 NO_MEMORY = "not measured, no memory left for it"
 
 

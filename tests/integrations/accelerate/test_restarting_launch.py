@@ -50,9 +50,12 @@ if dist.get_rank() == 0:
 dist.all_reduce(torch.ones(1))
 """,
     "killed": """
-import os, signal, sys
+import os, pathlib, signal, time
 print("begun", flush=True)
+pathlib.Path(os.environ["RANK"]).touch()
 if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    while not pathlib.Path("0").exists():
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 """,
 }

@@ -24,8 +24,8 @@ from safe_dtype.optimizing.serving.compatibility import misfit
 
 MODEL = str(Path(__file__).resolve().parents[3] / "examples" / "tiny-qwen3")
 CAPTURES, BREAKS = Diagnosis("done", whole=True), Diagnosis("done", whole=False, regions=("a",))
-OWN = ("aoti", "compile", "eager", "export", "onnx", "partial", "regional", "torchscript")
-COMPILED = ("aoti", "compile", "partial", "regional")
+OWN = ("aoti", "compile", "eager", "export", "generate", "onnx", "partial", "regional", "torchscript")
+COMPILED = ("aoti", "compile", "generate", "partial", "regional")
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 OF_INDUCTOR = {"Darwin": "clang++"}.get(platform.system(), "g++")  # what it starts where CXX is not set
 

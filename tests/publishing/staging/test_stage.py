@@ -81,12 +81,15 @@ def test_the_weights_are_the_rescaled_ones(staged: Staged) -> None:
 
 
 def test_safe_dtype_leaves_it_alone(staged: Staged) -> None:
-    """SafeAutoModel loads it in float16 without a second rescale, and says the same as plain transformers."""
+    """SafeAutoModel loads it in float16 without a second rescale, and says the same of few tokens as plain transformers.
+
+    Of many it may compute attention in float32, and is no farther from float32 then.
+    """
     model = SafeAutoModel.from_pretrained(staged.folder, dtype="float16")
     assert plan_of(model).rescale is None
     assert not (staged.folder / STORED).exists()
     assert torch.equal(logits(model, "llama"), logits(plainly(staged.folder), "llama"))
-    assert staged.evidence.safe_dtype.drift == staged.evidence.plain.drift
+    assert staged.evidence.safe_dtype.drift.kl_mean <= staged.evidence.plain.drift.kl_mean * 1.02
 
 
 def test_fit_to_be_published(staged: Staged) -> None:
