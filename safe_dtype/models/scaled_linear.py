@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 # where the input is, 2 ** 8, so that numbers 2 ** 22 times smaller than the largest are still exact.
 _OF_WIDE, _OF_NARROW = 0, 8
 _WIDE = "_safe_dtype_returns_float32"  # in the __dict__ of a scaled layer
-_BELOW_HOOK = "_old_forward"  # in the __dict__ of a module with a hook of accelerate's: what that calls
+BELOW_HOOK = "_old_forward"  # in the __dict__ of a module with a hook of accelerate's: what that calls
 
 
 class ScaledLinear(nn.Linear):
@@ -46,7 +46,7 @@ def can_be_scaled(module: nn.Module) -> bool:
     """
     if type(module) not in _CLASSES or "forward" not in module.__dict__:
         return type(module) in _CLASSES
-    called = module.__dict__.get(_BELOW_HOOK)
+    called = module.__dict__.get(BELOW_HOOK)
     return hasattr(module, "_hf_hook") and getattr(called, "__func__", None) is type(module).forward
 
 
@@ -72,8 +72,8 @@ def become(module: nn.Module, module_class: type[nn.Module]) -> None:
     """Have a linear layer compute as `module_class` does, below the hooks of accelerate as well."""
     owner: Any = module
     owner.__class__ = module_class
-    if _BELOW_HOOK in module.__dict__:
-        module.__dict__[_BELOW_HOOK] = MethodType(module_class.forward, module)
+    if BELOW_HOOK in module.__dict__:
+        module.__dict__[BELOW_HOOK] = MethodType(module_class.forward, module)
 
 
 def _exponents(module: nn.Module, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ..errors.warn import warn
 from ..facts import FLOAT16, FLOAT32, Dtype, dtype_named
 from ..guarding import Event, FailureKind
 from ..guarding.classify import text_of
+from ..guarding.diagnosis import is_vetoed
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
 from ..ranks import Vote, VoteTally, World, current_world, is_first_rank
@@ -313,6 +314,9 @@ class PrecisionGuard:
         judgement, kind = judge_error(error)
         if self._products.is_watching and is_of_memory(error):  # of the attempt that takes more of it
             return Judgement(Vote.FALL_BACK, judgement.reason), FailureKind.NONFINITE
+        if judgement.vote is Vote.FOREIGN and self._next.has_other_products and not is_vetoed(error):
+            # What the program does with a float32 output, and did not with a float16 one; else it comes again in float32.
+            return Judgement(Vote.FALL_BACK, judgement.reason), FailureKind.DTYPE_MISMATCH
         if judgement.vote is Vote.FOREIGN:
             dtype = passes_further_down(self.loop.models, error, self.dtype, rungs(self.dtype, self._ladder)[1:])
             if dtype is not None:

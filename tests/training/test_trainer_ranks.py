@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch.distributed as dist
-from ranks.processes import Launch, run_ranks
+from ranks.processes import Launch, outcomes_of, run_ranks
+from training.test_trainer_window import Stream
 from training.trainer_ranks import CASES, MORE_CASES, Case, differences
 from training.trainer_runs import Fault, Setting, run
+from transformers import Trainer
 
 
 def assert_together(cases: tuple[Case, ...], failing: int) -> None:
@@ -28,6 +31,27 @@ def test_one_rank_fails() -> None:
 def test_the_first_rank_fails() -> None:
     """It makes no difference which rank it is."""
     assert_together(CASES + MORE_CASES, failing=0)
+
+
+class Streaming(Trainer):  # type: ignore[misc]
+    """A Trainer of three micro-batches an epoch, on each of two ranks."""
+
+    def __init__(self, *args: Any, train_dataset: Any, **kwargs: Any) -> None:
+        super().__init__(*args, train_dataset=Stream(train_dataset, 12), **kwargs)
+
+
+def fails_as_an_epoch_ends() -> None:
+    """The second rank fails where an epoch ends in the middle of an accumulation."""
+    error = run(Setting(Fault(1, micro=0) if dist.get_rank() == 1 else None, accumulation=2, trainer=Streaming)).error
+    assert error is not None
+    raise error
+
+
+def test_a_failure_as_an_epoch_ends_early() -> None:
+    """Others are in a reduction of that micro-batch, and then go on: the rank that failed ends, and they with it, at once."""
+    first, failed = outcomes_of(fails_as_an_epoch_ends, 2, launch=Launch(seconds=40, group_seconds=100))
+    assert "not implemented for 'BFloat16'" in str(failed.error)
+    assert None not in (first.status, first.error)
 
 
 def said() -> list[str]:

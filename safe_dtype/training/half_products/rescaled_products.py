@@ -85,6 +85,7 @@ class RescaledProducts:
     def in_force(self) -> AbstractContextManager[Any]:
         """Return the context of an attempt in float16."""
         if self._ranges is not None:
+            self.watch()  # anew: an attempt before it, with a larger loss scale, was not finite
             return products_scaled({layer: self._ranges[name].note for name, layer in self._layers()})
         return products_scaled(dict.fromkeys(self._scaled.values(), _say_nothing)) if self._scaled else nullcontext()
 
@@ -112,6 +113,7 @@ class RescaledProducts:
             if name not in names
             for number, size in sizes[name].items()
             if number.startswith("of")
+            and math.isfinite(size)  # else nobody has used it: gradients of weights are finite
         ]
         room = math.floor(math.log2(_LIMIT / max(gradients))) if gradients and max(gradients) > 0 else _MOST_ROOM
         return Overflow(tuple(name for name in sizes if name in names), room)

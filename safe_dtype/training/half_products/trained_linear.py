@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -11,14 +12,25 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ...models.scaled_linear import become, can_be_scaled
+from ...models.scaled_linear import BELOW_HOOK, become, can_be_scaled
 from .scaled_product import Note, Product, scaled_product
 
 _NOTE = "_safe_dtype_note"  # in the __dict__ of a layer whose products are scaled
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-class TrainedLinear(nn.Linear):
+class _CopiedPlain:
+    """What is copied or stored inside of an attempt, an average of weights say, is the layer of before and after it."""
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        plain: Any = type(self).__bases__[-1]
+        state = {name: value for name, value in self.__dict__.items() if name != _NOTE}
+        if BELOW_HOOK in state:
+            state[BELOW_HOOK] = MethodType(plain.forward, self)
+        return object.__new__, (plain,), state
+
+
+class TrainedLinear(_CopiedPlain, nn.Linear):
     """A linear layer whose float16 products are scaled, in forward and backward; in any other dtype it is as ever."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
@@ -26,7 +38,7 @@ class TrainedLinear(nn.Linear):
         return _computed(self, input, F.linear, super().forward)
 
 
-class TrainedConv1D(Conv1D):  # type: ignore[misc]  # untyped in transformers
+class TrainedConv1D(_CopiedPlain, Conv1D):  # type: ignore[misc]  # untyped in transformers
     """The same for transformers' linear layer with a transposed weight."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,16 +63,19 @@ def products_scaled(modules: Mapping[nn.Module, Note]) -> Iterator[None]:
 
     Before and after they are what they were: what is copied or stored between two blocks knows nothing of it.
     """
-    classes = {module: type(module) for module in modules}
+    before = {module: (type(module), module.__dict__.get(_NOTE)) for module in modules}
     try:
         for module, note in modules.items():
             module.__dict__[_NOTE] = note
-            become(module, _CLASSES[classes[module]])
+            become(module, _CLASSES.get(type(module), type(module)))
         yield
     finally:
-        for module, before in classes.items():
-            become(module, before)
-            module.__dict__.pop(_NOTE, None)
+        for module, (module_class, note_before) in before.items():
+            become(module, module_class)
+            if note_before is None:
+                module.__dict__.pop(_NOTE, None)
+            else:  # another guard's, around this block
+                module.__dict__[_NOTE] = note_before
 
 
 def _computed(module: Any, x: Tensor, product: Product, plain: Callable[[Tensor], Tensor]) -> Tensor:

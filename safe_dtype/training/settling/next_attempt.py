@@ -29,6 +29,7 @@ class NextAttempt:
 
     Attributes:
         pardons_losses: Whether losses that are not finite are left alone where all gradients are finite.
+        has_other_products: Whether attempts at this window in the dtype of now scale products, as none did before it.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class NextAttempt:
         self._left: tuple[Dtype, Any, tuple[str, ...]] | None = None
         self._first_scale: float | None = None  # of the loss in this window and dtype, where it was halved since
         self._reason = ""  # for which products are looked at
-        self.pardons_losses = False
+        self.pardons_losses = self.has_other_products = False
 
     def begin(self) -> None:
         """Begin a window."""
-        self._tried, self._left, self._first_scale = [], None, None
+        self._tried, self._left, self._first_scale, self.has_other_products = [], None, None, False
         self._rung.products.watch_no_more()
 
     def judged(self, judgement: Judgement) -> Judgement:
@@ -88,7 +89,8 @@ class NextAttempt:
         """Whether the next attempt shows which products overflow."""
         if self._has_room is None:
             return False
-        return self._rung.is_taken(self._loop.scaler, self._has_room)
+        self.has_other_products = self._rung.is_taken(self._loop.scaler, self._has_room)
+        return self.has_other_products
 
     def _after_watch(self, error: Exception | None) -> str:
         names = self._rung.settle(self._loop.scaler, self._first_scale)
@@ -122,7 +124,7 @@ class NextAttempt:
             self._left = before, scaler.state_dict() if scaler is not None else None, products.names
         self._loop.switch(below[0])
         products.scale(())
-        self._first_scale = None
+        self._first_scale, self.has_other_products = None, False
         return f"in {self._loop.dtype}"
 
     def _return(self) -> str:

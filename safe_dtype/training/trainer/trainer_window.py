@@ -140,6 +140,14 @@ class TrainerWindow:
             if is_last:
                 self._vote(attempt, micro_batch)
         except BaseException as exc:
+            if (
+                not is_last
+                and self._reduces_once()
+                and getattr(micro_batch.model, "require_backward_grad_sync", False)
+            ):
+                # That which ends an epoch early: the others wait in its reduction, and then go on without a vote.
+                self._leave(GeneratorExit())
+                raise
             if isinstance(exc, Exception) and not is_last and self._reduces_once() and _lets_go_on(exc):
                 self._error = exc
                 return None

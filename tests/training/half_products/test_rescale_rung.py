@@ -207,6 +207,88 @@ def test_memory_that_runs_out_while_products_are_looked_at() -> None:
     assert trained(model).dtype == FLOAT32
 
 
+def test_gradients_that_overflow_elsewhere_on_their_way_back() -> None:
+    """Infinite ones reach the layers before the loss scale is small enough: no layer is scaled for an attempt that failed."""
+    model = Chain(1.0, 1e-6, 1.0)
+    nn.init.constant_(model[1].bias, 1e5)
+    model[2].register_forward_pre_hook(lambda _layer, inputs: (inputs[0].half() * 1.0,))
+    guard = trained(model, factor=1e4, steps=1)
+    assert (guard.dtype, guard.rescaled) == (FLOAT16, ("1",))
+    assert guard.loop.scaler.get_scale() < 2.0**16
+
+
+class Unlike(Chain):
+    """Layers whose outputs `meet` is given, of which one overflows."""
+
+    def __init__(self, meet: Any) -> None:
+        super().__init__(1.0, 1.0, 1.0)
+        nn.init.constant_(self[1].bias, 1e5)
+        self.meet = meet
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the last layer returns."""
+        outputs: torch.Tensor = self[2](self.meet(self[0](x), self[1](x) * 1e-6))
+        return outputs
+
+
+def _scattered(some: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return some.scatter(0, torch.zeros(other.shape, dtype=torch.long), other)
+
+
+def _checked(some: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if some.dtype != other.dtype:
+        raise ValueError("query and key are of two kinds")
+    return some + other
+
+
+@pytest.mark.parametrize("meet", [_scattered, _checked])
+def test_programs_that_take_no_float32_between_layers(meet: Any) -> None:
+    """What they raise is no fault of theirs: float32 follows, as it would have without this rung."""
+    guard = trained(Unlike(meet))
+    assert (guard.dtype, guard.rescaled, guard.windows_done) == (FLOAT32, (), 3)
+    switched = Unlike(meet)
+    model = Unlike(meet)
+    trained(model)
+    trained(switched, rescales=False)
+    assert same(model, switched)
+
+
+class Derived(nn.Module):
+    """A layer that overflows, and its derivative, by `torch.func`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Chain(1.0, 1e-6, 1.0)
+        nn.init.constant_(self.inner[1].bias, 1e5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the sum of both."""
+        output, derivative = torch.func.jvp(self.inner, (x,), (x,))
+        return torch.add(output, derivative)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # by torch itself, as jvp is used first
+def test_derivatives_in_forward_mode() -> None:
+    """`torch.func` takes no scaled product: float32 follows."""
+    guard = trained(Derived())
+    assert (guard.dtype, guard.windows_done) == (FLOAT32, 3)
+
+
+def test_errors_of_the_program_come_out() -> None:
+    """What a program raises while products are looked at is raised in float32 too, and comes out of that."""
+    met: list[torch.dtype] = []
+
+    def meet(some: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        met.append(some.dtype)
+        if len(met) > 1:
+            raise KeyError("labels")
+        return some + other
+
+    with pytest.raises(KeyError):
+        trained(Unlike(meet))
+    assert met[:2] == [torch.float16, torch.float32]
+
+
 @pytest.mark.parametrize("part", ["whole", "block"])
 def test_compiled_models_come_down_to_float32(part: str) -> None:
     """What a compiler has made of a layer computes as that did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -111,3 +112,33 @@ def test_which_layers_are_left_alone() -> None:
     quantized.weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
     for module in (Own(2, 2), own_forward, quantized, nn.Conv1d(1, 1, 1), nn.Bilinear(2, 2, 2)):
         assert not takes_scaled_products(module)
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_copies_made_in_the_block(kind: str, hooked: bool) -> None:
+    """An average of the weights, or a whole model that is stored: plain layers, that can be scaled themselves."""
+    ours, x = layer(kind), torch.randn(3, 16)
+    if hooked:
+        add_hook_to_module(ours, ModelHook())
+    expected = ours(x)
+    with products_scaled({ours: ignore}):
+        copies = [copy.deepcopy(ours)] if hooked else [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours, 2))]
+    for copied in copies:
+        assert type(copied) is type(layer(kind))
+        assert copied.__dict__.keys() == ours.__dict__.keys()
+        assert torch.equal(copied(x), expected)
+        assert takes_scaled_products(copied)
+
+
+def test_one_block_in_another() -> None:
+    """Two guards over one model: the layer takes note for the inner one, then for the outer one again."""
+    ours, x = layer("Linear"), torch.randn(3, 16)
+    notes: dict[str, list[str]] = {"outer": [], "inner": []}
+    with torch.autocast("cpu", torch.float16), products_scaled({ours: lambda name, _: notes["outer"].append(name)}):
+        with products_scaled({ours: lambda name, _: notes["inner"].append(name)}):
+            ours(x)
+        assert notes == {"outer": [], "inner": ["input", "output"]}
+        ours(x)
+    assert notes == {"outer": ["input", "output"], "inner": ["input", "output"]}
+    assert type(ours) is nn.Linear
