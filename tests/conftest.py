@@ -31,7 +31,6 @@ import pytest
 import torch
 from recorded_cpu import record_for_children, recorded_cpu
 
-# Every test reads and writes verdicts in a folder of its own run, never the user's.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,8 +96,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _recorded_cpu() -> Iterator[None]:
-    """Every test plans for one recorded CPU; tests/devices measures the one that is here."""
+def _recorded_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every test plans for one recorded CPU; tests/devices measures the one that is here.
+
+    Verdicts are read and written in a folder of this run, never the user's, by fixtures of the session already.
+    """
+    os.environ["SAFE_DTYPE_CACHE"] = str(tmp_path_factory.mktemp("verdicts"))
     with recorded_cpu():
         yield
 

@@ -36,6 +36,19 @@ def test_every_dtype_is_fast(tiny_qwen3: Path) -> None:
     assert rates == [150e9, 1500e9, 1400e9]
 
 
+def test_the_user_keeps_what_was_measured(tmp_path: Path) -> None:
+    """The figures are never written to the user's own cache, whichever test is the first."""
+    first = f"{__file__}::{test_every_dtype_is_fast.__name__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", first]
+    own = {
+        name: value for name, value in os.environ.items() if name not in ("SAFE_DTYPE_CACHE", "PYTEST_XDIST_WORKER")
+    }
+    user = {"XDG_CACHE_HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own | user)
+    assert done.returncode == 0, done.stdout
+    assert not list(tmp_path.rglob("safe_dtype"))
+
+
 @pytest.mark.slow
 def test_children_too(tiny_qwen3: Path) -> None:
     """A process that a test starts prints the plan that this one makes."""
