@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -33,7 +33,7 @@ from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, leave_failed_dtypes, refuse_half_parameters, rungs
 from .loop import Loop
 from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down, has_room
-from .mistakes.check_arguments import require_batches, require_scale, require_state
+from .mistakes.check_arguments import require_batches, require_names, require_scale, require_state
 from .mistakes.open_window import OpenWindow
 from .random_numbers import RandomNumbers
 from .settling.next_attempt import NextAttempt
@@ -194,11 +194,15 @@ class PrecisionGuard:
         """The linear layers whose products are scaled in float16, by powers of two: names as in `named_modules()`."""
         return self._products.names
 
-    def rescale(self, names: Iterable[str]) -> None:
+    def rescale(self, names: Collection[str]) -> None:
         """Scale the float16 products of these linear layers, and of no others, from the next attempt on, on every rank.
 
         Names of what is no plain linear layer of the models are left out, and logged.
+
+        Raises:
+            TypeError: If `names` are none: one alone goes into a list.
         """
+        require_names(names)
         self._products.scale(names)
 
     def windows(self, batches: Iterable[Any], size: int = 1) -> Iterator[Window]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,10 +107,21 @@ def require_batches(batches: Any, size: Any) -> None:
         raise TypeError(f"a window has so many micro-batches, not {_named(size)}. Next: guard.windows(loader, 4)")
 
 
+def require_names(names: Any) -> None:
+    """Raise TypeError for what are no names of layers: one alone, above all."""
+    wrong = names
+    if isinstance(names, Collection) and not isinstance(names, str):
+        wrong = next((name for name in names if not isinstance(name, str)), None)
+        if wrong is None:
+            return
+    raise TypeError(f"layers are a list of names, not {_named(wrong)}. Next: guard.rescale(['lm_head'])")
+
+
 def require_state(state: Any) -> None:
     """Raise TypeError for what is no state of a guard."""
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is what guard.state_dict() has returned, not {_named(state)}. Next: pass that")
+    require_names(state.get("rescaled", ()))
 
 
 def _named(value: Any) -> str:

@@ -65,6 +65,10 @@ def accelerator() -> Accelerator:
         (lambda: next(PrecisionGuard(loop()).windows(5)), TypeError, "batches.*not 5|iterable"),
         (lambda: next(PrecisionGuard(loop()).windows([1], "2")), TypeError, "micro-batches.*not '2'"),
         (lambda: PrecisionGuard(loop()).load_state_dict(None), TypeError, "state.*not None"),
+        (lambda: PrecisionGuard(loop()).load_state_dict({"dtype": "float16", "rescaled": None}), TypeError, "names, not None"),
+        (lambda: PrecisionGuard(loop()).rescale("lm_head"), TypeError, r"not 'lm_head'. Next: guard.rescale\(\['lm_head'\]\)"),
+        (lambda: PrecisionGuard(loop()).rescale([LAYER]), TypeError, "names, not a Linear"),
+        (lambda: PrecisionGuard(loop()).rescale(None), TypeError, "layers.*names, not None"),
     ],
 )  # fmt: skip
 def test_says_what_to_pass(call: Callable[[], Any], error: type[Exception], text: str) -> None:
