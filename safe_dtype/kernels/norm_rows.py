@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from .machine_code import address_of
-from .target import target
+from .target import name_in_code
 from .threads import bits_of, run
 
 FUNCTION = "normalize_rows"
 # What its task holds, 8 bytes each; `epsilon` is the bits of a float.
 FIELDS = ("x", "y", "weight", "width", "epsilon")
 _AT_A_TIME = 2**14  # numbers that a thread takes at a time
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def normalize_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -49,7 +48,5 @@ def can_normalize(dtype: torch.dtype) -> bool:
 
 @cache
 def _address(dtype: torch.dtype) -> int | None:
-    name, cpu = _NAMES.get(dtype), target()
-    if name is None or cpu is None or (dtype is torch.float16 and not cpu.halves):
-        return None
-    return address_of(FUNCTION, "norm_rows_ir", name)
+    name = name_in_code(dtype)
+    return None if name is None else address_of(FUNCTION, "norm_rows_ir", name)

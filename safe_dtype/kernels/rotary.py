@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .machine_code import address_of
-from .target import target
+from .target import name_in_code
 from .threads import run
 
 FUNCTION = "turn"
@@ -19,7 +19,6 @@ FIELDS = (
     "cos_step", "sin_batch", "sin_step", "positions", "width",
 )  # fmt: skip
 _AT_A_TIME = 2**14  # numbers that a thread takes at a time
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +57,5 @@ def can_turn(dtype: torch.dtype) -> bool:
 
 @cache
 def _address(dtype: torch.dtype) -> int | None:
-    name, cpu = _NAMES.get(dtype), target()
-    if name is None or cpu is None or (dtype is torch.float16 and not cpu.halves):
-        return None
-    return address_of(FUNCTION, "rotary_ir", name)
+    name = name_in_code(dtype)
+    return None if name is None else address_of(FUNCTION, "rotary_ir", name)

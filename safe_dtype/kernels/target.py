@@ -15,6 +15,9 @@ _ARCHITECTURES = ("x86_64", "amd64", "aarch64", "arm64")
 _NOT_IN = {"AVX2": ("avx512", "avx10", "amx"), "DEFAULT": ("avx", "amx", "fma", "f16c", "vaes", "vpclmul")}
 
 
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
 @dataclass(frozen=True, slots=True)
 class CompileTarget:
     """One CPU in LLVM's words. Code for one target is wrong, or ends the process, on another."""
@@ -47,6 +50,12 @@ def target() -> CompileTarget | None:
     """Return what to compile for; None where nothing can be compiled."""
     binding = llvm()
     return None if binding is None else _target(binding, torch.backends.cpu.get_cpu_capability())
+
+
+def name_in_code(dtype: torch.dtype) -> str | None:
+    """Return the name of a float that code can be compiled for on this machine; None of any other dtype."""
+    name, cpu = _NAMES.get(dtype), target()
+    return None if name is None or cpu is None or (dtype is torch.float16 and not cpu.halves) else name
 
 
 @cache
