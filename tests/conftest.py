@@ -1,4 +1,6 @@
-"""Hardware markers: `@pytest.mark.needs("cuda")` skips elsewhere, and `--must-have cuda` turns the skip into a failure.
+"""Markers: `@pytest.mark.needs("cuda")` skips elsewhere, and `--must-have cuda` turns the skip into a failure.
+
+What is needed is hardware, a name of `NEEDS`, or else the module of a tool: `needs("peft")`.
 
 `--device rehearsal` gives this run an accelerator of host memory: see tests/accelerator/conftest.py.
 """
@@ -44,22 +46,27 @@ def _cpu_flag(name: str) -> Callable[[], bool]:
     return has_it
 
 
-HARDWARE: dict[str, Callable[[], bool]] = {
+NEEDS: dict[str, Callable[[], bool]] = {
     "cuda": lambda: torch.cuda.is_available() and torch.version.hip is None,
     "rocm": lambda: torch.cuda.is_available() and torch.version.hip is not None,
     "mps": torch.backends.mps.is_available,
     "xpu": torch.xpu.is_available,
     "pagemap": lambda: os.access("/proc/self/pagemap", os.R_OK),  # a Linux that tells which pages are a file's
-    "zensical": lambda: importlib.util.find_spec("zensical") is not None,  # the extra `docs`
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),
 }
 
 
+def _is_here(need: str) -> bool:
+    return NEEDS[need]() if need in NEEDS else importlib.util.find_spec(need) is not None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--must-have` and `--device`."""
-    parser.addoption("--must-have", default="", help="hardware (comma separated) whose absence is a failure")
+    parser.addoption(
+        "--must-have", default="", help="hardware and modules (comma separated) whose absence is a failure"
+    )
     parser.addoption("--device", choices=["rehearsal"], help="have an accelerator that is rehearsed in host memory")
 
 
@@ -88,10 +95,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip or fail a test whose hardware is absent."""
+    """Skip or fail a test that needs what is absent."""
     must_have = item.config.getoption("--must-have").split(",")
     for need in (name for mark in item.iter_markers("needs") for name in mark.args):
-        if not HARDWARE[need]():
+        if not _is_here(need):
             (pytest.fail if need in must_have else pytest.skip)(f"needs {need}")
 
 

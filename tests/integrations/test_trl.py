@@ -1,6 +1,6 @@
 """Trainers of TRL lose no step through a real failure: their losses, metrics and counters are those of a run without one.
 
-TRL is no dependency of the tests. With it: `pip install trl`, and `pytest tests/training/test_trl.py`.
+TRL is no dependency of the tests: `nox -s "tool(trl)"`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 import safe_dtype
 from safe_dtype.facts import FLOAT16
 
-trl = pytest.importorskip("trl", reason="needs TRL: pip install trl")
-datasets = pytest.importorskip("datasets", reason="needs datasets, which TRL brings along")
+# None where TRL is absent: there all tests of this file are skipped, or fail by `--must-have`.
+trl, datasets = (import_module(name) if find_spec(name) else None for name in ("trl", "datasets"))
 
 pytestmark = [
+    pytest.mark.needs("trl"),
     pytest.mark.filterwarnings("default"),  # those of TRL and of what it brings along are no business of ours
     pytest.mark.slow,
 ]
@@ -131,7 +134,7 @@ def test_without_a_word_of_code(kind: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(MODEL.parents[1] / 'tests')!r})\n"
-        "from training.test_trl import Failing, trainer_of\n"
+        "from integrations.test_trl import Failing, trainer_of\n"
         f"trainer, gate = trainer_of({kind!r}, Path({str(tmp_path)!r}))\n"
         "trainer.add_callback(Failing(gate))\ntrainer.train()\n"
         "print([row.get('precision') for row in trainer.state.log_history if 'loss' in row])\n"

@@ -1,0 +1,91 @@
+"""Everything that is run before a release, each in an environment of its own: `nox --list`.
+
+A tool lane tests one tool that people use with this package, against the real library: `nox -s "tool(trl)"`. A new one is
+a row of `TOOLS` and a file `tests/integrations/test_<name>.py` whose tests are marked `needs("<name>")`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.sessions = ["build", "tests"]  # `nox` alone
+
+ROOT = Path(__file__).parent
+PINNED = ("-c", "constraints.txt")
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool lane: what pip installs beside `.[test]`, and whether with the versions of constraints.txt."""
+
+    packages: tuple[str, ...] = ()
+    pinned: bool = True
+
+
+# By the name that `needs` and `--must-have` have for it: that of its module, or a name of tests/conftest.py.
+TOOLS: dict[str, Tool] = {
+    "trl": Tool(("trl",)),
+}
+
+
+@nox.session(python="3.11")
+def tests(session: nox.Session) -> None:
+    """Run the default suite with the pinned versions."""
+    session.install(*PINNED, "-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.10")
+def lowest(session: nox.Session) -> None:
+    """Run the default suite with the lowest version of each dependency that pyproject.toml allows."""
+    session.install("-e", ".[test]", *(requirement.replace(">=", "==") for requirement in PROJECT["dependencies"]))
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13", "3.14"])
+def newest(session: nox.Session) -> None:
+    """Run the default suite with the newest releases of all dependencies that this Python can have."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("name", [nox.param(name, id=name) for name in TOOLS])
+def tool(session: nox.Session, name: str) -> None:
+    """Test one tool against the real library."""
+    row = TOOLS[name]
+    session.install(*(PINNED if row.pinned else ()), "-e", ".[test]", *row.packages)
+    session.run("pytest", "-m", "", f"tests/integrations/test_{name}.py", "--must-have", name, *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build sdist and wheel into the folder given after `--`, check both, and import the wheel without torch."""
+    folder = Path(session.posargs[0]) if session.posargs else ROOT / "dist"
+    session.install(*PINNED, "build", "twine")
+    session.run("python", "-m", "build", "--outdir", str(folder), ".")  # the wheel is built from the sdist
+    version = re.escape(PROJECT["version"])
+    built = [path for path in folder.iterdir() if re.match(rf"safe_dtype-{version}(-py3|\.tar)", path.name)]
+    session.run("twine", "check", "--strict", *map(str, built))
+    (wheel,) = (path for path in built if path.suffix == ".whl")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("python", "-c", WITHOUT_TORCH)
+
+
+WITHOUT_TORCH = """
+import importlib.util
+from importlib.resources import files
+import safe_dtype
+assert importlib.util.find_spec("torch") is None
+assert "site-packages" in safe_dtype.__file__, safe_dtype.__file__
+assert (files(safe_dtype) / "py.typed").is_file()
+assert "SafeAutoModel" in safe_dtype.__all__
+"""
