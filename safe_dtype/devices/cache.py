@@ -10,10 +10,13 @@ from ..facts import Verdict
 from ..store import recall, remember
 from ..store.remembered import Key
 from ..store.typed import listed
+from .pressure import are_cores_free
 from .probing.probe_request import verdict_from_dict, verdict_to_dict
-from .probing.verdicts import lacked_memory, measured_while_busy
+from .probing.verdicts import is_to_be_measured_again, lacked_memory
 
-_BUSY_LASTS = 600.0  # seconds for which a measurement on a busy machine is believed
+# Seconds for which a measurement on a busy machine is believed: while it stays busy, and in any case, for another one
+# would come out no better where others have the cores of a virtual machine, which nobody can tell beforehand.
+_BUSY_LASTS, _BUSY_LASTS_AT_LEAST = 600.0, 30.0
 
 
 def load(key: Key) -> tuple[Verdict, ...] | None:
@@ -28,6 +31,10 @@ def store(key: Key, verdicts: Iterable[Verdict]) -> None:
 
 def _believed(entry: Mapping[str, Any]) -> tuple[Verdict, ...] | None:
     verdicts = tuple(verdict_from_dict(one) for one in listed(entry["verdicts"]))
-    old = time.time() - entry["measured_at"] > _BUSY_LASTS
-    is_passing = any(lacked_memory(verdict) or (old and measured_while_busy(verdict)) for verdict in verdicts)
-    return None if is_passing else verdicts
+    if any(lacked_memory(verdict) for verdict in verdicts):
+        return None
+    if any(is_to_be_measured_again(verdict) for verdict in verdicts):
+        age = time.time() - entry["measured_at"]
+        if age > _BUSY_LASTS or (age > _BUSY_LASTS_AT_LEAST and are_cores_free()):
+            return None
+    return verdicts

@@ -122,9 +122,10 @@ def _made(
     ordered: Dtype | None,
     expected: Collection[Candidate],
 ) -> Plan:
-    decisions = tuple(
+    judged = [
         judge(candidate, device, checkpoint, policy, expected=expected) for candidate in candidates(device, checkpoint)
-    )
+    ]
+    decisions = tuple(one for one in judged if not _is_plain_by_another_name(one))
     if _may_round_to_codes(decisions, policy, ordered):
         decisions += tuple(
             judge(candidate, device, checkpoint, policy, expected=expected)
@@ -137,6 +138,18 @@ def _made(
         return _obey(ordered or _by_transformers(checkpoint), case)
     picked = _pick(case)
     return _plan(picked, case, _why(picked, case))
+
+
+def _is_plain_by_another_name(decision: Decision) -> bool:
+    """Whether an accepted candidate of two dtypes would compute no product in its second one, which is never faster here."""
+    candidate, routes = decision.candidate, decision.routes
+    return (
+        decision.accepted
+        and candidate.storage != candidate.compute
+        and routes is not None
+        and routes.layout == "plain"
+        and routes.cast_from is None
+    )
 
 
 def _may_round_to_codes(decisions: tuple[Decision, ...], policy: Policy, ordered: Dtype | None) -> bool:

@@ -6,20 +6,22 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from safe_dtype.devices import cache
 from safe_dtype.devices.cache import load, store
-from safe_dtype.devices.probing.verdicts import on_all_threads
+from safe_dtype.devices.probing.verdicts import by_one_thread
 from safe_dtype.facts import BFLOAT16, Timing, Verdict, VerdictKind
 from safe_dtype.store import cache_folder, one_process_at_a_time
 
 KEY = {"name": "a device", "settings": {"threads": "2"}, "widths": [[3072, 1024]]}
 STORED = (Verdict(BFLOAT16, "matmul", VerdictKind.SLOW, "why", 1e9, 2e9, 3e-3, (Timing(1, (2, 3), 0.5),)),)
-BUSY = tuple(on_all_threads(verdict, 2, bandwidth=1e9) for verdict in STORED)
+BUSY = tuple(by_one_thread(verdict) for verdict in STORED)
 WRITERS, READERS = 4, 4
 
 WRITE_AND_READ = """
@@ -141,13 +143,24 @@ def test_nothing_is_left_behind(folder: Path) -> None:
     assert [file.suffix for file in folder.iterdir()] == [".json"]
 
 
-def test_busy_measurements_are_believed_for_a_while(folder: Path) -> None:
-    """What was measured on a busy machine is measured again later."""
+@pytest.mark.parametrize(
+    ("age", "free", "believed"),
+    [
+        pytest.param(1.0, True, True, id="just-now"),
+        pytest.param(60.0, False, True, id="and-still-busy"),
+        pytest.param(60.0, True, False, id="and-quiet-now"),
+        pytest.param(3600.0, False, False, id="long-ago"),
+    ],
+)
+def test_busy_measurements(
+    age: float, folder: Path, monkeypatch: pytest.MonkeyPatch, *, free: bool, believed: bool
+) -> None:
+    """What was measured on a busy machine is measured again as soon as it is quiet, and later in any case."""
+    monkeypatch.setattr(cache, "are_cores_free", lambda: free)
     store(KEY, BUSY)
-    assert load(KEY) == BUSY
     file = the_file(folder)
-    file.write_text(change(measured_at=0.0)(file.read_text()))
-    assert load(KEY) is None
+    file.write_text(change(measured_at=time.time() - age)(file.read_text()))
+    assert load(KEY) == (BUSY if believed else None)
 
 
 def test_quiet_measurements_last(folder: Path) -> None:

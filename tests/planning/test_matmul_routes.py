@@ -312,3 +312,14 @@ def test_attention_in_chunks(times: float) -> None:
     assert plan.routes is not None
     assert strict.routes is not None
     assert (plan.routes.cast_from, plan.routes.chunks, strict.routes.chunks) == (9, times > 1.1, False)
+
+
+def test_a_dtype_that_nothing_is_computed_in_is_not_named() -> None:
+    """Where products in float32 are faster for no number of rows, no plan says that any are computed in it."""
+    device = with_routes(f.AMX_CPU, *routes(BFLOAT16, matmul_cast=(NATIVE, 3, 60)))
+    for policy in (Policy(), Policy(ladder=(BFLOAT16,)), Policy(prefer="fidelity", ladder=(BFLOAT16,))):
+        plan = make_plan(device, f.checkpoint(BFLOAT16), policy)
+        assert (plan.storage, plan.compute, plan.routes and plan.routes.cast_from) == (BFLOAT16, BFLOAT16, None)
+        assert "bfloat16 stored, float32 computed" not in plan.explain()
+    plan = make_plan(device, f.checkpoint(BFLOAT16), ordered=BFLOAT16)
+    assert "computed" not in plan.what

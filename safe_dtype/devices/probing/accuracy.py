@@ -44,3 +44,12 @@ def tolerance(result: torch.dtype, dtype: Dtype, *, multiplies: bool) -> float:
 def exactly(x: Tensor) -> Tensor:
     """Return the same numbers in float64, on the CPU."""
     return x.cpu().double()
+
+
+def spread(length: int, count: int) -> slice:
+    """Return about `count` of `length` places, evenly, the last among them: the last tile is the odd one.
+
+    A slice, since a view needs no kernel: indexing is not there for every dtype on every device.
+    """
+    step = max(1, length // count)
+    return slice((length - 1) % step, None, step)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ...facts import Dtype
 from ...numerics.attention_in_chunks import attention_in_chunks
 from ...numerics.onednn_product import has_product
-from .accuracy import exactly
+from .accuracy import exactly, spread
 from .op_case import OpCase, Shape
 from .workspace import Workspace
 
 _TOKENS = 512
 _HEAD_DIM = 64
+_COMPARED_ROWS = 64  # that are computed again in float64
 
 
 def _attention_operands(space: Workspace, dtype: Dtype, rows: int) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -33,7 +35,9 @@ def attention(space: Workspace, dtype: Dtype, rows: int, _: Shape) -> OpCase:
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = (exactly(part[:, [0, -1]]) for part in (query, key, value))
-        return y[:, [0, -1]], F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        lines, positions = spread(rows, _COMPARED_ROWS), torch.arange(_TOKENS, device="cpu")
+        mask = positions <= positions[:rows, None][lines] if causal else None
+        return y[:, [0, -1], lines], F.scaled_dot_product_attention(q[:, :, lines], k, v, attn_mask=mask)
 
     return OpCase(
         call=lambda _: F.scaled_dot_product_attention(query, key, value, is_causal=causal),

@@ -16,7 +16,7 @@ from .accuracy import relative_error, tolerance
 from .op_case import OpCase, Shape
 from .ops import Op
 from .timing import Clock, clock_of, seconds_per_call
-from .verdicts import FEW_ROWS, NO_MEMORY, ONE_ROW, PREFILL_ROWS
+from .verdicts import FEW_ROWS, NO_MEMORY, ONE_ROW, PREFILL_ROWS, family_of
 from .workspace import Workspace
 
 # Of the time for one shape, spent on repeats.
@@ -25,6 +25,7 @@ _SHARES, _OTHER_SHARE = {ONE_ROW: 0.1, PREFILL_ROWS: 0.25}, 0.05
 # (cuBLAS takes 0.3 s), and everything else is predicted from it.
 _CALLED_TWICE = {ONE_ROW: 1.0, FEW_ROWS: 5e-3, PREFILL_ROWS: 5e-3}
 _LEAST_SECONDS = 0.01  # for the shapes that come after a slow one: what is quick is still checked
+_FAR = 2.0  # times as long as the fastest way so far: so far behind, a second repeat is exact enough
 _GROW_BELOW = 2e-3  # seconds; a product that is faster than this may show a better rate with more outputs
 
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -47,6 +48,7 @@ class _Course:
     worst_error: float = 0.0
     faults: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    multiplied: set[Shape] = field(default_factory=set)  # what many rows were multiplied by
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,19 @@ class _Step:
     seconds: float
 
 
-class Cell:
-    """Measures one dtype of one operation within a time cap."""
+# The most work a second, by any way to compute an operation, at so many rows.
+Fastest = dict[tuple[str, int], float]
 
-    def __init__(self, space: Workspace, dtype: Dtype, name: str, op: Op) -> None:
+
+class Cell:
+    """Measures one dtype of one operation within a time cap.
+
+    What is far slower than the `fastest` of the cells before it is measured less exactly; its own rates are added to them.
+    """
+
+    def __init__(self, space: Workspace, dtype: Dtype, name: str, op: Op, fastest: Fastest | None = None) -> None:
         self._space, self._dtype, self._name, self._op = space, dtype, name, op
+        self._fastest: Fastest = {} if fastest is None else fastest
         self._course, self._clock = _Course(), clock_of(space.device)
 
     def verdict(self, widths: Iterable[Shape], seconds: float, clock: Clock | None = None) -> Verdict:
@@ -92,7 +102,10 @@ class Cell:
         """Go from one row to many, never to a step that would take longer than `allowance`."""
         full, cut = self._shapes(shape)
         step = self._try(ONE_ROW, cut)
-        for rows, now in ((ONE_ROW, full), *((rows, cut) for rows in self._op.rows)):
+        # Shapes of one width differ in what is cut off: many rows are multiplied by the same.
+        is_new = cut not in self._course.multiplied
+        self._course.multiplied.add(cut)
+        for rows, now in ((ONE_ROW, full), *((rows, cut) for rows in self._op.rows if is_new)):
             if (rows, now) != (step.rows, step.shape):
                 case = self._case(rows, now)
                 if step.seconds * case.work / step.case.work > allowance:
@@ -102,8 +115,9 @@ class Cell:
             step = self._timed(step, allowance)
             if rows == ONE_ROW:
                 self._count_read(step)
-        self._count_work(step)
-        self._check_odd(step, allowance)
+        if is_new:
+            self._count_work(step)
+            self._check_odd(step, allowance)
 
     def _shapes(self, shape: Shape) -> tuple[Shape, Shape]:
         """Return the shape for one row, where all weights must be read, and the smaller one for many rows."""
@@ -128,7 +142,11 @@ class Cell:
 
     def _timed(self, step: _Step, allowance: float) -> _Step:
         worth = allowance * _SHARES.get(step.rows, _OTHER_SHARE) * self._op.share
-        seconds = seconds_per_call(step.case.call, self._clock, worth, step.seconds)
+        key = family_of(self._name), step.rows
+        fastest = self._fastest.get(key)
+        too_slow = _FAR * step.case.work / fastest if fastest else math.inf
+        seconds = seconds_per_call(step.case.call, self._clock, worth, step.seconds, too_slow=too_slow)
+        self._fastest[key] = max(fastest or 0.0, step.case.work / max(seconds, 1e-9))
         self._course.timings.append(Timing(step.rows, step.shape, seconds))
         return replace(step, seconds=seconds)
 

@@ -16,7 +16,7 @@ from ...kernels.row_product import MOST_ROWS, multiply_rows
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
 from ...numerics.onednn_product import linear_by_onednn
-from .accuracy import exactly
+from .accuracy import exactly, spread
 from .attention_ops import attention, attention_chunks, attention_row
 from .op_case import Build, OpCase, Shape
 from .verdicts import FEW_ROWS, PREFILL_ROWS
@@ -71,7 +71,7 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     product = _PRODUCTS.get(dtype, F.linear)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        lines, columns = _spread(padded, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
+        lines, columns = spread(padded, _COMPARED_ROWS), spread(shape[0], _COMPARED)
         return y[lines, columns], exactly(x[lines]) @ exactly(weights[0][columns]).T
 
     return OpCase(
@@ -132,10 +132,11 @@ def _blocks_in(wide: torch.dtype | None) -> Build:
         shape = (-(-shape[0] // WIDTH) * WIDTH, shape[1])
         x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
         blocks = [Blocks(one.view(-1, shape[1], WIDTH), shape[0]) for one in weights]
+        outputs = torch.arange(shape[0], device=space.device)
 
         def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-            lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
-            return y[lines, columns], exactly(x[lines]) @ exactly(blocks[0].weight()[columns]).T
+            lines, columns = spread(rows, _COMPARED_ROWS), spread(shape[0], _COMPARED)
+            return y[lines, columns], exactly(x[lines]) @ exactly(blocks[0].rows(outputs[columns])).T
 
         return OpCase(
             call=lambda number: product(x, blocks[number % len(blocks)], wide=wide or x.dtype),
@@ -155,7 +156,7 @@ def _int8_in(wide: torch.dtype | None) -> Build:
         weights = [Int8Weight(tensor, scales) for tensor in codes]
 
         def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-            lines, columns = _spread(rows, _COMPARED_ROWS), _spread(shape[0], _COMPARED)
+            lines, columns = spread(rows, _COMPARED_ROWS), spread(shape[0], _COMPARED)
             weight = exactly(codes[0][columns]) * exactly(scales[columns])[:, None]
             return y[lines, columns], exactly(x[lines]) @ weight.T
 
@@ -187,7 +188,7 @@ def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) ->
     """Build a case whose rows do not depend on each other."""
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        rows = _spread(len(x), _COMPARED)
+        rows = spread(len(x), _COMPARED)
         return y[rows], function(exactly(x[rows]), *(exactly(one) for one in parameters))
 
     return OpCase(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
@@ -220,7 +221,7 @@ def _cdist(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
 
 def _embedding(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     table = space.weights(dtype, space.widest(dtype, shape))[0]
-    ids = torch.arange(len(table), device="cpu")[_spread(len(table), rows)][:rows]
+    ids = torch.arange(len(table), device="cpu")[spread(len(table), rows)][:rows]
     wanted = ids.to(space.device)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +272,7 @@ def trained_linear(product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Bu
 
         def exact(trained: Trained) -> list[tuple[Tensor, Tensor]]:
             output, of_input, of_weight = trained
-            lines, columns = _spread(rows, _COMPARED), _spread(shape[0], _COMPARED)
+            lines, columns = spread(rows, _COMPARED), spread(shape[0], _COMPARED)
             weight, above = exactly(weights[0]), exactly(gradient)
             return [
                 (output[lines, columns], exactly(x[lines]) @ weight[columns].T),
@@ -366,8 +367,8 @@ OPS: dict[str, Op] = {
     "matmul_int8": Op(_int8_in(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "matmul_int8_cast": Op(_int8_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),
-    "rms_norm": Op(_rms_norm, _first, share=0.1),
-    "softmax": Op(_softmax, _first, share=0.1),
+    "rms_norm": Op(_rms_norm, _first, share=0.02),
+    "softmax": Op(_softmax, _first, share=0.02),
     "conv2d": Op(_conv2d, _convolutions, multiplies=True),
     "embedding": Op(_embedding, _first, share=0.1),
     "fft": Op(_fft, _first, share=0.1),
@@ -375,12 +376,3 @@ OPS: dict[str, Op] = {
     "matmul_training": Op(trained_linear(), _narrowed, multiplies=True, odd_rows=(17,)),
     "conv2d_training": Op(_train_conv2d, _convolutions, multiplies=True),
 }
-
-
-def _spread(length: int, count: int) -> slice:
-    """Return about `count` of `length` places, evenly, the last among them: the last tile is the odd one.
-
-    A slice, since a view needs no kernel: indexing is not there for every dtype on every device.
-    """
-    step = max(1, length // count)
-    return slice((length - 1) % step, None, step)

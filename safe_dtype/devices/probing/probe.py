@@ -18,12 +18,12 @@ from ..backend import answer_of
 from ..inventory import detect_one
 from ..priors import child_needed
 from ..settings import float32_precision
-from .cell import Cell, cells_lost, device_is_lost
+from .cell import Cell, Fastest, cells_lost, device_is_lost
 from .isolation import measure_in_children
 from .ops import OPS, Op
 from .probe_request import ProbeRequest
-from .timing import Waiting, by_thread_time, one_thread
-from .verdicts import beside_float32, on_all_threads
+from .timing import BUSY, DISTURBED, Waiting, by_thread_time, one_thread
+from .verdicts import beside_float32, by_one_thread, disturbed, on_all_threads
 from .workspace import Workspace
 
 DEFAULT_OPS = ("matmul", "attention", "layer_norm", "rms_norm", "softmax")
@@ -68,7 +68,8 @@ def measure(
     for verdict in measure_in_children(request) if _wants_child(facts) else measure_here(request, OPS):
         measured.append(verdict)
         tell(f"{verdict.op} in {verdict.dtype}", len(measured), len(request.cells))
-    judged = beside_float32(measured, [one for one in measured if one.dtype == FLOAT32])
+    spread = on_all_threads(measured, request.threads)
+    judged = beside_float32(spread, [one for one in spread if one.dtype == FLOAT32])
     return tuple(verdict for verdict in judged if verdict.dtype in dtypes)
 
 
@@ -94,7 +95,7 @@ def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]
     run = _Run(request)
     for number, (dtype, name) in enumerate(request.cells):
         with _undisturbed(space.device):
-            verdict = run.verdict(Cell(space, dtype, name, ops[name]))
+            verdict = run.verdict(Cell(space, dtype, name, ops[name], run.fastest))
         yield verdict
         if device_is_lost(verdict):
             yield from cells_lost(request.cells[number + 1 :], verdict)
@@ -116,7 +117,7 @@ class _Run:
         self._request = request
         self._can_be_disturbed = torch.device(request.device).type == "cpu"
         self._busy = False
-        self._bandwidth: dict[str, float] = {}  # op -> bytes/s, the best of all dtypes so far
+        self.fastest: Fastest = {}  # of the cells so far
 
     def verdict(self, cell: Cell) -> Verdict:
         """Return the verdict on one cell."""
@@ -124,14 +125,13 @@ class _Run:
         if not self._busy:
             waiting = Waiting()
             verdict = cell.verdict(widths, seconds)
-            self._busy = self._can_be_disturbed and waiting.busy
-        if self._busy:
-            with one_thread():
-                verdict = cell.verdict(widths, seconds, by_thread_time)
-        family = verdict.op.partition("_")[0]  # every way to multiply reads the same memory
-        best = max(self._bandwidth.get(family, 0.0), verdict.decode_bytes_per_s or 0.0)
-        self._bandwidth[family] = best
-        return on_all_threads(verdict, self._request.threads, bandwidth=best) if self._busy else verdict
+            share = waiting.share if self._can_be_disturbed else 0.0
+            self._busy = share > BUSY
+            if not self._busy:
+                return disturbed(verdict) if share > DISTURBED else verdict
+            self.fastest.clear()  # of all threads
+        with one_thread():
+            return by_one_thread(cell.verdict(widths, seconds, by_thread_time))
 
 
 @contextmanager

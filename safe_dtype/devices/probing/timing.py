@@ -18,17 +18,21 @@ Clock = Callable[[Call, int, int], float]  # call, first number, how many -> sec
 _SHORTEST = 1e-3  # seconds; below it, timer and launch overheads show
 _AGREE = 1.10  # the three fastest lie within a tenth of each other
 _MOST = 50  # repeats
-_BUSY = 0.2, 5e-3  # waiting for a core: share of the time, and seconds; less happens on any machine
+# Shares of the time for which threads waited for a core. From the first on repeats are disturbed one and all; from the
+# second on the fastest of them still tell most. Less, and less than some milliseconds, happens on any machine.
+BUSY, DISTURBED = 0.2, 0.05
+_LEAST_WAITED = 5e-3  # seconds
 _TICK = 1e-2  # seconds
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
 _event: Callable[..., Any] = torch.cuda.Event  # untyped in torch
 
 
-def seconds_per_call(call: Call, clock: Clock, allowance: float, known: float) -> float:
+def seconds_per_call(call: Call, clock: Clock, allowance: float, known: float, *, too_slow: float = math.inf) -> float:
     """Time `call`, of which one run took `known`: the median of the three fastest repeats, in seconds.
 
-    Repeats until three agree or `allowance` seconds are spent. What disturbs a repeat can only make it longer, so the
+    Repeats until three agree or `allowance` seconds are spent; where two took longer than `too_slow` seconds each, nobody
+    needs it more exactly. What disturbs a repeat can only make it longer, so the
     fastest tell most (K-best: Bryant and O'Hallaron, "Computer Systems", on measuring time).
     """
     started = time.perf_counter()
@@ -36,8 +40,10 @@ def seconds_per_call(call: Call, clock: Clock, allowance: float, known: float) -
     count = max(1, math.ceil(_SHORTEST / max(known, 1e-7)))
     while not _settled(samples) and len(samples) < _MOST and time.perf_counter() - started < allowance:
         samples.append(clock(call, 1 + count * len(samples), count))
+        if min(samples) > too_slow:
+            break
     fastest = sorted(samples)[:3]
-    return fastest[len(fastest) // 2]
+    return fastest[(len(fastest) - 1) // 2]
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -54,16 +60,16 @@ class Waiting:
         self._started, self._waited, self._stolen = time.perf_counter(), _seconds_waited(), _seconds_stolen()
 
     @property
-    def busy(self) -> bool:
-        """Whether they waited for a core for a fifth of the time, or other virtual machines had their cores for it.
+    def share(self) -> float:
+        """For which part of the time they waited for a core, or other virtual machines had theirs; 0 for a few milliseconds.
 
         Linux only: elsewhere nobody can tell.
         """
-        share, least = _BUSY
-        allowed = share * (time.perf_counter() - self._started)
+        waited = _seconds_waited() - self._waited
         # What is stolen is told in hundredths of a second, of all cores together.
         stolen = (_seconds_stolen() - self._stolen) / torch.get_num_threads()
-        return _seconds_waited() - self._waited > max(least, allowed) or stolen > max(_TICK, allowed)
+        lost = max(waited if waited > _LEAST_WAITED else 0.0, stolen if stolen > _TICK else 0.0)
+        return lost / (time.perf_counter() - self._started)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ _PLAIN_OP = dict.fromkeys(
     "matmul",
 )
 _BUSY = "busy cores: one thread was measured"
+_DISTURBED = "others had a core for some of the time"
 NO_MEMORY = "not measured, no memory left for it"
 
 
@@ -25,20 +26,47 @@ def beside_float32(verdicts: Iterable[Verdict], float32: Sequence[Verdict]) -> t
     return tuple(_judged(verdict, bases.get(_PLAIN_OP.get(verdict.op, verdict.op))) for verdict in verdicts)
 
 
-def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdict:
+def by_one_thread(verdict: Verdict) -> Verdict:
+    """Return a verdict with the note that one thread was measured, by its own clock, for others had the cores."""
+    return _with_note(verdict, _BUSY) if verdict.timings else verdict
+
+
+def disturbed(verdict: Verdict) -> Verdict:
+    """Return a verdict with the note that others ran meanwhile, too seldom to measure it in another way."""
+    return _with_note(verdict, _DISTURBED) if verdict.timings else verdict
+
+
+def _with_note(verdict: Verdict, note: str) -> Verdict:
+    return replace(verdict, reason="; ".join(filter(None, (verdict.reason, note))))
+
+
+def on_all_threads(verdicts: Sequence[Verdict], threads: int) -> tuple[Verdict, ...]:
     """Return what was measured on one thread as it would be on `threads` of them.
 
-    Arithmetic grows with the threads, and so does reading weights, up to `bandwidth` (bytes/s): what is read
-    in the dtype that is read fastest. It comes near all a small machine has (17 of 20 GB/s, where bf16 alone reaches
+    Arithmetic grows with the threads, and so does reading weights, up to what is read fastest of all that is read for the
+    same operation in any way. It comes near all a small machine has (17 of 20 GB/s, where bf16 alone reaches
     9), and how much more a large one has cannot be told while others use it.
     """
-    if not verdict.timings:
-        return verdict
+    fastest: dict[str, float] = {}
+    for verdict in verdicts:
+        family = family_of(verdict.op)
+        fastest[family] = max(fastest.get(family, 0.0), verdict.decode_bytes_per_s or 0.0)
+    return tuple(
+        _spread(verdict, threads, fastest[family_of(verdict.op)]) if measured_while_busy(verdict) else verdict
+        for verdict in verdicts
+    )
+
+
+def family_of(op: str) -> str:
+    """Return what all ways to compute an operation have in common: those to multiply read the same memory."""
+    return op.partition("_")[0]
+
+
+def _spread(verdict: Verdict, threads: int, bandwidth: float) -> Verdict:
     read, flops = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s
     return replace(
         verdict,
-        reason="; ".join(filter(None, (verdict.reason, _BUSY))),
-        decode_bytes_per_s=min(read * threads, max(read, bandwidth)) if read else None,
+        decode_bytes_per_s=min(read * threads, bandwidth) if read else None,
         prefill_flops_per_s=flops * threads if flops else None,
         timings=tuple(
             replace(timing, seconds=timing.seconds / threads) if timing.rows > ONE_ROW else timing
@@ -48,8 +76,13 @@ def on_all_threads(verdict: Verdict, threads: int, *, bandwidth: float) -> Verdi
 
 
 def measured_while_busy(verdict: Verdict) -> bool:
-    """Whether other processes kept the cores busy, so that a later measurement may tell more."""
+    """Whether other processes kept the cores busy, so that one thread was measured."""
     return _BUSY in verdict.reason
+
+
+def is_to_be_measured_again(verdict: Verdict) -> bool:
+    """Whether other processes ran meanwhile, so that a later measurement may tell more."""
+    return measured_while_busy(verdict) or _DISTURBED in verdict.reason
 
 
 def lacked_memory(verdict: Verdict) -> bool:

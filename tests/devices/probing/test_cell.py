@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_dtype.devices.probing.cell import Cell
 from safe_dtype.devices.probing.op_case import OpCase, Shape
-from safe_dtype.devices.probing.ops import Op
+from safe_dtype.devices.probing.ops import OPS, Op
 from safe_dtype.devices.probing.probe import measure_here
 from safe_dtype.devices.probing.probe_request import ProbeRequest
 from safe_dtype.devices.probing.workspace import Workspace
-from safe_dtype.facts import BFLOAT16, Dtype, Verdict, VerdictKind
+from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype, Verdict, VerdictKind
 
 LOST = "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported"
 
@@ -148,3 +149,34 @@ def test_many_rows_are_run() -> None:
     """Within the cap, 1, 16 and 512 rows are timed."""
     (verdict,) = run(RIGHT)
     assert [timing.rows for timing in verdict.timings] == [1, 16, 512]
+
+
+def test_many_rows_of_one_width_are_run_once() -> None:
+    """Weights that differ only in how many outputs they have tell their own rates at one row, and share that of many."""
+    asked = ProbeRequest("cpu", ((FLOAT32, "matmul"),), ((512, 64), (1024, 64), (512, 128)), 0.05, 1)
+    (verdict,) = measure_here(asked, {"matmul": OPS["matmul"]})
+    shapes = {rows: [one.shape for one in verdict.timings if one.rows == rows] for rows in (1, 16)}
+    assert shapes == {1: [(512, 64), (1024, 64), (512, 128)], 16: [(128, 64), (128, 128)]}
+    assert [one.shape[1] for one in verdict.timings if one.rows == 512] == [64, 128]
+
+
+@pytest.mark.parametrize(
+    ("fastest", "calls"), [(1e3, 4), (1e9, 3)], ids=["the-fastest-so-far", "far-slower-than-another"]
+)
+def test_far_slower_ways_are_repeated_less(fastest: float, calls: int) -> None:
+    """One call loads what it needs and one is known: of what is far too slow another one is enough, else three agree."""
+    run_with: list[int] = []
+
+    def twice(rows: int, x: Tensor) -> Tensor:
+        run_with.append(rows)
+        return 2 * x
+
+    def clock(call: Callable[[int], object], first: int, count: int) -> float:
+        for number in range(first, first + count):
+            call(number)
+        return 2e-3
+
+    rates = {("matmul", 512): fastest}
+    Cell(Workspace(torch.device("cpu")), BFLOAT16, "matmul_cast", doubling(twice), rates).verdict((), 1.0, clock)
+    assert run_with.count(512) == calls
+    assert rates["matmul", 512] == max(fastest, 512 / 2e-3)

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from safe_dtype.devices.probing import timing
-from safe_dtype.devices.probing.timing import Waiting, by_thread_time, by_wall, clock_of, one_thread, seconds_per_call
+from safe_dtype.devices.probing.timing import (
+    BUSY,
+    Waiting,
+    by_thread_time,
+    by_wall,
+    clock_of,
+    one_thread,
+    seconds_per_call,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,21 @@ def test_repeats(samples: list[float], seconds: float) -> None:
 def test_no_time_for_repeats() -> None:
     """Without time left, the run that is known counts."""
     assert seconds_per_call(lambda _: None, lambda *_: 1.0, allowance=0.0, known=7.0) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "too_slow", "seconds", "made"),
+    [
+        pytest.param([9.0, 8.0, 5.0, 5.0, 5.0], 7.0, 8.0, 2, id="far-too-slow"),
+        pytest.param([9.0, 5.0, 5.0, 5.0], 7.0, 5.0, 4, id="the-first-was-disturbed"),
+    ],
+)
+def test_what_is_too_slow_is_not_repeated(samples: list[float], too_slow: float, seconds: float, made: int) -> None:
+    """Two repeats are enough to tell that something is out of the question, and the faster of them counts."""
+    left = iter(samples)
+    known = next(left)
+    assert seconds_per_call(lambda _: None, lambda *_: next(left), 60.0, known, too_slow=too_slow) == seconds
+    assert len(list(left)) == len(samples) - made
 
 
 def test_repeats_take_turns() -> None:
@@ -75,8 +98,21 @@ def test_other_virtual_machines(stolen: int, tmp_path: Path, monkeypatch: pytest
     file = tmp_path / "stat"
     monkeypatch.setattr(timing, "_STAT", file)
     monkeypatch.setattr(timing, "_seconds_waited", lambda: 0.0)
-    assert not Waiting().busy
+    assert Waiting().share == 0.0
     file.write_text("cpu  11 9 15 13 13 0 12 1000 0 0\ncpu0 1 2\n")
     waiting = Waiting()
     file.write_text(f"cpu  11 9 15 13 13 0 12 {1000 + stolen} 0 0\ncpu0 1 2\n")
-    assert waiting.busy is busy
+    assert (waiting.share > BUSY) is busy
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_told"), [(0.004, False), (0.5, True)], ids=["a-few-milliseconds", "half-a-second"]
+)
+def test_waiting_for_a_core(seconds: float, monkeypatch: pytest.MonkeyPatch, *, is_told: bool) -> None:
+    """How long threads waited is told as a share of the time; a few milliseconds are nobody's fault."""
+    waited = iter((1.0, 1.0 + seconds))
+    monkeypatch.setattr(timing, "_seconds_waited", lambda: next(waited))
+    monkeypatch.setattr(timing, "_seconds_stolen", lambda: 0.0)
+    waiting = Waiting()
+    time.sleep(0.01)
+    assert (waiting.share > 0.0) is is_told

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from safe_dtype.devices.probing.verdicts import beside_float32, on_all_threads
+from safe_dtype.devices.probing.verdicts import (
+    beside_float32,
+    by_one_thread,
+    disturbed,
+    is_to_be_measured_again,
+    measured_while_busy,
+    on_all_threads,
+)
 from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype, Timing, Verdict, VerdictKind
 
 
@@ -72,7 +79,7 @@ def test_nothing_to_compare_with(float32: list[Verdict]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gb_per_s", "bandwidth", "expected"),
+    ("gb_per_s", "others", "expected"),
     [
         pytest.param(9, 17, 17, id="arithmetic-bound-up-to-the-bandwidth"),
         pytest.param(3, 17, 12, id="arithmetic-bound-below-it"),
@@ -80,16 +87,46 @@ def test_nothing_to_compare_with(float32: list[Verdict]) -> None:
         pytest.param(20, 17, 20, id="never-less-than-measured"),
     ],
 )
-def test_one_thread_stands_for_all(gb_per_s: float, bandwidth: float, expected: float) -> None:
-    """Arithmetic grows with the threads, reading only up to the bandwidth; the reason says what was measured."""
-    found = on_all_threads(cell(BFLOAT16, 5, gb_per_s), 4, bandwidth=bandwidth * 1e9)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_one_thread_stands_for_all(gb_per_s: float, others: float, expected: float, *, is_first: bool) -> None:
+    """Arithmetic grows with the threads, reading only up to the bandwidth, which any way to multiply tells."""
+    mine = by_one_thread(cell(BFLOAT16, 5, gb_per_s))
+    other = by_one_thread(replace(cell(FLOAT32, 5, others), op="matmul_blocks"))
+    both = on_all_threads([mine, other] if is_first else [other, mine], 4)
+    found = both[0 if is_first else 1]
     assert found.prefill_flops_per_s == 20e9
     assert found.decode_bytes_per_s == expected * 1e9
     assert [timing.seconds for timing in found.timings] == [1.0, 1.0]
     assert "one thread was measured" in found.reason
 
 
+def test_other_operations_read_other_memory() -> None:
+    """What attention reads from a cache of the CPU says nothing of weights."""
+    attention = by_one_thread(replace(cell(FLOAT32, 5, 100), op="attention"))
+    found, _ = on_all_threads([by_one_thread(cell(BFLOAT16, 5, 9)), attention], 4)
+    assert found.decode_bytes_per_s == 9e9
+
+
+def test_what_was_measured_on_all_threads_stays_as_it_is() -> None:
+    """Cells from before the machine was busy are not extrapolated."""
+    assert on_all_threads([BASE, disturbed(BASE)], 4) == (BASE, disturbed(BASE))
+
+
 def test_nothing_measured_stays_as_it_is() -> None:
-    """A cell that did not run has nothing to scale."""
+    """A cell that did not run has nothing to scale, and nothing to be measured again."""
     broken = Verdict(BFLOAT16, "fft", VerdictKind.UNSUPPORTED, "Unsupported dtype BFloat16")
-    assert on_all_threads(broken, 4, bandwidth=1e9) == broken
+    assert on_all_threads([by_one_thread(broken)], 4) == (broken,)
+    assert disturbed(broken) == broken
+
+
+@pytest.mark.parametrize(
+    ("verdict", "is_busy", "again"),
+    [
+        pytest.param(BASE, False, False, id="quiet"),
+        pytest.param(disturbed(BASE), False, True, id="disturbed"),
+        pytest.param(by_one_thread(BASE), True, True, id="busy"),
+    ],
+)
+def test_what_is_measured_again(verdict: Verdict, *, is_busy: bool, again: bool) -> None:
+    """What others disturbed is measured again; where one thread was measured, rates are not sure either."""
+    assert (measured_while_busy(verdict), is_to_be_measured_again(verdict)) == (is_busy, again)
