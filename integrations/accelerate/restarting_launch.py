@@ -10,6 +10,10 @@ import functools
 import json
 import logging
 import signal
+import subprocess
+import sys
+import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,9 @@ from safe_dtype.ranks import FAILED_IN_DTYPE, PEER_LOST
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 20  # seconds; torch's launcher gives ranks 30 to end after the first has, and then kills them
+_FOR_THE_CAUSE = (
+    15.0  # seconds for a rank that has closed its connections to be gone: Python takes down all it has loaded
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,46 @@ def restart_helps(ends: Iterable[RankEnd]) -> bool:
     return not any(end.is_of_the_program for end in ends)
 
 
+def status_of(ends: Iterable[RankEnd]) -> int | None:
+    """Return the status that the program has chosen for its end, on the first rank that did; None where none has."""
+    chosen = [end for end in ends if end.is_of_the_program and end.status > 0]
+    return min(chosen, key=lambda end: end.second).status if chosen else None
+
+
+def waiting_for_the_cause(close: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `SubprocessContext._close`, which ends the ranks that are left when one has ended.
+
+    A rank that misses another one ends with a status that says so, often before that other one is gone: what `sys.exit`
+    does after it has closed all connections takes seconds. The status of the other one tells why, so it gets these.
+    """
+
+    @functools.wraps(close)
+    def close_later(context: Any, *args: Any, **kwargs: Any) -> Any:
+        failures = context._failures
+        if failures and all(failure.exitcode == PEER_LOST for failure in failures.values()):
+            _wait_for_the_cause(context)
+        return close(context, *args, **kwargs)
+
+    return close_later
+
+
+def _wait_for_the_cause(context: Any) -> None:
+    from torch.distributed.elastic.multiprocessing.api import ProcessFailure
+
+    end = time.monotonic() + _FOR_THE_CAUSE
+    for rank, handler in context.subprocess_handlers.items():
+        if rank in context._failures:
+            continue
+        try:
+            status = handler.proc.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            continue
+        if status:
+            context._failures[rank] = ProcessFailure(
+                local_rank=rank, pid=handler.proc.pid, exitcode=status, error_file=context.error_files[rank]
+            )
+
+
 def watching(monitor: Callable[..., Any]) -> Callable[..., Any]:
     """Return `LocalElasticAgent._monitor_workers`, which takes all restarts away where none helps."""
 
@@ -73,12 +120,24 @@ def watching(monitor: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Run `accelerate launch` with the arguments of this process."""
+    """Run `accelerate launch` with the arguments of this process, and end with the status that the program has ended with."""
     from accelerate.commands.launch import main as launch
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    SubprocessContext._close = waiting_for_the_cause(SubprocessContext._close)  # type: ignore[method-assign]
     LocalElasticAgent._monitor_workers = watching(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
-    launch()
+    try:
+        launch()
+    except (ChildFailedError, subprocess.CalledProcessError) as exc:  # the latter of the only process
+        failures = exc.failures.items() if isinstance(exc, ChildFailedError) else ()
+        ends = [_end_of(rank, failure) for rank, failure in failures] or [RankEnd(0, getattr(exc, "returncode", 0))]
+        status = status_of(ends)
+        if status is None:
+            raise
+        traceback.print_exc()
+        sys.exit(status)
 
 
 def _end_of(rank: int, failure: Any) -> RankEnd:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,41 @@ def limits_of(max_memory: Mapping[Any, Any] | None) -> dict[Any, int]:
     """Return the sizes of `max_memory` in bytes, by device; nothing for None.
 
     Raises:
-        ValueError: If it is no table, or a size in it is none.
+        ValueError: If it is no table, a size in it is none, or there is no such device here.
     """
     if not isinstance(max_memory, Mapping | None):
         raise ValueError(f"max_memory: {max_memory!r} names no device. Next: write a table, as in {{'cpu': '10GiB'}}.")
-    return {device: bytes_of(size) for device, size in (max_memory or {}).items()}
+    return {device: _limit(device, size) for device, size in (max_memory or {}).items()}
+
+
+def _limit(device: Any, size: Any) -> int:
+    if not _is_here(device):
+        raise ValueError(
+            f"max_memory: there is no device {device!r} here. Next: name one that is, as in {{'cpu': '10GiB'}}; the number "
+            "of an accelerator is an int."
+        )
+    if isinstance(size, bool) or not (isinstance(size, str) or (isinstance(size, Real) and math.isfinite(size))):
+        raise ValueError(f"max_memory: {size!r} is no size. Next: write bytes as a number, or a unit, as in '10GiB'.")
+    if (limit := bytes_of(size)) <= 0:
+        raise ValueError(
+            f"max_memory: {size!r} leaves no memory on {device!r}. Next: write more than 0 bytes, or leave the device out."
+        )
+    return limit
+
+
+def _is_here(device: Any) -> bool:
+    """Whether `device`, as accelerate names it in `max_memory`, is one of this machine."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return 0 <= device < torch.accelerator.device_count()
+    if not isinstance(device, str):
+        return False
+    if device == "cpu":
+        return True
+    accelerator = torch.accelerator.current_accelerator()
+    kind, _, number = device.partition(":")
+    if accelerator is None or kind != accelerator.type:
+        return False
+    return device == "mps" or (number.isdecimal() and int(number) < torch.accelerator.device_count())
 
 
 def bytes_of(size: float | str) -> int:
@@ -103,7 +134,7 @@ def bytes_of(size: float | str) -> int:
     """
     if not isinstance(size, str):
         return int(size)
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT])(I?)B\s*", size, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT])(I?)B\s*", size, re.IGNORECASE)
     if not match:
         raise ValueError(f"max_memory: {size!r} is no size. Next: write bytes as a number, or a unit, as in '10GiB'.")
     number, unit, binary = match.groups()

@@ -19,6 +19,7 @@ from .judge_numbers import forget_unscaled
 from .loop import CLOSURE, Loop, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_accelerator, require_models, require_scale
 from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
+from .torch_clipping import TorchClipping
 from .torch_loop import TorchLoop
 
 # Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.
@@ -108,14 +109,17 @@ class AccelerateLoop:
             put.append((owner, name, owner.__dict__.get(name, _ABSENT)))
             setattr(owner, name, wrap(getattr(owner, name)))
 
-        replace(accelerator, "backward", lambda original: _backward(original, watch))
-        replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch, accelerator))
+        clipping = TorchClipping(
+            self.scaler, self.optimizers, lambda: accelerator.gradient_state.sync_gradients, watch.step
+        )
+        replace(accelerator, "backward", lambda original: _backward(original, watch, clipping))
+        replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch, accelerator, clipping))
         replace(accelerator, "_do_sync", lambda original: _do_sync(original, watch, accelerator.gradient_state))
         for prepared in accelerator._optimizers:
             steps_of = functools.partial(_step, watch=watch, accelerator=accelerator, optimizer=prepared.optimizer)
             replace(prepared, "step", steps_of)
         try:
-            with products_in(self.dtype, has_half_base=self._has_half_base):
+            with products_in(self.dtype, has_half_base=self._has_half_base), clipping.watched():
                 yield
         finally:
             for owner, name, before in reversed(put):
@@ -142,23 +146,27 @@ class AccelerateLoop:
 _ABSENT = object()
 
 
-def _backward(original: Callable[..., Any], watch: WindowWatch) -> Callable[..., Any]:
+def _backward(original: Callable[..., Any], watch: WindowWatch, clipping: TorchClipping) -> Callable[..., Any]:
     def backward(loss: torch.Tensor, **kwargs: Any) -> Any:
         watch.loss(loss)
-        returned = original(loss, **kwargs)
+        with clipping.passes():
+            returned = original(loss, **kwargs)
         watch.backward_ended()
         return returned
 
     return backward
 
 
-def _clip(original: Callable[..., Any], watch: WindowWatch, accelerator: Any) -> Callable[..., Any]:
+def _clip(
+    original: Callable[..., Any], watch: WindowWatch, accelerator: Any, clipping: TorchClipping
+) -> Callable[..., Any]:
     def clip_grad_norm_(parameters: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if accelerator.scaler is not None and accelerator.scaler._scale is None:
             watch.step()  # no loss was scaled: before torch refuses to unscale these gradients
         if accelerator.scaler is not None and not accelerator.gradient_state.sync_gradients:
-            return _clip_scaled(original, accelerator, parameters, *args, **kwargs)
+            with clipping.paused():
+                return _clip_scaled(original, accelerator, parameters, *args, **kwargs)
         norm = original(parameters, *args, **kwargs)
         if isinstance(norm, torch.Tensor):
             watch.norm(norm, parameters)

@@ -35,6 +35,7 @@ from .loop import Loop
 from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down, has_room
 from .mistakes.check_arguments import require_batches, require_names, require_scale, require_state
 from .mistakes.open_window import OpenWindow
+from .mistakes.other_scalers import other_scalers_refused
 from .random_numbers import RandomNumbers
 from .settling.next_attempt import NextAttempt
 from .settling.window_vote import WindowVotes
@@ -242,7 +243,7 @@ class PrecisionGuard:
         while True:
             self._schedules.begin()
             around, dtype = self._schedules.around(), self.dtype
-            around.append(self._buffers.noticed())
+            around += [self._buffers.noticed(), other_scalers_refused(self.loop)]
             if dtype == FLOAT16:
                 around.append(self._products.in_force())
             if self._is_followed and dtype != FLOAT32:

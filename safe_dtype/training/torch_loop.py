@@ -17,6 +17,7 @@ from .half_base import has_half_base, products_in
 from .ladder import rungs
 from .loop import CLOSURE, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_dtype, require_models, require_optimizers, require_scale
+from .torch_clipping import TorchClipping
 
 _EXAMPLE = "TorchLoop(model, optimizer), or a list of each"
 
@@ -68,6 +69,7 @@ class TorchLoop:
         self._sharded = [model for model in self.models if is_sharded(model)]
         self._init_scale = init_scale
         self._watch: WindowWatch | None = None
+        self._clipping: TorchClipping | None = None  # while it is watched
         self.scaler: Any = None
         self.dtype = FLOAT32
         self.switch(rungs(dtype_named(dtype) if isinstance(dtype, str) else dtype)[0])
@@ -84,7 +86,8 @@ class TorchLoop:
         """Run the backward pass of a loss, scaled in float16. `kwargs` go to `Tensor.backward`."""
         if self._watch is not None:
             self._watch.loss(loss)
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward(**kwargs)
+        with nullcontext() if self._clipping is None else self._clipping.passes():
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward(**kwargs)
         if self._watch is not None:
             self._watch.backward_ended()
 
@@ -93,9 +96,7 @@ class TorchLoop:
     ) -> torch.Tensor:
         """Clip as `torch.nn.utils.clip_grad_norm_` does, gradients without their scale; return the norm before."""
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        if self.scaler is not None:
-            if self.scaler._scale is None and self._watch is not None:
-                self._watch.step()  # no loss was scaled: before torch refuses to unscale these gradients
+        if self.scaler is not None and self._clipping is None:  # outside of an attempt
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
@@ -120,12 +121,13 @@ class TorchLoop:
     def watched(self, watch: WindowWatch) -> Iterator[None]:
         """Tell `watch` of losses, norms and steps in the block."""
         self._watch = watch
+        self._clipping = TorchClipping(self.scaler, self.optimizers, lambda: watch.is_last() is not False, watch.step)
         hooks = [optimizer.register_step_pre_hook(_asking(watch)) for optimizer in self.optimizers]
         try:
-            with products_in(self.dtype, has_half_base=self._has_half_base):
+            with products_in(self.dtype, has_half_base=self._has_half_base), self._clipping.watched():
                 yield
         finally:
-            self._watch = None
+            self._watch = self._clipping = None
             for hook in hooks:
                 hook.remove()
 

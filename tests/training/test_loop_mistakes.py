@@ -93,9 +93,23 @@ def test_a_closure(layer: nn.Linear, is_named: bool) -> None:
     ("max_memory", "text"),
     [
         ({"cpu": "100"}, "'100' is no size. Next: write bytes as a number"),
+        ({"cpu": "1.2.3GiB"}, "'1.2.3GiB' is no size"),
+        ({"cpu": "much"}, "'much' is no size"),
+        ({"cpu": None}, "None is no size"),
+        ({"cpu": True}, "True is no size"),
+        ({"cpu": float("nan")}, "nan is no size"),
+        ({"cpu": float("inf")}, "inf is no size"),
+        ({"cpu": -1}, "-1 leaves no memory on 'cpu'. Next: write more than 0 bytes"),
+        ({"cpu": 0}, "0 leaves no memory on 'cpu'"),
+        ({"cpu": "0GiB"}, "'0GiB' leaves no memory"),
+        ({"cup": "9GiB"}, r"no device 'cup' here. Next: .*'10GiB'}"),
+        ({"cuda:99": "9GiB"}, "no device 'cuda:99' here"),
+        ({99: "9GiB"}, "no device 99 here"),
+        ({-1: "9GiB"}, "no device -1 here"),
+        ({None: "9GiB"}, "no device None here"),
         ("9MB", r"names no device. Next: .*'10GiB'}"),
     ],
-    ids=["no unit", "no device"],
+    ids=str,
 )
 def test_memory_that_cannot_be_read(layer: nn.Linear, max_memory: object, text: str) -> None:
     """A limit is read when it is said, and never left out: it is needed only where a run comes down to float32."""

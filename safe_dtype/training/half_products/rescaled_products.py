@@ -83,7 +83,11 @@ class RescaledProducts:
         self._ranges = None
 
     def in_force(self) -> AbstractContextManager[Any]:
-        """Return the context of an attempt in float16."""
+        """Return the context of an attempt in float16. A layer that has come into the place of a scaled one is scaled too."""
+        if any(self._layer(name) is not layer for name, layer in self._scaled.items()):
+            ranges = self._ranges
+            self.scale(self._scaled)
+            self._ranges = ranges
         if self._ranges is not None:
             self.watch()  # anew: an attempt before it, with a larger loss scale, was not finite
             return products_scaled({layer: self._ranges[name].note for name, layer in self._layers()})
@@ -132,6 +136,14 @@ class RescaledProducts:
             for name, module in model.named_modules():
                 if takes_scaled_products(module):
                     yield name if len(self._models) == 1 else f"{place}/{name}", module
+
+    def _layer(self, name: str) -> nn.Module | None:
+        """Return what is in the place of this name now; None where nothing is."""
+        place, _, path = name.rpartition("/")
+        try:
+            return self._models[int(place or 0)].get_submodule(path)
+        except AttributeError:
+            return None
 
     def _block_of(self, name: str) -> str:
         """Return how the names of the layers begin that are in a block with this one: wrappers of adapters are none."""

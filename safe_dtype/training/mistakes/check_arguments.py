@@ -17,15 +17,36 @@ _PLAIN = (type(None), bool, int, float, str, torch.dtype, Dtype)  # whose value 
 
 
 def refuse_engines(values: Iterable[Any]) -> None:
-    """Raise TrainingLoopError for an engine of DeepSpeed, or an optimizer of one: its passes and steps are its own."""
+    """Raise TrainingLoopError for an engine of DeepSpeed, or an optimizer of one: its passes and steps are its own.
+
+    So too for one inside of another module: compiled, or in a wrapper.
+    """
     for value in values:
-        if any(kind.__module__.partition(".")[0] == "deepspeed" for kind in type(value).__mro__):
+        engine = _engine_in(value)
+        if engine is not None:
             raise TrainingLoopError(
-                f"{type(value).__name__} of DeepSpeed has backward, step and loss scale of its own, and nobody else sees its "
-                "gradients before it steps",
+                f"{type(engine).__name__} of DeepSpeed{_inside_of(value, engine)} has backward, step and loss scale of its own, "
+                "and nobody else sees its gradients before it steps",
                 "train it as it is (in float16 it skips a step that overflows), in a dtype that `failed_dtypes` leaves and "
                 "within `safe_dtype.ranks.restarting()`; or by DDP or FSDP2, which are guarded",
             )
+
+
+def _engine_in(value: Any) -> Any:
+    if _is_of_deepspeed(value):
+        return value
+    # What is inside may be a layer of DeepSpeed in a model like any other: engines alone step themselves.
+    modules = value.modules() if isinstance(value, nn.Module) else ()
+    engines = (module for module in modules if _is_of_deepspeed(module) and hasattr(module, "allreduce_gradients"))
+    return next(engines, None)
+
+
+def _is_of_deepspeed(value: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] == "deepspeed" for kind in type(value).__mro__)
+
+
+def _inside_of(value: Any, engine: Any) -> str:
+    return "" if engine is value else f", inside of a {type(value).__name__},"
 
 
 def require_trainer(trainer: Any) -> None:

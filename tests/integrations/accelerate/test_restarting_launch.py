@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from safe_dtype.integrations.accelerate.restarting_launch import RankEnd, restart_helps
+from safe_dtype.integrations.accelerate.restarting_launch import RankEnd, restart_helps, status_of
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,22 @@ def test_restart_helps(ends: list[RankEnd], helps: bool) -> None:
     assert restart_helps(ends) is helps
 
 
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        pytest.param([RankEnd(0, 3)], 3, id="of the program"),
+        pytest.param([RankEnd(0, 76), RankEnd(1, 3)], 3, id="of the program, and the other is alone"),
+        pytest.param([RankEnd(0, 1, "KeyError: x"), RankEnd(1, -15)], 1, id="an error"),
+        pytest.param([RankEnd(0, 4, "", 20), RankEnd(1, 3, "", 10)], 3, id="the first one"),
+        pytest.param([RankEnd(0, 75), RankEnd(1, 76)], None, id="a dtype"),
+        pytest.param([RankEnd(0, -9), RankEnd(1, -15, "KeyError: x")], None, id="killed"),
+    ],
+)
+def test_status_of(ends: list[RankEnd], status: int | None) -> None:
+    """What a program ends with, other than by a signal or for a restart, is what a launch of it ends with."""
+    assert status_of(ends) == status
+
+
 PROGRAMS = {
     "syntax": "print('begun', flush=True)\ndef f(:\n",
     "error": "print('begun', flush=True)\nimport torch.distributed\nlen(5)\n",
@@ -47,6 +63,16 @@ print("begun", flush=True)
 dist.init_process_group("gloo")
 if dist.get_rank() == 0:
     raise KeyError("labels")
+dist.all_reduce(torch.ones(1))
+""",
+    "exit": """
+import atexit, os, sys, time, torch, torch.distributed as dist
+print("begun", flush=True)
+dist.init_process_group("gloo")
+if dist.get_rank() == 1:
+    atexit.register(time.sleep, 2)  # as long as Python may take to end, its connections closed
+    atexit.register(dist.destroy_process_group)
+    sys.exit(3)
 dist.all_reduce(torch.ones(1))
 """,
     "killed": """
@@ -59,27 +85,35 @@ if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     os.kill(os.getpid(), signal.SIGKILL)
 """,
 }
-BEGUN = {"syntax": 0, "error": 2, "alone": 2, "killed": 4}
+BEGUN = {"syntax": 0, "error": 2, "alone": 2, "exit": 2, "killed": 4}
+STATUS = {"exit": 3, "killed": 0}  # of the launch; else 1
 
 
-def launched(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+def launched(folder: Path, script: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """Return how a launch of two processes on the CPU has ended."""
-    command = [sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", "2", script]
+    command = [sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", str(processes), script]
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("program", ["alone", "killed", pytest.param("error", marks=pytest.mark.slow),
+@pytest.mark.parametrize("program", ["alone", "exit", "killed", pytest.param("error", marks=pytest.mark.slow),
                                      pytest.param("syntax", marks=pytest.mark.slow)])  # fmt: skip
 def test_launch(program: str, tmp_path: Path) -> None:
     """An error of the program ends the job at its first end, with one line that says so; who was killed comes again."""
     (tmp_path / "train.py").write_text(PROGRAMS[program])
     done = launched(tmp_path, "train.py")
     assert done.stdout.count("begun") == BEGUN[program], done.stderr[-4000:]
-    assert (done.returncode == 0) is (program == "killed")
+    assert done.returncode == STATUS.get(program, 1)
     assert done.stderr.count("nothing is started again") == (program != "killed")
     if program == "alone":
         assert "rank 0 has ended with KeyError: 'labels', which is none of a dtype" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_only_process(tmp_path: Path) -> None:
+    """A launch of one process ends with its status too."""
+    (tmp_path / "train.py").write_text("raise SystemExit(3)")
+    assert launched(tmp_path, "train.py", processes=1).returncode == 3
 
 
 def test_a_script_that_is_not_there(tmp_path: Path) -> None:

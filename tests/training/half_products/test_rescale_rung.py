@@ -145,6 +145,37 @@ def test_later_windows_find_more() -> None:
     assert trained(model, names=("0",)).rescaled == ("0", "1")
 
 
+@pytest.mark.parametrize("is_in_the_state", [False, True], ids=["in place", "of a state"])
+def test_a_layer_in_the_place_of_a_scaled_one(is_in_the_state: bool) -> None:
+    """A program that puts another layer there between two windows, a larger head say, trains on without a failure."""
+    model = Chain(1.0, 1e-6, 1.0)
+    nn.init.constant_(model[1].bias, 1e5)
+    loop = TorchLoop(model, torch.optim.SGD(model.parameters(), lr=0.0), FLOAT16)
+    guard = PrecisionGuard(loop)
+
+    def step() -> None:
+        for attempt in guard.attempts():
+            with attempt:
+                loop.backward(model(torch.ones(2, 8)).square().mean())
+                loop.optimizers[0].step()
+                loop.optimizers[0].zero_grad()
+
+    step()
+    assert (guard.rescaled, len(guard.events)) == (("1",), 1)
+    if is_in_the_state:
+        guard.load_state_dict(guard.state_dict())
+    other = nn.Linear(8, 8)
+    nn.init.constant_(other.bias, 1e5)
+    model[1] = other
+    loop.optimizers[0].add_param_group({"params": list(other.parameters())})
+    step()
+    assert (guard.dtype, guard.rescaled, len(guard.events)) == (FLOAT16, ("1",), 1)
+    assert type(model[1]) is nn.Linear
+    model[1] = nn.Identity()
+    step()
+    assert (guard.dtype, guard.rescaled, len(guard.events)) == (FLOAT16, (), 1)
+
+
 def test_gradients_are_those_of_float32() -> None:
     """Within the rounding of float16, where large gradients and small ones meet that no loss scale holds together."""
     ours, exact = (Chain(1e-12, 1e9, 1e9, 1.0, of_gradients=True) for _ in range(2))

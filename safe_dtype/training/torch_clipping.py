@@ -1,0 +1,111 @@
+"""Gradients that torch's own functions clip, which know nothing of a loss scale: they lose it first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.amp.grad_scaler import OptState
+from torch.nn.utils import clip_grad
+
+from ..errors import TrainingLoopError
+
+# What clip_grad_norm_, clip_grad_value_ and get_total_norm of torch hand all gradients to before they look at any: it is
+# found in their module when they run, so that it does not matter where a program has imported them.
+_FIRST = "_group_tensors_by_device_and_dtype"
+_ONCE = "clip once a step, after the backward pass of its last micro-batch"
+
+
+class TorchClipping:
+    """In float16: takes the loss scale from gradients before a function of torch clips them, once an attempt.
+
+    Args:
+        scaler: Of the loss; None outside of float16, where nothing is done.
+        optimizers: Of the loop.
+        is_whole: Whether the gradients are those of a whole step.
+        vote: Called before gradients lose a scale that no loss had: it raises.
+    """
+
+    def __init__(
+        self, scaler: Any, optimizers: Sequence[torch.optim.Optimizer], is_whole: Callable[[], bool],
+        vote: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._scaler, self._optimizers = scaler, list(optimizers)
+        self._is_whole, self._vote, self._is_paused = is_whole, vote, False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watch what is clipped in the block."""
+        if self._scaler is None:
+            yield
+            return
+        original = getattr(clip_grad, _FIRST)
+
+        def first(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            self._unscale([tensor for row in tensors for tensor in row])
+            return original(tensors, *args, **kwargs)
+
+        setattr(clip_grad, _FIRST, first)
+        try:
+            yield
+        finally:
+            setattr(clip_grad, _FIRST, original)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave gradients as they are in the block, whoever looks at them."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """Notice a backward pass that adds scaled gradients to others without a scale.
+
+        Raises:
+            TrainingLoopError: If it has.
+        """
+        before = [
+            (weight, weight.grad, weight.grad._version)
+            for optimizer in self._optimizers
+            if self._scaler is not None and self._stage(optimizer) is OptState.UNSCALED
+            for weight in _weights(optimizer)
+            if weight.grad is not None
+        ]
+        yield
+        if any(weight.grad is not gradient or gradient._version != version for weight, gradient, version in before):
+            raise TrainingLoopError(
+                "a backward pass has added gradients with a loss scale to some that were clipped, and have none any more",
+                _ONCE,
+            )
+
+    def _unscale(self, gradients: Sequence[torch.Tensor]) -> None:
+        if self._is_paused:
+            return
+        places = set(map(id, gradients))
+        for optimizer in self._optimizers:
+            if not any(id(weight.grad) in places for weight in _weights(optimizer)):
+                continue
+            if self._scaler._scale is None:
+                self._vote()
+            if self._stage(optimizer) is not OptState.READY:
+                continue
+            if not self._is_whole():
+                raise TrainingLoopError(
+                    "gradients are clipped in float16 before they are whole, by a function that knows nothing of their loss scale",
+                    f"{_ONCE}; with accelerate by accelerator.clip_grad_norm_, in `if accelerator.sync_gradients:`",
+                )
+            self._scaler.unscale_(optimizer)
+
+    def _stage(self, optimizer: torch.optim.Optimizer) -> OptState:
+        stage: OptState = self._scaler._per_optimizer_states[id(optimizer)]["stage"]
+        return stage
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

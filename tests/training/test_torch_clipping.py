@@ -1,0 +1,171 @@
+"""Loops that clip by functions of torch: in float16 the gradients have no scale there, or an error says what to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+
+from safe_dtype.errors import TrainingLoopError
+from safe_dtype.training import PrecisionGuard, TorchLoop
+
+Clip = Callable[[Any], Any]
+BATCHES = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
+CLIPS: dict[str, Clip] = {
+    "norm": lambda weights: clip_grad_norm_(weights, 0.1),
+    "value": lambda weights: clip_grad_value_(weights, 0.01),
+}
+
+
+def layers() -> nn.Module:
+    """Return a small model, always the same."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+def by_hand(clip: Clip, init_scale: float) -> list[torch.Tensor]:
+    """Train in float16 without a guard, gradients unscaled before they are clipped."""
+    model = layers()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.5), torch.amp.GradScaler("cpu", init_scale=init_scale)
+    for rows in BATCHES:
+        with torch.autocast("cpu", torch.float16):
+            loss = model(rows).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        clip(model.parameters())
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return [weight.detach() for weight in model.parameters()]
+
+
+def guarded(clip: Clip, init_scale: float, *, uses_accelerate: bool) -> tuple[list[torch.Tensor], PrecisionGuard]:
+    """Train the same under a guard."""
+    model: Any = layers()
+    optimizer: Any = torch.optim.SGD(model.parameters(), 0.5)
+    weights = list(model.parameters())
+    if uses_accelerate:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        loop: Any = Accelerator(mixed_precision="fp16", cpu=True)
+        model, optimizer = loop.prepare(model, optimizer)
+        guard = PrecisionGuard(loop, model, init_scale=init_scale)
+    else:
+        loop = TorchLoop(model, optimizer, "float16", init_scale=init_scale)
+        guard = PrecisionGuard(loop)
+    for window in guard.windows(BATCHES):
+        for attempt in guard.attempts():
+            with attempt:
+                for rows in window:
+                    with loop.autocast():
+                        loss = model(rows).float().square().mean()
+                    loop.backward(loss)
+                    clip(weights)
+                    optimizer.step()
+                    optimizer.zero_grad()
+    return [weight.detach() for weight in weights], guard
+
+
+@pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
+@pytest.mark.parametrize("name", CLIPS)
+def test_gradients_are_clipped_without_their_scale(name: str, uses_accelerate: bool) -> None:
+    """Wherever the function was imported: to the bit what a loop computes that unscales them itself."""
+    expected = by_hand(CLIPS[name], 1024.0)
+    weights, guard = guarded(CLIPS[name], 1024.0, uses_accelerate=uses_accelerate)
+    assert guard.events == []
+    assert all(map(torch.equal, weights, expected))
+
+
+def test_an_overflow_is_not_clipped_away() -> None:
+    """A gradient without an end that becomes a limit is no number of that batch: it runs again with half the scale."""
+    expected = by_hand(CLIPS["value"], 2.0**10)
+    weights, guard = guarded(CLIPS["value"], 2.0**24, uses_accelerate=False)
+    assert guard.events
+    assert all(event.remedy.startswith("loss scale ") for event in guard.events)
+    assert all(map(torch.equal, weights, expected))
+
+
+def test_norms_that_are_only_looked_at() -> None:
+    """A norm for the log is that of gradients without a scale, and clipping after it takes no scale away once more."""
+    norms: list[float] = []
+
+    def clip(weights: Any) -> None:
+        norms.append(float(get_total_norm([weight.grad for weight in weights])))
+        clip_grad_norm_(weights, 0.1)
+
+    weights, _ = guarded(clip, 1024.0, uses_accelerate=False)
+    assert all(map(torch.equal, weights, by_hand(CLIPS["norm"], 1024.0)))
+    assert max(norms) < 10
+
+
+def test_both_ways_of_clipping() -> None:
+    """By value and then by norm, as torch's functions may follow one another; so may the loop's own."""
+
+    def both(weights: Any) -> None:
+        weights = list(weights)
+        clip_grad_value_(weights, 0.01)
+        clip_grad_norm_(weights, 0.02)
+
+    weights, _ = guarded(both, 1024.0, uses_accelerate=False)
+    assert all(map(torch.equal, weights, by_hand(both, 1024.0)))
+
+
+@pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
+def test_gradients_that_are_not_whole(uses_accelerate: bool) -> None:
+    """Clipped between two micro-batches, by what knows nothing of a scale: the next would be added to other numbers."""
+    layer: Any = nn.Linear(4, 1)
+    optimizer: Any = torch.optim.SGD(layer.parameters())
+    if uses_accelerate:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        loop: Any = Accelerator(mixed_precision="fp16", cpu=True, gradient_accumulation_steps=2)
+        layer, optimizer = loop.prepare(layer, optimizer)
+        guard, accumulate = PrecisionGuard(loop, layer), lambda: loop.accumulate(layer)
+    else:
+        loop = TorchLoop(layer, optimizer, "float16", init_scale=256.0)
+        guard, accumulate = PrecisionGuard(loop), loop.accumulate
+    window = next(guard.windows([torch.ones(2, 4)] * 2, 2))
+
+    def attempted() -> None:
+        with next(guard.attempts()):
+            for rows in window:
+                with accumulate():
+                    loop.backward(layer(rows).mean())
+                    clip_grad_norm_(layer.parameters(), 0.1)
+
+    with pytest.raises(TrainingLoopError, match=r"before they are whole.*Next: clip once a step"):
+        attempted()
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_backward_pass_after_clipping(is_frozen: bool) -> None:
+    """In a window that the guard does not hand out: refused where it adds to what was clipped, as torch refuses it."""
+    layer, head = nn.Linear(4, 4), nn.Linear(4, 1)
+    optimizers = [torch.optim.SGD(one.parameters(), 0.1) for one in (layer, head)]
+    loop = TorchLoop([layer, head], optimizers, "float16", init_scale=256.0)
+    guard = PrecisionGuard(loop)
+    attempts = guard.attempts()
+
+    def step() -> None:
+        with next(attempts):
+            loop.backward(head(layer(torch.ones(2, 4))).mean())
+            clip_grad_norm_(head.parameters(), 0.1)
+            head.requires_grad_(not is_frozen)
+            loop.backward(head(layer(torch.ones(2, 4))).mean())
+            for optimizer in optimizers:
+                optimizer.step()
+
+    if is_frozen:
+        step()
+        assert guard.windows_done == 0  # counted where the next attempt is asked for
+        assert next(attempts, None) is None
+        assert guard.windows_done == 1
+    else:
+        with pytest.raises(TrainingLoopError, match=r"added gradients with a loss scale.*Next: clip once a step"):
+            step()
