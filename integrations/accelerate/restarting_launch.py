@@ -84,7 +84,7 @@ def waiting_for_the_cause(close: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wait_for_the_cause(context: Any) -> None:
-    from torch.distributed.elastic.multiprocessing.api import ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
     end = time.monotonic() + _FOR_THE_CAUSE
     for rank, handler in context.subprocess_handlers.items():

@@ -104,7 +104,7 @@ def _limit(device: Any, size: Any) -> int:
         )
     if isinstance(size, bool) or not (isinstance(size, str) or (isinstance(size, Real) and math.isfinite(size))):
         raise ValueError(f"max_memory: {size!r} is no size. Next: write bytes as a number, or a unit, as in '10GiB'.")
-    if (limit := bytes_of(size)) <= 0:
+    if (limit := bytes_of(size if isinstance(size, str) else float(size))) <= 0:
         raise ValueError(
             f"max_memory: {size!r} leaves no memory on {device!r}. Next: write more than 0 bytes, or leave the device out."
         )

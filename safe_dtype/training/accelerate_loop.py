@@ -18,8 +18,8 @@ from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled
 from .loop import CLOSURE, Loop, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_accelerator, require_models, require_scale
+from .mistakes.torch_clipping import TorchClipping
 from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
-from .torch_clipping import TorchClipping
 from .torch_loop import TorchLoop
 
 # Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.

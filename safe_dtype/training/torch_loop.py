@@ -17,7 +17,7 @@ from .half_base import has_half_base, products_in
 from .ladder import rungs
 from .loop import CLOSURE, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_dtype, require_models, require_optimizers, require_scale
-from .torch_clipping import TorchClipping
+from .mistakes.torch_clipping import TorchClipping
 
 _EXAMPLE = "TorchLoop(model, optimizer), or a list of each"
 

@@ -156,7 +156,9 @@ def test_a_layer_in_the_place_of_a_scaled_one(is_in_the_state: bool) -> None:
     def step() -> None:
         for attempt in guard.attempts():
             with attempt:
-                loop.backward(model(torch.ones(2, 8)).square().mean())
+                with loop.autocast():
+                    loss = model(torch.ones(2, 8)).square().mean()
+                loop.backward(loss)
                 loop.optimizers[0].step()
                 loop.optimizers[0].zero_grad()
 

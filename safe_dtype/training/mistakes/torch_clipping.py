@@ -10,7 +10,7 @@ import torch
 from torch.amp.grad_scaler import OptState
 from torch.nn.utils import clip_grad
 
-from ..errors import TrainingLoopError
+from ...errors import TrainingLoopError
 
 # What clip_grad_norm_, clip_grad_value_ and get_total_norm of torch hand all gradients to before they look at any: it is
 # found in their module when they run, so that it does not matter where a program has imported them.
