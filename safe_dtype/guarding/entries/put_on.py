@@ -18,6 +18,7 @@ from ..restart_generate import guarded_generate
 from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
 from ..step import guarded_step
 from .attention_of_steps import quicken_attention
+from .batch_loop import guard_batch_loop
 from .codes import Codes, with_numbers
 from .entry_methods import FORWARD, entry_methods, is_step
 from .growing_cache import grow_prepared, with_plain_cache
@@ -43,6 +44,7 @@ def put_on(guard: Guard, model: nn.Module) -> None:
     if any(isinstance(part, PreTrainedModel) for part in guard.parts):
         wrap_method(PreTrainedModel, CALL, _guard_call, guard, packed=True)
         wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, guard)
+        guard_batch_loop(guard)
     quicken_attention(guard)
     for part in guard.parts:
         put_on_own(part, _guard_method(FORWARD))
