@@ -97,15 +97,15 @@ def test_waiting_and_split() -> None:
     pool = transformers.ContinuousBatchingConfig(num_blocks=64, page_size=32, max_batch_tokens=32)
     answers = []
     for one in (model, wide):
-        with one.continuous_batching_context_manager(CONFIG, continuous_batching_config=pool) as manager:
-            with fault(model, DOWN, "nan", call=1):
-                names = manager.add_requests(prompts, max_new_tokens=8)
-                done: dict[str, Any] = {}
-                end = time.monotonic() + PATIENCE
-                while len(done) < len(names) and time.monotonic() < end:
-                    output = manager.get_result(timeout=0.1)
-                    if output is not None:
-                        done[output.request_id] = output
+        manager_of_one = one.continuous_batching_context_manager(CONFIG, continuous_batching_config=pool)
+        with manager_of_one as manager, fault(model, DOWN, "nan", call=1):
+            names = manager.add_requests(prompts, max_new_tokens=8)
+            done: dict[str, Any] = {}
+            end = time.monotonic() + PATIENCE
+            while len(done) < len(names) and time.monotonic() < end:
+                output = manager.get_result(timeout=0.1)
+                if output is not None:
+                    done[output.request_id] = output
         answers.append([(done[name].prompt_ids, done[name].generated_tokens, done[name].error) for name in names])
     assert report(model).events
     assert answers[0] == answers[1]
