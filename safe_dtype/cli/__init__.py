@@ -14,8 +14,9 @@ from .cache_commands import cache
 from .completion import completion
 from .doctor_command import doctor
 from .endings import one_line_endings, one_line_interruption
+from .half_commands import audit, rescue
 from .launch_commands import accelerate_config, launch
-from .model_commands import audit, generate, plan, rescue, run, verify
+from .model_commands import generate, plan, run, verify
 from .optimize_command import optimize
 from .options import print_warning
 from .progress_line import silence

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
-from .options import FORMAT, columns
+from .options import FORMAT, HTML, columns, write_picture
 from .progress_line import progress
 
 
 @click.command()
 @click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: all devices of this machine]")
 @click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
+@HTML
 @FORMAT
-def doctor(*, device: str | None, refresh: bool, form: str) -> None:
+def doctor(*, device: str | None, refresh: bool, page: Path | None, form: str) -> None:
     """Measure this machine: every device, every dtype, and what torch claims about them."""
     from ..commands.doctor import device_text, device_to_dict, learned_text
     from ..devices import detect, facts_of, learned_on
@@ -23,6 +25,10 @@ def doctor(*, device: str | None, refresh: bool, form: str) -> None:
     for name in [device] if device else [facts.device for facts in detect()]:
         with progress(f"measuring {name}"):
             measured.append(facts_of(name, refresh=refresh))
+    if page:
+        from ..commands.device_page import devices_page
+
+        write_picture(page, devices_page((facts, learned_on(facts)) for facts in measured))
     if form == "json":
         devices = [device_to_dict(facts, learned_on(facts)) for facts in measured]
         click.echo(json.dumps({"schema": 1, "devices": devices}, indent=2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -20,7 +19,7 @@ from .completion import complete_dtype, complete_path
 from .options import (
     DEVICE,
     FORMAT,
-    PLOT,
+    HTML,
     REVISION,
     FiniteLimit,
     columns,
@@ -31,6 +30,7 @@ from .options import (
     write_picture,
 )
 from .progress_line import bar, progress
+from .whole_texts import explained, text_of
 
 if TYPE_CHECKING:
     from ..commands.generate_text import Generator
@@ -41,7 +41,7 @@ _OF_ONE_ANSWER, _IN_A_CHAT = 64, 512  # new tokens, where nobody says how many
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
     help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, int8, max_drift=X, "
-    "variants=say|use|ignore, save=as-saved|as-is; comma-separated.",
+    "variants=say|use|ignore, save=as-saved|as-is, recipes=ignore|use|ORG/NAME; comma-separated.",
 )  # fmt: skip
 _OF_A_PLAN = (
     click.argument("model", metavar="MODEL", callback=not_empty, shell_complete=complete_path),
@@ -106,8 +106,9 @@ def _list_devices(context: click.Context, _option: click.Parameter, asked: bool)
     help="List the devices that are known without being here, and exit.",
 )  # fmt: skip
 @_GGUF_FILE
+@HTML
 @FORMAT
-def plan(asked: Asked, *, form: str, gguf_file: str | None) -> None:
+def plan(asked: Asked, *, page: Path | None, form: str, gguf_file: str | None) -> None:
     """Show the dtype MODEL is loaded in here, and why no other.
 
     Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
@@ -116,6 +117,11 @@ def plan(asked: Asked, *, form: str, gguf_file: str | None) -> None:
     asked = replace(asked, gguf_file=gguf_file)
     here = asked.device is None or _is_here(asked.device)
     made = _with_foreseen(_plan_here(asked) if here else _plan_by_priors(asked), asked)
+    if page:
+        from ..commands.plan_page import plan_page_with_device
+
+        elsewhere = None if here else asked.device
+        write_picture(page, plan_page_with_device(made, asked.model, revision=asked.revision, elsewhere=elsewhere))
     click.echo(made.to_json(indent=2) if form == "json" else made.explain(width=columns()))
 
 
@@ -145,7 +151,7 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
     made = _plan_here(asked)
     from ..commands.generate_text import Generator
 
-    with progress(f"loading {asked.model} in {made.storage}"), _explained(asked.model, asked.revision):
+    with progress(f"loading {asked.model} in {made.storage}"), explained(asked.model, asked.revision):
         generator = Generator.load(asked.model, made, revision=asked.revision)
     as_text = form == "text"
     if prompt is None:
@@ -196,72 +202,14 @@ def verify(*, model: str, text: Path | None, max_drift: float, form: str, **opti
     """
     from ..commands.verify import Question, verify
 
-    words = _text_of(text) if text else None
+    words = text_of(text) if text else None
     warn_of_ignored(model, options["revision"])
-    with bar(f"verifying {model}") as tell, _explained(model, options["revision"], options["gguf_file"]):
+    with bar(f"verifying {model}") as tell, explained(model, options["revision"], options["gguf_file"]):
         verification = verify(Question(model, text=words, max_drift=max_drift, **options), tell)
     click.echo(
         json.dumps({"schema": 1, **verification.to_dict()}, indent=2) if form == "json" else verification.as_text()
     )
     if verification.beyond:
-        click.get_current_context().exit(3)
-
-
-@click.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
-@REVISION
-@PLOT
-@FORMAT
-def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> None:
-    """Tell whether the weights of MODEL can be held in float16, and how much room there is.
-
-    Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
-    """
-    from ..checkpoints import audit
-    from ..checkpoints.audit.audit_page import audit_svg, audit_text
-    from ..facts import Where
-
-    warn_of_ignored(model, revision)
-    with bar(f"auditing {model}") as tell:
-        report = audit(Where(model, revision=revision), progress=tell)
-    if plot:
-        write_picture(plot, audit_svg(report))
-    if form == "json":
-        click.echo(json.dumps({"schema": 1, **report.to_dict()}, indent=2))
-    else:
-        click.echo(audit_text(report, width=columns()))
-    if not report.fits:
-        click.get_current_context().exit(3)
-
-
-@click.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
-@DEVICE
-@click.option(
-    "--text",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
-)
-@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
-@REVISION
-@PLOT
-@FORMAT
-def rescue(*, model: str, text: Path | None, plot: Path | None, form: str, **options: Any) -> None:
-    """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
-
-    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was
-    measured is remembered for every later load. Exits with status 0 where float16 works, 3 where it does not.
-    """
-    words = _text_of(text) if text else None
-    warn_of_ignored(model, options["revision"])
-    with progress(f"running {model}"), _explained(model, options["revision"]):
-        from ..commands.rescue import rescue
-
-        outcome = rescue(model, text=words, **options)
-    if plot:
-        write_picture(plot, outcome.as_svg())
-    click.echo(json.dumps({"schema": 1, **outcome.to_dict()}, indent=2) if form == "json" else outcome.as_text())
-    if outcome.beyond:
         click.get_current_context().exit(3)
 
 
@@ -356,21 +304,3 @@ def _with_foreseen(made: Plan, asked: Asked) -> Plan:
     if ignored := ignored_revision(asked.model, asked.revision):
         warnings.append(ignored)
     return replace(made, warnings=(*made.warnings, *warnings))
-
-
-def _explained(model: str, revision: str | None, gguf_file: str | None = None) -> AbstractContextManager[None]:
-    from ..loading import Request, explained
-
-    return explained(Request(model, {"revision": revision, "gguf_file": gguf_file}), reads_text=True)
-
-
-def _text_of(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise click.BadParameter(
-            f"{file} is not UTF-8: {exc.reason} at byte {exc.start}.", param_hint="--text"
-        ) from exc
-    if not text.strip():
-        raise click.BadParameter(f"{file} is empty.", param_hint="--text")
-    return text

@@ -81,14 +81,20 @@ PLOT = click.option(
 )
 
 
-def write_picture(file: Path, svg: str) -> None:
-    """Write a picture, whole or not at all; to stdout where the file is called "-"."""
+HTML = click.option(
+    "--html", "page", type=click.Path(path_type=Path), callback=_picture, metavar="FILE",
+    help="Write a page with pictures as well: one file, which loads nothing.",
+)  # fmt: skip
+
+
+def write_picture(file: Path, text: str) -> None:
+    """Write a picture or a page, whole or not at all; to stdout where the file is called "-"."""
     if str(file) == "-":
-        click.echo(svg)
+        click.echo(text)
     elif file.exists() and not file.is_file():  # a pipe, a device
-        file.write_text(svg, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     else:
-        write_whole(file, svg)
+        write_whole(file, text)
 
 
 def columns() -> int:

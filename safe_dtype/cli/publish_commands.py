@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from ..errors import NotPublishableError
 from ..facts import DEFAULT_MAX_DRIFT
 from .completion import complete_path
-from .options import FORMAT, FiniteLimit, NewFolder, not_empty, warn_of_ignored
+from .options import FORMAT, HTML, FiniteLimit, NewFolder, not_empty, warn_of_ignored, write_picture
 from .progress_line import bars, steps
 from .whole_summaries import WholeSummaries
 
@@ -95,11 +95,20 @@ def check(*, folder: Path) -> None:
 @publish.command()
 @_FOLDER
 @click.option("--repo", metavar="ORG/NAME", help="Where it is going: what the card tells people to load.")
-def card(*, folder: Path, repo: str | None) -> None:
-    """Render the card of a staged FOLDER into its README.md, and print it."""
+@HTML
+def card(*, folder: Path, repo: str | None, page: Path | None) -> None:
+    """Render the card of a staged FOLDER into its README.md, and print it.
+
+    A page belongs beside FOLDER, not into it: all that is in FOLDER is published.
+    """
     from ..publishing.staging.card import write_card
 
     click.echo(write_card(folder, repo=repo))
+    if page:
+        from ..publishing.staging.card_page import card_page
+        from ..publishing.staging.evidence import read_evidence
+
+        write_picture(page, card_page(read_evidence(folder)))
 
 
 @publish.command()

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..facts import FLOAT16, Dtype, HalfRange, drift_to_dict, exceeds, summary
+from ..facts import DEFAULT_MAX_DRIFT, FLOAT16, Dtype, HalfRange, drift_to_dict, exceeds, summary
 from ..loading import Request, checkpoint_for, device_for, half_of
 from ..loading.plan_request import as_loaded_here
 from ..planning import Policy, make_plan
@@ -24,6 +24,7 @@ class Rescue:
     device: str
     half: HalfRange
     beyond: str | None  # why float16 is rejected; None where it is safe
+    max_drift: float = DEFAULT_MAX_DRIFT  # that its drift was held to
 
     @property
     def mends(self) -> bool:
@@ -120,4 +121,4 @@ def _rescue(
     if half is None:
         return None
     why = half.problem or (exceeds(half.drift, max_drift) if half.drift else "its drift was not measured")
-    return Rescue(model, checkpoint.saved, facts.name, half, why or None)
+    return Rescue(model, checkpoint.saved, facts.name, half, why or None, max_drift)

@@ -22,7 +22,7 @@ def drift_html(drift: Drift) -> str:
     verdict = f"beyond the usual limit: {reason}" if reason else f"within the usual limit of {DEFAULT_MAX_DRIFT:g}"
     outputs = [("", drift), *drift.heads]
     columns = (Column("output"), Column("figure"), Column("value", number=True))
-    rows = [(name or "main", *figure) for name, output in outputs for figure in _figures(output)]
+    rows = [(name or "main", *figure) for name, output in outputs for figure in drift_figures(output)]
     line = f"Drift of {drift.positions:,} {drift.kind}: {verdict}"
     return notebook(paragraph([line]), picture(_bars(outputs)), html_table(columns, rows))
 
@@ -48,7 +48,8 @@ def _unit(drift: Drift) -> str:
     return _UNITS.get(drift.kind, "mean KL, nats")
 
 
-def _figures(drift: Drift) -> Iterator[tuple[str, str]]:
+def drift_figures(drift: Drift) -> Iterator[tuple[str, str]]:
+    """Yield every figure of one output, by its name with its unit."""
     if drift.kind != "values":
         yield "mean KL, nats", f"{drift.kl_mean:.2e}"
         yield "KL that 99 % do not exceed, nats", f"{drift.kl_p99:.2e}"

@@ -251,6 +251,8 @@ class HalfRange:
     reference: Dtype = FLOAT32  # what the drift is measured from: the checkpoint in this dtype, computed in float32
     stored: bool = False  # read from beside the weights, where all of it was measured before: no figure is known here
     measured_on: str = ""  # the name of another device, where it was not measured on the one that is planned for
+    recipe: str = ""  # the repository and commit of the recipe that all of it was read from; it is proved at the load
+    kl: tuple[float, ...] = field(default=(), compare=False)  # nats at each position, the first 512 at most
 
     def __str__(self) -> str:
         if self.problem:
@@ -262,6 +264,8 @@ class HalfRange:
         words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
         if self.stored:
             return f"{', '.join(words)}, as it was saved"
+        if self.recipe:
+            return f"{', '.join(words)}, by a recipe of {self.recipe}, which the load proves"
         sure = f" (for any input, hidden states stay below {_number(self.certified)})" if self.certified else ""
         return (
             f"{', '.join(words)}; activations reach {_number(self.left)} instead of {_number(self.peak)}{noise}{sure}"

@@ -31,6 +31,7 @@ from ..store.temporary import TemporaryPlace
 from ..verifying.in_one_dtype import in_one_dtype
 from .plan_request import plan_request
 from .planned_once import already_planned
+from .recipe_proof import proved_at_load
 from .request import Request
 from .wide_weights import bring_back_float32, keep_out_of_range
 
@@ -58,11 +59,11 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     origin = _origin(model, plan, request)
     keep_origin(model, origin)
     if halves(plan):
-        halved = _halved(model, plan)
+        halved = _halved(model, plan, request)
         if halved is None:
             loaded = model = None  # the next one needs the room
             gc.collect()
-            return load(target, request, _plan_without_stored(plan, request), *model_args)
+            return load(target, request, _plan_without_rescue(plan, request), *model_args)
         plan = halved
     _verify(model, plan)
     if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
@@ -136,14 +137,19 @@ def halves(plan: Plan) -> bool:
     return plan.storage == FLOAT16 and bool(plan.rescale or plan.islands)
 
 
-def _halved(model: nn.Module, plan: Plan) -> Plan | None:
+def _halved(model: nn.Module, plan: Plan, request: Request) -> Plan | None:
     """Bring `model` into float16 as planned; return the plan, or one in float32 where its rescale cannot be proven.
 
-    None: the rescale that was saved beside the weights cannot be proven, and `model` has to be loaded again.
+    None: the rescale that was saved beside the weights, or the recipe, cannot be proven: `model` has to be loaded again.
     """
     try:
-        halve(model, plan.rescale, plan.islands, computing=computing_in_full(plan))
+        with proved_at_load(model, plan, request):
+            halve(model, plan.rescale, plan.islands, computing=computing_in_full(plan))
     except RescaleError as exc:
+        if plan.recipe:
+            text = f"{plan.source}: the recipe of {plan.recipe} does not hold for this model: {exc.problem}. It is not used"
+            warn(text)
+            return None
         if plan.stored:
             text = f"{plan.source}: {FILE} does not hold for this model: {exc.problem}. It is not used"
             warn(text)
@@ -163,10 +169,15 @@ def in_float32(plan: Plan, reason: str) -> Plan:
     return replace(full, ladder=(FLOAT32,), rounded=None, reason=reason)
 
 
-def _plan_without_stored(plan: Plan, request: Request) -> Plan:
-    """Return the plan that there would be without the rescale beside the weights, and warn of what it warns of."""
-    # Nothing is rounded that the first plan did not round; an order for float16 is measured all the same.
-    other = plan_request(request, plan.policy, drifts="ignored", stored=False)
+def _plan_without_rescue(plan: Plan, request: Request) -> Plan:
+    """Return the plan that there would be without the rescale beside the weights or the recipe; warn of what it warns of."""
+    if plan.recipe:
+        other = replace(
+            plan_request(request, replace(plan.policy, recipes="ignore"), drifts="measured"), policy=plan.policy
+        )
+    else:
+        # Nothing is rounded that the first plan did not round; an order for float16 is measured all the same.
+        other = plan_request(request, plan.policy, drifts="ignored", stored=False)
     for text in other.warnings:
         if text not in plan.warnings:
             warn(text)

@@ -28,12 +28,12 @@ from .nouns.goal import Goal
 from .nouns.job import Dynamic
 from .nouns.record import Optimization
 from .nouns.record_file import FILE
-from .search import ATTEMPTS, PICTURE, REPORT, Climb, Tell
+from .search import ATTEMPTS, PAGE, PICTURE, REPORT, Climb, Tell
 
 logger = logging.getLogger(__name__)
 
 INPUTS = "inputs"
-_WRITTEN = (ATTEMPTS, INPUTS, FILE, REPORT, PICTURE)  # in the output folder, beside the original
+_WRITTEN = (ATTEMPTS, INPUTS, FILE, REPORT, PICTURE, PAGE)  # in the output folder, beside the original
 _ROOM = 1.3  # times the weights: a child also needs memory for activations and for the files that it maps
 
 Inputs = Mapping[str, torch.Tensor]

@@ -27,9 +27,10 @@ from .order import Known, Rung, forms_to_try, rungs_of
 from .report.choose import choose
 from .report.plot import report_svg
 from .report.report import report_text
+from .report.report_page import report_page
 from .serving.trust import remember_made
 
-ATTEMPTS, REPORT, PICTURE = "attempts", "report.md", "report.svg"
+ATTEMPTS, REPORT, PICTURE, PAGE = "attempts", "report.md", "report.svg", "report.html"
 
 # In `auto`, no forms are tried in a dtype in which eager has less than this share of the speed of float32. Where a CPU
 # emulates a dtype, the matrix products are slow, and compilers only make faster what lies between them.
@@ -164,7 +165,7 @@ class Climb:
         )
 
     def _written(self, record: Optimization) -> Optimization:
-        """Keep the files of the chosen attempt, delete the others, and write the record, the page and the picture."""
+        """Keep the files of the chosen attempt, delete the others, and write the record, the report, its picture and its page."""
         attempts = []
         for number, attempt in enumerate(record.attempts):
             stays = number == record.chosen or (self.goal.keep and attempt.outcome is Outcome.VERIFIED)
@@ -181,6 +182,7 @@ class Climb:
         write_record(record, self.out)
         (self.out / REPORT).write_text(report_text(record), encoding="utf-8")
         (self.out / PICTURE).write_text(report_svg(record), encoding="utf-8")
+        (self.out / PAGE).write_text(report_page(record), encoding="utf-8")
         remember_made(self.out, record)
         return read_record(self.out)  # so that the caller gets the same values as those who read the file
 

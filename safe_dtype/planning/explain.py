@@ -43,21 +43,35 @@ def plan_text(plan: Plan, *, width: int) -> str:
         shown = table(columns, (row.cells for row in rows))
         reasons = [f"{row.name}: {row.reason}" for row in rows if row.reason]
     gap = [""] if reasons else []
-    ways = [table(_way_columns(plan), _ways(plan))] if plan.ways else []
-    return page([*_headline(plan), shown, *reasons, *gap, *_notes(plan), *ways], width=width)
+    ways = [table(*plan_ways(plan))] if plan.ways else []
+    return page([*_headline(plan), shown, *reasons, *gap, *plan_notes(plan), *ways], width=width)
 
 
 def plan_html(plan: Plan) -> str:
     """Return the same as `plan_text`, as HTML for a notebook."""
-    shown = html_table((*_columns(plan), Column("reason")), [(*row.cells, row.reason) for row in _rows(plan)])
     bars = time_bars(plan)
     return notebook(
         paragraph(_headline(plan)),
         picture(bars) if bars else "",
-        shown,
-        paragraph(_notes(plan)),
-        html_table(_way_columns(plan), _ways(plan)) if plan.ways else "",
+        html_table(*plan_rows(plan)),
+        paragraph(plan_notes(plan)),
+        html_table(*plan_ways(plan)) if plan.ways else "",
     )
+
+
+def plan_rows(plan: Plan) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+    """Return the columns and rows of the candidates, each with its reason: what is chosen comes first."""
+    return (*_columns(plan), Column("reason", wraps=True)), [(*row.cells, row.reason) for row in _rows(plan)]
+
+
+def plan_ways(plan: Plan) -> tuple[tuple[Column, ...], list[tuple[str, ...]]]:
+    """Return the columns and rows of what would fit."""
+    return _way_columns(plan), _ways(plan)
+
+
+def rows_word(plan: Plan) -> str:
+    """Return what the rows of a model's products are: "tokens", "patches", "frames" or "rows"."""
+    return _ROWS.get(plan.takes, ("tokens", ""))[0]
 
 
 def _way_columns(plan: Plan) -> tuple[Column, ...]:
@@ -122,7 +136,7 @@ def _verdict(decision: Decision, plan: Plan) -> str:
     return "accepted" if decision.accepted else f"rejected: {decision.ground}"
 
 
-def _notes(plan: Plan) -> Iterator[str]:
+def plan_notes(plan: Plan) -> Iterator[str]:
     """Yield what stands below the table: what holds for several rows, what the columns say, what to look out for."""
     if shared := _shared(plan.decisions):
         yield f"Every accepted dtype: {'; '.join(shared)}."

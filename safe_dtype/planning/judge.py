@@ -311,12 +311,13 @@ def _praise(
     candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts, product: Verdict, speed: str
 ) -> list[str]:
     words = [_fate(candidate, checkpoint)]
+    half = checkpoint.half
     drift, reference = _drift_of(candidate, checkpoint)
     if drift is not None:
         furthest = f", of which {output} differs most" if (output := worst_output(drift)[0]) else ""
         same = f"{drift.top1_agreement:.1%} of the top tokens the same"
-        words.append(f"measured: KL {drift.kl_mean:.2g} nats to {reference}, {same}{furthest}")
-    half = checkpoint.half
+        basis = "the recipe says" if half and half.recipe and candidate.storage == FLOAT16 else "measured"
+        words.append(f"{basis}: KL {drift.kl_mean:.2g} nats to {reference}, {same}{furthest}")
     if half is not None and candidate.storage == FLOAT16:
         words.append(f"{half} (measured on {half.measured_on})" if half.measured_on else str(half))
     if wide := out_of_range(candidate.storage, checkpoint):

@@ -287,6 +287,7 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
         rescale=rescue.rescale if rescue else None,
         islands=rescue.islands if rescue else (),
         stored=rescue is not None and rescue.stored,
+        recipe=rescue.recipe if rescue else "",
         warnings=(*warnings, *checkpoint.warnings),
         ways=ways_to_fit(picked, case.decisions, device, checkpoint, case.policy) if too_big else (),
         has_tokens=checkpoint.takes_tokens,

@@ -140,6 +140,7 @@ class Plan:
     rescale: Rescale | None = None  # powers of two moved between layers, so that float16 holds the activations
     islands: tuple[str, ...] = ()  # modules in float32 inside a model in float16
     stored: bool = False  # rescale and islands were read from beside the weights
+    recipe: str = ""  # rescale and islands are of this recipe on the Hub, which the load has to prove
     warnings: tuple[str, ...] = ()
     made_for: MadeFor | None = None  # None: nobody knows, and it is used for whatever it is passed with
     ways: tuple[WayToFit, ...] = ()  # what would fit; empty where the plan does, or nobody knows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
@@ -21,13 +22,14 @@ _CHOICES = {"prefer": get_args(Prefer), "mode": get_args(Mode), "variants": get_
 # What each key takes, as an error shows it.
 _EXAMPLES = {
     "prefer": "prefer=speed", "variants": "variants=use", "save": "save=as-is", "prompt": "prompt=512", "new": "new=128",
-    "ladder": "ladder=bf16>fp32", "max_drift": "max_drift=0.02",
+    "ladder": "ladder=bf16>fp32", "max_drift": "max_drift=0.02", "recipes": "recipes=use",
 }  # fmt: skip
 # What a value is taken to mean that stands alone, or beside a wrong key.
 _MEANT = {value: f"{key}={value}" for key, values in _CHOICES.items() for value in values if key != "mode"} | {
     "fast": "prefer=speed", "auto": "auto", "strict": "strict", "islands": "islands",
     "int8": "int8",
 }  # fmt: skip
+_RECIPES = r"ignore|use|[\w-][\w.-]*/[\w-][\w.-]*"
 _UNKNOWN = "auto,prefer=memory"  # where nothing is like what was written
 
 
@@ -52,6 +54,8 @@ class Policy:
     that was published in that dtype is named in the log, loaded in its place, or not looked for.
     `save` tells in which dtype a model is written that was loaded in another than its checkpoint's: in the
     checkpoint's, or as it is in memory.
+    `recipes` tells where to look for what others found out about float16 for the same weights: "ignore" nowhere, "use" in
+    the repository of the Hub that SAFE_DTYPE_RECIPES names, "org/name" in that one. What is found is proved on the model.
     """
 
     prefer: Prefer = "speed"
@@ -63,6 +67,7 @@ class Policy:
     variants: Variants = "say"
     save: Save = "as-saved"
     int8: bool = False
+    recipes: str = "ignore"
 
     def __post_init__(self) -> None:
         if self.int8 and self.mode == "strict":
@@ -74,6 +79,10 @@ class Policy:
                     f"it is none of {', '.join(known)}",
                     example=_meant(key, str(getattr(self, key))),
                 )
+        if not re.fullmatch(_RECIPES, self.recipes):
+            raise PolicyError(
+                f"recipes={self.recipes!r}", "it is neither ignore, use nor org/name", example=_EXAMPLES["recipes"]
+            )
         if not 0 <= self.max_drift < math.inf:
             raise PolicyError(
                 f"max_drift={self.max_drift!r}", "it is not a number from 0 on", example=_EXAMPLES["max_drift"]
@@ -97,7 +106,7 @@ class Policy:
         """Read the short form: comma-separated words.
 
         They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`, `int8`,
-        `max_drift=0.02`, `variants=use` and `save=as-is`.
+        `max_drift=0.02`, `variants=use`, `save=as-is` and `recipes=use`.
 
         Raises:
             PolicyError: If a word is unknown, or its value cannot be read.
@@ -124,6 +133,8 @@ class Policy:
             words.append(f"variants={self.variants}")
         if self.save != "as-saved":
             words.append(f"save={self.save}")
+        if self.recipes != "ignore":
+            words.append(f"recipes={self.recipes}")
         return ",".join(words)
 
 
@@ -143,13 +154,15 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
     if key in ("prompt", "new"):
         field = {"prompt": "prompt_tokens", "new": "new_tokens"}[key]
         return replace(policy, workload=replace(policy.workload, **{field: _count(key, value, text)}))
-    if key == "ladder":
-        return replace(policy, ladder=_ladder(value, text))
-    if key == "max_drift":
-        return replace(policy, max_drift=_drift(value, text))
+    if key in ("ladder", "recipes", "max_drift"):
+        read: dict[str, Any] = {
+            "ladder": lambda: _ladder(value, text), "recipes": lambda: value, "max_drift": lambda: _drift(value, text)
+        }  # fmt: skip
+        return replace(policy, **{key: read[key]()})
     raise PolicyError(
         text,
-        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, int8, max_drift=, variants=, save=",
+        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, int8, max_drift=, variants=, save=, "
+        "recipes=",
         example=_meant(key, value),
     )
 

@@ -97,6 +97,17 @@ def drift_from(
         IncomparableOutputsError: If the batches are not those of the recording, or the outputs differ in shape.
         NothingToCompareError: If no position is left to compare.
     """
+    return tallied(recording, candidate, batches, progress=progress).drift()
+
+
+def tallied(
+    recording: Recording, candidate: Model, batches: Iterable[Batch], *, progress: Progress | None = None
+) -> Tally:  # fmt: skip
+    """Return the comparison that `drift_from` takes its figures from: it knows the KL of each position as well.
+
+    Raises:
+        IncomparableOutputsError: As in `drift_from`.
+    """
     tally = Tally(recording.alignment)
     done = 0
     with evaluating(candidate):
@@ -109,7 +120,7 @@ def drift_from(
         raise IncomparableOutputsError(
             f"{done} batches came, and the reference was recorded on {len(recording.inputs)}", "pass all of them"
         )
-    return tally.drift()
+    return tally
 
 
 def _tell(progress: Progress | None, done: int, batches: Iterable[Batch]) -> None:

@@ -18,6 +18,10 @@ class EverySample:
         """Take samples from 0 to +inf, float64."""
         self._samples.append(samples)
 
+    def first(self, most: int) -> tuple[float, ...]:
+        """Return the first samples in the order in which they came, `most` at most."""
+        return tuple(torch.cat(self._samples)[:most].tolist())
+
     def mean(self) -> float:
         """Return the mean, +inf where a sample is."""
         return float(torch.cat(self._samples).mean())

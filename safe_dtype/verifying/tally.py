@@ -95,6 +95,10 @@ class Tally:
             clear_flips=self._clear_flips / self.positions if self._kind in _CHOICES else None,
         )
 
+    def kl(self, most: int) -> tuple[float, ...]:
+        """Return KL at each position, in nats, of the first `most`; nothing of pixels and values."""
+        return self._kl.first(most) if self._kind in _CHOICES and isinstance(self._kl, EverySample) else ()
+
     def _check(self, reference: Outputs, candidate: Outputs) -> None:
         # A regression, in numbers, is "classes" from a function, of which nobody knows it; so are several labels.
         both_logits = reference.source == candidate.source == "logits"

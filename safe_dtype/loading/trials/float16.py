@@ -35,6 +35,7 @@ from ...facts import (
 from ...models.blocks import block_names
 from ...numerics import compute_in
 from ...planning import Candidate, Plan, Policy, first_measurement, make_plan, range_worth_measuring
+from ...rendering.json_numbers import json_numbers, number_from_json
 from ...rendering.progress import part
 from ...rescaling import fit_to_half, gauges_for
 from ...rescaling.folding.prove import RUN_FAILURES
@@ -43,7 +44,8 @@ from ...store import entries
 from ...store.keys import results_key
 from ...store.temporary import temporary_folder
 from ...store.typed import listed
-from ...verifying import Checkpoint, Recording, drift_from, record_outputs
+from ...verifying import Checkpoint, Recording, record_outputs
+from ...verifying.drift import tallied
 from ..request import Request
 from .minimal_islands import fewest
 from .remembered_trial import recall_trial, remember_trial
@@ -59,15 +61,18 @@ from .second_copy import (
     room_for_a_copy,
     second_copy_of,
 )
+from .shared_recipe import recipe_for
 
 logger = logging.getLogger(__name__)
 
 _TOKENS = 512  # of the text, in batches of 128
+_POSITIONS_KEPT = 512  # of the drift, for a picture
 _PARTS = 4  # that it is tried in
 _BEFORE_FLOAT32 = 1.1  # of its weights' bytes have to be free, else the reference stays in 16 bit
 
 Batches = Sequence[Mapping[str, Any]]
 Expected = tuple[Candidate, ...]
+Measured = tuple[Drift, tuple[float, ...]]  # with KL at each position
 
 
 def plan_with_half(
@@ -95,7 +100,11 @@ def plan_with_half(
     if plan.ordered is None and not rates_are_sure(device):
         return plan, checkpoint, ()
     place = room_for_a_copy(plan, device, checkpoint)
-    half = half_of(plan, request, place or device, checkpoint, measure=measure and place is not None)
+    half = half_of(plan, request, place or device, checkpoint, measure=False) or recipe_for(
+        request, checkpoint, plan.policy
+    )
+    if half is None and measure and place is not None:
+        half = half_of(plan, request, place, checkpoint, measure=True)
     half = half or _of_another_device(plan, request, checkpoint)
     if half is not None:
         checkpoint = replace(checkpoint, half=half)
@@ -223,7 +232,8 @@ class _Trial:
             with part(f"running it in {reference}", 1, _PARTS):
                 recording = self._recorded(reference, folder)
             with part("running it in float16", 2, _PARTS):
-                half = replace(half, drift=self._drift(half, recording), reference=reference)
+                drift, kl = self._drift(half, recording)
+                half = replace(half, drift=drift, kl=kl, reference=reference)
             with part("looking for fewer islands", 3, _PARTS):
                 return self._with_fewest_islands(half, doubtful, recording)
 
@@ -247,26 +257,28 @@ class _Trial:
         with nullcontext() if reference == FLOAT32 else compute_in(FLOAT32):
             return record_outputs(model, self.batches, folder)
 
-    def _drift(self, half: HalfRange, recording: Recording) -> Drift:
+    def _drift(self, half: HalfRange, recording: Recording) -> Measured:
         gc.collect()
         model = load_apart(self.source, self._saved)
         halve(model, half.rescale, half.islands, computing=computing_on(self.device, self._saved))
-        return drift_from(recording, model, self.batches)
+        tally = tallied(recording, model, self.batches)
+        return tally.drift(), tuple(float(f"{value:.4g}") for value in tally.kl(_POSITIONS_KEPT))
 
     def _with_fewest_islands(self, half: HalfRange, doubtful: tuple[str, ...], recording: Recording) -> HalfRange:
         """Return to float16 what does not have to be in float32, as long as the drift stays within the limit."""
         if not doubtful or half.drift is None or exceeds(half.drift, self.max_drift):
             return half
         sure = tuple(name for name in half.islands if name not in doubtful)
-        drifts: dict[tuple[str, ...], Drift] = {doubtful: half.drift}
+        drifts: dict[tuple[str, ...], Measured] = {doubtful: (half.drift, half.kl)}
 
         def holds(islands: tuple[str, ...]) -> bool:
             if islands not in drifts:
                 drifts[islands] = self._drift(replace(half, islands=(*sure, *islands)), recording)
-            return exceeds(drifts[islands], self.max_drift) is None
+            return exceeds(drifts[islands][0], self.max_drift) is None
 
         islands = fewest(doubtful, holds)
-        return replace(half, islands=(*sure, *islands), drift=drifts[islands])
+        drift, kl = drifts[islands]
+        return replace(half, islands=(*sure, *islands), drift=drift, kl=kl)
 
     def _float32_fits(self) -> bool:
         needed = self.checkpoint.parameters * FLOAT32.itemsize * _BEFORE_FLOAT32
@@ -304,6 +316,7 @@ def half_to_dict(half: HalfRange) -> dict[str, Any]:
         "drift": drift_to_dict(half.drift) if half.drift else None,
         "certified": half.certified,
         "reference": half.reference.name,
+        "kl": json_numbers(half.kl),
     }
 
 
@@ -325,4 +338,5 @@ def half_from_dict(values: Mapping[str, Any]) -> HalfRange:
         drift=drift_from_dict(values["drift"]) if values["drift"] else None,
         certified=float(values["certified"]) if values["certified"] else None,
         reference=dtype_named(str(values["reference"])),
+        kl=tuple(float(number_from_json(one)) for one in values.get("kl") or ()),
     )

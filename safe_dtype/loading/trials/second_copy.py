@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import transformers
@@ -82,9 +83,12 @@ def rates_are_sure(device: DeviceFacts) -> bool:
 
 def second_copy_of(request: Request, device: DeviceFacts, plan: Plan) -> Checkpoint:
     """Return the request's checkpoint, on the device that is planned for."""
-    return Checkpoint(
-        str(request.source), device.device.partition(",")[0], _where(request), how_it_runs(request, plan)
-    )
+    return replace(second_copy_at(request, plan), device=device.device.partition(",")[0])
+
+
+def second_copy_at(request: Request, plan: Plan) -> Checkpoint:
+    """Return the request's checkpoint, on the device of the plan."""
+    return Checkpoint(str(request.source), plan.device.partition(",")[0], _where(request), how_it_runs(request, plan))
 
 
 def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _DRIFT = LogScale(10, _LOWEST, _HIGHEST, _LEFT, _LEFT + _DRIFT_WIDTH)
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class FormRow:
     """One form in one dtype, as it is drawn."""
 
     name: str
@@ -35,7 +35,7 @@ def report_svg(record: Optimization) -> str:
 
     An attempt that is wrong is drawn without a time.
     """
-    rows = list(_rows(record))
+    rows = list(form_rows(record))
     bottom = _TOP + max(1, len(rows)) * _ROW
     slowest = max([1.0, *(row.time for row in rows if row.time is not None)])
     elements = [*_frame(bottom, slowest)]
@@ -47,7 +47,8 @@ def report_svg(record: Optimization) -> str:
     return document(_TIME_LEFT + _TIME_WIDTH + _ROOM, bottom + 30, elements, title=title)
 
 
-def _rows(record: Optimization) -> Iterator[_Row]:
+def form_rows(record: Optimization) -> Iterator[FormRow]:
+    """Yield every attempt with outputs, in the order of the record."""
     verdicts = {verdict.dtype: verdict for verdict in record.dtypes}
     for number, attempt in enumerate(record.attempts):
         by_form = max((stage.distance.relative for stage in attempt.stages), default=None)
@@ -59,7 +60,7 @@ def _rows(record: Optimization) -> Iterator[_Row]:
             else ""
         )
         wrong = "" if attempt.outcome is Outcome.VERIFIED else f", {attempt.outcome}"
-        yield _Row(
+        yield FormRow(
             f"{number} {attempt.form} {attempt.dtype}{with_what}{wrong}",
             number == record.chosen,
             _by_dtype(verdicts.get(attempt.dtype)),
@@ -98,7 +99,7 @@ def _frame(bottom: int, slowest: float) -> Iterator[str]:
     yield text(_LEFT, bottom + 18, f"At the left edge: 1e{_LOWEST} and less, exact results too.", colour=_BY_DTYPE)
 
 
-def _drawn(row: _Row, y: int, slowest: float) -> Iterator[str]:
+def _drawn(row: FormRow, y: int, slowest: float) -> Iterator[str]:
     yield text(_LEFT - 8, y + 17, ("▶ " if row.chosen else "") + row.name, anchor="end", bold=row.chosen)
     for error, colour, top in ((row.by_dtype, _BY_DTYPE, y + 4), (row.by_form, _BY_FORM, y + 14)):
         if error is not None:

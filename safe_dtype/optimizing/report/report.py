@@ -16,7 +16,7 @@ PICTURE = "report.svg"
 _NONE = "-"
 _MOST_SITES = 20
 _SHORT_HASH = 12  # hexadecimal digits: enough to tell files apart, not to prove what they are
-_HEADLINES = {
+HEADLINES = {
     Status.REACHED: "Reached",
     Status.FELL_BACK: "Fell back",
     Status.NO_DTYPE: "Nothing passed: use the model as it was",
@@ -38,7 +38,7 @@ def summary_text(record: Optimization) -> str:
     """Return 5 to 15 lines for a terminal: what was reached, the dtypes, and the forms that count."""
     lines = [
         f"{record.source} ({record.model_class or 'a plain module'}, {record.parameters:,} parameters) on {record.device}",
-        f"{_HEADLINES[record.status]} (status {int(record.status)}): {record.why or 'no reason was recorded'}",
+        f"{HEADLINES[record.status]} (status {int(record.status)}): {record.why or 'no reason was recorded'}",
     ]
     lines += [
         f"  eager in {verdict.dtype}: {verdict.problem or 'passes'}{_against(verdict.distance)}"
@@ -64,7 +64,7 @@ def summary_text(record: Optimization) -> str:
 def _headline(record: Optimization) -> Iterator[str]:
     yield f"# {inline(record.source)}, optimized"
     yield ""
-    yield f"**{_HEADLINES[record.status]}** (exit status {int(record.status)}): {inline(record.why or 'no reason recorded')}"
+    yield f"**{HEADLINES[record.status]}** (exit status {int(record.status)}): {inline(record.why or 'no reason recorded')}"
     yield ""
     what = f"`{record.model_class}`" if record.model_class else "a plain module"
     yield f"- Model: {what}, {record.parameters:,} parameters, saved in {record.saved_dtype}"
@@ -263,7 +263,7 @@ def _use(record: Optimization) -> Iterator[str]:
         yield "There is no form to load. The model is as it was."
     yield from (
         "", "The original was not touched. To bring it back where somebody changed it:", "", "```",
-        "safe-dtype optimize --restore --out DIR", "```", "", "To repeat all this:", "", "```", _command(record), "```",
+        "safe-dtype optimize --restore --out DIR", "```", "", "To repeat all this:", "", "```", command_of(record), "```",
     )  # fmt: skip
 
 
@@ -280,7 +280,8 @@ def _environment(record: Optimization) -> Iterator[str]:
         yield from table(titles, _rows(record.verdicts, ("dtype", "op", "kind", "reason")))
 
 
-def _command(record: Optimization) -> str:
+def command_of(record: Optimization) -> str:
+    """Return the command that repeats an optimization."""
     words = [f"safe-dtype optimize {record.source} --out DIR"]
     words += [f"--form {record.asked_form}"] * (record.asked_form != "auto")
     words += [f"--dtype {record.asked_dtype}"] * (record.asked_dtype != "auto")

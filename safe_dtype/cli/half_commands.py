@@ -1,0 +1,113 @@
+"""The commands that tell what float16 makes of a model: of its weights, and of what it computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..facts import DEFAULT_MAX_DRIFT
+from .completion import complete_path
+from .options import (
+    DEVICE,
+    FORMAT,
+    HTML,
+    PLOT,
+    REVISION,
+    FiniteLimit,
+    columns,
+    not_empty,
+    warn_of_ignored,
+    write_picture,
+)
+from .progress_line import bar, progress
+from .whole_texts import explained, text_of
+
+if TYPE_CHECKING:
+    from ..commands.rescue import Rescue
+    from ..publishing.share_recipe import Shared
+
+
+@click.command()
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@REVISION
+@PLOT
+@FORMAT
+def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> None:
+    """Tell whether the weights of MODEL can be held in float16, and how much room there is.
+
+    Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
+    """
+    from ..checkpoints import audit
+    from ..checkpoints.audit.audit_page import audit_svg, audit_text
+    from ..facts import Where
+
+    warn_of_ignored(model, revision)
+    with bar(f"auditing {model}") as tell:
+        report = audit(Where(model, revision=revision), progress=tell)
+    if plot:
+        write_picture(plot, audit_svg(report))
+    if form == "json":
+        click.echo(json.dumps({"schema": 1, **report.to_dict()}, indent=2))
+    else:
+        click.echo(audit_text(report, width=columns()))
+    if not report.fits:
+        click.get_current_context().exit(3)
+
+
+@click.command()
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@DEVICE
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
+)
+@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
+@REVISION
+@click.option(
+    "--share", metavar="ORG/NAME", callback=not_empty,
+    help="Put what was found into this repository of recipes on the Hub, for all who have the same weights.",
+)  # fmt: skip
+@PLOT
+@HTML
+@FORMAT
+def rescue(*, model: str, text: Path | None, share: str | None, form: str, **options: Any) -> None:
+    """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
+
+    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was
+    measured is remembered for every later load. Exits with status 0 where float16 works, 3 where it does not.
+    """
+    words, plot, page = text_of(text) if text else None, options.pop("plot"), options.pop("page")
+    warn_of_ignored(model, options["revision"])
+    with progress(f"running {model}"), explained(model, options["revision"]):
+        from ..commands.rescue import rescue
+
+        outcome = rescue(model, text=words, **options)
+    if plot:
+        write_picture(plot, outcome.as_svg())
+    if page:
+        from ..commands.rescue_page import rescue_page
+
+        write_picture(page, rescue_page(outcome))
+    shared = _shared(outcome, share, options["revision"]) if share else None
+    if form == "json":
+        values = {"schema": 1, **outcome.to_dict(), **({"shared": shared.to_dict()} if shared else {})}
+        click.echo(json.dumps(values, indent=2))
+    else:
+        click.echo(outcome.as_text())
+        if shared:
+            click.echo(str(shared))
+    if outcome.beyond:
+        click.get_current_context().exit(3)
+
+
+def _shared(outcome: Rescue, repo: str, revision: str | None) -> Shared:
+    from ..commands.rescue_recipe import recipe_of
+    from ..hub.client import Hub
+    from ..publishing.share_recipe import share_recipe
+
+    with progress(f"sharing with {repo}"):
+        return share_recipe(recipe_of(outcome, revision=revision), repo, api=Hub.connect())

@@ -1,0 +1,37 @@
+"""A rescue as a recipe for others who have the same weights."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+from ..errors import CheckpointError
+from ..facts.recipe import Recipe, recipe_keys
+from ..loading import Request, checkpoint_for
+from .rescue import Rescue
+
+_VERSIONS = {"safe_dtype": "safe-dtype", "torch": "torch", "transformers": "transformers"}
+_LONGEST = 120  # characters of a name
+
+
+def recipe_of(rescue: Rescue, *, revision: str | None) -> Recipe:
+    """Return the recipe of a rescue; it names digests of the weights, a device and versions, and nothing else.
+
+    Raises:
+        CheckpointError: If float16 is rejected, nothing had to be moved, or the files of the weights are not known.
+    """
+    half = rescue.half
+    if not rescue.mends or half.drift is None:
+        why = rescue.beyond or "float16 works as it is, so there is nothing to share"
+        raise CheckpointError(rescue.model, f"there is no recipe: {why}")
+    keys = recipe_keys(checkpoint_for(Request(rescue.model, {"revision": revision})).identity)
+    if not keys:
+        raise CheckpointError(rescue.model, "there is no recipe: the files of its weights are not known")
+    measured_on = {"device": rescue.device[:_LONGEST], "python": platform.python_version()}
+    for name, package in _VERSIONS.items():
+        with suppress(PackageNotFoundError):
+            measured_on[name] = version(package)
+    return Recipe(
+        keys, half.rescale, half.islands, half.drift, rescue.max_drift, half.reference.name, measured_on
+    )  # fmt: skip

@@ -1,0 +1,146 @@
+"""A recipe: what one owner of some weights found out about float16, for all others. Data alone, read with mistrust.
+
+Whoever reads one proves it on the weights themselves before it is used; here is only held that it is what a recipe is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .drift_values import drift_from_dict, drift_to_dict
+from .measured import CheckpointIdentity, Drift
+from .rescale import MOST_BITS, Part, Rescale, Rows
+
+RECIPE_SCHEMA = "safe_dtype.recipe/1"
+MOST_BYTES = 2**20  # of a file; a recipe of 126 layers takes about a tenth
+
+_MOST_MOVES, _MOST_ISLANDS, _MOST_GAUGES, _MOST_POWER = 20_000, 1000, 200, 8
+_MOST_EXPONENT = 126  # float32's
+_HASH = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z_0-9][\w-]*(\.[\w-]+)*", re.ASCII)  # of a module or a parameter
+_LONGEST_NAME, _LONGEST_TEXT = 300, 120
+_KEYS = {"schema", "weights", "rescale", "islands", "drift", "max_drift", "reference", "measured_on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What brings a checkpoint into float16, and what was measured with that."""
+
+    weights: tuple[str, ...]  # digests of the weights it is for, as `recipe_keys` gives them
+    rescale: Rescale | None
+    islands: tuple[str, ...]  # modules in float32, names as in `named_modules()`
+    drift: Drift  # that its author measured; a reader measures again
+    max_drift: float  # ... and held to this
+    reference: str  # the dtype that the drift was measured from
+    measured_on: Mapping[str, str]  # "device" and versions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values of JSON. No name of the model, no path, no text and no address is among them."""
+        return {
+            "schema": RECIPE_SCHEMA,
+            "weights": list(self.weights),
+            "rescale": self.rescale.to_dict() if self.rescale else None,
+            "islands": list(self.islands),
+            "drift": drift_to_dict(self.drift),
+            "max_drift": self.max_drift,
+            "reference": self.reference,
+            "measured_on": dict(self.measured_on),
+        }
+
+    @staticmethod
+    def from_dict(values: Any, key: str) -> Recipe:
+        """Return the recipe for the weights called `key`, read from what somebody else wrote.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError, OverflowError: If it is no recipe, or not one for them.
+        """
+        if not isinstance(values, dict) or values["schema"] != RECIPE_SCHEMA or not set(values) <= _KEYS:
+            raise ValueError(f"it is no {RECIPE_SCHEMA}")
+        weights = tuple(_matching(one, _HASH, 64) for one in _list(values["weights"], 2))
+        if key not in weights:
+            raise ValueError("it is for other weights")
+        rescale = None if values["rescale"] is None else _rescale(values["rescale"])
+        islands = tuple(_name(one) for one in _list(values["islands"], _MOST_ISLANDS))
+        if rescale is None and not islands:
+            raise ValueError("it changes nothing")
+        max_drift = values["max_drift"]
+        if not _is_number(max_drift) or not 0 <= max_drift < float("inf"):
+            raise ValueError("max_drift is no number from 0 on")
+        measured_on = {_text(name): _text(value) for name, value in dict(values["measured_on"]).items()}
+        drift = drift_from_dict(values["drift"])
+        return Recipe(weights, rescale, islands, drift, float(max_drift), _text(values["reference"]), measured_on)
+
+
+def recipe_keys(identity: CheckpointIdentity | None) -> tuple[str, ...]:
+    """Return the digests by which a recipe for these weights is found, the best first; none where nothing is known.
+
+    `contents` is of files that are here (sizes and samples), `blobs` of what the Hub says of them. Two copies of the same
+    weights share at least one, wherever they lie.
+    """
+    known = (identity.contents, identity.blobs) if identity else ()
+    return tuple(digest for digest in known if digest)
+
+
+def recipe_path(key: str) -> str:
+    """Return where the recipe for the weights called `key` lies in a repository of recipes."""
+    return f"recipes/{key[:2]}/{key}.json"
+
+
+def _rescale(values: Any) -> Rescale:
+    shifts = _list(values["shifts"], _MOST_GAUGES)
+    moves = [move for shift in shifts for move in _list(shift["moves"], _MOST_MOVES)]
+    if not 0 < len(moves) <= _MOST_MOVES:
+        raise ValueError(f"it has {len(moves):,} moves")
+    for move in moves:
+        _check_move(move)
+    for shift in shifts:
+        _text(shift["gauge"])
+        if type(shift["bits"]) is not int or abs(shift["bits"]) > MOST_BITS:
+            raise ValueError(f"it moves by {shift['bits']!r} bits, and {MOST_BITS} are the most")
+    for name in _list(values["unproven"], _MOST_ISLANDS):
+        _name(name)
+    rescale = Rescale.from_dict(values)
+    if any(abs(exponent) > _MOST_EXPONENT for exponent in rescale.exponents().values()):
+        raise ValueError(f"it multiplies by more than 2^{_MOST_EXPONENT}")
+    return rescale
+
+
+def _check_move(move: Any) -> None:
+    Part(move["part"])
+    _name(move["target"])
+    if type(move["power"]) is not int or abs(move["power"]) > _MOST_POWER:
+        raise ValueError(f"a power of {move['power']!r}")
+    rows = move.get("rows")
+    if rows is None:
+        return
+    made = Rows(**rows)
+    whole = all(type(one) is int and abs(one) < 2**31 for one in (made.dim, made.offset, made.step))
+    if not whole or made.step < 1 or not all(_is_number(end) and 0 <= end <= 1 for end in (made.start, made.stop)):
+        raise ValueError(f"rows {rows!r} are none")
+
+
+def _list(values: Any, most: int) -> list[Any]:
+    if not isinstance(values, list) or len(values) > most:
+        raise ValueError(f"no list of at most {most} entries")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _matching(value: Any, pattern: re.Pattern[str], longest: int) -> str:
+    if not isinstance(value, str) or len(value) > longest or not pattern.fullmatch(value):
+        raise ValueError(f"{str(value)[:40]!r} is none")
+    return value
+
+
+def _name(value: Any) -> str:
+    return _matching(value, _NAME, _LONGEST_NAME)
+
+
+def _text(value: Any) -> str:
+    return _matching(value, re.compile(r"[^\x00-\x1f\x7f-\x9f]*"), _LONGEST_TEXT)

@@ -1,0 +1,71 @@
+"""A recipe of somebody else, proved on the very model that it is for: what float16 gives with it is measured at the load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
+from ..errors.of_the_moment import is_of_the_moment
+from ..facts import FLOAT32, exceeds
+from ..numerics import compute_in
+from ..planning import Plan
+from ..rescaling.folding.prove import RUN_FAILURES
+from ..store.temporary import temporary_folder
+from ..verifying import Checkpoint, drift_from, record_outputs
+from .request import Request
+from .trials.second_copy import second_copy_at
+
+_TOKENS = 64  # of our text: as many as show a range that does not hold, few enough for every load
+
+
+@contextmanager
+def proved_at_load(model: nn.Module, plan: Plan, request: Request) -> Iterator[None]:
+    """Bring `model` into float16 inside: afterwards its drift from what it gave before is within the plan's limit.
+
+    Where the plan is of no recipe, nothing is run. The reference is the model as it was saved, with products in float32.
+
+    Raises:
+        RescaleError: If the drift is beyond the limit, or cannot be measured on a text. The model is in float16 then.
+    """
+    if not plan.recipe:
+        yield
+        return
+    with temporary_folder("safe_dtype-recipe-") as folder:
+        with _as_rescale_error():
+            batches = _batches(second_copy_at(request, plan), model)
+            with compute_in(FLOAT32):
+                recording = record_outputs(model, batches, folder)
+        yield
+        with _as_rescale_error():
+            drift = drift_from(recording, model, batches)
+    if reason := exceeds(drift, plan.policy.max_drift):
+        raise RescaleError(f"in float16 {reason}")
+
+
+@contextmanager
+def _as_rescale_error() -> Iterator[None]:
+    try:
+        with torch.inference_mode(mode=False), torch.no_grad():
+            yield
+    except RescaleError:
+        raise
+    except (CheckpointError, VerifyError) as exc:
+        raise RescaleError(f"it could not be tried: {str(exc).partition(chr(10))[0]}") from exc
+    except RUN_FAILURES as exc:
+        if is_of_the_moment(exc):
+            raise
+        raise RescaleError(f"it could not be tried: {type(exc).__name__}: {exc}".partition("\n")[0]) from exc
+
+
+def _batches(source: Checkpoint, model: nn.Module) -> Sequence[Mapping[str, Any]]:
+    try:
+        return source.batches(tokens=_TOKENS)
+    except (CheckpointError, NothingToCompareError):
+        config = getattr(model, "config", None)
+        vocabulary = getattr(getattr(config, "get_text_config", lambda: config)(), "vocab_size", 0)
+        return source.random_batches(int(vocabulary or 0), tokens=_TOKENS)

@@ -1,0 +1,124 @@
+"""A recipe is data of somebody else: what is not exactly one is refused, whatever it holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from factories import drift
+
+from safe_dtype.facts import CheckpointIdentity, Gauge, Move, Part, Rescale, Rows
+from safe_dtype.facts.recipe import MOST_BYTES, Recipe, recipe_keys, recipe_path
+
+KEY = "0123456789abcdef" * 4
+OTHER = "f" * 64
+MOVES = (
+    Move(Part.WEIGHT, "model.layers.0.mlp.down_proj.weight", -1, Rows(-2, 0.0, 0.5, 1, 2)),
+    Move(Part.NUMBER, "model.norm.eps", -2),
+)
+RECIPE = Recipe(
+    (KEY,), Rescale(((Gauge("residual", MOVES), 8),), ("model.visual",)), ("model.layers.3.mlp",), drift(1e-5), 0.02, "float32",
+    {"device": "Tesla T4", "torch": "2.13.0"},
+)  # fmt: skip
+
+
+def plain() -> dict[str, Any]:
+    """Return the recipe as it comes from a file."""
+    values: dict[str, Any] = json.loads(json.dumps(RECIPE.to_dict()))
+    return values
+
+
+def test_it_comes_back() -> None:
+    """What was written is read."""
+    assert Recipe.from_dict(plain(), KEY) == RECIPE
+
+
+def changed(*path: Any, to: Any) -> dict[str, Any]:
+    """Return the recipe with one value changed."""
+    values: Any = plain()
+    inner = values
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = to
+    return values  # type: ignore[no-any-return]
+
+
+SHIFT = ("rescale", "shifts", 0)
+MOVE = (*SHIFT, "moves", 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([], id="a-list"),
+        pytest.param({}, id="empty"),
+        pytest.param(None, id="null"),
+        pytest.param(changed("schema", to="safe_dtype.recipe/2"), id="another-schema"),
+        pytest.param({**plain(), "__reduce__": "os.system"}, id="unknown-key"),
+        pytest.param(changed("weights", to=[OTHER]), id="other-weights"),
+        pytest.param(changed("weights", to=KEY), id="weights-a-text"),
+        pytest.param(changed("weights", to=[KEY] * 3), id="many-weights"),
+        pytest.param(changed("weights", to=[KEY, "../../etc/passwd"]), id="a-path-for-a-digest"),
+        pytest.param(changed(*SHIFT, "bits", to=15), id="too-many-bits"),
+        pytest.param(changed(*SHIFT, "bits", to=10**400), id="bits-beyond-everything"),
+        pytest.param(changed(*SHIFT, "bits", to=True), id="bits-a-bool"),
+        pytest.param(changed(*SHIFT, "bits", to=1.5), id="half-a-bit"),
+        pytest.param(changed(*SHIFT, "moves", to=[]), id="no-moves"),
+        pytest.param(
+            changed(*SHIFT, "moves", to=plain()["rescale"]["shifts"][0]["moves"] * 10_001), id="too-many-moves"
+        ),
+        pytest.param(changed(*SHIFT, "gauge", to="x" * 121), id="long-name"),
+        pytest.param(changed(*SHIFT, "gauge", to="\x1b[2Jx"), id="orders-to-a-terminal"),
+        pytest.param(changed(*MOVE, "target", to="__class__().__init__"), id="a-call"),
+        pytest.param(changed(*MOVE, "target", to="a" * 301), id="long-target"),
+        pytest.param(changed(*MOVE, "target", to="model..weight"), id="no-name"),
+        pytest.param(changed(*MOVE, "target", to=7), id="a-number-for-a-name"),
+        pytest.param(changed(*MOVE, "part", to="code"), id="another-part"),
+        pytest.param(changed(*MOVE, "power", to=9), id="a-large-power"),
+        pytest.param(changed(*MOVE, "rows", to={"dim": 0}), id="rows-that-are-none"),
+        pytest.param(changed(*MOVE, "rows", "step", to=0), id="no-step"),
+        pytest.param(changed(*MOVE, "rows", "stop", to=float("nan")), id="rows-to-nan"),
+        pytest.param(changed(*MOVE, "rows", "dim", to=2**40), id="dim-beyond-everything"),
+        pytest.param(changed("islands", to=["a b"]), id="island-with-a-space"),
+        pytest.param(changed("islands", to=["a"] * 1001), id="too-many-islands"),
+        pytest.param(changed("rescale", "unproven", to=["<script>"]), id="markup"),
+        pytest.param(changed("max_drift", to=float("inf")), id="no-limit"),
+        pytest.param(changed("max_drift", to="0.02"), id="limit-a-text"),
+        pytest.param(changed("drift", to={}), id="no-drift"),
+        pytest.param(changed("measured_on", to={"device": "x" * 121}), id="long-device"),
+        pytest.param({**plain(), "rescale": None, "islands": []}, id="changes-nothing"),
+    ],
+)
+def test_what_is_none_is_refused(values: Any) -> None:
+    """Each is an error of reading, none of them anything else."""
+    with pytest.raises((AttributeError, KeyError, TypeError, ValueError, OverflowError)):
+        Recipe.from_dict(values, KEY)
+
+
+def test_it_says_nothing_secret() -> None:
+    """Digests, moves, figures, a device and versions: no name of the model, no path, no text."""
+    assert set(RECIPE.to_dict()) == {
+        "schema", "weights", "rescale", "islands", "drift", "max_drift", "reference", "measured_on",
+    }  # fmt: skip
+
+
+def test_a_large_model_fits() -> None:
+    """126 layers with a dozen moves each are far below what a reader takes."""
+    moves = tuple(
+        Move(Part.WEIGHT, f"model.language_model.layers.{layer}.mlp.experts.down_proj.{number}", -1, MOVES[0].rows)
+        for layer in range(126)
+        for number in range(12)
+    )
+    large = Recipe((KEY,), Rescale(((Gauge("residual", moves), 8),)), (), drift(1e-5), 0.02, "float32", {})
+    text = json.dumps(large.to_dict(), indent=1)
+    assert len(text) < MOST_BYTES
+    assert Recipe.from_dict(json.loads(text), KEY) == large
+
+
+def test_weights_are_found_by_their_digests() -> None:
+    """By what is known of them: files that are here, or what the Hub says; by names and shapes alone never."""
+    assert recipe_keys(CheckpointIdentity("a" * 64, contents="b" * 64, blobs="c" * 64)) == ("b" * 64, "c" * 64)
+    assert recipe_keys(CheckpointIdentity("a" * 64, blobs="c" * 64)) == ("c" * 64,)
+    assert recipe_keys(CheckpointIdentity("a" * 64)) == recipe_keys(None) == ()
+    assert recipe_path("ab" + "c" * 62) == f"recipes/ab/ab{'c' * 62}.json"

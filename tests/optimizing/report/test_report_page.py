@@ -1,0 +1,43 @@
+"""The page of an optimization: what was reached, drift and time of every form, and no foreign markup."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import replace
+
+from one_file import loads_nothing
+from optimizing.recorded import RECORD
+
+from safe_dtype.optimizing.nouns.record import Status
+from safe_dtype.optimizing.report.report_page import report_page
+
+EVIL = "<script>alert(1)</script>"
+
+
+def test_what_a_reader_looks_for() -> None:
+    """The verdict first; then time and drift with their scales, every attempt with its reason, and how to use it."""
+    page = report_page(RECORD)
+    loads_nothing(page)
+    words = html.unescape(page)
+    for expected in (
+        "Fell back.", "eager in float32 is 1 (linear scale", "logarithmic, powers of ten", "chosen", "onnx not installed",
+        "load_optimized", "safe-dtype optimize", "12.3 s",
+    ):  # fmt: skip
+        assert expected in words
+    assert words.index("Fell back.") < words.index("linear scale")
+
+
+def test_foreign_names_are_text() -> None:
+    """A model called <script> is text, and so are the reasons of attempts."""
+    attempts = tuple(replace(one, reason=EVIL, remedies=(EVIL,)) for one in RECORD.attempts)
+    page = report_page(replace(RECORD, source=EVIL, model_class=EVIL, why=EVIL, attempts=attempts))
+    loads_nothing(page)
+    assert "<script" not in page
+
+
+def test_nothing_passed() -> None:
+    """Without an attempt there is no picture, and nothing to load."""
+    page = report_page(replace(RECORD, attempts=(), dtypes=(), chosen=None, status=Status.NO_DTYPE, why=""))
+    loads_nothing(page)
+    assert "There is no form to load" in page
+    assert 'class="chart"' not in page
