@@ -40,7 +40,7 @@ def plan_page(plan: Plan, more: Iterable[str] = ()) -> str:
 
 
 def plan_page_with_device(plan: Plan, model: str, *, revision: str | None, elsewhere: str | None) -> str:
-    """Return the page of a plan, with what is known of its device, and of the model's rescue where the plan has decision.
+    """Return the page of a plan, with what is known of its device, and of the model's rescue where the plan has one.
 
     Args:
         plan: The plan.
@@ -83,7 +83,7 @@ def _times(plan: Plan) -> str:
         ((value, seconds_text(value)) for value in even_steps(largest)),
     )
     has_tokens = any(last for _, last in seconds.values())
-    keys = (f"{workload.prompt_tokens} {rows_word(plan)} in", f"{workload.new_tokens} new tokens, decision by one")
+    keys = (f"{workload.prompt_tokens} {rows_word(plan)} in", f"{workload.new_tokens} new tokens, one by one")
     return bar_chart(rows, keys[: 1 + has_tokens], axis)
 
 

@@ -36,7 +36,9 @@ def rescue_sections(rescue: Rescue) -> Iterator[str]:
     peaks = [(one.block, one.plain, one.rescaled) for one in half.block_peaks]
     keys = (f"as saved, in {rescue.saved}", "rescaled" if half.rescale else "in float16")
     yield section(
-        "How large the numbers become", activation_chart(peaks, keys), aside(*HOW_TO_READ_RANGES) if peaks else ""
+        "How large the numbers become",
+        activation_chart(peaks, keys, inside=("anywhere inside", half.peak, half.left)),
+        aside(*HOW_TO_READ_RANGES) if peaks else "",
     )
     if half.rescale:
         yield moves_section(half.rescale)

@@ -16,7 +16,8 @@ _FURTHEST = 128  # where bfloat16 and float32 end
 _TICKS = 9
 
 HOW_TO_READ = (
-    "How to read it. Each layer has two bars: the largest number, without its sign, that the layer hands on to the next. "
+    "How to read it. Each layer has two bars: the largest number, without its sign, that the layer hands on to the next; "
+    '"anywhere inside" is the largest of all, also of those that stay within a layer. '
     "The scale is logarithmic, in powers of two: from one tick to the next, numbers become as many times larger as the "
     "exponents say. A bar that crosses the dashed line of a dtype cannot be held by that dtype: it becomes infinity, and NaN "
     "in the step after that.",
@@ -27,22 +28,34 @@ HOW_TO_READ = (
 )
 
 
-def activation_chart(peaks: Sequence[Peaks], keys: tuple[str, str]) -> str:
-    """Return the chart of `peaks`, a row a layer; nothing where there are none. `keys` say what the two bars are."""
-    finite = [value for _, *both in peaks for value in both if 0 < value < math.inf]
+def activation_chart(peaks: Sequence[Peaks], keys: tuple[str, str], *, inside: Peaks | None = None) -> str:
+    """Return the chart of `peaks`, a row a layer; nothing where there are none.
+
+    Args:
+        peaks: What each layer hands on.
+        keys: What the two bars are.
+        inside: The largest of all numbers, also of those that no layer hands on: a row of its own, the first.
+    """
+    if not peaks:
+        return ""
+    finite = [value for _, *both in (*peaks, *filter(None, (inside,))) for value in both if 0 < value < math.inf]
     powers = [math.log2(value) for value in finite]
     lowest = 4 * math.floor(min([_LEAST, *powers]) / 4) if min([0, *powers]) < _LEAST else _LEAST
     highest = min(_FURTHEST, 4 * math.ceil(max([_MOST, *powers]) / 4))
     scale = LogScale(2, max(lowest, -24), highest, 0, 100)
     before, after = _shared([name for name, *_ in peaks])
+    shown = [
+        (name[len(before) : len(name) - len(after)] or name, name, first, second) for name, first, second in peaks
+    ]
+    shown = [*([(inside[0], *inside)] if inside else []), *shown]
     rows = [
         ChartRow(
-            name[len(before) : len(name) - len(after)] or name,
+            short,
             (ChartBar(0, scale.place(first), 0), ChartBar(0, scale.place(second), 1, lane=1)),
             f"{_figure(first)} \N{RIGHTWARDS ARROW} {_figure(second)}",
             f"{name}: {keys[0]} {_figure(first)}, {keys[1]} {_figure(second)}",
         )
-        for name, first, second in peaks
+        for short, name, first, second in shown
     ]
     step = next(size for size in (4, 8, 16, 32) if (highest - scale.lowest) / size <= _TICKS)
     named = f" of {before}*{after}" if before or after else ""

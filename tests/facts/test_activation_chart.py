@@ -54,6 +54,16 @@ def test_numbers_of_any_size() -> None:
     assert activation_chart([], KEYS) == ""
 
 
+def test_what_no_layer_hands_on() -> None:
+    """The largest number anywhere has a row of its own, before those of the layers, and on the same axis."""
+    inside = ("anywhere inside", 401_000.0, 1570.0)
+    chart = activation_chart([("layers.0", 20.0, 20.0), ("layers.1", 27.0, 27.0)], KEYS, inside=inside)
+    names = re.findall(r"class=\"name\"[^>]*>([^<]+)<", chart)
+    assert names == ["anywhere inside", "0", "1"]
+    assert bars(chart)[0] > line(chart)[0] > bars(chart)[1]
+    assert activation_chart([], KEYS, inside=inside) == ""
+
+
 def test_it_is_explained() -> None:
     """The words say what 2^-17 is, and what a logarithmic scale is."""
     words = " ".join(HOW_TO_READ)
