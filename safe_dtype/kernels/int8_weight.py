@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ..facts import LEAST_CODED
+from ..numerics.onednn_product import has_product, product_by_onednn
 from ..numerics.scratch import scratch
 from .row_product import MOST_ROWS, has_code, multiply_rows
 
@@ -81,7 +83,7 @@ def multiply_int8(x: Tensor, codes: Int8Weight, bias: Tensor | None = None, *, w
     """Return `x @ weight.T + bias` in the dtype of `x`.
 
     Up to 8 rows are accumulated in float32 straight from the codes. Of more rows some codes at a time are cast to `wide`,
-    and sums multiplied by their scales.
+    and sums multiplied by their scales; in float32 by oneDNN, where torch has it.
 
     Args:
         x: Shape (..., in_features), in the dtype of the scales.
@@ -112,12 +114,13 @@ def _by_torch(x: Tensor, codes: Int8Weight, bias: Tensor | None) -> Tensor:
 def _by_casting(x: Tensor, codes: Int8Weight, bias: Tensor | None, wide: torch.dtype) -> Tensor:
     outputs, inputs = codes.tensor.shape
     out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
-    x = x.to(wide)
+    x = x.to(wide).contiguous()
+    product = product_by_onednn if wide is torch.float32 and x.numel() and has_product() else F.linear
     at_once = min(outputs, max(1, _CAST_AT_ONCE // inputs))
     room = scratch((at_once, inputs), wide, x.device)
     for start in range(0, outputs, at_once):
         some = slice(start, start + at_once)
-        sums = torch.mm(x, room[: len(codes.tensor[some])].copy_(codes.tensor[some]).t()).float()
+        sums = product(x, room[: len(codes.tensor[some])].copy_(codes.tensor[some])).float()
         sums *= codes.scales[some].float()
         if bias is not None:
             sums += bias[some].float()
