@@ -42,6 +42,8 @@ TOGETHER = {
     "commands/cache_listing.py": "cli/test_cache_commands.py",
     "devices/backend.py": "accelerator/test_missing_functions.py",
     "kernels/attention_row_ir.py": "kernels/test_attention_row.py",
+    "kernels/attention_rows_ir.py": "kernels/test_attention_rows.py",
+    "kernels/panels_ir.py": "kernels/test_attention_rows.py",
     "models/forwards/gated_forward.py": "models/forwards/test_norm_forward.py",
     "models/forwards/rotary_forward.py": "models/forwards/test_norm_forward.py",
     "kernels/functions_ir.py": "kernels/test_row_product.py",

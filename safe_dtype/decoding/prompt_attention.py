@@ -1,4 +1,4 @@
-"""Which attention of a prompt may be computed in chunks of its rows: nobody would see another difference than its speed."""
+"""Which attention of a prompt may be computed by compiled code: nobody would see another difference than its speed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from ..kernels.attention_rows import can_attend_rows
 from ..models.forwards.plain_calls import is_plain, is_watched, needs_gradient
-from ..numerics.attention_in_chunks import are_chunks_worthwhile
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ATTENTION = torch._C._nn.scaled_dot_product_attention
-# Of fewer rows, of which nothing is left out, torch's kernel takes no longer.
-_LEAST_ROWS = 128
+# Rows are computed as many at a time as a tile is wide: of fewer, torch's kernel takes no longer.
+_LEAST_ROWS = 32
 
 
 def can_be_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether `attention_in_chunks` computes this attention.
+    """Whether `attend_rows` computes this attention.
 
     Args:
         query: Shape (batch, heads, rows, width).
@@ -26,7 +25,6 @@ def can_be_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     """
     return (
         all(is_plain(one) and one.dim() == 4 and one.dtype is query.dtype for one in (query, key, value))
-        and query.dtype in _DTYPES
         and query.shape[2] >= _LEAST_ROWS
         and query.shape[0] == key.shape[0]
         and query.shape[1] % key.shape[1] == 0
@@ -37,7 +35,7 @@ def can_be_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         and not torch.is_autocast_enabled("cpu")
         and F.scaled_dot_product_attention is _ATTENTION  # a patch is there to be called
         and not is_watched()
-        and are_chunks_worthwhile()
+        and can_attend_rows(query.dtype)
     )
 
 

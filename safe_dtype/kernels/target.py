@@ -40,6 +40,14 @@ class CompileTarget:
             return 12  # of 16: 32 registers of 16 floats
         return 3 if "+avx" in features or not self.triple.startswith("x86") else 1
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of floats whose sums stay in its registers beside what they are multiplied by."""
+        features = self.features.split(",")
+        if "+avx512f" in features:
+            return 8, 32
+        return (4, 16) if "+avx" in features or not self.triple.startswith("x86") else (2, 16)
+
 
 def llvm() -> Any:
     """Return `llvmlite.binding`; None where it is not installed, or there is no code for this kind of CPU."""

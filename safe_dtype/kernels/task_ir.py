@@ -11,6 +11,8 @@ from .vectors import LONG, NOTHING, POINTER, WORD, loop
 
 Task = Mapping[str, ir.Value]  # the fields of a task, as they are when it begins
 BEHIND = "behind"  # its name for the address of what stands behind its fields
+# A field that is 0 at first, of tasks whose threads have memory of their own; and the name of a thread's number, from 0 on.
+BEGUN, WORKER = "begun", "worker"
 # Writes a part of the work: that from this number on.
 WritePart = Callable[[ir.IRBuilder, Task, ir.Value], None]
 WriteAlone = Callable[[ir.IRBuilder, Task], None]
@@ -34,6 +36,9 @@ def function_of_tasks(
     worker.linkage = "internal"
     builder = ir.IRBuilder(worker.append_basic_block())
     task = _read(builder, worker.args[0], fields)
+    if BEGUN in fields:
+        place = _place(builder, worker.args[0], [*FIELDS, *fields].index(BEGUN))
+        task = {**task, WORKER: builder.atomic_rmw("add", place, LONG(1), "monotonic")}
     take, work, end = (worker.append_basic_block(label) for label in ("take", "work", "end"))
     builder.branch(take)
     builder.position_at_end(take)
@@ -79,6 +84,10 @@ def parts_of(builder: ir.IRBuilder, task: Task, first: ir.Value, write: Callable
 
 def _read(builder: ir.IRBuilder, at: ir.Value, fields: Sequence[str]) -> dict[str, ir.Value]:
     names = [*FIELDS, *fields]
-    places = {name: builder.gep(at, [LONG(number)], source_etype=LONG) for number, name in enumerate(names)}
+    places = {name: _place(builder, at, number) for number, name in enumerate(names)}
     task = {name: builder.load(place, typ=LONG) for name, place in places.items() if name != FIELDS[0]}
-    return {**task, BEHIND: builder.gep(at, [LONG(len(names))], source_etype=LONG)}
+    return {**task, BEHIND: _place(builder, at, len(names))}
+
+
+def _place(builder: ir.IRBuilder, at: ir.Value, number: int) -> ir.Value:
+    return builder.gep(at, [LONG(number)], source_etype=LONG)

@@ -128,6 +128,11 @@ def added_up(builder: ir.IRBuilder, numbers: ir.Value) -> ir.Value:
     return builder.extract_element(numbers, WORD(0))
 
 
+def constant(number: float, lanes: int = 1) -> ir.Constant:
+    """Return a float, or a vector of it."""
+    return _repeated(FLOAT, number, lanes)
+
+
 def zeros(lanes: int = 1) -> ir.Value:
     """Return zero, or a vector of them."""
     return _repeated(FLOAT, 0.0, lanes)

@@ -9,8 +9,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
 from ...facts import Dtype
-from ...numerics.attention_in_chunks import attention_in_chunks
-from ...numerics.onednn_product import has_product
+from ...kernels.attention_rows import attend_rows
 from .accuracy import exactly, spread
 from .op_case import OpCase, Shape
 from .workspace import Workspace
@@ -51,13 +50,11 @@ def attention_chunks(space: Workspace, dtype: Dtype, rows: int, shape: Shape) ->
     """Build the case of the same attention in chunks of its rows.
 
     Raises:
-        RuntimeError: If torch has no products by oneDNN, which they are computed by.
+        RuntimeError: If there is no code for it on this machine.
     """
     plain = attention(space, dtype, rows, shape)
     query, key, value, causal = _attention_operands(space, dtype, rows)
-    if not has_product():
-        raise RuntimeError("torch has no products by oneDNN here")
-    return replace(plain, call=lambda _: attention_in_chunks(query, key, value, is_causal=causal).transpose(1, 2))
+    return replace(plain, call=lambda _: attend_rows(query, key, value, is_causal=causal).transpose(1, 2))
 
 
 def attention_row(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:

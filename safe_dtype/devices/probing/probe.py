@@ -10,8 +10,8 @@ import torch
 
 from ...errors import ProbeError
 from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
+from ...kernels.attention_rows import can_attend_rows
 from ...kernels.row_product import has_code
-from ...numerics.attention_in_chunks import are_chunks_worthwhile
 from ...numerics.onednn_product import has_product
 from ...rendering.progress import tell
 from ..backend import answer_of
@@ -79,7 +79,7 @@ def routes_of(dtype: Dtype, device: str) -> tuple[tuple[Dtype, str], ...]:
     torch_dtype = getattr(torch, dtype.name)
     compiled = ("matmul_rows",) if device == "cpu" and has_code(torch_dtype, torch_dtype) else ()
     by_onednn = device == "cpu" and has_product()
-    chunks = ("attention_chunks",) if device == "cpu" and are_chunks_worthwhile() else ()
+    chunks = ("attention_chunks",) if device == "cpu" and can_attend_rows(torch_dtype) else ()
     in_float32 = ((FLOAT32, "matmul_onednn"),) if by_onednn else ()
     if dtype == FLOAT32:  # its weights may be rounded to bfloat16, stored so or multiplied from a copy
         of_float32 = tuple((FLOAT32, name) for name in ("matmul_narrow", *compiled, *chunks))

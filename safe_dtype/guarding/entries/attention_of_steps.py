@@ -10,8 +10,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from ...decoding import attention_by_rows, can_be_in_chunks, is_quicker_by_rows
 from ...facts import BFLOAT16, FLOAT16
+from ...kernels.attention_rows import attend_rows
 from ...models.wrapped_methods import wrap_method
-from ...numerics.attention_in_chunks import attention_in_chunks
 from ..state import Guard, here
 
 _ASKED = "get_interface"
@@ -66,5 +66,5 @@ def _attention(  # noqa: PLR0913  (the arguments are transformers')
             return attention_by_rows(query, key, value, attention_mask, scaling), None
         if guard.attends_in_chunks and can_be_in_chunks(query, key, value, attention_mask):
             causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-            return attention_in_chunks(query, key, value, attention_mask, is_causal=causal, scale=scaling), None
+            return attend_rows(query, key, value, attention_mask, is_causal=causal, scale=scaling), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs)  # type: ignore[no-any-return]
