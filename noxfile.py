@@ -31,6 +31,7 @@ class Tool:
 
 # By the name that `needs` and `--must-have` have for it: that of its module, or a name of tests/conftest.py.
 TOOLS: dict[str, Tool] = {
+    "diffusers": Tool(("diffusers",)),
     "trl": Tool(("trl",)),
 }
 

@@ -14,10 +14,21 @@ def kept_in_float32(architecture: str | None, config: Mapping[str, Any]) -> tupl
     """
     sometimes: set[str] = set()
     always: set[str] = set()
+    if "_class_name" in config:  # of diffusers, which keeps them in both
+        return (), tuple(sorted(_of_diffusers(architecture)))
     for model_class in _classes(architecture, config):
         sometimes.update(getattr(model_class, "_keep_in_fp32_modules", None) or ())
         always.update(getattr(model_class, "_keep_in_fp32_modules_strict", None) or ())
     return tuple(sorted(sometimes)), tuple(sorted(always))
+
+
+def _of_diffusers(architecture: str | None) -> tuple[str, ...]:
+    try:
+        import diffusers
+    except ImportError:  # the checkpoint is looked at, and loaded elsewhere
+        return ()
+    names: Any = getattr(getattr(diffusers, architecture or "", None), "_keep_in_fp32_modules", None) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _classes(architecture: str | None, config: Mapping[str, Any]) -> Iterator[object]:

@@ -111,7 +111,8 @@ def describe(
     Raises:
         CorruptCheckpointError: If there is no floating-point tensor.
     """
-    architecture = next(iter(config.get("architectures") or ()), None)
+    of_diffusers = config.get("_class_name")  # which writes no list of architectures
+    architecture = next(iter(config.get("architectures") or ()), of_diffusers)
     text = text_part(config)
     saved = _saved(source, tensors)
     claimed = claimed_dtype(config)
@@ -131,7 +132,7 @@ def describe(
         has_own_code=isinstance(config.get("auto_map"), Mapping) and "AutoConfig" in config["auto_map"],
         linears=linears_of(tensors, config, tied=tied),
         cache=cache_shape,
-        takes=main_input(architecture, generates=bool(cache_shape.layers)),
+        takes="inputs" if of_diffusers else main_input(architecture, generates=bool(cache_shape.layers)),
         vocab_size=first(text, "vocab_size", default=0),
         hidden_size=first(text, "hidden_size", "d_model", "n_embd", default=0),
         tied=tied,

@@ -12,11 +12,20 @@ from ..store import parse_json
 from .model_files import Files
 from .pickled import read_pickled
 
+# As transformers names them, and as diffusers does.
+_SAFETENSORS = (
+    "model.safetensors", "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
+)  # fmt: skip
+_PICKLES = (
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json",
+)  # fmt: skip
 _AT_ONCE = 8  # headers read at a time: a Hub repository of 100 shards is 100 round trips
 
 
 def weight_names(where: Where, files: Files, explicit: str | None = None) -> tuple[str, bool]:
-    """Return the file that transformers would load, and whether it is an index of shards.
+    """Return the file that transformers, or diffusers, would load, and whether it is an index of shards.
 
     `explicit` is the config's `transformers_weights`. Otherwise a whole safetensors file comes before an index, and
     safetensors before pickles.
@@ -26,9 +35,9 @@ def weight_names(where: Where, files: Files, explicit: str | None = None) -> tup
     """
     candidates = [explicit] if explicit else []
     if not explicit and where.use_safetensors is not False:
-        candidates += ["model.safetensors", "model.safetensors.index.json"]
+        candidates += _SAFETENSORS
     if not explicit and not where.use_safetensors:
-        candidates += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+        candidates += _PICKLES
     for candidate in candidates:
         name = _with_variant(candidate, where.variant) if not explicit else candidate
         if files.has(name):

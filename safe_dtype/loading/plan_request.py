@@ -43,7 +43,7 @@ _SMALL_WIDTHS = ((256, 256),)
 # From here on it matters how products are computed; below, a step takes about a millisecond whatever is done.
 _ROUTED_FROM = 2**24  # parameters
 
-Drifts = Literal["ignored", "remembered", "measured"]
+Drifts = Literal["never", "ignored", "remembered", "measured"]
 
 _SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
@@ -61,7 +61,8 @@ def plan_request(
 
     Where a much faster plan depends on what rounding does to the model, `drifts` tells whether to look: "measured" loads
     and runs the model, and remembers what it found; "remembered" only looks that up, and plans for what a load would
-    come to if all is well that it would measure (`Plan.pending`); "ignored" rounds nothing.
+    come to if all is well that it would measure (`Plan.pending`); "ignored" rounds nothing but for an order, whose range is
+    measured; "never" runs nothing at all, as for a model that is none of transformers.
     `stored` tells whether to believe a rescue that was saved beside the weights: nothing is measured then.
     `device` is one that is not here, known by the table of priors; None: those that the request names.
     `meeting` is where the ranks of a job agree, which all plan from the same facts; None: this process plans alone.
@@ -83,7 +84,7 @@ def plan_request(
     else:
         device, checkpoint = meeting.agreed(checkpoint, partial(_facts_here, request, checkpoint))
     parsed = Policy.of(policy)
-    rounds = (
+    rounds = drifts != "never" and (
         drifts != "ignored" or ordered == FLOAT16 or (parsed is not None and (FLOAT16 in parsed.ladder or parsed.int8))
     )
     if stored and (not is_one_of_many(request) or (meeting is not None and not is_split(request))):
@@ -125,7 +126,7 @@ def _with_trials(
     plan, checkpoint, expected = plan_with_half(
         plan, request, device, checkpoint, policy, measure=drifts != "remembered"
     )
-    if drifts == "ignored" and not plan.policy.int8:
+    if drifts in ("ignored", "never") and not plan.policy.int8:
         return plan
     measure = drifts != "remembered"
     return plan_with_drifts(plan, request, device, checkpoint, policy, measure=measure, expected=expected)

@@ -18,7 +18,11 @@ BATCHES = "accelerate.utils.memory"  # as well
 # Where it is decided in which precision a program trains.
 PRECISION, ARGUMENTS = "accelerate.state", "transformers.training_args"
 ACCELERATOR, TRAINER = "accelerate.accelerator", "transformers.trainer"  # what trains
-PATCHED = (MODELS, CONFIGS, BATCHES, PRECISION, ARGUMENTS, ACCELERATOR, TRAINER)
+PARTS, PIPELINES = (
+    "diffusers.models.modeling_utils",
+    "diffusers.pipelines.pipeline_utils",
+)  # what loads those of diffusers
+PATCHED = (MODELS, CONFIGS, BATCHES, PRECISION, ARGUMENTS, ACCELERATOR, TRAINER, PARTS, PIPELINES)
 STARTUP = "safe_dtype startup"  # marks the hook that a process begins with under `safe-dtype run`
 
 

@@ -22,7 +22,9 @@ from .import_hook import (
     BATCHES,
     CONFIGS,
     MODELS,
+    PARTS,
     PATCHED,
+    PIPELINES,
     PRECISION,
     STARTUP,
     TRAINER,
@@ -59,7 +61,7 @@ def patch(policy: Policy | str | None = None, *, tell: str = "line") -> None:
     """Plan and guard every model that this process loads with transformers from now on.
 
     `PreTrainedModel.from_pretrained` is wrapped: Auto classes, concrete classes, pipelines, sentence-transformers and
-    PEFT all load through it. Imports neither torch nor transformers: where they are not imported yet, their import
+    PEFT all load through it. So are the two class methods that load models and pipelines of diffusers. Imports neither torch nor transformers: where they are not imported yet, their import
     does the rest. A second call changes the policy, and what is said, and nothing else.
 
     Args:
@@ -234,6 +236,34 @@ def _planned(original: Callable[..., Any]) -> Callable[..., Any]:
     return from_pretrained
 
 
+def _part_planned(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the class method that loads every model of diffusers."""
+
+    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+        patch_now = _patch_now()
+        if patch_now is None:
+            return original(cls, *args, **kwargs)
+        from .planned_diffusion import part_planned
+
+        return part_planned(functools.partial(original, cls), patch_now.policy, patch_now.tell, args, kwargs)
+
+    return from_pretrained
+
+
+def _pipeline_planned(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the class method that loads every pipeline of diffusers."""
+
+    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+        patch_now = _patch_now()
+        if patch_now is None:
+            return original(cls, *args, **kwargs)
+        from .planned_diffusion import pipeline_planned
+
+        return pipeline_planned(functools.partial(original, cls), patch_now.policy, patch_now.tell, args, kwargs)
+
+    return from_pretrained
+
+
 def _with_unknown_types(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `AutoConfig.from_pretrained`, which every Auto class asks before it comes to a model class."""
 
@@ -340,6 +370,8 @@ def _with_guarded_steps(original: Callable[..., Any]) -> Callable[..., Any]:
 _METHODS: dict[str, tuple[tuple[str, str, Wrap], ...]] = {
     MODELS: (("PreTrainedModel", _NAME, _planned),),
     CONFIGS: (("AutoConfig", _NAME, _with_unknown_types),),
+    PARTS: (("ModelMixin", _NAME, _part_planned),),
+    PIPELINES: (("DiffusionPipeline", _NAME, _pipeline_planned),),
     PRECISION: (("AcceleratorState", "__init__", _with_settled_precision),),
     ARGUMENTS: (("TrainingArguments", "__post_init__", _with_settled_arguments),),
     ACCELERATOR: (("Accelerator", "prepare_model", _with_kept_weights),),

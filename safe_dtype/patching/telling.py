@@ -6,12 +6,15 @@ import logging
 import multiprocessing
 import os
 import sys
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import PolicyError
 from ..planning import Plan, Policy, faster_if_asked
 from ..rendering.streams import columns, writable
 from ..rendering.units import times_text
+
+if TYPE_CHECKING:
+    from ..loading.diffusion.pipeline_plan import PipelinePlan
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,15 @@ def tell_plan(plan: Plan, tell: Telling) -> None:
             "reason": plan.reason,
         }
         _tell(text, "tell_plan", fields)
+
+
+def tell_pipeline(plan: PipelinePlan, tell: Telling) -> None:
+    """Say what was chosen for the models of a pipeline, once, as `tell_plan` does."""
+    if _is_told(tell):
+        text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary
+        _tell(
+            text, "tell_pipeline", {"model": plan.source, **{name: str(dtype) for name, dtype in plan.dtypes.items()}}
+        )
 
 
 def tell_training(trainer: str, ladder: str, policy: Policy, tell: Telling) -> None:

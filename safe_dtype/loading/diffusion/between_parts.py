@@ -1,0 +1,84 @@
+"""What one part of a pipeline hands to another is cast as it enters, while the parts are in several dtypes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...guarding.state import Guard, guard_of
+from ...models.casting import FLOATS, cast
+from ...models.recast import main_dtype
+
+# What carries the values of another part, by the ends of diffusers' names of arguments. Others stay in the dtype that the
+# pipeline chose: times and rotary angles in float32 say more than in 16 bit.
+_VALUES = (
+    "sample", "hidden_states", "embeds", "projections", "residuals", "residual", "z", "x", "context", "image_embeddings",
+    "added_cond_kwargs",
+)  # fmt: skip
+_INNER = ("encoder", "decoder", "quant_conv", "post_quant_conv")  # of autoencoders, whose `decode` is no call
+
+
+class _Dtypes:
+    """The dtypes that the parts of one pipeline are in, found anew only where a part was changed."""
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        self._models = [weakref.ref(model) for model in models]
+        self._key: tuple[Any, ...] = ()
+        self._mains: dict[int, torch.dtype | None] = {}
+
+    def of(self, model: nn.Module) -> torch.dtype | None:
+        """Return the dtype that what enters `model` is cast to; None where all parts are in one."""
+        living = [part for reference in self._models if (part := reference()) is not None]
+        key = tuple((id(part), _version(part), _first_dtype(part)) for part in living)
+        if key != self._key:
+            self._mains = {id(part): main_dtype(part) for part in living}
+            self._key = key
+        return self._mains.get(id(model)) if len({*self._mains.values()} - {None}) > 1 else None
+
+
+class _CastOnEntry:
+    """A hook before the forward of a part, or of a module in it."""
+
+    def __init__(self, part: nn.Module, dtypes: _Dtypes) -> None:
+        self._part, self._dtypes = weakref.ref(part), dtypes
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():  # first, for a compiler follows this line and nothing else of ours
+            return None
+        part = self._part()
+        dtype = None if part is None or guard_of(part) is None else self._dtypes.of(part)
+        if dtype is None:
+            return None
+        if module is not part:
+            dtype = _first_dtype(module) or dtype
+        others = FLOATS - {dtype}
+        if dtype == torch.float32:  # holds whatever it is
+            return cast(args, others, dtype), cast(kwargs, others, dtype)
+        first, *rest = args or (None,)
+        carried = {name: cast(value, others, dtype) for name, value in kwargs.items() if name.endswith(_VALUES)}
+        return (cast(first, others, dtype), *rest) if args else (), {**kwargs, **carried}
+
+
+def cast_between(models: Mapping[str, nn.Module]) -> None:
+    """Have what enters each of `models`, the parts of one pipeline, cast to its dtype while they are in several.
+
+    As long as all are in one, and when a part is no longer guarded, nothing is touched.
+    """
+    dtypes = _Dtypes(models.values())
+    for model in models.values():
+        entered = [inner for name in _INNER if isinstance(inner := getattr(model, name, None), nn.Module)]
+        for module in (entered if hasattr(model, "decode") else None) or [model]:
+            module.register_forward_pre_hook(_CastOnEntry(model, dtypes), with_kwargs=True)
+
+
+def _version(model: nn.Module) -> int:
+    guard: Guard | None = guard_of(model)
+    return -1 if guard is None else guard.version
+
+
+def _first_dtype(model: nn.Module) -> torch.dtype | None:
+    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)

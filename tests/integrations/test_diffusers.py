@@ -1,0 +1,449 @@
+"""diffusers, for real: pipelines with all of their parts, healthy and failing, against plain diffusers bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import safe_dtype
+from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, plan_of, report
+from safe_dtype.errors import NoPlanError, StrictModeError
+from safe_dtype.testing import fault
+
+pytestmark = [
+    pytest.mark.needs("diffusers"),
+    pytest.mark.filterwarnings("default"),  # those of diffusers are no business of ours
+]
+
+NAMES = ("StableDiffusion", "SDXL", "SD3", "Flux", "HunyuanVideo15")
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+ENDS = {"StableDiffusion": "conv_out", "SDXL": "conv_out"}  # the last layer of the part that denoises
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what saves a pipeline of that name, its weights in bfloat16, once."""
+    from tiny_pipelines import save_pipeline
+
+    folders: dict[tuple[str, torch.dtype], Path] = {}
+
+    def save(name: str, dtype: torch.dtype = BF16) -> Path:
+        if (name, dtype) not in folders:
+            folders[name, dtype] = save_pipeline(name, tmp_path_factory.mktemp(name), dtype)
+        return folders[name, dtype]
+
+    return save
+
+
+def safely(folder: Path, **arguments: Any) -> Any:
+    """Return the pipeline, planned and guarded."""
+    from safe_dtype.integrations.diffusers import SafeDiffusionPipeline
+
+    return SafeDiffusionPipeline.from_pretrained(folder, **arguments)
+
+
+def plainly(folder: Path, dtype: Any) -> Any:
+    """Return the pipeline of plain diffusers."""
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+
+
+def events(pipeline: Any) -> dict[str, list[tuple[str, str | None]]]:
+    """Return what happened to each part: kinds and remedies."""
+    from safe_dtype.integrations.diffusers import reports_of
+
+    happened = {name: [(str(e.kind), e.remedy) for e in own.events] for name, own in reports_of(pipeline).items()}
+    return {name: own for name, own in happened.items() if own}
+
+
+def pictures(pipeline: Any, **more: Any) -> torch.Tensor:
+    """Return what one seeded run makes."""
+    from tiny_pipelines import call_of
+
+    name = next(
+        name
+        for name in NAMES
+        if name in type(pipeline).__name__.replace("StableDiffusionXL", "SDXL").replace("StableDiffusion3", "SD3")
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    if name == "HunyuanVideo15":
+        pipeline.tokenizer_max_length = 16  # of 1000 tokens of padding
+    output = pipeline(**call_of(name), generator=torch.Generator().manual_seed(0), **more)
+    return output.frames if hasattr(output, "frames") else output.images
+
+
+def denoiser(pipeline: Any) -> Any:
+    """Return the part that is called at every step."""
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+def after_step(pipeline: Any, number: int, then: Callable[[], object]) -> None:
+    """Call `then` once the scheduler has made that many steps."""
+    step, made = pipeline.scheduler.step, iter(range(1, 1000))
+
+    @functools.wraps(step)  # pipelines look at what it takes
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        output = step(*args, **kwargs)
+        if next(made) == number:
+            then()
+        return output
+
+    pipeline.scheduler.step = counted
+
+
+def floats(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value with its floating tensors in `dtype`."""
+    if isinstance(value, dict):
+        return {name: floats(inner, dtype) for name, inner in value.items()}
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def cast_on_entry(pipeline: Any) -> None:
+    """Have plain parts cast what they are given: what a user would write around a part in another dtype."""
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        dtype = next(module.parameters()).dtype
+        if dtype == FP32:
+            return tuple(floats(one, dtype) for one in args), floats(kwargs, dtype)
+        values = {
+            name: floats(one, dtype) for name, one in kwargs.items() if "states" in name or "projections" in name
+        }
+        return tuple(floats(one, dtype) for one in args), {**kwargs, **values}
+
+    for module in (
+        denoiser(pipeline),
+        *(getattr(pipeline.vae, name, None) for name in ("decoder", "post_quant_conv")),
+    ):
+        if module is not None:
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def switch_on_entry(pipeline: Any, at: int) -> None:
+    """Have the part that denoises, of a plain pipeline, go to float32 as it is called after `at` steps."""
+    begun: list[bool] = [] if at else [True]
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not begun:
+            return None
+        module.to(FP32)
+        return tuple(floats(one, FP32) for one in args), floats(kwargs, FP32)
+
+    def to_own(module: nn.Module, args: Any) -> Any:
+        return tuple(floats(one, next(module.parameters()).dtype) for one in args)
+
+    denoiser(pipeline).register_forward_pre_hook(hook, with_kwargs=True)
+    for name in ("decoder", "post_quant_conv"):
+        if getattr(pipeline.vae, name, None) is not None:
+            getattr(pipeline.vae, name).register_forward_pre_hook(to_own)
+    if at:
+        after_step(pipeline, at, lambda: begun.append(True))
+
+
+# Healthy
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_healthy(saved: Callable[..., Path], name: str, dtype: torch.dtype) -> None:
+    """In an ordered dtype a pipeline that is well makes the pictures of plain diffusers, bit for bit."""
+    pipeline = safely(saved(name), dtype=dtype)
+    assert denoiser(pipeline).dtype == dtype
+    assert torch.equal(pictures(pipeline), pictures(plainly(saved(name), dtype)))
+    assert events(pipeline) == {}
+
+
+def test_without_an_order(saved: Callable[..., Path]) -> None:
+    """Every part has a plan, of which one text tells; weights are never rounded unasked."""
+    from safe_dtype.integrations.diffusers import PipelinePlan, plan_of_pipeline
+
+    for dtype in (BF16, FP32):
+        pipeline = safely(saved("SDXL", dtype))
+        plan = plan_of_pipeline(pipeline)
+        assert isinstance(plan, PipelinePlan)
+        assert set(plan.plans) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+        for name, part in plan.plans.items():
+            model = getattr(pipeline, name)
+            assert plan_of(model) == part
+            assert str(model.dtype) == f"torch.{part.storage}"
+            assert part.storage in ((BFLOAT16, FLOAT32) if dtype == BF16 else (FLOAT32,))
+            assert name in plan.explain()
+    assert plan.summary.startswith(f"{saved('SDXL', FP32)}: text_encoder, text_encoder_2, unet, vae in float32")
+    with pytest.raises(NoPlanError):
+        plan_of_pipeline(plainly(saved("SDXL"), BF16))
+
+
+def test_order_for_each_part(saved: Callable[..., Path]) -> None:
+    """A dict of dtypes is an order for each part; what one hands to another is cast on entry, and that is no event."""
+    orders = {"text_encoder": FP32, "transformer": BF16, "default": FP16}
+    folder = saved("Flux")
+    pipeline = safely(folder, dtype=orders)
+    parts = {name: part.dtype for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+    assert parts == {"text_encoder": FP32, "transformer": BF16, "text_encoder_2": FP16, "vae": FP16}
+    plain = plainly(folder, orders)
+    cast_on_entry(plain)
+    assert torch.equal(pictures(pipeline), pictures(plain))
+    assert events(pipeline) == {}
+
+
+def test_torch_dtype(saved: Callable[..., Path]) -> None:
+    """The older name of the argument is an order as well."""
+    assert denoiser(safely(saved("StableDiffusion"), torch_dtype=FP16)).dtype == FP16
+
+
+# Failing
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_step_that_fails(saved: Callable[..., Path], name: str, at: int) -> None:
+    """It goes on in float32 from that very step: the pictures are those of a run that is switched there by hand."""
+    pipeline = safely(saved(name), dtype=BF16)
+    model, module = denoiser(pipeline), ENDS.get(name, "proj_out")
+    with ExitStack() as stack:
+        begin = lambda: stack.enter_context(fault(model, module, "nan", dtype=BFLOAT16))  # noqa: E731
+        after_step(pipeline, at, begin) if at else begin()
+        mended = pictures(pipeline)
+    assert [(e.before, e.after, e.module) for e in report(model).events] == [(BFLOAT16, FLOAT32, module)]
+    assert set(events(pipeline)) == {"unet" if hasattr(pipeline, "unet") else "transformer"}
+    plain = plainly(saved(name), BF16)
+    switch_on_entry(plain, at)
+    assert torch.equal(mended, pictures(plain))
+
+
+@pytest.mark.parametrize("kind", ["nan", "not_implemented"])
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "transformer", "vae"])
+def test_every_part_of_hunyuan_video(saved: Callable[..., Path], part: str, kind: str) -> None:
+    """HunyuanVideo 1.5 survives a fault in each of its parts."""
+    pipeline = safely(saved("HunyuanVideo15"), dtype=BF16)
+    model = getattr(pipeline, part)
+    leaves = {"text_encoder": "layers.0.mlp.down_proj", "text_encoder_2": "encoder.block.1.layer.1.DenseReluDense.wo",
+              "transformer": "proj_out", "vae": "decoder.conv_out"}  # fmt: skip
+    with fault(model, leaves[part], kind, dtype=BFLOAT16):
+        video = pictures(pipeline)
+    assert video.isfinite().all()
+    assert set(events(pipeline)) == {part}
+
+
+def overflowing(folder: Path, to: Path) -> Path:
+    """Save the pipeline once more, with an autoencoder that leaves float16's range inside, and is well in float32.
+
+    As that of SDXL: activations are large, and a norm behind them makes them small again.
+    """
+    pipeline = plainly(folder, FP32)
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_in.weight.mul_(1e5)
+        pipeline.vae.decoder.conv_in.bias.mul_(1e5)
+    pipeline.vae.register_to_config(force_upcast=False)
+    pipeline.save_pretrained(to)
+    return to
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+@pytest.mark.parametrize("name", ["StableDiffusion", "SDXL", "Flux"])
+def test_autoencoder_that_overflows(saved: Callable[..., Path], tmp_path: Path, name: str, tiling: bool) -> None:
+    """It decodes the same latents again in float32, and stays there; no other part is touched."""
+    folder = overflowing(saved(name), tmp_path / "overflowing")
+    plain = plainly(folder, FP16)
+    assert not pictures(plain).isfinite().all()
+    pipeline = safely(folder, dtype=FP16)
+    if tiling:
+        pipeline.vae.enable_tiling()
+        pipeline.vae.tile_latent_min_size = pipeline.vae.tile_sample_min_size = 4
+    mended = pictures(pipeline)
+    assert set(events(pipeline)) == {"vae"}
+    assert pipeline.vae.dtype == FP32
+    assert denoiser(pipeline).dtype == FP16
+    plain.vae = plainly(folder, FP32).vae
+    if tiling:
+        plain.vae.enable_tiling()
+        plain.vae.tile_latent_min_size = plain.vae.tile_sample_min_size = 4
+    cast_on_entry(plain)
+    assert torch.equal(mended, pictures(plain))
+    assert mended.isfinite().all()
+    again = pictures(pipeline)
+    assert len(report(pipeline.vae).events) == 1
+    assert torch.equal(again, mended)
+
+
+def test_strict(saved: Callable[..., Path]) -> None:
+    """In strict mode a step that fails is an error, and nothing is changed."""
+    pipeline = safely(saved("StableDiffusion"), dtype=BF16, policy="strict")
+    with fault(pipeline.unet, "conv_out", "nan", dtype=BFLOAT16), pytest.raises(StrictModeError):
+        pictures(pipeline)
+    assert pipeline.unet.dtype == BF16
+
+
+# What people do with pipelines
+
+
+def test_callbacks(saved: Callable[..., Path]) -> None:
+    """`callback_on_step_end` is called once a step, failing or not, and what it returns counts."""
+    pipeline, seen = safely(saved("SDXL"), dtype=BF16), []
+
+    def callback(_: Any, index: int, __: Any, given: dict[str, Any]) -> dict[str, Any]:
+        seen.append((index, given["latents"].isfinite().all().item()))
+        return {"latents": given["latents"] * 0.5}
+
+    with fault(pipeline.unet, "conv_out", "nan", dtype=BFLOAT16):
+        mended = pictures(pipeline, callback_on_step_end=callback)
+    assert seen == [(0, True), (1, True), (2, True)]
+    plain = plainly(saved("SDXL"), BF16)
+    switch_on_entry(plain, 0)
+    assert torch.equal(mended, pictures(plain, callback_on_step_end=callback))
+
+
+def test_moved_to_another_dtype(saved: Callable[..., Path]) -> None:
+    """After `pipeline.to(dtype)` it runs in that dtype as plain diffusers would, and is guarded there."""
+    pipeline, plain = safely(saved("Flux"), dtype=BF16), plainly(saved("Flux"), BF16)
+    for one in (pipeline, plain):
+        one.to(FP16)
+    assert torch.equal(pictures(pipeline), pictures(plain))
+    assert events(pipeline) == {}
+    with fault(pipeline.transformer, "proj_out", "nan", dtype=FLOAT16):
+        assert pictures(pipeline).isfinite().all()
+    assert pipeline.transformer.dtype in (BF16, FP32)
+
+
+def test_pipeline_that_upcasts_itself(saved: Callable[..., Path]) -> None:
+    """SDXL casts its autoencoder to float32 and back where the config says so: its own affair."""
+    pipeline, plain = safely(saved("SDXL"), dtype=FP16), plainly(saved("SDXL"), FP16)
+    assert pipeline.vae.config.force_upcast
+    for _ in range(2):
+        assert torch.equal(pictures(pipeline), pictures(plain))
+    assert events(pipeline) == {}
+
+
+def test_offloaded(saved: Callable[..., Path]) -> None:
+    """Parts with the hooks of `enable_model_cpu_offload` are guarded as without."""
+    from accelerate import cpu_offload_with_hook
+
+    pipeline, plain = safely(saved("SD3"), dtype=BF16), plainly(saved("SD3"), BF16)
+    for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+        cpu_offload_with_hook(part, "cpu")
+    assert torch.equal(pictures(pipeline), pictures(plain))
+    with fault(pipeline.vae, "decoder.conv_out", "nan", dtype=BFLOAT16):
+        mended = pictures(pipeline)
+    plain.vae.to(FP32)
+    plain.vae.decoder.register_forward_pre_hook(lambda _, args: tuple(floats(one, FP32) for one in args))
+    assert torch.equal(mended, pictures(plain))
+
+
+def test_passed_parts(saved: Callable[..., Path]) -> None:
+    """A model that is passed stays as it is, and is guarded; None leaves a part out."""
+    from diffusers import AutoencoderKL
+
+    own = AutoencoderKL.from_pretrained(saved("SD3") / "vae", torch_dtype=BF16)
+    pipeline = safely(saved("SD3"), dtype=BF16, vae=own, text_encoder_3=None)
+    assert pipeline.vae is own
+    assert pipeline.text_encoder_3 is None
+    with fault(own, "decoder.conv_out", "nan", dtype=BFLOAT16):
+        assert pictures(pipeline).isfinite().all()
+    assert set(events(pipeline)) == {"vae"}
+
+
+def test_other_pipeline_of_the_same_parts(saved: Callable[..., Path]) -> None:
+    """`pipeline_class` names another pipeline: from picture to picture, where the autoencoder encodes, too."""
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipeline = safely(saved("StableDiffusion"), dtype=BF16, pipeline_class=StableDiffusionImg2ImgPipeline)
+    assert type(pipeline) is StableDiffusionImg2ImgPipeline
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    pipeline.set_progress_bar_config(disable=True)
+    with fault(pipeline.vae, "encoder.conv_out", "nan", dtype=BFLOAT16):
+        made = pipeline("a cat", picture, num_inference_steps=4, output_type="pt", generator=torch.Generator()).images
+    assert made.isfinite().all()
+    assert set(events(pipeline)) == {"vae"}
+
+
+def test_copied_and_compiled(saved: Callable[..., Path]) -> None:
+    """A deep copy of a part is guarded on its own; a compiled part is compiled in one piece."""
+    pipeline = safely(saved("Flux"), dtype=BF16)
+    wanted = pictures(pipeline)
+    pipeline.transformer = copy.deepcopy(pipeline.transformer)
+    assert torch.equal(pictures(pipeline), wanted)
+    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager", fullgraph=True)
+    assert torch.equal(pictures(pipeline), wanted)
+    torch.compiler.reset()
+
+
+# Patched
+
+
+@pytest.fixture
+def patched() -> Iterator[None]:
+    """Patch the process for one test."""
+    with safe_dtype.patched(tell="nothing"):
+        yield
+
+
+def test_patched_pipeline(saved: Callable[..., Path], patched: None) -> None:
+    """`DiffusionPipeline.from_pretrained` itself plans and guards; an order stays one."""
+    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(saved("Flux"), torch_dtype=FP16)
+    assert {part.dtype for part in pipeline.components.values() if isinstance(part, nn.Module)} == {FP16}
+    assert {plan_of(part).ordered for part in pipeline.components.values() if isinstance(part, nn.Module)} == {FLOAT16}
+    pipeline = AutoPipelineForText2Image.from_pretrained(saved("Flux"))
+    with fault(pipeline.transformer, "proj_out", "nan", dtype=plan_of(pipeline.transformer).storage):
+        assert pictures(pipeline).isfinite().all() or plan_of(pipeline.transformer).storage == FLOAT32
+    assert report(pipeline.transformer).events
+
+
+def test_patched_model(saved: Callable[..., Path], patched: None) -> None:
+    """A single model of diffusers is planned and guarded as well, by its own class or by `AutoModel`."""
+    from diffusers import AutoModel, UNet2DConditionModel
+
+    for load in (UNet2DConditionModel.from_pretrained, AutoModel.from_pretrained):
+        model = load(str(saved("StableDiffusion")), subfolder="unet", torch_dtype=BF16)
+        assert plan_of(model).ordered == BFLOAT16
+        given = torch.randn(1, 4, 8, 8).bfloat16(), torch.tensor(3), torch.randn(1, 4, 32).bfloat16()
+        with torch.no_grad(), fault(model, "conv_out", "nan", dtype=BFLOAT16):
+            assert model(*given).sample.isfinite().all()
+        assert [event.after for event in report(model).events] == [FLOAT32]
+
+
+def test_told_once(saved: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """One line tells of a whole pipeline."""
+    with safe_dtype.patched():
+        from diffusers import DiffusionPipeline
+
+        DiffusionPipeline.from_pretrained(saved("SD3"), torch_dtype=FP32)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("safe_dtype:")]
+    assert len(lines) == 1
+    assert "text_encoder, text_encoder_2, text_encoder_3, transformer, vae in float32" in lines[0]
+
+
+def test_unpatched(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Afterwards diffusers is what it was, and its own errors were its own all the time."""
+    from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
+
+    before = [vars(owner)["from_pretrained"] for owner in (DiffusionPipeline, ModelMixin)]
+    errors = []
+    for block in (ExitStack(), safe_dtype.patched()):
+        with block:
+            for load in (DiffusionPipeline.from_pretrained, UNet2DConditionModel.from_pretrained):
+                with pytest.raises(Exception) as error:  # noqa: PT011  # whichever it is
+                    load(tmp_path)
+                errors.append((error.type, str(error.value)))
+    assert errors[:2] == errors[2:]
+    assert [vars(owner)["from_pretrained"] for owner in (DiffusionPipeline, ModelMixin)] == before
+
+
+def test_weights_are_read_again(saved: Callable[..., Path]) -> None:
+    """A part that was rounded on loading, as ordered, steps down to the weights of its files."""
+    pipeline = safely(saved("StableDiffusion", FP32), dtype=BF16)
+    with fault(pipeline.unet, "conv_out", "nan", dtype=BFLOAT16):
+        pictures(pipeline)
+    truth = plainly(saved("StableDiffusion", FP32), FP32).unet
+    assert all(
+        torch.equal(mine, theirs) for mine, theirs in zip(pipeline.unet.parameters(), truth.parameters(), strict=True)
+    )
