@@ -92,14 +92,14 @@ def rescue(*, model: str, text: Path | None, share: str | None, form: str, **opt
         from ..commands.rescue_page import rescue_page
 
         write_picture(page, rescue_page(outcome))
+    if form == "text":
+        click.echo(outcome.as_text())
     shared = _shared(outcome, share, options["revision"]) if share else None
     if form == "json":
         values = {"schema": 1, **outcome.to_dict(), **({"shared": shared.to_dict()} if shared else {})}
         click.echo(json.dumps(values, indent=2))
-    else:
-        click.echo(outcome.as_text())
-        if shared:
-            click.echo(str(shared))
+    elif shared:
+        click.echo(str(shared))
     if outcome.beyond:
         click.get_current_context().exit(3)
 

@@ -1,4 +1,4 @@
-"""The two questions that a load asks before it starts, over real HTTP."""
+"""The questions that a load asks before it starts, over real HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from publishing.loopback import LoopbackHub, drop, status, truncate
 
 from safe_dtype.hub.errors import HubError
-from safe_dtype.hub.lookup import described, is_offline, json_file
+from safe_dtype.hub.lookup import described, is_offline, json_file, small_file
 
 REPO = "org/model"
 
@@ -53,3 +53,31 @@ def test_offline(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_offline()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert is_offline()
+
+
+def test_small_file(hub: LoopbackHub) -> None:
+    """The bytes, and the commit that they were read at; None where the repository has no such file."""
+    oid = hub.push(REPO, {"a.json": b"{}"})
+    file = small_file(REPO, "a.json", most_bytes=2, token=None)
+    assert file is not None
+    assert (file.content, file.commit) == (b"{}", oid)
+    assert small_file(REPO, "b.json", most_bytes=2, token=None) is None
+
+
+def test_a_file_that_is_too_large(hub: LoopbackHub) -> None:
+    """One byte too many is an error, and so is a repository that is not there."""
+    hub.push(REPO, {"a.json": b"[0]"})
+    with pytest.raises(HubError):
+        small_file(REPO, "a.json", most_bytes=2, token=None)
+    with pytest.raises(HubError):
+        small_file("org/nowhere", "a.json", most_bytes=2, token=None)
+
+
+@pytest.mark.parametrize("action", [drop, truncate, status(500), status(401)], ids=["drop", "half", "500", "401"])
+def test_no_file(hub: LoopbackHub, action: Any) -> None:
+    """Whatever goes wrong is one error, after one request."""
+    hub.push(REPO, {"a.json": b"{ }" * 100})
+    hub.fault("*", REPO, action, times=99)
+    with pytest.raises(HubError):
+        small_file(REPO, "a.json", most_bytes=2**20, token=None)
+    assert len(hub.requests) == 1

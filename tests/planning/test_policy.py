@@ -25,6 +25,8 @@ from safe_dtype.planning import Policy, Workload
         pytest.param("max_drift=1e-3", Policy(max_drift=0.001), id="max-drift"),
         pytest.param("max_drift=0", Policy(max_drift=0.0), id="no-drift"),
         pytest.param("variants=use", Policy(variants="use"), id="variants"),
+        pytest.param("recipes=use", Policy(recipes="use"), id="recipes"),
+        pytest.param("recipes=org/my-recipes", Policy(recipes="org/my-recipes"), id="recipes-of"),
         pytest.param("ladder=bf16>float32", Policy(ladder=(BFLOAT16, FLOAT32)), id="ladder"),
     ],
 )
@@ -41,6 +43,9 @@ def test_parse(text: str, policy: Policy) -> None:
         pytest.param("strict=yes", "'strict' is none of", id="value-where-none-belongs"),
         pytest.param("prefer=cheap", "'cheap' is none of speed, memory, fidelity", id="prefer"),
         pytest.param("variants=all", "'all' is none of say, use, ignore", id="variants"),
+        pytest.param("recipes=yes", "neither ignore, use nor org/name", id="recipes-of-nobody"),
+        pytest.param("recipes=https://x.y/a", "neither ignore, use nor org/name", id="recipes-address"),
+        pytest.param("recipes=../../a", "neither ignore, use nor org/name", id="recipes-path"),
         pytest.param("prompt=-3", "not a number of tokens", id="negative"),
         pytest.param("prompt=0", "not a number of tokens", id="zero"),
         pytest.param("max_drift=low", "max_drift='low' is not a number", id="drift-of-words"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from engineered import prompts, saved
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from mini_hub import MiniHub
 from publishing.client import connect
 from publishing.loopback import LoopbackHub, status
@@ -21,7 +21,7 @@ from safe_dtype import SafeAutoModel, SafeDtypeWarning, plan_of
 from safe_dtype.cli import cli
 from safe_dtype.errors import PublishError
 from safe_dtype.facts.recipe import MOST_BYTES
-from safe_dtype.hub.client import Hub
+from safe_dtype.hub.client import Hub, HubPatience
 from safe_dtype.publishing.share_recipe import share_recipe
 
 RECIPES = "org/recipes"
@@ -115,13 +115,21 @@ def spoil(values: dict[str, Any], how: str) -> dict[str, Any]:
         shift["moves"] = shift["moves"][1:]
     elif how == "no module of that name":
         shift["moves"][0]["target"] = "model.nowhere.weight"
+    elif how == "rows that no weight has":
+        shift["moves"][0] |= {"part": "weight", "target": "model.embed_tokens.weight"}
+        shift["moves"][0]["rows"] = {"dim": 7, "start": 0.0, "stop": 1.0, "offset": 2**30, "step": 3}
+    elif how == "what is no module":
+        shift["moves"][0] |= {"part": "number", "target": "model.layers.0.__class__.__name__"}
     elif how == "exact and useless":
         shift["bits"] = 0
         values["islands"] = ["model.layers.0.mlp"]
     return values
 
 
-@pytest.mark.parametrize("how", ["not exact", "no module of that name", "exact and useless"])
+@pytest.mark.parametrize(
+    "how",
+    ["not exact", "no module of that name", "rows that no weight has", "what is no module", "exact and useless"],
+)
 def test_what_does_not_prove_is_refused(
     mini: MiniHub, gemma: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,11 +212,12 @@ def test_the_hub_says_no(hub: LoopbackHub, gemma: Path, shared: dict[str, bytes]
 
     path = next(path for path in shared if path.endswith(".json"))
     recipe = Recipe.from_dict(json.loads(shared[path]), Path(path).stem)
+    api = Hub(HfApi(endpoint=hub.url, token=hub.token), HubPatience(waits=(0.01,), polls=(0.01,)))
     hub.push("somebody/recipes", {"a.txt": b"a"})
     with pytest.raises(PublishError, match="somebody/recipes"):
-        share_recipe(recipe, "somebody/recipes", api=Hub.connect())
+        share_recipe(recipe, "somebody/recipes", api=api)
     hub.push(RECIPES, {"a.txt": b"a"})
     hub.fault("*", RECIPES, status(500), times=99)
     with pytest.raises(PublishError) as caught:
-        share_recipe(recipe, RECIPES, api=Hub.connect())
+        share_recipe(recipe, RECIPES, api=api)
     assert caught.value.state in ("not-started", "not-published")

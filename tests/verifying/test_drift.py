@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from verifying.by_the_book import Batches, check, logits_of, plain_figures, tiny
 
 from safe_dtype import Drift, measure_drift
-from safe_dtype.verifying import random_batches
+from safe_dtype.verifying import random_batches, record_outputs
+from safe_dtype.verifying.drift import tallied
 
 
 def test_language_model(qwen3: Callable[[torch.dtype], Any], text: Batches) -> None:
@@ -60,3 +62,13 @@ def test_progress() -> None:
     batches = random_batches(96, tokens_per_batch=8, batches=3)
     measure_drift(tiny("qwen3"), tiny("qwen3"), batches, progress=seen.append)
     assert seen == [1, 2, 3]
+
+
+def test_kl_of_each_position(qwen3: Callable[[torch.dtype], Any], text: Batches, tmp_path: Path) -> None:
+    """In the order of the text, as many as are asked for; their mean is that of the drift."""
+    recording = record_outputs(qwen3(torch.float32), text, tmp_path)
+    tally = tallied(recording, qwen3(torch.bfloat16), text)
+    drift, kl = tally.drift(), tally.kl(10**6)
+    assert len(kl) == drift.positions
+    assert sum(kl) / len(kl) == pytest.approx(drift.kl_mean)
+    assert tally.kl(3) == kl[:3]

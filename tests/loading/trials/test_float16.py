@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from tiny_models import TINY
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, patched, plan_of, report
-from safe_dtype.facts import FLOAT8_E4M3
+from safe_dtype.facts import FLOAT8_E4M3, HalfRange
 from safe_dtype.loading import Request, safe_auto_class
 from safe_dtype.loading import load as load_as_planned
 from safe_dtype.loading.trials.float16 import half_from_dict, half_to_dict
@@ -366,3 +367,12 @@ def test_written_and_read() -> None:
     assert half_from_dict(json.loads(json.dumps(half_to_dict(half)))) == half
     unknown = f.rescued(drift=None, problem="no")
     assert half_from_dict(json.loads(json.dumps(half_to_dict(unknown)))) == unknown
+
+
+def test_drift_of_each_position_is_kept() -> None:
+    """With what is not a number as infinity; a file of an earlier version has none, and is read all the same."""
+    half = HalfRange(1.0, 1.0, kl=(1e-5, math.inf, 0.0))
+    values = json.loads(json.dumps(half_to_dict(half), allow_nan=False))
+    assert half_from_dict(values).kl == half.kl
+    del values["kl"]
+    assert half_from_dict(values).kl == ()
