@@ -101,6 +101,7 @@ def test_the_next_load_measures_nothing(mini: MiniHub, gemma: Path, caplog: pyte
         assert (model(tokens).logits.float() - full(tokens).logits).abs().max() < 1
 
 
+@pytest.mark.slow
 def test_a_copy_under_another_name(mini: MiniHub, gemma: Path, tmp_path: Path) -> None:
     """The same weights elsewhere are the same weights."""
     copy = tmp_path / "another name"
@@ -128,7 +129,13 @@ def spoil(values: dict[str, Any], how: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "how",
-    ["not exact", "no module of that name", "rows that no weight has", "what is no module", "exact and useless"],
+    [
+        pytest.param("not exact", marks=pytest.mark.slow),
+        pytest.param("no module of that name", marks=pytest.mark.slow),
+        pytest.param("rows that no weight has", marks=pytest.mark.slow),
+        pytest.param("what is no module", marks=pytest.mark.slow),
+        "exact and useless",
+    ],
 )
 def test_what_does_not_prove_is_refused(
     mini: MiniHub, gemma: Path, how: str, caplog: pytest.LogCaptureFixture
@@ -148,9 +155,9 @@ def test_what_does_not_prove_is_refused(
     "content",
     [
         pytest.param(b"\x80\x04\x95cos\nsystem\n", id="a-pickle"),
-        pytest.param(b'{"schema": "safe_dtype.recipe/1"}', id="half-a-recipe"),
-        pytest.param(b"[" * 100_000, id="nested-without-end"),
-        pytest.param(b"", id="nothing"),
+        pytest.param(b'{"schema": "safe_dtype.recipe/1"}', id="half-a-recipe", marks=pytest.mark.slow),
+        pytest.param(b"[" * 100_000, id="nested-without-end", marks=pytest.mark.slow),
+        pytest.param(b"", id="nothing", marks=pytest.mark.slow),
     ],
 )
 def test_a_malicious_file(mini: MiniHub, gemma: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,6 +169,7 @@ def test_a_malicious_file(mini: MiniHub, gemma: Path, content: bytes, caplog: py
     assert plan_of(model).recipe == ""
 
 
+@pytest.mark.slow
 def test_a_file_without_end(mini: MiniHub, gemma: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that is larger than any recipe is not read to its end."""
     caplog.set_level("INFO", logger="safe_dtype")
@@ -187,6 +195,7 @@ def test_without_the_policy_nobody_is_asked(mini: MiniHub, gemma: Path) -> None:
     assert mini.requests == []
 
 
+@pytest.mark.slow
 def test_where_use_looks(mini: MiniHub, gemma: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`recipes=use` looks where the environment says, and says what is missing where it says nothing."""
     monkeypatch.delenv("SAFE_DTYPE_RECIPES", raising=False)
