@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,18 @@ import pytest
 import torch
 from accelerator.rehearsal import Rehearsal
 from engineered import engineered, prompts, saved
+from mini_hub import MiniHub
+from publishing.client import connect
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, OPTForCausalLM
 
-from safe_dtype import SafeAutoModelForCausalLM, guard, report
+from safe_dtype import SafeAutoModelForCausalLM, guard, plan_of, report
+from safe_dtype.commands.rescue import rescue
+from safe_dtype.commands.rescue_recipe import recipe_of
 from safe_dtype.devices import facts_of
 from safe_dtype.facts import FLOAT16, Rescale
+from safe_dtype.facts.recipe import recipe_path
 from safe_dtype.loading import Request, checkpoint_for
 from safe_dtype.loading.trials.float16 import half_of
 from safe_dtype.models.blocks import block_names
@@ -63,6 +69,29 @@ def over_two(rehearsal: Rehearsal) -> dict[str, Any]:
 def load(folder: Path, device_map: Any) -> Any:
     """Order float16."""
     return SafeAutoModelForCausalLM.from_pretrained(folder, dtype="float16", device_map=device_map)
+
+
+def test_a_recipe_of_somebody_else(
+    rehearsal: Rehearsal, folder: Path, truth: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The first load of the next owner measures nothing: the recipe is found, proved on the device, and right."""
+    outcome = rescue(str(folder), device=str(rehearsal.device()), revision=None, text=None, max_drift=0.02)
+    recipe = recipe_of(outcome, revision=None)
+    file = tmp_path / "recipes" / recipe_path(recipe.weights[0])
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(recipe.to_dict()))
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "of the next owner"))
+    caplog.clear()
+    with MiniHub({"org/recipes": tmp_path / "recipes"}).running() as hub:
+        connect(monkeypatch, hub, tmp_path / "client")
+        for device_map in (str(rehearsal.device()), over_two(rehearsal)):
+            model = SafeAutoModelForCausalLM.from_pretrained(
+                folder, dtype="float16", device_map=device_map, policy="recipes=org/recipes"
+            )
+            assert plan_of(model).recipe
+            torch.testing.assert_close(logits(model, rehearsal.device()), truth, rtol=0, atol=0.05)
+    assert "measuring whether" not in caplog.text
 
 
 def test_first_and_later_loads(

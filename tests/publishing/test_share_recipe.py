@@ -230,3 +230,21 @@ def test_the_hub_says_no(hub: LoopbackHub, gemma: Path, shared: dict[str, bytes]
     with pytest.raises(PublishError) as caught:
         share_recipe(recipe, RECIPES, api=api)
     assert caught.value.state in ("not-started", "not-published")
+
+
+@pytest.mark.slow
+def test_weights_that_only_the_hub_has(
+    hub: LoopbackHub, gemma: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who shares a repository shares it by the Hub's own digests too: they are known before anything is downloaded."""
+    hub.push("org/model", {file.name: file.read_bytes() for file in gemma.iterdir()})
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "sharer"))
+    result = CliRunner().invoke(cli, ["rescue", "org/model", "--share", RECIPES], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert len([path for path in hub.files(RECIPES) if path.endswith(".json")]) == 2
+    connect(monkeypatch, hub, tmp_path / "somebody else")
+    monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "user"))
+    caplog.clear()
+    model = SafeAutoModel.from_pretrained("org/model", policy=POLICY)
+    assert plan_of(model).recipe
+    assert MEASURING not in caplog.text
