@@ -1,7 +1,7 @@
 """`generate` by a compiled step: torch.compile over a cache of fixed length. It leaves no file.
 
 What was compiled is kept on the disk by inductor, so that another process only captures the step again: 1 graph for
-each size of a batch.
+each size of a batch, or 3 where a window slides: of its first step, of all others, and of those once it is full.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def build(request: BuildRequest) -> Run:
             raise RuntimeError(f"the step failed, and its guard went on eagerly: {events[0]}")
         return answer
 
-    run(**{name: one[:, :2] for name, one in request.inputs.items()})  # the second token compiles
+    run(
+        **{name: one[:, :4] for name, one in request.inputs.items()}
+    )  # the second token compiles, and the third in windows
     return run
 
 

@@ -19,11 +19,14 @@ _TAKEN = {"input_ids", "attention_mask"}
 _WITH_GRAPHS_OF_KERNELS = ("cuda", "xpu")
 
 
-def compile_config(device: str) -> CompileConfig:
-    """Return how a step is compiled: as one graph of fixed shapes."""
+def compile_config(model: Any, device: str) -> CompileConfig:
+    """Return how a step of `model` is compiled: as one graph of fixed shapes.
+
+    A cache with sliding windows counts its tokens in Python: where that number were fixed, each token had a graph of its own.
+    """
     kind = device.partition(":")[0]
     config = CompileConfig(
-        fullgraph=True, dynamic=False, backend=BACKEND,
+        fullgraph=True, dynamic=None if _slides(model) else False, backend=BACKEND,
         mode="reduce-overhead" if kind in _WITH_GRAPHS_OF_KERNELS else "default",
     )  # fmt: skip
     config._compile_all_devices = True  # transformers compiles on a CPU only where asked to
@@ -97,7 +100,7 @@ def compiled_steps(model: Any, positions: int, device: str) -> Callable[..., dic
     It raises a ValueError for a longer batch.
     """
     config = model.config.get_text_config(decoder=True)
-    step = model.get_compiled_call(compile_config(device))
+    step = model.get_compiled_call(compile_config(model, device))
 
     def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         if (length := inputs["input_ids"].shape[1]) > positions:
@@ -105,3 +108,7 @@ def compiled_steps(model: Any, positions: int, device: str) -> Callable[..., dic
         return token_by_token(model, step, inputs, StaticCache(config=config, max_cache_len=positions))
 
     return run
+
+
+def _slides(model: Any) -> bool:
+    return any(StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=2).is_sliding)

@@ -26,7 +26,7 @@ def settings(model: Any, record: Optimization, device: str) -> dict[str, Any]:
     return {
         "cache_implementation": "static",
         "max_cache_len": static_length(model, dynamic_of(record)),
-        "compile_config": compile_config(device),
+        "compile_config": compile_config(model, device),
     }
 
 

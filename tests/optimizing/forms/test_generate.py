@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from guarding.generators import BOTH_ROWS, ONE_ROW
 from optimizing.compiled_generation import captured_only, graphs, tiny_generator
 from optimizing.made import inductor, missing_here
@@ -28,6 +29,10 @@ __all__ = ["captured_only"]
 
 NAMED = "TORCHINDUCTOR_CACHE_DIR"
 SECONDS = 280.0
+WINDOWS = tf.Gemma3TextConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"], max_position_embeddings=32,
+)  # fmt: skip
 
 
 def request_for(model: Any, folder: Path) -> BuildRequest:
@@ -45,6 +50,19 @@ def test_built_as_it_is_used(tmp_path: Path) -> None:
     torch.testing.assert_close(answer, tiny_generator()(**ONE_ROW).logits)
     assert graphs() == 2  # for two rows, and for one
     assert list(tmp_path.iterdir()) == []
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("captured_only", "own_cache")
+def test_windows_that_slide(tmp_path: Path) -> None:
+    """However far a text outgrows its window: no graph for each token, and the logits of eager."""
+    torch.manual_seed(0)
+    model = tf.Gemma3ForCausalLM(WINDOWS).eval()
+    texts = {"input_ids": torch.randint(97, (1, 24))}
+    expected = model(**texts).logits
+    run = FORM.build(BuildRequest(model, texts, tmp_path, Dynamic((1, 2))))
+    torch.testing.assert_close(run(**texts)["logits"], expected)
+    assert graphs() <= 3  # of a first step, of others, and of a full window
 
 
 @torch.no_grad()
