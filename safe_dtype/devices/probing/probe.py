@@ -22,7 +22,7 @@ from .cell import Cell, Fastest, cells_lost, device_is_lost
 from .isolation import measure_in_children
 from .ops import OPS, Op
 from .probe_request import ProbeRequest
-from .timing import BUSY, DISTURBED, Waiting, by_thread_time, one_thread
+from .timing import Waiting, by_thread_time, one_thread
 from .verdicts import beside_float32, by_one_thread, disturbed, on_all_threads
 from .workspace import Workspace
 
@@ -125,10 +125,9 @@ class _Run:
         if not self._busy:
             waiting = Waiting()
             verdict = cell.verdict(widths, seconds)
-            share = waiting.share if self._can_be_disturbed else 0.0
-            self._busy = share > BUSY
+            self._busy = self._can_be_disturbed and waiting.busy
             if not self._busy:
-                return disturbed(verdict) if share > DISTURBED else verdict
+                return disturbed(verdict) if self._can_be_disturbed and waiting.disturbed else verdict
             self.fastest.clear()  # of all threads
         with one_thread():
             return by_one_thread(cell.verdict(widths, seconds, by_thread_time))

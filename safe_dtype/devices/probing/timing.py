@@ -18,10 +18,10 @@ Clock = Callable[[Call, int, int], float]  # call, first number, how many -> sec
 _SHORTEST = 1e-3  # seconds; below it, timer and launch overheads show
 _AGREE = 1.10  # the three fastest lie within a tenth of each other
 _MOST = 50  # repeats
-# Shares of the time for which threads waited for a core. From the first on repeats are disturbed one and all; from the
-# second on the fastest of them still tell most. Less, and less than some milliseconds, happens on any machine.
-BUSY, DISTURBED = 0.2, 0.05
-_LEAST_WAITED = 5e-3  # seconds
+# Shares of the time for which threads waited for a core, and seconds. From the first on repeats are disturbed one and all;
+# from the second on the fastest of them still tell most. Less happens on any machine: a thread that is kept from its core
+# once waits for 3 ms.
+_BUSY, _DISTURBED = (0.2, 0.02), (0.05, 5e-3)
 _TICK = 1e-2  # seconds
 _TASKS = Path("/proc/self/task")
 _STAT = Path("/proc/stat")
@@ -60,16 +60,23 @@ class Waiting:
         self._started, self._waited, self._stolen = time.perf_counter(), _seconds_waited(), _seconds_stolen()
 
     @property
-    def share(self) -> float:
-        """For which part of the time they waited for a core, or other virtual machines had theirs; 0 for a few milliseconds.
+    def busy(self) -> bool:
+        """Whether they waited for a core for a fifth of the time, or other virtual machines had theirs for as long.
 
         Linux only: elsewhere nobody can tell.
         """
-        waited = _seconds_waited() - self._waited
+        return self._has_lost(*_BUSY)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether they lost time at all."""
+        return self._has_lost(*_DISTURBED)
+
+    def _has_lost(self, share: float, least: float) -> bool:
+        allowed = share * (time.perf_counter() - self._started)
         # What is stolen is told in hundredths of a second, of all cores together.
         stolen = (_seconds_stolen() - self._stolen) / torch.get_num_threads()
-        lost = max(waited if waited > _LEAST_WAITED else 0.0, stolen if stolen > _TICK else 0.0)
-        return lost / (time.perf_counter() - self._started)
+        return _seconds_waited() - self._waited > max(least, allowed) or stolen > max(least, _TICK, allowed)
 
 
 @contextmanager

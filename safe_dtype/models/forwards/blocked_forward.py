@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
+from ...kernels.int8_weight import Int8Weight
+from ...kernels.row_product import MOST_ROWS, Weighed, has_code
 from ...numerics.block_product import Blocks
 from ..blocked_weight import BlockedWeight
-from .module_forward import put_on, take_off, value_of
+from .module_forward import has_forward, put_on, take_off, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
 
 logger = logging.getLogger(__name__)
@@ -34,24 +36,46 @@ def weight_of(module: nn.Module) -> BlockedWeight | None:
     return weight if isinstance(weight, BlockedWeight) else None
 
 
+def has_codes(module: nn.Module) -> bool:
+    """Whether `module` was given 8-bit codes, and still has them."""
+    weight = weight_of(module)
+    return weight is not None and isinstance(weight.blocks, Int8Weight)
+
+
+def weighed_codes(module: nn.Module, x: Tensor) -> Weighed | None:
+    """Return the codes that the forward of `module` would multiply few rows by; None where it multiplies in another way."""
+    if not has_forward(module, _linear_forward) or not has_codes(module) or x.numel() > MOST_ROWS * x.shape[-1]:
+        return None
+    blocked = _multiplied_by(module, x)
+    if blocked is None or not isinstance(blocked.blocks, Int8Weight) or not has_code(torch.int8, x.dtype):
+        return None
+    return blocked.blocks.tensor, module._parameters["bias"], blocked.blocks.scales
+
+
 def _linear_forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
     """Multiply; from the plain weight where a graph is recorded, or where the weight has changed."""
     if torch.compiler.is_compiling() or is_watched():
         return type(module).forward(module, input)
-    blocked = _fitting(module, nn.Linear)
+    blocked = _multiplied_by(module, input)
     if blocked is not None:
-        parameters = (
-            module._parameters
-        )  # not `module.weight`, which takes a microsecond, for each of 200 calls a token
-        weight, bias = parameters["weight"], parameters["bias"]
-        if (
-            F.linear is _LINEAR_FUNCTION
-            and nn.Linear.forward is _LINEAR
-            and _can_multiply(blocked, input, weight, bias)
-            and _still_fits(module, weight, blocked)
-        ):
-            return blocked.multiply(input, bias)
+        return blocked.multiply(input, module._parameters["bias"])
     return type(module).forward(module, input)
+
+
+def _multiplied_by(module: nn.Module, x: Tensor) -> BlockedWeight | None:
+    """Return the blocks or codes that `x` is multiplied by; None where that is the plain weight."""
+    blocked = _fitting(module, nn.Linear)
+    if blocked is None:
+        return None
+    parameters = module._parameters  # not `module.weight`, which takes a microsecond, for each of 200 calls a token
+    weight, bias = parameters["weight"], parameters["bias"]
+    multiplies = (
+        F.linear is _LINEAR_FUNCTION
+        and nn.Linear.forward is _LINEAR
+        and _can_multiply(blocked, x, weight, bias)
+        and _still_fits(module, weight, blocked)
+    )
+    return blocked if multiplies else None
 
 
 def _embedding_forward(module: nn.Embedding, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ...kernels.row_product import Weighed, multiply_rows_gated
 from . import known_code
+from .blocked_forward import has_codes
 from .compiled_products import products_of, weighed
 from .known_code import is_known
-from .module_forward import put_on, value_of
+from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_called_plainly, is_watched
 
 _WEIGHED = ("gate_proj", "up_proj")
@@ -64,6 +65,11 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(module).forward(module, *args, **kwargs)
 
 
+def gated(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return what the forward of an MLP would multiply by its last weight; None where that is not compiled."""
+    return _gated(module, x) if has_forward(module, _forward) else None
+
+
 def _gated(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return what the last weight is multiplied by; None where the class is to compute it."""
     value, modules, own = value_of(module), module._modules, module.__dict__
@@ -87,7 +93,7 @@ def _gated(module: nn.Module, x: Tensor) -> Tensor | None:
         if weight is None:
             return None
         weights.append(weight)
-    if weights[0][0].shape != weights[1][0].shape:
+    if weights[0][0].shape != weights[1][0].shape or weights[0][0].dtype is not weights[1][0].dtype:
         return None
     return multiply_rows_gated(x, *weights)
 
@@ -99,4 +105,4 @@ def _is_silu(module: Any) -> bool:
 
 
 def _has_products(module: nn.Module | None) -> bool:
-    return module is not None and products_of(module) is not None
+    return module is not None and (products_of(module) is not None or has_codes(module))

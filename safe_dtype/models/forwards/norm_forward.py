@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...kernels.norm_rows import can_normalize, normalize_rows
 from .known_code import is_known, norm
-from .module_forward import put_on, value_of
+from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
 
 
@@ -51,6 +51,11 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if result is not None:
             return result
     return type(module).forward(module, *args, **kwargs)
+
+
+def normalized(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Return what the forward of `module` would make of rows; None where it is not compiled."""
+    return _normalized(module, x) if has_forward(module, _forward) else None
 
 
 def _normalized(module: nn.Module, x: Tensor) -> Tensor | None:

@@ -6,13 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from safe_dtype.devices.probing import timing
 from safe_dtype.devices.probing.timing import (
-    BUSY,
     Waiting,
     by_thread_time,
     by_wall,
@@ -98,21 +98,32 @@ def test_other_virtual_machines(stolen: int, tmp_path: Path, monkeypatch: pytest
     file = tmp_path / "stat"
     monkeypatch.setattr(timing, "_STAT", file)
     monkeypatch.setattr(timing, "_seconds_waited", lambda: 0.0)
-    assert Waiting().share == 0.0
+    assert not Waiting().busy
     file.write_text("cpu  11 9 15 13 13 0 12 1000 0 0\ncpu0 1 2\n")
     waiting = Waiting()
     file.write_text(f"cpu  11 9 15 13 13 0 12 {1000 + stolen} 0 0\ncpu0 1 2\n")
-    assert (waiting.share > BUSY) is busy
+    assert waiting.busy is busy
 
 
 @pytest.mark.parametrize(
-    ("seconds", "is_told"), [(0.004, False), (0.5, True)], ids=["a-few-milliseconds", "half-a-second"]
+    ("waited", "took", "busy", "disturbed"),
+    [
+        pytest.param(0.004, 0.01, False, False, id="once-kept-from-a-core"),
+        pytest.param(0.008, 0.02, False, True, id="twice"),
+        pytest.param(0.01, 0.3, False, False, id="seldom"),
+        pytest.param(0.03, 0.3, False, True, id="now-and-then"),
+        pytest.param(0.1, 0.3, True, True, id="for-a-third"),
+    ],
 )
-def test_waiting_for_a_core(seconds: float, monkeypatch: pytest.MonkeyPatch, *, is_told: bool) -> None:
-    """How long threads waited is told as a share of the time; a few milliseconds are nobody's fault."""
-    waited = iter((1.0, 1.0 + seconds))
-    monkeypatch.setattr(timing, "_seconds_waited", lambda: next(waited))
+def test_waiting_for_a_core(
+    waited: float, took: float, monkeypatch: pytest.MonkeyPatch, *, busy: bool, disturbed: bool
+) -> None:
+    """Threads that wait for a fifth of the time are on a busy machine; less disturbs, and a few milliseconds nobody."""
+    clock, total = [5.0], [1.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(timing, "_seconds_waited", lambda: total[0])
     monkeypatch.setattr(timing, "_seconds_stolen", lambda: 0.0)
     waiting = Waiting()
-    time.sleep(0.01)
-    assert (waiting.share > 0.0) is is_told
+    clock[0] += took
+    total[0] += waited
+    assert (waiting.busy, waiting.disturbed) == (busy, disturbed)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation, SiLUActivation
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.phi3 import modeling_phi3 as phi3
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from safe_dtype.models.forwards import known_code
+from safe_dtype.models.forwards import known_attention, known_code
 from safe_dtype.models.forwards.known_code import is_known
 
 
@@ -27,6 +29,10 @@ from safe_dtype.models.forwards.known_code import is_known
         pytest.param(SiLUActivation.forward, known_code.silu, id="silu"),
         pytest.param(qwen3.apply_rotary_pos_emb, known_code.apply_rotary_pos_emb, id="rotation"),
         pytest.param(phi3.rotate_half, known_code.rotate_half, id="half"),
+        pytest.param(llama.LlamaAttention.forward, known_attention.llama_attention, id="attention"),
+        pytest.param(qwen2.Qwen2Attention.forward, known_attention.qwen2_attention, id="attention-in-a-window"),
+        pytest.param(mistral.MistralAttention.forward, known_attention.mistral_attention, id="window-of-the-config"),
+        pytest.param(qwen3.Qwen3Attention.forward, known_attention.qwen3_attention, id="attention-of-norms"),
     ],
 )
 def test_known(function: Any, known: Any) -> None:
@@ -59,6 +65,8 @@ def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int 
     ("function", "known"),
     [
         pytest.param(GemmaRMSNorm.forward, known_code.norm, id="another-norm"),
+        pytest.param(phi3.Phi3Attention.forward, known_attention.llama_attention, id="another-attention"),
+        pytest.param(qwen2.Qwen2Attention.forward, known_attention.mistral_attention, id="another-window"),
         pytest.param(OtherConstant.forward, known_code.norm, id="another-constant"),
         pytest.param(GELUActivation.forward, known_code.silu, id="another-activation"),
         pytest.param(phi3.apply_rotary_pos_emb, known_code.apply_rotary_pos_emb, id="a-part-of-the-width"),

@@ -1,0 +1,226 @@
+"""Have decoder layers compute few rows without the calls of their modules, those whose forwards most models have.
+
+A layer of a Qwen3 is 19 calls of modules, and of each it is asked who looks on and whether its weight is what it was. Where a
+step is of few rows these calls take as long as a fifth of its products. So one function makes them for the layer: it asks
+once who looks on, and computes by the same kernels as the modules. Whatever is not as it was when the layer was known,
+a module with a hook, of another class or with another weight, is called as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import modeling_layers
+
+from ...kernels.row_product import Weighed, multiply_rows, multiply_rows_by_each
+from . import known_attention, known_code
+from .compiled_products import weighed
+from .gated_forward import gated
+from .known_code import is_known
+from .module_forward import put_on, value_of
+from .norm_forward import normalized
+from .plain_calls import has_global_hook, has_hook, is_plain, is_watched
+from .rotary_forward import HALF, TURN, is_replaced, turned
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_ATTENTION, _MLP, _INPUT_NORM, _INNER_NORM = "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a known forward of attention has beside that of most."""
+
+    known: Callable[..., Any]
+    norms: tuple[str, str] | None  # of queries and keys, by their names
+    window: Callable[[Any], dict[str, Any]]  # what it tells attention of its window
+
+
+_FORMS = (
+    _Form(known_attention.llama_attention, None, lambda _: {}),
+    _Form(known_attention.qwen2_attention, None, lambda module: {"sliding_window": module.sliding_window}),
+    _Form(
+        known_attention.mistral_attention,
+        None,
+        lambda module: {"sliding_window": getattr(module.config, "sliding_window", None)},
+    ),
+    _Form(
+        known_attention.qwen3_attention,
+        ("q_norm", "k_norm"),
+        lambda module: {"sliding_window": module.sliding_window},
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledLayer:
+    """The forwards of a layer, of its attention and of its MLP, as they were when they were known."""
+
+    layer: Callable[..., Any]
+    attention: Callable[..., Any]
+    mlp: Callable[..., Any]
+    form: _Form
+    turn: Any  # what the file of the attention turns queries and keys by, and half of them
+    half: Any
+    most_rows: int
+
+    def __deepcopy__(self, _memo: Any) -> None:
+        """Copies of a module are plain."""
+
+
+def compile_layers(model: nn.Module, most_rows: int) -> int:
+    """Have the decoder layers of a model compute steps of few rows in one go; return how many there are.
+
+    Results have the bits of before. More rows, steps in training or with gradients, and calls that somebody follows, are
+    the class's own.
+
+    Args:
+        model: Changed in place. Norms, products and gates that are compiled before are computed as compiled.
+        most_rows: Of one call.
+    """
+    count = 0
+    known: dict[Any, CompiledLayer | None] = {}
+    for module in model.modules():
+        attention, mlp = (module._modules.get(name) for name in (_ATTENTION, _MLP))
+        if attention is None or mlp is None or "forward" in module.__dict__:
+            continue
+        kinds = type(module).forward, type(attention).forward, type(mlp).forward
+        if kinds not in known:
+            known[kinds] = _layer(*kinds, most_rows)
+        layer = known[kinds]
+        if layer is not None:
+            put_on(module, layer, _forward)
+            count += 1
+    return count
+
+
+def _layer(layer: Any, attention: Any, mlp: Any, most_rows: int) -> CompiledLayer | None:
+    form = next((one for one in _FORMS if is_known(attention, one.known)), None)
+    if (
+        form is None
+        or not is_known(_unwrapped(layer), known_attention.decoder_layer)
+        or not is_known(mlp, known_code.gated)
+    ):
+        return None
+    source = attention.__globals__
+    return CompiledLayer(layer, attention, mlp, form, source[TURN], source[HALF], most_rows)
+
+
+def _unwrapped(forward: Any) -> Any:
+    """Return the forward that transformers' own wrapper for checkpoints of gradients is around; `forward` itself without."""
+    if type(forward) is FunctionType and forward.__code__ in _wrappers():
+        return getattr(forward, "__wrapped__", forward)
+    return forward
+
+
+def _wrappers() -> tuple[CodeType, ...]:
+    subclass = modeling_layers.GradientCheckpointingLayer.__init_subclass__
+    code = getattr(getattr(subclass, "__func__", None), "__code__", None)
+    return tuple(one for one in code.co_consts if isinstance(one, CodeType)) if code is not None else ()
+
+
+def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    value = value_of(module)
+    if (
+        isinstance(value, CompiledLayer)
+        and len(args) == 1
+        and not torch.compiler.is_compiling()
+        and _is_step_of_few_rows(value, module, args[0])
+        and kwargs.get("position_embeddings") is not None
+    ):
+        return _computed(value, module, args[0], **kwargs)
+    return type(module).forward(module, *args, **kwargs)
+
+
+def _is_step_of_few_rows(value: CompiledLayer, module: nn.Module, x: Any) -> bool:
+    """Whether nobody would see another difference of `_computed` than its speed."""
+    attention, mlp = module._modules[_ATTENTION], module._modules[_MLP]
+    return (
+        is_plain(x)
+        and x.dim() == 3
+        and x.shape[0] * x.shape[1] <= value.most_rows
+        and not module.training
+        and not torch.is_grad_enabled()
+        and not torch._C._len_torch_function_stack()
+        and not torch.is_autocast_enabled("cpu")
+        and not is_watched()
+        and not has_global_hook()
+        and type(module).forward is value.layer
+        and attention is not None
+        and mlp is not None
+        and type(attention).forward is value.attention
+        and type(mlp).forward is value.mlp
+        and not (has_hook(attention) or has_hook(mlp) or is_replaced(attention))
+    )
+
+
+def _computed(  # noqa: PLR0913  (the arguments are transformers')
+    value: CompiledLayer, layer: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None,
+    past_key_values: Any = None, use_cache: bool | None = False,  # noqa: FBT001, FBT002
+    position_embeddings: Any = None, **kwargs: Any,
+) -> Tensor:  # fmt: skip
+    """Return what the known forward of a layer does."""
+    modules = layer._modules
+    states = _norm(modules[_INPUT_NORM], hidden_states)
+    states = _attended(
+        value, modules[_ATTENTION], states, position_embeddings, attention_mask, past_key_values,
+        position_ids=position_ids, use_cache=use_cache, **kwargs,
+    )  # fmt: skip
+    hidden_states = hidden_states + states
+    states = _norm(modules[_INNER_NORM], hidden_states)
+    mlp = modules[_MLP]
+    product = gated(mlp, states)
+    return hidden_states + (mlp(states) if product is None else _product(mlp._modules["down_proj"], product))
+
+
+def _attended(
+    value: CompiledLayer, attention: Any, states: Tensor, position_embeddings: Any, attention_mask: Any,
+    past_key_values: Any, **kwargs: Any,
+) -> Tensor:  # fmt: skip
+    """Return what the known forward of attention does."""
+    modules, source, leading = attention._modules, value.attention.__globals__, states.shape[:-1]
+    shape = (*leading, -1, attention.head_dim)
+    query, key, values = (one.view(shape) for one in _products([modules[name] for name in _PROJECTIONS], states))
+    if value.form.norms is not None:
+        of_query, of_key = value.form.norms
+        query, key = _norm(modules[of_query], query), _norm(modules[of_key], key)
+    query, key, values = query.transpose(1, 2), key.transpose(1, 2), values.transpose(1, 2)
+    cos, sin = position_embeddings
+    both = turned(source, (value.turn, value.half), query, key, cos, sin)
+    query, key = source[TURN](query, key, cos, sin) if both is None else both
+    if past_key_values is not None:
+        key, values = past_key_values.update(key, values, attention.layer_idx)
+    attend = source["ALL_ATTENTION_FUNCTIONS"].get_interface(
+        attention.config._attn_implementation, source["eager_attention_forward"]
+    )
+    output, _ = attend(
+        attention, query, key, values, attention_mask,
+        dropout=0.0 if not attention.training else attention.attention_dropout, scaling=attention.scaling,
+        **value.form.window(attention), **kwargs,
+    )  # fmt: skip
+    return _product(modules["o_proj"], output.reshape(*leading, -1).contiguous())
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    result = None if has_hook(module) else normalized(module, x)
+    return module(x) if result is None else result
+
+
+def _product(module: Any, x: Tensor) -> Tensor:
+    weight = None if has_hook(module) else weighed(module, x)
+    return module(x) if weight is None else multiply_rows(x, *weight)
+
+
+def _products(modules: Sequence[Any], x: Tensor) -> list[Tensor]:
+    """Return the products of the same rows by the weights of several modules, in one pass over them where that can be."""
+    weights: list[Weighed] = []
+    for module in modules:
+        weight = None if has_hook(module) else weighed(module, x)
+        if weight is None or weight[0].dtype is not (weights or [weight])[0][0].dtype:
+            return [module(x) for module in modules]
+        weights.append(weight)
+    return multiply_rows_by_each(x, weights)

@@ -1,0 +1,236 @@
+"""Steps of few rows are computed layer by layer, with the bits of the modules' own calls, and whoever looks on sees these."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from models.forwards.compiled import BF16, IDS, MODELS, compile_all, counted, greedy, model_of
+from torch import nn
+from transformers import DynamicCache
+
+from safe_dtype.models.block_layout import take_back
+from safe_dtype.models.forwards import layer_forward
+from safe_dtype.models.forwards.layer_forward import compile_layers
+from safe_dtype.models.forwards.module_forward import take_off
+
+pytest.importorskip("llvmlite", reason="forwards are compiled by llvmlite, of the extra `fast`")
+
+
+def compiled(name: str, dtype: torch.dtype = BF16) -> Any:
+    """Return a model that is compiled, its layers too."""
+    model = model_of(name, dtype)
+    compile_all(model, dtype)
+    assert compile_layers(model, 8) == 2
+    return model
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The layers that are computed in one go from now on."""
+    return counted(monkeypatch, layer_forward, "_computed")
+
+
+def steps(model: Any, rows: int = 1, count: int = 3) -> torch.Tensor:
+    """Return the logits of steps of `rows` sequences after a prompt of each."""
+    torch.manual_seed(3)
+    cache, ids = DynamicCache(config=model.config), torch.randint(0, 600, (rows, 20))
+    with torch.inference_mode():
+        model(ids, past_key_values=cache, use_cache=True)
+        return torch.cat([model(ids[:, :1], past_key_values=cache, use_cache=True).logits for _ in range(count)], 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_bit_is_the_modules(name: str, rows: int, layers: list[Any]) -> None:
+    """Steps have the bits of what the modules compute when each is called, one row or some."""
+    model = compiled(name)
+    result = steps(model, rows)
+    assert len(layers) == 3 * 2
+    for layer in model.model.layers:
+        take_off(layer)
+    assert torch.equal(steps(model, rows), result)
+    assert len(layers) == 3 * 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_are_plains(name: str, layers: list[Any]) -> None:
+    """Greedy tokens are those of the plain model, in the forms of generation that roll a cache back as well."""
+    plain, model = model_of(name), compiled(name)
+    for options in ({}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"cache_implementation": "static"}):
+        assert greedy(model, **options) == greedy(plain, **options), options
+    assert layers
+
+
+def test_undone(layers: list[Any]) -> None:
+    """Undone, and in copies and pickles, layers are plain."""
+    model = compiled("qwen3")
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not any("forward" in module.__dict__ for module in other.modules())
+    take_back(model)
+    steps(model)
+    assert not layers
+
+
+def test_only_few_rows_without_gradients(layers: list[Any]) -> None:
+    """Prompts, steps that may be asked for gradients, and those in training are the class's own."""
+    model = compiled("llama")
+    with torch.no_grad():
+        model(IDS, use_cache=False)
+    model(IDS[:, :1], use_cache=False)
+    assert not layers
+    with torch.no_grad():
+        model.train()(IDS[:, :1], use_cache=False)
+        assert not layers
+        model.eval()(IDS[:, :8], use_cache=False)
+    assert len(layers) == 2
+
+
+PARTS = (
+    "", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_norm",
+    "self_attn.o_proj", "mlp.up_proj", "mlp.act_fn", "mlp.down_proj",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_hooks_are_called(part: str) -> None:
+    """A hook on any module of a layer is called at each step, and what it returns is what counts."""
+    model, called = compiled("qwen3"), []
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        called.append(part)
+        return (
+            tuple(2 * one if isinstance(one, torch.Tensor) else one for one in output)
+            if isinstance(output, tuple)
+            else 2 * output
+        )
+
+    plain = model_of("qwen3")
+    handles = [one.model.layers[1].get_submodule(part).register_forward_hook(hook) for one in (model, plain)]
+    expected = steps(plain)
+    of_plain = len(called)
+    called.clear()
+    found = steps(model)
+    assert len(called) == of_plain
+    assert float((found - expected).abs().max()) <= 0.02 * float(expected.abs().max())
+    for handle in handles:
+        handle.remove()
+
+
+@contextmanager
+def hook_on_all() -> Iterator[list[type]]:
+    """Have every call of a module listed."""
+    called: list[type] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(type(module)))
+    try:
+        yield called
+    finally:
+        handle.remove()
+
+
+def test_hooks_on_all_modules_are_called() -> None:
+    """Who listens to all modules hears the same from a compiled model."""
+    plain, model = model_of("mistral"), compiled("mistral")
+    heard = []
+    for one in (plain, model):
+        with hook_on_all() as called:
+            steps(one)
+        heard.append(called)
+    assert heard[0] == heard[1]
+
+
+def replaced_forward(layer: Any) -> None:
+    """Replace the forward of an attention module."""
+    original = layer.self_attn.forward
+    layer.self_attn.forward = lambda *args, **kwargs: tuple(
+        None if one is None else 2 * one for one in original(*args, **kwargs)
+    )
+
+
+def replaced_module(layer: Any) -> None:
+    """Put a module of another class in the place of a linear one."""
+    layer.self_attn.v_proj = nn.Sequential(layer.self_attn.v_proj, nn.Hardtanh(-0.01, 0.01))
+
+
+def other_weight(layer: Any) -> None:
+    """Write to a weight."""
+    layer.mlp.down_proj.weight.data.mul_(2)
+
+
+def other_parameter(layer: Any) -> None:
+    """Put another parameter in the place of a norm's."""
+    layer.input_layernorm.weight = nn.Parameter(2 * layer.input_layernorm.weight.data, requires_grad=False)
+
+
+def other_class(layer: Any) -> None:
+    """Give an MLP a class whose forward is another."""
+
+    class Doubled(type(layer.mlp)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)  # type: ignore[no-any-return]
+
+    layer.mlp.__class__ = Doubled
+
+
+@pytest.mark.parametrize("change", [replaced_forward, replaced_module, other_weight, other_parameter, other_class])
+def test_what_changes_counts(change: Callable[[Any], None]) -> None:
+    """What somebody changes in a layer after it was compiled is what it computes."""
+    plain, model = model_of("qwen2"), compiled("qwen2")
+    before = steps(model)
+    for one in (plain, model):
+        change(one.model.layers[0])
+    expected, found = steps(plain), steps(model)
+    assert float((found - expected).abs().max()) <= 0.02 * float(expected.abs().max())
+    assert not torch.equal(found, before)
+
+
+def test_functions_of_the_file_are_asked(monkeypatch: pytest.MonkeyPatch, layers: list[Any]) -> None:
+    """A function that somebody puts into the file of the model is called, also for a step."""
+    from transformers.models.qwen3 import modeling_qwen3
+
+    model, called = compiled("qwen3"), []
+    original = modeling_qwen3.apply_rotary_pos_emb
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        called.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(modeling_qwen3, "apply_rotary_pos_emb", patched)
+    steps(model, count=1)
+    assert len(layers) == 2
+    assert len(called) == 2 * 2
+
+
+def test_outputs_of_layers_are_captured() -> None:
+    """What transformers records of layers and of attention is recorded."""
+    plain, model = model_of("qwen3"), compiled("qwen3")
+    for one in (plain, model):
+        one.set_attn_implementation("eager")
+    with torch.inference_mode():
+        expected, found = (
+            one(IDS[:, :3], use_cache=False, output_hidden_states=True, output_attentions=True)
+            for one in (plain, model)
+        )
+    assert len(found.hidden_states) == 3
+    assert len(found.attentions) == 2
+    for one, other in zip(
+        (*found.hidden_states, *found.attentions), (*expected.hidden_states, *expected.attentions), strict=True
+    ):
+        assert float((one - other).abs().max()) <= 0.02 * float(other.abs().max())
+
+
+def test_layers_of_other_code_are_left_alone() -> None:
+    """A layer whose forward is another is not compiled, nor one whose attention or MLP is."""
+    model = model_of("llama")
+
+    class Other(type(model.model.layers[0].self_attn)):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    model.model.layers[0].self_attn.__class__ = Other
+    assert compile_layers(model, 8) == 1
