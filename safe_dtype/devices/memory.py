@@ -119,7 +119,7 @@ def _is_here(device: Any) -> bool:
         return False
     if device == "cpu":
         return True
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     kind, _, number = device.partition(":")
     if accelerator is None or kind != accelerator.type:
         return False

@@ -17,7 +17,11 @@ from transformers import cache_utils as cu
 from ..decoding import GrowingLayer, GrowingWindowLayer
 
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds")
-_CACHES = (cu.Cache, cu.DynamicCache, cu.StaticCache, cu.QuantizedCache, cu.MtpCache, cu.DFlashCache)
+_CACHES = tuple(
+    getattr(cu, name)
+    for name in ("Cache", "DynamicCache", "StaticCache", "QuantizedCache", "MtpCache", "DFlashCache")
+    if hasattr(cu, name)  # the last two are not in every release of transformers 5
+)
 _WITH_HALVES = cu.EncoderDecoderCache
 
 Restore = Callable[[], None]
@@ -181,7 +185,7 @@ def _new_tokens(kwargs: Mapping[str, Any]) -> int | None:
 
 
 def _is_initialized(layer: Any) -> bool:
-    if isinstance(layer, cu.LinearAttentionCacheLayerMixin):
+    if hasattr(layer, "is_recurrent_states_initialized"):  # of linear attention
         flags = [*layer.is_conv_states_initialized.values(), *layer.is_recurrent_states_initialized.values()]
         # Some use only one of the two states, so a fresh one is one with neither.
         return any(flags) and bool(getattr(layer, "is_initialized", True))
@@ -352,23 +356,27 @@ _snapshot_quantized = _snapshot_references(
     "keys", "values", "cumulative_length", "_quantized_keys", "_quantized_values", "_pending_beam_idx"
 )
 
+# By the names of transformers, of whose releases not every one has them all.
+_NAMED: dict[str, tuple[TakeSnapshot, ...]] = {
+    "DynamicLayer": (_snapshot_grown,),
+    "DynamicSlidingWindowLayer": (_snapshot_window,),
+    "DynamicIndexedLayer": (_snapshot_grown, _snapshot_indexed),
+    "StaticLayer": (_snapshot_static,),
+    "StaticSlidingWindowLayer": (_snapshot_static_window,),
+    "StaticIndexedLayer": (_snapshot_static, _snapshot_static_indexer),
+    "QuantoQuantizedLayer": (_snapshot_quantized,),
+    "HQQQuantizedLayer": (_snapshot_quantized,),
+    "Fp8QuantizedLayer": (_snapshot_float8,),
+    "LinearAttentionLayer": (_snapshot_states,),
+    "LinearAttentionAndFullAttentionLayer": (_snapshot_states, _snapshot_grown),
+    "LinearAttentionAndSlidingWindowAttentionLayer": (_snapshot_states, _snapshot_window),
+    "LinearAttentionAndStaticFullAttentionLayer": (_snapshot_states, _snapshot_static),
+    "LinearAttentionAndStaticSlidingWindowAttentionLayer": (_snapshot_states, _snapshot_static_window),
+    "DummyLayer": (_snapshot_nothing,),
+}
 # By the very class: a subclass may keep more than its parents do.
 _KINDS: dict[type, tuple[TakeSnapshot, ...]] = {
-    cu.DynamicLayer: (_snapshot_grown,),
-    cu.DynamicSlidingWindowLayer: (_snapshot_window,),
     GrowingLayer: (_snapshot_grown,),
     GrowingWindowLayer: (_snapshot_window,),
-    cu.DynamicIndexedLayer: (_snapshot_grown, _snapshot_indexed),
-    cu.StaticLayer: (_snapshot_static,),
-    cu.StaticSlidingWindowLayer: (_snapshot_static_window,),
-    cu.StaticIndexedLayer: (_snapshot_static, _snapshot_static_indexer),
-    cu.QuantoQuantizedLayer: (_snapshot_quantized,),
-    cu.HQQQuantizedLayer: (_snapshot_quantized,),
-    cu.Fp8QuantizedLayer: (_snapshot_float8,),
-    cu.LinearAttentionLayer: (_snapshot_states,),
-    cu.LinearAttentionAndFullAttentionLayer: (_snapshot_states, _snapshot_grown),
-    cu.LinearAttentionAndSlidingWindowAttentionLayer: (_snapshot_states, _snapshot_window),
-    cu.LinearAttentionAndStaticFullAttentionLayer: (_snapshot_states, _snapshot_static),
-    cu.LinearAttentionAndStaticSlidingWindowAttentionLayer: (_snapshot_states, _snapshot_static_window),
-    cu.DummyLayer: (_snapshot_nothing,),
+    **{getattr(cu, name): take for name, take in _NAMED.items() if hasattr(cu, name)},
 }

@@ -104,7 +104,7 @@ def autocast_here(device_types: Iterable[str] = ()) -> CallersAutocast | None:
     `device_types`: by default that of every device that is here.
     """
     if not device_types:
-        accelerator = torch.accelerator.current_accelerator()
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device_types = dict.fromkeys([*([accelerator.type] if accelerator is not None else []), "cuda", "cpu"])
     enabled = (device_type for device_type in device_types if torch.is_autocast_enabled(device_type))
     device_type = next(enabled, None)

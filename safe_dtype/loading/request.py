@@ -121,7 +121,10 @@ class Request:
 
 def device_name(device: Any) -> str:
     """Return torch's name of a device, which `device_map` may also give as an object or a number."""
-    return f"{torch.accelerator.current_accelerator() or 'cuda'}:{device}" if isinstance(device, int) else str(device)
+    if not isinstance(device, int):
+        return str(device)
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return f"{kind or 'cuda'}:{device}"
 
 
 def all_accelerators() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from ...kernels.attention_rows import attend_rows
 from ...models.wrapped_methods import wrap_method
 from ..state import Guard, here
 
-_ASKED = "get_interface"
+_ASKED = "get_interface"  # the first releases of transformers 5 have none: there attention stays theirs
 
 
 def quicken_attention(guard: Guard) -> None:
@@ -29,7 +29,7 @@ def quicken_attention(guard: Guard) -> None:
         return
     guard.attends_by_rows = plan.storage in (BFLOAT16, FLOAT16)
     guard.attends_in_chunks = plan.routes.chunks
-    if _is_quickened(guard):
+    if _is_quickened(guard) and hasattr(AttentionInterface, _ASKED):
         wrap_method(AttentionInterface, _ASKED, _quickened, guard)
 
 
