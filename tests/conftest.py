@@ -32,6 +32,7 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
 import pytest
 import torch
 from recorded_cpu import record_for_children, recorded_cpu
+from transformers.utils.import_utils import is_serve_available
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -52,6 +53,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
     "xpu": torch.xpu.is_available,
     "pagemap": lambda: os.access("/proc/self/pagemap", os.R_OK),  # a Linux that tells which pages are a file's
+    "serve": is_serve_available,  # transformers[serving]
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),

@@ -77,7 +77,8 @@ def propose(incident: Incident) -> Iterator[ChangeDtype]:
     main = main_dtype(model)
     now = dtype_of(main) if main is not None else None
     for dtype in dtypes_left(incident.guard, model):
-        if dtype == failure.dtype or (failure.allowed and dtype not in failure.allowed):
+        # float32 for a model in float32: parts of it, such as adapters, are in another dtype.
+        if (dtype == failure.dtype and dtype != now) or (failure.allowed and dtype not in failure.allowed):
             continue
         if incident.findings is not None and not incident.findings.may_work(dtype):
             continue
