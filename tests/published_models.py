@@ -144,7 +144,7 @@ def _got_ocr2_inputs() -> dict[str, Any]:
     return _with_image(150, 4) | {"pixel_values": _noise(1, 3, 64, 64)}
 
 
-def _minicpm_v() -> Any:
+def _minicpm_v(version: str, **marks: int) -> Callable[[], Any]:
     text = {
         "model_type": "qwen3_5_text", **_TEXT, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -157,17 +157,32 @@ def _minicpm_v() -> Any:
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 64,
         "patch_size": 8,
     }  # fmt: skip
-    return tf.MiniCPMV4_6ForConditionalGeneration(
-        tf.MiniCPMV4_6Config(
+
+    def make() -> Any:
+        config = getattr(tf, f"MiniCPMV{version}Config")(
             text_config=text, vision_config=vision, insert_layer_id=1, image_size=64, image_token_id=150,
-            video_token_id=151,
-        )
-    )  # fmt: skip
+            video_token_id=151, **marks,
+        )  # fmt: skip
+        return getattr(tf, f"MiniCPMV{version}ForConditionalGeneration")(config)
+
+    return make
 
 
 def _minicpm_v_inputs() -> dict[str, Any]:
     pictures = {"pixel_values": _noise(1, 3, 8, 64 * 8), "target_sizes": torch.tensor([[8, 8]], dtype=torch.int32)}
     return _with_image(150, 4) | pictures
+
+
+_MARKS = {"image_start_id": 152, "image_end_id": 153, "slice_start_id": 154, "slice_end_id": 155, "newline_id": 156}
+
+
+def _sliced_inputs() -> dict[str, Any]:
+    """Return a picture and a slice of it between their marks, by which their places are told."""
+    ids = torch.tensor([[3, 4, 152, *[150] * 4, 153, 154, *[150] * 4, 155, 5, 6]])
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == 150).int(),
+        "pixel_values": _noise(1, 3, 8, 2 * 64 * 8), "target_sizes": torch.tensor([[8, 8], [8, 8]], dtype=torch.int32),
+    }  # fmt: skip
 
 
 def _sapiens2(head: str, **settings: Any) -> Callable[[], Any]:
@@ -193,6 +208,7 @@ def _picture() -> dict[str, Any]:
 
 _LAYERS = ("model.layers.1.mlp.down_proj", "lm_head")
 _SAPIENS = ("model.embeddings", "model.model.layer.1", "decode_head")
+_MINICPM = ("model.vision_tower.encoder.layers.1", "model.merger", "model.language_model.layers.0", "lm_head")
 _SCALE = {
     "scale_conv_out_channels": [16], "scale_conv_kernel_sizes": [1], "scale_final_hidden_sizes": [16, 8],
 }  # fmt: skip
@@ -219,10 +235,8 @@ PUBLISHED: dict[str, Published] = {
         _got_ocr2, _got_ocr2_inputs,
         ("model.vision_tower.layers.1", "model.multi_modal_projector", "model.language_model.layers.1.mlp", "lm_head"),
     ),
-    "minicpm-v-4.6": Published(
-        _minicpm_v, _minicpm_v_inputs,
-        ("model.vision_tower.encoder.layers.1", "model.merger", "model.language_model.layers.0", "lm_head"),
-    ),
+    "minicpm-v-4.6": Published(_minicpm_v("4_6"), _minicpm_v_inputs, _MINICPM),
+    "minicpm-v-4.7": Published(_minicpm_v("4_7", **_MARKS), _sliced_inputs, _MINICPM),
     "sapiens2-segmentation": Published(_sapiens2("SemanticSegmentation"), _picture, _SAPIENS),
     "sapiens2-pose": Published(_sapiens2("PoseEstimation"), _picture, _SAPIENS),
     "sapiens2-normals": Published(_sapiens2("NormalEstimation", use_pixel_shuffle=True), _picture, _SAPIENS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertForMaskedLM, BertModel
 
 WORKERS, LIMIT = 2, 120.0
 ORDERS = (("bfloat16", "bfloat16"), ("float16", "float16"))  # the two that can differ from plain float32
@@ -27,41 +28,66 @@ def sweep(project_root: Path) -> Iterator[Any]:
 
 @pytest.mark.slow
 def test_no_architecture_fails_that_did_not(sweep: Any) -> None:
-    """One class of each type of model, from files in each 16-bit dtype: made as before, and no worse than before."""
-    from architecture_parts.subjects import every_subject
+    """One class of each type, another one on the next day, from files in each 16-bit dtype: no worse than the table says."""
+    from architecture_parts.table import line_of, rows_in
     from architecture_parts.trial import is_fault
     from architecture_parts.workers import rows_of
 
-    before = {
-        row.model_class: row for row in sweep.rows_in(sweep.TABLE.read_text(encoding="utf-8")) if not row.problem
-    }
-    types = {(row.model_type, row.model_class) for row in before.values()}
-    subjects = {one.model_class: (one,) for one in every_subject() if (one.model_type, one.model_class) in types}
-    assert subjects.keys() == before.keys()
+    before = {subject: row for subject, row in rows_in(sweep.RESULTS).items() if not row.problem}
+    assert before
     worse = [
-        sweep.line_of(row)
-        for row in rows_of([*subjects.values()], workers=WORKERS, limit=LIMIT, orders=ORDERS)
-        if row.problem or (is_fault(row) and not is_fault(before[row.model_class]))
+        line_of(row)
+        for row in rows_of(chosen(list(before), datetime.date.today()), workers=WORKERS, limit=LIMIT, orders=ORDERS)
+        if row.problem or (is_fault(row) and not is_fault(before[row.subject]))
     ]
     assert not worse, "\n".join(worse)
 
 
-def test_words_of_the_table(sweep: Any) -> None:
-    """What a table says is read as it was written, what was not compared apart."""
+def chosen(subjects: list[Any], day: datetime.date) -> list[Any]:
+    """Return one class of each type: all of them in turn, from day to day."""
+    types: dict[str, list[Any]] = {}
+    for subject in subjects:
+        types.setdefault(subject.model_type, []).append(subject)
+    return [classes[day.toordinal() % len(classes)] for classes in types.values()]
+
+
+def test_every_class_has_its_day(sweep: Any) -> None:
+    """Each day has a class of every type, and within as many days as a type has classes all of them occur."""
+    from architecture_parts.subjects import Subject
+
+    subjects = [Subject("t5", "", "T5Model"), *(Subject("bert", "", name) for name in ("A", "B", "C"))]
+    days = [chosen(subjects, datetime.date(2026, 11, day)) for day in (28, 29, 30)]
+    assert all([one.model_type for one in classes] == ["t5", "bert"] for classes in days)
+    assert {one.model_class for classes in days for one in classes} == {"T5Model", "A", "B", "C"}
+
+
+def test_rows_are_read_as_they_were_written(sweep: Any, tmp_path: Path) -> None:
+    """A table is read as it was written, what was not compared as well; for people classes of like outcomes are one line."""
+    from architecture_parts.subjects import Subject
+    from architecture_parts.table import rows_in, write
     from architecture_parts.trial import Row
 
+    outcomes = {"bfloat16": "same", "planned": "rescued (a)"}
     rows = [
-        Row("bert", "BertModel", "text", {"bfloat16": "same", "planned": "rescued (a)"}),
-        Row("t5", "T5Model", problem="ValueError: no"),
+        Row(Subject("bert", "AutoModel", "BertModel"), "input_ids", outcomes),
+        Row(Subject("bert", "AutoModelForMaskedLM", "BertForMaskedLM"), "input_ids", outcomes),
+        Row(Subject("t5", "AutoModel", "T5Model"), problem="ValueError: no"),
     ]
-    assert sweep.rows_in(sweep.table(rows, 3)) == rows
+    write(rows, [row.subject for row in rows], tmp_path)
+    assert rows_in(tmp_path) == {row.subject: row for row in rows}
+    page = (tmp_path / "architectures.md").read_text(encoding="utf-8")
+    assert "| bert | BertForMaskedLM, BertModel | input_ids | same | rescued (a) |" in page
+    assert "3 classes of 2 types" in page
+    assert "2 classes of 1 types" in page
 
 
 @pytest.mark.parametrize(
     ("plain", "ours", "word"),
     [
         pytest.param(1.0, 1.0, "same", id="equal"),
+        pytest.param(3.0, 3.0, "same, ", id="equal-and-far-from-float32"),
         pytest.param("RuntimeError", 1.01, "rescued", id="plain-raises"),
+        pytest.param("RuntimeError", 3.0, "FAR", id="plain-raises-and-far-from-float32"),
         pytest.param(float("nan"), 1.01, "rescued", id="plain-nan"),
         pytest.param(1.0, 1.5, "DIFFERS", id="other-numbers"),
         pytest.param(1.0, float("nan"), "NAN", id="nan"),
@@ -87,4 +113,15 @@ def test_one_row(sweep: Any) -> None:
 
     row = examine(Subject("bert", "AutoModel", BertModel.__name__), ORDERS)
     assert row.problem == ""
+    assert row.inputs == "input_ids, token_type_ids"
     assert set(row.outcomes.values()) == {"same"}
+
+
+def test_every_class_of_a_type(sweep: Any) -> None:
+    """A type has a row for each of its classes, the one that stands for it first."""
+    from architecture_parts.subjects import every_subject
+
+    classes = [one.model_class for one in every_subject() if one.model_type == "bert"]
+    assert classes[0] == "BertLMHeadModel"
+    assert {BertModel.__name__, BertForMaskedLM.__name__} < set(classes)
+    assert len(classes) == len(set(classes))

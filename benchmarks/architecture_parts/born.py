@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from safe_dtype.rescaling.discovery.isolated_build import at_most, unnoticed
 from safe_dtype.rescaling.discovery.tiny_config import tiny_configs
-from safe_dtype.rescaling.discovery.twin import config_for, configs_in, randomize
+from safe_dtype.rescaling.discovery.twin import config_for, randomize
 
-MOST_PARAMETERS = 10_000_000
+from .families import fit
+
+MOST_PARAMETERS = 20_000_000
 SEED = 0
 
 _TEXT = {
@@ -70,10 +72,12 @@ def _resnet() -> dict[str, Any]:
     }
 
 
-_SHARED = ("glm4v", "glm_ocr", "glm_image", "glm46v")
 _DETR = {
     "d_model": 32, "hidden_size": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 5,
+}  # fmt: skip
+_CODEC = {
+    "hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2], "codebook_size": 32, "codebook_dim": 16,
 }  # fmt: skip
 _STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
 _SERIES = {
@@ -100,12 +104,34 @@ _SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
         "num_denoising": 0, "anchor_image_size": None,
     },
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), lambda: dict(_SERIES)),
-    **dict.fromkeys(("resnet", "bit"), lambda: {"embedding_size": 8, **_STAGES}),
+    "resnet": lambda: {"embedding_size": 8, **_STAGES},
+    "bit": lambda: {"embedding_size": 8, "num_groups": 4, **_STAGES},
     **dict.fromkeys(("convnext", "convnextv2"), lambda: dict(_STAGES)),
     **dict.fromkeys(
         ("swin", "swinv2", "donut-swin", "maskformer-swin"),
         lambda: {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64},
     ),
+    "mimi": lambda: _CODEC | {"vector_quantization_hidden_dimension": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                              "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "sliding_window": 16,
+                              "num_semantic_quantizers": 1, "num_quantizers": 4, "upsample_groups": 16, "use_causal_conv": True},
+    "encodec": lambda: _CODEC | {"num_lstm_layers": 1},
+    "layoutlmv3": lambda: _TEXT | {"coordinate_size": 6, "shape_size": 4, "input_size": 224, "patch_size": 32,
+                                   "max_2d_position_embeddings": 64, "rel_pos_bins": 8, "rel_2d_pos_bins": 8},
+    "lilt": lambda: _TEXT | {"hidden_size": 48, "max_2d_position_embeddings": 64},
+    **dict.fromkeys(("beit", "data2vec-vision"), lambda: _VISION | {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]}),
+    "dpt": lambda: _VISION | {"num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 8, 16, 16],
+                              "fusion_hidden_size": 16, "is_hybrid": False},
+    "efficientnet": lambda: {"image_size": 32, "kernel_sizes": [3, 3, 5], "in_channels": [32, 16, 24], "out_channels": [16, 24, 20],
+                             "strides": [1, 1, 2], "num_block_repeats": [1, 1, 2], "expand_ratios": [1, 6, 6],
+                             "depthwise_padding": []},
+    "mobilebert": lambda: _TEXT | {"hidden_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32},
+    "perceiver": lambda: {"num_latents": 8, "d_latents": 32, "d_model": 32, "num_blocks": 1, "num_self_attends_per_block": 1,
+                          "num_self_attention_heads": 2, "num_cross_attention_heads": 2, "vocab_size": 96,
+                          "max_position_embeddings": 64},
+    "bros": lambda: _TEXT | {"hidden_size": 64},
+    "lxmert": lambda: {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "l_layers": 1,
+                       "x_layers": 1, "r_layers": 1, "visual_feat_dim": 16, "num_qa_labels": 8},
+    "decision_transformer": lambda: {"hidden_size": 32, "n_layer": 2, "n_head": 2},
     "esm": lambda: _TEXT | {"pad_token_id": 1, "mask_token_id": 32, "position_embedding_type": "rotary"},
     "patchtst": lambda: {"num_input_channels": 2, "context_length": 16, "patch_length": 4, "patch_stride": 4,
                          "prediction_length": 4},
@@ -125,7 +151,7 @@ def tiny_models(model_type: str, model_class: Any) -> Iterator[Any]:
     first: Exception | None = None
     config = config_for(model_class, config)
     for tiny in [config] if joined or model_type in _SETTINGS else itertools.chain(tiny_configs(config), [config]):
-        built = _attempt(model_class, copy.deepcopy(tiny))
+        built = _attempt(model_type, model_class, copy.deepcopy(tiny))
         if isinstance(built, Exception):
             first = first or built
         else:
@@ -134,46 +160,20 @@ def tiny_models(model_type: str, model_class: Any) -> Iterator[Any]:
         raise first
 
 
-def _attempt(model_class: Any, config: Any) -> Any:
+def _attempt(model_type: str, model_class: Any, config: Any) -> Any:
     try:
-        return _built(model_class, config)
+        return _built(model_type, model_class, config)
     except Exception as exc:  # noqa: BLE001  # foreign code over a config that it may not like: the next one may do
         return exc
 
 
-def _built(model_class: Any, config: Any) -> Any:
-    for part in configs_in(config):
-        part.__dict__.pop("quantization_config", None)
-        _name_stages(part)
-        _share_rotation(part)
+def _built(model_type: str, model_class: Any, config: Any) -> Any:
+    fit(model_type, config)
     config.architectures = [model_class.__name__]
     with unnoticed(SEED), at_most(MOST_PARAMETERS):
         model = model_class._from_config(config, dtype=torch.float32).float().eval()
         randomize(model, 1.0, torch.Generator().manual_seed(SEED))
     return model
-
-
-def _share_rotation(config: Any) -> None:
-    """Give time, height and width of an image their shares of what is rotated, also where the code knows them alone."""
-    values = vars(config)
-    rope = values.get("rope_parameters")
-    if not isinstance(rope, dict) or not ("mrope_section" in rope or str(config.model_type).startswith(_SHARED)):
-        return
-    dim = values.get("head_dim") or values.get("hidden_size", 0) // (values.get("num_attention_heads") or 1)
-    half = int(dim * rope.get("partial_rotary_factor", values.get("partial_rotary_factor") or 1.0)) // 2
-    rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
-
-
-def _name_stages(config: Any) -> None:
-    """Have a backbone of as many stages as layers give its last ones, as many as it gives with all of its layers."""
-    values = vars(config)
-    layers, wanted = values.get("num_hidden_layers"), values.get("_out_features") or ()
-    if not layers or set(wanted) <= {f"stage{number}" for number in range(1, layers + 1)}:
-        return
-    layers = max(layers, len(wanted))
-    stages = ["stem", *(f"stage{number}" for number in range(1, layers + 1))]
-    values |= {"num_hidden_layers": layers, "stage_names": stages}
-    values |= {"_out_features": stages[-len(wanted) :], "_out_indices": list(range(len(stages)))[-len(wanted) :]}
 
 
 def saved(model: Any, folder: Path) -> dict[str, Path]:

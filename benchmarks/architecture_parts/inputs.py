@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.optimizing.inputs.synthetic import batches_for
+from safe_dtype.rescaling.discovery.config_keys import hidden_size
 from safe_dtype.rescaling.discovery.tiny_config import FIRST_TOKEN
 from safe_dtype.rescaling.discovery.twin import configs_in
 
@@ -26,14 +27,19 @@ Run = Callable[[Any, Inputs], Any]
 _LENGTH = 12  # tokens
 _MISSING_MASK = re.compile(r"missing \d+ required positional arguments?: '(\w*mask)'")
 _MISMATCH = re.compile(r"tokens:? \D*(\d+)\D+features:? \D*(\d+)", re.IGNORECASE)
-_MARKS = ("image_token_id", "image_token_index", "image_patch_id", "image_pad_token_id", "media_placeholder_token_id")
+_MARKS = (
+    "image_token_id", "image_token_index", "image_patch_id", "image_pad_token_id", "media_placeholder_token_id",
+    "video_token_id", "video_token_index",
+)  # fmt: skip
 _GRIDS = ("image_grid_thw", "grid_thws", "image_grid_hws", "target_sizes", "grid_thw")
 _SOUND_MARKS = ("audio_token_id", "audio_token_index")
+_OF_MARKS = ("mm_token_type_ids", "token_type_ids")  # 1 where an image is
+_COUNTS = ("num_query_tokens",)  # of the marks of an image, where it is said
 _MOST_ADJUSTMENTS = 4  # of the number of marks of an image, to what the model says it has
 
 
-def inputs_for(model: Any, run: Run) -> tuple[Inputs, str]:
-    """Return inputs that `model`, in float32, takes, and what kind they are of.
+def inputs_for(model: Any, run: Run) -> Inputs:
+    """Return inputs that `model`, in float32, takes.
 
     Args:
         model: In float32.
@@ -43,7 +49,7 @@ def inputs_for(model: Any, run: Run) -> tuple[Inputs, str]:
         Exception: What the model raised over the first that was tried, where it takes none.
     """
     first: Exception | None = None
-    for kind, inputs in _candidates(model):
+    for inputs in _candidates(model):
         adjusted: Inputs | None = inputs
         for _ in range(_MOST_ADJUSTMENTS):
             if adjusted is None:
@@ -51,9 +57,9 @@ def inputs_for(model: Any, run: Run) -> tuple[Inputs, str]:
             taken = _without_notes(adjusted)
             error = _raised(run, model, taken)
             if error is None:
-                return taken, kind
+                return taken
             first = first or error
-            adjusted = _with_marks(adjusted, str(error)) or _with_missing(model, adjusted, error)
+            adjusted = _with_marks(model.config, adjusted, str(error)) or _with_missing(model, adjusted, error)
     raise first or ValueError(f"no inputs are known for {type(model).__name__}")
 
 
@@ -69,24 +75,25 @@ def _without_notes(inputs: Inputs) -> Inputs:
     return {name: value for name, value in inputs.items() if not name.startswith("_")}
 
 
-def _candidates(model: Any) -> Iterator[tuple[str, Inputs]]:
+def _candidates(model: Any) -> Iterator[Inputs]:
     takes = _takes(model)
     if (mark := _first(model.config, _MARKS)) is not None and "input_ids" in takes:
         for pictures in _pictures(model, takes):
-            yield "text, image", _marked(model, takes, mark) | pictures
+            yield _marked(model, takes, mark, _setting(model.config, *_COUNTS, otherwise=1)) | pictures
     if (mark := _first(model.config, _SOUND_MARKS)) is not None and "input_ids" in takes:
         for sound in _sounds(model, takes):
-            yield "text, sound", _marked(model, takes, mark) | sound
+            yield _marked(model, takes, mark) | sound
+    yield from _of_few(model, takes)
     with contextlib.suppress(NotOptimizableError):
-        yield "as its config says", dict(batches_for(model, model.config)[0].tensors)
-    if "grid_thw" in takes and "input_ids" not in takes:
+        yield dict(batches_for(model, model.config)[0].tensors)
+    if set(_GRIDS) & takes.keys() and "input_ids" not in takes:
         for pictures in _pictures(model, takes, next(iter(takes))):
-            yield "patches of an image", pictures
+            yield pictures
     yield from _by_main_input(model, takes)
     if "input_ids" in takes:
-        yield "text", _text(model, takes)
+        yield _text(model, takes)
         if "decoder_input_ids" in takes:
-            yield "text", _text(model, takes) | {"decoder_input_ids": _ids(model, 4)}
+            yield _text(model, takes) | {"decoder_input_ids": _ids(model, 4)}
 
 
 def _takes(model: Any) -> dict[str, inspect.Parameter]:
@@ -128,13 +135,13 @@ def _marked(model: Any, takes: Mapping[str, Any], mark: int, count: int = 1) -> 
     inputs: Inputs = {"input_ids": ids, "_mark": mark}
     if "attention_mask" in takes:
         inputs["attention_mask"] = torch.ones_like(ids)
-    for types in ("mm_token_type_ids", "token_type_ids"):
+    for types in _OF_MARKS:
         if types in takes:
             inputs[types] = (ids == mark).long()
     return inputs
 
 
-def _with_marks(inputs: Inputs, problem: str) -> Inputs | None:
+def _with_marks(config: Any, inputs: Inputs, problem: str) -> Inputs | None:
     """Return the same inputs with as many marks as the model says its image has features; None where it does not say."""
     found = _MISMATCH.search(problem)
     if not found or "_mark" not in inputs:
@@ -142,7 +149,10 @@ def _with_marks(inputs: Inputs, problem: str) -> Inputs | None:
     mark, before = inputs["_mark"], inputs["input_ids"]
     tokens, features = int(found[1]), int(found[2])
     now = int((before == mark).sum())
-    count = features if tokens == now else features * now // max(tokens, 1)  # some count numbers, not rows
+    # Some count numbers, not rows: of the text at first, and of both after that.
+    count = features if tokens == now else features * now // max(tokens, 1)
+    if tokens == features:
+        count = features // max(hidden_size(vars(config.get_text_config())), 1)
     if count == now or not 0 < count < 4096:
         return None
     rest = before[before != mark][None]
@@ -150,7 +160,7 @@ def _with_marks(inputs: Inputs, problem: str) -> Inputs | None:
     changed = dict(inputs, input_ids=ids)
     if "attention_mask" in inputs:
         changed["attention_mask"] = torch.ones_like(ids)
-    for types in ("mm_token_type_ids", "token_type_ids"):
+    for types in _OF_MARKS:
         if types in inputs:
             changed[types] = (ids == mark).long()
     return changed
@@ -170,11 +180,17 @@ def _pictures(model: Any, takes: Mapping[str, Any], name: str = "pixel_values") 
         for grid in (torch.tensor([[1, 4, 4]]), torch.tensor([[4, 4]])):
             for patches in (
                 (16, channels * frames * patch * patch), (16, channels * patch * patch), (16, channels, patch, patch),
-                (1, channels, patch, 16 * patch),
+                (1, channels, patch, 16 * patch), (1, 16, channels, patch, patch),
             ):  # fmt: skip
                 yield {name: _noise(*patches), grids[0]: grid}
+    if "spatial_shapes" in takes:
+        yield {name: _noise(1, 16, channels * patch * patch), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+               "spatial_shapes": torch.tensor([[4, 4]])}  # fmt: skip
+    if "high_res_pixel_values" in takes:
+        finer = _setting(model.config.high_res_vision_config, "image_size", otherwise=64)
+        yield {name: _noise(1, channels, height, width), "high_res_pixel_values": _noise(1, channels, finer, finer)}
     sizes = torch.tensor([[height, width]])
-    for before in ((1,), (1, 1), (1, 5)):
+    for before in ((1,), (1, 2), (1, 1), (1, 5)):
         plain: Inputs = {name: _noise(*before, channels, height, width)}
         if "image_sizes" in takes:
             yield plain | {"image_sizes": sizes}
@@ -198,7 +214,33 @@ def _sounds(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
         yield {"input_values": _noise(1, 1, 4000)}
 
 
-def _by_main_input(model: Any, takes: Mapping[str, Any]) -> Iterator[tuple[str, Inputs]]:
+def _of_few(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
+    """Yield inputs by names that only few take."""
+    text = _text(model, takes) if "input_ids" in takes else {}
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        yield {key: value.expand(2, -1)[None].clone() for key, value in text.items()}
+    if "input_features" in takes and _first(model.config, _SOUND_MARKS) is None:
+        for shape in _shapes("input_features", model.config):
+            yield text | {"input_features": _noise(1, *shape[1:])}
+    if {"input_features", "input_values"} & takes.keys() and _first(model.config, _SOUND_MARKS) is None:
+        yield from (text | sound for sound in _sounds(model, takes))
+    if "spatial_shapes" in takes:
+        yield text | next(_pictures(model, takes))
+    if "image_embeds_position_mask" in takes and text:
+        places = torch.zeros_like(text["input_ids"])
+        places[:, 1:5] = 1
+        yield from (text | pictures | {"image_embeds_position_mask": places} for pictures in _pictures(model, takes))
+    if "states" in takes and "returns_to_go" in takes:
+        yield _moves(model.config)
+    if "query_embeds" in takes and "input_ids" not in takes:
+        width = _setting(model.config, "encoder_hidden_size", otherwise=32)
+        yield {
+            "query_embeds": _noise(1, 4, _setting(model.config, "hidden_size")),
+            "encoder_hidden_states": _noise(1, 6, width),
+        }
+
+
+def _by_main_input(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
     """Yield what a main input that is no text may look like."""
     config = model.config
     names = model.main_input_name
@@ -208,10 +250,10 @@ def _by_main_input(model: Any, takes: Mapping[str, Any]) -> Iterator[tuple[str, 
     for shape in _shapes(name, config):
         main = {name: _noise(*shape)}
         for more in ({}, decoder, text, text | decoder):
-            yield f"shape {list(shape)}", more | main
+            yield more | main
     if name == "past_values":
-        yield "a series", _series(config)
-        yield "a series", {name: _noise(2, _setting(config, "context_length", otherwise=16), 1).squeeze(-1)}
+        yield _series(config)
+        yield {name: _noise(2, _setting(config, "context_length", otherwise=16), 1).squeeze(-1)}
 
 
 def _shapes(name: str, config: Any) -> Iterator[tuple[int, ...]]:
@@ -257,12 +299,20 @@ def _series(config: Any) -> Inputs:
     }  # fmt: skip
 
 
+def _moves(config: Any) -> Inputs:
+    return {
+        "states": _noise(1, 5, config.state_dim), "actions": _noise(1, 5, config.act_dim), "rewards": _noise(1, 5, 1),
+        "returns_to_go": _noise(1, 5, 1), "timesteps": torch.arange(5)[None], "attention_mask": torch.ones(1, 5),
+    }  # fmt: skip
+
+
 def _with_missing(model: Any, inputs: Inputs, error: Exception) -> Inputs | None:
     """Return the same inputs with what the error says is missing; None where that is not known."""
     if not isinstance(error, TypeError | ValueError | AttributeError):
         return None
     length = inputs["input_ids"].shape[1] if "input_ids" in inputs else _LENGTH
     known: dict[str, Callable[[], Any]] = {
+        "qformer_input_ids": lambda: _ids(model, 4),
         "bbox": lambda: torch.arange(4).expand(len(next(iter(inputs.values()))), length, 4).clone(),
         "input_points": lambda: torch.full((2, 1, 1, 2), 9.0),
         "decoder_input_ids": lambda: _ids(model, 4, len(next(iter(inputs.values())))),

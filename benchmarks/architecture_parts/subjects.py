@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,29 +27,14 @@ class Subject:
 
 
 def every_subject() -> list[Subject]:
-    """Return every class once, by type; of a type that one first which stands for it."""
+    """Return every class of every type once: first those that stand for their types, then a second one of each, ..."""
     by_type: dict[str, dict[str, Subject]] = {}
     for auto in sorted(_auto_classes(), key=_rank):
         for model_type, names in getattr(transformers, auto)._model_mapping._model_mapping.items():
             for name in names if isinstance(names, tuple | list) else [names]:
                 by_type.setdefault(model_type, {}).setdefault(name, Subject(model_type, auto, name))
-    return [subject for model_type in sorted(by_type) for subject in by_type[model_type].values()]
-
-
-def by_type(subjects: list[Subject]) -> list[tuple[Subject, ...]]:
-    """Return the classes of each type, the one first that stands for it; types with the same first class are one."""
-    types: dict[str, list[Subject]] = {}
-    for subject in subjects:
-        types.setdefault(subject.model_type, []).append(subject)
-    by_class: dict[str, tuple[Subject, ...]] = {}
-    for classes in sorted(types.values(), key=lambda classes: _is_namesake(classes[0]), reverse=True):
-        by_class.setdefault(classes[0].model_class, tuple(classes))
-    return sorted(by_class.values(), key=lambda classes: classes[0].model_type)
-
-
-def _is_namesake(subject: Subject) -> bool:
-    plain = subject.model_type.replace("_", "").replace("-", "")
-    return subject.model_class.lower().startswith(plain)
+    rounds = itertools.zip_longest(*(by_type[model_type].values() for model_type in sorted(by_type)))
+    return [subject for one_of_each in rounds for subject in one_of_each if subject]
 
 
 def _auto_classes() -> Iterator[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ ORDERS: Orders = (
     ("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "float32"), ("bfloat16", None),
 )  # fmt: skip
 NEW_TOKENS = 4
-MOST_TRIED = 4  # classes of one type, until one can be made
 ROUNDED = 8.0  # times the error of the same model in plain transformers: another order of sums
 LEAST_ERROR = 1e-3
+FAR = 0.25  # relative to float32: no rounding any more
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,11 @@ class Question:
 class Row:
     """One line of the table."""
 
-    model_type: str
-    model_class: str
-    inputs: str = ""
+    subject: Subject
+    inputs: str = ""  # names
     outcomes: Mapping[str, str] = field(default_factory=dict)  # by what was asked for
     problem: str = ""  # why there is no model of it
     seconds: float = 0.0
-
-
-def first_row(subjects: Sequence[Subject], orders: Orders = ORDERS) -> Row:
-    """Return what comes of the first of these classes that can be made; of the first of all where none can."""
-    first: Row | None = None
-    for subject in subjects[:MOST_TRIED]:
-        row = examine(subject, orders)
-        if not row.problem:
-            return row
-        first = first or row
-    if first is None:
-        raise ValueError("there is no class to examine")
-    return first
 
 
 def examine(subject: Subject, orders: Orders = ORDERS) -> Row:
@@ -93,22 +78,22 @@ def examine(subject: Subject, orders: Orders = ORDERS) -> Row:
                 except _NoSubjectError as exc:
                     problem = problem or str(exc)
                     continue
-            return Row(*row, seconds=time.perf_counter() - started)
+            return replace(row, seconds=time.perf_counter() - started)
     except Exception as exc:  # noqa: BLE001  # foreign code over its own default config: a row of the table
         problem = problem or _named(exc)
-    return Row(subject.model_type, subject.model_class, problem=problem, seconds=time.perf_counter() - started)
+    return Row(subject, problem=problem, seconds=time.perf_counter() - started)
 
 
 class _NoSubjectError(Exception):
     """A model that plain transformers does not run, or not twice alike."""
 
 
-def _compared(subject: Subject, model: Any, folder: Path, orders: Orders) -> tuple[str, str, str, dict[str, str]]:
+def _compared(subject: Subject, model: Any, folder: Path, orders: Orders) -> Row:
     model_class = type(model)
     try:
         folders = saved(model, folder)
         again = model_class.from_pretrained(folders["float32"], dtype=torch.float32).eval()
-        inputs, kind = inputs_for(again, lambda one, inputs: result_of(one, Question(inputs), raises=True))
+        inputs = inputs_for(again, lambda one, inputs: result_of(one, Question(inputs), raises=True))
         question = Question(inputs, _generates(again, inputs))
         once, twice = (result_of(again, question) for _ in range(2))
     except Exception as exc:
@@ -123,8 +108,8 @@ def _compared(subject: Subject, model: Any, folder: Path, orders: Orders) -> tup
             references[files] = result_of(full, question)
         asked = f"{dtype or 'planned'} of {files} files" if dtype != files else files
         outcomes[asked] = _outcome(subject, model_class, folders[files], dtype, question, references[files])
-        gc.collect()
-    return subject.model_type, subject.model_class, kind + (", generate" if question.generates else ""), outcomes
+    names = [name for name in inputs if not name.endswith("mask")]
+    return Row(subject, ", ".join([*names, "generate"] if question.generates else names), outcomes)
 
 
 def _outcome(
@@ -171,14 +156,16 @@ def verdict(plain: Result, ours: Result, full: Result, *, is_plain: bool, events
     if any((_bad(one) & ~_bad(full.tensors.get(name, one))).any() for name, one in _comparable(ours, full)):
         return f"NAN where float32 has numbers{added}"
     if plain.error or any((_bad(one) & ~_bad(ours.tensors[name])).any() for name, one in _comparable(plain, ours)):
-        return f"rescued{added or ' by its plan'}"
+        error = distance(ours, full)
+        return f"{'rescued' if error < FAR else f'FAR from float32, by {error:.1e}'}{added or ' by its plan'}"
     of_numbers = _of_numbers(plain, ours, full, may_differ=not is_plain or bool(events))
-    return (f"EVENT WITHOUT NEED, {of_numbers}" if events and of_numbers == "same" else of_numbers) + added
+    return (f"EVENT WITHOUT NEED, {of_numbers}" if events and of_numbers.startswith("same") else of_numbers) + added
 
 
 def _of_numbers(plain: Result, ours: Result, full: Result, *, may_differ: bool) -> str:
     if equal(plain, ours):
-        return "same"
+        error = distance(ours, full)
+        return "same" if error < FAR else f"same, {error:.1e} from float32"
     error, allowed = distance(ours, full), max(LEAST_ERROR, ROUNDED * distance(plain, full))
     if may_differ and error <= allowed:
         return "as close"

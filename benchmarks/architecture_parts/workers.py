@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
@@ -12,32 +13,32 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
 from .subjects import Subject
-from .trial import ORDERS, Orders, Row, first_row
+from .trial import ORDERS, Orders, Row, examine
 
 _START = 120.0  # seconds to import everything
 
 
 def rows_of(
-    subjects: Sequence[tuple[Subject, ...]],
+    subjects: Sequence[Subject],
     *,
     workers: int = 2,
     limit: float = 120.0,
     orders: Orders = ORDERS,
     seconds: float | None = None,
 ) -> Iterator[Row]:
-    """Yield a row for each type, in the order in which they are done.
+    """Yield a row for each class, in the order in which they are done.
 
     Args:
-        subjects: Classes of each type: a row is of the first that can be made.
+        subjects: Classes.
         workers: Processes side by side, of one thread each.
-        limit: Seconds for one type.
+        limit: Seconds for one class.
         orders: Files and dtypes that each is loaded with.
-        seconds: After so long no further type is begun.
+        seconds: After so long no further class is begun.
     """
-    waiting: queue.SimpleQueue[tuple[Subject, ...]] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[Subject] = queue.SimpleQueue()
     done: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
-    for classes in subjects:
-        waiting.put(classes)
+    for subject in subjects:
+        waiting.put(subject)
     end = math.inf if seconds is None else time.monotonic() + seconds
     threads = [
         threading.Thread(target=_drive, args=(waiting, done, limit, orders, end), daemon=True) for _ in range(workers)
@@ -54,16 +55,16 @@ def rows_of(
 
 
 def _drive(
-    waiting: queue.SimpleQueue[tuple[Subject, ...]], done: queue.SimpleQueue[Row | None], limit: float, orders: Orders,
+    waiting: queue.SimpleQueue[Subject], done: queue.SimpleQueue[Row | None], limit: float, orders: Orders,
     end: float,
 ) -> None:  # fmt: skip
     """Have one worker after another examine what is waiting; a new one wherever the last one has ended."""
     worker = None
     try:
         while time.monotonic() < end:
-            classes = waiting.get_nowait()
+            subject = waiting.get_nowait()
             worker = worker or _Worker(orders)
-            done.put(worker.row(classes, limit))
+            done.put(worker.row(subject, limit))
             if worker.is_over:
                 worker = None
     except queue.Empty:
@@ -90,11 +91,11 @@ class _Worker:
         except EOFError:
             self.is_over = True
 
-    def row(self, subjects: tuple[Subject, ...], limit: float) -> Row:
-        """Return what comes of one type, or how the process has ended over it."""
+    def row(self, subject: Subject, limit: float) -> Row:
+        """Return what comes of one class, or how the process has ended over it."""
         problem = f"not done within {limit:.0f} s"
         try:
-            self._pipe.send(subjects)
+            self._pipe.send(subject)
             if self._pipe.poll(limit):
                 row: Row = self._pipe.recv()
                 return row
@@ -103,7 +104,7 @@ class _Worker:
             problem = f"CRASHED: ended with status {self._process.exitcode}"
         self.is_over = True
         self.end()
-        return Row(subjects[0].model_type, subjects[0].model_class, problem=problem, seconds=limit)
+        return Row(subject, problem=problem, seconds=limit)
 
     def end(self) -> None:
         """Stop the process."""
@@ -120,10 +121,13 @@ def _work(pipe: Connection, orders: Orders) -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    gc.freeze()
     pipe.send("ready")
     while True:
         try:
-            subjects = pipe.recv()
+            subject = pipe.recv()
         except EOFError:
             return
-        pipe.send(first_row(subjects, orders))
+        pipe.send(examine(subject, orders))
+        gc.collect()
+        gc.freeze()  # modules: to look through them after every class takes longer than the class

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import transformers as tf
 from published_models import PUBLISHED
 from tiny_models import float8
 
-from safe_dtype import FailureKind, SafeAutoModel, plan_of, report
+from safe_dtype import FailureKind, SafeAutoModel, detect, make_plan, plan_of, read_checkpoint, report
 from safe_dtype.testing import fault
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -120,3 +122,40 @@ def test_fault_in_float8(float8_folder: Path, dequantized: torch.Tensor) -> None
         ours = numbers(model, PUBLISHED["minimax-m2"].inputs())["logits"].float()
     assert [event.kind for event in report(model).events] == [FailureKind.NONFINITE]
     assert (ours - dequantized).square().mean().sqrt() < 0.03 * dequantized.square().mean().sqrt()
+
+
+@pytest.fixture
+def int4_folder(tmp_path: Path) -> Path:
+    """Kimi-K2-Thinking as its config says it is published: routed experts in INT4, in the form of compressed-tensors."""
+    folder = PUBLISHED["kimi-k2"].save(tmp_path / "model")
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": 32,
+        "dynamic": False,
+    }
+    quantization = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }  # fmt: skip
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"quantization_config": quantization}), encoding="utf-8")
+    return folder
+
+
+def test_kimi_k2_thinking_is_planned(int4_folder: Path) -> None:
+    """A plan for it leaves the dtype to its quantizer, and names the package that it needs."""
+    plan = make_plan(detect()[-1], read_checkpoint(int4_folder))
+    assert (plan.quantization, plan.storage.name) == ("compressed-tensors", "bfloat16")
+    assert "needs the package compressed-tensors" in plan.reason
+
+
+@pytest.mark.skipif(find_spec("compressed_tensors") is not None, reason="compressed-tensors is installed")
+def test_kimi_k2_thinking_without_its_package(int4_folder: Path) -> None:
+    """Without the package it is not loaded as something else: the error names the package."""
+    with pytest.raises(ImportError, match="compressed-tensors"):
+        SafeAutoModel.from_pretrained(int4_folder)
