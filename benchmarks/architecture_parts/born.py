@@ -109,7 +109,7 @@ _SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
     **dict.fromkeys(("convnext", "convnextv2"), lambda: dict(_STAGES)),
     **dict.fromkeys(
         ("swin", "swinv2", "donut-swin", "maskformer-swin"),
-        lambda: {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 64},
+        lambda: {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4, "image_size": 128},
     ),
     "mimi": lambda: _CODEC | {"vector_quantization_hidden_dimension": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
                               "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32, "sliding_window": 16,

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from safe_dtype.rescaling.discovery.config_keys import hidden_size, is_count
 from safe_dtype.rescaling.discovery.twin import configs_in
 
-_SHARED_ROTATION = ("glm4v", "glm_ocr", "glm_image", "glm46v", "qwen2_vl", "qwen2_5_vl")
+_SHARED_ROTATION = ("glm4v", "glm_ocr", "glm_image", "glm46v", "paddleocr_vl", "qwen2_vl", "qwen2_5_vl")
 _MARK = 90  # an id of the tiny vocabularies that nothing else stands for
 _ALTERNATING = {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
 _WINDOWED = {"window_size": 56}  # pixels: two by two merged patches
@@ -40,7 +40,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
     "exaone4_5": {"vision_config": _WINDOWED},
     "exaone4_5_vision": _WINDOWED,
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
     "glm5_next": {"text_config": {"index_topk": 8, "index_kpool": 4}},
     "glm5_next_text": {"index_topk": 8, "index_kpool": 4},
     "granite4_vision": _PINNED,
@@ -54,7 +53,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "llava_next": _PINNED,
     "llava_next_video": _PINNED,
     "llava_onevision": _PINNED,
-    "lw_detr": {"backbone_config": {"image_size": 64, "patch_size": 16, "num_windows": 4}},
     "lw_detr_vit": {"image_size": 64, "patch_size": 16, "num_windows": 4},
     "mistral3": _FOUR_BY_FOUR,
     "mistral_large4": _FOUR_BY_FOUR,
@@ -77,7 +75,6 @@ def fit(model_type: str, config: PreTrainedConfig) -> None:
         if "upsample_groups" in vars(part):  # of a codec: one for each channel
             part.__dict__["upsample_groups"] = part.hidden_size
     _join_text_and_vision(config)
-    _join_backbone(config)
 
 
 def _set(config: PreTrainedConfig, settings: Mapping[str, Any]) -> None:
@@ -99,15 +96,6 @@ def _join_text_and_vision(config: PreTrainedConfig) -> None:
         values["out_hidden_size"] = width
     if is_count(vars(config).get("mm_tokens_per_image")) and is_count(values.get("image_size")):
         vars(config)["mm_tokens_per_image"] = (values["image_size"] // values["patch_size"]) ** 2
-
-
-def _join_backbone(config: PreTrainedConfig) -> None:
-    """Have an encoder take the channels that its backbone gives."""
-    values = vars(config)
-    backbone = vars(values["backbone_config"]) if isinstance(values.get("backbone_config"), PreTrainedConfig) else {}
-    channels, stages = backbone.get("stage_out_channels"), backbone.get("_out_features")
-    if "encoder_in_channels" in values and channels and stages and "stem" not in stages:
-        values["encoder_in_channels"] = [channels[int(stage.removeprefix("stage")) - 1] for stage in stages]
 
 
 def _share_rotation(config: PreTrainedConfig) -> None:

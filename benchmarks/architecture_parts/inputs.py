@@ -223,7 +223,8 @@ def _of_few(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
         for shape in _shapes("input_features", model.config):
             yield text | {"input_features": _noise(1, *shape[1:])}
     if {"input_features", "input_values"} & takes.keys() and _first(model.config, _SOUND_MARKS) is None:
-        yield from (text | sound for sound in _sounds(model, takes))
+        decoder = {"decoder_input_ids": _ids(model, 4)} if "decoder_input_ids" in takes else {}
+        yield from (text | sound | more for sound in _sounds(model, takes) for more in ({}, decoder))
     if "spatial_shapes" in takes:
         yield text | next(_pictures(model, takes))
     if "image_embeds_position_mask" in takes and text:
@@ -249,6 +250,8 @@ def _by_main_input(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
     decoder = {"decoder_input_ids": _ids(model, 4)} if "decoder_input_ids" in takes else {}
     for shape in _shapes(name, config):
         main = {name: _noise(*shape)}
+        if name == "flattened_patches":
+            main[name][..., :2] = 1  # the row and the column of each
         for more in ({}, decoder, text, text | decoder):
             yield more | main
     if name == "past_values":
