@@ -31,6 +31,9 @@ class Tool:
 
 # By the name that `needs` and `--must-have` have for it: that of its module, or a name of tests/conftest.py.
 TOOLS: dict[str, Tool] = {
+    "bitsandbytes": Tool(("bitsandbytes",)),
+    "compressed_tensors": Tool(("compressed-tensors",)),
+    "torchao": Tool(("torchao",)),
     "diffusers": Tool(("diffusers",)),
     "lm_eval": Tool(("lm-eval",)),
     "sentence_transformers": Tool(("sentence-transformers",)),

@@ -34,10 +34,18 @@ CURES = {
         "The message has one reason for each dtype. Most often it is memory: see [Not enough memory](memory.md). Else order a "
         "dtype by `dtype=`, which is then obeyed with a warning."
     ),
+    "NothingFitsError": (
+        "The message has the bytes of every way. Free memory, or take a smaller model: see "
+        "[Not enough memory](memory.md)."
+    ),
     "StrictModeError": "Order one of the dtypes that the message lists, or leave out `strict`.",
     "ConflictError": "Pass the value once: in the call, or in the plan.",
     "StalePlanError": "Make the plan again, or load without `plan=`. The message says what is another one now.",
     "NoPlanError": "Load the model with `SafeAutoModel.from_pretrained`, or under `safe-dtype run`.",
+    "QuantizerPackageError": (
+        "Install what it names, or load the model that it was quantized from. Which method runs where: "
+        "[Quantized models](quantized.md)."
+    ),
     "GuardError": "Its kinds follow. The failure itself is its `__cause__`.",
     "NotGuardedError": "`safe_dtype.guard(model)`, or load it with `SafeAutoModel`.",
     "NoDtypeLeft": (

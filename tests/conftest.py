@@ -31,6 +31,7 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
 
 import pytest
 import torch
+from limited_memory import can_limit
 from recorded_cpu import record_for_children, recorded_cpu
 from transformers.utils.import_utils import is_serve_available
 
@@ -54,6 +55,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "xpu": torch.xpu.is_available,
     "pagemap": lambda: os.access("/proc/self/pagemap", os.R_OK),  # a Linux that tells which pages are a file's
     "serve": is_serve_available,  # transformers[serving]
+    "control_group": can_limit,  # a Linux where this process may limit the memory of another
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),

@@ -15,10 +15,12 @@
     │   └── UnsafeCheckpointError               reading it would run code of the checkpoint
     ├── PlanError                (ValueError)
     │   ├── NoSafeDtypeError                    every candidate was rejected
+    │   │   └── NothingFitsError                no dtype fits, nor the largest weight with the others on disk
     │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
     │   ├── ConflictError                       the caller and the plan contradict each other
     │   │   └── StalePlanError                  the plan was made for another checkpoint, device or software
     │   └── NoPlanError                         the model was not loaded by safe_dtype
+    ├── QuantizerPackageError    (ImportError)  a quantized model needs packages that are not installed
     ├── GuardError               (RuntimeError)
     │   ├── NotGuardedError                     the model has no guard
     │   ├── NoDtypeLeft                         a step failed, and so did every remedy
@@ -79,8 +81,10 @@ from .planning import (
     ConflictError,
     NoPlanError,
     NoSafeDtypeError,
+    NothingFitsError,
     PlanError,
     PolicyError,
+    QuantizerPackageError,
     StalePlanError,
     StrictModeError,
 )
@@ -130,6 +134,7 @@ __all__ = [
     "NotPublishableError",
     "NotRestorableError",
     "NotSwitchableError",
+    "NothingFitsError",
     "NothingToCompareError",
     "OptimizeError",
     "PeerLostError",
@@ -137,6 +142,7 @@ __all__ = [
     "PolicyError",
     "ProbeError",
     "PublishError",
+    "QuantizerPackageError",
     "RanksDisagreeError",
     "RanksError",
     "RemoteFailure",

@@ -50,6 +50,14 @@ class NoSafeDtypeError(PlanError):
         )
 
 
+class NothingFitsError(NoSafeDtypeError):
+    """No dtype fits into main memory, and not even the largest weight does where the others wait on disk."""
+
+    def __str__(self) -> str:
+        reasons = "\n".join(f"  {decision.candidate}: {decision.reason}" for decision in self.decisions)
+        return f"{self.source} does not fit on {self.device}:\n{reasons}\nNext: free memory, or take a smaller model."
+
+
 class StrictModeError(PlanError):
     """The dtype that was ordered in strict mode was rejected or failed; or, in any mode, no model computes in it."""
 
@@ -114,4 +122,19 @@ class NoPlanError(PlanError):
     def __str__(self) -> str:
         return (
             f"This {self.model} was not loaded by safe_dtype. Next: load it with SafeAutoModel.from_pretrained(...)."
+        )
+
+
+class QuantizerPackageError(SafeDtypeError, ImportError):
+    """A quantized model needs packages that are not installed. What transformers raised is the `__cause__`."""
+
+    def __init__(self, source: str, method: str, packages: tuple[str, ...]) -> None:
+        super().__init__(source, method, packages)
+        self.source, self.method, self.packages = source, method, packages
+
+    def __str__(self) -> str:
+        what = f"package{'s' * (len(self.packages) > 1)} {' and '.join(self.packages)}"
+        return (
+            f"{self.source} is quantized with {self.method}, which needs the {what}, not installed here. "
+            f"Next: pip install {' '.join(self.packages)}; or load the model that it was quantized from."
         )

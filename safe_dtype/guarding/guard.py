@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import NotGuardedError
 from ..models.origin import known_origin
 from ..models.planned_layout import take_compiled_off
+from ..models.quantized.unpacked import unpack_now
 from ..models.wrapped_methods import unwrap_methods
 from ..planning import Plan, Policy
 from ..rescaling.folding.alone import wait_by
@@ -52,6 +53,7 @@ def guard(model: M, *, policy: Policy | str | None = None, plan: Plan | None = N
     former = guard_of(model)
     if former is not None and former.model() is model:
         unguard(model)
+    unpack_now(model)
     origin = known_origin(model)
     plan = plan or (origin.plan if origin else None)
     wishes = Policy.of(policy)

@@ -29,8 +29,10 @@ from ..rescaling.folding.save import save_in_saved_dtype
 from ..rescaling.to_float16 import before_half, computing_in_full, halve
 from ..store.temporary import TemporaryPlace
 from ..verifying.in_one_dtype import in_one_dtype
+from .least_room import require_least_room
 from .plan_request import plan_request
 from .planned_once import already_planned
+from .quantizer_packages import naming_missing_packages
 from .recipe_proof import proved_at_load
 from .request import Request
 from .wide_weights import bring_back_float32, keep_out_of_range
@@ -50,8 +52,9 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
         plan: The plan for this request.
         model_args: Handed on.
     """
+    require_least_room(plan, request)
     arguments = _arguments(plan, request)
-    with one_at_a_time(), already_planned():
+    with one_at_a_time(), already_planned(), naming_missing_packages(plan):
         loaded = _with_offload_folder(target, request, arguments, *model_args)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     if plan.dequantized:

@@ -9,6 +9,8 @@ import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.utils import ModelOutput
 
+from .quantized.coded_tensors import scales_of, shows_a_dtype
+
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
 
 
@@ -64,8 +66,8 @@ def is_finite(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         if not value.is_floating_point() or value.numel() == 0 or value.device.type == "meta":
             return True
-        comparable = value if value.dtype.itemsize > 1 else value.float()
-        return bool((comparable.detach().amax() < torch.inf).item())  # NaN compares false
+        parts = scales_of(value) if shows_a_dtype(value) else [value if value.dtype.itemsize > 1 else value.float()]
+        return all(bool((part.detach().amax() < torch.inf).item()) for part in parts)  # NaN compares false
     if isinstance(value, EncoderDecoderCache):
         return is_finite([value.self_attention_cache, value.cross_attention_cache])
     if isinstance(value, Cache):

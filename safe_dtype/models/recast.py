@@ -22,6 +22,7 @@ from ..numerics.packed_weights import holds_codes
 from . import offloaded
 from .forwards.blocked_forward import weight_of
 from .made_buffers import made_anew, note_made
+from .quantized.coded_tensors import codes_in, shows_a_dtype
 from .shift_hooks import norms_in_float32, shifted_modules
 from .undo_log import UndoLog, keeps_all, way_back
 
@@ -152,6 +153,7 @@ def recast(
                 note_made(parameter)
             count += 1
             grown += parameter.numel() * parameter.dtype.itemsize - before if parameter.device.type != "meta" else 0
+        _recast_codes(model, former, new, log)
         count += _recast_attributes(model, former, new, log)
         moved, bytes_more = offloaded.recast(model, former, new, in_float32, original, log)
     for _, _, shift in shifted_modules(model):
@@ -238,6 +240,16 @@ def _note_replacing(log: UndoLog, parameter: torch.Tensor, changed: torch.Tensor
                 _replace_by_way_of_the_host(parameter, back)
 
     log.add(undo, parameter.device)
+
+
+def _recast_codes(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, log: UndoLog) -> None:
+    """Have the codes beside the weights multiply in the dtype that those have now."""
+    for parameter in model.parameters():
+        if shows_a_dtype(parameter) and parameter.dtype in former and parameter.dtype != new:
+            other = nn.Parameter(codes_in(parameter, former, new), requires_grad=False)
+            # Swapped, `other` is what the parameter was.
+            torch.utils.swap_tensors(parameter, other)  # type: ignore[no-untyped-call]
+            log.add(functools.partial(torch.utils.swap_tensors, parameter, other), parameter.device)
 
 
 def _replace_by_way_of_the_host(parameter: torch.Tensor, back: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -70,19 +70,23 @@ def _unpacked(checkpoint: CheckpointFacts) -> CheckpointFacts:
     """Return the facts of packed weights in the dtype of the config, which the first forward unpacks them to."""
     bits = checkpoint.packed_bits
     packed = [tensor for tensor in checkpoint.tensors if _PACKED.search(tensor.name) and len(tensor.shape) > 1]
-    if bits is None or not packed:
+    narrow = {tensor.name for tensor in checkpoint.tensors if tensor.dtype.startswith("float8")}
+    if bits is None or not (packed or narrow):
         return checkpoint
     dtype = _COMPUTED.get(checkpoint.config_dtype or "", checkpoint.saved)
     tensors = tuple(
-        _dense_of_words(tensor, bits, dtype) if tensor in packed else tensor
+        _dense_of_words(tensor, bits, dtype)
+        if tensor in packed
+        else replace(tensor, dtype=dtype.name)
+        if tensor.name in narrow
+        else tensor
         for tensor in checkpoint.tensors
         if not tensor.name.endswith(".weight_shape")
     )
     dense = replace(checkpoint, tensors=tensors, loaded_as=dtype)
-    packed_bytes = sum(tensor.numel * _WORD_BYTES.get(tensor.dtype, dtype.itemsize) for tensor in checkpoint.tensors)
     text = (
         f"{checkpoint.source} is packed in {bits} bit, and its first forward unpacks it, and it stays unpacked: "
-        f"{bytes_text(weight_bytes(dtype, dense))} in {dtype} instead of {bytes_text(packed_bytes)}"
+        f"{bytes_text(weight_bytes(dtype, dense))} in {dtype} instead of {bytes_text(_packed_bytes(checkpoint))}"
     )
     return replace(dense, warnings=(*checkpoint.warnings, text))
 

@@ -36,11 +36,11 @@ def left_to_quantizer(judged: Decision, device: DeviceFacts, checkpoint: Checkpo
     quantizer = quantizer_of(checkpoint)
     method = quantizer.name if quantizer else str(checkpoint.quantization)
     problem = quantizer.problem_on(device) if quantizer else None
-    if quantizer and problem:
-        return _not_there(judged, quantizer.name, problem, device, checkpoint)
-    needs = _needs(quantizer) + _slowly(quantizer, device)
     # What is quantized while it loads takes fewer bytes than its files.
     is_in_files = checkpoint.loaded_as is not None or dense(checkpoint, BFLOAT16) is not None
+    if quantizer and problem:
+        return _not_there(judged, quantizer.name, problem, device, checkpoint, is_in_files=is_in_files)
+    needs = _needs(quantizer) + _slowly(quantizer, device)
     if judged.ground is Ground.MEMORY and is_in_files:
         reason = f"quantized with {method}, and it does not fit: it {judged.reason}{needs}"
         text = f"{checkpoint.source} {judged.reason} on {device.name}: it may not load"
@@ -50,10 +50,16 @@ def left_to_quantizer(judged: Decision, device: DeviceFacts, checkpoint: Checkpo
 
 
 def _not_there(
-    judged: Decision, method: str, problem: str, device: DeviceFacts, checkpoint: CheckpointFacts
+    judged: Decision, method: str, problem: str, device: DeviceFacts, checkpoint: CheckpointFacts, *, is_in_files: bool
 ) -> LeftToQuantizer:
     left = replace(judged, ground=Ground.UNSUPPORTED, reason=problem)
-    if config := TO_DEQUANTIZE.get(method):
+    if not is_in_files:
+        what = f"{device.name} does not multiply such codes"
+        text = (
+            f"{checkpoint.source} is not quantized, {method} was asked for, and {what}: {problem}. "
+            "Next: load it without quantization_config"
+        )
+    elif config := TO_DEQUANTIZE.get(method):
         what = f"{device.name} does not multiply its codes"
         text = f"{checkpoint.source} is quantized with {method}, and {what}: {problem}. Next: load it with quantization_config={config}"
     else:

@@ -118,6 +118,12 @@ def quantizer_of(checkpoint: CheckpointFacts) -> Quantizer | None:
     return next((_BY_METHOD[name] for name in names if name in _BY_METHOD), None)
 
 
+def packages_of(method: str) -> tuple[str, ...]:
+    """Return what has to be installed for a method, as pip knows it; nothing where the table does not know the method."""
+    rows = (one for one in QUANTIZERS if one.method.partition(" ")[0] == method)
+    return next((one.packages for one in rows), ())
+
+
 def quantizes_to(bits: int, device: DeviceFacts) -> Quantizer | None:
     """Return what quantizes a model to so many bits as it is loaded on `device`; None: nothing that we know of."""
     quantizer = _BY_METHOD[f"bitsandbytes {bits}"]

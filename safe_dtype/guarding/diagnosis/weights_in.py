@@ -12,6 +12,7 @@ from torch import nn
 from ...devices import memory_of
 from ...models.forwards.module_forward import set_aside
 from ...models.islands import Island
+from ...models.quantized.coded_tensors import codes_in, shows_a_dtype
 from ...models.recast import may_change
 from ...models.shift_hooks import shift_of
 from ..passing_hooks import take_off
@@ -113,7 +114,9 @@ class _Swap:
             places: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module.__dict__)
             for tensors in places:
                 for name, value in list(tensors.items()):
-                    if isinstance(value, torch.Tensor) and value.dtype in self._former and may_change(value):
+                    if not isinstance(value, torch.Tensor) or value.dtype not in self._former:
+                        continue
+                    if may_change(value) or shows_a_dtype(value):
                         if id(value) not in copies:
                             copies[id(value)] = self._copy(value)
                         undo.append(_putting_back(tensors, name))
@@ -123,7 +126,8 @@ class _Swap:
             setattr(module, "compute_dtype", self._new)  # noqa: B010  (of a foreign class)
 
     def _copy(self, value: torch.Tensor) -> torch.Tensor:
-        copied = value.detach().to(self._new)
+        is_coded = shows_a_dtype(value)
+        copied = codes_in(value, self._former, self._new) if is_coded else value.detach().to(self._new)
         return nn.Parameter(copied, requires_grad=False) if isinstance(value, nn.Parameter) else copied
 
 

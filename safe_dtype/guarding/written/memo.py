@@ -15,9 +15,13 @@ _TENSORS = (torch.Tensor, nn.Parameter, nn.Buffer)
 _TABLES = (dict, OrderedDict)
 _DEEPEST = 3  # containers in containers
 _FEW = 1024  # numbers that are compared on a CPU although a version tells: `tensor.data` has none
-# What libraries keep with a module is theirs to keep right.
+# What libraries keep with a module is theirs to keep right. Quantizers prepare their codes in the first forward, a part of
+# that in classes of tensors that are not looked into: put back by half, bitsandbytes takes codes for weights.
 _LIBRARIES = frozenset(
-    {"accelerate", "logging", "peft", "safe_dtype", "threading", "torch", "transformers", "weakref"}
+    {
+        *("accelerate", "logging", "peft", "safe_dtype", "threading", "torch", "transformers", "weakref"),
+        *("bitsandbytes", "compressed_tensors", "gptqmodel", "hqq", "optimum", "torchao"),
+    }
 )
 
 

@@ -108,6 +108,13 @@ def test_what_is_left_alone_keeps_its_version() -> None:
     assert value._version == 0
 
 
+def test_what_a_quantizer_keeps() -> None:
+    """An object of a quantizer, which prepares its codes in the first forward, is not put back by half."""
+    state = type("MatmulLtState", (Counts,), {"__module__": "bitsandbytes.autograd._functions"})()
+    assert is_changeable(Counts())
+    assert not is_changeable(state)
+
+
 @pytest.mark.parametrize(
     "value", [1, "a", None, (1,), nn.Linear(1, 1), nn.Linear, torch.float32, len, torch.ones(2, device="meta")]
 )
