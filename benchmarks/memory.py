@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--only NAME]
 
-A Qwen3 of 160 million parameters, saved in bfloat16, on the CPU: 512 tokens of prompt and 8 new ones. Each peak is measured in
+A Qwen3 of 111 million parameters, saved in bfloat16, on the CPU: 512 tokens of prompt and 8 new ones. Each peak is measured in
 a process of its own: the highest resident size from before the model is loaded until its last token, less that before. What
 another row of the table has left to remember (the drift of 8 bits) is measured in a process before. Pages of mapped files
 count as resident, as long as the system has no better use for them. "Footprint" is what transformers'
@@ -46,7 +46,7 @@ _ISLAND = "model.layers.0.mlp"
 def save_model(folder: Path) -> None:
     """Save the model, always the same."""
     torch.manual_seed(0)
-    heads = {"num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
+    heads = {"num_hidden_layers": 8, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
     config = transformers.Qwen3Config(
         vocab_size=16000, hidden_size=1024, intermediate_size=2816, tie_word_embeddings=True, **heads
     )
@@ -78,7 +78,7 @@ ROWS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "float16 with an island": lambda folder: _with(folder, storage=FLOAT16, compute=FLOAT16, islands=(_ISLAND,)),
     "int8": lambda _: {"policy": f"int8,{_WORKLOAD}"},
     "bfloat16, half of it on disk": lambda _: {
-        "dtype": "bfloat16", "device_map": "auto", "max_memory": {"cpu": "160MB"},
+        "dtype": "bfloat16", "device_map": "auto", "max_memory": {"cpu": "120MB"},
     },
     "torchao, 8 bit": lambda _: _torchao("Int8WeightOnlyConfig"),
     "bitsandbytes, 8 bit": lambda _: _bitsandbytes(load_in_8bit=True),
@@ -164,12 +164,13 @@ def main() -> None:
             environment = {**os.environ, "SAFE_DTYPE_CACHE": f"{place}/cache"}
             for _ in range(2 if name == "int8" else 1):
                 child = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-                if child.returncode:
-                    sys.exit(f"{name}: {child.stderr[-2000:]}")
-            row = json.loads(child.stdout.splitlines()[-1])
-            row["ratio"] = round(row["predicted"] / row["peak"], 3) if row["predicted"] else None
-            figures[name] = row
-            print(name, json.dumps(row), flush=True)  # noqa: T201
+            if child.returncode:
+                figures[name] = {"problem": child.stderr.strip().splitlines()[-1][:300]}
+            else:
+                row = json.loads(child.stdout.splitlines()[-1])
+                row["ratio"] = round(row["predicted"] / row["peak"], 3) if row["predicted"] else None
+                figures[name] = row
+            print(name, json.dumps(figures[name]), flush=True)  # noqa: T201
     if not options.only:
         print(write_results("memory", figures))  # noqa: T201
 

@@ -243,13 +243,16 @@ def _note_replacing(log: UndoLog, parameter: torch.Tensor, changed: torch.Tensor
 
 
 def _recast_codes(model: nn.Module, former: Collection[torch.dtype], new: torch.dtype, log: UndoLog) -> None:
-    """Have the codes beside the weights multiply in the dtype that those have now."""
-    for parameter in model.parameters():
-        if shows_a_dtype(parameter) and parameter.dtype in former and parameter.dtype != new:
-            other = nn.Parameter(codes_in(parameter, former, new), requires_grad=False)
-            # Swapped, `other` is what the parameter was.
-            torch.utils.swap_tensors(parameter, other)  # type: ignore[no-untyped-call]
-            log.add(functools.partial(torch.utils.swap_tensors, parameter, other), parameter.device)
+    """Have the codes beside the weights multiply in the dtype that those have now: other parameters, of the same codes."""
+    made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # the former one too, whose id() is not to be given again
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None or not shows_a_dtype(parameter) or parameter.dtype not in set(former) - {new}:
+                continue
+            if id(parameter) not in made:
+                made[id(parameter)] = parameter, nn.Parameter(codes_in(parameter, former, new), requires_grad=False)
+            log.add(functools.partial(module._parameters.__setitem__, name, parameter), parameter.device)
+            module._parameters[name] = made[id(parameter)][1]
 
 
 def _replace_by_way_of_the_host(parameter: torch.Tensor, back: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -88,7 +88,9 @@ def test_as_plain(folder: Path) -> None:
 @pytest.mark.parametrize("module", [NORM, DOWN])
 def test_steps_down(fault: str, module: str, folder: Path) -> None:
     """A fault in the very first step leads to float32, with the weights that were unpacked before it."""
-    assert_steps_down(folder, lambda: None, module, fault, tolerance=0.02)
+    # Activations are rounded to float8 as well, to 4 bits, of other numbers in bfloat16 than in float32.
+    tolerance = 0.02 if folder.parent.name.startswith("int4") else 2**-4
+    assert_steps_down(folder, lambda: None, module, fault, tolerance=tolerance)
 
 
 def test_a_fault_in_a_scale(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,6 +24,9 @@ from quantized_models import (
     tiny_qwen3,
 )
 
+from safe_dtype.models.recast import recast
+from safe_dtype.models.undo_log import UndoLog
+
 # None where torchao is absent: there all tests of this file are skipped, or fail by `--must-have`.
 ao = import_module("torchao.quantization") if find_spec("torchao") else None
 
@@ -65,17 +68,17 @@ def test_steps_down(kind: str, fault: str, module: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_follow(kind: str, folder: Path) -> None:
-    """Tensors of codes show the dtype that the model has now, and are the same parameters with the same codes."""
-    from safe_dtype.models.recast import recast
-
+    """Tensors of codes show the dtype that the model has now, and have the same codes; the way back leads to the former ones."""
     model = load(folder, torch.bfloat16, _config(kind))
+    codes, log = model.get_submodule(DOWN).weight.qdata, UndoLog()
+    before = model(PROMPT).logits
+    recast(model, {torch.bfloat16}, torch.float32, log=log)
     weight = model.get_submodule(DOWN).weight
-    codes = weight.qdata.clone()
-    recast(model, {torch.bfloat16}, torch.float32)
-    assert model.get_submodule(DOWN).weight is weight
     assert weight.dtype is torch.float32
     assert torch.equal(weight.qdata.view(torch.uint8), codes.view(torch.uint8))
     assert model(PROMPT).logits.dtype is torch.float32
+    log.undo()
+    assert torch.equal(model(PROMPT).logits, before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
