@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from ...errors import TrainingLoopError
 # What clip_grad_norm_, clip_grad_value_ and get_total_norm of torch hand all gradients to before they look at any: it is
 # found in their module when they run, so that it does not matter where a program has imported them.
 _FIRST = "_group_tensors_by_device_and_dtype"
+_LOOKS = "_get_total_norm"  # of all that call it, the one that changes no gradient
 _ONCE = "clip once a step, after the backward pass of its last micro-batch"
 
 
@@ -44,7 +46,10 @@ class TorchClipping:
         original = getattr(clip_grad, _FIRST)
 
         def first(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            self._unscale([tensor for row in tensors for tensor in row])
+            is_looked_at = (
+                sys._getframe(1).f_code.co_name == _LOOKS
+            )  # and perhaps clipped by another function after that
+            self._unscale([tensor for row in tensors for tensor in row], is_looked_at=is_looked_at)
             return original(tensors, *args, **kwargs)
 
         setattr(clip_grad, _FIRST, first)
@@ -83,8 +88,8 @@ class TorchClipping:
                 _ONCE,
             )
 
-    def _unscale(self, gradients: Sequence[torch.Tensor]) -> None:
-        if self._is_paused:
+    def _unscale(self, gradients: Sequence[torch.Tensor], *, is_looked_at: bool) -> None:
+        if self._is_paused or (is_looked_at and not self._is_whole()):
             return
         places = set(map(id, gradients))
         for optimizer in self._optimizers:

@@ -143,6 +143,21 @@ def test_gradients_that_are_not_whole(uses_accelerate: bool) -> None:
         attempted()
 
 
+def test_a_norm_of_gradients_that_are_not_whole() -> None:
+    """Looked at between two micro-batches, for a log: nothing is changed, and it is that of the gradients as they are."""
+    layer = nn.Linear(4, 1)
+    loop = TorchLoop(layer, torch.optim.SGD(layer.parameters()), "float16", init_scale=256.0)
+    guard, norms = PrecisionGuard(loop), []
+    for window in guard.windows([torch.ones(2, 4)] * 2, 2):
+        for attempt in guard.attempts():
+            with attempt:
+                for rows in window:
+                    loop.backward(layer(rows).mean())
+                    norms.append(float(get_total_norm([weight.grad for weight in layer.parameters()])))
+                loop.optimizers[0].step()
+    assert norms == [pytest.approx(256 * 5**0.5), pytest.approx(2 * 5**0.5)]
+
+
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_a_backward_pass_after_clipping(is_frozen: bool) -> None:
     """In a window that the guard does not hand out: refused where it adds to what was clipped, as torch refuses it."""
