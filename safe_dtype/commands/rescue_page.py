@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..facts import FLOAT16, Drift, Rescale, summary
+from ..facts.activation_chart import ABOUT_INSIDE, INSIDE, activation_chart
 from ..facts.activation_chart import HOW_TO_READ as HOW_TO_READ_RANGES
-from ..facts.activation_chart import activation_chart
 from ..facts.drift_curves import HOW_TO_READ as HOW_TO_READ_DRIFT
 from ..facts.drift_curves import drift_curves
 from ..facts.drift_page import drift_figures
@@ -37,8 +37,8 @@ def rescue_sections(rescue: Rescue) -> Iterator[str]:
     keys = (f"as saved, in {rescue.saved}", "rescaled" if half.rescale else "in float16")
     yield section(
         "How large the numbers become",
-        activation_chart(peaks, keys, inside=("anywhere inside", half.peak, half.left)),
-        aside(*HOW_TO_READ_RANGES) if peaks else "",
+        activation_chart(peaks, keys, inside=(INSIDE, half.peak, half.left)),
+        aside(ABOUT_INSIDE, *HOW_TO_READ_RANGES) if peaks else "",
     )
     if half.rescale:
         yield moves_section(half.rescale)

@@ -15,9 +15,10 @@ _LEAST, _MOST = -4, 24  # powers of two that are always on the axis
 _FURTHEST = 128  # where bfloat16 and float32 end
 _TICKS = 9
 
+INSIDE = "anywhere inside"
+ABOUT_INSIDE = f"{INSIDE}: the largest of all numbers, also of those that stay within a layer."
 HOW_TO_READ = (
-    "How to read it. Each layer has two bars: the largest number, without its sign, that the layer hands on to the next; "
-    '"anywhere inside" is the largest of all, also of those that stay within a layer. '
+    "How to read it. Each layer has two bars: the largest number, without its sign, that the layer hands on to the next. "
     "The scale is logarithmic, in powers of two: from one tick to the next, numbers become as many times larger as the "
     "exponents say. A bar that crosses the dashed line of a dtype cannot be held by that dtype: it becomes infinity, and NaN "
     "in the step after that.",
