@@ -33,7 +33,8 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-MODEL = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen3"
+HERE = Path(__file__).resolve().parent
+MODEL = HERE.parents[1] / "examples" / "tiny-qwen3"
 TEXTS = [
     "a ship on the sea",
     "an old house",
@@ -133,8 +134,8 @@ def test_without_a_word_of_code(kind: str, tmp_path: Path) -> None:
     """`safe-dtype run` does the same for a script that knows nothing of it."""
     script = tmp_path / "train.py"
     script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(MODEL.parents[1] / 'tests')!r})\n"
-        "from integrations.test_trl import Failing, trainer_of\n"
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {[str(HERE), str(HERE.parent)]}\n"
+        "from test_trl import Failing, trainer_of\n"
         f"trainer, gate = trainer_of({kind!r}, Path({str(tmp_path)!r}))\n"
         "trainer.add_callback(Failing(gate))\ntrainer.train()\n"
         "print([row.get('precision') for row in trainer.state.log_history if 'loss' in row])\n"
