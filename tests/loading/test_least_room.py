@@ -109,12 +109,3 @@ def test_8_bits_under_a_limit(load_limited: Any) -> None:
     answer = load_limited("bfloat16", 0.85, policy="int8,prompt=16,new=4")
     assert answer["plan"].startswith("int8"), answer
     assert len(answer["tokens"]) == 20
-
-
-@pytest.mark.slow
-@pytest.mark.needs("control_group")
-def test_nothing_fits_under_a_limit(load_limited: Any) -> None:
-    """Where no way fits, the process ends by an error with bytes."""
-    answer = load_limited("bfloat16", 0.2)  # 30 MB; the embedding takes 49
-    assert answer["error"] == "NothingFitsError", answer
-    assert "MB are free" in answer["text"]
