@@ -5,7 +5,7 @@
 
 Every loader runs in a process of its own. Each group's time is its own: what another group does inside it is that
 group's. Timers stand around functions of classes, so that modules are called as ever; they cost about a millisecond of
-a token, which is in "rest".
+a token, which is in "rest". A layer that is computed in one go without them is computed module by module here.
 """
 
 from __future__ import annotations
