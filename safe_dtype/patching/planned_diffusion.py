@@ -35,8 +35,6 @@ def part_planned(
     request = Request(source, arguments, device_moved_to())
     try:
         plan = plan_diffusers_model(request, policy)
-        if plan.quantization:
-            raise CheckpointError(str(source), "it is quantized")
     except SafeDtypeError as exc:
         if isinstance(exc, StrictModeError) and policy.mode == "strict":
             raise

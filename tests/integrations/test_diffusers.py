@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
+import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +18,7 @@ from torch import nn
 
 import safe_dtype
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, plan_of, report
-from safe_dtype.errors import NoPlanError, StrictModeError
+from safe_dtype.errors import CheckpointError, NoPlanError, StrictModeError
 from safe_dtype.testing import fault
 
 pytestmark = [
@@ -274,6 +277,21 @@ def test_autoencoder_that_overflows(saved: Callable[..., Path], tmp_path: Path, 
     assert torch.equal(again, mended)
 
 
+def test_text_encoder_that_overflows(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """One that leaves float16's range inside is rescaled as it is loaded, and the picture is that of float32."""
+    plain = plainly(saved("Flux"), FP32)
+    with torch.no_grad():
+        for block in plain.text_encoder_2.encoder.block:
+            block.layer[-1].DenseReluDense.wi.weight.mul_(1e5)
+            block.layer[-1].DenseReluDense.wo.weight.mul_(10)
+    plain.to(BF16).save_pretrained(tmp_path)
+    assert not pictures(plainly(tmp_path, FP16)).isfinite().all()
+    pipeline = safely(tmp_path, dtype=FP16)
+    assert pipeline.text_encoder_2.dtype == FP16  # though its sensitive products are not
+    torch.testing.assert_close(pictures(pipeline).float(), pictures(plainly(tmp_path, FP32)), rtol=0, atol=0.01)
+    assert events(pipeline) == {}
+
+
 def test_strict(saved: Callable[..., Path]) -> None:
     """In strict mode a step that fails is an error, and nothing is changed."""
     pipeline = safely(saved("StableDiffusion"), dtype=BF16, policy="strict")
@@ -364,6 +382,19 @@ def test_other_pipeline_of_the_same_parts(saved: Callable[..., Path]) -> None:
     assert set(events(pipeline)) == {"vae"}
 
 
+def test_quantized_part(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """A part whose config says that it is quantized has no plan, and the plan of the pipeline says why."""
+    from safe_dtype.loading.diffusion.load_part import plan_diffusers_model
+    from safe_dtype.loading.request import Request
+
+    folder = shutil.copytree(saved("SD3") / "transformer", tmp_path / "transformer")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="it is quantized"):
+        plan_diffusers_model(Request(folder, {}), None)
+
+
 def test_copied_and_compiled(saved: Callable[..., Path]) -> None:
     """A deep copy of a part is guarded on its own; a compiled part is compiled in one piece."""
     pipeline = safely(saved("Flux"), dtype=BF16)
@@ -373,6 +404,27 @@ def test_copied_and_compiled(saved: Callable[..., Path]) -> None:
     pipeline.transformer = torch.compile(pipeline.transformer, backend="eager", fullgraph=True)
     assert torch.equal(pictures(pipeline), wanted)
     torch.compiler.reset()
+
+
+def test_copied_pipeline(saved: Callable[..., Path]) -> None:
+    """Parts of a deep copy in several dtypes hand their values on as those of the pipeline would: no event."""
+    pipeline = safely(saved("Flux"), dtype=BF16)
+    copied = copy.deepcopy(pipeline)
+    for one in (pipeline, copied):
+        one.vae.to(FP32)
+    wanted = pictures(pipeline)
+    pipeline.vae.to(BF16)
+    assert torch.equal(pictures(copied), wanted)
+    assert events(copied) == {}
+
+
+def test_pickled(saved: Callable[..., Path]) -> None:
+    """A part is pickled as a part of plain diffusers is."""
+    pipeline = safely(saved("StableDiffusion"), dtype=BF16)
+    wanted = pictures(pipeline)
+    for name in ("unet", "vae"):
+        setattr(pipeline, name, pickle.loads(pickle.dumps(getattr(pipeline, name))))
+    assert torch.equal(pictures(pipeline), wanted)
 
 
 # Patched

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,12 +41,35 @@ class _Dtypes:
             self._key = key
         return self._mains.get(id(model)) if len({*self._mains.values()} - {None}) > 1 else None
 
+    def replace(self, part: nn.Module, other: nn.Module) -> None:
+        """Look at `other` where `part` was looked at."""
+        self._models = [weakref.ref(other) if reference() is part else reference for reference in self._models]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Dtypes:
+        """Return one for all parts that are copied in one go: each of them takes its place as its hook is copied."""
+        return memo.setdefault(id(self), _Dtypes([part for ref in self._models if (part := ref()) is not None]))  # type: ignore[no-any-return]
+
 
 class _CastOnEntry:
-    """A hook before the forward of a part, or of a module in it."""
+    """A hook before the forward of a part, or of a module in it.
+
+    A deep copy of the part gets one of its own; a pickled one gets none, as it gets no guard.
+    """
 
     def __init__(self, part: nn.Module, dtypes: _Dtypes) -> None:
         self._part, self._dtypes = weakref.ref(part), dtypes
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _CastOnEntry:
+        part = self._part()
+        copied = memo.get(id(part))
+        if part is None or copied is None:  # only a module in it is being copied
+            return self
+        dtypes = copy.deepcopy(self._dtypes, memo)
+        dtypes.replace(part, copied)
+        return _CastOnEntry(copied, dtypes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")  # takes any arguments, returns None, and needs nothing of ours
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # first, for a compiler follows this line and nothing else of ours

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...checkpoints.weight_files import mark_weight_files
+from ...errors import CheckpointError
 from ...guarding import guard
 from ...models.load_lock import one_at_a_time
 from ...models.origin import Origin, keep_origin
@@ -27,10 +28,12 @@ def plan_diffusers_model(request: Request, policy: Policy | str | None, *, drift
     """Return the plan of one model for its dtype alone: products are computed as diffusers computes them, bit for bit.
 
     Raises:
-        CheckpointError: If its files cannot be found or read.
+        CheckpointError: If its files cannot be found or read, or are quantized.
         PlanError: If no dtype is accepted.
     """
     plan = plan_request(request, policy, drifts=drifts)
+    if plan.quantization:
+        raise CheckpointError(plan.source, "it is quantized")
     plan = replace(plan, compute=plan.storage, routes=None, device_map=None, codes=None)
     if plan.chosen is not None and plan.chosen.ground is Ground.RANGE:
         # Nobody can say before the first picture, and then the guard does.
