@@ -68,6 +68,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             gc.collect()
             return load(target, request, _plan_without_rescue(plan, request), *model_args)
         plan = halved
+    _join_parts(model, plan)
     _verify(model, plan)
     if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
         plan = in_float32(plan, "float16 does not reach what its files hold")
@@ -185,6 +186,20 @@ def _plan_without_rescue(plan: Plan, request: Request) -> Plan:
         if text not in plan.warnings:
             warn(text)
     return other
+
+
+def _join_parts(model: nn.Module, plan: Plan) -> None:
+    """Bring parts that came out in another 16-bit dtype, that of their own config, into that of the rest.
+
+    transformers tells the dtype to a config and to those within it, not to those within these (T5Gemma 2's encoder).
+    """
+    storage: torch.dtype = getattr(torch, plan.storage.name)
+    dtypes = {one.dtype for one in model.parameters()}
+    others = dtypes & ({torch.bfloat16, torch.float16} - {storage})
+    if plan.quantization or not others or storage not in dtypes:
+        return
+    with RoundedWeights(model) as weights:
+        recast(model, others, storage, original=weights.restored)
 
 
 def _verify(model: nn.Module, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from tiny_models import TINY, tiny_gguf
 import safe_dtype
 from safe_dtype import BFLOAT16, SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
 from safe_dtype.models.forwards.compiled_products import products_of
+from safe_dtype.rescaling.discovery.tiny_config import tiny_configs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -196,3 +198,37 @@ def test_gguf_as_it_comes_out(kind: str, ordered: str | None, tmp_path: Path) ->
     )
     assert plan.cost is not None
     assert plan.cost.weight_bytes == sum(one.numel() * one.element_size() for one in model.parameters())
+
+
+def saved_with_parts(folder: Path, dtype: str) -> Path:
+    """Save a model whose parts have parts, in `dtype`, as its config and those within it say."""
+    torch.manual_seed(0)
+    config = next(tiny_configs(transformers.T5Gemma2Config()))
+    model = transformers.T5Gemma2ForConditionalGeneration._from_config(config, dtype=torch.float32)
+    model.half().to(DTYPES[dtype]).save_pretrained(folder)
+    file = folder / "config.json"
+    file.write_text(
+        re.sub(r'"dtype": (null|"\w+")', f'"dtype": "{dtype}"', file.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "dtype"),
+    [("bfloat16", "float32"), ("float16", "float32"), ("float16", "bfloat16"), ("float32", "float32")],
+)
+def test_parts_of_parts(files: str, dtype: str, tmp_path: Path) -> None:
+    """What transformers makes in the dtype that the config of a part of a part names comes out in that of the rest."""
+    ids = torch.arange(8, 14)[None]
+    folder = saved_with_parts(tmp_path / "files", files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SafeDtypeWarning)  # an ordered dtype may be slow on this machine
+        model = SafeAutoModel.from_pretrained(folder, dtype=dtype)
+    assert {weight.dtype for weight in model.parameters()} == {DTYPES[dtype]}
+    values = dict(model.named_parameters())
+    plain = type(model).from_pretrained(saved_with_parts(tmp_path / "plain", files), dtype=DTYPES[files])
+    for name, weight in plain.named_parameters():
+        assert torch.equal(values[name], weight.to(DTYPES[dtype])), name
+    with torch.no_grad():
+        assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+    assert safe_dtype.report(model).events == ()
