@@ -1,6 +1,6 @@
 """Measure one token by 8-bit codes beside the plain layout, at a given checkpoint: milliseconds, and bytes at the peak.
 
-    python benchmarks/int8_token.py FOLDER [--int8] [--prompt 512] [--new 32]
+    python benchmarks/int8_token.py FOLDER [--int8] [--wide float32] [--prompt 512] [--new 32]
 
 Each call measures one layout in a process of its own. Anonymous memory is what the process cannot give back; the pages of
 files, which the peak counts too, it can.
@@ -35,6 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--int8", action="store_true")
+    parser.add_argument(
+        "--wide", choices=("float32", "bfloat16"), default="float32", help="what prompts by codes are computed in"
+    )
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--new", type=int, default=32)
     options = parser.parse_args()
@@ -43,7 +46,7 @@ def main() -> None:
     loaded = time.perf_counter()
     codes = 0
     if options.int8:
-        codes = lay_out_in_int8(model).bytes
+        codes = lay_out_in_int8(model, wide=getattr(torch, options.wide)).bytes
     elif find_spec("llvmlite"):
         compile_products(model, torch.bfloat16, 8)
     coded = time.perf_counter()
@@ -58,6 +61,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - begun)
     figures = {
         "layout": "int8" if options.int8 else "plain",
+        "wide": options.wide if options.int8 else None,
         "compiled": find_spec("llvmlite") is not None,
         "threads": torch.get_num_threads(),
         "load_seconds": round(loaded - started, 2),
