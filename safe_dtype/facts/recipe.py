@@ -19,6 +19,9 @@ MOST_BYTES = 2**20  # of a file; a recipe of 126 layers takes about a tenth
 
 _MOST_MOVES, _MOST_ISLANDS, _MOST_GAUGES, _MOST_POWER = 20_000, 1000, 200, 8
 _MOST_EXPONENT = 126  # float32's
+_MOST_HEADS = 100
+_MOST_COSINE = 1.001  # it is rounded
+_KINDS = ("tokens", "classes", "labels", "pixels", "values")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z_0-9][\w-]*(\.[\w-]+)*", re.ASCII)  # of a module or a parameter
 _LONGEST_NAME, _LONGEST_TEXT = 300, 120
@@ -70,7 +73,7 @@ class Recipe:
         if not _is_number(max_drift) or not 0 <= max_drift < float("inf"):
             raise ValueError("max_drift is no number from 0 on")
         measured_on = {_text(name): _text(value) for name, value in dict(values["measured_on"]).items()}
-        drift = drift_from_dict(values["drift"])
+        drift = _drift(values["drift"])
         return Recipe(weights, rescale, islands, drift, float(max_drift), _text(values["reference"]), measured_on)
 
 
@@ -89,6 +92,23 @@ def recipe_path(key: str) -> str:
     return f"recipes/{key[:2]}/{key}.json"
 
 
+def _drift(values: Any) -> Drift:
+    """Return a drift with every figure that is printed and held to a limit; those of other outputs have none inside."""
+    if len(values.get("heads") or {}) > _MOST_HEADS:
+        raise ValueError(f"more than {_MOST_HEADS} outputs")
+    drift = drift_from_dict(values)
+    for name, head in (("", drift), *drift.heads):
+        _text(name)
+        figures = (head.kl_mean, head.kl_p99, head.top1_agreement, head.max_abs, head.rel_rms)
+        others = (head.perplexity_ratio, head.miou, head.reference_nats, head.clear_flips)
+        sizes = (*figures, *(one for one in others if one is not None))
+        if head.kind not in _KINDS or not 0 <= head.positions < 2**63 or (head is not drift and head.heads):
+            raise ValueError("its drift is none")
+        if any(one is None or not one >= 0 for one in sizes) or not abs(head.hidden_cosine or 0) <= _MOST_COSINE:
+            raise ValueError("its drift has figures that none has")
+    return drift
+
+
 def _rescale(values: Any) -> Rescale:
     shifts = _list(values["shifts"], _MOST_GAUGES)
     moves = [move for shift in shifts for move in _list(shift["moves"], _MOST_MOVES)]
@@ -97,7 +117,8 @@ def _rescale(values: Any) -> Rescale:
     for move in moves:
         _check_move(move)
     for shift in shifts:
-        _text(shift["gauge"])
+        if not _text(shift["gauge"]):
+            raise ValueError("a gauge has no name")
         if type(shift["bits"]) is not int or abs(shift["bits"]) > MOST_BITS:
             raise ValueError(f"it moves by {shift['bits']!r} bits, and {MOST_BITS} are the most")
     for name in _list(values["unproven"], _MOST_ISLANDS):

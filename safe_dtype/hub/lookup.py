@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -82,11 +83,11 @@ def small_file(repo: str, path: str, *, most_bytes: int, token: Token) -> SmallF
     """Return a file of the main branch; None where there is no such file. It is read no further than `most_bytes`.
 
     Raises:
-        HubError: If the Hub does not answer within 3 s, there is no such repository, or the file is larger.
+        HubError: If the file is not here within about 3 s, there is no such repository, or the file is larger.
     """
 
     def read() -> SmallFile:
-        content = b""
+        content, latest = b"", time.monotonic() + _TIMEOUT_SECONDS
         with get_session().stream(
             "GET", hf_hub_url(repo, path), headers=build_hf_headers(token=token), timeout=_TIMEOUT_SECONDS
         ) as answer:
@@ -95,6 +96,8 @@ def small_file(repo: str, path: str, *, most_bytes: int, token: Token) -> SmallF
             hf_raise_for_status(answer)
             for piece in answer.iter_bytes():
                 content += piece
+                if time.monotonic() > latest:  # the client's own limit is for each piece
+                    raise TimeoutError(f"it did not arrive within {_TIMEOUT_SECONDS:.0f} s")
                 if len(content) > most_bytes:
                     raise ValueError(f"it is larger than {most_bytes:,} bytes")
             commits = [response.headers.get("X-Repo-Commit") for response in (*answer.history, answer)]

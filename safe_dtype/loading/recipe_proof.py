@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +12,12 @@ from torch import nn
 
 from ..errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
 from ..errors.of_the_moment import is_of_the_moment
-from ..facts import FLOAT32, exceeds
+from ..facts import FLOAT32, Gauge, Move, Rescale, exceeds
 from ..numerics import compute_in
 from ..planning import Plan
+from ..rescaling import gauges_for
 from ..rescaling.folding.prove import RUN_FAILURES
+from ..rescaling.to_float16 import own_names
 from ..store.temporary import temporary_folder
 from ..verifying import Checkpoint, drift_from, record_outputs
 from .request import Request
@@ -30,11 +33,15 @@ def proved_at_load(model: nn.Module, plan: Plan, request: Request) -> Iterator[N
     Where the plan is of no recipe, nothing is run. The reference is the model as it was saved, with products in float32.
 
     Raises:
-        RescaleError: If the drift is beyond the limit, or cannot be measured on a text. The model is in float16 then.
+        RescaleError: If it moves what is not moved in this architecture; the model is as it was then. Also if the drift is
+            beyond the limit, or cannot be measured on a text: the model is in float16 then.
     """
     if not plan.recipe:
         yield
         return
+    if plan.rescale is not None:
+        with _as_rescale_error():
+            _require_own_moves(model, plan.rescale)
     with temporary_folder("safe_dtype-recipe-") as folder:
         with _as_rescale_error():
             batches = _batches(second_copy_at(request, plan), model)
@@ -45,6 +52,31 @@ def proved_at_load(model: nn.Module, plan: Plan, request: Request) -> Iterator[N
             drift = drift_from(recording, model, batches)
     if reason := exceeds(drift, plan.policy.max_drift):
         raise RescaleError(f"in float16 {reason}")
+
+
+def _require_own_moves(model: nn.Module, rescale: Rescale) -> None:
+    """Take bits alone from `rescale`: what it moves has to be what is found to cancel out in this architecture.
+
+    No text shows a weight that it does not read (the row of one token, an expert that it is not sent to): a move of such
+    a weight alone would pass every run.
+    """
+    known = gauges_for(model)  # type: ignore[arg-type]  # says so itself where it is no model of transformers
+    if known.problem and not known.gauges:
+        raise RescaleError(f"what may be moved in it is not known: {known.problem}")
+    allowed = {_counted(gauge) for gauge in known.gauges}
+    named = rescale.renamed(own_names(model))
+    for gauge, _ in named.shifts:
+        if _counted(gauge) not in allowed:
+            raise RescaleError(
+                f"what it moves as {gauge.name!r} is not what cancels out in {type(model).__name__}, or it does so twice"
+            )
+        allowed.remove(_counted(gauge))
+    if not set(known.not_run) <= set(named.unproven):
+        raise RescaleError("it does not name every module that a text does not reach")
+
+
+def _counted(gauge: Gauge) -> frozenset[tuple[Move, int]]:
+    return frozenset(Counter(gauge.moves).items())
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def halve(
     """
     if is_offloaded(model):
         raise RescaleError("weights that are offloaded would have to be rescaled every time they are brought in")
-    own = _own_names(model)
+    own = own_names(model)
     modules = [_island(model, own(name)) for name in islands]
     rescale = rescale.renamed(own) if rescale else None
     rescaled = None
@@ -97,7 +97,7 @@ def computing_in_full(plan: Plan) -> AbstractContextManager[object]:
     return nullcontext() if plan.saved in (FLOAT16, FLOAT32) or runs else compute_in(FLOAT32)
 
 
-def _own_names(model: nn.Module) -> Callable[[str], str]:
+def own_names(model: nn.Module) -> Callable[[str], str]:
     """Return what turns a name in a model with a head into one in `model` without, as `AutoModel`'s; or the reverse."""
     inner = getattr(model, "base_model_prefix", "") or "model"
     prefix = f"{inner}."

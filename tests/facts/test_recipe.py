@@ -122,3 +122,35 @@ def test_weights_are_found_by_their_digests() -> None:
     assert recipe_keys(CheckpointIdentity("a" * 64, blobs="c" * 64)) == ("c" * 64,)
     assert recipe_keys(CheckpointIdentity("a" * 64)) == recipe_keys(None) == ()
     assert recipe_path("ab" + "c" * 62) == f"recipes/ab/ab{'c' * 62}.json"
+
+
+DRIFT = plain()["drift"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"kl_mean": None}, id="no-figure"),
+        pytest.param({"kl_mean": -1.0}, id="below-zero"),
+        pytest.param({"kl_p99": "nan"}, id="nan"),
+        pytest.param({"kind": "\x1b[2J"}, id="another-kind"),
+        pytest.param({"positions": -5}, id="positions-below-zero"),
+        pytest.param({"positions": 10**30}, id="positions-without-end"),
+        pytest.param({"hidden_cosine": 7.0}, id="a-cosine-of-seven"),
+        pytest.param({"heads": {"\x1b[2J": DRIFT}}, id="orders-to-a-terminal"),
+        pytest.param({"heads": {"boxes": {**DRIFT, "heads": {"inner": DRIFT}}}}, id="heads-in-heads"),
+        pytest.param({"heads": {str(place): DRIFT for place in range(101)}}, id="many-heads"),
+        pytest.param({"heads": {"boxes": {**DRIFT, "kl_mean": None}}}, id="a-head-without-a-figure"),
+    ],
+)
+def test_a_drift_that_is_none(change: dict[str, Any]) -> None:
+    """A drift is held to the limit and printed, so each of its figures is one."""
+    with pytest.raises(ValueError, match=r"drift|outputs|is none"):
+        Recipe.from_dict({**plain(), "drift": {**DRIFT, **change}}, KEY)
+
+
+def test_a_second_name() -> None:
+    """A gauge without a name does not get one that nobody looked at."""
+    shift = {**plain()["rescale"]["shifts"][0], "gauge": "", "name": "\x1b[2J"}
+    with pytest.raises(ValueError, match="has no name"):
+        Recipe.from_dict(changed("rescale", "shifts", to=[shift]), KEY)

@@ -109,7 +109,7 @@ def test_a_copy_under_another_name(mini: MiniHub, gemma: Path, tmp_path: Path) -
     assert plan_of(SafeAutoModel.from_pretrained(copy, policy=POLICY)).recipe
 
 
-def spoil(values: dict[str, Any], how: str) -> dict[str, Any]:
+def spoil(values: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
     """Return a recipe that is well formed, and not right for these weights."""
     shift = values["rescale"]["shifts"][0]
     if how == "not exact":
@@ -121,6 +121,13 @@ def spoil(values: dict[str, Any], how: str) -> dict[str, Any]:
         shift["moves"][0]["rows"] = {"dim": 7, "start": 0.0, "stop": 1.0, "offset": 2**30, "step": 3}
     elif how == "what is no module":
         shift["moves"][0] |= {"part": "number", "target": "model.layers.0.__class__.__name__"}
+    elif how == "the row of one token, that no text reads":
+        rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+        row = {"dim": 0, "start": (rows - 1) / rows, "stop": 1.0, "offset": 0, "step": 1}
+        move = {"part": "weight", "target": "model.embed_tokens.weight", "power": 1, "rows": row}
+        values["rescale"]["shifts"].append({"gauge": "embedding", "bits": 1, "moves": [move]})
+    elif how == "twice":
+        values["rescale"]["shifts"].append(shift)
     elif how == "exact and useless":
         shift["bits"] = 0
         values["islands"] = ["model.layers.0.mlp"]
@@ -134,7 +141,9 @@ def spoil(values: dict[str, Any], how: str) -> dict[str, Any]:
         pytest.param("no module of that name", marks=pytest.mark.slow),
         pytest.param("rows that no weight has", marks=pytest.mark.slow),
         pytest.param("what is no module", marks=pytest.mark.slow),
-        "exact and useless",
+        "the row of one token, that no text reads",
+        pytest.param("twice", marks=pytest.mark.slow),
+        pytest.param("exact and useless", marks=pytest.mark.slow),
     ],
 )
 def test_what_does_not_prove_is_refused(
@@ -142,7 +151,7 @@ def test_what_does_not_prove_is_refused(
 ) -> None:
     """A warning says so, and the normal way is taken: it is measured, and right."""
     file = recipe_in(mini)
-    file.write_text(json.dumps(spoil(json.loads(file.read_text()), how)))
+    file.write_text(json.dumps(spoil(json.loads(file.read_text()), how, gemma)))
     with pytest.warns(SafeDtypeWarning, match="does not hold for this model"):
         model = SafeAutoModel.from_pretrained(gemma, policy=POLICY)
     assert MEASURING in caplog.text

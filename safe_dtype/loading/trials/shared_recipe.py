@@ -16,6 +16,7 @@ from ..request import Request
 
 logger = logging.getLogger(__name__)
 
+_MOST_QUOTED = 160  # characters
 REPOSITORY = "SAFE_DTYPE_RECIPES"  # the variable that names where `recipes=use` looks
 
 # What a file of any shape can lead to on the way through JSON.
@@ -49,6 +50,11 @@ def recipe_for(request: Request, checkpoint: CheckpointFacts, policy: Policy) ->
     return None
 
 
+def _in_short(exc: Exception) -> str:
+    """Return one line of an error that may quote the file: no orders to a terminal, and no megabyte."""
+    return "".join(one if one.isprintable() else "?" for one in str(exc)[:_MOST_QUOTED])
+
+
 def _half_of(
     file: SmallFile, key: str, repo: str, checkpoint: CheckpointFacts, policy: Policy
 ) -> HalfRange | None:  # fmt: skip
@@ -56,7 +62,7 @@ def _half_of(
         recipe = Recipe.from_dict(parse_json(file.content), key)
         reference = dtype_named(recipe.reference)
     except _UNREADABLE as exc:
-        warn(f"{checkpoint.source}: what {repo} has for it is no recipe, and is not used ({exc})")
+        warn(f"{checkpoint.source}: what {repo} has for it is no recipe, and is not used ({_in_short(exc)})")
         return None
     if reason := exceeds(recipe.drift, policy.max_drift):
         logger.info("%s: the recipe of %s is left aside: %s", checkpoint.source, repo, reason)
