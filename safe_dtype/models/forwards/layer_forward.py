@@ -29,6 +29,8 @@ from .rotary_forward import HALF, TURN, is_replaced, turned
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 _ATTENTION, _MLP, _INPUT_NORM, _INNER_NORM = "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
+_LAST, _LAST_OF_MLP = "o_proj", "down_proj"
+_OF_LAYER, _OF_MLP = frozenset({_ATTENTION, _MLP, _INPUT_NORM, _INNER_NORM}), frozenset({_LAST_OF_MLP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class CompiledLayer:
     attention: Callable[..., Any]
     mlp: Callable[..., Any]
     form: _Form
+    of_attention: frozenset[str]  # the names of its modules
     turn: Any  # what the file of the attention turns queries and keys by, and half of them
     half: Any
     most_rows: int
@@ -92,7 +95,11 @@ def compile_layers(model: nn.Module, most_rows: int) -> int:
         if kinds not in known:
             known[kinds] = _layer(*kinds, most_rows)
         layer = known[kinds]
-        if layer is not None:
+        if layer is not None and not any(
+            hasattr(type(owner), name)  # a property, say, which comes before a module
+            for owner, names in ((module, _OF_LAYER), (attention, layer.of_attention), (mlp, _OF_MLP))
+            for name in names
+        ):
             put_on(module, layer, _forward)
             count += 1
     return count
@@ -107,7 +114,14 @@ def _layer(layer: Any, attention: Any, mlp: Any, most_rows: int) -> CompiledLaye
     ):
         return None
     source = attention.__globals__
-    return CompiledLayer(layer, attention, mlp, form, source[TURN], source[HALF], most_rows)
+    names = frozenset({*_PROJECTIONS, _LAST, *(form.norms or ())})
+    return CompiledLayer(layer, attention, mlp, form, names, source[TURN], source[HALF], most_rows)
+
+
+def _is_found_in(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether what a module has by these names are its modules: nothing stands in the place of one, and none is gone."""
+    # Of a module that computes by a forward of ours, its own `keys` makes a dict.
+    return dict.keys(module._modules) >= names and dict.keys(module.__dict__).isdisjoint(names)
 
 
 def _unwrapped(forward: Any) -> Any:
@@ -138,7 +152,7 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def _is_step_of_few_rows(value: CompiledLayer, module: nn.Module, x: Any) -> bool:
     """Whether nobody would see another difference of `_computed` than its speed."""
-    attention, mlp = module._modules[_ATTENTION], module._modules[_MLP]
+    attention, mlp = module._modules.get(_ATTENTION), module._modules.get(_MLP)
     return (
         is_plain(x)
         and x.dim() == 3
@@ -154,6 +168,9 @@ def _is_step_of_few_rows(value: CompiledLayer, module: nn.Module, x: Any) -> boo
         and mlp is not None
         and type(attention).forward is value.attention
         and type(mlp).forward is value.mlp
+        and _is_found_in(module, _OF_LAYER)
+        and _is_found_in(attention, value.of_attention)
+        and _is_found_in(mlp, _OF_MLP)
         and not (has_hook(attention) or has_hook(mlp) or is_replaced(attention))
     )
 
@@ -174,7 +191,7 @@ def _computed(  # noqa: PLR0913  (the arguments are transformers')
     states = _norm(modules[_INNER_NORM], hidden_states)
     mlp = modules[_MLP]
     product = gated(mlp, states)
-    return hidden_states + (mlp(states) if product is None else _product(mlp._modules["down_proj"], product))
+    return hidden_states + (mlp(states) if product is None else _product(mlp._modules[_LAST_OF_MLP], product))
 
 
 def _attended(
@@ -202,7 +219,7 @@ def _attended(
         dropout=0.0 if not attention.training else attention.attention_dropout, scaling=attention.scaling,
         **value.form.window(attention), **kwargs,
     )  # fmt: skip
-    return _product(modules["o_proj"], output.reshape(*leading, -1).contiguous())
+    return _product(modules[_LAST], output.reshape(*leading, -1).contiguous())
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:

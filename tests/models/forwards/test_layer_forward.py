@@ -67,6 +67,58 @@ def test_tokens_are_plains(name: str, layers: list[Any]) -> None:
     assert layers
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("", "self_attn"),
+        ("", "mlp"),
+        ("", "input_layernorm"),
+        ("self_attn", "q_proj"),
+        ("self_attn", "q_norm"),
+        ("mlp", "down_proj"),
+    ],
+)
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_what_stands_in_the_place_of_a_module(owner: str, name: str, layers: list[Any], *, is_gone: bool) -> None:
+    """A function that is found by the name of a module is called, whether the module is there still or not."""
+    results = []
+    for is_compiled in (True, False):
+        model = compiled("qwen3") if is_compiled else model_of("qwen3")
+        if not is_compiled:
+            compile_all(model)
+        for layer in model.model.layers:
+            part = layer.get_submodule(owner)
+            module = part.get_submodule(name)
+            if is_gone:
+                del part._modules[name]
+            part.__dict__[name] = _doubled(module)
+        results.append(steps(model))
+    assert torch.equal(*results)
+    assert not layers
+
+
+def _doubled(module: nn.Module) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        output = module(*args, **kwargs)
+        return (output[0] * 2, output[1]) if isinstance(output, tuple) else output * 2
+
+    return call
+
+
+def test_a_property_of_the_class(layers: list[Any]) -> None:
+    """A class that makes a part of a layer at each look keeps its forward."""
+    model, plain = model_of("qwen3"), model_of("qwen3")
+    for other in (model, plain):
+        for layer in other.model.layers:
+            kind: Any = type(layer.self_attn)
+            doubled = property(lambda self: _doubled(self._modules["k_proj"]))
+            layer.self_attn.__class__ = type("Doubling", (kind,), {"k_proj": doubled})
+        compile_all(other)
+    assert compile_layers(model, 8) == 0
+    assert torch.equal(steps(model), steps(plain))
+    assert not layers
+
+
 def test_undone(layers: list[Any]) -> None:
     """Undone, and in copies and pickles, layers are plain."""
     model = compiled("qwen3")
