@@ -101,10 +101,13 @@ def _drift(values: Any) -> Drift:
         _text(name)
         figures = (head.kl_mean, head.kl_p99, head.top1_agreement, head.max_abs, head.rel_rms)
         others = (head.perplexity_ratio, head.miou, head.reference_nats, head.clear_flips)
-        sizes = (*figures, *(one for one in others if one is not None))
+        sizes: tuple[Any, ...] = (*figures, *(one for one in others if one is not None))
         if head.kind not in _KINDS or not 0 <= head.positions < 2**63 or (head is not drift and head.heads):
             raise ValueError("its drift is none")
-        if any(one is None or not one >= 0 for one in sizes) or not abs(head.hidden_cosine or 0) <= _MOST_COSINE:
+        if (
+            any(not isinstance(one, int | float) or not one >= 0 for one in sizes)
+            or not abs(head.hidden_cosine or 0) <= _MOST_COSINE
+        ):
             raise ValueError("its drift has figures that none has")
     return drift
 

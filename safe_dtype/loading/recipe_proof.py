@@ -60,7 +60,7 @@ def _require_own_moves(model: nn.Module, rescale: Rescale) -> None:
     No text shows a weight that it does not read (the row of one token, an expert that it is not sent to): a move of such
     a weight alone would pass every run.
     """
-    known = gauges_for(model)  # type: ignore[arg-type]  # says so itself where it is no model of transformers
+    known = gauges_for(model)  # says so itself where it is no model of transformers
     if known.problem and not known.gauges:
         raise RescaleError(f"what may be moved in it is not known: {known.problem}")
     allowed = {_counted(gauge) for gauge in known.gauges}
