@@ -110,7 +110,7 @@ class AccelerateLoop:
             setattr(owner, name, wrap(getattr(owner, name)))
 
         clipping = TorchClipping(
-            self.scaler, self.optimizers, lambda: accelerator.gradient_state.sync_gradients, watch.step
+            self.scaler, self.optimizers, lambda: accelerator.gradient_state.sync_gradients, watch
         )
         replace(accelerator, "backward", lambda original: _backward(original, watch, clipping))
         replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch, accelerator, clipping))

@@ -20,6 +20,8 @@ CLOSURE = (  # what is wrong, and what to do
 class WindowWatch(Protocol):
     """What is told of a loop while an attempt runs."""
 
+    is_done: bool  # whether the vote was unanimous: gradients have no scale any more
+
     def loss(self, loss: torch.Tensor) -> None:
         """Called before each backward pass."""
 

@@ -121,7 +121,7 @@ class TorchLoop:
     def watched(self, watch: WindowWatch) -> Iterator[None]:
         """Tell `watch` of losses, norms and steps in the block."""
         self._watch = watch
-        self._clipping = TorchClipping(self.scaler, self.optimizers, lambda: watch.is_last() is not False, watch.step)
+        self._clipping = TorchClipping(self.scaler, self.optimizers, lambda: watch.is_last() is not False, watch)
         hooks = [optimizer.register_step_pre_hook(_asking(watch)) for optimizer in self.optimizers]
         try:
             with products_in(self.dtype, has_half_base=self._has_half_base), self._clipping.watched():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +10,9 @@ from torch.amp import GradScaler
 
 from ...errors import TrainingLoopError
 from ..loop import Loop
+from .watched_function import WatchedFunction
 
-_LOOKED_AT = ("step", "unscale_")  # each has the optimizer as its first argument
+_STEP, _UNSCALE = WatchedFunction(GradScaler, "step"), WatchedFunction(GradScaler, "unscale_")
 
 
 @contextmanager
@@ -22,19 +22,8 @@ def other_scalers_refused(loop: Loop) -> Iterator[None]:
     Raises:
         TrainingLoopError: Where one would step, or take its scale from gradients. One that is not enabled may.
     """
-    originals = {name: vars(GradScaler)[name] for name in _LOOKED_AT}
-    for name, original in originals.items():
-        setattr(GradScaler, name, _refusing(original, loop))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(GradScaler, name, original)
 
-
-def _refusing(original: Callable[..., Any], loop: Loop) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def call(scaler: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+    def look(scaler: Any, optimizer: Any, *_args: Any, **_kwargs: Any) -> None:
         own = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's
         if scaler.is_enabled() and scaler is not loop.scaler and any(own is one for one in loop.optimizers):
             raise TrainingLoopError(
@@ -42,6 +31,6 @@ def _refusing(original: Callable[..., Any], loop: Loop) -> Callable[..., Any]:
                 "runs a step again that such a scaler would leave out",
                 "leave it out: `loop.backward(loss)`, with accelerate `accelerator.backward(loss)`, and `optimizer.step()`",
             )
-        return original(scaler, optimizer, *args, **kwargs)
 
-    return call
+    with _STEP.watched_by(look), _UNSCALE.watched_by(look):
+        yield

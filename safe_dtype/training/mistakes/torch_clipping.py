@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from torch.amp.grad_scaler import OptState
 from torch.nn.utils import clip_grad
 
 from ...errors import TrainingLoopError
+from ..judge_numbers import local_part
+from ..loop import WindowWatch
+from .watched_function import WatchedFunction
 
 # What clip_grad_norm_, clip_grad_value_ and get_total_norm of torch hand all gradients to before they look at any: it is
 # found in their module when they run, so that it does not matter where a program has imported them.
-_FIRST = "_group_tensors_by_device_and_dtype"
+_FIRST = WatchedFunction(clip_grad, "_group_tensors_by_device_and_dtype")
 _LOOKS = "_get_total_norm"  # of all that call it, the one that changes no gradient
 _ONCE = "clip once a step, after the backward pass of its last micro-batch"
 
@@ -27,36 +30,24 @@ class TorchClipping:
         scaler: Of the loss; None outside of float16, where nothing is done.
         optimizers: Of the loop.
         is_whole: Whether the gradients are those of a whole step.
-        vote: Called before gradients lose a scale that no loss had: it raises.
+        watch: Votes before gradients lose a scale that no loss had, and raises; once its vote is through, none has a scale.
     """
 
     def __init__(
         self, scaler: Any, optimizers: Sequence[torch.optim.Optimizer], is_whole: Callable[[], bool],
-        vote: Callable[[], None],
+        watch: WindowWatch,
     ) -> None:  # fmt: skip
         self._scaler, self._optimizers = scaler, list(optimizers)
-        self._is_whole, self._vote, self._is_paused = is_whole, vote, False
+        self._is_whole, self._watch, self._is_paused = is_whole, watch, False
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> AbstractContextManager[None]:
         """Watch what is clipped in the block."""
-        if self._scaler is None:
-            yield
-            return
-        original = getattr(clip_grad, _FIRST)
+        return nullcontext() if self._scaler is None else _FIRST.watched_by(self._before)
 
-        def first(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            is_looked_at = (
-                sys._getframe(1).f_code.co_name == _LOOKS
-            )  # and perhaps clipped by another function after that
-            self._unscale([tensor for row in tensors for tensor in row], is_looked_at=is_looked_at)
-            return original(tensors, *args, **kwargs)
-
-        setattr(clip_grad, _FIRST, first)
-        try:
-            yield
-        finally:
-            setattr(clip_grad, _FIRST, original)
+    def _before(self, tensors: Any, *_args: Any, **_kwargs: Any) -> None:
+        caller = sys._getframe(2).f_code.co_name  # of the function that is watched
+        # What is looked at may be clipped by another function after that.
+        self._unscale([tensor for row in tensors for tensor in row], is_looked_at=caller == _LOOKS)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -89,14 +80,14 @@ class TorchClipping:
             )
 
     def _unscale(self, gradients: Sequence[torch.Tensor], *, is_looked_at: bool) -> None:
-        if self._is_paused or (is_looked_at and not self._is_whole()):
+        if self._is_paused or self._watch.is_done or (is_looked_at and not self._is_whole()):
             return
-        places = set(map(id, gradients))
+        places = {place for gradient in gradients for place in _places(gradient)}
         for optimizer in self._optimizers:
-            if not any(id(weight.grad) in places for weight in _weights(optimizer)):
+            if not any(places & _places(weight.grad) for weight in _weights(optimizer) if weight.grad is not None):
                 continue
             if self._scaler._scale is None:
-                self._vote()
+                self._watch.step()
             if self._stage(optimizer) is not OptState.READY:
                 continue
             if not self._is_whole():
@@ -114,3 +105,9 @@ class TorchClipping:
 def _weights(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+def _places(gradient: torch.Tensor) -> set[Any]:
+    """Return what tells a gradient, and any view from its beginning (`grad.detach()`, `grad.data`), from all others."""
+    place = 0 if gradient.is_sparse else local_part(gradient).data_ptr()
+    return {id(gradient), (gradient.device, place)} if place else {id(gradient)}

@@ -184,3 +184,70 @@ def test_a_backward_pass_after_clipping(is_frozen: bool) -> None:
     else:
         with pytest.raises(TrainingLoopError, match=r"added gradients with a loss scale.*Next: clip once a step"):
             step()
+
+
+class ClippingSGD(torch.optim.SGD):
+    """An optimizer that clips as a part of its step."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Clip, and step."""
+        for group in self.param_groups:
+            clip_grad_norm_(group["params"], 0.1)
+        return super().step(closure)
+
+
+def stepped_one_by_one(optimizers: list[Any]) -> list[torch.Tensor]:
+    """Return two norms of each optimizer: before it steps, after others have, and after its own step."""
+    norms = []
+    for optimizer in optimizers:
+        weights = optimizer.param_groups[0]["params"]
+        norms.append(clip_grad_norm_(weights, 0.1))
+        optimizer.step()
+        norms.append(get_total_norm([weight.grad for weight in weights]))
+    return norms
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, ClippingSGD])
+def test_clipping_after_the_first_step_of_a_window(kind: Any) -> None:
+    """An optimizer after the other, a step that clips, a norm for the log: no scale is taken away twice."""
+    model, norms = layers(), []
+    optimizers = [kind(layer.parameters(), 0.5) for layer in (model[0], model[2])]
+    loop = TorchLoop(model, optimizers, "float16", init_scale=1024.0)
+    guard = PrecisionGuard(loop)
+    for window in guard.windows(BATCHES):
+        for attempt in guard.attempts():
+            with attempt:
+                for rows in window:
+                    with loop.autocast():
+                        loss = model(rows).float().square().mean()
+                    loop.backward(loss)
+                norms += stepped_one_by_one(optimizers)
+                model.zero_grad()
+
+    plain, plain_norms = layers(), []
+    optimizers = [kind(layer.parameters(), 0.5) for layer in (plain[0], plain[2])]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for rows in BATCHES:
+        with torch.autocast("cpu", torch.float16):
+            loss = plain(rows).float().square().mean()
+        scaler.scale(loss).backward()
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        plain_norms += stepped_one_by_one(optimizers)
+        scaler.update()
+        plain.zero_grad()
+    assert norms == plain_norms
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
+
+
+@pytest.mark.parametrize("view", [torch.Tensor.detach, lambda gradient: gradient.data], ids=["detach", "data"])
+def test_a_norm_of_views_of_gradients(view: Clip) -> None:
+    """`get_total_norm` of `grad.detach()` or `grad.data` has no scale either."""
+    norms: list[torch.Tensor] = []
+
+    def clip(weights: Any) -> None:
+        norms.append(get_total_norm([view(weight.grad) for weight in weights]))
+
+    by_hand(clip, 1024.0)
+    guarded(clip, 1024.0, uses_accelerate=False)
+    assert norms[: len(BATCHES)] == norms[len(BATCHES) :]
