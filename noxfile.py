@@ -39,6 +39,7 @@ TOOLS: dict[str, Tool] = {
     "sentence_transformers": Tool(("sentence-transformers",)),
     "serve": Tool(("transformers[serving]",)),
     "trl": Tool(("trl",)),
+    "xllamacpp": Tool(("xllamacpp",)),
 }
 
 

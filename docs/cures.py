@@ -85,6 +85,7 @@ CURES = {
     "OptimizeError": "Its kinds follow.",
     "EnvironmentNotFitError": "The message names what to install or to free. The exit status is 5.",
     "NotOptimizableError": "The message names the input that cannot be made: pass it by `--inputs FILE` or `inputs=`.",
+    "NotExportableError": "The message names what the format does not hold, and what writes it instead.",
     "BackupError": "Name another output folder. The original was not touched.",
     "NotRestorableError": "Nothing was written. Download the model again, or name the folder to restore to.",
     "NotOptimizedError": "`safe-dtype optimize MODEL --out DIR` makes it again.",

@@ -16,6 +16,8 @@ TOGETHER = {
     "integrations/accelerate/fleet_here.py": "cli/test_launch_commands.py",
     "integrations/accelerate/ready_configs.py": "integrations/accelerate/test_launch_config.py",
     "integrations/diffusers/safe_pipeline.py": "integrations/test_diffusers.py",
+    "integrations/llama_cpp": "integrations/test_xllamacpp.py",
+    "cli/export_commands.py": "integrations/test_xllamacpp.py",
     "loading/diffusion": "integrations/test_diffusers.py",
     "patching/planned_diffusion.py": "integrations/test_diffusers.py",
     "guarding/remedies": "guarding/test_remedies.py",

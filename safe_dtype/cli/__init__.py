@@ -14,6 +14,7 @@ from .cache_commands import cache
 from .completion import completion
 from .doctor_command import doctor
 from .endings import one_line_endings, one_line_interruption
+from .export_commands import export
 from .half_commands import audit, rescue
 from .launch_commands import accelerate_config, launch
 from .model_commands import generate, plan, run, verify
@@ -47,7 +48,7 @@ def cli(context: click.Context, *, quiet: bool) -> None:
 
 
 for command in (
-    doctor, plan, generate, verify, audit, rescue, optimize, publish, run, accelerate_config, launch, cache, report,
+    doctor, plan, generate, verify, audit, rescue, optimize, export, publish, run, accelerate_config, launch, cache, report,
     completion,
 ):  # fmt: skip
     cli.add_command(command)

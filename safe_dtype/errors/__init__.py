@@ -46,6 +46,7 @@
     ├── OptimizeError            (RuntimeError)
     │   ├── EnvironmentNotFitError              something that is needed is missing on this machine
     │   ├── NotOptimizableError                 a model or inputs that no form can be judged with
+    │   ├── NotExportableError                  a model that a format does not hold; no file was left
     │   ├── BackupError                         the original cannot be kept, or is kept in another state
     │   ├── NotRestorableError                  the backup is damaged, or not where it was made; nothing was written
     │   ├── NotOptimizedError                   a folder that `optimize` did not write, or that was changed since
@@ -71,6 +72,7 @@ from .launches import LaunchError
 from .optimizing import (
     BackupError,
     EnvironmentNotFitError,
+    NotExportableError,
     NotOptimizableError,
     NotOptimizedError,
     NotRestorableError,
@@ -128,6 +130,7 @@ __all__ = [
     "NoPlanError",
     "NoSafeDtypeError",
     "NoSuchDeviceError",
+    "NotExportableError",
     "NotGuardedError",
     "NotOptimizableError",
     "NotOptimizedError",

@@ -53,6 +53,17 @@ class NotOptimizableError(OptimizeError):
         return f"This cannot be optimized: {self.problem}. Next: {self.advice}."
 
 
+class NotExportableError(OptimizeError):
+    """A model that cannot be written in a format, or would be another model there. No file was left."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(problem, advice)
+        self.problem, self.advice = problem, advice
+
+    def __str__(self) -> str:
+        return f"This cannot be exported: {self.problem}. Next: {self.advice}."
+
+
 class NotOptimizedError(OptimizeError):
     """A folder that `optimize` did not write, or that was changed since."""
 

@@ -47,6 +47,7 @@ EXAMPLES = [
     errors.EnvironmentNotFitError("a C++ compiler", "install it, or ask for another form"),
     errors.BackupError("the output folder lies in the source", "name another one"),
     errors.NotRestorableError("config.json was changed in the backup", "download the model again"),
+    errors.NotExportableError("its architecture has no name there", "write another format"),
     errors.NotOptimizableError("its inputs are not known", "pass some"),
     errors.NotOptimizedError("out", "there is no optimization.json in it"),
     errors.UntrustedFolderError("out", "native code"),

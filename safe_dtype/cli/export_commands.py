@@ -1,0 +1,52 @@
+"""`safe-dtype export` and its formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..facts import DEFAULT_MAX_DRIFT
+from .completion import complete_path
+from .options import FORMAT, REVISION, FiniteLimit, not_empty, warn_of_ignored
+from .progress_line import bar
+from .whole_summaries import WholeSummaries
+
+
+@click.group(cls=WholeSummaries)
+def export() -> None:
+    """Write a model in another format, in its verified dtype, and measure the file."""
+
+
+@export.command()
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@click.option(
+    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The file."
+)
+@click.option(
+    "--type", "kind", type=click.Choice(["F32", "BF16", "F16", "Q8_0"], case_sensitive=False),
+    help="What matrices are stored as.  [default: the dtype that `plan` chooses here]",
+)  # fmt: skip
+@click.option(
+    "--llama-cpp", type=click.Path(exists=True, dir_okay=False), metavar="PYTHON",
+    help="An interpreter with the package xllamacpp: measure with llama.cpp as well.",
+)  # fmt: skip
+@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
+@REVISION
+@FORMAT
+def gguf(*, model: str, out: Path, kind: str | None, form: str, **options: Any) -> None:
+    """Write MODEL, a language model with its tokenizer, as a GGUF file for llama.cpp.
+
+    The file is read back by transformers, and with --llama-cpp run by llama.cpp, and compared with MODEL in float32. Exits
+    with status 3, and leaves no file, where it drifts beyond the limit.
+    """
+    from ..integrations.llama_cpp import export_gguf
+
+    warn_of_ignored(model, options["revision"])
+    with bar(f"writing {out}") as tell:
+        exported = export_gguf(model, out, kind=kind, progress=tell, **options)
+    click.echo(json.dumps({"schema": 1, **exported.to_dict()}, indent=2) if form == "json" else exported.as_text())
+    if exported.beyond:
+        click.get_current_context().exit(3)
