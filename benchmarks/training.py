@@ -2,22 +2,19 @@
 
     python benchmarks/training.py              # both parts, about 6 minutes
     python benchmarks/training.py single       # one part: single, ranks
-    python benchmarks/training.py steps        # whole steps of one model, 75 s: with steps_unclipped, steps_of_ranks
 
 The guard's own time is that of windows in which the loop computes nothing, but has all its gradients. Steps are whole ones
 of a real model, plain and guarded in turn; of the difference between neighbours the median is given, with its quartiles.
 Ranks: two processes under DistributedDataParallel on one machine, connected by gloo, one thread each; the vote is a part
 of it.
 
-The parts of whole steps train one model in one process, plain and guarded steps in turn, for as long as a quiet machine can be had:
-the median of the ratios of neighbours, and the interval in which it lies with 95 %, by drawing the pairs anew.
+What whole steps take, more exactly: benchmarks/training_steps.py.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import statistics
 import subprocess
@@ -36,7 +33,6 @@ from torch.nn.parallel import DistributedDataParallel
 from safe_dtype import PrecisionGuard, TorchLoop
 
 ROUNDS, WINDOWS = 6, 100
-SECONDS = 50.0  # of whole steps, beside some for the start
 SHAPES = {"layers": 6, "hidden": 512, "vocabulary": 8000, "batch": 8, "tokens": 256}
 
 
@@ -69,10 +65,10 @@ class Training:
         self.clips = clips
         self.tokens = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["tokens"]))
 
-    def step(self, *, plainly: bool = False) -> float:
+    def step(self) -> float:
         """Make a step; return its seconds."""
         begin = time.perf_counter()
-        if self.guard is None or plainly:
+        if self.guard is None:
             self._body()
         else:
             for attempt in self.guard.attempts():
@@ -130,85 +126,47 @@ def measured(*, clips: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def whole_steps(*, clips: bool = True) -> list[dict[str, Any]]:
-    """Return how much longer a guarded step takes than the plain one beside it, of the same model."""
-    torch.set_num_threads(1 if dist.is_initialized() else 2)
-    training = Training(is_guarded=True, clips=clips)
-    end = time.perf_counter() + SECONDS
-    rows: list[tuple[float, float]] = []
-    while _goes_on(end):
-        plain = training.step(plainly=True)
-        rows.append((plain, training.step()))
-        guarded = training.step()  # first in every other pair
-        rows.append((training.step(plainly=True), guarded))
-    rows = rows[2:]
-    ratios = [100 * (guarded / plain - 1) for plain, guarded in rows]
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return [
-        {
-            **SHAPES, "parameters": sum(p.numel() for p in training.inner.parameters()), "clips": clips,
-            "threads": torch.get_num_threads(), "pairs": len(rows),
-            "step_ms": round(1e3 * statistics.median(plain for plain, _ in rows), 1),
-            "longer_percent": round(statistics.median(ratios), 2),
-            "interval_95": [round(medians[50], 2), round(medians[-51], 2)],
-        }
-    ]  # fmt: skip
-
-
-def _goes_on(end: float) -> bool:
-    """Whether there is time for two more pairs, on all ranks alike."""
-    flag = torch.tensor(float(time.perf_counter() < end))
-    if dist.is_initialized():
-        dist.broadcast(flag, 0)
-    return bool(flag)
-
-
 def single() -> list[dict[str, Any]]:
     """Return both kinds of loops, in one process."""
     return [measured(clips=clips) for clips in (True, False)]
 
 
-def ranks(role: str = "rank") -> list[dict[str, Any]]:
+def ranks() -> list[dict[str, Any]]:
     """Return both kinds of loops, on two ranks of this machine."""
+    figures: list[dict[str, Any]] = start_ranks([sys.executable, __file__, "rank"])
+    return figures
+
+
+def start_ranks(command: list[str]) -> Any:
+    """Run a command on two ranks of this machine; return what the first one prints, from json."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, role],
-            env={**os.environ, **job, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen(command, env={**os.environ, **job, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit("a rank has failed")
-    figures: list[dict[str, Any]] = json.loads(outputs[0].strip().splitlines()[-1])
-    return figures
+    return json.loads(outputs[0].strip().splitlines()[-1])
 
 
 PARTS: dict[str, Callable[[], Any]] = {"single": single, "ranks": ranks}
-WHOLE: dict[str, Callable[[], Any]] = {
-    "steps": whole_steps, "steps_unclipped": lambda: whole_steps(clips=False), "steps_of_ranks": lambda: ranks("step_rank"),
-}  # fmt: skip
-ROLES: dict[str, Callable[[], Any]] = {"rank": single, "step_rank": whole_steps}
 
 
 @click.command()
-@click.argument("part", required=False, type=click.Choice([*PARTS, *WHOLE, *ROLES]))
+@click.argument("part", required=False, type=click.Choice([*PARTS, "rank"]))
 def main(part: str | None) -> None:
     """Measure one part, or all of them."""
-    if part in ROLES:
+    if part == "rank":
         dist.init_process_group("gloo")
-        click.echo(json.dumps(ROLES[part]()))
+        click.echo(json.dumps(single()))
         dist.destroy_process_group()
         return
     for name in PARTS if part is None else (part,):
-        click.echo(write_results(f"training_{name}", {**PARTS, **WHOLE}[name]()))
+        click.echo(write_results(f"training_{name}", PARTS[name]()))
 
 
 if __name__ == "__main__":

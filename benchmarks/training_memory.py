@@ -1,65 +1,108 @@
 """The peak of a training step, predicted without computing anything, beside the peak that a process really reaches.
 
-    python benchmarks/training_memory.py
+    python benchmarks/training_memory.py               # all shapes
+    python benchmarks/training_memory.py wide deep     # these again, beside the others of results/training_memory.json
 
-A Llama of 29 million parameters, 4 rows of 256 tokens, AdamW; bfloat16 autocast and float32, with and without activation
-checkpointing. Each peak is measured in processes of their own: the highest resident size in the fourth step, less that
-before the model was made, the median of three. "Of tensors" is that of a process whose allocator gives back at once what is
-free (MALLOC_MMAP_THRESHOLD_). Only Linux tells it.
+Models of 29 to 77 million parameters, AdamW, micro-batches of 256 tokens a row; bfloat16 autocast and float32, with and without
+activation checkpointing, and with micro-batches half as large and twice as many. What the allocator keeps was fitted on the
+shape "fitted" alone. Each peak is measured in a process of its own: the highest resident size in the last of four steps, less
+that before the model was made, the median of `processes`. "Of tensors" is that of a process whose allocator gives back at
+once what is free (MALLOC_MMAP_THRESHOLD_). Only Linux tells it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
-from results_file import write_results
-from transformers import LlamaConfig, LlamaForCausalLM
+from results_file import RESULTS, write_results
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
-from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype, dtype_named
+from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype
 from safe_dtype.training.memory import Checkpointing, trace_step
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_CONFIGURATIONS = [(dtype, checkpointed) for dtype in (BFLOAT16, FLOAT32) for checkpointed in (False, True)]
+_STEPS = 4
 
 
-def model() -> Any:
-    """Make the model, always the same."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=4000, max_position_embeddings=512, use_cache=False,
+def _llama(hidden: int, intermediate: int, layers: int, vocabulary: int) -> LlamaConfig:
+    heads = hidden // 64
+    return LlamaConfig(
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, vocab_size=vocabulary, max_position_embeddings=512, use_cache=False,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
 
 
-def batch() -> dict[str, torch.Tensor]:
+SHAPES: dict[str, PretrainedConfig] = {
+    "fitted": _llama(512, 1376, 8, 4000),
+    "wide": _llama(1024, 2752, 4, 8000),
+    "deep": _llama(384, 1024, 28, 8000),
+    "vocabulary": _llama(512, 1376, 4, 64000),
+    "experts": Qwen3MoeConfig(
+        hidden_size=512, intermediate_size=1376, moe_intermediate_size=512, num_experts=8, num_experts_per_tok=2,
+        num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, head_dim=64, vocab_size=8000,
+        max_position_embeddings=512, use_cache=False,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is made."""
+
+    dtype: Dtype
+    every: int = 0  # of the layers that are checkpointed; 0: none
+    rows: int = 4
+    micro_batches: int = 1
+
+    @property
+    def checkpointing(self) -> Checkpointing | None:
+        """What is turned on."""
+        return Checkpointing(self.every) if self.every else None
+
+
+WAYS = {
+    "bfloat16": Way(BFLOAT16), "bfloat16 checkpointed": Way(BFLOAT16, 1), "float32": Way(FLOAT32),
+    "float32, every second layer checkpointed": Way(FLOAT32, 2), "float32 checkpointed": Way(FLOAT32, 1),
+    "float32, two micro-batches of half the rows": Way(FLOAT32, 0, 2, 2),
+}  # fmt: skip
+
+
+def model(shape: str) -> Any:
+    """Make a model, always the same."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(SHAPES[shape])
+
+
+def batch(rows: int) -> dict[str, torch.Tensor]:
     """Make a micro-batch."""
-    tokens = torch.ones(4, 256, dtype=torch.long)
+    tokens = torch.randint(0, 4000, (rows, 256), generator=torch.Generator().manual_seed(0))
     return {"input_ids": tokens, "labels": tokens}
 
 
-def measure(dtype: Dtype, *, checkpointed: bool) -> int:
-    """Train four steps; return how far the resident size of this process rises in the last, in bytes."""
+def measure(shape: str, way: Way) -> int:
+    """Train some steps; return how far the resident size of this process rises in the last, in bytes."""
     before = _status("VmRSS")
-    trained = model().train()
-    if checkpointed:
-        Checkpointing().enable(trained)
+    trained = model(shape).train()
+    if way.checkpointing is not None:
+        way.checkpointing.enable(trained)
     optimizer = torch.optim.AdamW(trained.parameters())
-    for number in range(4):
-        if number == 3:
+    for number in range(_STEPS):
+        if number == _STEPS - 1:
             _RESET.write_text("5")  # the highest resident size is that of now
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == BFLOAT16):
-            loss = trained(**batch()).loss
-        loss.backward()
+        for _ in range(way.micro_batches):
+            with torch.autocast("cpu", torch.bfloat16, enabled=way.dtype == BFLOAT16):
+                loss = trained(**batch(way.rows)).loss
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return _status("VmHWM") - before
@@ -70,43 +113,58 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _measured(dtype: Dtype, *, checkpointed: bool, **environment: str) -> int:
-    command = [sys.executable, __file__, "--measure", dtype.name, str(int(checkpointed))]
+def _measured(shape: str, way: str, **environment: str) -> int:
+    command = [sys.executable, __file__, "--measure", shape, way]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
-def compare() -> list[dict[str, Any]]:
-    """Return a row for each configuration."""
+def compare(shape: str, processes: int) -> list[dict[str, Any]]:
+    """Return a row for each way."""
     rows = []
-    for dtype, checkpointed in _CONFIGURATIONS:
+    for name, way in WAYS.items():
         since = time.perf_counter()
-        step = trace_step(model(), batch(), dtype, checkpointing=Checkpointing() if checkpointed else None)
+        trained = model(shape)
+        step = trace_step(
+            trained, batch(way.rows), way.dtype, checkpointing=way.checkpointing, accumulates=way.micro_batches > 1
+        )
         seconds = time.perf_counter() - since
-        measured = statistics.median(_measured(dtype, checkpointed=checkpointed) for _ in range(3))
-        tensors = _measured(dtype, checkpointed=checkpointed, MALLOC_MMAP_THRESHOLD_="65536")
+        measured = statistics.median(_measured(shape, name) for _ in range(processes))
         rows.append(
             {
-                "dtype": dtype.name,
-                "activation_checkpointing": checkpointed,
+                "shape": shape,
+                "parameters": sum(weight.numel() for weight in trained.parameters()),
+                "way": name,
                 "predicted_bytes": step.needed_bytes,
                 "measured_bytes": measured,
+                "processes": processes,
+                "off_by_mib": round((step.needed_bytes - measured) / 2**20, 1),
                 "predicted_over_measured": round(step.needed_bytes / measured, 3),
                 "predicted_bytes_of_tensors": step.peak_bytes,
-                "measured_bytes_of_tensors": tensors,
+                "measured_bytes_of_tensors": _measured(shape, name, MALLOC_MMAP_THRESHOLD_="65536"),
                 "seconds_to_predict": round(seconds, 2),
                 "kinds": dict(step.kinds),
             }
         )
-        print(json.dumps(rows[-1]))  # noqa: T201  (a script)
+        click.echo(json.dumps(rows[-1]))
     return rows
 
 
+@click.command(help=__doc__)
+@click.argument("shapes", nargs=-1)
+@click.option("--processes", default=3, show_default=True, help="In which each peak is measured.")
+@click.option("--measure", "measured", nargs=2, hidden=True)
+def main(shapes: tuple[str, ...], processes: int, measured: tuple[str, str] | None) -> None:
+    """Compare, or measure in this process."""
+    if measured:
+        click.echo(measure(measured[0], WAYS[measured[1]]))
+        return
+    file = RESULTS / "training_memory.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["figures"] if shapes else []
+    for shape in shapes or SHAPES:
+        before = [row for row in before if row.get("shape") != shape] + compare(shape, processes)
+        write_results("training_memory", before)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args().measure
-    if asked:
-        print(measure(dtype_named(asked[0]), checkpointed=asked[1] == "1"))  # noqa: T201
-    else:
-        write_results("training_memory", compare())
+    main()
