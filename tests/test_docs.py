@@ -43,11 +43,6 @@ BASH = [block for block in BLOCKS if block.language == "bash"]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
-def says_again(block: Block) -> bool:
-    """Whether an earlier page has the same block, word for word."""
-    return block.text in [other.text for other in BASH[: BASH.index(block)] if other.page != block.page]
-
-
 def marks_of(page: Path, text: str) -> list[pytest.MarkDecorator]:
     """Return the marks of a block: the quick ones run by default."""
     # The client sends bytes in a way that its own HTTP library is about to drop.
@@ -116,16 +111,9 @@ def test_python_runs(
     run_python(example, eval_example)
 
 
+@pytest.mark.slow  # `.ci/run` runs them all
 @pytest.mark.parametrize(
-    "block",
-    [
-        pytest.param(
-            block,
-            marks=[*marks_of(block.page, block.text), *[pytest.mark.slow] * says_again(block)],
-            id=str(block),
-        )
-        for block in BASH[INSTALLS:]
-    ],
+    "block", [pytest.param(block, marks=marks_of(block.page, block.text), id=str(block)) for block in BASH[INSTALLS:]]
 )
 def test_commands_run(
     block: Block, folders: dict[Path, Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

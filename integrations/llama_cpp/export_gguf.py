@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_dtype.errors import NotExportableError
-from safe_dtype.facts import BFLOAT16, DEFAULT_MAX_DRIFT, FLOAT16, FLOAT32, Drift, Where, exceeds
+from safe_dtype.facts import BFLOAT16, DEFAULT_MAX_DRIFT, FLOAT16, FLOAT32, Drift, Where, exceeds, mean_exceeds
 from safe_dtype.store.temporary import temporary_folder
 
 from .gguf_architectures import gguf_model
@@ -115,8 +115,8 @@ def export_gguf(  # noqa: PLR0913  (all but the first two by name)
         again = Checkpoint(str(folder), "cpu", {"gguf_file": out.name}, {"config": config}).load(FLOAT32)
         drift = drift_from(recording, again, batches)
         beyond = exceeds(drift, max_drift)
-        if beyond is None and answer is not None and not answer.kl <= max_drift:
-            beyond = f"llama.cpp drifts by a KL of {answer.kl:.3g} nats, and the limit is {max_drift:.3g}"
+        if beyond is None and answer is not None and (reason := mean_exceeds(answer.kl, max_drift)):
+            beyond = f"as llama.cpp computes it: {reason}"
         size = written.stat().st_size
         if beyond is None:
             os.replace(written, out)  # noqa: PTH105  # atomic on every platform

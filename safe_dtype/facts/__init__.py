@@ -1,6 +1,6 @@
 """What is known: dtypes, devices, checkpoints, rescales. Nouns only; nothing here measures or decides."""
 
-from .drift_limit import DEFAULT_MAX_DRIFT, FEW_POSITIONS, exceeds, is_nearly_uniform, worst_output
+from .drift_limit import DEFAULT_MAX_DRIFT, FEW_POSITIONS, exceeds, is_nearly_uniform, mean_exceeds, worst_output
 from .drift_values import drift_from_dict, drift_to_dict
 from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, LEAST_CODED, Dtype, dtype_named
 from .foreseen_failure import ForeseenFailure
@@ -82,6 +82,7 @@ __all__ = [
     "gauge_from_dict",
     "gauge_to_dict",
     "is_nearly_uniform",
+    "mean_exceeds",
     "summary",
     "worst_output",
 ]

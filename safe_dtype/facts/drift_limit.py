@@ -42,6 +42,11 @@ def exceeds(drift: Drift, max_drift: float) -> str | None:
     return f"{name}: {reasons[name]}" if name in reasons else ": ".join(next(iter(reasons.items())))
 
 
+def mean_exceeds(kl: float, max_drift: float) -> str | None:
+    """Return why a mean KL is larger than `max_drift` allows, where there is no more than that to judge by; else None."""
+    return _over("mean KL", kl, max_drift, " nats")
+
+
 def worst_output(drift: Drift) -> tuple[str, Drift]:
     """Return the name and the drift of the output that lies nearest to its limit, or furthest beyond; "" is the main one."""
     return max([("", drift), *drift.heads], key=lambda output: figure_of(output[1]))

@@ -301,13 +301,14 @@ def _compared_names(path: Path) -> set[str]:
 def test_one_judge() -> None:
     """No module but that of `exceeds` holds a drift's figure, or the limit of a drift, against anything."""
     judging = {
-        path.relative_to(PACKAGE).as_posix()
+        (path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path).as_posix()
         for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "integrations").rglob("*.py")]
         if _compared_names(path) & {*FIGURES, "max_drift"}
     }
     # `limits` compares the mean IoU of a Distance with that of its own; `saved_rescale` and `reuse` a limit with a limit;
-    # `policy` asks whether a limit is one: a number from 0 on.
+    # `policy` and `recipe` ask whether a limit is one: a number from 0 on.
     others = {
+        "facts/recipe.py",
         "optimizing/attempts/limits.py",
         "loading/trials/saved_rescale.py",
         "planning/policy.py",
