@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = (
     "startup",
     "loading",
+    "loading --later --name loading_later",
     "routes",
     "rows",
     "generation",

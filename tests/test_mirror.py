@@ -49,7 +49,6 @@ TOGETHER = {
     "kernels/attention_row_ir.py": "kernels/test_attention_row.py",
     "kernels/attention_rows_ir.py": "kernels/test_attention_rows.py",
     "kernels/panels_ir.py": "kernels/test_attention_rows.py",
-    "models/forwards/known_attention.py": "models/forwards/test_known_code.py",
     "models/forwards/gated_forward.py": "models/forwards/test_norm_forward.py",
     "models/forwards/rotary_forward.py": "models/forwards/test_norm_forward.py",
     "kernels/functions_ir.py": "kernels/test_row_product.py",

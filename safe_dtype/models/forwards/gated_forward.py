@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.row_product import Weighed, multiply_rows_gated
-from . import known_code
+from . import known_forwards
 from .blocked_forward import has_codes
 from .compiled_products import products_of, weighed
 from .known_code import is_known
@@ -43,7 +43,7 @@ def compile_gates(model: nn.Module) -> int:
     for module in model.modules():
         forward = type(module).forward
         if forward not in known:
-            known[forward] = is_known(forward, known_code.gated)
+            known[forward] = is_known(forward, known_forwards.GATED)
         if (
             known[forward]
             and "forward" not in module.__dict__
@@ -65,18 +65,18 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(module).forward(module, *args, **kwargs)
 
 
-def gated(module: nn.Module, x: Tensor) -> Tensor | None:
+def gated(self: nn.Module, x: Tensor) -> Tensor | None:
     """Return what the forward of an MLP would multiply by its last weight; None where that is not compiled."""
-    return _gated(module, x) if has_forward(module, _forward) else None
+    return _gated(self, x) if has_forward(self, _forward) else None
 
 
-def _gated(module: nn.Module, x: Tensor) -> Tensor | None:
+def _gated(self: nn.Module, x: Tensor) -> Tensor | None:
     """Return what the last weight is multiplied by; None where the class is to compute it."""
-    value, modules, own = value_of(module), module._modules, module.__dict__
+    value, modules, own = value_of(self), self._modules, self.__dict__
     gate, up, activation = (modules.get(name) for name in _NAMES)
     if (
         not isinstance(value, CompiledGate)
-        or type(module).forward is not value.forward
+        or type(self).forward is not value.forward
         or activation is None
         or type(activation).forward is not value.activation
         or gate is None
@@ -100,7 +100,7 @@ def _gated(module: nn.Module, x: Tensor) -> Tensor | None:
 
 def _is_silu(module: Any) -> bool:
     return type(module) is nn.SiLU or (
-        isinstance(module, nn.Module) and is_known(type(module).forward, known_code.silu)
+        isinstance(module, nn.Module) and is_known(type(module).forward, known_forwards.SILU)
     )
 
 

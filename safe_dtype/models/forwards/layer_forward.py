@@ -4,6 +4,9 @@ A layer of a Qwen3 is 19 calls of modules, and of each it is asked who looks on 
 step is of few rows these calls take as long as a fifth of its products. So one function makes them for the layer: it asks
 once who looks on, and computes by the same kernels as the modules. Whatever is not as it was when the layer was known,
 a module with a hook, of another class or with another weight, is called as ever.
+
+Functions that compute what a module would name it `self`, as its methods do: in the frames of an exception, the module
+that was running is found by that name.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from torch import Tensor, nn
 from transformers import modeling_layers
 
 from ...kernels.row_product import Weighed, multiply_rows, multiply_rows_by_each
-from . import known_attention, known_code
+from . import known_forwards
 from .compiled_products import weighed
 from .gated_forward import gated
-from .known_code import is_known
+from .known_code import KnownCode, is_known
 from .module_forward import put_on, value_of
 from .norm_forward import normalized
 from .plain_calls import has_global_hook, has_hook, is_plain, is_watched
@@ -37,21 +40,21 @@ _OF_LAYER, _OF_MLP = frozenset({_ATTENTION, _MLP, _INPUT_NORM, _INNER_NORM}), fr
 class _Form:
     """What a known forward of attention has beside that of most."""
 
-    known: Callable[..., Any]
+    known: KnownCode
     norms: tuple[str, str] | None  # of queries and keys, by their names
     window: Callable[[Any], dict[str, Any]]  # what it tells attention of its window
 
 
 _FORMS = (
-    _Form(known_attention.llama_attention, None, lambda _: {}),
-    _Form(known_attention.qwen2_attention, None, lambda module: {"sliding_window": module.sliding_window}),
+    _Form(known_forwards.ATTENTION, None, lambda _: {}),
+    _Form(known_forwards.ATTENTION_IN_WINDOW, None, lambda module: {"sliding_window": module.sliding_window}),
     _Form(
-        known_attention.mistral_attention,
+        known_forwards.ATTENTION_IN_WINDOW_OF_CONFIG,
         None,
         lambda module: {"sliding_window": getattr(module.config, "sliding_window", None)},
     ),
     _Form(
-        known_attention.qwen3_attention,
+        known_forwards.ATTENTION_WITH_NORMS,
         ("q_norm", "k_norm"),
         lambda module: {"sliding_window": module.sliding_window},
     ),
@@ -109,8 +112,8 @@ def _layer(layer: Any, attention: Any, mlp: Any, most_rows: int) -> CompiledLaye
     form = next((one for one in _FORMS if is_known(attention, one.known)), None)
     if (
         form is None
-        or not is_known(_unwrapped(layer), known_attention.decoder_layer)
-        or not is_known(mlp, known_code.gated)
+        or not is_known(_unwrapped(layer), known_forwards.DECODER_LAYER)
+        or not is_known(mlp, known_forwards.GATED)
     ):
         return None
     source = attention.__globals__
@@ -195,12 +198,12 @@ def _computed(  # noqa: PLR0913  (the arguments are transformers')
 
 
 def _attended(
-    value: CompiledLayer, attention: Any, states: Tensor, position_embeddings: Any, attention_mask: Any,
+    value: CompiledLayer, self: Any, states: Tensor, position_embeddings: Any, attention_mask: Any,
     past_key_values: Any, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
     """Return what the known forward of attention does."""
-    modules, source, leading = attention._modules, value.attention.__globals__, states.shape[:-1]
-    shape = (*leading, -1, attention.head_dim)
+    modules, source, leading = self._modules, value.attention.__globals__, states.shape[:-1]
+    shape = (*leading, -1, self.head_dim)
     query, key, values = (one.view(shape) for one in _products([modules[name] for name in _PROJECTIONS], states))
     if value.form.norms is not None:
         of_query, of_key = value.form.norms
@@ -210,26 +213,26 @@ def _attended(
     both = turned(source, (value.turn, value.half), query, key, cos, sin)
     query, key = source[TURN](query, key, cos, sin) if both is None else both
     if past_key_values is not None:
-        key, values = past_key_values.update(key, values, attention.layer_idx)
+        key, values = past_key_values.update(key, values, self.layer_idx)
     attend = source["ALL_ATTENTION_FUNCTIONS"].get_interface(
-        attention.config._attn_implementation, source["eager_attention_forward"]
+        self.config._attn_implementation, source["eager_attention_forward"]
     )
     output, _ = attend(
-        attention, query, key, values, attention_mask,
-        dropout=0.0 if not attention.training else attention.attention_dropout, scaling=attention.scaling,
-        **value.form.window(attention), **kwargs,
+        self, query, key, values, attention_mask,
+        dropout=0.0 if not self.training else self.attention_dropout, scaling=self.scaling,
+        **value.form.window(self), **kwargs,
     )  # fmt: skip
     return _product(modules[_LAST], output.reshape(*leading, -1).contiguous())
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    result = None if has_hook(module) else normalized(module, x)
-    return module(x) if result is None else result
+def _norm(self: Any, x: Tensor) -> Tensor:
+    result = None if has_hook(self) else normalized(self, x)
+    return self(x) if result is None else result
 
 
-def _product(module: Any, x: Tensor) -> Tensor:
-    weight = None if has_hook(module) else weighed(module, x)
-    return module(x) if weight is None else multiply_rows(x, *weight)
+def _product(self: Any, x: Tensor) -> Tensor:
+    weight = None if has_hook(self) else weighed(self, x)
+    return self(x) if weight is None else multiply_rows(x, *weight)
 
 
 def _products(modules: Sequence[Any], x: Tensor) -> list[Tensor]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.norm_rows import can_normalize, normalize_rows
-from .known_code import is_known, norm
+from . import known_forwards
+from .known_code import is_known
 from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
 
@@ -37,7 +38,7 @@ def compile_norms(model: nn.Module, dtype: torch.dtype) -> int:
     for module in model.modules():
         forward = type(module).forward
         if forward not in known:
-            known[forward] = is_known(forward, norm)
+            known[forward] = is_known(forward, known_forwards.NORM)
         if known[forward] and "forward" not in module.__dict__ and _weight_of(module, dtype) is not None:
             put_on(module, CompiledNorm(forward), _forward)
             count += 1
@@ -53,17 +54,17 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return type(module).forward(module, *args, **kwargs)
 
 
-def normalized(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Return what the forward of `module` would make of rows; None where it is not compiled."""
-    return _normalized(module, x) if has_forward(module, _forward) else None
+def normalized(self: nn.Module, x: Tensor) -> Tensor | None:
+    """Return what the forward of `self` would make of rows; None where it is not compiled."""
+    return _normalized(self, x) if has_forward(self, _forward) else None
 
 
-def _normalized(module: nn.Module, x: Tensor) -> Tensor | None:
+def _normalized(self: nn.Module, x: Tensor) -> Tensor | None:
     """Return the normalized rows; None where the class is to do it."""
-    value = value_of(module)
-    if not isinstance(value, CompiledNorm) or type(module).forward is not value.forward or not is_plain(x):
+    value = value_of(self)
+    if not isinstance(value, CompiledNorm) or type(self).forward is not value.forward or not is_plain(x):
         return None
-    weight, epsilon = _weight_of(module, x.dtype), module.__dict__.get("variance_epsilon")
+    weight, epsilon = _weight_of(self, x.dtype), self.__dict__.get("variance_epsilon")
     if (
         weight is None
         or type(epsilon) is not float

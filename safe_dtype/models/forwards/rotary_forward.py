@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.rotary import can_turn, turn
-from . import known_code
+from . import known_forwards
 from .known_code import is_known
 from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
@@ -71,7 +71,7 @@ def _rotation(forward: Any) -> CompiledRotation | None:
         return None
     source = forward.__globals__
     original, half = source.get(TURN), source.get(HALF)
-    if not is_known(original, known_code.apply_rotary_pos_emb):
+    if not is_known(original, known_forwards.ROTARY):
         return None
 
     def rotate(*args: Any, **kwargs: Any) -> Any:

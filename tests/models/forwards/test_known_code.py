@@ -1,8 +1,10 @@
-"""Forwards are known by their code."""
+"""Functions of transformers are known by what they say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dis
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -16,28 +18,40 @@ from transformers.models.phi3 import modeling_phi3 as phi3
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from safe_dtype.models.forwards import known_attention, known_code
-from safe_dtype.models.forwards.known_code import is_known
+from safe_dtype.models.forwards import known_forwards, layer_forward
+from safe_dtype.models.forwards.known_code import KnownCode, digest_of, is_known
+
+KNOWN = (
+    pytest.param(llama.LlamaRMSNorm.forward, known_forwards.NORM, id="norm"),
+    pytest.param(qwen3.Qwen3RMSNorm.forward, known_forwards.NORM, id="norm-of-another"),
+    pytest.param(llama.LlamaMLP.forward, known_forwards.GATED, id="gate"),
+    pytest.param(SiLUActivation.forward, known_forwards.SILU, id="silu"),
+    pytest.param(qwen3.apply_rotary_pos_emb, known_forwards.ROTARY, id="rotation"),
+    pytest.param(phi3.rotate_half, known_forwards.ROTATE_HALF, id="half"),
+    pytest.param(llama.LlamaAttention.forward, known_forwards.ATTENTION, id="attention"),
+    pytest.param(qwen2.Qwen2Attention.forward, known_forwards.ATTENTION_IN_WINDOW, id="attention-in-a-window"),
+    pytest.param(
+        mistral.MistralAttention.forward, known_forwards.ATTENTION_IN_WINDOW_OF_CONFIG, id="window-of-the-config"
+    ),
+    pytest.param(qwen3.Qwen3Attention.forward, known_forwards.ATTENTION_WITH_NORMS, id="attention-of-norms"),
+    pytest.param(
+        layer_forward._unwrapped(llama.LlamaDecoderLayer.forward), known_forwards.DECODER_LAYER, id="decoder-layer"
+    ),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("function", "known"),
-    [
-        pytest.param(llama.LlamaRMSNorm.forward, known_code.norm, id="norm"),
-        pytest.param(qwen3.Qwen3RMSNorm.forward, known_code.norm, id="norm-of-another"),
-        pytest.param(llama.LlamaMLP.forward, known_code.gated, id="gate"),
-        pytest.param(SiLUActivation.forward, known_code.silu, id="silu"),
-        pytest.param(qwen3.apply_rotary_pos_emb, known_code.apply_rotary_pos_emb, id="rotation"),
-        pytest.param(phi3.rotate_half, known_code.rotate_half, id="half"),
-        pytest.param(llama.LlamaAttention.forward, known_attention.llama_attention, id="attention"),
-        pytest.param(qwen2.Qwen2Attention.forward, known_attention.qwen2_attention, id="attention-in-a-window"),
-        pytest.param(mistral.MistralAttention.forward, known_attention.mistral_attention, id="window-of-the-config"),
-        pytest.param(qwen3.Qwen3Attention.forward, known_attention.qwen3_attention, id="attention-of-norms"),
-    ],
-)
-def test_known(function: Any, known: Any) -> None:
-    """What transformers has under many names."""
+@pytest.mark.parametrize(("function", "known"), KNOWN)
+def test_known(function: Any, known: KnownCode) -> None:
+    """What transformers has under many names: a digest that is missing is one of a text that nobody has compared."""
+    assert digest_of(function) in known.digests
     assert is_known(function, known)
+
+
+@pytest.mark.parametrize(("function", "known"), KNOWN)
+def test_every_global_is_told(function: Any, known: KnownCode) -> None:
+    """A known function uses no global but those whose meaning is asked for."""
+    instructions = dis.get_instructions(function.__code__)
+    assert {one.argval for one in instructions if one.opname == "LOAD_GLOBAL"} == set(known.globals)
 
 
 class OtherConstant(nn.Module):
@@ -52,30 +66,33 @@ class OtherConstant(nn.Module):
         return self.weight * hidden_states.to(input_dtype)
 
 
-def apply_rotary_pos_emb(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 2) -> Any:
-    """Have another default."""
-    cos = cos.unsqueeze(unsqueeze_dim)
-    sin = sin.unsqueeze(unsqueeze_dim)
-    q_embed = (q * cos) + (llama.rotate_half(q) * sin)
-    k_embed = (k * cos) + (llama.rotate_half(k) * sin)
-    return q_embed, k_embed
+def with_a_closure(factor: float) -> Any:
+    """Return a function that uses a value of another."""
+
+    def silu(self: Any, x: Tensor) -> Tensor:
+        return factor * nn.functional.silu(x)
+
+    return silu
 
 
 @pytest.mark.parametrize(
     ("function", "known"),
     [
-        pytest.param(GemmaRMSNorm.forward, known_code.norm, id="another-norm"),
-        pytest.param(phi3.Phi3Attention.forward, known_attention.llama_attention, id="another-attention"),
-        pytest.param(qwen2.Qwen2Attention.forward, known_attention.mistral_attention, id="another-window"),
-        pytest.param(OtherConstant.forward, known_code.norm, id="another-constant"),
-        pytest.param(GELUActivation.forward, known_code.silu, id="another-activation"),
-        pytest.param(phi3.apply_rotary_pos_emb, known_code.apply_rotary_pos_emb, id="a-part-of-the-width"),
-        pytest.param(apply_rotary_pos_emb, known_code.apply_rotary_pos_emb, id="another-default"),
-        pytest.param(len, known_code.norm, id="no-function-of-python"),
-        pytest.param(None, known_code.norm, id="nothing"),
+        pytest.param(GemmaRMSNorm.forward, known_forwards.NORM, id="another-norm"),
+        pytest.param(phi3.Phi3Attention.forward, known_forwards.ATTENTION, id="another-attention"),
+        pytest.param(
+            qwen2.Qwen2Attention.forward, known_forwards.ATTENTION_IN_WINDOW_OF_CONFIG, id="another-window"
+        ),
+        pytest.param(OtherConstant.forward, known_forwards.NORM, id="another-constant"),
+        pytest.param(GELUActivation.forward, known_forwards.SILU, id="another-activation"),
+        pytest.param(phi3.apply_rotary_pos_emb, known_forwards.ROTARY, id="a-part-of-the-width"),
+        pytest.param(with_a_closure(2.0), known_forwards.SILU, id="a-closure"),
+        pytest.param(lambda self, x: nn.functional.silu(x), known_forwards.SILU, id="amid-a-line"),
+        pytest.param(len, known_forwards.NORM, id="no-function-of-python"),
+        pytest.param(None, known_forwards.NORM, id="nothing"),
     ],
-)
-def test_not_known(function: Any, known: Callable[..., Any]) -> None:
+)  # fmt: skip
+def test_not_known(function: Any, known: KnownCode) -> None:
     """What computes something else, or may."""
     assert not is_known(function, known)
 
@@ -83,4 +100,56 @@ def test_not_known(function: Any, known: Callable[..., Any]) -> None:
 def test_what_a_function_calls_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A function is known with those that it calls by name: another one of that name, and it is not known any more."""
     monkeypatch.setattr(qwen3, "rotate_half", lambda x: x)
-    assert not is_known(qwen3.apply_rotary_pos_emb, known_code.apply_rotary_pos_emb)
+    assert not is_known(qwen3.apply_rotary_pos_emb, known_forwards.ROTARY)
+
+
+def test_defaults_count() -> None:
+    """A function whose defaults were replaced is not known."""
+    function = llama.apply_rotary_pos_emb
+    other = FunctionType(function.__code__, function.__globals__, function.__name__, (2,))
+    assert digest_of(other) == digest_of(function)
+    assert not is_known(other, known_forwards.ROTARY)
+
+
+ROWS = "def half(x):\n    y = x * 0.5\n    return y\n"
+
+
+def imported(file: Path, text: str) -> Any:
+    """Return the last function of a file that says `text`."""
+    file.write_text(text)
+    names: dict[str, Any] = {"keep": lambda function: function}
+    exec(compile(text, str(file), "exec"), names)
+    return [one for one in names.values() if isinstance(one, FunctionType)][-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_same"),
+    [
+        pytest.param("def other(x):\n    y = x * 0.5\n    return y\n", True, id="name"),
+        pytest.param('def half(x):\n    """Halve."""\n    # by a half\n    y = (x * .5)\n    return y\n', True, id="words"),
+        pytest.param("def half(x: object) -> object:\n    y = x * 0.5\n    return y\n", True, id="annotations"),
+        pytest.param("@keep\ndef half(x):\n    y = x * 0.5\n    return y\n", True, id="decorator"),
+        pytest.param("def half(x):\n    y = x * 0.25\n    return y\n", False, id="number"),
+        pytest.param("def half(x, z=1):\n    y = x * 0.5\n    return y\n", False, id="argument"),
+        pytest.param("def half(x):\n    y = x * 0.5\n    return y + 0\n", False, id="more"),
+    ],
+)  # fmt: skip
+def test_what_a_digest_is_of(tmp_path: Path, text: str, *, is_same: bool) -> None:
+    """Functions that compute the same by the same names have one digest, others another."""
+    first, second = imported(tmp_path / "first.py", ROWS), imported(tmp_path / "second.py", text)
+    assert digest_of(first) is not None
+    assert (digest_of(second) == digest_of(first)) == is_same
+
+
+def test_a_file_that_has_changed(tmp_path: Path) -> None:
+    """A text is not that of code that was imported before it was written."""
+    function = imported(tmp_path / "rows.py", ROWS.replace("0.5", "0.125"))
+    (tmp_path / "rows.py").write_text(ROWS)
+    assert digest_of(function) is None
+
+
+def test_no_text(tmp_path: Path) -> None:
+    """Code whose file is gone says nothing."""
+    function = imported(tmp_path / "rows.py", ROWS.replace("0.5", "0.375"))
+    (tmp_path / "rows.py").unlink()
+    assert digest_of(function) is None

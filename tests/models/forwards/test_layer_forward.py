@@ -12,10 +12,14 @@ import pytest
 import torch
 from models.forwards.compiled import BF16, IDS, MODELS, compile_all, counted, greedy, model_of
 from torch import nn
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from safe_dtype.guarding.blame import module_raising
+from safe_dtype.guarding.diagnosis.module_call import modules_in
 from safe_dtype.models.block_layout import take_back
-from safe_dtype.models.forwards import layer_forward
+from safe_dtype.models.forwards import gated_forward, layer_forward, norm_forward
 from safe_dtype.models.forwards.layer_forward import compile_layers
 from safe_dtype.models.forwards.module_forward import take_off
 
@@ -274,6 +278,53 @@ def test_outputs_of_layers_are_captured() -> None:
         (*found.hidden_states, *found.attentions), (*expected.hidden_states, *expected.attentions), strict=True
     ):
         assert float((one - other).abs().max()) <= 0.02 * float(other.abs().max())
+
+
+def attention_of_prompts(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Attend as torch does, and only in prompts."""
+    if query.shape[2] == 1:
+        raise RuntimeError("\"attention of one row\" not implemented for 'BFloat16'")
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, *args, **kwargs)
+
+
+def test_an_error_in_attention_is_its_own(layers: list[Any]) -> None:
+    """What raises in the attention of a step is blamed on the attention, within its layer."""
+    model = compiled("qwen3")
+    AttentionInterface.register("of_prompts", attention_of_prompts)
+    AttentionMaskInterface.register("of_prompts", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation("of_prompts")
+    with pytest.raises(RuntimeError, match="one row") as caught:
+        steps(model)
+    first = model.model.layers[0]
+    assert layers
+    assert module_raising(model, caught.value.__traceback__) is first.self_attn
+    assert modules_in(model, caught.value.__traceback__)[:2] == [first.self_attn, first]
+
+
+@pytest.mark.parametrize(
+    ("owner", "kernel", "blamed"),
+    [
+        (norm_forward, "normalize_rows", "input_layernorm"),
+        (layer_forward, "multiply_rows_by_each", "self_attn"),
+        (layer_forward, "multiply_rows", "self_attn.o_proj"),
+        (gated_forward, "multiply_rows_gated", "mlp"),
+    ],
+)
+def test_an_error_in_a_kernel_is_the_modules(
+    owner: Any, kernel: str, blamed: str, layers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What raises in a kernel is blamed on the module whose result it computes."""
+
+    def fails(*_args: Any) -> Any:
+        raise RuntimeError("no such instruction")
+
+    model = compiled("qwen3")
+    monkeypatch.setattr(owner, kernel, fails)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no such instruction") as caught:
+        model(IDS[:, :1], use_cache=False)
+    assert len(layers) == 1
+    first = model.model.layers[0]
+    assert module_raising(model, caught.value.__traceback__) is first.get_submodule(blamed)
 
 
 def test_layers_of_other_code_are_left_alone() -> None:
