@@ -113,6 +113,7 @@ class AccelerateLoop:
             self.scaler, self.optimizers, lambda: accelerator.gradient_state.sync_gradients, watch
         )
         replace(accelerator, "backward", lambda original: _backward(original, watch, clipping))
+        replace(accelerator, "unscale_gradients", lambda original: _unscale(original, watch, accelerator))
         replace(accelerator, "clip_grad_norm_", lambda original: _clip(original, watch, accelerator, clipping))
         replace(accelerator, "_do_sync", lambda original: _do_sync(original, watch, accelerator.gradient_state))
         for prepared in accelerator._optimizers:
@@ -157,13 +158,37 @@ def _backward(original: Callable[..., Any], watch: WindowWatch, clipping: TorchC
     return backward
 
 
+def _unscale(original: Callable[..., None], watch: WindowWatch, accelerator: Any) -> Callable[..., None]:
+    """Take the scale from gradients that have one, and no more: torch raises where a step clips twice, in float16 alone."""
+
+    def unscale_gradients(optimizer: Any = None) -> None:
+        scaler = accelerator.scaler
+        if scaler is None or watch.is_done:  # after the vote no gradient has a scale
+            return
+        _require_scaled_loss(scaler, watch)
+        asked = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+        original([one for one in (accelerator._optimizers if optimizer is None else asked) if _has_scale(scaler, one)])
+
+    return unscale_gradients
+
+
+def _require_scaled_loss(scaler: Any, watch: WindowWatch) -> None:
+    """Vote, which raises, where the loss was not scaled: before torch refuses to unscale its gradients."""
+    if scaler is not None and scaler._scale is None:
+        watch.step()
+
+
+def _has_scale(scaler: Any, optimizer: Any) -> bool:
+    own = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's
+    return scaler._per_optimizer_states[id(own)]["stage"] is OptState.READY
+
+
 def _clip(
     original: Callable[..., Any], watch: WindowWatch, accelerator: Any, clipping: TorchClipping
 ) -> Callable[..., Any]:
     def clip_grad_norm_(parameters: Iterable[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        if accelerator.scaler is not None and accelerator.scaler._scale is None:
-            watch.step()  # no loss was scaled: before torch refuses to unscale these gradients
+        _require_scaled_loss(accelerator.scaler, watch)
         if accelerator.scaler is not None and not accelerator.gradient_state.sync_gradients:
             with clipping.paused():
                 return _clip_scaled(original, accelerator, parameters, *args, **kwargs)
@@ -180,12 +205,12 @@ def _clip_scaled(
     norm_type: float = 2,
 ) -> Any:  # fmt: skip
     """Clip gradients that are not whole yet: torch takes their scale away once a step, so the limit gets it here."""
-    scale = accelerator.scaler.get_scale()
+    scale, unscale = accelerator.scaler.get_scale(), accelerator.unscale_gradients
     accelerator.unscale_gradients = lambda *_: None
     try:
         return original(parameters, max_norm * scale, norm_type) / scale
     finally:
-        del accelerator.unscale_gradients
+        accelerator.unscale_gradients = unscale
 
 
 def _do_sync(original: Callable[..., Any], watch: WindowWatch, gradient_state: Any) -> Callable[[], None]:

@@ -68,12 +68,25 @@ def _judge_scaled(
     if scaler._scale is None and any(map(_has_gradients, optimizers)):
         return Judgement(Vote.FALL_BACK, "the loss was not scaled: its backward pass is not that of the loop")
     _unscale(scaler, optimizers)
-    are_finite = _all([local_part(flag) == 0 for optimizer in optimizers for flag in _found(scaler, optimizer)])
-    if not are_finite and _all(numbers.losses):
-        scale = scaler.get_scale()
-        if scale * scaler.get_backoff_factor() >= least_scale:
-            return Judgement(Vote.RETRY, f"gradients overflow with the loss scale {scale:g}")
-    return _judged(numbers, are_finite=are_finite, has_optimizers=len(optimizers) > 0)
+    overflow = judge_overflow(numbers, optimizers, scaler, least_scale)
+    if overflow is not None:
+        return overflow
+    return _judged(numbers, are_finite=_are_found_finite(scaler, optimizers), has_optimizers=len(optimizers) > 0)
+
+
+def judge_overflow(
+    numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler: Any, least_scale: float
+) -> Judgement | None:
+    """Return RETRY where gradients that have lost their scale are not finite, and with half of it may be; else None.
+
+    Gradients that have their scale yet are not looked at, which sharded ones take a collective for.
+    """
+    if scaler is None or _are_found_finite(scaler, optimizers) or not _all(numbers.losses):
+        return None
+    scale = scaler.get_scale()
+    if scale * scaler.get_backoff_factor() < least_scale:
+        return None
+    return Judgement(Vote.RETRY, f"gradients overflow with the loss scale {scale:g}")
 
 
 def _judged(numbers: Numbers, *, are_finite: bool, has_optimizers: bool) -> Judgement:
@@ -109,8 +122,9 @@ def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
-def _found(scaler: Any, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return list(scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values())
+def _are_found_finite(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    states = (scaler._per_optimizer_states[id(optimizer)] for optimizer in optimizers)
+    return _all([local_part(flag) == 0 for state in states for flag in state["found_inf_per_device"].values()])
 
 
 def _finite_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:

@@ -28,7 +28,7 @@ from .error_trial import passes_further_down
 from .half_products.rescale_rung import RescaleRung
 from .half_products.rescaled_products import RescaledProducts
 from .judge_error import described, judge_error, module_in, note_that_others_wait
-from .judge_numbers import Judgement, Numbers, forget_gradients, judge
+from .judge_numbers import Judgement, Numbers, forget_gradients, judge, judge_overflow
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, leave_failed_dtypes, refuse_half_parameters, rungs
 from .loop import Loop
@@ -296,8 +296,8 @@ class PrecisionGuard:
             return self._settle(*judge_error(hidden), hidden) is Vote.OK
         return self._settle(self._next.judged(judgement), FailureKind.NONFINITE, None) is Vote.OK
 
-    def error(self, error: Exception) -> bool:
-        """Whether another attempt is to follow on `error`; where not, it is the caller's."""
+    def error(self, error: Exception, numbers: Numbers) -> bool:
+        """Whether another attempt is to follow on `error`, after these numbers; where not, it is the caller's."""
         if is_lost(text_of(error)):
             device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
             raise DeviceLostError(device, "", described(error)) from error
@@ -308,15 +308,18 @@ class PrecisionGuard:
             return False
         hidden = self._schedules.hidden_error()
         try:
-            return self._settle(*self._judge(hidden or error), error, seconds) is not Vote.FOREIGN
+            return self._settle(*self._judge(hidden or error, numbers), error, seconds) is not Vote.FOREIGN
         except PeerLostError as exc:
             if seconds is None:
                 raise
             note_that_others_wait(error, exc)
             return False
 
-    def _judge(self, error: Exception) -> tuple[Judgement, FailureKind]:
+    def _judge(self, error: Exception, numbers: Numbers) -> tuple[Judgement, FailureKind]:
         judgement, kind = judge_error(error)
+        if kind is FailureKind.NONFINITE:  # raised for gradients that were clipped, say: half the scale may be enough
+            overflow = judge_overflow(numbers, self.loop.optimizers, self.loop.scaler, self._least_scale)
+            judgement = judgement if overflow is None else self._next.judged(overflow)
         if self._products.is_watching and is_of_memory(error):  # of the attempt that takes more of it
             return Judgement(Vote.FALL_BACK, judgement.reason), FailureKind.NONFINITE
         if judgement.vote is Vote.FOREIGN and self._next.has_other_products and not is_vetoed(error):

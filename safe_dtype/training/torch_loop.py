@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp.grad_scaler import OptState
 
 from ..errors import TrainingLoopError
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, dtype_named
@@ -98,7 +99,8 @@ class TorchLoop:
         parameters = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         if self.scaler is not None and self._clipping is None:  # outside of an attempt
             for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
+                if self.scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+                    self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
         if self._watch is not None:
             self._watch.norm(norm, parameters)

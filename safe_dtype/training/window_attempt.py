@@ -35,8 +35,8 @@ class Settle(Protocol):
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
 
-    def error(self, error: Exception) -> bool:
-        """Whether another attempt is to follow on `error`; where not, it is the caller's."""
+    def error(self, error: Exception, numbers: Numbers) -> bool:
+        """Whether another attempt is to follow on `error`, after these numbers; where not, it is the caller's."""
 
 
 class WindowAttempt:
@@ -119,7 +119,7 @@ class WindowAttempt:
         if not isinstance(error, Exception):
             return False
         # After the vote the step is made, on all ranks.
-        is_settled = not self._has_voted and self._settle.error(error)
+        is_settled = not self._has_voted and self._settle.error(error, self._numbers)
         if isinstance(error, StopIteration):
             raise TrainingLoopError(*_NOTHING_LEFT) from error
         return is_settled

@@ -91,6 +91,25 @@ def test_an_overflow_is_not_clipped_away() -> None:
     assert all(map(torch.equal, weights, expected))
 
 
+def strictly(weights: Any) -> None:
+    """Clip, and raise an error of the program where the norm is not finite."""
+    if not clip_grad_norm_(weights, 0.1).isfinite():
+        raise RuntimeError("non-finite gradients")
+
+
+@pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
+@pytest.mark.parametrize(
+    "clip",
+    [strictly, lambda weights: clip_grad_norm_(weights, 0.1, error_if_nonfinite=True)],
+    ids=["program", "torch"],
+)
+def test_an_overflow_that_is_raised_for(clip: Clip, uses_accelerate: bool) -> None:
+    """By torch's `error_if_nonfinite`, or by the program: half the scale is tried first, and not float32."""
+    weights, guard = guarded(clip, 2.0**24, uses_accelerate=uses_accelerate)
+    assert {event.remedy.partition("scale ")[0] for event in guard.events} == {"loss "}
+    assert all(map(torch.equal, weights, by_hand(CLIPS["norm"], guard.loop.scaler.get_scale())))
+
+
 def test_norms_that_are_only_looked_at() -> None:
     """A norm for the log is that of gradients without a scale, and clipping after it takes no scale away once more."""
     norms: list[float] = []
