@@ -2,10 +2,11 @@
 
     python benchmarks/training_memory.py               # all shapes
     python benchmarks/training_memory.py wide deep     # these again, beside the others of results/training_memory.json
+    python benchmarks/training_memory.py --predict     # what was measured beside what is predicted now of the same tensors
 
 Models of 29 to 77 million parameters, AdamW, micro-batches of 256 tokens a row; bfloat16 autocast and float32, with and without
 activation checkpointing, and with micro-batches half as large and twice as many. What the allocator keeps was fitted on the
-shape "fitted" alone. Each peak is measured in a process of its own: the highest resident size in the last of four steps, less
+shapes "fitted" and "wide". Each peak is measured in a process of its own: the highest resident size in the last of four steps, less
 that before the model was made, the median of `processes`. "Of tensors" is that of a process whose allocator gives back at
 once what is free (MALLOC_MMAP_THRESHOLD_). Only Linux tells it.
 """
@@ -28,7 +29,7 @@ from results_file import RESULTS, write_results
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from safe_dtype.facts import BFLOAT16, FLOAT32, Dtype
-from safe_dtype.training.memory import Checkpointing, trace_step
+from safe_dtype.training.memory import Checkpointing, TracedStep, trace_step
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _STEPS = 4
@@ -129,17 +130,15 @@ def compare(shape: str, processes: int) -> list[dict[str, Any]]:
             trained, batch(way.rows), way.dtype, checkpointing=way.checkpointing, accumulates=way.micro_batches > 1
         )
         seconds = time.perf_counter() - since
-        measured = statistics.median(_measured(shape, name) for _ in range(processes))
+        runs = [_measured(shape, name) for _ in range(processes)]
         rows.append(
             {
                 "shape": shape,
                 "parameters": sum(weight.numel() for weight in trained.parameters()),
                 "way": name,
-                "predicted_bytes": step.needed_bytes,
-                "measured_bytes": measured,
+                **_compared(step, statistics.median(runs)),
                 "processes": processes,
-                "off_by_mib": round((step.needed_bytes - measured) / 2**20, 1),
-                "predicted_over_measured": round(step.needed_bytes / measured, 3),
+                "measured_bytes_of_each": sorted(runs),
                 "predicted_bytes_of_tensors": step.peak_bytes,
                 "measured_bytes_of_tensors": _measured(shape, name, MALLOC_MMAP_THRESHOLD_="65536"),
                 "seconds_to_predict": round(seconds, 2),
@@ -150,17 +149,36 @@ def compare(shape: str, processes: int) -> list[dict[str, Any]]:
     return rows
 
 
+def _compared(step: TracedStep, measured: float) -> dict[str, Any]:
+    return {
+        "predicted_bytes": step.needed_bytes,
+        "measured_bytes": measured,
+        "off_by_mib": round((step.needed_bytes - measured) / 2**20, 1),
+        "predicted_over_measured": round(step.needed_bytes / measured, 3),
+    }
+
+
+def _predicted_again(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with the prediction of now, of the tensors that were followed then."""
+    step = TracedStep("cpu", row["predicted_bytes_of_tensors"], tuple(row["kinds"].items()))
+    return {**row, **_compared(step, row["measured_bytes"])}
+
+
 @click.command(help=__doc__)
 @click.argument("shapes", nargs=-1)
 @click.option("--processes", default=3, show_default=True, help="In which each peak is measured.")
+@click.option("--predict", is_flag=True, help="Measure nothing.")
 @click.option("--measure", "measured", nargs=2, hidden=True)
-def main(shapes: tuple[str, ...], processes: int, measured: tuple[str, str] | None) -> None:
+def main(shapes: tuple[str, ...], processes: int, *, predict: bool, measured: tuple[str, str] | None) -> None:
     """Compare, or measure in this process."""
     if measured:
         click.echo(measure(measured[0], WAYS[measured[1]]))
         return
     file = RESULTS / "training_memory.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["figures"] if shapes else []
+    before = json.loads(file.read_text(encoding="utf-8"))["figures"] if shapes or predict else []
+    if predict:
+        write_results("training_memory", [_predicted_again(row) for row in before])
+        return
     for shape in shapes or SHAPES:
         before = [row for row in before if row.get("shape") != shape] + compare(shape, processes)
         write_results("training_memory", before)
