@@ -123,6 +123,15 @@ def test_fine_tune(way: str) -> None:
         assert [dtype for _, dtype in steps] == ["bfloat16"] * 10 + ["float16"] * 14, done.stdout + done.stderr
 
 
+def test_fine_tune_in_the_picture() -> None:
+    """The plain run ends at the tenth step; the guarded one is that which was switched by hand, to the last digit."""
+    file = EXAMPLES.parent / "benchmarks" / "results" / "training_loss.json"
+    losses = json.loads(file.read_text(encoding="utf-8"))["figures"]
+    assert losses["guarded"] == losses["by_hand"]
+    assert losses["plain"] == losses["by_hand"][:10]
+    assert len(losses["by_hand"]) == 24
+
+
 @pytest.mark.slow
 def test_fine_tune_plainly() -> None:
     """Without safe_dtype the same run ends at that kernel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from safe_dtype import guard
 from safe_dtype.facts import BFLOAT16
-from safe_dtype.training.memory import Checkpointing, trace_step, traced_step
+from safe_dtype.training.memory import Checkpointing, TracedStep, trace_step, traced_step
 
 MODEL = TINY["qwen3"]
 WEIGHTS = sum(4 * weight.numel() for weight in MODEL.make().parameters())
@@ -116,6 +117,15 @@ def test_words() -> None:
     """How it is said."""
     assert str(Checkpointing()) == "activation checkpointing"
     assert str(Checkpointing(2, offload=True)) == "every 2 layers checkpointed, offloaded"
+
+
+def test_what_was_measured(project_root: Path) -> None:
+    """Each row of the results has the prediction of today, within 150 MiB of what its process took."""
+    file = project_root / "benchmarks" / "results" / "training_memory.json"
+    for row in json.loads(file.read_text(encoding="utf-8"))["figures"]:
+        step = TracedStep("cpu", row["predicted_bytes_of_tensors"], tuple(row["kinds"].items()))
+        assert step.needed_bytes == row["predicted_bytes"], "run benchmarks/training_memory.py --predict"
+        assert abs(step.needed_bytes - row["measured_bytes"]) < 150 * 2**20
 
 
 @pytest.mark.slow
