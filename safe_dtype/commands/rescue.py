@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import CheckpointError
-from ..facts import DEFAULT_MAX_DRIFT, FLOAT16, Dtype, HalfRange, drift_to_dict, exceeds, summary
+from ..facts import DEFAULT_MAX_DRIFT, FLOAT16, Dtype, HalfRange, drift_to_dict, exceeds, factor_of, summary
 from ..loading import Request, checkpoint_for, device_for, half_of
 from ..loading.plan_request import as_loaded_here
 from ..planning import Policy, make_plan
@@ -36,7 +36,7 @@ class Rescue:
         half = self.half
         lines = [f"{self.model} (saved in {self.saved}) in float16 on {self.device}: {half}"]
         for gauge, bits in half.rescale.shifts if half.rescale else ():
-            lines.append(f"  {gauge.name} 2^-{bits}")
+            lines.append(f"  {gauge.name} {factor_of(bits)}")
             lines += [f"    {line}" for line in summary(gauge, bits)]
         lines += [f"  in float32: {name}" for name in half.islands]
         if half.drift is not None:

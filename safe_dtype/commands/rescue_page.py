@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..facts import FLOAT16, Drift, Rescale, summary
+from ..facts import FLOAT16, Drift, Rescale, factor_of, plain_factor_of, summary
 from ..facts.activation_chart import ABOUT_INSIDE, INSIDE, activation_chart
 from ..facts.activation_chart import HOW_TO_READ as HOW_TO_READ_RANGES
 from ..facts.drift_curves import HOW_TO_READ as HOW_TO_READ_DRIFT
@@ -63,7 +63,7 @@ def rescue_sections(rescue: Rescue) -> Iterator[str]:
 def moves_section(rescale: Rescale) -> str:
     """Return what a rescale multiplies, as a section of a page."""
     rows = [
-        (gauge.name, f"2^-{bits}", f"1/{2**bits:,}" if bits >= 0 else f"{2**-bits:,}", "; ".join(summary(gauge, bits)))
+        (gauge.name, factor_of(bits), plain_factor_of(bits), "; ".join(summary(gauge, bits)))
         for gauge, bits in rescale.shifts
         if bits
     ]

@@ -32,8 +32,10 @@ from .rescale import (
     Part,
     Rescale,
     Rows,
+    factor_of,
     gauge_from_dict,
     gauge_to_dict,
+    plain_factor_of,
     summary,
 )
 
@@ -79,10 +81,12 @@ __all__ = [
     "drift_to_dict",
     "dtype_named",
     "exceeds",
+    "factor_of",
     "gauge_from_dict",
     "gauge_to_dict",
     "is_nearly_uniform",
     "mean_exceeds",
+    "plain_factor_of",
     "summary",
     "worst_output",
 ]

@@ -108,7 +108,7 @@ class Rescale:
         return Rescale(shifts, tuple(map(new_name, self.unproven)))
 
     def __str__(self) -> str:
-        return ", ".join(f"{gauge.name} 2^-{bits}" for gauge, bits in self.shifts if bits) or "nothing"
+        return ", ".join(f"{gauge.name} {factor_of(bits)}" for gauge, bits in self.shifts if bits) or "nothing"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, every move written out."""
@@ -149,6 +149,16 @@ def gauge_from_dict(values: Mapping[str, Any]) -> Gauge:
 def gauge_to_dict(gauge: Gauge) -> dict[str, Any]:
     """Return the plain values of a gauge."""
     return {"name": gauge.name, "moves": [_plain(move) for move in gauge.moves]}
+
+
+def factor_of(bits: int) -> str:
+    """Return what makes numbers smaller by `bits` bits, as a power: "2^-8"; a negative number of bits makes them larger."""
+    return f"2^{-bits}"
+
+
+def plain_factor_of(bits: int) -> str:
+    """Return the same without a power: "1/256", or "8" for -3 bits."""
+    return f"1/{2**bits:,}" if bits >= 0 else f"{2**-bits:,}"
 
 
 def summary(gauge: Gauge, bits: int) -> tuple[str, ...]:

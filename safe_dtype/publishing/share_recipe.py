@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import PublishError
 from ..facts.recipe import Recipe, recipe_path
-from ..hub.client import Commit, Hub
+from ..hub.client import Commit, Head, Hub
 from ..hub.errors import HubError
 from ..hub.remote_files import Tree
 from ..store.temporary import temporary_folder
@@ -64,26 +64,26 @@ def share_recipe(recipe: Recipe, repo: str, *, api: Hub) -> Shared:
         paths = [recipe_path(key) for key in recipe.weights]
         head = _head(api, target)
         try:
-            tree = api.tree(repo, head)
+            tree = api.tree(repo, head.oid)
         except HubError as error:
             raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
         for path, content in {**dict.fromkeys(paths, text), **({} if _CARD in tree else {_CARD: _CARD_TEXT})}.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(content, encoding="utf-8", newline="\n")
-        oid = _committed(api, target, folder, head, tree)
-        return Shared(repo, oid, tuple(paths), _is_private(api, target))
+        oid = _committed(api, target, folder, head.oid, tree)
+        return Shared(repo, oid, tuple(paths), head.private)
 
 
-def _head(api: Hub, target: Target) -> str:
+def _head(api: Hub, target: Target) -> Head:
     """Return the head of the repository, which is made where it is not there."""
     try:
         try:
-            return api.head(target.repo, target.revision).oid
+            return api.head(target.repo, target.revision)
         except HubError as error:
             if error.missing != "repository":
                 raise
         api.create_repo(target.repo)
-        return api.head(target.repo, target.revision, just_made=True).oid
+        return api.head(target.repo, target.revision, just_made=True)
     except HubError as error:
         raise publish_error(api, error, State.NOT_STARTED, target, "what was there before") from error
 
@@ -118,10 +118,3 @@ def _committed(api: Hub, target: Target, folder: Path, head: str, tree: Tree) ->
             str(State.BROKEN), str(target), happened, f"the new commit {landing.oid[:12]}", "share again"
         )
     return landing.oid
-
-
-def _is_private(api: Hub, target: Target) -> bool:
-    try:
-        return api.head(target.repo, target.revision).private
-    except HubError:
-        return False

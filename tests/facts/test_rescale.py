@@ -7,7 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from safe_dtype.facts import Gauge, Move, Part, Rescale, Rows, gauge_from_dict, gauge_to_dict, summary
+from safe_dtype.facts import (
+    Gauge,
+    Move,
+    Part,
+    Rescale,
+    Rows,
+    factor_of,
+    gauge_from_dict,
+    gauge_to_dict,
+    plain_factor_of,
+    summary,
+)
 
 STREAM = Gauge(
     "residual",
@@ -162,3 +173,12 @@ def test_summary_tells_the_factors() -> None:
     """A line has the power of two that a weight is multiplied by, not that of one bit of its gauge."""
     gauge = Gauge("mlp", (Move(Part.WEIGHT, "up", -1), Move(Part.WEIGHT, "down", 1), Move(Part.NUMBER, "eps", -2)))
     assert summary(gauge, 8) == ("up 2^-8", "down 2^+8", "eps 2^-16")
+
+
+@pytest.mark.parametrize(
+    ("bits", "power", "plain"), [(8, "2^-8", "1/256"), (14, "2^-14", "1/16,384"), (-3, "2^3", "8"), (0, "2^0", "1/1")]
+)
+def test_factors_as_people_write_them(bits: int, power: str, plain: str) -> None:
+    """Bits that make numbers larger, as a recipe of somebody else may have them, are no negative bits of a negative power."""
+    assert (factor_of(bits), plain_factor_of(bits)) == (power, plain)
+    assert str(Rescale(((STREAM, bits or 1),))) == f"residual {factor_of(bits or 1)}"

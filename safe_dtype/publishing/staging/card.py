@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from ...facts import factor_of
 from ...rendering.json_numbers import number_from_json
 from ...rendering.markdown import code, inline, one_line
 from .evidence import Evidence, not_publishable, read_evidence, write_evidence
@@ -168,6 +169,11 @@ def _size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def _factor(bits: Any) -> _Markdown:
+    """Return what a gauge is multiplied by that is moved by so many bits."""
+    return _Markdown(factor_of(int(number_from_json(bits))))
+
+
 def _code(value: Any) -> _Markdown:
     """Return a value as code in Markdown, on one line and inside of a table."""
     text = code(_without_markers(str(value))).replace("|", "\\|")
@@ -197,7 +203,7 @@ def _link(value: str) -> _Markdown:
 
 _FILTERS = {
     "figure": _figure, "ratio": _ratio, "share": _share, "size": _size, "code": _code, "fenced": _fenced,
-    "literal": _literal, "loader": _loader, "link": _link,
+    "literal": _literal, "loader": _loader, "link": _link, "factor": _factor,
 }  # fmt: skip
 
 

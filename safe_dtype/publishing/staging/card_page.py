@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ...facts import factor_of, plain_factor_of
 from ...facts.activation_chart import HOW_TO_READ as HOW_TO_READ_RANGES
 from ...facts.activation_chart import activation_chart
 from ...facts.drift_curves import HOW_TO_READ as HOW_TO_READ_DRIFT
@@ -108,5 +109,5 @@ def _rescale(evidence: Evidence) -> Iterator[str]:
         if rescale.get("folded")
         else "The files hold the weights as they were: safe_dtype rescales them on loading."
     )
-    rows = ((str(one["gauge"]), f"2^-{one['bits']}", f"1/{2 ** int(one['bits']):,}") for one in shifts)
+    rows = ((str(one["gauge"]), factor_of(int(one["bits"])), plain_factor_of(int(one["bits"]))) for one in shifts)
     yield page_table((Column("what becomes smaller"), Column("by"), Column("that is")), rows)
