@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ..devices.probing.verdicts import SLOW
 from ..facts import DeviceFacts, LearnedFailure, Verdict, VerdictKind
 from ..rendering.bar_chart import ChartBar, ChartRow, bar_chart, even_steps, linear_axis
 from ..rendering.html_page import (
@@ -28,9 +29,9 @@ _TONES: dict[VerdictKind, Tone] = {
     VerdictKind.CRASHES: "bad", VerdictKind.UNKNOWN: "none",
 }  # fmt: skip
 _MEANINGS = (
-    "native: right, and about as fast as float32, or faster. slow: right, and takes more than 1.5 times float32's time. "
+    f"native: right, and about as fast as float32, or faster. slow: right, and takes more than {SLOW:g} times float32's time. "
     "wrong: it runs, and the numbers are off by more than the format's own rounding. unsupported: an error. crashes: it ends "
-    "the process, or never returns.",
+    "the process, or never returns."
 )
 _COLUMNS = (
     Column("dtype"), Column("operation"), Column("verdict"), Column("1 row", number=True),
@@ -68,7 +69,7 @@ def device_section(facts: DeviceFacts, lessons: Iterable[LearnedFailure] = ()) -
         _rates(facts),
         heading("Verdicts") if facts.verdicts else "",
         page_table(_COLUMNS, map(_row, facts.verdicts)),
-        aside(*_MEANINGS) if facts.verdicts else "",
+        aside(_MEANINGS) if facts.verdicts else "",
         heading("What torch claims") + page_table((Column("asked"), Column("answer"), Column("measured")), claims)
         if claims
         else "",

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from ..devices import facts_of, prior_facts
 from ..planning import Decision, Plan
 from ..planning.explain import plan_notes, plan_rows, plan_ways, rows_word
+from ..planning.plan import best_first, fate
+from ..planning.time_bars import timed_first
 from ..rendering.bar_chart import ChartBar, ChartRow, bar_chart, even_steps, linear_axis
 from ..rendering.html_page import Tag, Tone, aside, html_page, lead, page_table, prose, section, sentence
 from ..rendering.units import bytes_text, seconds_text
@@ -18,7 +20,7 @@ from .rescue_page import rescue_sections
 def plan_page(plan: Plan, more: Iterable[str] = ()) -> str:
     """Return the page of a plan; `more` are sections that belong to it, as what its device was measured to do."""
     columns, rows = plan_rows(plan)
-    verdict = columns.index(next(column for column in columns if column.title == "verdict"))
+    verdict = [column.title for column in columns].index("verdict")
     tagged = [
         tuple(Tag(cell, _tone(cell)) if place == verdict else cell for place, cell in enumerate(row)) for row in rows
     ]
@@ -61,28 +63,24 @@ def _tone(verdict: str) -> Tone:
 
 
 def _times(plan: Plan) -> str:
-    timed = [decision for decision in plan.decisions if decision.cost.prefill_seconds is not None]
+    timed = timed_first(plan)
     if len(timed) < 2:
         return ""
-    seconds = {
-        id(decision): ((decision.cost.prefill_seconds or 0.0), (decision.cost.decode_seconds or 0.0))
-        for decision in timed
-    }
-    largest = max(sum(both) for both in seconds.values()) or 1.0
-    timed.sort(key=lambda decision: (decision is not plan.chosen, not decision.accepted, sum(seconds[id(decision)])))
+    largest = max(decision.cost.seconds or 0.0 for decision in timed) or 1.0
     rows = []
     for decision in timed:
-        first, last = seconds[id(decision)]
-        middle, end = 100 * first / largest, 100 * (first + last) / largest
-        bars = (ChartBar(0, middle, 0), *([ChartBar(middle, end, 1)] if last else []))
-        rows.append(_chart_row(decision, plan, bars, seconds_text(first + last)))
+        first, both = (
+            100 * (part or 0.0) / largest for part in (decision.cost.prefill_seconds, decision.cost.seconds)
+        )
+        bars = (ChartBar(0, first, 0), *([ChartBar(first, both, 1)] if decision.cost.decode_seconds else []))
+        rows.append(_chart_row(decision, plan, bars, seconds_text(decision.cost.seconds or 0.0)))
     workload = plan.policy.workload
     axis = linear_axis(
         largest,
         "Predicted time (seconds, linear scale)",
         ((value, seconds_text(value)) for value in even_steps(largest)),
     )
-    has_tokens = any(last for _, last in seconds.values())
+    has_tokens = any(decision.cost.decode_seconds for decision in timed)
     keys = (f"{workload.prompt_tokens} {rows_word(plan)} in", f"{workload.new_tokens} new tokens, one by one")
     return bar_chart(rows, keys[: 1 + has_tokens], axis)
 
@@ -91,9 +89,7 @@ def _memory(plan: Plan) -> str:
     rows, largest = [], max((decision.cost.bytes for decision in plan.decisions), default=0)
     if not largest:
         return ""
-    for decision in sorted(
-        plan.decisions, key=lambda decision: (decision is not plan.chosen, not decision.accepted, decision.cost.bytes)
-    ):
+    for decision in best_first(plan, lambda cost: cost.bytes):
         start, bars = 0.0, []
         for key, part in enumerate((decision.cost.weight_bytes, decision.cost.cache_bytes, decision.cost.work_bytes)):
             end = start + 100 * part / largest
@@ -109,7 +105,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _chart_row(decision: Decision, plan: Plan, bars: tuple[ChartBar, ...], figure: str) -> ChartRow:
-    state = "chosen" if decision is plan.chosen else "" if decision.accepted else "rejected"
+    state = fate(decision, plan)
     return ChartRow(
         str(decision.candidate), bars, f"{figure} {state}".rstrip(), decision.reason,
         is_chosen=state == "chosen", is_rejected=state == "rejected",

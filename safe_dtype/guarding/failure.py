@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ..facts import Dtype, LearnedFailure, Rescale, summary
+from ..facts import Dtype, LearnedFailure, Rescale, factor_of, summary
 
 
 class FailureKind(str, Enum):
@@ -102,7 +102,8 @@ class Report:
         head = f"{self.model} in {self.dtype}, {len(self.events)} event{'s' * (len(self.events) != 1)}"
         lines = [head]
         for gauge, bits in self.rescale.shifts if self.rescale else ():
-            lines += [f"  rescaled exactly: {gauge.name} 2^-{bits}", *(f"    {line}" for line in summary(gauge, bits))]
+            lines.append(f"  rescaled exactly: {gauge.name} {factor_of(bits)}")
+            lines += [f"    {line}" for line in summary(gauge, bits)]
         lines += [f"  in float32: {name}" for name in self.islands]
         for event in self.events:
             lines += [f"  {event}", *(f"    instead of {attempt}" for attempt in event.tried)]
@@ -125,5 +126,5 @@ class Report:
         ]  # fmt: skip
         ended = [f"ended a call: {text}" for text in self.refusals]
         head = f"{self.model} in {self.dtype}: {len(rows)} event{'s' * (len(rows) != 1)}"
-        table = html_table(columns, rows) if rows else ""
-        return notebook(paragraph([head, *str(without).splitlines()[1:]]), table, paragraph(ended))
+        lines = [head, *str(without).splitlines()[1:]]
+        return notebook(paragraph(lines), html_table(columns, rows), paragraph(ended))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..rendering.notebook import html_table, notebook, paragraph, picture
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, seconds_text
-from .plan import Decision, Ground, Plan
+from .plan import Decision, Ground, Plan, best_first
 from .time_bars import time_bars
 
 _OF_WAYS = (
@@ -55,7 +55,7 @@ def plan_html(plan: Plan) -> str:
         picture(bars) if bars else "",
         html_table(*plan_rows(plan)),
         paragraph(plan_notes(plan)),
-        html_table(*plan_ways(plan)) if plan.ways else "",
+        html_table(*plan_ways(plan)),
     )
 
 
@@ -111,9 +111,8 @@ def _columns(plan: Plan) -> tuple[Column, ...]:
 
 
 def _rows(plan: Plan) -> list[_Row]:
-    decisions = sorted(plan.decisions, key=lambda decision: (decision is not plan.chosen, not decision.accepted))
     shared = _shared(plan.decisions)
-    return [_row(decision, plan, shared) for decision in decisions]
+    return [_row(decision, plan, shared) for decision in best_first(plan)]
 
 
 def _row(decision: Decision, plan: Plan, shared: Sequence[str]) -> _Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
@@ -227,6 +228,17 @@ class Plan:
     def to_json(self, *, indent: int | None = None) -> str:
         """Return `to_dict()` as JSON."""
         return json.dumps(self.to_dict(), indent=indent)
+
+
+def best_first(plan: Plan, size: Callable[[Cost], float] = lambda _cost: 0.0) -> list[Decision]:
+    """Return the decisions as they are shown: what is chosen, what is accepted, the rest; within each the smallest first."""
+    chosen = plan.chosen
+    return sorted(plan.decisions, key=lambda one: (one is not chosen, not one.accepted, size(one.cost)))
+
+
+def fate(decision: Decision, plan: Plan) -> str:
+    """Return what a picture says of a candidate: "chosen", "rejected", or nothing."""
+    return "chosen" if decision is plan.chosen else "" if decision.accepted else "rejected"
 
 
 def _plain(noun: Any) -> dict[str, Any]:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from ..rendering.svg import BLUE, BROWN, INK, LINE, bar, document, group, legend, text
 from ..rendering.units import bytes_text, seconds_text
-from .plan import Plan
+from .plan import Decision, Plan, best_first, fate
 
 _LEFT, _WIDTH, _TOP, _ROW, _ROOM = 170, 380, 44, 22, 150  # in the picture's units; right of the bars the figures
 
 
 def time_bars(plan: Plan) -> str:
     """Return the picture as SVG; nothing where the seconds of no two candidates are known."""
-    timed = [one for one in plan.decisions if one.cost.prefill_seconds is not None]
+    timed = timed_first(plan)
     if len(timed) < 2:
         return ""
-    timed.sort(key=lambda one: (one is not plan.chosen, not one.accepted, one.cost.seconds or 0.0))
-    unit = _WIDTH / max((one.cost.prefill_seconds or 0.0) + (one.cost.decode_seconds or 0.0) for one in timed)
+    unit = _WIDTH / max(one.cost.seconds or 0.0 for one in timed)
     elements = []
     for number, decision in enumerate(timed):
         top, cost = _TOP + number * _ROW, decision.cost
         first = (cost.prefill_seconds or 0.0) * unit
         last = first + (cost.decode_seconds or 0.0) * unit
-        state = "chosen" if decision is plan.chosen else "" if decision.accepted else "rejected"
+        state = fate(decision, plan)
         faint = 0.35 if state == "rejected" else 1
-        seconds = seconds_text((cost.prefill_seconds or 0.0) + (cost.decode_seconds or 0.0))
+        seconds = seconds_text(cost.seconds or 0.0)
         parts = [
             text(_LEFT - 8, top + 13, str(decision.candidate), anchor="end", bold=state == "chosen"),
             bar(_LEFT, _LEFT + first, top + 3, 13, BLUE, opacity=faint),
@@ -38,3 +37,8 @@ def time_bars(plan: Plan) -> str:
     elements.append(text(_LEFT + 130, 36, "predicted seconds, then the peak of memory", colour=LINE))
     height = _TOP + len(timed) * _ROW + 8
     return document(_LEFT + _WIDTH + _ROOM, height, elements, title=f"{plan.source} on {plan.where}")
+
+
+def timed_first(plan: Plan) -> list[Decision]:
+    """Return the decisions whose seconds are known, in the order of `best_first` by them."""
+    return [one for one in best_first(plan, lambda cost: cost.seconds or 0.0) if one.cost.seconds is not None]

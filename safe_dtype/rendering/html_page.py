@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .page_style import STYLE
+from .table_as_html import table_as_html
 from .tables import Column
 
 Tone = Literal["good", "fair", "bad", "none"]
@@ -90,17 +91,11 @@ def commands(*lines: str) -> str:
 
 def page_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> str:
     """Return rows below the titles of their columns; on a phone each row is a list of titles and values."""
-    head = "".join(f"<th{_kind(column)}>{_text(column.title)}</th>" for column in columns)
-    body = "\n".join(
-        "<tr>"
-        + "".join(
-            f'<td{_kind(column)} data-title="{_text(column.title)}">{_cell(cell)}</td>'
-            for column, cell in zip(columns, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>" if body else ""
+    return table_as_html(columns, rows, cell=_in_column, title_attributes=_kind)
+
+
+def _in_column(column: Column, cell: Cell) -> str:
+    return f'<td{_kind(column)} data-title="{_text(column.title)}">{_cell(cell)}</td>'
 
 
 def _kind(column: Column) -> str:

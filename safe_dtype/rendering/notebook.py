@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from .table_as_html import table_as_html
 from .tables import Column
 
 
@@ -20,18 +21,12 @@ def paragraph(lines: Iterable[str]) -> str:
 
 
 def html_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows below the titles of their columns."""
-    head = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td style="text-align: {"right" if column.number else "left"}">{html.escape(cell)}</td>'
-            for column, cell in zip(columns, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    """Return rows below the titles of their columns; nothing where there are no rows."""
+    return table_as_html(columns, rows, cell=_aligned)
+
+
+def _aligned(column: Column, cell: str) -> str:
+    return f'<td style="text-align: {"right" if column.number else "left"}">{html.escape(cell)}</td>'
 
 
 def picture(svg: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from safe_dtype.rendering.notebook import html_table, notebook, paragraph, picture
 from safe_dtype.rendering.tables import Column
 
@@ -10,8 +12,8 @@ def test_text_is_escaped() -> None:
     """Neither a line nor a cell nor a title can bring markup along."""
     page = notebook(paragraph(["<b>", "x"]), html_table([Column("<i>")], [("<script>",)]))
     assert page == (
-        "<div><p>&lt;b&gt;<br>x</p><table><thead><tr><th>&lt;i&gt;</th></tr></thead>"
-        '<tbody><tr><td style="text-align: left">&lt;script&gt;</td></tr></tbody></table></div>'
+        "<div><p>&lt;b&gt;<br>x</p><table><thead><tr><th>&lt;i&gt;</th></tr></thead>\n"
+        '<tbody>\n<tr><td style="text-align: left">&lt;script&gt;</td></tr>\n</tbody></table></div>'
     )
 
 
@@ -21,8 +23,15 @@ def test_numbers_are_to_the_right() -> None:
 
 
 def test_nothing_to_say() -> None:
-    """Where there are no lines there is no paragraph."""
+    """Where there are no lines there is no paragraph, and where there are no rows no table."""
     assert paragraph([]) == ""
+    assert html_table([Column("n")], []) == ""
+
+
+def test_a_row_that_does_not_fit() -> None:
+    """A row with a cell too few is an error, and no table that shows the wrong figure below a title."""
+    with pytest.raises(ValueError, match="zip"):
+        html_table([Column("n"), Column("m")], [("1",)])
 
 
 def test_picture_fits_the_page() -> None:

@@ -9,7 +9,7 @@ from ...facts import BESIDE_FLOAT32, FLOAT32, Verdict, VerdictKind
 
 ONE_ROW, FEW_ROWS, PREFILL_ROWS = 1, 16, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
-_SLOW = 1.5
+SLOW = 1.5
 # Other ways to compute a product are compared with the plain one.
 _PLAIN_OP = dict.fromkeys(
     ("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast", "matmul_int8", "matmul_int8_cast"),
@@ -97,7 +97,7 @@ def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
     if many is None:
         return verdict
     words = [f"{many:.2g}{BESIDE_FLOAT32} {PREFILL_ROWS} rows", f"{one_row:.2g}x at 1 row" if one_row else ""]
-    kind = VerdictKind.SLOW if many > _SLOW else VerdictKind.NATIVE
+    kind = VerdictKind.SLOW if many > SLOW else VerdictKind.NATIVE
     return replace(
         verdict, kind=kind, reason="; ".join(filter(None, (", ".join(filter(None, words)), verdict.reason)))
     )
