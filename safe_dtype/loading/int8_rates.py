@@ -9,6 +9,8 @@ from dataclasses import replace
 from ..devices import facts_of
 from ..facts import COMPUTE, CheckpointFacts, DeviceFacts
 from ..planning import Ground, Plan
+from ..planning.candidate_routes import can_be_laid_out
+from ..planning.int8_candidates import are_codes_wanted
 from ..planning.matmul_routes import int8_ops
 from .request import Request
 
@@ -16,15 +18,18 @@ _LEAST_SAVED = 2**24  # parameters, below which nobody who wants little memory g
 
 
 def may_round_to_codes(plan: Plan, request: Request, checkpoint: CheckpointFacts) -> bool:
-    """Whether linear weights in 8 bits are worth a look: asked for, wanted for their memory, or all that would fit."""
+    """Whether products by 8-bit codes are worth measuring: weights may be rounded to them, and that is wanted.
+
+    Where they would only save memory, models of which nobody notices it are left out.
+    """
+    saved, chosen = checkpoint.saved, plan.chosen
     if request.devices != ("cpu",) or not sys.platform.startswith("linux") or plan.quantization:
         return False
-    if checkpoint.file_format != "safetensors" or checkpoint.saved not in COMPUTE or plan.policy.mode == "strict":
+    if saved not in COMPUTE or not can_be_laid_out(saved, checkpoint, plan.policy):
         return False
-    if plan.policy.int8 or plan.ordered is not None:
-        return plan.policy.int8
-    wants_memory = plan.policy.prefer == "memory" and checkpoint.parameters >= _LEAST_SAVED
-    return wants_memory or (plan.chosen is not None and plan.chosen.ground is Ground.MEMORY)
+    fits = chosen is None or chosen.ground is not Ground.MEMORY
+    is_noticed = plan.policy.int8 or not fits or checkpoint.parameters >= _LEAST_SAVED
+    return is_noticed and are_codes_wanted(plan.policy, plan.ordered, fits=fits)
 
 
 def with_int8_rates(

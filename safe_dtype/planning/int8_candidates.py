@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..facts import COMPUTE, FLOAT32, INT8, CheckpointFacts, DeviceFacts, VerdictKind, exceeds
+from ..facts import COMPUTE, FLOAT32, INT8, CheckpointFacts, DeviceFacts, Dtype, VerdictKind, exceeds
 from .candidate_routes import can_be_laid_out
 from .matmul_routes import int8_ops, int8_routes, int8_verdict
 from .plan import Candidate, Ground
@@ -11,6 +11,16 @@ from .predict import saved_by_codes
 
 # What is rejected for it, with its reason. What was not measured whole is no candidate.
 _BAD = (VerdictKind.WRONG, VerdictKind.UNSUPPORTED, VerdictKind.CRASHES)
+
+
+def are_codes_wanted(policy: Policy, ordered: Dtype | None, *, fits: bool) -> bool:
+    """Whether 8 bits are looked at: where they are asked for; else where memory counts most, or nothing else `fits`.
+
+    A dtype that was ordered is loaded, whatever 8 bits would save.
+    """
+    if policy.int8 or ordered is not None:
+        return policy.int8
+    return policy.prefer == "memory" or not fits
 
 
 def coded_candidates(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> tuple[Candidate, ...]:

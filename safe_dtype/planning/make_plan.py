@@ -19,7 +19,7 @@ from ..facts import (
 )
 from .as_loaded import as_loaded
 from .dense import dense
-from .int8_candidates import coded_candidates
+from .int8_candidates import are_codes_wanted, coded_candidates
 from .judge import candidates, judge, to_be_measured
 from .left_to_quantizer import left_to_quantizer
 from .made_for import MadeFor
@@ -126,7 +126,8 @@ def _made(
         judge(candidate, device, checkpoint, policy, expected=expected) for candidate in candidates(device, checkpoint)
     ]
     decisions = tuple(one for one in judged if not _is_plain_by_another_name(one))
-    if _may_round_to_codes(decisions, policy, ordered):
+    grounds = {one.ground for one in decisions}
+    if are_codes_wanted(policy, ordered, fits=None in grounds or Ground.MEMORY not in grounds):
         decisions += tuple(
             judge(candidate, device, checkpoint, policy, expected=expected)
             for candidate in coded_candidates(device, checkpoint, policy)
@@ -150,14 +151,6 @@ def _is_plain_by_another_name(decision: Decision) -> bool:
         and routes.layout == "plain"
         and routes.cast_from is None
     )
-
-
-def _may_round_to_codes(decisions: tuple[Decision, ...], policy: Policy, ordered: Dtype | None) -> bool:
-    """Whether 8 bits are looked at: where they are asked for, or nothing in the dtype that is to be loaded fits."""
-    if policy.int8 or ordered is not None:
-        return policy.int8
-    grounds = {one.ground for one in decisions}
-    return policy.prefer == "memory" or (None not in grounds and Ground.MEMORY in grounds)
 
 
 def _by_transformers(checkpoint: CheckpointFacts) -> Dtype:

@@ -86,10 +86,8 @@ def routes_for(
 
 def int8_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
     """Return the routes of linear weights that are rounded to 8 bits; None where nothing was measured."""
-    verdict, plain = (
-        int8_verdict(storage, compute, device),
-        _routes_by(_other_kernel(storage, compute), storage, device),
-    )
+    verdict = int8_verdict(storage, compute, device)
+    plain = _routes_by(_other_kernel(storage, compute), storage, device)
     at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
     if at_one is None or at_some is None or at_many is None:
         return None
@@ -100,9 +98,8 @@ def int8_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes |
 def int8_ops(storage: Dtype) -> tuple[str, ...]:
     """Return the products by 8-bit codes that there are for activations in a dtype."""
     # Sums of codes leave float16's range.
-    return {FLOAT32: ("matmul_int8",), FLOAT16: ("matmul_int8_cast",)}.get(
-        storage, ("matmul_int8", "matmul_int8_cast")
-    )
+    both = ("matmul_int8", "matmul_int8_cast")
+    return {FLOAT32: both[:1], FLOAT16: both[1:]}.get(storage, both)
 
 
 def int8_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Verdict:
@@ -184,9 +181,8 @@ def with_compiled(routes: Routes, verdict: Verdict) -> Routes:
     per_element = (at_one, *routes.seconds_per_element[1:])
     cast_from = routes.cast_from
     if cast_from is not None and cast_from <= compiled_rows:
-        cast_from = (
-            compiled_rows + 1
-        )  # a mode around every step of one token costs more than what little is left to cast
+        # A mode around every step of one token costs more than what little is left to cast.
+        cast_from = compiled_rows + 1
     return replace(routes, cast_from=cast_from, seconds_per_element=per_element, compiled_rows=compiled_rows)
 
 

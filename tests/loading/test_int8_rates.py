@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 from safe_dtype import INT8, Policy, SafeAutoModel, patched, plan_of
 from safe_dtype.errors import PolicyError, SafeDtypeWarning
 from safe_dtype.facts import BFLOAT16, FLOAT32, MemoryFacts
-from safe_dtype.loading import Request
+from safe_dtype.loading import Request, checkpoint_for
+from safe_dtype.loading.int8_rates import may_round_to_codes
 from safe_dtype.loading.plan_request import plan_request
 from safe_dtype.models.block_layout import codes_of
 from safe_dtype.planning import Ground, Plan
@@ -104,6 +106,14 @@ def test_for_memory(larger: Path) -> None:
 def test_small_models_keep_their_bits(tiny_qwen3: Path) -> None:
     """Of two million parameters there is no memory to be saved."""
     assert planned(tiny_qwen3, "prefer=memory").codes is None
+
+
+def test_mixtures_are_not_measured(saved: Callable[..., Path]) -> None:
+    """Of experts no codes are made, so nothing is measured for them, even where 8 bits are asked for."""
+    request = Request(saved("mixtral"), {})
+    checkpoint = checkpoint_for(request)
+    assert any(linear.active < 1 for linear in checkpoint.linears)
+    assert not may_round_to_codes(plan_request(request, "int8"), request, checkpoint)
 
 
 def test_nothing_else_fits(larger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
