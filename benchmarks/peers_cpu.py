@@ -72,11 +72,6 @@ class Row:
     weights: str  # in memory
 
     @property
-    def is_int8(self) -> bool:
-        """Whether its weights are int8: such rows are compared with each other."""
-        return self.weights.startswith("int8")
-
-    @property
     def name(self) -> str:
         """The row's folder and file."""
         return f"{self.engine} {self.variant}".replace(" ", "_").replace(",", "")

@@ -20,9 +20,8 @@ RESTARTS = 3  # of all processes together, where one ends with an error
 _SECONDS_TO_START = 300  # that the machines of one job may start apart
 _PORT = 29500  # accelerate's default
 _LAUNCHER = "accelerate.commands.launch"  # of accelerate
-_RESTARTING = (
-    "safe_dtype.integrations.accelerate.restarting_launch"  # the same, and no restart after an error of the program
-)
+# The same, and no restart after an error of the program.
+_RESTARTING = "safe_dtype.integrations.accelerate.restarting_launch"
 _MODULE = "safe_dtype.run"  # as `python -m`: plans and guards every model of the script
 
 

@@ -24,9 +24,8 @@ from safe_dtype.ranks import FAILED_IN_DTYPE, PEER_LOST
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 20  # seconds; torch's launcher gives ranks 30 to end after the first has, and then kills them
-_FOR_THE_CAUSE = (
-    15.0  # seconds for a rank that has closed its connections to be gone: Python takes down all it has loaded
-)
+# Seconds for a rank that has closed its connections to be gone: Python takes down all it has loaded.
+_FOR_THE_CAUSE = 15.0
 
 
 @dataclass(frozen=True, slots=True)

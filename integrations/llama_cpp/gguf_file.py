@@ -9,13 +9,13 @@ from typing import Any
 from safe_dtype.checkpoints.stored_tensors import StoredTensors
 from safe_dtype.checkpoints.weight_files import WeightFiles
 from safe_dtype.errors import EnvironmentNotFitError, NotExportableError
+from safe_dtype.facts import FLOAT16
 
 from .gguf_architectures import GgufModel
 from .gguf_tokens import GgufTokens
 
 _FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 _HEAD = "lm_head.weight"
-_LARGEST = 65504.0  # of float16
 
 
 def write_gguf(
@@ -141,10 +141,10 @@ def _values(gguf: Any, stored: StoredTensors, name: str, model: GgufModel, type_
 
     values = stored.read(name).float().numpy()
     largest = float(numpy.abs(values).max(initial=0.0))
-    if type_ in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0) and not largest <= _LARGEST:
+    if type_ in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0) and not largest <= FLOAT16.largest:
         advice = "write BF16 or F32"
         raise NotExportableError(
-            f"its tensor {name} reaches {largest:.3g}, and float16 ends at {_LARGEST:.0f}", advice
+            f"its tensor {name} reaches {largest:.3g}, and float16 ends at {FLOAT16.largest:.0f}", advice
         )
     if model.pairs_in_rows and name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = model.head_count if "q_proj" in name else model.head_count_kv

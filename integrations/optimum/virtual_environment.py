@@ -10,8 +10,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,6 +17,7 @@ from filelock import FileLock, Timeout
 from safe_dtype.errors import EnvironmentNotFitError
 from safe_dtype.processes.child import how_it_ended, last_error, run
 from safe_dtype.store import cache_folder
+from safe_dtype.store.installed import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +102,8 @@ def run_python(python: Path, *arguments: str, log: Path, end: float) -> int | No
 
 def _version_here(name: str, carriers: tuple[str, ...]) -> str:
     """Return the release of `name`, without the "+cpu" or "+cu130" of an index: pip chooses among these."""
-    for carrier in carriers:
-        with suppress(PackageNotFoundError):
-            return version(carrier).partition("+")[0]
+    if (version := installed_version(*carriers)) is not None:
+        return version.partition("+")[0]
     raise EnvironmentNotFitError(f"{name}, which runs what is exported", "pip install 'safe-dtype[onnx]'")
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from ..facts import (
 from ..hub.headers import read_local_header
 from ..store import parse_json
 from ..store.git_lfs import pulled
+from ..store.installed import installed_version
 from .config import as_dict, claimed_dtype, code_format, first, is_to_dequantize, packed_bits, read_config, text_part
 from .fingerprint import identity_of
 from .gguf import gguf_config, read_gguf
@@ -157,11 +156,8 @@ def _identity(tensors: tuple[TensorFacts, ...], files: Files, names: tuple[str, 
 @cache
 def _versions() -> tuple[tuple[str, str], ...]:
     """Return the versions of safe_dtype and transformers, as far as they are installed; neither is imported."""
-    versions = []
-    for name in ("safe_dtype", "transformers"):
-        with suppress(PackageNotFoundError):
-            versions.append((name, version(name)))
-    return tuple(versions)
+    versions = ((name, installed_version(name)) for name in ("safe_dtype", "transformers"))
+    return tuple((name, version) for name, version in versions if version is not None)
 
 
 def _saved(source: str, tensors: tuple[TensorFacts, ...]) -> Dtype:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 
 from ..errors import CheckpointError
 from ..facts.recipe import Recipe, recipe_keys
 from ..loading import Request, checkpoint_for
+from ..store.installed import installed_version
 from .rescue import Rescue
 
-_VERSIONS = {"safe_dtype": "safe-dtype", "torch": "torch", "transformers": "transformers"}
+_PACKAGES = ("safe_dtype", "torch", "transformers")
 _LONGEST = 120  # characters of a name
 
 
@@ -29,9 +28,5 @@ def recipe_of(rescue: Rescue, *, revision: str | None) -> Recipe:
     if not keys:
         raise CheckpointError(rescue.model, "there is no recipe: the files of its weights are not known")
     measured_on = {"device": rescue.device[:_LONGEST], "python": platform.python_version()}
-    for name, package in _VERSIONS.items():
-        with suppress(PackageNotFoundError):
-            measured_on[name] = version(package)
-    return Recipe(
-        keys, half.rescale, half.islands, half.drift, rescue.max_drift, half.reference.name, measured_on
-    )  # fmt: skip
+    measured_on |= {name: known for name in _PACKAGES if (known := installed_version(name)) is not None}
+    return Recipe(keys, half.rescale, half.islands, half.drift, rescue.max_drift, half.reference.name, measured_on)

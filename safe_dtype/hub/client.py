@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,6 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, and exported lazily
 
+from ..store.installed import installed_version
 from .errors import CLIENT_ERRORS, HubError, translated
 from .remote_files import Manifest, Progress, RemoteFile, Tree
 
@@ -79,10 +79,7 @@ class Hub:
     @staticmethod
     def connect(*, endpoint: str | None = None, token: str | None = None) -> Hub:
         """Return the Hub of the environment, with the login of `hf auth login`, unless told otherwise."""
-        try:
-            ours = version("safe-dtype")
-        except PackageNotFoundError:  # run from a folder that was never installed
-            ours = "0"
+        ours = installed_version("safe-dtype") or "0"  # run from a folder that was never installed
         return Hub(HfApi(endpoint=endpoint, token=token, library_name="safe-dtype", library_version=ours))
 
     def head(self, repo: str, revision: str, *, just_made: bool = False) -> Head:

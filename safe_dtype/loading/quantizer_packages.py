@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution
 
 from ..errors import QuantizerPackageError
 from ..planning import Plan
 from ..planning.quantizers import packages_of
+from ..store.installed import installed_version
 
 
 @contextmanager
@@ -20,15 +20,9 @@ def naming_missing_packages(plan: Plan) -> Iterator[None]:
     try:
         yield
     except ImportError as exc:
-        missing = tuple(name for name in packages_of(plan.quantization or "") if not _is_installed(name))
+        missing = tuple(
+            name for name in packages_of(plan.quantization or "") if installed_version(name.partition("[")[0]) is None
+        )
         if not missing:
             raise
         raise QuantizerPackageError(plan.source, str(plan.quantization), missing) from exc
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        distribution(package.partition("[")[0])
-    except PackageNotFoundError:
-        return False
-    return True

@@ -59,10 +59,6 @@ class OriginalWeights:
         """Why files cannot be believed; empty where nothing is wrong, or nothing was read yet."""
         return tuple(dict.fromkeys(part.problem for part in self._parts if part.problem))
 
-    def is_stored(self, name: str) -> bool:
-        """Whether the files had, on loading, what this parameter is made from. Reads nothing but names."""
-        return any(True for part, own in self._parts_of(name) for _ in part.sources(own))
-
     def loses(self, name: str, dtype: torch.dtype) -> bool:
         """Whether what the files had for this parameter is rounded in `dtype`. Reads nothing but headers."""
         return any(part.loses(own, dtype) for part, own in self._parts_of(name))

@@ -12,13 +12,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingShardError
 from ..store.hashing import Progress, read_all, sha256_of
+from ..store.installed import installed_version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +59,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": {"system": platform.system(), "release": platform.release(), "machine": platform.machine()},
-        "packages": {name: _version(brought_by) for name, brought_by in _PACKAGES.items()},
+        "packages": {name: installed_version(*brought_by) for name, brought_by in _PACKAGES.items()},
         "compiler": _compiler(),
         "cpu": {"name": cpu_name(), "isa": cpu_capability(), "cores": os.cpu_count()},
         "onednn": onednn[1] if onednn else None,
@@ -160,13 +159,6 @@ def reference_sanity(run: Callable[[], Mapping[str, Tensor]]) -> dict[str, Any]:
         "problems": problems,
         "weak": weak,
     }
-
-
-def _version(distributions: tuple[str, ...]) -> str | None:
-    for name in distributions:
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return None
 
 
 def _compiler() -> dict[str, str] | None:

@@ -21,9 +21,8 @@ _LAST_RANK: int = 2**_RANK_BITS - 1
 LARGEST_PAYLOAD: int = 2**_PAYLOAD_BITS - 1
 LARGEST_RING = 16  # ranks; in a larger world a ring, which takes 2 (size - 1) steps one after the other, is too slow
 _IS_GONE = 1 << _PAYLOAD_BITS + _RANK_BITS + 8  # in place of a ballot, with the rank that is gone
-_SECONDS_TO_TELL = (
-    1.0  # that a rank is gone, to those who wait for it at second hand: they wait longer with each round
-)
+# To tell that a rank is gone, for those who wait for it at second hand: they wait longer with each round.
+_SECONDS_TO_TELL = 1.0
 _SECONDS_FOR_ROLL_CALL = 2.0
 _CALLERS = 16  # ranks that call the roll: the store is one process, which answers some 20,000 questions a second
 

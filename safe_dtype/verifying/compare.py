@@ -31,9 +31,8 @@ class Compared:
     candidate_nll: float = 0.0
     targets: int = 0
     reference_nats: float = 0.0  # KL(reference || uniform), summed over the rows
-    clear_flips: int = (
-        0  # rows whose first choice differs, though the reference's was clearly ahead of the candidate's
-    )
+    # Rows whose first choice differs, though the reference's was clearly ahead of the candidate's.
+    clear_flips: int = 0
 
 
 def compare_logits(

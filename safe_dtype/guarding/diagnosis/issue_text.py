@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from ...facts import LearnedFailure
+from ...store.installed import installed_version
 from ..failure import Event, Report
 from .learn import without_personal_paths
 
@@ -32,7 +32,7 @@ def issue_text(report: Report) -> str:
 def version_lines() -> list[str]:
     """Return Python, the system and the versions of what a model runs on, as items of a list."""
     python = f"- Python {platform.python_version()}, {platform.platform()}"
-    return [python, *(f"- {name} {_version(name)}" for name in _PACKAGES)]
+    return [python, *(f"- {name} {installed_version(name) or 'not installed'}" for name in _PACKAGES)]
 
 
 def lesson_lines(failure: LearnedFailure) -> list[str]:
@@ -50,10 +50,3 @@ def lesson_lines(failure: LearnedFailure) -> list[str]:
 def _event(event: Event) -> Iterator[str]:
     yield f"- {event}"
     yield from ("", "  ```", *(f"  {line}" for line in event.message.splitlines() or ["(no text)"]), "  ```", "")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

@@ -30,6 +30,5 @@ class Family:
     texts: re.Pattern[str]
     exception_names: frozenset[str] = frozenset()  # classes that belong here whatever their text, before all families
     is_curable: Callable[[str, tuple[Dtype, ...]], bool] = _always  # of a matching text and the dtypes that it names
-    names_both_sides: bool = (
-        False  # the dtypes in a text are the two that met, and none of them is one that would work
-    )
+    # The dtypes in a text are the two that met, and none of them is one that would work.
+    names_both_sides: bool = False

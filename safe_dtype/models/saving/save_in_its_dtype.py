@@ -29,9 +29,8 @@ def wrap_accelerate(user: object) -> None:
 
 
 class _Here(threading.local):
-    folder: Any = (
-        None  # this thread is in `Accelerator.save_model`, which writes there; `save_state` saves what it resumes from
-    )
+    # Where `Accelerator.save_model`, in which this thread is, writes; `save_state` saves what it resumes from.
+    folder: Any = None
 
 
 _here = _Here()

@@ -39,9 +39,8 @@ def build(request: BuildRequest) -> Run:
             raise RuntimeError(f"the step failed, and its guard went on eagerly: {events[0]}")
         return answer
 
-    run(
-        **{name: one[:, :4] for name, one in request.inputs.items()}
-    )  # the second token compiles, and the third in windows
+    # The second token compiles, and the third in windows.
+    run(**{name: tensor[:, :4] for name, tensor in request.inputs.items()})
     return run
 
 

@@ -16,9 +16,7 @@ class Goal:
     dtype: Dtype | None = None  # None: the fastest that passes
     dynamic: Dynamic = field(default_factory=Dynamic)
     torchscript: bool = False  # whether a trace may be tried: deprecated, and blind to branches
-    max_drift: float | None = (
-        None  # of every dtype and form from float32, see `exceeds`; None: rounding alone is allowed
-    )
+    max_drift: float | None = None  # of every dtype and form, see `exceeds`; None: rounding alone is allowed
     seconds: float = 900.0  # the most for one attempt
     device: str | None = None  # None: the first accelerator, else the CPU
     threads: int | None = None  # of torch in the children; None leaves its choice

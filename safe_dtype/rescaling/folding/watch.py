@@ -59,9 +59,8 @@ class Watch:
         self._certificate: Certificate | None = None
         self._certified = 0  # after so many changes of the fold
         self._wrapped: tuple[Exponents, bool] | None = None  # of the module that is being wrapped
-        self._turn: tuple[torch.dtype, torch.dtype] | None = (
-            None  # left for which: what comes later may be in the first
-        )
+        # The dtype that was left, and for which: what comes later may be in the first.
+        self._turn: tuple[torch.dtype, torch.dtype] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out that modules are watched: a pickled model has plain dicts."""
