@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from itertools import combinations, product
 from typing import Any
 
 import pytest
 
 
-def pairwise(*axes: Iterable[Any]) -> list[Any]:
+def pairwise(*axes: Iterable[Any], fewer: Mapping[int, Container[Any]] | None = None) -> list[Any]:
     """Return the product of `axes` as parameters; those that add no new pair of values are slow.
 
     A fault that takes one value, or two together, is found in the default run; one that takes three is in the slow.
+
+    Args:
+        axes: The values of each.
+        fewer: By the number of an axis, the values of it that the default run has, where the others have tests there too.
     """
     cases = list(product(*(list(axis) for axis in axes)))
-    chosen = _chosen(cases)
+    usual = [case for case in cases if all(case[axis] in values for axis, values in (fewer or {}).items())]
+    chosen = _chosen(usual)
     return [pytest.param(*case, marks=() if case in chosen else pytest.mark.slow) for case in cases]
 
 

@@ -24,3 +24,13 @@ def test_the_product_is_whole() -> None:
 def test_one_axis_is_whole_in_the_default_run() -> None:
     """Two axes, or fewer, are all pairs already."""
     assert not any(case.marks for case in pairwise("ab", (1, 2, 3)))
+
+
+def test_fewer_values_of_an_axis() -> None:
+    """Of the axis that is named the default run has these values alone, and still every pair of what is left."""
+    cases = pairwise(*AXES, fewer={1: (0, 5)})
+    default = [case.values for case in cases if pytest.mark.slow not in case.marks]
+    assert {case[1] for case in default} == {0, 5}
+    left = [case.values for case in pairwise(AXES[0], (0, 5), AXES[2])]
+    assert set().union(*map(pairs, default)) == set().union(*map(pairs, left))
+    assert [case.values for case in cases] == [case.values for case in pairwise(*AXES)]

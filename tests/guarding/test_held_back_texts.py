@@ -105,11 +105,12 @@ def logits_of(model: Any, cache: Any = None, steps: int = STEPS) -> list[torch.T
 
 
 def cases(label: str) -> list[Any]:
-    """Return each text with the place, the dtype and the call where it is raised."""
+    """Return each text with the place, the dtype and the call where it is raised; every second round of places is slow."""
     return [
         pytest.param(
             text, PLACES[number % len(PLACES)], (torch.bfloat16, torch.float16)[number // 3 % 2], number % 3,
             id=f"{number}-{text['type']}-{text['message'][:24]}",
+            marks=pytest.mark.slow if number // len(PLACES) % 2 else (),
         )
         for number, text in enumerate(texts_of(label))
     ]  # fmt: skip

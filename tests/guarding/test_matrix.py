@@ -110,7 +110,10 @@ def test_strategies(strategy: str, moment: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cache_name", "moment", "kind"), pairwise(CACHES, MOMENTS, ["cublas", "nan", "inf", "mismatch"])
+    ("cache_name", "moment", "kind"),
+    pairwise(
+        CACHES, MOMENTS, ["cublas", "nan", "inf", "mismatch"], fewer={1: ("prefill", "middle"), 2: ("cublas", "nan")}
+    ),
 )
 def test_caches(cache_name: str, moment: str, kind: str) -> None:
     """Every cache is rolled back to where the step began, and cast."""
@@ -127,7 +130,9 @@ def linear_of(model: nn.Module) -> str:
 
 @pytest.mark.parametrize(
     ("name", "call", "kind"),
-    pairwise(sorted(set(ARCHITECTURES) - {"qwen3", "mistral", "gemma3"}), [0, 1, 6], ["cublas", "nan"]),
+    pairwise(
+        sorted(set(ARCHITECTURES) - {"qwen3", "mistral", "gemma3"}), [0, 1, 6], ["cublas", "nan"], fewer={1: (0, 6)}
+    ),
 )
 def test_architectures(name: str, call: int, kind: str) -> None:
     """Attention, mixtures, states, hybrids and encoder-decoders alike go on from the very step."""

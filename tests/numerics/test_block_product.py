@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from safe_dtype.numerics import Blocks, can_lay_out, product
@@ -53,10 +54,9 @@ def test_blocks_have_no_history() -> None:
     assert not Blocks.of(torch.nn.Parameter(numbers(300, 64))).tensor.requires_grad
 
 
-@pytest.mark.parametrize("wide", [F32, None], ids=["in-f32", "as-stored"])
-@pytest.mark.parametrize("rows", [0, 1, 2, 8, 9, 17, 100])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
+@pytest.mark.parametrize(
+    ("shape", "rows", "dtype", "wide"), pairwise(SHAPES, [0, 1, 2, 8, 9, 17, 100], [BF16, F16], [F32, None])
+)
 def test_a_product_is_rounded_once(
     dtype: torch.dtype, shape: tuple[int, int], rows: int, wide: torch.dtype | None
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pairwise import pairwise
 from torch import Tensor, nn
 
 from safe_dtype.errors import UnknownDtypeError
@@ -79,9 +80,7 @@ def roundings_off(result: Tensor, exact: Tensor) -> float:
     return float(((result.double() - exact).abs() / spacing).max())
 
 
-@pytest.mark.parametrize("compute", [F32, BF16, F16], ids=["in-f32", "in-bf16", "in-f16"])
-@pytest.mark.parametrize("storage", [F32, BF16, F16], ids=["f32", "bf16", "f16"])
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(("name", "storage", "compute"), pairwise(OPERATIONS, [F32, BF16, F16], [F32, BF16, F16]))
 def test_an_operation_is_as_exact_as_the_coarser_dtype(name: str, storage: torch.dtype, compute: torch.dtype) -> None:
     """A result has the storage dtype, and errs as the coarser of the two dtypes does."""
     _, call, operands = OPERATIONS[name]

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
+from verifying.fixed_answers import BATCH, LOGITS, saying
 
 from safe_dtype import drift_from, exceeds, measure_drift, record_outputs
 from safe_dtype.errors import IncomparableOutputsError
-
-BATCH = {"input_ids": torch.arange(3, 11)[None]}
-
-
-LOGITS = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
-
-
-def saying(logits: torch.Tensor) -> Callable[..., dict[str, torch.Tensor]]:
-    """Return a model that says `logits`, whatever it is asked."""
-    return lambda **_: {"logits": logits}
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,10 @@ import pytest
 import torch
 from tiny_models import TINY
 from verifying.by_the_book import Batches, check, logits_of, plain_figures, tiny
+from verifying.fixed_answers import BATCH, LOGITS, saying
 
 from safe_dtype import measure_drift
 from safe_dtype.errors import NothingToCompareError
-
-BATCH = {"input_ids": torch.arange(3, 11)[None]}
-
-
-LOGITS = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
-
-
-def saying(logits: torch.Tensor) -> Callable[..., dict[str, torch.Tensor]]:
-    """Return a model that says `logits`, whatever it is asked."""
-    return lambda **_: {"logits": logits}
 
 
 def test_no_batches() -> None:

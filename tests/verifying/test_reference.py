@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import TINY
+from verifying.fixed_answers import BATCH, LOGITS, saying, spoilt
 
 from safe_dtype import measure_drift
 from safe_dtype.errors import DegenerateReferenceError, UnsteadyReferenceError
-
-BATCH = {"input_ids": torch.arange(3, 11)[None]}
-
-
-LOGITS = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
-
-
-def saying(logits: torch.Tensor) -> Callable[..., dict[str, torch.Tensor]]:
-    """Return a model that says `logits`, whatever it is asked."""
-    return lambda **_: {"logits": logits}
-
-
-def spoilt(whole: torch.Tensor, *spots: tuple[tuple[Any, ...], float]) -> torch.Tensor:
-    """Return a copy with other numbers in it."""
-    copy = whole.clone()
-    for where, value in spots:
-        copy[where] = value
-    return copy
 
 
 def test_dropout_left_on() -> None:

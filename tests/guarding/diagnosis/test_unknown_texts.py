@@ -125,10 +125,11 @@ def way_of(index: int, error: Exception) -> int:
 
 
 def cases(errors: list[Exception]) -> list[Any]:
-    """Return every error with a place to raise it, and a way."""
+    """Return every error with a place to raise it, and a way; every second round of the places is slow."""
     return [
         pytest.param(error, f"{LAYER}.{PLACES[index % len(PLACES)]}".rstrip("."), way_of(index, error),
-                     id=f"{index}-{type(error).__name__}")
+                     id=f"{index}-{type(error).__name__}",
+                     marks=pytest.mark.slow if index // len(PLACES) % 2 else ())
         for index, error in enumerate(errors)
     ]  # fmt: skip
 

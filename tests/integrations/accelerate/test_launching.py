@@ -253,6 +253,7 @@ def config_of(folder: Path, processes: int, machines: int = 1) -> str:
 OURS = [sys.executable, "-m", "safe_dtype", "launch", "--config_file"]
 
 
+@pytest.mark.slow
 def test_processes_meet(tmp_path: Path) -> None:
     """Two processes come up under our config, each with the hook of `safe-dtype run`, and hear of one another."""
     line = line_of([*OURS, config_of(tmp_path, 2)], MEET, tmp_path)

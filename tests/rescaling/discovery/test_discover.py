@@ -9,52 +9,19 @@ import pytest
 import torch
 import transformers as tf
 from rescaling.architectures import config_of, found_in, gauge_of, real_model
-from rescaling.discovery.patterns import pattern
+from rescaling.discovery.patterns import INTERIORS, LAYER, PRE_NORM, pattern
 
 from safe_dtype.facts import Rescale
 from safe_dtype.rescaling import fold_in
 from safe_dtype.rescaling.discovery.discover import discover, gauges_for
 from safe_dtype.rescaling.discovery.twin import make_twin
 
-_LAYER = "model.layers.*"
-
-
-PRE_NORM = {
-    f"> {_LAYER}": -1,
-    f"{_LAYER}.input_layernorm.variance_epsilon": -2,
-    f"{_LAYER}.self_attn.o_proj.weight": -1,
-    f"{_LAYER}.post_attention_layernorm.variance_epsilon": -2,
-    f"{_LAYER}.mlp.down_proj.weight": -1,
-    "model.norm.variance_epsilon": -2,
-}
-
-
-INTERIORS = {
-    "llama": {
-        "self_attn.q_proj / self_attn.scaling": {"self_attn.q_proj.weight": -1, "self_attn.scaling": 1},
-        "self_attn.v_proj / self_attn.o_proj": {"self_attn.v_proj.weight": -1, "self_attn.o_proj.weight": 1},
-        "mlp.up_proj / mlp.down_proj": {"mlp.up_proj.weight": -1, "mlp.down_proj.weight": 1},
-    },
-    "qwen2": {
-        "self_attn.q_proj / self_attn.scaling": {
-            "self_attn.q_proj.weight": -1, "self_attn.q_proj.bias": -1, "self_attn.scaling": 1,
-        },
-    },
-    "nemotron": {"mlp.up_proj / mlp.down_proj": {"mlp.up_proj.weight": -1, "mlp.down_proj.weight": 2}},  # relu ** 2
-    "gpt_oss": {
-        "self_attn.v_proj / self_attn.o_proj": {
-            "self_attn.v_proj.weight": -1, "self_attn.v_proj.bias": -1, "self_attn.o_proj.weight": 1,
-        },
-    },
-    "olmo": {"self_attn.v_proj / self_attn.o_proj": {"self_attn.v_proj.weight": -1, "self_attn.o_proj.weight": 1}},
-}  # fmt: skip
-
 
 def test_hybrid_layers() -> None:
     """Layers of different kinds, with attention or a state space, with experts or without, are moved each in its way."""
     moves = pattern(gauge_of("jamba", "residual"))
-    assert {moves[f"{_LAYER}.{name}.weight"] for name in ("self_attn.o_proj", "mamba.out_proj")} == {-1}
-    assert moves[f"{_LAYER}.feed_forward.down_proj.weight"] == moves[f"{_LAYER}.feed_forward.experts.down_proj"] == -1
+    assert {moves[f"{LAYER}.{name}.weight"] for name in ("self_attn.o_proj", "mamba.out_proj")} == {-1}
+    assert moves[f"{LAYER}.feed_forward.down_proj.weight"] == moves[f"{LAYER}.feed_forward.experts.down_proj"] == -1
 
 
 def test_twin_stays() -> None:

@@ -8,41 +8,18 @@ import pytest
 import torch
 import transformers as tf
 from rescaling.architectures import config_of, found_in, gauge_of
-from rescaling.discovery.patterns import pattern
+from rescaling.discovery.patterns import INTERIORS, LAYER, pattern
 
 from safe_dtype.facts import Move, Part, Rows
 from safe_dtype.rescaling.discovery.discover import discover
 from safe_dtype.rescaling.discovery.twin import make_twin
-
-_LAYER = "model.layers.*"
-
-
-INTERIORS = {
-    "llama": {
-        "self_attn.q_proj / self_attn.scaling": {"self_attn.q_proj.weight": -1, "self_attn.scaling": 1},
-        "self_attn.v_proj / self_attn.o_proj": {"self_attn.v_proj.weight": -1, "self_attn.o_proj.weight": 1},
-        "mlp.up_proj / mlp.down_proj": {"mlp.up_proj.weight": -1, "mlp.down_proj.weight": 1},
-    },
-    "qwen2": {
-        "self_attn.q_proj / self_attn.scaling": {
-            "self_attn.q_proj.weight": -1, "self_attn.q_proj.bias": -1, "self_attn.scaling": 1,
-        },
-    },
-    "nemotron": {"mlp.up_proj / mlp.down_proj": {"mlp.up_proj.weight": -1, "mlp.down_proj.weight": 2}},  # relu ** 2
-    "gpt_oss": {
-        "self_attn.v_proj / self_attn.o_proj": {
-            "self_attn.v_proj.weight": -1, "self_attn.v_proj.bias": -1, "self_attn.o_proj.weight": 1,
-        },
-    },
-    "olmo": {"self_attn.v_proj / self_attn.o_proj": {"self_attn.v_proj.weight": -1, "self_attn.o_proj.weight": 1}},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "called"), [(name, called) for name, ones in INTERIORS.items() for called in ones])
 def test_inside_of_blocks(name: str, called: str) -> None:
     """One weight becomes smaller with its bias, in every layer, and another thing makes up for it."""
     gauge = gauge_of(name, called)
-    expected = {f"{_LAYER}.{key}": power for key, power in INTERIORS[name][called].items()}
+    expected = {f"{LAYER}.{key}": power for key, power in INTERIORS[name][called].items()}
     assert pattern(gauge) == expected
     layers = {move.target.split(".")[2] for move in gauge.moves}
     assert len(gauge.moves) == len(expected) * len(layers)
@@ -113,8 +90,8 @@ def test_every_other_row() -> None:
 def test_clamps() -> None:
     """No gauge goes through a clamp, though weights of ordinary size hardly reach it."""
     moved = {name for one in found_in("olmo-clipped").proved for name in pattern(one.gauge)}
-    assert f"{_LAYER}.mlp.up_proj.weight" in moved  # it has nothing to do with the clamp
-    assert not moved & {f"{_LAYER}.self_attn.{name}_proj.weight" for name in "qkv"}
+    assert f"{LAYER}.mlp.up_proj.weight" in moved  # it has nothing to do with the clamp
+    assert not moved & {f"{LAYER}.self_attn.{name}_proj.weight" for name in "qkv"}
 
 
 def test_gated_experts_of_gpt_oss() -> None:

@@ -7,63 +7,50 @@ from typing import Any
 import pytest
 import transformers as tf
 from rescaling.architectures import config_of, found_in, gauge_of
-from rescaling.discovery.patterns import pattern
+from rescaling.discovery.patterns import LAYER, PRE_NORM, pattern
 
 from safe_dtype.facts import Part
 from safe_dtype.rescaling.discovery.discover import discover
 from safe_dtype.rescaling.discovery.twin import make_twin
-
-_LAYER = "model.layers.*"
-
-
-PRE_NORM = {
-    f"> {_LAYER}": -1,
-    f"{_LAYER}.input_layernorm.variance_epsilon": -2,
-    f"{_LAYER}.self_attn.o_proj.weight": -1,
-    f"{_LAYER}.post_attention_layernorm.variance_epsilon": -2,
-    f"{_LAYER}.mlp.down_proj.weight": -1,
-    "model.norm.variance_epsilon": -2,
-}
-
 
 RESIDUALS = {
     "llama": PRE_NORM,
     "qwen3": PRE_NORM,
     "phi3": PRE_NORM,
     "mixtral": {
-        **{key: power for key, power in PRE_NORM.items() if "mlp" not in key}, f"{_LAYER}.mlp.experts.down_proj": -1,
+        **{key: power for key, power in PRE_NORM.items() if "mlp" not in key}, f"{LAYER}.mlp.experts.down_proj": -1,
     },
     "gpt_oss": {
         **{key: power for key, power in PRE_NORM.items() if "mlp" not in key},
-        f"{_LAYER}.self_attn.o_proj.bias": -1,
-        f"{_LAYER}.mlp.experts.down_proj": -1,
-        f"{_LAYER}.mlp.experts.down_proj_bias": -1,
+        f"{LAYER}.self_attn.o_proj.bias": -1,
+        f"{LAYER}.mlp.experts.down_proj": -1,
+        f"{LAYER}.mlp.experts.down_proj_bias": -1,
     },
     "gemma3": {  # its gains are 1 + weight
-        f"> {_LAYER}": -1,
-        f"{_LAYER}.input_layernorm.eps": -2,
-        f"< {_LAYER}.post_attention_layernorm": -1,
-        f"{_LAYER}.pre_feedforward_layernorm.eps": -2,
-        f"< {_LAYER}.post_feedforward_layernorm": -1,
+        f"> {LAYER}": -1,
+        f"{LAYER}.input_layernorm.eps": -2,
+        f"< {LAYER}.post_attention_layernorm": -1,
+        f"{LAYER}.pre_feedforward_layernorm.eps": -2,
+        f"< {LAYER}.post_feedforward_layernorm": -1,
         "model.norm.eps": -2,
     },
     "olmo2": {  # nothing is normalised on its way in
-        f"> {_LAYER}": -1,
-        f"{_LAYER}.self_attn.q_norm.variance_epsilon": -2,
-        f"{_LAYER}.self_attn.k_norm.variance_epsilon": -2,
-        f"{_LAYER}.post_attention_layernorm.variance_epsilon": -2,
-        f"{_LAYER}.post_attention_layernorm.weight": -1,
-        f"{_LAYER}.mlp.gate_proj.weight": 1,
-        f"{_LAYER}.post_feedforward_layernorm.variance_epsilon": -2,
-        f"{_LAYER}.post_feedforward_layernorm.weight": -1,
+        f"> {LAYER}": -1,
+        f"{LAYER}.self_attn.q_norm.variance_epsilon": -2,
+        f"{LAYER}.self_attn.k_norm.variance_epsilon": -2,
+        f"{LAYER}.post_attention_layernorm.variance_epsilon": -2,
+        f"{LAYER}.post_attention_layernorm.weight": -1,
+        f"{LAYER}.mlp.gate_proj.weight": 1,
+        f"{LAYER}.post_feedforward_layernorm.variance_epsilon": -2,
+        f"{LAYER}.post_feedforward_layernorm.weight": -1,
         "model.norm.variance_epsilon": -2,
     },
     "olmo": {  # its eps is written into the code
-        f"> {_LAYER}": -1,
-        f"> {_LAYER}.input_layernorm": 1,
-        f"{_LAYER}.self_attn.o_proj.weight": -1,
-        f"> {_LAYER}.post_attention_layernorm": 1,
-        f"{_LAYER}.mlp.down_proj.weight": -1,
+        f"> {LAYER}": -1,
+        f"> {LAYER}.input_layernorm": 1,
+        f"{LAYER}.self_attn.o_proj.weight": -1,
+        f"> {LAYER}.post_attention_layernorm": 1,
+        f"{LAYER}.mlp.down_proj.weight": -1,
         "> model.norm": 1,
     },
 }  # fmt: skip
