@@ -33,8 +33,13 @@ from safe_dtype import FLOAT16, FLOAT32, guard, report
 from safe_dtype.errors import StrictModeError
 from safe_dtype.testing import fault
 
+# Each of them counts as a simpler one does, with one thing more of transformers' own.
+VARIATIONS = ("sampled-batch", "processors", "streamer", "tokens-alone", "chunked-prefill", "static-sliding")
 
-@pytest.mark.parametrize("loop", LOOPS)
+
+@pytest.mark.parametrize(
+    "loop", [pytest.param(loop, marks=pytest.mark.slow if loop in VARIATIONS else ()) for loop in LOOPS]
+)
 def test_a_token_takes_no_read_of_ours(loop: str, rehearsal: Rehearsal) -> None:
     """Guarded and plain wait equally often for a token, and give the same; a generation reads a verdict once."""
     name, options, reads, operations = LOOPS[loop]
