@@ -19,9 +19,8 @@ from .ready_configs import config_file, ready_names
 RESTARTS = 3  # of all processes together, where one ends with an error
 _SECONDS_TO_START = 300  # that the machines of one job may start apart
 _PORT = 29500  # accelerate's default
-_LAUNCHER = "accelerate.commands.launch"  # of accelerate
-# The same, and no restart after an error of the program.
-_RESTARTING = "safe_dtype.integrations.accelerate.restarting_launch"
+# That of accelerate, and no restart after an error of the program.
+_LAUNCHER = "safe_dtype.integrations.accelerate.restarting_launch"
 _MODULE = "safe_dtype.run"  # as `python -m`: plans and guards every model of the script
 
 
@@ -95,7 +94,7 @@ def launch_of(arguments: Sequence[str], environment: Mapping[str, str], run_opti
     script = [_MODULE, *run_options, *(["-m"] if order.asked.module else []), *order.script]
     settings = {**_rendezvous_settings(order), **({"ACCELERATE_USE_CPU": "true"} if order.uses_processors else {})}
     return Launch(
-        ("-m", _RESTARTING if _restarts(order) else _LAUNCHER, *options, *added, *script),
+        ("-m", _LAUNCHER, *options, *added, *script),
         tuple((name, value) for name, value in settings.items() if name not in environment),
         order.script[0],
         bool(order.asked.module),
@@ -236,10 +235,6 @@ def _type(config: Any) -> str:
 
 def _restart_options(order: _Order) -> list[str]:
     return [] if order.says("max_restarts") else ["--max_restarts", str(RESTARTS)]
-
-
-def _restarts(order: _Order) -> bool:
-    return not order.says("max_restarts") or order.asked.max_restarts > 0
 
 
 def _rendezvous_options(order: _Order) -> list[str]:

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safe_dtype.ranks import FAILED_IN_DTYPE, PEER_LOST
 
@@ -120,23 +120,29 @@ def watching(monitor: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     """Run `accelerate launch` with the arguments of this process, and end with the status that the program has ended with."""
-    from accelerate.commands.launch import main as launch
+    from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.api import SubprocessContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     SubprocessContext._close = waiting_for_the_cause(SubprocessContext._close)  # type: ignore[method-assign]
     LocalElasticAgent._monitor_workers = watching(LocalElasticAgent._monitor_workers)  # type: ignore[method-assign]
+    asked = launch_command_parser().parse_args()
+    # With --quiet accelerate shows no traceback of its own for the only process, and ends with 1, however that ended.
+    is_quiet, asked.quiet = asked.quiet, False
     try:
-        launch()
-    except (ChildFailedError, subprocess.CalledProcessError) as exc:  # the latter of the only process
-        failures = exc.failures.items() if isinstance(exc, ChildFailedError) else ()
-        ends = [_end_of(rank, failure) for rank, failure in failures] or [RankEnd(0, getattr(exc, "returncode", 0))]
-        status = status_of(ends)
-        if status is None:
-            raise
+        launch_command(asked)
+    except ChildFailedError as exc:
+        _end_with(status_of(_end_of(rank, failure) for rank, failure in exc.failures.items()), is_quiet=False)
+    except subprocess.CalledProcessError as exc:  # of the only process, which is not started again
+        _end_with(exc.returncode if exc.returncode > 0 else None, is_quiet=is_quiet)
+
+
+def _end_with(status: int | None, *, is_quiet: bool) -> NoReturn:
+    """End with a status, 1 where the program has chosen none, while the exception of the launcher is handled."""
+    if not is_quiet:
         traceback.print_exc()
-        sys.exit(status)
+    sys.exit(1 if status is None else status)
 
 
 def _end_of(rank: int, failure: Any) -> RankEnd:

@@ -45,12 +45,11 @@ def test_what_is_open_is_set() -> None:
     assert line.startswith("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 PET_STANDALONE=1 PET_LOCAL_ADDR=127.0.0.1 python")
 
 
-def test_who_restarts() -> None:
-    """What restarts ranks is ours, which leaves out errors of the program; where nothing is restarted it is accelerate's."""
+def test_who_launches() -> None:
+    """What starts ranks is ours, which starts none again for an error of the program, and ends with its status."""
     ours = "python -m safe_dtype.integrations.accelerate.restarting_launch "
     assert ours in words_of("train.py")
-    assert ours in words_of("--max_restarts", "7", "train.py")
-    assert "python -m accelerate.commands.launch " in words_of("--max_restarts", "0", "train.py")
+    assert ours in words_of("--max_restarts", "0", "train.py")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,8 @@ def test_what_is_said_is_kept() -> None:
     line = words_of("--max-restarts", "0", "--rdzv_backend", "static", "train.py")
     assert (
         line
-        == "python -m accelerate.commands.launch --max-restarts 0 --rdzv_backend static -m safe_dtype.run train.py"
+        == "python -m safe_dtype.integrations.accelerate.restarting_launch --max-restarts 0 --rdzv_backend static "
+        "-m safe_dtype.run train.py"
     )
     assert "PET_STANDALONE" not in words_of("train.py", PET_STANDALONE="0")
 

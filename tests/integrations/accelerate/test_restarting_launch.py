@@ -76,44 +76,52 @@ if dist.get_rank() == 1:
 dist.all_reduce(torch.ones(1))
 """,
     "killed": """
-import os, pathlib, signal, time
+import os, pathlib, signal, sys, time
 print("begun", flush=True)
-pathlib.Path(os.environ["RANK"]).touch()
-if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    while not pathlib.Path("0").exists():
-        time.sleep(0.01)
+attempt, rank = os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]
+pathlib.Path(f"begun {attempt} {rank}").touch()
+while not pathlib.Path(f"begun {attempt} 0").exists():
+    time.sleep(0.01)
+if (attempt, rank) == ("0", "1"):
     os.kill(os.getpid(), signal.SIGKILL)
+if attempt == "1":
+    time.sleep(0.5 * int(rank))  # who misses another one ends before that one is gone
+    sys.exit(3 if rank == "1" else 76)
 """,
 }
 BEGUN = {"syntax": 0, "error": 2, "alone": 2, "exit": 2, "killed": 4}
-STATUS = {"exit": 3, "killed": 0}  # of the launch; else 1
+STATUS = {"exit": 3, "killed": 3}  # of the launch; else 1
 
 
-def launched(folder: Path, script: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launched(folder: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """Return how a launch of two processes on the CPU has ended."""
-    command = [sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", str(processes), script]
+    command = [sys.executable, "-m", "safe_dtype", "launch", "--cpu", "--num_processes", str(processes), *arguments]
     settings = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("program", ["alone", "exit", "killed", pytest.param("error", marks=pytest.mark.slow),
-                                     pytest.param("syntax", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "program", [pytest.param(name, marks=[pytest.mark.slow] * (name != "killed")) for name in PROGRAMS]
+)
 def test_launch(program: str, tmp_path: Path) -> None:
-    """An error of the program ends the job at its first end, with one line that says so; who was killed comes again."""
+    """Who was killed comes again; an error or a status of the program ends the job the first time, with a line that says so."""
     (tmp_path / "train.py").write_text(PROGRAMS[program])
     done = launched(tmp_path, "train.py")
     assert done.stdout.count("begun") == BEGUN[program], done.stderr[-4000:]
     assert done.returncode == STATUS.get(program, 1)
-    assert done.stderr.count("nothing is started again") == (program != "killed")
+    assert done.stderr.count("nothing is started again") == 1
     if program == "alone":
         assert "rank 0 has ended with KeyError: 'labels', which is none of a dtype" in done.stderr
 
 
 @pytest.mark.slow
-def test_the_only_process(tmp_path: Path) -> None:
-    """A launch of one process ends with its status too."""
+@pytest.mark.parametrize("options", [(), ("--quiet",), ("--max_restarts", "0")], ids=" ".join)
+def test_the_only_process(options: tuple[str, ...], tmp_path: Path) -> None:
+    """A launch of one process ends with its status too, and with --quiet without a traceback of the launcher."""
     (tmp_path / "train.py").write_text("raise SystemExit(3)")
-    assert launched(tmp_path, "train.py", processes=1).returncode == 3
+    done = launched(tmp_path, *options, "train.py", processes=1)
+    assert done.returncode == 3
+    assert ("Traceback" in done.stderr) == (options != ("--quiet",))
 
 
 def test_a_script_that_is_not_there(tmp_path: Path) -> None:
