@@ -6,7 +6,7 @@ its state is told of FSDP once it is made, and the Accelerators that come after 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -209,14 +209,19 @@ def _left(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def differences(way: str) -> dict[str, str]:
-    """Return where each failure differs from the run that was switched by hand on all ranks as that step began."""
-    make = {"loop": in_a_loop, "trainer": with_the_trainer}[way]
-    results = {}
-    for case, dtype in FAILURES:
-        begin_case(f"{way}: {case.name}", 60)
-        ours = make(case)
-        scale = ours["scale"] if ours.get("scale") else case.scale
-        by_hand = make(replace(case, dtypes=(), by_hand=dtype, scale=scale))
-        results[case.name] = difference(ours, by_hand) + ("" if ours["ended in"] == dtype.name else ours["ended in"])
-    return results
+def differences(chosen: dict[str, list[str]]) -> dict[str, dict[str, str]]:
+    """Return where each failure differs from the run that was switched by hand on all ranks as that step began.
+
+    Args:
+        chosen: The names of the failures, for each way to train: "loop", "trainer".
+    """
+    ways = {"loop": in_a_loop, "trainer": with_the_trainer}
+    return {way: {name: _difference(way, ways[way], name) for name in names} for way, names in chosen.items()}
+
+
+def _difference(way: str, make: Callable[[Case], dict[str, Any]], name: str) -> str:
+    case, dtype = next(failure for failure in FAILURES if failure[0].name == name)
+    begin_case(f"{way}: {name}", 60)
+    ours = make(case)
+    by_hand = make(replace(case, dtypes=(), by_hand=dtype, scale=ours["scale"] or case.scale))
+    return difference(ours, by_hand) + ("" if ours["ended in"] == dtype.name else ours["ended in"])

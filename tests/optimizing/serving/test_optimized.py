@@ -160,7 +160,7 @@ def test_beyond_the_range(mlp: Path) -> None:
     ],
 )
 @inductor
-@pytest.mark.parametrize("form", ["export", "partial"], ids=str)
+@pytest.mark.parametrize("form", ["export", pytest.param("partial", marks=pytest.mark.slow)], ids=str)
 def test_mistake_of_the_caller(form: str, inputs: dict[str, Any], mlp: Path, tmp_path: Path) -> None:
     """What eager refuses, too, raises eager's error, without a warning, as often as it is tried."""
     if form == "partial":
