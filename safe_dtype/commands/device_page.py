@@ -22,7 +22,7 @@ from ..rendering.html_page import (
     section,
 )
 from ..rendering.tables import Column
-from ..rendering.units import bytes_text
+from ..rendering.units import bytes_text, digits_text
 
 _TONES: dict[VerdictKind, Tone] = {
     VerdictKind.NATIVE: "good", VerdictKind.SLOW: "fair", VerdictKind.WRONG: "bad", VerdictKind.UNSUPPORTED: "bad",
@@ -84,22 +84,27 @@ def _rates(facts: DeviceFacts) -> str:
     """Return two charts: how fast weights are read for one token, and how fast a prompt is multiplied."""
     products = [verdict for verdict in facts.verdicts if verdict.op == "matmul"]
     charts = (
-        ("One token: weights read by products of matrices, GB/s (linear scale, more is faster)", "decode_bytes_per_s", 1e9, "GB/s"),
-        ("A prompt: products of matrices with 512 rows, Gflop/s (linear scale, more is faster)", "prefill_flops_per_s", 1e9, "Gflop/s"),
+        ("One token: weights read by products of matrices, GB/s (linear scale, more is faster)", "decode_bytes_per_s", 3, "GB/s"),
+        ("A prompt: products of matrices with 512 rows, Gflop/s (linear scale, more is faster)", "prefill_flops_per_s", 4, "Gflop/s"),
     )  # fmt: skip
     return "".join(_rate_chart(products, *chart) for chart in charts)
 
 
-def _rate_chart(verdicts: list[Verdict], name: str, field: str, unit: float, written: str) -> str:
-    rates = [(verdict, rate / unit) for verdict in verdicts if (rate := getattr(verdict, field))]
+def _rate_chart(verdicts: list[Verdict], name: str, field: str, digits: int, written: str) -> str:
+    rates = [(verdict, rate / 1e9) for verdict in verdicts if (rate := getattr(verdict, field))]
     if len(rates) < 2:
         return ""
     largest = max(rate for _, rate in rates)
     rows = [
-        ChartRow(str(verdict.dtype), (ChartBar(0, 100 * rate / largest, 1),), f"{rate:,.4g} {written}", verdict.reason)
+        ChartRow(
+            str(verdict.dtype),
+            (ChartBar(0, 100 * rate / largest, 1),),
+            f"{digits_text(rate, digits)} {written}",
+            verdict.reason,
+        )
         for verdict, rate in rates
     ]
-    axis = linear_axis(largest, name, ((value, f"{value:,.4g}") for value in even_steps(largest)))
+    axis = linear_axis(largest, name, ((value, digits_text(value, 4)) for value in even_steps(largest)))
     return bar_chart(rows, (), axis)
 
 
@@ -109,8 +114,8 @@ def _row(verdict: Verdict) -> tuple[Cell, ...]:
         verdict.dtype.name,
         verdict.op,
         Tag(str(verdict.kind), _TONES[verdict.kind]),
-        f"{read / 1e9:,.3g} GB/s" if read else "",
-        f"{multiply / 1e9:,.4g} Gflop/s" if multiply else "",
+        f"{digits_text(read / 1e9)} GB/s" if read else "",
+        f"{digits_text(multiply / 1e9, 4)} Gflop/s" if multiply else "",
         "" if error is None else f"{error:.1e}",
         verdict.reason,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..facts import DeviceFacts, LearnedFailure, Verdict
 from ..rendering.tables import Column, page, table
-from ..rendering.units import bytes_text
+from ..rendering.units import bytes_text, digits_text
 
 _COLUMNS = (
     *(Column(title) for title in ("dtype", "operation", "verdict")),
@@ -71,8 +71,8 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
         verdict.dtype.name,
         verdict.op,
         str(verdict.kind),
-        f"{read / 1e9:.3g} GB/s" if read else "-",
-        f"{multiply / 1e9:.4g} Gflop/s" if multiply else "-",
+        f"{digits_text(read / 1e9)} GB/s" if read else "-",
+        f"{digits_text(multiply / 1e9, 4)} Gflop/s" if multiply else "-",
         "-" if error is None else f"{error:.1e}",
         verdict.reason,
     )

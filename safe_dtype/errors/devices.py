@@ -20,7 +20,7 @@ class UnknownDtypeError(SafeDtypeError, ValueError):
     def __str__(self) -> str:
         return (
             f"No dtype is called {self.name!r}. Next: use one of {', '.join(self.known)}, or the short names bf16, "
-            "fp16, fp32, fp8."
+            "fp16, fp32, fp8; a model is loaded in bfloat16, float16 or float32."
         )
 
 

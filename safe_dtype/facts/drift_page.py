@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..rendering.notebook import html_table, notebook, paragraph, picture
@@ -50,11 +51,19 @@ def _unit(drift: Drift) -> str:
 
 def drift_figures(drift: Drift) -> Iterator[tuple[str, str]]:
     """Yield every figure of one output, by its name with its unit."""
+    figures: list[tuple[str, float | None, str]] = [
+        ("same first choice", drift.top1_agreement, ".2%"),
+        ("largest difference", drift.max_abs, ".3g"),
+        ("relative RMS", drift.rel_rms, ".2e"),
+        ("perplexity ratio", drift.perplexity_ratio, ".6f"),
+        ("cosine of hidden states", drift.hidden_cosine, ".6f"),
+        ("mIoU", drift.miou, ".6f"),
+    ]
     if drift.kind != "values":
-        yield "mean KL, nats", f"{drift.kl_mean:.2e}"
-        yield "KL that 99 % do not exceed, nats", f"{drift.kl_p99:.2e}"
-    yield "same first choice", f"{drift.top1_agreement:.2%}"
-    yield "largest difference", f"{drift.max_abs:.3g}"
-    yield "relative RMS", f"{drift.rel_rms:.2e}"
-    others = (("perplexity ratio", drift.perplexity_ratio), ("cosine of hidden states", drift.hidden_cosine))
-    yield from ((name, f"{value:.6f}") for name, value in (*others, ("mIoU", drift.miou)) if value is not None)
+        figures[:0] = [
+            ("mean KL, nats", drift.kl_mean, ".2e"),
+            ("KL that 99 % do not exceed, nats", drift.kl_p99, ".2e"),
+        ]
+    for name, value, form in figures:
+        if value is not None:
+            yield name, f"{value:{form}}" if math.isfinite(value) else "not finite"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -274,7 +275,9 @@ class HalfRange:
 
 def _number(size: float) -> str:
     """Return three digits of `size`, and no power of ten below ten million: 451234.0 -> '451,000'."""
-    return f"{float(f'{size:.3g}'):,.0f}" if 1000 <= size < 1e7 else f"{size:.3g}"
+    if math.isinf(size):
+        return "infinity"
+    return f"{float(f'{size:.3g}'):,.0f}" if 999.5 <= size < 1e7 else f"{size:.3g}"
 
 
 @dataclass(frozen=True, slots=True)

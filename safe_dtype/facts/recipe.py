@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..rendering.json_numbers import json_numbers
 from .drift_values import drift_from_dict, drift_to_dict
 from .measured import CheckpointIdentity, Drift
 from .rescale import MOST_BITS, Part, Rescale, Rows
@@ -47,7 +48,7 @@ class Recipe:
             "weights": list(self.weights),
             "rescale": self.rescale.to_dict() if self.rescale else None,
             "islands": list(self.islands),
-            "drift": drift_to_dict(self.drift),
+            "drift": json_numbers(drift_to_dict(self.drift)),
             "max_drift": self.max_drift,
             "reference": self.reference,
             "measured_on": dict(self.measured_on),

@@ -46,7 +46,7 @@ _WHOLE = "it may not load there; device_map='auto' would spread it"
 def make_plan(
     device: DeviceFacts,
     checkpoint: CheckpointFacts,
-    policy: Policy | None = None,
+    policy: Policy | str | None = None,
     *,
     ordered: Dtype | None = None,
     expected: Collection[Candidate] | None = None,
@@ -56,7 +56,7 @@ def make_plan(
     Args:
         device: What was measured on it, or what the table of priors knows of a device that is not here.
         checkpoint: What its files hold.
-        policy: What the user wants; None is the default.
+        policy: What the user wants, also as a text such as "prefer=memory"; None is the default.
         ordered: The dtype that the caller passed, if any.
         expected: Candidates whose range or rounding the first load measures, and which are taken to be well until then.
             None: on a device that nobody measured all that a load would measure there, else none.
@@ -64,8 +64,9 @@ def make_plan(
     Raises:
         NoSafeDtypeError: If every candidate was rejected, and not for want of memory alone.
         StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
+        PolicyError: If the policy cannot be read.
     """
-    policy = policy or Policy()
+    policy = Policy.of(policy) or Policy()
     if not device.measured:
         checkpoint = as_loaded(checkpoint, device)
     if expected is None:

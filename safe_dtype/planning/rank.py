@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..facts import FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
-from ..rendering.units import bytes_text, longer_text
+from ..rendering.units import bytes_text, longer_text, times_text
 from .judge import loses, rounds
 from .plan import Decision, Ground
 from .policy import Policy
@@ -110,7 +110,7 @@ def _expected_ratios(picked: Decision, others: list[Decision], case: PlanningCas
         return []
     decodes = bool(case.checkpoint.cache.layers)
     where = " in prompts" if decodes else ""
-    faster = f", up to {picked.times_float32:.2g} times as fast{where} (peak rates)" if picked.times_float32 else ""
+    faster = f", up to {times_text(picked.times_float32)} as fast{where} (peak rates)" if picked.times_float32 else ""
     slow = [str(one.candidate) for one in others if one.kind is VerdictKind.SLOW]
     return [
         f"against float32, half the bytes to read{' for each new token' if decodes else ''}{faster}",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 
+def digits_text(number: float, digits: int = 3) -> str:
+    """Return a number in so many digits, with all of those before the point: 0.01234 -> '0.0123', 65432 -> '65,400'."""
+    rounded = float(f"{number:.{digits}g}")
+    return f"{rounded:,.{digits}g}" if abs(rounded) < 10**digits else f"{rounded:,.0f}"
+
+
 def bytes_text(count: float) -> str:
-    """Return `count` bytes in decimal units: 2.4e9 -> '2.4 GB'."""
+    """Return `count` bytes in decimal units: 2.4e9 -> '2.4 GB', and 999,999 -> '1 MB'."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
+        if float(f"{count / size:.3g}") >= 1:
+            return f"{digits_text(count / size)} {unit}"
     return f"{count:.0f} B"
 
 
 def seconds_text(seconds: float) -> str:
     """Return `seconds` with a unit that keeps three digits: 0.0042 -> '4.2 ms'."""
-    if seconds >= 1:
-        return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+    if float(f"{seconds:.3g}") >= 1:
+        return f"{seconds:.3g} s" if float(f"{seconds:.3g}") < 1000 else f"{seconds:,.0f} s"
+    return f"{seconds * 1e3:.3g} ms" if float(f"{seconds:.3g}") >= 1e-3 else f"{seconds * 1e6:.3g} us"
 
 
 def longer_text(ratio: float) -> str:

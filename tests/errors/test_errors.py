@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import pkgutil
 from typing import Any
 
 import pytest
@@ -131,6 +132,21 @@ def test_next_step(cls: type[errors.SafeDtypeError]) -> None:
     before, _, after = str(made_of_little(cls)).partition("Next: ")
     assert before
     assert len(after) > 1
+
+
+def test_no_class_is_hidden_in_its_module() -> None:
+    """What a module of errors defines can be imported from `safe_dtype.errors`, and is listed there."""
+    modules = [
+        importlib.import_module(f"{errors.__name__}.{one.name}") for one in pkgutil.iter_modules(errors.__path__)
+    ]
+    defined = {
+        one.__name__
+        for module in modules
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, errors.SafeDtypeError) and one.__module__ == module.__name__
+    }
+    assert defined == {cls.__name__ for cls in CLASSES}
+    assert defined <= set(errors.__all__)
 
 
 def test_every_class_is_raised_or_a_base() -> None:

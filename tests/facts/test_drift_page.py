@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from safe_dtype import Drift
+from safe_dtype.facts.drift_page import drift_figures
 
 TOKENS = Drift("tokens", 512, 1.8e-6, 2.2e-5, 1.0, 0.004, 1.5e-4, perplexity_ratio=1.000012)
 
@@ -55,3 +56,10 @@ def test_not_finite(value: float) -> None:
     """NaN and infinity are the longest bars."""
     ((_, width),) = bars_of(replace(TOKENS, kl_mean=value, kl_p99=value))
     assert width == 460
+
+
+def test_figures_that_are_not_finite() -> None:
+    """What is no number is said in words: a reader may take "inf" for a unit."""
+    figures = dict(drift_figures(replace(TOKENS, max_abs=math.inf, perplexity_ratio=math.nan)))
+    assert figures["largest difference"] == figures["perplexity ratio"] == "not finite"
+    assert figures["mean KL, nats"] == "1.80e-06"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +34,13 @@ def plain() -> dict[str, Any]:
 def test_it_comes_back() -> None:
     """What was written is read."""
     assert Recipe.from_dict(plain(), KEY) == RECIPE
+
+
+def test_a_figure_without_end() -> None:
+    """JSON has no infinity (of a perplexity, say): it is written as a text, and comes back."""
+    endless = replace(RECIPE, drift=replace(drift(1e-5), perplexity_ratio=math.inf))
+    text = json.dumps(endless.to_dict(), allow_nan=False)
+    assert Recipe.from_dict(json.loads(text), KEY) == endless
 
 
 def changed(*path: Any, to: Any) -> dict[str, Any]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from publishing.loopback import LoopbackHub, drop, status, truncate
 
+from safe_dtype.hub import lookup
 from safe_dtype.hub.errors import HubError
 from safe_dtype.hub.lookup import described, is_offline, json_file, small_file
 
@@ -48,8 +57,6 @@ def test_no_json(hub: LoopbackHub) -> None:
 
 def test_offline(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline is what the client was told."""
-    from huggingface_hub import constants
-
     assert not is_offline()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert is_offline()
@@ -81,3 +88,69 @@ def test_no_file(hub: LoopbackHub, action: Any) -> None:
     with pytest.raises(HubError):
         small_file(REPO, "a.json", most_bytes=2**20, token=None)
     assert len(hub.requests) == 1
+
+
+@contextmanager
+def sending(pieces: Iterable[bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A Hub that answers every question with these bytes, one piece after the other."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):  # whoever asked has gone, or the test is over
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(2**16)
+                for piece in pieces:
+                    connection.sendall(piece)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(lookup, "_TIMEOUT_SECONDS", 0.3)
+    with server:
+        yield
+
+
+def slowly(text: bytes, seconds: float) -> Iterator[bytes]:
+    """Give one byte after the other, each before the client's own limit."""
+    for one in text:
+        time.sleep(seconds)
+        yield bytes([one])
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nX-Error-Code: EntryNotFound\r\n\r\n"
+BOMB = gzip.compress(bytes(2**20))
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param(lambda: slowly(OK + b"X: " + b"a" * 100, 0.02), id="headers-that-trickle"),
+        pytest.param(lambda: itertools.chain([OK], itertools.repeat(b"X: " + b"a" * 1000)), id="headers-without-end"),
+        pytest.param(lambda: itertools.chain([OK, b"\r\n"], slowly(b" " * 100, 0.02)), id="a-file-that-trickles"),
+        pytest.param(lambda: itertools.chain([OK, b"\r\n"], itertools.repeat(b" " * 2**16)), id="a-file-without-end"),
+        pytest.param(lambda: [OK, b"Content-Encoding: gzip\r\n\r\n", BOMB], id="a-file-that-swells"),
+    ],
+)
+def test_an_answer_without_end(pieces: Any, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a server does, there is an error after the seconds that a question may take, and no gigabyte is read."""
+    with sending(pieces(), monkeypatch):
+        begun = time.monotonic()
+        with pytest.raises(HubError):
+            small_file(REPO, "a.json", most_bytes=2**20, token=None)
+        assert time.monotonic() - begun < 3  # 0.3 s, on a machine that is busy
+
+
+def test_an_error_without_end(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an error the headers count, so its text is not read: no such file is no such file."""
+    with sending(itertools.chain([NOT_FOUND], itertools.repeat(b" " * 2**16)), monkeypatch):
+        assert small_file(REPO, "a.json", most_bytes=2**20, token=None) is None
+
+
+def test_a_card_that_trickles(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the Hub says of a repository is waited for no longer either."""
+    with sending(slowly(OK + b"X: " + b"a" * 100, 0.02), monkeypatch), pytest.raises(HubError):
+        described(REPO, revision=None, token=None)

@@ -74,6 +74,7 @@ def test_default_policy(device: DeviceFacts, saved: Dtype, storage: Dtype) -> No
 def test_prefer_memory(device: DeviceFacts, saved: Dtype, storage: Dtype) -> None:
     """prefer=memory takes the smallest that runs, rounding allowed, never a range that may not fit."""
     assert make_plan(device, f.checkpoint(saved), MEMORY).storage == storage
+    assert make_plan(device, f.checkpoint(saved), "prefer=memory") == make_plan(device, f.checkpoint(saved), MEMORY)
 
 
 @pytest.mark.parametrize("device", [f.AMPERE, f.AMX_CPU, f.MI210], ids=lambda device: device.name)

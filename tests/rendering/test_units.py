@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from safe_dtype.rendering.units import age_text, bytes_text, longer_text, seconds_text
+from safe_dtype.rendering.units import age_text, bytes_text, digits_text, longer_text, seconds_text
 
 
 @pytest.mark.parametrize(
     ("count", "words"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (2.4e9, "2.4 GB"), (123_456_789, "123 MB"), (5.5e12, "5.5 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (2.4e9, "2.4 GB"),
+        (123_456_789, "123 MB"),
+        (5.5e12, "5.5 TB"),
+        (999_999, "1 MB"),
+        (999_499, "999 kB"),
+        (1.2345e15, "1,230 TB"),
+    ],
 )
 def test_bytes(count: float, words: str) -> None:
     """Decimal units, three digits."""
@@ -18,11 +28,31 @@ def test_bytes(count: float, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.0042, "4.2 ms"), (4.2e-6, "4.2 us"), (0.001, "1 ms"), (1, "1 s"), (12.345, "12.3 s"), (12_345, "12,345 s")],
+    [
+        (0.0042, "4.2 ms"),
+        (4.2e-6, "4.2 us"),
+        (0.001, "1 ms"),
+        (1, "1 s"),
+        (12.345, "12.3 s"),
+        (12_345, "12,345 s"),
+        (999.9, "1,000 s"),
+        (0.9999, "1 s"),
+        (0.0009999, "1 ms"),
+        (0, "0 us"),
+    ],
 )
 def test_seconds(seconds: float, words: str) -> None:
     """The unit that keeps three digits."""
     assert seconds_text(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "words"),
+    [(65_432.0, 3, "65,400"), (0.01234, 3, "0.0123"), (999.9, 3, "1,000"), (1234.5, 4, "1,234"), (0, 3, "0")],
+)
+def test_digits(number: float, digits: int, words: str) -> None:
+    """So many digits, and no power of ten where a large number can be written out."""
+    assert digits_text(number, digits) == words
 
 
 @pytest.mark.parametrize(

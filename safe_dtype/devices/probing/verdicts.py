@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ...facts import BESIDE_FLOAT32, FLOAT32, Verdict, VerdictKind
+from ...rendering.units import digits_text
 
 ONE_ROW, FEW_ROWS, PREFILL_ROWS = 1, 16, 512
 # Our own figure: below it a narrower format still pays by the memory it saves.
@@ -96,7 +97,10 @@ def _judged(verdict: Verdict, base: Verdict | None) -> Verdict:
     many, one_row = _ratio(verdict, base, PREFILL_ROWS), _ratio(verdict, base, ONE_ROW)
     if many is None:
         return verdict
-    words = [f"{many:.2g}{BESIDE_FLOAT32} {PREFILL_ROWS} rows", f"{one_row:.2g}x at 1 row" if one_row else ""]
+    words = [
+        f"{digits_text(many, 2)}{BESIDE_FLOAT32} {PREFILL_ROWS} rows",
+        f"{digits_text(one_row, 2)}x at 1 row" if one_row else "",
+    ]
     kind = VerdictKind.SLOW if many > SLOW else VerdictKind.NATIVE
     return replace(
         verdict, kind=kind, reason="; ".join(filter(None, (", ".join(filter(None, words)), verdict.reason)))

@@ -100,12 +100,13 @@ def plan_with_half(
     if plan.ordered is None and not rates_are_sure(device):
         return plan, checkpoint, ()
     place = room_for_a_copy(plan, device, checkpoint)
-    half = half_of(plan, request, place or device, checkpoint, measure=False) or recipe_for(
-        request, checkpoint, plan.policy
-    )
+    half = half_of(plan, request, place or device, checkpoint, measure=False)
+    elsewhere = None if half else _of_another_device(plan, request, checkpoint)
+    if half is None and elsewhere is None:
+        half = recipe_for(request, checkpoint, plan.policy)
     if half is None and measure and place is not None:
         half = half_of(plan, request, place, checkpoint, measure=True)
-    half = half or _of_another_device(plan, request, checkpoint)
+    half = half or elsewhere
     if half is not None:
         checkpoint = replace(checkpoint, half=half)
         return make_plan(device, checkpoint, policy, ordered=plan.ordered, expected=()), checkpoint, ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ...rendering.bar_chart import ChartBar, ChartRow, Mark, bar_chart, even_steps, linear_axis, log_axis
@@ -27,6 +28,7 @@ from .plot import FormRow, form_rows
 from .report import HEADLINES, command_of
 
 _ERRORS = LogScale(10, -8, 0, 0, 100)
+_NOT_FINITE = "not finite"
 _TONES: dict[Outcome, Tone] = {Outcome.VERIFIED: "good", Outcome.SKIPPED: "none", Outcome.WRONG: "bad"}
 _OF_STATUS: dict[Status, Tone] = {Status.REACHED: "good", Status.FELL_BACK: "fair", Status.NO_DTYPE: "bad"}
 _DTYPES = (
@@ -104,15 +106,21 @@ def _drifts(rows: list[FormRow]) -> str:
 
 
 def _error(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1e}" if value else "0"
+    if value is None or not math.isfinite(value):
+        return "-" if value is None else _NOT_FINITE
+    return f"{value:.1e}" if value else "0"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2g}" if math.isfinite(value) else _NOT_FINITE
 
 
 def _dtype(verdict: DtypeVerdict) -> tuple[Cell, ...]:
     far = verdict.distance
     return (
         str(verdict.dtype),
-        "" if far is None else f"{far.relative:.2g}",
-        "" if far is None or far.kl is None else f"{far.kl:.2g}",
+        "" if far is None else _two_digits(far.relative),
+        "" if far is None or far.kl is None else _two_digits(far.kl),
         "" if verdict.seconds is None else seconds_text(verdict.seconds),
         "" if verdict.speedup is None else f"{verdict.speedup:.2f}",
         Tag(verdict.problem, "bad") if verdict.problem else Tag("passes", "good"),
@@ -129,7 +137,7 @@ def _attempt(number: int, attempt: FormAttempt, record: Optimization) -> tuple[C
         f"{attempt.form}{with_what}",
         str(attempt.dtype),
         Tag(outcome, _TONES.get(attempt.outcome, "bad")),
-        f"{max(errors):.2g}" if errors else "",
+        _two_digits(max(errors)) if errors else "",
         "" if seconds.build is None else seconds_text(seconds.build),
         "" if seconds.run is None else seconds_text(seconds.run),
         "" if attempt.speedup is None else f"{attempt.speedup:.2f}",

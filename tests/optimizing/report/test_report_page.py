@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import replace
 
 from one_file import loads_nothing
-from optimizing.recorded import RECORD
+from optimizing.recorded import RECORD, WRONG
 
-from safe_dtype.optimizing.nouns.record import Status
+from safe_dtype.optimizing.nouns.record import Distance, Stage, Status
 from safe_dtype.optimizing.report.report_page import report_page
 
 EVIL = "<script>alert(1)</script>"
@@ -41,3 +42,11 @@ def test_nothing_passed() -> None:
     loads_nothing(page)
     assert "There is no form to load" in page
     assert 'class="chart"' not in page
+
+
+def test_an_error_that_is_not_finite() -> None:
+    """A form that gives NaN is said to be off by no number."""
+    far = replace(WRONG, stages=(Stage("traced", Distance(math.inf, math.inf, -1.0), "other shapes"),))
+    page = report_page(replace(RECORD, attempts=(far,), chosen=None))
+    assert ">not finite</td>" in page
+    assert ">inf<" not in page
