@@ -72,7 +72,8 @@ font-size:.85rem;line-height:1.2}}
 .curve{{stroke:var(--of);stroke-width:1.3}}
 .lines{{stroke:var(--line);stroke-width:1}}
 .limit{{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:5 4}}
-@media (max-width:44rem){{
+@media (max-width:66rem){{td.wide{{min-width:8rem}}th,td{{padding-right:.6rem}}}}
+@media (max-width:54rem){{
 body{{padding:.8rem .9rem 2rem}}
 thead{{display:none}}
 tr{{display:block;padding:.4rem 0;border-bottom:1px solid var(--line)}}
