@@ -133,8 +133,10 @@ def _read(repo: str, path: str, most_bytes: int, token: Token) -> SmallFile:
     with get_session().stream("GET", hf_hub_url(repo, path), headers=headers, timeout=_TIMEOUT_SECONDS) as answer:
         if answer.status_code >= HTTPStatus.BAD_REQUEST:
             # The client would read all of the text of an error. What is missing stands in the headers.
-            told = {name: value for name, value in answer.headers.items() if name.lower() not in _OF_THE_BODY}
-            hf_raise_for_status(type(answer)(answer.status_code, headers=told, content=b"", request=answer.request))
+            remaining = {name: value for name, value in answer.headers.items() if name.lower() not in _OF_THE_BODY}
+            hf_raise_for_status(
+                type(answer)(answer.status_code, headers=remaining, content=b"", request=answer.request)
+            )
         if (encoding := answer.headers.get("Content-Encoding", "identity")) != "identity":
             raise ValueError(f"it is compressed ({encoding[:20]})")
         content = _bytes_of(answer, most_bytes)
