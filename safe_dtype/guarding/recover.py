@@ -19,6 +19,7 @@ from .callers_autocast import autocast_here
 from .classify import classify, first_line
 from .diagnosis.learn import keep, lesson
 from .diagnosis.lost_device import device_lost, loses_a_device
+from .diagnosis.spoiled_weights import spoiled_weights
 from .events import changing, record
 from .failure import Attempt, Event, Failure
 from .incident import Incident
@@ -76,11 +77,13 @@ class TriedRemedies:
             return
         self.log.undo(is_device_lost=ended_by is not None and loses_a_device(ended_by))
         guard.version += 1
-        name = type(guard.model()).__name__
+        model = guard.model()
+        name = type(model).__name__
         if own is not None:
+            spoiled = spoiled_weights(model.get_submodule(own)) if model is not None else None
             logger.warning(
-                "NaN or Inf in %s comes in float32 as well: handed on, and nothing was changed. Next: look at the "
-                "weights and the inputs of that module", own or name,
+                "NaN or Inf in %s comes in float32 as well: handed on, and nothing was changed. %s", own or name,
+                spoiled or "Next: look at the weights and the inputs of that module",
             )  # fmt: skip
         elif ended_by is not None and not isinstance(ended_by, Exception):
             logger.warning("%s: interrupted; the change was taken back (%s again)", name, guard.dtype())

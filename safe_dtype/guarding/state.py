@@ -156,6 +156,19 @@ class Guard:
             self.cast_from = self.autocast = None
             self.look_anew()
 
+    def follow(self, part: nn.Module) -> None:
+        """Guard on what is left of a model that nobody has any longer, as PEFT's `merge_and_unload` leaves its base.
+
+        That is the outermost of its models that `part`, which was called, lies in.
+        """
+        around = [one for one in self.parts if one is part or any(inner is part for inner in one.modules())]
+        root = max(around, key=lambda one: sum(1 for _ in one.modules()), default=part)
+        self.model = weakref.ref(root)
+        self.version += 1
+        self.written = {}
+        for name in ("blocks", "places", "parts"):
+            self.__dict__.pop(name, None)
+
     def look_anew(self) -> None:
         """Find out again which blocks are to be watched."""
         self.__dict__.pop("blocks", None)
@@ -244,6 +257,14 @@ def guard_of(module: nn.Module) -> Guard | None:
     """Return the guard that `module` answers to: its own, or that of the model it is a part of."""
     guard = module.__dict__.get(ATTRIBUTE)
     return guard if isinstance(guard, Guard) else None
+
+
+def guard_of_called(module: nn.Module) -> Guard | None:
+    """Return the guard of a module that is called, which goes on around it where the model it was a part of is gone."""
+    guard = guard_of(module)
+    if guard is not None and guard.model() is None:
+        guard.follow(module)
+    return guard
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import peft
@@ -95,3 +96,39 @@ def test_generates() -> None:
     until = IDS.shape[1] + event.step
     rest = wide.generate(input_ids=text[:, :until], max_new_tokens=6 - event.step, do_sample=False)
     assert torch.equal(rest, text)
+
+
+def overflowing() -> Any:
+    """Return a model in float16 whose base and adapter are within its range, and their merge is not."""
+    model = adapted(torch.float16, torch.float16)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data *= 1000
+    return model
+
+
+@pytest.mark.parametrize("around", ["adapted", "base"])
+def test_a_merge_that_overflows(around: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log names the weights that the merge has spoiled, and how to merge, whether base or adapted model was guarded."""
+    model = overflowing()
+    guard(model if around == "adapted" else model.base_model.model)
+    merged = model.merge_and_unload()
+    del model
+    gc.collect()
+    assert not logits(merged).isfinite().all()
+    (line,) = (record.getMessage() for record in caplog.records if "handed on" in record.getMessage())
+    assert "weight in " in line
+    assert "hold NaN or Inf" in line
+    assert "merge in float32" in line
+
+
+def test_merged_and_unloaded() -> None:
+    """The base that the merge returns is guarded as the adapted model was."""
+    merged = guard(adapted(BF16, BF16)).merge_and_unload()
+    gc.collect()
+    wide = adapted(FP32, FP32).merge_and_unload()
+    with fault(merged, "model.layers.1.mlp.down_proj", "nan") as put:
+        found = logits(merged)
+    assert put.fired
+    assert report(merged).events
+    torch.testing.assert_close(found, logits(wide), rtol=0, atol=3e-2)  # merged in bfloat16

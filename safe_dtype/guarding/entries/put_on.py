@@ -15,7 +15,7 @@ from ...numerics.followed import is_followed
 from ..deferred.sampling_loop import guard_sample
 from ..generate_batch import guarded_batch, step_of_a_batch
 from ..restart_generate import guarded_generate
-from ..state import ATTRIBUTE, CALL, Guard, guard_of, here
+from ..state import CALL, Guard, guard_of, guard_of_called, here
 from ..step import guarded_step
 from .attention_of_steps import quicken_attention
 from .batch_loop import guard_batch_loop
@@ -67,7 +67,7 @@ def _is_method(attribute: object) -> bool:
 
 def _guard_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: N807  (it is one)
-        guard, call = self.__dict__.get(ATTRIBUTE), original.__get__(self)
+        guard, call = guard_of_called(self), original.__get__(self)
         if guard is None:
             return call(*args, **kwargs)
         if _is_let_be(guard, self, CALL):
@@ -86,7 +86,7 @@ def _guard_method(name: str) -> Wrap:
             # Inside a call of the same module, as nearly always, at no cost that counts.
             if (steps := here.running) and steps[-1][1] is self and steps[-1][2] is CALL:
                 return original(self, *args, **kwargs)
-            guard = self.__dict__.get(ATTRIBUTE)
+            guard = guard_of_called(self)
             if guard is None or _is_let_be(guard, self, name):
                 return original(self, *args, **kwargs)
             return run(guard, self, original.__get__(self), args, kwargs)
@@ -155,7 +155,7 @@ def _guard_compiled_call(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        guard = guard_of(self)
+        guard = guard_of_called(self)
         if guard is None or self.training or is_covered(guard, self, "generate"):
             return original(self, *args, **kwargs)
         with set_aside(guard):
@@ -169,7 +169,7 @@ def _guard_generate(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _guard_batch(original: Callable[..., Any]) -> Callable[..., Any]:
     def generate_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        guard = guard_of(self)
+        guard = guard_of_called(self)
         if guard is None or self.training:
             return original(self, *args, **kwargs)
         return generate_among_peers(guarded_batch, guard, functools.partial(original, self), args, kwargs)
