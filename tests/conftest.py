@@ -1,6 +1,7 @@
 """Markers: `@pytest.mark.needs("cuda")` skips elsewhere, and `--must-have cuda` turns the skip into a failure.
 
-What is needed is hardware, a name of `NEEDS`, or else the module of a tool: `needs("peft")`.
+What is needed is hardware, a name of `NEEDS`, or else the module of a tool: `needs("peft")`, or a version of a package that
+is newer than the lowest one: `needs("transformers>=5.21")`.
 
 `--device rehearsal` gives this run an accelerator of host memory: see tests/accelerator/conftest.py.
 """
@@ -16,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 # Workers of xdist share the cores: with torch's own threads beside that the suite takes three times as long. Set before
@@ -32,8 +34,8 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
 import pytest
 import torch
 from limited_memory import can_limit
+from packaging.version import Version
 from recorded_cpu import record_for_children, recorded_cpu
-from transformers.utils.import_utils import is_serve_available
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -54,7 +56,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "mps": torch.backends.mps.is_available,
     "xpu": torch.xpu.is_available,
     "pagemap": lambda: os.access("/proc/self/pagemap", os.R_OK),  # a Linux that tells which pages are a file's
-    "serve": is_serve_available,  # transformers[serving]
+    "serve": lambda: all(map(importlib.util.find_spec, ("fastapi", "uvicorn", "openai"))),  # transformers[serving]
     "control_group": can_limit,  # a Linux where this process may limit the memory of another
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
@@ -63,6 +65,9 @@ NEEDS: dict[str, Callable[[], bool]] = {
 
 
 def _is_here(need: str) -> bool:
+    package, is_version, lowest = need.partition(">=")
+    if is_version:
+        return Version(version(package)) >= Version(lowest)
     return NEEDS[need]() if need in NEEDS else importlib.util.find_spec(need) is not None
 
 

@@ -236,7 +236,11 @@ PUBLISHED: dict[str, Published] = {
         ("model.vision_tower.layers.1", "model.multi_modal_projector", "model.language_model.layers.1.mlp", "lm_head"),
     ),
     "minicpm-v-4.6": Published(_minicpm_v("4_6"), _minicpm_v_inputs, _MINICPM),
-    "minicpm-v-4.7": Published(_minicpm_v("4_7", **_MARKS), _sliced_inputs, _MINICPM),
+    **(
+        {"minicpm-v-4.7": Published(_minicpm_v("4_7", **_MARKS), _sliced_inputs, _MINICPM)}
+        if hasattr(tf, "MiniCPMV4_7Config")  # not in transformers 5.16
+        else {}
+    ),
     "sapiens2-segmentation": Published(_sapiens2("SemanticSegmentation"), _picture, _SAPIENS),
     "sapiens2-pose": Published(_sapiens2("PoseEstimation"), _picture, _SAPIENS),
     "sapiens2-normals": Published(_sapiens2("NormalEstimation", use_pixel_shuffle=True), _picture, _SAPIENS),

@@ -25,6 +25,7 @@ from guarding.oracle import Switch
 from pairwise import pairwise
 from tiny_models import TINY
 from torch import nn
+from transformers import cache_utils
 
 from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, guard, report
 from safe_dtype.guarding import FailureKind
@@ -57,7 +58,11 @@ CACHES: dict[str, tuple[str, dict[str, Any]]] = {
     "sliding-and-full": ("gemma3", {}),
     "static-sliding": ("mistral", {"cache_implementation": "static", "disable_compile": True}),
     "static-sliding-and-full": ("gemma3", {"cache_implementation": "static", "disable_compile": True}),
-    "float8": ("qwen3", {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}),
+    **(
+        {"float8": ("qwen3", {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}})}
+        if hasattr(cache_utils, "Fp8QuantizedLayer")  # since transformers 5.21
+        else {}
+    ),
     "none": ("qwen3", {"use_cache": False}),
     "chunked-prefill": ("qwen3", {"prefill_chunk_size": 2}),
     "sliding-beams": ("gemma3", {"num_beams": 3}),

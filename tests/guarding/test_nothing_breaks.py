@@ -156,7 +156,7 @@ def test_gradient_checkpointing() -> None:
     """Checkpointed training gives the same gradients."""
     found = []
     for model in (guard(generator()), generator()):
-        model.activation_checkpointing_enable()
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name since 5.23
         model.train()(IDS, labels=IDS).loss.backward()
         found.append([one.grad for one in model.parameters()])
     assert_equal(*found)
@@ -273,6 +273,9 @@ def adapted(model: Any) -> Any:
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:You are calling .generate.. with the `input_ids`"
+)  # accelerate 1.10, of its own hooks
 @pytest.mark.parametrize("wrap", [dispatched, adapted], ids=lambda one: one.__name__)
 def test_wrapped_later(wrap: Callable[[Any], Any]) -> None:
     """A guarded model that is wrapped by another library works as a plain one does."""

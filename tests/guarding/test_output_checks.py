@@ -160,8 +160,12 @@ def test_is_sound(output: Any, *, sound: bool) -> None:
     assert is_sound(output, {}) == sound
 
 
+# In bfloat16 plain transformers 5.16 fails at it.
+SINCE = {"grounding-dino": pytest.mark.needs("transformers>=5.21")}
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SINCE.get(name, ())) for name in ZOO])
 def test_every_result_of_every_architecture(name: str) -> None:
     """No result of a sound model is taken for spoiled, and a single NaN or +Inf in any of them is seen."""
     model, inputs = ZOO[name].born(BF16)

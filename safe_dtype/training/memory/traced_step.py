@@ -58,7 +58,7 @@ class Checkpointing:
         """
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable(every_n_layers=self.every, offload=self.offload)
-        elif self == Checkpointing() and hasattr(model, "gradient_checkpointing_enable"):  # transformers before 5.20
+        elif self == Checkpointing() and hasattr(model, "gradient_checkpointing_enable"):  # transformers before 5.23
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             raise ValueError(f"{type(model).__name__} has no {self}")
