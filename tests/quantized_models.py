@@ -30,6 +30,12 @@ def tiny_qwen3(folder: Path) -> Path:
     return folder
 
 
+def marks_of(quantizer: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a file of tests against a quantizer, which has a lane of its own: `nox -s "tool(<its name>)"`."""
+    its_own_warnings = pytest.mark.filterwarnings("default")
+    return [pytest.mark.needs(quantizer), its_own_warnings, pytest.mark.slow]
+
+
 def load(folder: Path, dtype: torch.dtype, config: Any = None, *, plain: bool = False) -> Any:
     """Load it in `dtype`, quantized by `config` where there is one: by safe_dtype, or as transformers does."""
     classes = transformers.AutoModelForCausalLM if plain else SafeAutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""A machine on which pip finds nothing."""
+"""A machine on which pip finds nothing, and a model for every quantizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from quantized_models import tiny_qwen3
 
 
 @pytest.fixture
@@ -17,3 +18,9 @@ def no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "environments"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in bfloat16, of widths that every quantizer takes."""
+    return tiny_qwen3(tmp_path_factory.mktemp("quantizable") / "model")

@@ -19,14 +19,10 @@ from quantized_models import (
     assert_names_the_fault,
     assert_steps_down,
     load,
-    tiny_qwen3,
+    marks_of,
 )
 
-pytestmark = [
-    pytest.mark.needs("bitsandbytes"),
-    pytest.mark.filterwarnings("default"),  # those of bitsandbytes are no business of ours
-    pytest.mark.slow,
-]
+pytestmark = marks_of("bitsandbytes")
 KINDS: dict[str, dict[str, Any]] = {
     "8-bit": {"load_in_8bit": True},
     "fp4": {"load_in_4bit": True},
@@ -37,12 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "bnb_4bit_use_double_quant": True,
     },
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in bfloat16."""
-    return tiny_qwen3(tmp_path_factory.mktemp("bitsandbytes") / "model")
 
 
 def _config(kind: str) -> Any:

@@ -21,6 +21,7 @@ from quantized_models import (
     assert_names_the_fault,
     assert_steps_down,
     load,
+    marks_of,
     tiny_qwen3,
 )
 from safetensors.torch import load_file, save_file
@@ -28,11 +29,7 @@ from torch import Tensor
 
 from safe_dtype import SafeAutoModelForCausalLM, plan_of
 
-pytestmark = [
-    pytest.mark.needs("compressed_tensors"),
-    pytest.mark.filterwarnings("default"),  # those of compressed-tensors are no business of ours
-    pytest.mark.slow,
-]
+pytestmark = marks_of("compressed_tensors")
 GROUP = 32
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP, "symmetric": True, "dynamic": False}
 FLOAT8 = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}

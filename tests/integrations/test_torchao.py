@@ -21,7 +21,7 @@ from quantized_models import (
     assert_names_the_fault,
     assert_steps_down,
     load,
-    tiny_qwen3,
+    marks_of,
 )
 
 from safe_dtype.models.recast import recast
@@ -30,22 +30,12 @@ from safe_dtype.models.undo_log import UndoLog
 # None where torchao is absent: there all tests of this file are skipped, or fail by `--must-have`.
 ao = import_module("torchao.quantization") if find_spec("torchao") else None
 
-pytestmark = [
-    pytest.mark.needs("torchao"),
-    pytest.mark.filterwarnings("default"),  # those of torchao are no business of ours
-    pytest.mark.slow,
-]
+pytestmark = marks_of("torchao")
 KINDS = {
     "weight-only": ("Int8WeightOnlyConfig", 0.01),
     "dynamic": ("Int8DynamicActivationInt8WeightConfig", 0.02),
     "float8": ("Float8WeightOnlyConfig", 0.02),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in bfloat16."""
-    return tiny_qwen3(tmp_path_factory.mktemp("torchao") / "model")
 
 
 def _config(kind: str) -> Any:
