@@ -104,6 +104,15 @@ def test_under_a_limit(saved_in: str, share: float, options: dict[str, Any], loa
 
 @pytest.mark.slow
 @pytest.mark.needs("control_group")
+def test_nothing_fits_under_a_limit(load_limited: Any) -> None:
+    """Where the limit leaves no room for the largest weight the error comes, with its bytes, before the system ends the process."""
+    answer = load_limited("bfloat16", 0.2, policy="prompt=16,new=4")
+    assert answer["error"] == "NothingFitsError"
+    assert "device_map='auto': its largest weight takes 49.2 MB, " in answer["text"]
+
+
+@pytest.mark.slow
+@pytest.mark.needs("control_group")
 def test_8_bits_under_a_limit(load_limited: Any) -> None:
     """Who allows 8 bits has all of the model in memory where its 16 bits do not fit."""
     answer = load_limited("bfloat16", 0.85, policy="int8,prompt=16,new=4")
