@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -161,11 +162,14 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 
 def _saved(source: str, tensors: tuple[TensorFacts, ...]) -> Dtype:
-    filled: dict[Dtype, int] = {}
+    numbers: Counter[str] = Counter()
     for tensor in tensors:
-        if tensor.dtype in _SAVED:
-            dtype = _SAVED[tensor.dtype]
-            filled[dtype] = filled.get(dtype, 0) + tensor.numel * dtype.itemsize
+        numbers[tensor.dtype] += tensor.numel
+    filled: dict[Dtype, int] = {}
+    for name, count in numbers.items():
+        if name in _SAVED:
+            dtype = _SAVED[name]
+            filled[dtype] = filled.get(dtype, 0) + count * dtype.itemsize
     if not filled:
         formats = sorted({tensor.dtype for tensor in tensors}) or ["nothing"]
         raise CorruptCheckpointError(source, f"holds no floating-point weights, only {', '.join(formats)}")

@@ -85,8 +85,13 @@ def read_tensors(where: Where, files: Files, name: str, *, is_index: bool) -> tu
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         problem = f"{name} names {len(shards)} files, and {len(missing)} of them are not there: {listed}"
         raise MissingShardError(where.name, problem, "download them again")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        all_tensors = [tensor for tensors in pool.map(_reader(files, shards[0]), shards) for tensor in tensors]
+    read = _reader(files, shards[0])
+    if len(shards) <= _AT_ONCE and all(files.on_disk(shard) is not None for shard in shards):
+        headers = [read(shard) for shard in shards]
+    else:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            headers = list(pool.map(read, shards))
+    all_tensors = [tensor for tensors in headers for tensor in tensors]
     _compare(where, name, index, all_tensors)
     return tuple(all_tensors)
 

@@ -79,12 +79,13 @@ def way_back(old: torch.Tensor, new: torch.Tensor) -> Callable[[torch.Tensor], t
         return lambda tensor: tensor.to(dtype)
     if new.shape != old.shape or dtype not in _BITS:
         return _kept(old)
-    bits = _BITS[dtype]
-    differs = (new.to(dtype).view(bits) != old.view(bits)).flatten()
-    count = int(differs.sum())
-    if count == 0:
+    before, after = (tensor.view(_BITS[dtype]) for tensor in (old, new.to(dtype)))
+    if torch.equal(
+        before, after
+    ):  # as a cast to float32 is but for NaNs; to count what differs takes four times as long
         return lambda tensor: tensor.to(dtype)
-    if count > old.numel() * _FEW:
+    differs = (before != after).flatten()
+    if int(differs.count_nonzero()) > old.numel() * _FEW:
         return _kept(old)
     places = differs.nonzero().flatten()
     numbers, indices, shape = old.flatten()[places].cpu(), places.cpu(), old.shape

@@ -288,9 +288,11 @@ def _beside_float32(
 ) -> str:
     """Return how the parts of the predicted seconds compare with float32's, where both are known."""
     plain = Candidate(FLOAT32, FLOAT32)
+    if candidate == plain or cost.seconds is None:
+        return ""
     routes = candidate_routes(plain, device, checkpoint, policy)
     base = predict(plain, routes, device, checkpoint, policy.workload)
-    if candidate == plain or not base.seconds or cost.seconds is None:
+    if not base.seconds:
         return ""
     parts = (
         ("products", cost.product_seconds, base.product_seconds),

@@ -41,7 +41,12 @@ def rounded_tensors(storage: Dtype, checkpoint: CheckpointFacts) -> RoundedTenso
     What stays in float32 is not among it: by the lists of the architecture's class, or for its range.
     """
     floating = [tensor for tensor in checkpoint.tensors if "float" in tensor.dtype]
-    rounded = [tensor for tensor in floating if _is_rounded(tensor, storage, checkpoint)]
+    is_held = {dtype: holds(storage, dtype) for dtype in {tensor.dtype for tensor in floating}}
+    rounded = [
+        tensor
+        for tensor in floating
+        if not (is_held[tensor.dtype] or is_kept(tensor, storage, checkpoint) or is_out_of_range(tensor, storage))
+    ]
     if not rounded:
         return None
     return RoundedTensors(
@@ -53,11 +58,6 @@ def rounded_tensors(storage: Dtype, checkpoint: CheckpointFacts) -> RoundedTenso
         dtypes=tuple(dict.fromkeys(one.dtype for one in rounded)),
         kinds=tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", one.name) for one in rounded)),
     )
-
-
-def _is_rounded(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> bool:
-    in_float32 = is_kept(tensor, storage, checkpoint) or is_out_of_range(tensor, storage)
-    return not in_float32 and not holds(storage, tensor.dtype)
 
 
 def out_of_range(storage: Dtype, checkpoint: CheckpointFacts) -> tuple[TensorFacts, ...]:
@@ -77,7 +77,8 @@ def is_kept(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) ->
     if storage.itemsize != 2:
         return False
     patterns = checkpoint.keep_in_fp32_strict + (checkpoint.keep_in_fp32 if storage == FLOAT16 else ())
-    return any(re.search(pattern, tensor.name) for pattern in patterns)  # unanchored, as transformers matches them
+    # Unanchored, as transformers matches them; most architectures have none.
+    return bool(patterns) and any(re.search(pattern, tensor.name) for pattern in patterns)
 
 
 def _is_finer(saved: str, storage: Dtype) -> bool:

@@ -143,19 +143,23 @@ def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows:
 
 def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
     """Return the bytes of all tensors loaded in `storage`, those kept in float32 and the codes as they are."""
-    return sum(tensor.numel * _itemsize(tensor, storage, checkpoint) for tensor in checkpoint.tensors)
-
-
-def _itemsize(tensor: TensorFacts, storage: Dtype, checkpoint: CheckpointFacts) -> int:
-    if integer := re.fullmatch(r"u?int(\d+)|bool", tensor.dtype):
-        return max(1, int(integer[1] or 8) // 8)
-    if checkpoint.quantization and tensor.dtype.startswith("float8"):
-        return 1
+    codes = {dtype: _code_bytes(dtype, checkpoint) for dtype in {tensor.dtype for tensor in checkpoint.tensors}}
     islands = checkpoint.half.islands if checkpoint.half and storage == FLOAT16 else ()
-    in_an_island = tensor.name.startswith(tuple(f"{island}." for island in islands))
-    if in_an_island or is_kept(tensor, storage, checkpoint):
-        return FLOAT32.itemsize
-    return storage.itemsize
+    in_islands = tuple(f"{island}." for island in islands)
+
+    def itemsize(tensor: TensorFacts) -> int:
+        if tensor.name.startswith(in_islands) or is_kept(tensor, storage, checkpoint):
+            return FLOAT32.itemsize
+        return storage.itemsize
+
+    return sum(tensor.numel * (codes[tensor.dtype] or itemsize(tensor)) for tensor in checkpoint.tensors)
+
+
+def _code_bytes(dtype: str, checkpoint: CheckpointFacts) -> int | None:
+    """Return the bytes of a number in a format that stays as it is; None for one that is cast."""
+    if integer := re.fullmatch(r"u?int(\d+)|bool", dtype):
+        return max(1, int(integer[1] or 8) // 8)
+    return 1 if checkpoint.quantization and dtype.startswith("float8") else None
 
 
 def _attention_flops(cache: CacheShape, tokens: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -21,12 +20,13 @@ def well_typed(value: T) -> T:
         TypeError: If one has not.
         ValueError: If a number is NaN, or an integer beyond 2**63.
     """
+    if isinstance(value, str) or value is None:  # most of what is remembered
+        return value
     if is_dataclass(value) and not isinstance(value, type):
-        hints = _hints(type(value))
-        for field in fields(value):
-            inner = getattr(value, field.name)
-            if not _is(inner, hints[field.name]):
-                raise TypeError(f"{type(value).__name__}.{field.name} is {inner!r:.40}")
+        for name, hint in _hints(type(value)):
+            inner = getattr(value, name)
+            if not _is(inner, hint):
+                raise TypeError(f"{type(value).__name__}.{name} is {inner!r:.40}")
             well_typed(inner)
     elif isinstance(value, tuple):
         for inner in value:
@@ -50,12 +50,18 @@ def listed(value: Any) -> tuple[Any, ...]:
 
 
 @cache
-def _hints(dataclass: type) -> Mapping[str, Any]:
-    return get_type_hints(dataclass)
+def _hints(dataclass: Any) -> tuple[tuple[str, Any], ...]:
+    hints = get_type_hints(dataclass)
+    return tuple((field.name, hints[field.name]) for field in fields(dataclass))
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
 
 
 def _is(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
+    origin, inner = _parts(hint)
     if origin in (Union, UnionType):
         return any(_is(value, option) for option in inner)
     if origin is Literal:

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from ...facts import Dtype
 from ...numerics import uncompiled
 from ...processes.handler_exceptions import is_of_a_signal
 from ..classify import classify, first_line, text_of
 from ..failure import Failure
 from ..remedies.next_dtype import dtypes_left
+from ..state import Guard
 from ..step_snapshot import StepSnapshot, state_places
 from .experiment import diagnose, is_of_a_compiler
 from .failure_shown import failure_shown
@@ -29,7 +31,7 @@ Repeat = Callable[[], tuple[Any, Trouble | None]]
 def examine(
     model: nn.Module, call: Call, error: Exception, by_text: Failure | None, repeat: Repeat | None
 ) -> Recovery | tuple[Failure | None, Findings]:
-    """Run the step once more as it was, and then what failed in it by itself, in other dtypes.
+    """Run what failed in a step by itself, in other dtypes, and the step once more as it was where that does not show it.
 
     Args:
         model: The guarded model.
@@ -45,7 +47,11 @@ def examine(
     guard = call.guard
     modules = modules_in(model, error.__traceback__)
     calls = calls_in(model, error.__traceback__)
+    dtypes = list(dtypes_left(guard, model))
     if repeat is not None:
+        alone = _innermost_alone(guard, model, calls, error, dtypes)
+        if alone is not None:
+            return failure_shown(alone, by_text, error, guard.dtype(), modules), alone
         with as_it_is(error):
             again, calls = _again(repeat, call, modules)
         if again is not None:
@@ -59,8 +65,22 @@ def examine(
             modules = modules_in(model, eager_error.__traceback__)
             with uncompiled():
                 _, calls = _again(repeat, call, modules)
-    findings = diagnose(guard, model, calls, error, list(dtypes_left(guard, model)))
+    findings = diagnose(guard, model, calls, error, dtypes)
     return failure_shown(findings, by_text, error, guard.dtype(), modules), findings
+
+
+def _innermost_alone(
+    guard: Guard, model: nn.Module, calls: list[ModuleCall], error: Exception, dtypes: list[Dtype]
+) -> Findings | None:
+    """Return what trials of the innermost module show: it fails again as it is, and not otherwise. None: they do not.
+
+    A step that fails for good need not run once more, which may be as long as a prompt. What the module was called with is
+    what the frames of `error` hold, which for a module without others is what it was: it has no state to write to.
+    """
+    if not calls or is_of_a_compiler(error) or next(calls[0].module.children(), None) is not None:
+        return None
+    findings = diagnose(guard, model, calls[:1], error, dtypes)
+    return findings if findings.module is calls[0].module else None
 
 
 def _raised_eagerly(repeat: Repeat, call: Call) -> Exception | None:

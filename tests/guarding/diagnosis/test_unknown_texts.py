@@ -205,3 +205,15 @@ def test_fails_once(error: Exception, place: str, way: int) -> None:
     assert torch.equal(found, plain(input_ids=IDS).logits)
     assert model.dtype == BF16
     assert report(model).events == ()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["mlp.down_proj", "input_layernorm"])
+def test_a_step_is_not_run_for_the_trial(place: str) -> None:
+    """Where the module alone shows what cures it, its step runs twice: as it failed, and as it went on."""
+    model, calls = guard(tiny()), []
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: calls.append(module))
+    with raising(model, f"{LAYER}.{place}", 0, CURABLE[0], in_16_bit):
+        model(input_ids=IDS)
+    assert len(calls) == 2
+    assert report(model).events
