@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -15,7 +17,10 @@ FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64}
 
 
 def cast(value: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
-    """Return `value` with every tensor of a dtype in `former` in `new`. Caches stay as they are: see `cast_cache`."""
+    """Return `value` with every tensor of a dtype in `former` in `new`, in containers of containers too.
+
+    Caches stay as they are: see `cast_cache`. So does what holds tensors and is no container, as a module or a session.
+    """
     if isinstance(value, torch.Tensor):
         return _cast_tensor(value, new) if value.dtype in former else value
     if isinstance(value, ModelOutput):
@@ -24,7 +29,25 @@ def cast(value: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
         return type(value)([cast(one, former, new) for one in value])
     if type(value) is dict:
         return {name: cast(one, former, new) for name, one in value.items()}
-    return value
+    return _cast_container(value, former, new)
+
+
+def _cast_container(value: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:
+    """Cast in a container of another kind, as a processor's `BatchFeature`: a copy of it where something changes."""
+    if not dtypes_of(value) & set(former):
+        return value
+    parts = {key: cast(one, former, new) for key, one in _items(value)}
+    if isinstance(value, tuple):
+        return value._make(parts.values()) if hasattr(value, "_make") else value  # others say not how they are made
+    if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
+        return value
+    changed = copy.copy(value)
+    for key, part in parts.items():
+        if isinstance(changed, MutableMapping | list):
+            changed[key] = part
+        else:
+            object.__setattr__(changed, key, part)  # a dataclass, which may be frozen
+    return changed
 
 
 def cast_cache(
@@ -54,11 +77,19 @@ def dtypes_of(value: Any) -> set[torch.dtype]:
     """Return the floating dtypes of all tensors in `value`, caches apart."""
     if isinstance(value, torch.Tensor):
         return {value.dtype} if value.is_floating_point() else set()
-    if isinstance(value, dict):
-        value = list(value.values())
+    return set().union(*(dtypes_of(one) for _, one in _items(value)))
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what a container holds, by key or place; nothing of what is none."""
+    if isinstance(value, Mapping):
+        return value.items()
     if isinstance(value, (tuple, list)):
-        return set().union(*(dtypes_of(one) for one in value))
-    return set()
+        return enumerate(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        named = ((field.name, getattr(value, field.name, None)) for field in fields(value))
+        return ((name, one) for name, one in named if not is_dataclass(one))  # one may point back at another
+    return ()
 
 
 def is_finite(value: Any) -> bool:
@@ -72,11 +103,7 @@ def is_finite(value: Any) -> bool:
         return is_finite([value.self_attention_cache, value.cross_attention_cache])
     if isinstance(value, Cache):
         return is_finite([list(layer.__dict__.values()) for layer in value.layers])
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return all(is_finite(one) for one in value)
-    return True
+    return all(is_finite(one) for _, one in _items(value))
 
 
 def _cast_state(state: Any, former: Collection[torch.dtype], new: torch.dtype) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from tiny_models import TINY
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import BatchEncoding, BatchFeature
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -37,6 +41,21 @@ class Pair(NamedTuple):
     second: Tensor
 
 
+class Row(tuple[Tensor, ...]):
+    """A tuple that may be made in any way."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An input of a model with code of its own."""
+
+    pixels: Tensor
+    sizes: list[Tensor]
+    around: Picture | None = None
+
+
 # Inputs
 
 
@@ -59,8 +78,10 @@ def test_containers() -> None:
         pytest.param(ones(FP64), id="another-float"),
         pytest.param("bfloat16", id="a-text"),
         pytest.param(None, id="nothing"),
-        pytest.param(Pair(ones(), ones()), id="a-tuple-of-another-kind"),
-        pytest.param(OrderedDict(a=ones()), id="a-dictionary-of-another-kind"),
+        pytest.param(MappingProxyType({"a": ones()}), id="a-mapping-that-cannot-change"),
+        pytest.param(Row((ones(), ones())), id="a-tuple-of-another-kind"),
+        pytest.param(BatchFeature({"ids": torch.arange(3)}), id="a-batch-of-integers"),
+        pytest.param(nn.Linear(2, 2, dtype=BF16), id="a-module"),
         pytest.param(cache(), id="a-cache"),
     ],
 )
@@ -78,6 +99,40 @@ def test_masks(former: torch.dtype, filling: float) -> None:
     assert changed[changed < -4].unique().tolist() == [torch.finfo(FP16).min]
     assert torch.equal(changed[0, 1:], mask[0, 1:].half())
     assert changed.softmax(-1).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "tensors_in"),
+    [
+        pytest.param(Pair(ones(), ones()), list, id="a-named-tuple"),
+        pytest.param(OrderedDict(a=ones(), b=ones()), lambda one: list(one.values()), id="an-ordered-dictionary"),
+        pytest.param(BatchFeature({"a": ones(), "b": [ones()]}), lambda one: [one["a"], *one.b], id="what-a-processor-returns"),
+        pytest.param(BatchEncoding({"a": ones(), "b": ones()}), lambda one: [one.a, one.b], id="what-a-tokenizer-returns"),
+        pytest.param(Picture(ones(), [ones()]), lambda one: [one.pixels, *one.sizes], id="a-dataclass"),
+    ],
+)  # fmt: skip
+def test_containers_of_libraries(value: Any, tensors_in: Callable[[Any], list[Tensor]]) -> None:
+    """What processors and remote code put tensors into is copied, of the same kind; the caller's own stays."""
+    changed = cast([value], {BF16}, FP32)[0]
+    assert type(changed) is type(value)
+    assert [one.dtype for one in tensors_in(changed)] == [FP32] * 2
+    assert [one.dtype for one in tensors_in(value)] == [BF16] * 2
+    assert dtypes_of({"a": value}) == {BF16}
+    assert is_finite(value)
+
+
+def test_not_finite_in_containers_of_libraries() -> None:
+    """NaN is seen in them too."""
+    nan = ones() * torch.nan
+    values = (Pair(ones(), nan), BatchFeature({"a": nan}), Picture(nan, []), Row((nan,)), MappingProxyType({"a": nan}))
+    assert not any(is_finite(value) for value in values)
+
+
+def test_dataclasses_that_point_at_each_other() -> None:
+    """They are not followed for ever."""
+    picture = Picture(ones(), [])
+    object.__setattr__(picture, "around", picture)
+    assert cast(picture, {BF16}, FP32).pixels.dtype == FP32
 
 
 def test_into_a_wider_range() -> None:
