@@ -106,6 +106,24 @@ def test_verdicts(sweep: Any, plain: float | str, ours: float | str, word: str) 
     assert text.startswith(word)
 
 
+@pytest.mark.parametrize(
+    ("name", "ours", "word"),
+    [
+        pytest.param(
+            "output.init_reference_points", float("inf"), "same, +Inf in output.init_reference_points", id="a-part"
+        ),
+        pytest.param("output.init_reference_points", float("nan"), "NAN", id="nan-in-a-part"),
+        pytest.param("output.logits", float("inf"), "NAN", id="a-result"),
+    ],
+)
+def test_verdict_on_infinity(sweep: Any, name: str, ours: float, word: str) -> None:
+    """What plain transformers has as +Inf as well is no fault in what one part of a model hands to the next."""
+    from architecture_parts.trial import Result, verdict
+
+    infinite, finite = (Result({name: torch.tensor([2.0, number])}) for number in (ours, 1.0))
+    assert verdict(infinite, infinite, finite, is_plain=True, events=[]).startswith(word)
+
+
 def test_one_row(sweep: Any) -> None:
     """A class is made from its default config, saved, loaded in each dtype, and gives what plain transformers gives."""
     from architecture_parts.subjects import Subject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -19,6 +20,7 @@ from safe_dtype.rescaling.discovery.tiny_config import tiny_configs
 from safe_dtype.rescaling.discovery.twin import config_for, randomize
 
 from .families import fit
+from .uniform import uniform
 
 MOST_PARAMETERS = 20_000_000
 SEED = 0
@@ -150,7 +152,11 @@ def tiny_models(model_type: str, model_class: Any) -> Iterator[Any]:
     config = joined() if joined else tf.CONFIG_MAPPING[model_type](**settings())
     first: Exception | None = None
     config = config_for(model_class, config)
-    for tiny in [config] if joined or model_type in _SETTINGS else itertools.chain(tiny_configs(config), [config]):
+    for tiny in (
+        [config]
+        if joined or model_type in _SETTINGS
+        else itertools.chain(tiny_configs(config), [uniform(config), config])
+    ):
         built = _attempt(model_type, model_class, copy.deepcopy(tiny))
         if isinstance(built, Exception):
             first = first or built
@@ -169,6 +175,9 @@ def _attempt(model_type: str, model_class: Any, config: Any) -> Any:
 
 def _built(model_type: str, model_class: Any, config: Any) -> Any:
     fit(model_type, config)
+    with contextlib.suppress(Exception):  # foreign code over a config that it may not like: as it is, then
+        # As it will be read from a file: what a config derives from other sizes, it derives from the tiny ones.
+        config = type(config).from_dict(config.to_dict())
     config.architectures = [model_class.__name__]
     with unnoticed(SEED), at_most(MOST_PARAMETERS):
         model = model_class._from_config(config, dtype=torch.float32).float().eval()

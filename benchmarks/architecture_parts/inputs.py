@@ -12,20 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig
 
 from safe_dtype.errors import NotOptimizableError
 from safe_dtype.optimizing.inputs.synthetic import batches_for
 from safe_dtype.rescaling.discovery.config_keys import hidden_size
-from safe_dtype.rescaling.discovery.tiny_config import FIRST_TOKEN
-from safe_dtype.rescaling.discovery.twin import configs_in
 
-Inputs = dict[str, Any]
+from .drawn import LENGTH, Inputs, noise, setting, tokens
+from .mended import mended
+
 Run = Callable[[Any, Inputs], Any]
 
-_LENGTH = 12  # tokens
-_MISSING_MASK = re.compile(r"missing \d+ required positional arguments?: '(\w*mask)'")
 _MISMATCH = re.compile(r"tokens:? \D*(\d+)\D+features:? \D*(\d+)", re.IGNORECASE)
 _MARKS = (
     "image_token_id", "image_token_index", "image_patch_id", "image_pad_token_id", "media_placeholder_token_id",
@@ -35,7 +32,7 @@ _GRIDS = ("image_grid_thw", "grid_thws", "image_grid_hws", "target_sizes", "grid
 _SOUND_MARKS = ("audio_token_id", "audio_token_index")
 _OF_MARKS = ("mm_token_type_ids", "token_type_ids")  # 1 where an image is
 _COUNTS = ("num_query_tokens",)  # of the marks of an image, where it is said
-_MOST_ADJUSTMENTS = 4  # of the number of marks of an image, to what the model says it has
+_MOST_ADJUSTMENTS = 6  # to what the model says of its inputs: marks of an image, names, sizes
 
 
 def inputs_for(model: Any, run: Run) -> Inputs:
@@ -59,7 +56,7 @@ def inputs_for(model: Any, run: Run) -> Inputs:
             if error is None:
                 return taken
             first = first or error
-            adjusted = _with_marks(model.config, adjusted, str(error)) or _with_missing(model, adjusted, error)
+            adjusted = _with_marks(model.config, adjusted, str(error)) or mended(model, adjusted, error)
     raise first or ValueError(f"no inputs are known for {type(model).__name__}")
 
 
@@ -79,7 +76,7 @@ def _candidates(model: Any) -> Iterator[Inputs]:
     takes = _takes(model)
     if (mark := _first(model.config, _MARKS)) is not None and "input_ids" in takes:
         for pictures in _pictures(model, takes):
-            yield _marked(model, takes, mark, _setting(model.config, *_COUNTS, otherwise=1)) | pictures
+            yield _marked(model, takes, mark, setting(model.config, *_COUNTS, otherwise=1)) | pictures
     if (mark := _first(model.config, _SOUND_MARKS)) is not None and "input_ids" in takes:
         for sound in _sounds(model, takes):
             yield _marked(model, takes, mark) | sound
@@ -93,44 +90,26 @@ def _candidates(model: Any) -> Iterator[Inputs]:
     if "input_ids" in takes:
         yield _text(model, takes)
         if "decoder_input_ids" in takes:
-            yield _text(model, takes) | {"decoder_input_ids": _ids(model, 4)}
+            yield _text(model, takes) | {"decoder_input_ids": tokens(model, 4)}
 
 
 def _takes(model: Any) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(model.forward).parameters)
 
 
-def _noise(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-def _setting(config: Any, *names: str, otherwise: Any = None) -> Any:
-    """Return the first of these settings, of a config or of one within it."""
-    parts = [vars(part) for part in configs_in(config)]
-    settings = (part.get(name) for name in names for part in parts)
-    return next((setting for setting in settings if setting not in (None, 0)), otherwise)
-
-
 def _first(config: Any, names: tuple[str, ...]) -> int | None:
-    mark = _setting(config, *names)
+    mark = setting(config, *names)
     return mark if isinstance(mark, int) else None
 
 
-def _ids(model: Any, length: int, rows: int = 1) -> Tensor:
-    size = getattr(model.config.get_text_config(), "vocab_size", None) or 96
-    size = size if isinstance(size, int) else 96
-    random = torch.Generator().manual_seed(2)
-    return torch.randint(min(FIRST_TOKEN, size - 1), size, (rows, length), generator=random)
-
-
-def _text(model: Any, takes: Mapping[str, Any], length: int = _LENGTH) -> Inputs:
-    ids = {"input_ids": _ids(model, length)}
+def _text(model: Any, takes: Mapping[str, Any], length: int = LENGTH) -> Inputs:
+    ids = {"input_ids": tokens(model, length)}
     return ids | ({"attention_mask": torch.ones(1, length, dtype=torch.long)} if "attention_mask" in takes else {})
 
 
 def _marked(model: Any, takes: Mapping[str, Any], mark: int, count: int = 1) -> Inputs:
     """Return a text in which `count` tokens stand for an image or a sound."""
-    ids = _ids(model, 6)
+    ids = tokens(model, 6)
     ids = torch.cat([ids[:, :2], torch.full((1, count), mark), ids[:, 2:]], 1)
     inputs: Inputs = {"input_ids": ids, "_mark": mark}
     if "attention_mask" in takes:
@@ -147,11 +126,11 @@ def _with_marks(config: Any, inputs: Inputs, problem: str) -> Inputs | None:
     if not found or "_mark" not in inputs:
         return None
     mark, before = inputs["_mark"], inputs["input_ids"]
-    tokens, features = int(found[1]), int(found[2])
+    named, features = int(found[1]), int(found[2])
     now = int((before == mark).sum())
     # Some count numbers, not rows: of the text at first, and of both after that.
-    count = features if tokens == now else features * now // max(tokens, 1)
-    if tokens == features:
+    count = features if named == now else features * now // max(named, 1)
+    if named == features:
         count = features // max(hidden_size(vars(config.get_text_config())), 1)
     if count == now or not 0 < count < 4096:
         return None
@@ -170,39 +149,44 @@ def _pictures(model: Any, takes: Mapping[str, Any], name: str = "pixel_values") 
     """Yield pictures in patches, where the model takes a grid of them, and whole."""
     vision = getattr(model.config, "vision_config", None)
     config = vision if isinstance(vision, PreTrainedConfig) else model.config
-    channels = _setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
-    patch = _setting(config, "patch_size", otherwise=14)
+    channels = setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
+    patch = setting(config, "patch_size", otherwise=14)
     patch = patch[0] if isinstance(patch, list | tuple) else patch
-    side = _setting(config, "image_size", otherwise=4 * patch)
+    side = setting(config, "image_size", otherwise=4 * patch)
     height, width = side if isinstance(side, list | tuple) else (side, side)
     if grids := [grid for grid in _GRIDS if grid in takes]:
-        frames = _setting(config, "temporal_patch_size", otherwise=1)
+        frames = setting(config, "temporal_patch_size", otherwise=1)
         for grid in (torch.tensor([[1, 4, 4]]), torch.tensor([[4, 4]])):
             for patches in (
                 (16, channels * frames * patch * patch), (16, channels * patch * patch), (16, channels, patch, patch),
                 (1, channels, patch, 16 * patch), (1, 16, channels, patch, patch),
             ):  # fmt: skip
-                yield {name: _noise(*patches), grids[0]: grid}
+                yield {name: noise(*patches), grids[0]: grid}
     if "spatial_shapes" in takes:
-        yield {name: _noise(1, 16, channels * patch * patch), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+        yield {name: noise(1, 16, channels * patch * patch), "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
                "spatial_shapes": torch.tensor([[4, 4]])}  # fmt: skip
     if "high_res_pixel_values" in takes:
-        finer = _setting(model.config.high_res_vision_config, "image_size", otherwise=64)
-        yield {name: _noise(1, channels, height, width), "high_res_pixel_values": _noise(1, channels, finer, finer)}
+        finer = setting(model.config.high_res_vision_config, "image_size", otherwise=64)
+        yield {name: noise(1, channels, height, width), "high_res_pixel_values": noise(1, channels, finer, finer)}
+    if "pixel_position_ids" in takes:
+        places = torch.cartesian_prod(torch.arange(4), torch.arange(4))[None]
+        yield {name: noise(1, 16, channels * patch * patch), "pixel_position_ids": places}
+    if "pixel_attention_mask" in takes and "state" in takes:  # of cameras
+        yield {name: noise(1, 1, channels, height, width), "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool)}
     sizes = torch.tensor([[height, width]])
     for before in ((1,), (1, 2), (1, 1), (1, 5)):
-        plain: Inputs = {name: _noise(*before, channels, height, width)}
+        plain: Inputs = {name: noise(*before, channels, height, width)}
         if "image_sizes" in takes:
             yield plain | {"image_sizes": sizes}
         yield plain
 
 
 def _sounds(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
-    bins = _setting(model.config, "num_mel_bins", "feature_size", "input_dim", "n_mels", otherwise=80)
-    positions = _setting(model.config, "max_source_positions", otherwise=32)
+    bins = setting(model.config, "num_mel_bins", "feature_size", "input_dim", "n_mels", otherwise=80)
+    positions = setting(model.config, "max_source_positions", otherwise=32)
     if "input_features" in takes:
         for shape in ((1, bins, 2 * positions), (1, 64, bins), (1, bins, 64)):
-            features: Inputs = {"input_features": _noise(*shape)}
+            features: Inputs = {"input_features": noise(*shape)}
             for mask in ("feature_attention_mask", "input_features_mask"):
                 if mask in takes:
                     yield features | {
@@ -210,8 +194,8 @@ def _sounds(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
                     }
             yield features
     if "input_values" in takes:
-        yield {"input_values": _noise(1, 4000)}
-        yield {"input_values": _noise(1, 1, 4000)}
+        yield {"input_values": noise(1, 4000)}
+        yield {"input_values": noise(1, 1, 4000)}
 
 
 def _of_few(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
@@ -221,10 +205,12 @@ def _of_few(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
         yield {key: value.expand(2, -1)[None].clone() for key, value in text.items()}
     if "input_features" in takes and _first(model.config, _SOUND_MARKS) is None:
         for shape in _shapes("input_features", model.config):
-            yield text | {"input_features": _noise(1, *shape[1:])}
+            yield text | {"input_features": noise(1, *shape[1:])}
     if {"input_features", "input_values"} & takes.keys() and _first(model.config, _SOUND_MARKS) is None:
-        decoder = {"decoder_input_ids": _ids(model, 4)} if "decoder_input_ids" in takes else {}
+        decoder = {"decoder_input_ids": tokens(model, 4)} if "decoder_input_ids" in takes else {}
         yield from (text | sound | more for sound in _sounds(model, takes) for more in ({}, decoder))
+    if "pixel_position_ids" in takes and "input_ids" not in takes:
+        yield next(_pictures(model, takes))
     if "spatial_shapes" in takes:
         yield text | next(_pictures(model, takes))
     if "image_embeds_position_mask" in takes and text:
@@ -234,10 +220,10 @@ def _of_few(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
     if "states" in takes and "returns_to_go" in takes:
         yield _moves(model.config)
     if "query_embeds" in takes and "input_ids" not in takes:
-        width = _setting(model.config, "encoder_hidden_size", otherwise=32)
+        width = setting(model.config, "encoder_hidden_size", otherwise=32)
         yield {
-            "query_embeds": _noise(1, 4, _setting(model.config, "hidden_size")),
-            "encoder_hidden_states": _noise(1, 6, width),
+            "query_embeds": noise(1, 4, setting(model.config, "hidden_size")),
+            "encoder_hidden_states": noise(1, 6, width),
         }
 
 
@@ -246,45 +232,47 @@ def _by_main_input(model: Any, takes: Mapping[str, Any]) -> Iterator[Inputs]:
     config = model.config
     names = model.main_input_name
     name = names if isinstance(names, str) else names[0]
+    if name not in takes:  # of a part of a model it says what the whole takes
+        name = next(iter(takes), name)
     text = _text(model, takes) if "input_ids" in takes and name != "input_ids" else {}
-    decoder = {"decoder_input_ids": _ids(model, 4)} if "decoder_input_ids" in takes else {}
+    decoder = {"decoder_input_ids": tokens(model, 4)} if "decoder_input_ids" in takes else {}
     for shape in _shapes(name, config):
-        main = {name: _noise(*shape)}
+        main = {name: noise(*shape)}
         if name == "flattened_patches":
             main[name][..., :2] = 1  # the row and the column of each
         for more in ({}, decoder, text, text | decoder):
             yield more | main
     if name == "past_values":
         yield _series(config)
-        yield {name: _noise(2, _setting(config, "context_length", otherwise=16), 1).squeeze(-1)}
+        yield {name: noise(2, setting(config, "context_length", otherwise=16), 1).squeeze(-1)}
 
 
 def _shapes(name: str, config: Any) -> Iterator[tuple[int, ...]]:
-    channels = _setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
+    channels = setting(config, "num_channels", "in_channels", "in_chans", otherwise=3)
     if name.startswith("pixel_values"):
-        size = _setting(config, "image_size", "crop_size", "input_size", otherwise=64)
+        size = setting(config, "image_size", "crop_size", "input_size", otherwise=64)
         side = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        frames = _setting(config, "num_frames", "frames_per_clip", "max_frames", otherwise=2)
+        frames = setting(config, "num_frames", "frames_per_clip", "max_frames", otherwise=2)
         for height, width in (side, (64, 64), (224, 224)):
             yield (2, channels, height, width)
             yield (2, frames, channels, height, width)
             yield (2, 1, channels, height, width)
     elif name in ("input_features", "spectrogram", "audio_mel", "audio_values"):
-        bins = _setting(
+        bins = setting(
             config, "num_mel_bins", "feature_size", "input_feat_per_channel", "feature_projection_input_dim", "input_channels",
             "model_in_dim", "audio_channels", otherwise=80,
         )  # fmt: skip
-        positions = _setting(config, "max_source_positions", otherwise=64)
+        positions = setting(config, "max_source_positions", otherwise=64)
         yield from ((2, bins, 2 * positions), (2, 128, bins), (2, 1, 64, bins), (2, 1, 1001, bins), (2, 1, 128, bins))
     elif name == "input_values":
-        length, bins = _setting(config, "max_length", otherwise=64), _setting(config, "num_mel_bins", otherwise=16)
+        length, bins = setting(config, "max_length", otherwise=64), setting(config, "num_mel_bins", otherwise=16)
         yield from ((2, 4000), (2, 1, 4000), (2, length, bins), (2, 2, 4000), (2, 16000), (1, 1, 16000))
     elif name in ("inputs", "hidden_states", "latents", "inputs_embeds", "noise_embeds", "patch_embeds"):
-        width = _setting(config, "d_model", "hidden_size", "embed_dim", "latent_dim", otherwise=32)
-        yield from ((2, 16, width), (2, width, 16))
+        width = setting(config, "d_model", "hidden_size", "embed_dim", "latent_dim", otherwise=32)
+        yield from ((2, setting(config, "block_size", otherwise=16), width), (2, width, 16))
     elif name == "past_values":
-        length = _setting(config, "context_length", "prediction_length", otherwise=32)
-        width = _setting(config, "num_input_channels", otherwise=1)
+        length = setting(config, "context_length", "prediction_length", otherwise=32)
+        width = setting(config, "num_input_channels", otherwise=1)
         yield from ((2, length, width), (2, length))
     elif name == "flattened_patches":
         yield (2, 16, 2 + 3 * 16 * 16)
@@ -292,45 +280,18 @@ def _shapes(name: str, config: Any) -> Iterator[tuple[int, ...]]:
 
 def _series(config: Any) -> Inputs:
     lags = max(getattr(config, "lags_sequence", None) or [0])
-    past = (_setting(config, "context_length", otherwise=16)) + lags
-    ahead = _setting(config, "prediction_length", otherwise=4)
+    past = (setting(config, "context_length", otherwise=16)) + lags
+    ahead = setting(config, "prediction_length", otherwise=4)
     times = getattr(config, "num_time_features", 0) or 0
     return {
-        "past_values": _noise(2, past), "past_time_features": _noise(2, past, times),
-        "past_observed_mask": torch.ones(2, past), "future_values": _noise(2, ahead),
-        "future_time_features": _noise(2, ahead, times),
+        "past_values": noise(2, past), "past_time_features": noise(2, past, times),
+        "past_observed_mask": torch.ones(2, past), "future_values": noise(2, ahead),
+        "future_time_features": noise(2, ahead, times),
     }  # fmt: skip
 
 
 def _moves(config: Any) -> Inputs:
     return {
-        "states": _noise(1, 5, config.state_dim), "actions": _noise(1, 5, config.act_dim), "rewards": _noise(1, 5, 1),
-        "returns_to_go": _noise(1, 5, 1), "timesteps": torch.arange(5)[None], "attention_mask": torch.ones(1, 5),
+        "states": noise(1, 5, config.state_dim), "actions": noise(1, 5, config.act_dim), "rewards": noise(1, 5, 1),
+        "returns_to_go": noise(1, 5, 1), "timesteps": torch.arange(5)[None], "attention_mask": torch.ones(1, 5),
     }  # fmt: skip
-
-
-def _with_missing(model: Any, inputs: Inputs, error: Exception) -> Inputs | None:
-    """Return the same inputs with what the error says is missing; None where that is not known."""
-    if not isinstance(error, TypeError | ValueError | AttributeError):
-        return None
-    length = inputs["input_ids"].shape[1] if "input_ids" in inputs else _LENGTH
-    known: dict[str, Callable[[], Any]] = {
-        "qformer_input_ids": lambda: _ids(model, 4),
-        "bbox": lambda: torch.arange(4).expand(len(next(iter(inputs.values()))), length, 4).clone(),
-        "input_points": lambda: torch.full((2, 1, 1, 2), 9.0),
-        "decoder_input_ids": lambda: _ids(model, 4, len(next(iter(inputs.values())))),
-        "decoder_input_values": lambda: _noise(1, 6, _setting(model.config, "num_mel_bins", otherwise=80)),
-        "speaker_embeddings": lambda: _noise(1, _setting(model.config, "speaker_embedding_dim", otherwise=512)),
-        "visual_feats": lambda: _noise(1, 3, _setting(model.config, "visual_feat_dim", otherwise=2048)),
-        "visual_pos": lambda: _noise(1, 3, 4).sigmoid(),
-        "mm_token_type_ids": lambda: (inputs["input_ids"] == inputs.get("_mark")).long(),
-    }
-    text = str(error)
-    if missing := _MISSING_MASK.search(text):
-        frames = max((value.shape for value in inputs.values() if isinstance(value, Tensor)), key=len)
-        shape = frames[:2] if "features" in text or "mel" in text else frames[:1] + frames[-1:]
-        return inputs | {missing[1]: torch.ones(*shape, dtype=torch.bool)} if missing[1] not in inputs else None
-    for name, make in known.items():
-        if name in text and name not in inputs:
-            return inputs | {name: make()}
-    return None

@@ -19,7 +19,8 @@ from safe_dtype import SafeAutoModel, plan_of, report
 from safe_dtype.verifying.result_fields import Role, role_of
 
 from .born import SEED, saved, tiny_models
-from .inputs import Inputs, inputs_for
+from .drawn import Inputs
+from .inputs import inputs_for
 from .subjects import Subject
 
 # What is loaded: the dtype of the files, and the one that is asked for; None is planned.
@@ -68,10 +69,9 @@ class Row:
 def examine(subject: Subject, orders: Orders = ORDERS) -> Row:
     """Make a tiny model of the class, and return what comes of it in each dtype."""
     started = time.perf_counter()
-    model_class = getattr(tf, subject.model_class)
     problem = ""
     try:
-        for model in tiny_models(subject.model_type, model_class):
+        for model in tiny_models(subject.model_type, getattr(tf, subject.model_class)):
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     row = _compared(subject, model, Path(folder), orders)
@@ -153,13 +153,21 @@ def verdict(plain: Result, ours: Result, full: Result, *, is_plain: bool, events
         return "float32 fails as well"
     if ours.error:
         return f"{'NOT RESCUED' if plain.error else 'FAILS'}: {ours.error}{added}"
-    if any((_bad(one) & ~_bad(full.tensors.get(name, one))).any() for name, one in _comparable(ours, full)):
+    spoiled = [name for name, one in _comparable(ours, full) if (_bad(one) & ~_bad(full.tensors[name])).any()]
+    if equal(plain, ours) and all(_may_be_infinite(name, ours.tensors[name]) for name in spoiled):
+        added = f", +Inf in {', '.join(spoiled)} as in plain" * bool(spoiled) + added
+    elif spoiled:
         return f"NAN where float32 has numbers{added}"
     if plain.error or any((_bad(one) & ~_bad(ours.tensors[name])).any() for name, one in _comparable(plain, ours)):
         error = distance(ours, full)
         return f"{'rescued' if error < FAR else f'FAR from float32, by {error:.1e}'}{added or ' by its plan'}"
     of_numbers = _of_numbers(plain, ours, full, may_differ=not is_plain or bool(events))
     return (f"EVENT WITHOUT NEED, {of_numbers}" if events and of_numbers.startswith("same") else of_numbers) + added
+
+
+def _may_be_infinite(name: str, tensor: Tensor) -> bool:
+    """Whether +Inf means nothing there: what one part of a model hands to the next, as the places where boxes begin."""
+    return role_of(name.split(".")[1]) is Role.PART and not tensor.isnan().any()
 
 
 def _of_numbers(plain: Result, ours: Result, full: Result, *, may_differ: bool) -> str:
