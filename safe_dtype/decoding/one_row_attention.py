@@ -35,10 +35,13 @@ def is_quicker_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         and len(shape) == 4
         and shape[2] == 1
         and query.dtype in _DTYPES
+        and query.is_cpu
         and key.is_cpu
         and shared == value.shape
         and shared[2] >= _LEAST_POSITIONS
         and shape[0] == shared[0]
+        and shared[1] > 0
+        and shape[1] % shared[1] == 0
         and shape[3] == shared[3]
         and query.dtype is key.dtype is value.dtype
         and (mask is None or (mask.dim() == 4 and (mask.shape[1] == 1 or shape[1] == shared[1])))

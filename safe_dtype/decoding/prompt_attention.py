@@ -27,6 +27,7 @@ def can_be_in_chunks(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
         all(is_plain(one) and one.dim() == 4 and one.dtype is query.dtype for one in (query, key, value))
         and query.shape[2] >= _LEAST_ROWS
         and query.shape[0] == key.shape[0]
+        and key.shape[1] > 0
         and query.shape[1] % key.shape[1] == 0
         and query.shape[3] == key.shape[3]
         and key.shape[:3] == value.shape[:3]

@@ -59,9 +59,11 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
     heads, shared = query.shape[1], key.shape[1]
     return (
         query.shape[3] % WIDTHS == 0
+        and shared > 0
         and heads % shared == 0
         and heads // shared <= MOST_SHARING
         and query.stride(3) == key.stride(3) == value.stride(3) == 1
+        and not (query.is_neg() or key.is_neg() or value.is_neg())
         and _address(query.dtype, heads // shared) is not None
     )
 

@@ -94,3 +94,19 @@ def test_whoever_looks_on_sees_torchs_attention(monkeypatch: pytest.MonkeyPatch)
     attention = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: attention(*args, **kwargs))
     assert not is_quicker_by_rows(query, key, value, None)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_numbers_that_lie_negated(which: int) -> None:
+    """What torch keeps in memory with the other sign counts as what it is."""
+    made = torch.Generator().manual_seed(0)
+    plain = [torch.randn(1, 2, rows, 32, generator=made).bfloat16() for rows in (1, 40, 40)]
+    other = [torch._neg_view(-one) if number == which else one for number, one in enumerate(plain)]
+    assert torch.equal(attention_by_rows(*other, None, None), attention_by_rows(*plain, None, None))
+
+
+def test_without_heads() -> None:
+    """Attention of no head is torch's."""
+    query, key, value = operands("grouped", torch.bfloat16)
+    assert not is_quicker_by_rows(query[:, :0], key[:, :0], value[:, :0], None)
+    assert not is_quicker_by_rows(query, key[:, :0], value[:, :0], None)

@@ -148,3 +148,23 @@ def test_training(chunks: list[int]) -> None:
     assert torch.equal(losses[0][0], losses[1][0])
     assert torch.equal(losses[0][1], losses[1][1])
     assert not chunks
+
+
+def test_without_heads() -> None:
+    """Attention of no head is torch's, with as many that share none as with none that share."""
+    query, key, value = states()
+    assert not can_be_in_chunks(query[:, :0], key[:, :0], value[:, :0], None)
+    assert not can_be_in_chunks(query, key[:, :0], value[:, :0], None)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """Return the same numbers, which lie in memory with the other sign."""
+    return torch._neg_view(-tensor)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_numbers_that_lie_negated(which: int) -> None:
+    """What torch keeps in memory with the other sign is torch's to multiply."""
+    operands = list(states())
+    operands[which] = negated(operands[which])
+    assert not can_be_in_chunks(*operands, None)

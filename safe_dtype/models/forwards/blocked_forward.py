@@ -141,6 +141,8 @@ def _is_bias(bias: Tensor, blocked: BlockedWeight) -> bool:
         and bias.is_cpu
         and bias.dtype is blocked.origin.dtype
         and bias.shape == (blocked.blocks.out_features,)
+        and bias.is_contiguous()
+        and not bias.is_neg()
     )
 
 

@@ -19,7 +19,7 @@ from .plain_calls import is_plain, is_watched, needs_gradient
 logger = logging.getLogger(__name__)
 
 # Below this, the calls around the product cost more than it saves: 10 us, or 250 kB read.
-_LEAST_ELEMENTS = 2**18
+LEAST_ELEMENTS = 2**18
 _LINEAR, _LINEAR_FUNCTION = nn.Linear.forward, torch._C._nn.linear
 
 
@@ -67,7 +67,7 @@ def _linear_modules(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Linear]
         # A subclass, and a module whose forward an offloading hook has replaced, compute in their own way.
         if type(module) is nn.Linear and "forward" not in module.__dict__:
             weight = module._parameters.get("weight")
-            if weight is not None and weight.numel() >= _LEAST_ELEMENTS and _lies_plainly(weight, dtype):
+            if weight is not None and weight.numel() >= LEAST_ELEMENTS and lies_plainly(weight, dtype):
                 yield module
 
 
@@ -100,10 +100,10 @@ def _weighed(module: nn.Module, x: Tensor) -> Weighed | None:
         products is None
         or weight is None
         or "bias" not in parameters
-        or not _takes(products, x)
-        or not _lies_plainly(weight, products.dtype)
+        or not takes(products, x)
+        or not lies_plainly(weight, products.dtype)
         or x.shape[-1] != weight.shape[1]
-        or not (bias is None or _is_bias(bias, weight))
+        or not (bias is None or is_bias(bias, weight.dtype, weight.shape[0]))
         or not _is_torchs_own(module)
         or torch.is_autocast_enabled("cpu")
         or needs_gradient(x, weight, bias)
@@ -112,18 +112,14 @@ def _weighed(module: nn.Module, x: Tensor) -> Weighed | None:
     return weight, bias, None
 
 
-def _takes(products: CompiledProducts, x: Tensor) -> bool:
+def takes(products: CompiledProducts, x: Tensor) -> bool:
     """Whether `x` has as many rows as the product is compiled for, and numbers of its dtype."""
     return (
-        is_plain(x)
-        and x.dtype is products.dtype
-        and not x.is_neg()
-        and x.dim() > 0
-        and 0 < x.numel() <= products.most_rows * x.shape[-1]
+        is_plain(x) and x.dtype is products.dtype and x.dim() > 0 and 0 < x.numel() <= products.most_rows * x.shape[-1]
     )
 
 
-def _lies_plainly(weight: Tensor, dtype: torch.dtype) -> bool:
+def lies_plainly(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the rows of a weight are numbers in this process's memory, one beside the other."""
     return (
         type(weight) is nn.Parameter
@@ -136,12 +132,13 @@ def _lies_plainly(weight: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def _is_bias(bias: Tensor, weight: Tensor) -> bool:
+def is_bias(bias: Tensor, dtype: torch.dtype, outputs: int) -> bool:
+    """Whether a bias is so many numbers in a dtype, one beside the other."""
     return (
         type(bias) is nn.Parameter
         and bias.is_cpu
-        and bias.dtype is weight.dtype
-        and bias.shape == (weight.shape[0],)
+        and bias.dtype is dtype
+        and bias.shape == (outputs,)
         and bias.is_contiguous()
         and not bias.is_neg()
     )

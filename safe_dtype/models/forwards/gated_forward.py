@@ -24,8 +24,9 @@ _SILU_FUNCTION = nn.functional.silu
 
 @dataclass(frozen=True, slots=True)
 class CompiledGate:
-    """The forwards of a class and of its activation, as they were when they were known."""
+    """A class, its forward and that of its activation, as they were when they were known."""
 
+    kind: type[nn.Module]
     forward: Callable[..., Any]
     activation: Callable[..., Any]
 
@@ -47,10 +48,12 @@ def compile_gates(model: nn.Module) -> int:
         if (
             known[forward]
             and "forward" not in module.__dict__
+            and not any(hasattr(type(module), name) for name in _NAMES)  # a property, say, which comes before a module
             and _is_silu(module._modules.get("act_fn"))
             and all(_has_products(module._modules.get(name)) for name in _WEIGHED)
         ):
-            put_on(module, CompiledGate(forward, type(module.get_submodule("act_fn")).forward), _forward)
+            activation = type(module.get_submodule("act_fn")).forward
+            put_on(module, CompiledGate(type(module), forward, activation), _forward)
             count += 1
     return count
 
@@ -76,7 +79,8 @@ def _gated(self: nn.Module, x: Tensor) -> Tensor | None:
     gate, up, activation = (modules.get(name) for name in _NAMES)
     if (
         not isinstance(value, CompiledGate)
-        or type(self).forward is not value.forward
+        or type(self) is not value.kind
+        or value.kind.forward is not value.forward
         or activation is None
         or type(activation).forward is not value.activation
         or gate is None

@@ -18,8 +18,9 @@ from .plain_calls import is_plain, is_watched, needs_gradient
 
 @dataclass(frozen=True, slots=True)
 class CompiledNorm:
-    """The forward of a class, as it was when it was known."""
+    """A class and its forward, as they were when they were known."""
 
+    kind: type[nn.Module]
     forward: Callable[..., Any]
 
     def __deepcopy__(self, _memo: Any) -> None:
@@ -39,8 +40,13 @@ def compile_norms(model: nn.Module, dtype: torch.dtype) -> int:
         forward = type(module).forward
         if forward not in known:
             known[forward] = is_known(forward, known_forwards.NORM)
-        if known[forward] and "forward" not in module.__dict__ and _weight_of(module, dtype) is not None:
-            put_on(module, CompiledNorm(forward), _forward)
+        if (
+            known[forward]
+            and "forward" not in module.__dict__
+            and not hasattr(type(module), "weight")  # a property, say, which comes before a parameter
+            and _weight_of(module, dtype) is not None
+        ):
+            put_on(module, CompiledNorm(type(module), forward), _forward)
             count += 1
     return count
 
@@ -62,7 +68,10 @@ def normalized(self: nn.Module, x: Tensor) -> Tensor | None:
 def _normalized(self: nn.Module, x: Tensor) -> Tensor | None:
     """Return the normalized rows; None where the class is to do it."""
     value = value_of(self)
-    if not isinstance(value, CompiledNorm) or type(self).forward is not value.forward or not is_plain(x):
+    if not isinstance(value, CompiledNorm) or not is_plain(x):
+        return None
+    # A class that somebody gives to the module later may look its weight up in another way.
+    if type(self) is not value.kind or value.kind.forward is not value.forward:
         return None
     weight, epsilon = _weight_of(self, x.dtype), self.__dict__.get("variance_epsilon")
     if (
@@ -72,7 +81,6 @@ def _normalized(self: nn.Module, x: Tensor) -> Tensor | None:
         or x.shape[-1] != weight.shape[0]
         or not x.numel()
         or not x.is_contiguous()
-        or x.is_neg()
         or needs_gradient(x, weight)
     ):
         return None

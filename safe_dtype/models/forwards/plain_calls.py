@@ -14,8 +14,10 @@ _CALL = nn.Module.__call__
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether there are numbers in it to compute with, of this process."""
-    return type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided
+    """Whether there are numbers in it to compute with, of this process, as they lie in memory."""
+    # Of one with the bit for it set, as the imaginary part of a conjugate is, what lies there are the numbers with the
+    # other sign.
+    return type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
 
 
 def is_watched() -> bool:

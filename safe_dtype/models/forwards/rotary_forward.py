@@ -129,7 +129,6 @@ def _turns(query: Any, key: Any, cos: Any, sin: Any) -> bool:
         and _is_of_states(key, shape)
         and _is_table(cos, shape)
         and _is_table(sin, shape)
-        and not (query.is_neg() or key.is_neg() or cos.is_neg() or sin.is_neg())
         and not needs_gradient(query, key, cos, sin)
     )
 

@@ -223,3 +223,11 @@ def test_a_module_without_its_bias() -> None:
     del module.bias
     with pytest.raises(AttributeError, match="bias"):
         module(rows())
+
+
+def test_rows_that_lie_negated(called: Called) -> None:
+    """Rows that torch keeps in memory with the other sign are multiplied as what they are, by torch."""
+    module, x = linear(), rows()
+    lying = torch._neg_view(-x)
+    assert torch.equal(module(lying), nn.functional.linear(lying, module.weight, module.bias))
+    assert not called

@@ -284,3 +284,32 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     compile_all(model)
     expected = logits(plain.to(dtype))
     assert float((logits(model.to(dtype)) - expected).abs().max()) <= 0.01 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("part", "name"), [("post_attention_layernorm", "weight"), ("mlp", "up_proj")])
+def test_a_class_that_finds_its_parts_in_another_way(part: str, name: str, when: str) -> None:
+    """A module that is given a class with a property in the place of a part computes by it, whenever it is given that."""
+    changed, plain = model_of("llama"), model_of("llama")
+    for model in (changed, plain):
+        module = model.model.layers[0].get_submodule(part)
+        if model is changed and when == "after":
+            compile_all(model)
+        module.__class__ = _with_zeros(type(module), name)
+        if model is changed and when == "before":
+            compile_all(model)
+    shown = []
+    for model in (changed, plain):
+        of_part = model.model.layers[0].get_submodule(part)
+        shown.append(of_part(torch.ones(1, 2, 512, dtype=BF16)))
+    assert torch.equal(*shown)
+    assert not shown[0].any()
+
+
+def _with_zeros(kind: type[nn.Module], name: str) -> type[nn.Module]:
+    def part(self: Any) -> Any:
+        if name == "weight":
+            return torch.zeros(512, dtype=BF16)
+        return lambda x: torch.zeros(*x.shape[:-1], 768, dtype=BF16)
+
+    return type(kind.__name__, (kind,), {name: property(part)})
