@@ -1,4 +1,4 @@
-"""Products of 1 to 8 rows on a CPU: compiled for it (safe_dtype.kernels), from blocks, and torch's own.
+"""Products of 1 to 16 rows on a CPU: compiled for it (safe_dtype.kernels), from blocks, and torch's own.
 
     python benchmarks/rows.py                      # 2 CPU settings, about a minute
     OMP_NUM_THREADS=1 python benchmarks/rows.py --name rows_one_thread
@@ -25,11 +25,13 @@ from generation import CPUS, in_child
 from results_file import write_results
 from torch import Tensor
 
+from safe_dtype.kernels.column_product import multiply_columns
 from safe_dtype.kernels.row_product import multiply_rows
 from safe_dtype.numerics import Blocks, product
 
 SHAPES = ((3072, 1024), (1024, 3072), (1024, 1024), (151_936, 1024))
-ROWS = (1, 2, 4, 8)
+TURNED = ((768, 3072), (3072, 768))  # with a row for each input, as GPT-2's
+ROWS = (1, 2, 4, 8, 16)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.int8)
 POOL = 2e8  # bytes of weights
 TURNS, SECONDS = 30, 0.1
@@ -42,11 +44,13 @@ def measure() -> list[dict[str, Any]]:
     """Time every way at every shape, dtype and number of rows."""
     figures = []
     for dtype in DTYPES:
-        for shape in SHAPES:
+        turned = () if dtype is torch.int8 else TURNED
+        for shape in (*SHAPES, *turned):
             count = max(3, int(POOL / (dtype.itemsize * shape[0] * shape[1])))
-            ways = _ways(dtype, shape, count)
+            ways = _ways(dtype, shape, count) if shape in SHAPES else _ways_of_turned(dtype, shape, count)
             for rows in ROWS:
-                x = torch.randn(rows, shape[1]).to(torch.bfloat16 if dtype is torch.int8 else dtype)
+                inputs = shape[1] if shape in SHAPES else shape[0]
+                x = torch.randn(rows, inputs).to(torch.bfloat16 if dtype is torch.int8 else dtype)
                 seconds = _in_turn(ways, x, count)
                 size = dtype.itemsize * shape[0] * shape[1]
                 figures.append({
@@ -88,6 +92,15 @@ def _ways(dtype: torch.dtype, shape: tuple[int, int], count: int) -> dict[str, C
         blocks = [Blocks.of(weight) for weight in weights]
         ways["blocks"] = lambda x, turn: product(x, blocks[turn])
     return ways
+
+
+def _ways_of_turned(dtype: torch.dtype, shape: tuple[int, int], count: int) -> dict[str, Call]:
+    first = torch.randn(shape).mul_(0.02).to(dtype)
+    weights, bias = [first.clone() for _ in range(count)], torch.randn(shape[1]).to(dtype)
+    return {
+        "compiled": lambda x, turn: multiply_columns(x, weights[turn], bias),
+        "torch": lambda x, turn: torch.addmm(bias, x, weights[turn]),
+    }
 
 
 def _in_turn(ways: dict[str, Call], x: Tensor, count: int) -> dict[str, list[float]]:

@@ -56,6 +56,7 @@ TOGETHER = {
     "kernels/norm_rows_ir.py": "kernels/test_norm_rows.py",
     "kernels/rotary_ir.py": "kernels/test_rotary.py",
     "kernels/row_product_ir.py": "kernels/test_row_product.py",
+    "kernels/column_product_ir.py": "kernels/test_column_product.py",
     "kernels/task_ir.py": "kernels/test_threads.py",
     "kernels/vectors.py": "kernels/test_row_product.py",
     "loading/trials/second_copy.py": "loading/trials/test_float16.py",

@@ -24,6 +24,7 @@ _CAST_AT_ONCE = 2**21  # codes that are cast for many rows: 8 MB in float32, whi
 # torch's own product by codes reads whole vectors of bfloat16: beyond the end of a row that is no multiple of them (torch
 # 2.13: `torch._weight_int8pack_mm` with 100 inputs is off by 1e36 with AVX512, or ends the process).
 _VECTOR = 16
+_TORCH_ROWS = 8  # of more, codes are quicker cast
 _ALIGNED = 64  # bytes: of rows in bfloat16 that lie elsewhere, as parts of a wider tensor may, it ends the process
 
 
@@ -82,8 +83,8 @@ def can_be_coded(weight: Tensor) -> bool:
 def multiply_int8(x: Tensor, codes: Int8Weight, bias: Tensor | None = None, *, wide: torch.dtype) -> Tensor:
     """Return `x @ weight.T + bias` in the dtype of `x`.
 
-    Up to 8 rows are accumulated in float32 straight from the codes. Of more rows some codes at a time are cast to `wide`,
-    and sums multiplied by their scales; in float32 by oneDNN, where torch has it.
+    Up to 16 rows are accumulated in float32 straight from the codes, by torch up to 8. Of more rows some codes at a time
+    are cast to `wide`, and sums multiplied by their scales; in float32 by oneDNN, where torch has it.
 
     Args:
         x: Shape (..., in_features), in the dtype of the scales.
@@ -96,7 +97,7 @@ def multiply_int8(x: Tensor, codes: Int8Weight, bias: Tensor | None = None, *, w
     if 0 < rows <= MOST_ROWS:
         if has_code(torch.int8, x.dtype):
             return multiply_rows(x, codes.tensor, bias, codes.scales)
-        if x.dtype is torch.float32 or inputs % _VECTOR == 0:
+        if rows <= _TORCH_ROWS and (x.dtype is torch.float32 or inputs % _VECTOR == 0):
             return _by_torch(x, codes, bias)
     return _by_casting(x.reshape(rows, inputs), codes, bias, wide).view(*x.shape[:-1], codes.out_features)
 

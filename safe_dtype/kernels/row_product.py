@@ -15,16 +15,18 @@ from .threads import room, run
 
 FUNCTION = "multiply_rows"
 # What its task holds, and behind that for each weight; 8 bytes each. Strides are in numbers, `wide` is room for the rows
-# in float32, `begin` the number of a weight's first output among those of all; `is_gated` is 1 or 0.
+# in float32, `begin` the number of a weight's first output among those of all; `is_gated` is 1 or 0. A weight multiplies as
+# many rows as it says, from its `row` on.
 FIELDS = ("x", "wide", "inputs", "rows", "weights", "is_gated")
-OF_WEIGHT = ("weight", "y", "bias", "scales", "outputs", "stride", "begin")
-MOST_ROWS = 8
+OF_WEIGHT = ("weight", "y", "bias", "scales", "outputs", "stride", "begin", "row", "rows")
+MOST_ROWS = 16
 # Bytes that a thread takes at a time: two parts for each thread, as long as these are read at full speed. Where two
 # threads take turns at 64 kB each, what is read ahead for the one is the other's, and both read a fifth slower than at 1 MB.
 _LEAST_AT_A_TIME, _MOST_AT_A_TIME = 2**16, 2**20
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
-_MOST_TOGETHER = 8
 
+# A matrix of a stack of them, the first of the rows that it multiplies, and how many these are.
+Share: TypeAlias = tuple[int, int, int]
 # A weight, its bias and its scales, as `multiply_rows` takes them.
 Weighed: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None]"
 
@@ -74,11 +76,42 @@ def multiply_rows_gated(x: Tensor, gate: Weighed, weight: Weighed) -> Tensor:
     return _multiplied(x, (gate, weight), is_gated=True)[0]
 
 
+def multiply_rows_by_some(x: Tensor, stack: Tensor, biases: Tensor | None, shares: Sequence[Share]) -> Tensor:
+    """Return the products of rows by some matrices of a stack, one below the other; each as of `multiply_rows`.
+
+    Args:
+        x: Shape (rows, in_features).
+        stack: Shape (matrices, out_features, in_features), each row of a matrix contiguous.
+        biases: Shape (matrices, out_features), contiguous; or None.
+        shares: Which rows each matrix multiplies.
+
+    Raises:
+        RuntimeError: If there is no code for these dtypes on this machine: see `has_code`.
+    """
+    address = _compiled(stack.dtype, x.dtype)
+    if not x.is_contiguous():
+        x = x.contiguous()
+    _, outputs, inputs = stack.shape
+    product = x.new_empty((sum(rows for _, _, rows in shares), outputs))
+    at_a_time = _at_a_time(outputs * len(shares), inputs * stack.itemsize, torch.get_num_threads())
+    weight, stride, step = stack.data_ptr(), stack.stride(1), stack.stride(0) * stack.itemsize
+    bias, bias_step = (0, 0) if biases is None else (biases.data_ptr(), outputs * biases.itemsize)
+    y, begin, for_each = product.data_ptr(), 0, -(-outputs // at_a_time) * at_a_time
+    of_weights: list[int] = []
+    for number, row, rows in shares:
+        of_weights += (
+            weight + number * step, y, bias + number * bias_step, 0, outputs, stride, begin, row, rows,
+        )  # fmt: skip
+        y += rows * outputs * product.itemsize
+        begin += for_each
+    wide = room(4 * x.numel())
+    run(address, begin, at_a_time, (x.data_ptr(), wide, inputs, len(x), len(shares), 0, *of_weights))
+    return product
+
+
 def _multiplied(x: Tensor, weights: Sequence[Weighed], *, is_gated: bool = False) -> list[Tensor]:
     first = weights[0][0]
-    address = _address(first.dtype, x.dtype)
-    if address is None:
-        raise RuntimeError(f"no products of {x.dtype} by {first.dtype} are compiled here")
+    address = _compiled(first.dtype, x.dtype)
     inputs = first.shape[1]
     if not x.is_contiguous():
         x = x.contiguous()
@@ -95,13 +128,20 @@ def _multiplied(x: Tensor, weights: Sequence[Weighed], *, is_gated: bool = False
         product = x.new_empty((*leading, outputs))
         of_weights += (
             weight.data_ptr(), product.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            0 if scales is None else scales.data_ptr(), outputs, weight.stride(0), begin,
+            0 if scales is None else scales.data_ptr(), outputs, weight.stride(0), begin, 0, rows,
         )  # fmt: skip
         products.append(product)
         begin += -(-outputs // at_a_time) * at_a_time
     wide = room(4 * rows * inputs)
     run(address, begin, at_a_time, (x.data_ptr(), wide, inputs, rows, len(products), is_gated, *of_weights))
     return products
+
+
+def _compiled(weight: torch.dtype, x: torch.dtype) -> int:
+    address = _address(weight, x)
+    if address is None:
+        raise RuntimeError(f"no products of {x} by {weight} are compiled here")
+    return address
 
 
 def has_code(weight: torch.dtype, x: torch.dtype) -> bool:
@@ -122,4 +162,4 @@ def _address(weight: torch.dtype, x: torch.dtype) -> int | None:
         return None
     if torch.float16 in (weight, x) and not cpu.halves:
         return None
-    return address_of(FUNCTION, "row_product_ir", stored, computed, str(min(_MOST_TOGETHER, cpu.sums)))
+    return address_of(FUNCTION, "row_product_ir", stored, computed, str(cpu.sums))

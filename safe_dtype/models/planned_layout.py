@@ -6,19 +6,22 @@ import torch
 from torch import nn
 
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from ..kernels import column_product
 from ..kernels.row_product import MOST_ROWS
 from ..numerics import compute_in
 from ..numerics.by_onednn import by_onednn
 from ..planning import Candidate, Routes
 from .block_layout import lay_out, lay_out_in_int8
 from .forwards.compiled_products import CompiledProducts, compile_products
+from .forwards.conv1d_forward import compile_columns
+from .forwards.experts_forward import CompiledExperts, compile_experts
 from .forwards.gated_forward import CompiledGate, compile_gates
 from .forwards.layer_forward import CompiledLayer, compile_layers
 from .forwards.module_forward import take_off, value_of
 from .forwards.norm_forward import CompiledNorm, compile_norms
 from .forwards.rotary_forward import CompiledRotation, compile_rotations
 
-_COMPILED = (CompiledGate, CompiledLayer, CompiledNorm, CompiledProducts, CompiledRotation)
+_COMPILED = (CompiledExperts, CompiledGate, CompiledLayer, CompiledNorm, CompiledProducts, CompiledRotation)
 
 
 def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int | None:
@@ -32,7 +35,7 @@ def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
 
 
 def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | None) -> int:
-    """Return in how many modules products of few rows are compiled now; 0 where it is not planned.
+    """Return in how many modules products of few rows are compiled now, also by experts; 0 where it is not planned.
 
     In 16 bit, norms and rotary embeddings are compiled as well, whatever the products are, and steps of few rows are
     computed layer by layer. Products by 8-bit codes are compiled where they are laid out.
@@ -44,7 +47,12 @@ def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
     if is_half:
         compile_norms(model, dtype)
         compile_rotations(model, dtype)
-    count = compile_products(model, dtype, routes.compiled_rows) if routes.compiled_rows else 0
+    count = 0
+    if routes.compiled_rows:
+        count = compile_products(model, dtype, routes.compiled_rows)
+        count += compile_columns(model, dtype, column_product.MOST_ROWS)
+        # Of few tokens an expert has one or two, whatever a linear module has.
+        count += compile_experts(model, dtype, MOST_ROWS)
     if count or candidate.codes is not None:
         compile_gates(model)
     if is_half:

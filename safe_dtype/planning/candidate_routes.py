@@ -21,6 +21,7 @@ def candidate_routes(
         _calls(checkpoint, policy),
         can_be_laid_out=can_be_laid_out(candidate.storage, checkpoint, policy),
         can_be_compiled=_can_be_compiled(checkpoint, policy),
+        has_experts=_has_experts(checkpoint),
     )
 
 
@@ -38,6 +39,7 @@ def can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy)
     """
     return (
         _can_be_compiled(checkpoint, policy)
+        and not _has_experts(checkpoint)
         and checkpoint.file_format == "safetensors"
         and storage == checkpoint.saved
     )
@@ -45,8 +47,9 @@ def can_be_laid_out(storage: Dtype, checkpoint: CheckpointFacts, policy: Policy)
 
 def _can_be_compiled(checkpoint: CheckpointFacts, policy: Policy) -> bool:
     """Whether products of the weights may be computed by other code than torch's, wherever the weights lie."""
-    return (
-        policy.mode != "strict"
-        and not checkpoint.quantization
-        and all(one.active == 1.0 for one in checkpoint.linears)
-    )
+    return policy.mode != "strict" and not checkpoint.quantization
+
+
+def _has_experts(checkpoint: CheckpointFacts) -> bool:
+    """Whether there are weights that a token may not pass through."""
+    return any(one.active != 1.0 for one in checkpoint.linears)

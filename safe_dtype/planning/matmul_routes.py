@@ -19,8 +19,8 @@ _LAYOUT_GAIN = 1.10
 _COMPILED_LOSS = 1.05
 _COMPILED_GAIN = 1.05
 
-# The product of few rows that is compiled, and the most rows that it is measured at.
-_COMPILED, _COMPILED_ROWS = "matmul_rows", 8
+# The product of few rows that is compiled, and the numbers of rows that it is measured at beside one.
+_COMPILED, _COMPILED_ROWS = "matmul_rows", (8, 16)
 
 # What another library than torch's own computes for float32 has to win by this, for times repeat no better.
 _LIBRARY_GAIN = 1.05
@@ -62,16 +62,16 @@ class Routes:
         return first + (last - first) * (rows - start) / (stop - start)
 
 
-def routes_for(
+def routes_for(  # noqa: PLR0913  (flags of one kind, by name)
     storage: Dtype, compute: Dtype, device: DeviceFacts, calls: Calls, *, can_be_laid_out: bool,
-    can_be_compiled: bool = False,
+    can_be_compiled: bool = False, has_experts: bool = False,
 ) -> Routes | None:  # fmt: skip
     """Return the fastest routes for `calls`; None where nothing was measured.
 
     `can_be_laid_out` tells whether the weights can be copied into another layout, `can_be_compiled` whether products may
-    take code of our own.
+    take code of our own, and `has_experts` whether some weights are no linear modules, which other libraries are not asked for.
     """
-    plain = _plain_routes(storage, compute, device, calls, can_be_replaced=can_be_compiled)
+    plain = _plain_routes(storage, compute, device, calls, can_be_replaced=can_be_compiled and not has_experts)
     blocks = _block_routes(storage, compute, device, calls, plain) if can_be_laid_out else None
     if plain is not None and can_be_compiled:
         plain = with_compiled(plain, device.verdict(storage, _COMPILED))
@@ -175,10 +175,14 @@ def with_compiled(routes: Routes, verdict: Verdict) -> Routes:
     at_one = verdict.dtype.itemsize / verdict.decode_bytes_per_s
     if at_one > routes.seconds_per_element[0] * _COMPILED_LOSS:
         return routes
-    at_most = _mean_seconds(verdict, _COMPILED_ROWS)
-    is_faster = at_most is not None and at_most * _COMPILED_GAIN <= routes.seconds(_COMPILED_ROWS)
-    compiled_rows = _COMPILED_ROWS if is_faster else 1
-    per_element = (at_one, *routes.seconds_per_element[1:])
+    compiled_rows, at_some = 1, routes.seconds_per_element[1]
+    for rows in _COMPILED_ROWS:
+        seconds = _mean_seconds(verdict, rows)
+        if seconds is None or seconds * _COMPILED_GAIN > routes.seconds(rows):
+            break
+        compiled_rows = rows
+        at_some = seconds if rows == _MEASURED_ROWS[1] else at_some
+    per_element = (at_one, at_some, routes.seconds_per_element[2])
     cast_from = routes.cast_from
     if cast_from is not None and cast_from <= compiled_rows:
         # A mode around every step of one token costs more than what little is left to cast.

@@ -205,3 +205,17 @@ def test_no_code_for_other_dtypes() -> None:
     assert not has_code(INT8, INT8)
     with pytest.raises(RuntimeError, match=r"no products of torch\.float64 by torch\.float64"):
         multiply_rows(torch.ones(1, 2).double(), torch.ones(2, 2).double())
+
+
+@pytest.mark.parametrize(("weight_dtype", "x_dtype"), [(BF16, BF16), (FP32, FP32), (INT8, BF16)])
+@pytest.mark.parametrize("inputs", [1536, 1537, 2100])
+def test_many_inputs(weight_dtype: torch.dtype, x_dtype: torch.dtype, inputs: int) -> None:
+    """Of many inputs several outputs are computed at once, of any number of rows with the bits that each has alone."""
+    x, weight = operands(weight_dtype, x_dtype, (23, inputs), MOST_ROWS + 1)
+    bias, scales = torch.randn(23).to(x_dtype), torch.rand(23).to(x_dtype)
+    results = multiply_rows(x, weight, bias, scales)
+    right = widened(x, weight) * scales.double() + bias.double()
+    allowed = torch.finfo(x_dtype).eps / 2 * right.abs() + 2e-7 * widened(x.abs(), weight.abs())
+    assert ((results.double() - right).abs() <= allowed).all()
+    for rows in range(1, MOST_ROWS + 1):
+        assert torch.equal(multiply_rows(x[:rows], weight, bias, scales), results[:rows])

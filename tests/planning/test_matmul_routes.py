@@ -136,6 +136,18 @@ def test_steps_of_few_rows_are_not_cast_around(cast_from: int | None, times_at_8
     assert with_compiled(routes, compiled(BFLOAT16, 24, times_at_8)).cast_from == then
 
 
+@pytest.mark.parametrize(("times_at_16", "rows", "then"), [(2.0, 16, 17), (400.0, 8, 9)])
+def test_nine_to_sixteen_rows(times_at_16: float, rows: int, then: int) -> None:
+    """Of 16 rows products are compiled where they win at 16 as well, which then is what 16 rows are expected to take."""
+    verdict = compiled(BFLOAT16, 24, 1.5)
+    shape, at_one = (3072, 1024), verdict.timings[0].seconds
+    verdict = replace(verdict, timings=(*verdict.timings, Timing(16, shape, at_one * times_at_16)))
+    routes = with_compiled(Routes("plain", 9, (1e-9, 4e-9, 1e-8)), verdict)
+    assert (routes.compiled_rows, routes.cast_from) == (rows, then)
+    expected = at_one * times_at_16 / (shape[0] * shape[1]) if rows == 16 else 4e-9
+    assert routes.seconds(16) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("times_slower", [0.98, 1.02])
 def test_compiled_products_win_ties(times_slower: float) -> None:
     """Where both read one row alike compiled products are taken, for one row: for more of them they have to win."""
@@ -160,7 +172,7 @@ def test_compiled_products_must_not_lose(times_slower: float) -> None:
 
 @pytest.mark.parametrize("mode", ["strict", "mixture", "pytorch"])
 def test_where_products_are_compiled(mode: str) -> None:
-    """In strict mode products are torch's, and those of a mixture, most of whose weights are no linear modules."""
+    """In strict mode products are torch's; else they are compiled, whatever the format, and for experts as well."""
     device = with_routes(OLD_CPU, compiled(BFLOAT16, 24, 1.5))
     checkpoint, policy = f.checkpoint(BFLOAT16), Policy(prefer="memory", mode="strict" if mode == "strict" else "auto")
     if mode == "mixture":
@@ -169,7 +181,7 @@ def test_where_products_are_compiled(mode: str) -> None:
         checkpoint = replace(checkpoint, file_format="pytorch")
     plan = make_plan(device, checkpoint, policy)
     assert plan.routes is not None
-    assert plan.routes.compiled_rows == (8 if mode == "pytorch" else 0)
+    assert plan.routes.compiled_rows == (0 if mode == "strict" else 8)
 
 
 def test_layout_has_to_win() -> None:

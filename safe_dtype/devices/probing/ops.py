@@ -26,6 +26,7 @@ _COMPARED = 32  # columns or rows of a result that are computed again in float64
 _COMPARED_ROWS = 128  # of a product
 _TRAINED_OUTPUTS = 512  # of a weight in a step of training: more have the same rate
 _CDIST_POINTS = 16  # up to 25, torch.cdist takes a kernel of its own, beyond a product
+_COMPILED_ROWS = (MOST_ROWS // 2, MOST_ROWS)  # that compiled products are timed at, beside one
 _NO_SHAPE: Shape = (0, 0)
 
 
@@ -363,7 +364,7 @@ OPS: dict[str, Op] = {
     "matmul_narrow": Op(_matmul_narrow, _two, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
     "matmul_blocks": Op(_blocks_in(None), _two, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
-    "matmul_rows": Op(_matmul_rows, _all, multiplies=True, cut=4096, rows=(MOST_ROWS,), odd_rows=(3,), share=0.5),
+    "matmul_rows": Op(_matmul_rows, _all, multiplies=True, cut=4096, rows=_COMPILED_ROWS, odd_rows=(3,), share=0.5),
     "matmul_int8": Op(_int8_in(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "matmul_int8_cast": Op(_int8_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),

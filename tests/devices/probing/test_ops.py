@@ -96,14 +96,14 @@ def test_it_is_remembered_beside_the_rest() -> None:
 
 
 def test_compiled_products_are_measured_at_few_rows() -> None:
-    """The product that is compiled is timed at one row and at 8, and has no rate for prompts."""
+    """The product that is compiled is timed at one row, at 8 and at 16, and has no rate for prompts."""
     pytest.importorskip("llvmlite", reason="products are compiled by llvmlite, of the extra `fast`")
     routes = [route for route in routes_of(FLOAT32, "cpu") if route[1] == "matmul_rows"]
     assert [dtype for dtype, _ in routes] == [FLOAT32, BFLOAT16]
     compiled = [one for one in measure("cpu", widths=WIDTHS, routes=routes, ops=()) if one.op == "matmul_rows"]
     assert [one.kind for one in compiled] == [VerdictKind.NATIVE] * 2
     for verdict in compiled:
-        assert [timing.rows for timing in verdict.timings] == [1, 8]
+        assert [timing.rows for timing in verdict.timings] == [1, 8, 16]
         assert verdict.decode_bytes_per_s
         assert verdict.prefill_flops_per_s is None
 
