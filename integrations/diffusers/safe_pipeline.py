@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import nn
-
 from safe_dtype.errors import NoPlanError
 from safe_dtype.guarding import Report, report
 from safe_dtype.guarding.state import guard_of
-from safe_dtype.loading.diffusion import PipelinePlan, load_pipeline, pipeline_plan_of
+from safe_dtype.loading.diffusion import PipelinePlan, load_pipeline, models_of, pipeline_plan_of
 from safe_dtype.planning import Policy
 
 
@@ -48,10 +46,10 @@ class SafeDiffusionPipeline:
 
 
 def plan_of_pipeline(pipeline: Any) -> PipelinePlan:
-    """Return the plan that a pipeline was loaded with: one of each of its models.
+    """Return the plan of each model that a pipeline holds now, also of one that was copied, or made of others' models.
 
     Raises:
-        NoPlanError: If it was not loaded by safe_dtype.
+        NoPlanError: If none of them was loaded by safe_dtype.
     """
     plan = pipeline_plan_of(pipeline)
     if plan is None:
@@ -61,5 +59,4 @@ def plan_of_pipeline(pipeline: Any) -> PipelinePlan:
 
 def reports_of(pipeline: Any) -> dict[str, Report]:
     """Return what happened so far to each guarded model of a pipeline, by the name of the part."""
-    parts = pipeline.components.items()
-    return {name: report(part) for name, part in parts if isinstance(part, nn.Module) and guard_of(part) is not None}
+    return {name: report(model) for name, model in models_of(pipeline).items() if guard_of(model) is not None}

@@ -44,18 +44,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def saved(saved_pipeline: Callable[..., Path]) -> Callable[..., Path]:
     """Return what saves a pipeline of that name, its weights in bfloat16, once."""
-    from tiny_pipelines import save_pipeline
-
-    folders: dict[tuple[str, torch.dtype], Path] = {}
-
-    def save(name: str, dtype: torch.dtype = BF16) -> Path:
-        if (name, dtype) not in folders:
-            folders[name, dtype] = save_pipeline(name, tmp_path_factory.mktemp(name), dtype)
-        return folders[name, dtype]
-
-    return save
+    return saved_pipeline
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)

@@ -41,6 +41,10 @@ class _Dtypes:
             self._key = key
         return self._mains.get(id(model)) if len({*self._mains.values()} - {None}) > 1 else None
 
+    def beside(self, model: nn.Module | None) -> set[int]:
+        """Return the `id` of each part that is still there, but for `model`."""
+        return {id(part) for reference in self._models if (part := reference()) is not None and part is not model}
+
     def replace(self, part: nn.Module, other: nn.Module) -> None:
         """Look at `other` where `part` was looked at."""
         self._models = [weakref.ref(other) if reference() is part else reference for reference in self._models]
@@ -51,22 +55,35 @@ class _Dtypes:
 
 
 class _CastOnEntry:
-    """A hook before the forward of a part, or of a module in it.
+    """A hook before the forward of a part, or of a module in it: one, of however many pipelines it is a part.
 
     A deep copy of the part gets one of its own; a pickled one gets none, as it gets no guard.
     """
 
-    def __init__(self, part: nn.Module, dtypes: _Dtypes) -> None:
-        self._part, self._dtypes = weakref.ref(part), dtypes
+    def __init__(self, part: nn.Module, pipelines: list[_Dtypes]) -> None:
+        self._part, self._pipelines = weakref.ref(part), pipelines
+
+    def is_of(self, part: nn.Module) -> bool:
+        """Whether it casts what enters `part`."""
+        return self._part() is part
+
+    def join(self, dtypes: _Dtypes) -> None:
+        """Look at the parts of one more pipeline; those of pipelines that are gone are forgotten."""
+        part, own = self._part(), dtypes.beside(self._part())
+        pipelines = [known for known in self._pipelines if (others := known.beside(part)) and not others <= own]
+        if not any(own <= known.beside(part) for known in pipelines):
+            pipelines.append(dtypes)
+        self._pipelines = pipelines
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _CastOnEntry:
         part = self._part()
         copied = memo.get(id(part))
         if part is None or copied is None:  # only a module in it is being copied
             return self
-        dtypes = copy.deepcopy(self._dtypes, memo)
-        dtypes.replace(part, copied)
-        return _CastOnEntry(copied, dtypes)
+        pipelines = [copy.deepcopy(dtypes, memo) for dtypes in self._pipelines]
+        for dtypes in pipelines:
+            dtypes.replace(part, copied)
+        return _CastOnEntry(copied, pipelines)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments, returns None, and needs nothing of ours
@@ -75,7 +92,9 @@ class _CastOnEntry:
         if torch.compiler.is_compiling():  # first, for a compiler follows this line and nothing else of ours
             return None
         part = self._part()
-        dtype = None if part is None or guard_of(part) is None else self._dtypes.of(part)
+        if part is None or guard_of(part) is None:
+            return None
+        dtype = next((dtype for dtypes in self._pipelines if (dtype := dtypes.of(part)) is not None), None)
         if dtype is None:
             return None
         if module is not part:
@@ -97,7 +116,12 @@ def cast_between(models: Mapping[str, nn.Module]) -> None:
     for model in models.values():
         entered = [inner for name in _INNER if isinstance(inner := getattr(model, name, None), nn.Module)]
         for module in (entered if hasattr(model, "decode") else None) or [model]:
-            module.register_forward_pre_hook(_CastOnEntry(model, dtypes), with_kwargs=True)
+            hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _CastOnEntry))
+            known = next((hook for hook in hooks if hook.is_of(model)), None)
+            if known is not None:
+                known.join(dtypes)
+            else:
+                module.register_forward_pre_hook(_CastOnEntry(model, [dtypes]), with_kwargs=True)
 
 
 def _version(model: nn.Module) -> int:

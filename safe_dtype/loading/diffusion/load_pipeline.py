@@ -18,6 +18,7 @@ from ...facts import FLOAT32
 from ...guarding import guard
 from ...guarding.state import guard_of
 from ...models.load_lock import one_at_a_time
+from ...models.origin import known_origin
 from ...planning import Plan, Policy
 from ..load import halves, load
 from ..plan_request import Drifts
@@ -25,6 +26,7 @@ from ..planned_once import all_planned
 from ..request import Request
 from .between_parts import cast_between
 from .load_part import guard_part, plan_diffusers_model
+from .pipeline_models import models_of
 from .pipeline_parts import PipelinePart, order_for, parts_of, request_of
 from .pipeline_plan import PipelinePlan
 
@@ -61,7 +63,7 @@ def load_pipeline(
         model = getattr(pipeline, name, None)
         if isinstance(model, nn.Module) and name not in loaded:
             guard_part(model, requests[name], part_plan)
-    models = {name: model for name, model in pipeline.components.items() if isinstance(model, nn.Module)}
+    models = models_of(pipeline)
     for name, model in models.items():
         if name in arguments and guard_of(model) is None:
             guard(model, policy=policy)
@@ -71,8 +73,22 @@ def load_pipeline(
 
 
 def pipeline_plan_of(pipeline: Any) -> PipelinePlan | None:
-    """Return the plan that a pipeline was loaded with; None where it was loaded without."""
-    return _plans.get(pipeline)
+    """Return the plans of the models that a pipeline holds now; None where none of them was loaded with one.
+
+    A copy has one as well, and a pipeline that was made of the parts of others.
+    """
+    models, loaded = models_of(pipeline), _plans.get(pipeline)
+    planned = {name: origin.plan for name, model in models.items() if (origin := known_origin(model)) is not None}
+    if loaded is None and not planned:
+        return None
+    known = loaded or PipelinePlan(str(pipeline.config.get("_name_or_path") or type(pipeline).__name__), "", ())
+    order = sorted(planned, key=lambda name: (name not in known.plans, name))
+    reasons = dict(known.unplanned)
+    others = {name: reasons.get(name, "it was not loaded by safe_dtype") for name in models if name not in planned}
+    return replace(
+        known, pipeline=type(pipeline).__name__, parts=tuple((name, planned[name]) for name in order),
+        unplanned=tuple(others.items()),
+    )  # fmt: skip
 
 
 def _plan(
