@@ -1,14 +1,15 @@
 """Everything that is run before a release, each in an environment of its own: `nox --list`.
 
 A tool lane tests one tool that people use with this package, against the real library: `nox -s "tool(trl)"`. A new one is
-a row of `TOOLS` and a file `tests/integrations/test_<name>.py` whose tests are marked `needs("<name>")`.
+a row of `TOOLS` and files `tests/integrations/test_<name>*.py` whose tests are marked `needs("<name>")`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nox
@@ -27,6 +28,7 @@ class Tool:
 
     packages: tuple[str, ...] = ()
     pinned: bool = True
+    settings: dict[str, str] = field(default_factory=dict)  # of its environment, beside the user's
 
 
 # By the name that `needs` and `--must-have` have for it: that of its module, or a name of tests/conftest.py.
@@ -36,9 +38,11 @@ TOOLS: dict[str, Tool] = {
     "torchao": Tool(("torchao",)),
     "diffusers": Tool(("diffusers",)),
     "lm_eval": Tool(("lm-eval",)),
+    "openvino": Tool(settings={"SAFE_DTYPE_OPTIMUM_INTEL": ""}),  # its tests make an environment for optimum-intel
     "sentence_transformers": Tool(("sentence-transformers",)),
     "serve": Tool(("transformers[serving]",)),
     "trl": Tool(("trl",)),
+    "vllm": Tool(("vllm",), pinned=False),  # which has a torch of its own
     "xllamacpp": Tool(("xllamacpp",)),
 }
 
@@ -70,7 +74,9 @@ def tool(session: nox.Session, name: str) -> None:
     """Test one tool against the real library."""
     row = TOOLS[name]
     session.install(*(PINNED if row.pinned else ()), "-e", ".[test]", *row.packages)
-    session.run("pytest", "-m", "", f"tests/integrations/test_{name}.py", "--must-have", name, *session.posargs)
+    files = sorted(str(file) for file in Path("tests/integrations").glob(f"test_{name}*.py"))
+    settings = row.settings | {setting: os.environ[setting] for setting in row.settings if setting in os.environ}
+    session.run("pytest", "-m", "", *files, "--must-have", name, *session.posargs, env=settings)
 
 
 @nox.session

@@ -45,6 +45,10 @@ CURES = {
     "ConflictError": "Pass the value once: in the call, or in the plan.",
     "StalePlanError": "Make the plan again, or load without `plan=`. The message says what is another one now.",
     "NoPlanError": "Load the model with `SafeAutoModel.from_pretrained`, or under `safe-dtype run`.",
+    "NotServableError": (
+        "Serve what the message names, or leave out `--dtype`; see [vLLM](tools.md#vllm). `VLLM_PLUGINS=''` serves it all the "
+        "same."
+    ),
     "QuantizerPackageError": (
         "Install what it names, or load the model that it was quantized from. Which method runs where: "
         "[Quantized models](quantized.md)."

@@ -57,6 +57,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "xpu": torch.xpu.is_available,
     "pagemap": lambda: os.access("/proc/self/pagemap", os.R_OK),  # a Linux that tells which pages are a file's
     "serve": lambda: all(map(importlib.util.find_spec, ("fastapi", "uvicorn", "openai"))),  # transformers[serving]
+    "openvino": lambda: "SAFE_DTYPE_OPTIMUM_INTEL" in os.environ,  # an interpreter with it, or "" to make one with pip
     "control_group": can_limit,  # a Linux where this process may limit the memory of another
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),

@@ -18,6 +18,8 @@ TOGETHER = {
     "integrations/diffusers/safe_pipeline.py": "integrations/test_diffusers.py",
     "integrations/llama_cpp": "integrations/test_xllamacpp.py",
     "cli/export_commands.py": "integrations/test_xllamacpp.py",
+    "integrations/openvino": "integrations/test_openvino.py",
+    "integrations/vllm": "integrations/test_vllm.py",
     "loading/diffusion": "integrations/test_diffusers.py",
     "patching/patch_in_force.py": "patching/test_switch.py",
     "patching/planned_diffusion.py": "integrations/test_diffusers.py",

@@ -26,15 +26,17 @@ _LIMIT = 1800.0  # seconds to make it in, or to wait for another process that do
 
 # optimum-onnx 0.1 wants transformers < 4.58 and optimum 2.1. The file is run by the onnxruntime that is here, and
 # torch is this one too, so that both sides compute with the same kernels.
+# optimum-intel 2.2 wants transformers < 5.6; OpenVINO's own package runs what it writes.
 _FIXED: Mapping[str, tuple[str, ...]] = {
     "optimum-onnx": ("optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6"),
+    "optimum-intel": ("optimum-intel==2.2.0", "openvino==2026.4.1", "transformers==5.5.4"),
 }
-_AS_HERE: Mapping[str, tuple[str, ...]] = {  # by package, the distributions that may carry it
-    "torch": ("torch",),
-    "onnx": ("onnx",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+_TORCH = {"torch": ("torch",)}
+_AS_HERE: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # by way, and package: the distributions that may carry it
+    "optimum-onnx": _TORCH | {"onnx": ("onnx",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu")},
+    "optimum-intel": _TORCH,
 }
-VIAS = tuple(_FIXED)
+VIAS = ("optimum-onnx",)  # that `optimize --via` takes: each makes a form
 # Variables of this process' Python, which would make another one import packages from here.
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 
@@ -77,7 +79,7 @@ def pins_of(via: str) -> tuple[str, ...]:
     """
     if via not in _FIXED:
         raise EnvironmentNotFitError(f"a way to export that is called {via!r}", f"--via takes {', '.join(VIAS)}")
-    return (*_FIXED[via], *(f"{name}=={_version_here(name, carriers)}" for name, carriers in _AS_HERE.items()))
+    return (*_FIXED[via], *(f"{name}=={_version_here(name, carriers)}" for name, carriers in _AS_HERE[via].items()))
 
 
 def folder_of(via: str) -> Path:

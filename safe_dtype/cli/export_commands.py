@@ -10,9 +10,11 @@ import click
 
 from ..facts import DEFAULT_MAX_DRIFT
 from .completion import complete_path
-from .options import FORMAT, REVISION, FiniteLimit, not_empty, warn_of_ignored
-from .progress_line import bar
+from .options import FORMAT, REVISION, FiniteLimit, NewFolder, not_empty, warn_of_ignored
+from .progress_line import bar, steps
 from .whole_summaries import WholeSummaries
+
+_STEPS = 2  # that an export to OpenVINO tells of: the reference, and OpenVINO
 
 
 @click.group(cls=WholeSummaries)
@@ -47,6 +49,40 @@ def gguf(*, model: str, out: Path, kind: str | None, form: str, **options: Any) 
     warn_of_ignored(model, options["revision"])
     with bar(f"writing {out}") as tell:
         exported = export_gguf(model, out, kind=kind, progress=tell, **options)
+    click.echo(json.dumps({"schema": 1, **exported.to_dict()}, indent=2) if form == "json" else exported.as_text())
+    if exported.beyond:
+        click.get_current_context().exit(3)
+
+
+@export.command()
+@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@click.option("--out", required=True, type=NewFolder(), metavar="DIR", help="The folder, which must not be there.")
+@click.option(
+    "--type", "kind", type=click.Choice(["FP32", "BF16", "FP16", "INT8"], case_sensitive=False),
+    help="What weights are stored as.  [default: the dtype that `plan` chooses here]",
+)  # fmt: skip
+@click.option(
+    "--compute", type=click.Choice(["default", "f32", "bf16", "f16"]), default="default", show_default=True,
+    help="What OpenVINO is to compute in: its INFERENCE_PRECISION_HINT. Default: what it takes by itself here.",
+)  # fmt: skip
+@click.option(
+    "--python", type=click.Path(exists=True, dir_okay=False), metavar="PYTHON",
+    help="An interpreter with optimum-intel.  [default: that of an environment which is made once, with pip]",
+)  # fmt: skip
+@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
+@REVISION
+@FORMAT
+def openvino(*, model: str, out: Path, form: str, **options: Any) -> None:
+    """Write MODEL, a language model with its tokenizer, as a folder for OpenVINO.
+
+    It is run by OpenVINO on this CPU, and compared with MODEL in float32. Exits with status 3, and leaves no folder, where it
+    drifts beyond the limit.
+    """
+    from ..integrations.openvino import export_openvino
+
+    warn_of_ignored(model, options["revision"])
+    with steps(f"exporting {model}", of=_STEPS) as tell:
+        exported = export_openvino(model, out, progress=tell, **options)
     click.echo(json.dumps({"schema": 1, **exported.to_dict()}, indent=2) if form == "json" else exported.as_text())
     if exported.beyond:
         click.get_current_context().exit(3)

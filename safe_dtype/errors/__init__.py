@@ -19,7 +19,8 @@
     │   ├── StrictModeError                     the dtype ordered in strict mode was rejected, or failed
     │   ├── ConflictError                       the caller and the plan contradict each other
     │   │   └── StalePlanError                  the plan was made for another checkpoint, device or software
-    │   └── NoPlanError                         the model was not loaded by safe_dtype
+    │   ├── NoPlanError                         the model was not loaded by safe_dtype
+    │   └── NotServableError                    vLLM would compute something else than the model
     ├── QuantizerPackageError    (ImportError)  a quantized model needs packages that are not installed
     ├── GuardError               (RuntimeError)
     │   ├── NotGuardedError                     the model has no guard
@@ -84,6 +85,7 @@ from .planning import (
     NoPlanError,
     NoSafeDtypeError,
     NothingFitsError,
+    NotServableError,
     PlanError,
     PolicyError,
     QuantizerPackageError,
@@ -136,6 +138,7 @@ __all__ = [
     "NotOptimizedError",
     "NotPublishableError",
     "NotRestorableError",
+    "NotServableError",
     "NotSwitchableError",
     "NothingFitsError",
     "NothingToCompareError",

@@ -125,6 +125,20 @@ class NoPlanError(PlanError):
         )
 
 
+class NotServableError(PlanError):
+    """vLLM would compute something else than the model, and could not step down as a guarded model does."""
+
+    def __init__(self, source: str, dtype: str, reason: str, next_step: str) -> None:
+        super().__init__(source, dtype, reason, next_step)
+        self.source, self.dtype, self.reason, self.next_step = source, dtype, reason, next_step
+
+    def __str__(self) -> str:
+        return (
+            f"vLLM cannot serve {self.source} in the dtype {self.dtype!r} on this machine: {self.reason}. "
+            f"Next: {self.next_step}; VLLM_PLUGINS='' serves it without this check."
+        )
+
+
 class QuantizerPackageError(SafeDtypeError, ImportError):
     """A quantized model needs packages that are not installed. What transformers raised is the `__cause__`."""
 

@@ -44,6 +44,7 @@ class Variant:
     dtype: Dtype
     base_revision: str | None  # the commit of the base that it was made of, where known
     drift: Drift  # from the base in float32, as safe_dtype loads it
+    needs: str | None = None  # what must load it, of NEEDS
 
     def __str__(self) -> str:
         output, drift = worst_output(self.drift)
@@ -60,7 +61,7 @@ def with_variant(request: Request, plan: Plan, replan: Callable[[Request], Plan]
     By the policy, the variant is only named in the log (the default), or its plan made with `replan` and returned with its
     request. Whatever goes wrong on the way, the checkpoint itself is loaded as planned.
     """
-    variant = _published_variant(request, plan)
+    variant = published_variant(request, plan)
     if variant is None:
         return request, plan
     if plan.policy.variants == "say":
@@ -80,7 +81,7 @@ def with_variant(request: Request, plan: Plan, replan: Callable[[Request], Plan]
     return other, other_plan
 
 
-def _published_variant(request: Request, plan: Plan) -> Variant | None:
+def published_variant(request: Request, plan: Plan) -> Variant | None:
     """Return the published variant that may stand for the checkpoint, or None. Raises nothing."""
     if not _worth_asking(request, plan):
         return None
@@ -146,4 +147,4 @@ def _read(evidence: Any, base: str, repo: str, revision: str) -> Variant | None:
     figures = evidence["drift"]["safe_dtype"]
     drift = drift_from_dict(figures)
     made_of = evidence["base"].get("revision")
-    return Variant(repo, revision, dtype, None if made_of is None else str(made_of), drift)
+    return Variant(repo, revision, dtype, None if made_of is None else str(made_of), drift, evidence["needs"])

@@ -49,14 +49,14 @@ def tell_plan(plan: Plan, tell: Telling) -> None:
             "compute": plan.compute.name,
             "reason": plan.reason,
         }
-        _tell(text, "tell_plan", fields)
+        tell_text(text, "tell_plan", fields)
 
 
 def tell_pipeline(plan: PipelinePlan, tell: Telling) -> None:
     """Say what was chosen for the models of a pipeline, once, as `tell_plan` does."""
     if _is_told(tell):
         text = plan.explain(width=columns(sys.stderr)) if tell == "all" else plan.summary
-        _tell(
+        tell_text(
             text, "tell_pipeline", {"model": plan.source, **{name: str(dtype) for name, dtype in plan.dtypes.items()}}
         )
 
@@ -66,14 +66,15 @@ def tell_training(trainer: str, ladder: str, policy: Policy, tell: Telling) -> N
     if _is_told(tell):
         ending = "end the run (strict)" if policy.mode == "strict" else "run again"
         text = f"{trainer}: steps that fail or are not finite are not applied, but {ending}. It trains in {ladder}"
-        _tell(text, "tell_training", {"trainer": trainer, "ladder": ladder})
+        tell_text(text, "tell_training", {"trainer": trainer, "ladder": ladder})
 
 
 def _is_told(tell: Telling) -> bool:
     return tell != "nothing" and _is_first_process()
 
 
-def _tell(text: str, function: str, fields: dict[str, str]) -> None:
+def tell_text(text: str, function: str, fields: dict[str, str]) -> None:
+    """Say `text` through the log, where the program shows events of this level, else on stderr."""
     handlers = logger if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else _ON_STDERR
     record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s", (text,), None, function, fields)
     handlers.handle(record)

@@ -35,6 +35,7 @@ EXAMPLES = [
     errors.ConflictError("dtype", "float16", "float32"),
     errors.StalePlanError("device", "AMD EPYC", "NVIDIA H100"),
     errors.NoPlanError("BertModel"),
+    errors.NotServableError("org/model", "float16", "it would overflow", "leave out --dtype"),
     errors.QuantizerPackageError("x", "gptq", ("optimum", "gptqmodel")),
     errors.NotGuardedError("BertModel"),
     errors.RescaleError("model.norm.eps is no number"),
