@@ -255,14 +255,15 @@ class TestApart:
             args.create_model_config()
 
 
+@pytest.fixture(name="overflowing", scope="module")
+def _overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model in bfloat16 that leaves float16's range."""
+    return save_engineered("qwen3", tmp_path_factory.mktemp("overflowing"))
+
+
 @pytest.mark.slow
 class TestOverflowing:
     """A model in bfloat16 that leaves float16's range, which an exact rescale mends: it is loaded and measured."""
-
-    @pytest.fixture(scope="class")
-    def overflowing(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The folder of one."""
-        return save_engineered("qwen3", tmp_path_factory.mktemp("overflowing"))
 
     def test_without_bfloat16(self, overflowing: Path) -> None:
         """Without bfloat16 it is served in float32."""
