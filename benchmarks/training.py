@@ -49,7 +49,8 @@ class Still(torch.optim.Optimizer):
 class Training:
     """One model in training, a step at a time."""
 
-    def __init__(self, *, is_guarded: bool, clips: bool) -> None:
+    def __init__(self, *, is_guarded: bool, clips: bool, tokens: tuple[int, int] | None = None) -> None:
+        """Make it, with rows of tokens of this shape: (batch, length)."""
         torch.manual_seed(0)
         hidden = SHAPES["hidden"]
         config = transformers.Qwen3Config(
@@ -63,7 +64,7 @@ class Training:
         self.loop = TorchLoop(self.model, self.optimizer)
         self.guard = PrecisionGuard(self.loop) if is_guarded else None
         self.clips = clips
-        self.tokens = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["tokens"]))
+        self.tokens = torch.randint(0, SHAPES["vocabulary"], tokens or (SHAPES["batch"], SHAPES["tokens"]))
 
     def step(self) -> float:
         """Make a step; return its seconds."""

@@ -44,7 +44,7 @@ class Cost:
     decode_seconds: float | None  # all new tokens together
     weight_bytes: int
     cache_bytes: int  # keys and values of prompt and new tokens
-    work_bytes: int  # activations of the prompt, or the largest tensor on its way in: the larger one
+    work_bytes: int  # activations of the prompt, or the largest tensor on its way in less the cache, the larger one
     product_seconds: float | None = None  # of `seconds`: products with weights
     attention_seconds: float | None = None  # of `seconds`: attention, and reading the cache
 

@@ -38,14 +38,16 @@ def predict(
     tokens = workload.prompt_tokens + new_tokens
     context = workload.prompt_tokens + new_tokens // 2
     new_token = _decode(candidate.storage, routes, device, checkpoint, context) if routes else None
+    cache_bytes = checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize
+    on_its_way_in = max((tensor.numel for tensor in checkpoint.tensors), default=0) * candidate.storage.itemsize
     return Cost(
         prefill_seconds=sum(prompt) if prompt else None,
         decode_seconds=sum(new_token) * new_tokens if new_token else None,
         weight_bytes=_weight_bytes(candidate, routes, checkpoint),
-        cache_bytes=checkpoint.cache.numel_per_token * tokens * candidate.storage.itemsize,
+        cache_bytes=cache_bytes,
+        # While weights are loaded there is no cache yet.
         work_bytes=max(
-            _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens),
-            max((tensor.numel for tensor in checkpoint.tensors), default=0) * candidate.storage.itemsize,
+            _activation_bytes(candidate.storage, checkpoint, workload.prompt_tokens), on_its_way_in - cache_bytes
         ),
         product_seconds=prompt.products + new_token.products * new_tokens if prompt and new_token else None,
         attention_seconds=prompt.attention + new_token.attention * new_tokens if prompt and new_token else None,
