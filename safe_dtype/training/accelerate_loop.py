@@ -15,7 +15,7 @@ from torch.amp.grad_scaler import OptState
 from ..errors import NeedsRestart, TrainingLoopError
 from ..facts import FLOAT16, FLOAT32, Dtype
 from .half_base import has_half_base, products_in
-from .judge_numbers import forget_unscaled
+from .judge_numbers import forget_unscaled, has_gradients
 from .loop import CLOSURE, Loop, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_accelerator, require_models, require_scale
 from .mistakes.torch_clipping import TorchClipping
@@ -128,7 +128,7 @@ class AccelerateLoop:
                     del owner.__dict__[name]
                 else:
                     owner.__dict__[name] = before
-            if len(accelerator._optimizers) > 1:  # of one that has not stepped in the window
+            if watch.is_done and len(accelerator._optimizers) > 1:  # of one that has not stepped in the window
                 forget_unscaled(accelerator.scaler, self.optimizers)
 
     def place(self) -> tuple[int, bool]:
@@ -179,8 +179,9 @@ def _require_scaled_loss(scaler: Any, watch: WindowWatch) -> None:
 
 
 def _has_scale(scaler: Any, optimizer: Any) -> bool:
+    """Whether the gradients of an optimizer have one; where there are none yet, another backward pass may follow."""
     own = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's
-    return scaler._per_optimizer_states[id(own)]["stage"] is OptState.READY
+    return has_gradients(own) and scaler._per_optimizer_states[id(own)]["stage"] is OptState.READY
 
 
 def _clip(

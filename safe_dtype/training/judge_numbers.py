@@ -65,27 +65,33 @@ def judge(numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler:
 def _judge_scaled(
     numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler: Any, least_scale: float
 ) -> Judgement:
-    if scaler._scale is None and any(map(_has_gradients, optimizers)):
+    if scaler._scale is None and any(map(has_gradients, optimizers)):
         return Judgement(Vote.FALL_BACK, "the loss was not scaled: its backward pass is not that of the loop")
     _unscale(scaler, optimizers)
-    overflow = judge_overflow(numbers, optimizers, scaler, least_scale)
-    if overflow is not None:
-        return overflow
-    return _judged(numbers, are_finite=_are_found_finite(scaler, optimizers), has_optimizers=len(optimizers) > 0)
+    are_finite = _are_found_finite(scaler, optimizers)
+    if not are_finite and _all(numbers.losses):
+        return _judge_overflow(scaler, least_scale)
+    return _judged(numbers, are_finite=are_finite, has_optimizers=len(optimizers) > 0)
 
 
-def judge_overflow(
+def judge_raised(
     numbers: Numbers, optimizers: Sequence[torch.optim.Optimizer], scaler: Any, least_scale: float
 ) -> Judgement | None:
-    """Return RETRY where gradients that have lost their scale are not finite, and with half of it may be; else None.
+    """Return what is wrong with the numbers so far of an attempt in which the program has raised; None where nothing is.
 
-    Gradients that have their scale yet are not looked at, which sharded ones take a collective for.
+    Each rank looks at its own part: gradients that have their loss scale yet lose it by a collective where they are sharded.
     """
-    if scaler is None or _are_found_finite(scaler, optimizers) or not _all(numbers.losses):
-        return None
-    scale = scaler.get_scale()
-    if scale * scaler.get_backoff_factor() < least_scale:
-        return None
+    are_finite = _all(_finite_gradients(optimizers)) and (scaler is None or _are_found_finite(scaler, optimizers))
+    if not _all(numbers.losses) or are_finite:
+        judged = _judged(numbers, are_finite=are_finite, has_optimizers=len(optimizers) > 0)
+        return None if judged.vote is Vote.OK else judged
+    return _judge_overflow(scaler, least_scale)
+
+
+def _judge_overflow(scaler: Any, least_scale: float) -> Judgement:
+    """Return RETRY where gradients that are not finite may be with half of their loss scale."""
+    if scaler is None or (scale := scaler.get_scale()) * scaler.get_backoff_factor() < least_scale:
+        return Judgement(Vote.FALL_BACK, "gradients are not finite")
     return Judgement(Vote.RETRY, f"gradients overflow with the loss scale {scale:g}")
 
 
@@ -97,7 +103,7 @@ def _judged(numbers: Numbers, *, are_finite: bool, has_optimizers: bool) -> Judg
 
 def _unscale(scaler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     for optimizer in optimizers:
-        if _has_gradients(optimizer) and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
+        if has_gradients(optimizer) and scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.READY:
             scaler.unscale_(optimizer)
 
 
@@ -118,7 +124,8 @@ def forget_unscaled(scaler: Any, optimizers: Iterable[torch.optim.Optimizer]) ->
             scaler._per_optimizer_states.pop(id(optimizer), None)
 
 
-def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+def has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether any of its weights has one."""
     return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 

@@ -28,7 +28,7 @@ from .error_trial import passes_further_down
 from .half_products.rescale_rung import RescaleRung
 from .half_products.rescaled_products import RescaledProducts
 from .judge_error import described, judge_error, module_in, note_that_others_wait
-from .judge_numbers import Judgement, Numbers, forget_gradients, judge, judge_overflow
+from .judge_numbers import Judgement, Numbers, forget_gradients, judge, judge_raised
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, leave_failed_dtypes, refuse_half_parameters, rungs
 from .loop import Loop
@@ -317,9 +317,13 @@ class PrecisionGuard:
 
     def _judge(self, error: Exception, numbers: Numbers) -> tuple[Judgement, FailureKind]:
         judgement, kind = judge_error(error)
-        if kind is FailureKind.NONFINITE:  # raised for gradients that were clipped, say: half the scale may be enough
-            overflow = judge_overflow(numbers, self.loop.optimizers, self.loop.scaler, self._least_scale)
-            judgement = judgement if overflow is None else self._next.judged(overflow)
+        is_foreign = judgement.vote is Vote.FOREIGN and not is_vetoed(error)
+        if kind is FailureKind.NONFINITE or is_foreign:  # for gradients that were clipped, say, in whatever words
+            raised = judge_raised(numbers, self.loop.optimizers, self.loop.scaler, self._least_scale)
+            if raised is not None and raised.vote is Vote.RETRY:  # half the scale may be enough
+                return self._next.judged(raised), FailureKind.NONFINITE
+            if raised is not None and is_foreign and rungs(self.dtype, self._ladder)[1:]:
+                return Judgement(Vote.FALL_BACK, f"{judgement.reason} ({raised.reason})"), FailureKind.NONFINITE
         if self._products.is_watching and is_of_memory(error):  # of the attempt that takes more of it
             return Judgement(Vote.FALL_BACK, judgement.reason), FailureKind.NONFINITE
         if judgement.vote is Vote.FOREIGN and self._next.has_other_products and not is_vetoed(error):

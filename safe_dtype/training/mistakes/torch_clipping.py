@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import OptState
 from torch.nn.utils import clip_grad
 
 from ...errors import TrainingLoopError
-from ..judge_numbers import local_part
+from ..judge_numbers import forget_unscaled, local_part
 from ..loop import WindowWatch
 from .watched_function import WatchedFunction
 
@@ -60,24 +60,29 @@ class TorchClipping:
 
     @contextmanager
     def passes(self) -> Iterator[None]:
-        """Notice a backward pass that adds scaled gradients to others without a scale.
+        """Notice a backward pass that adds scaled gradients to others without a scale, in one optimizer.
+
+        Where those without one are gone by then, as after `zero_grad`, the new ones lose their scale like any other.
 
         Raises:
             TrainingLoopError: If it has.
         """
         before = [
-            (weight, weight.grad, weight.grad._version)
+            (optimizer, [(weight, weight.grad, _version(weight.grad)) for weight in _weights(optimizer)],
+             [local_part(weight.grad).any() for weight in _weights(optimizer) if weight.grad is not None])
             for optimizer in self._optimizers
             if self._scaler is not None and self._stage(optimizer) is OptState.UNSCALED
-            for weight in _weights(optimizer)
-            if weight.grad is not None
-        ]
+        ]  # fmt: skip
         yield
-        if any(weight.grad is not gradient or gradient._version != version for weight, gradient, version in before):
-            raise TrainingLoopError(
-                "a backward pass has added gradients with a loss scale to some that were clipped, and have none any more",
-                _ONCE,
-            )
+        for optimizer, gradients, are_there in before:
+            if not any(weight.grad is not one or _version(one) != version for weight, one, version in gradients):
+                continue
+            if any(map(bool, are_there)):
+                raise TrainingLoopError(
+                    "a backward pass has added gradients with a loss scale to some that were clipped, and have none any more",
+                    _ONCE,
+                )
+            forget_unscaled(self._scaler, [optimizer])
 
     def _unscale(self, gradients: Sequence[torch.Tensor], *, is_looked_at: bool) -> None:
         if self._is_paused or self._watch.is_done or (is_looked_at and not self._is_whole()):
@@ -105,6 +110,10 @@ class TorchClipping:
 def _weights(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for group in optimizer.param_groups:
         yield from group["params"]
+
+
+def _version(gradient: torch.Tensor | None) -> int:
+    return 0 if gradient is None else gradient._version
 
 
 def _places(gradient: torch.Tensor) -> set[Any]:
