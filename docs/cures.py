@@ -21,8 +21,9 @@ CURES = {
         "is missing is [one row to add](extending.md#a-device)."
     ),
     "ProbeError": (
-        "`safe-dtype doctor --refresh` measures again. Where kernels kill the process: `SAFE_DTYPE_PROBE=child`, which is the "
-        "default on devices that are known for it."
+        "The message says what to set. A child process that did not start has last words, in the message: mend that (memory, most "
+        "often), then `safe-dtype doctor --refresh` measures again. Where kernels kill the process: `SAFE_DTYPE_PROBE=child`, "
+        "which is the default on devices that are known for it."
     ),
     "CheckpointError": "Check the path, and that you may read it. A model without a tokenizer needs that of its base model.",
     "CheckpointNotFoundError": (

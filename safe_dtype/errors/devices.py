@@ -67,9 +67,9 @@ class UnknownDeviceError(NoSuchDeviceError):
 class ProbeError(DeviceError):
     """The measurement itself could not run."""
 
-    def __init__(self, device: str, problem: str) -> None:
-        super().__init__(device, problem)
-        self.device, self.problem = device, problem
+    def __init__(self, device: str, problem: str, advice: str) -> None:
+        super().__init__(device, problem, advice)
+        self.device, self.problem, self.advice = device, problem, advice
 
     def __str__(self) -> str:
-        return f"Could not measure {self.device}: {self.problem}. Next: `safe-dtype doctor --refresh`."
+        return f"Could not measure {self.device}: {self.problem}. Next: {self.advice}."

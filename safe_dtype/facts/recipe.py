@@ -67,7 +67,7 @@ class Recipe:
         if key not in weights:
             raise ValueError("it is for other weights")
         rescale = None if values["rescale"] is None else _rescale(values["rescale"])
-        islands = tuple(_name(one) for one in _list(values["islands"], _MOST_ISLANDS))
+        islands = _islands(values["islands"])
         if rescale is None and not islands:
             raise ValueError("it changes nothing")
         max_drift = values["max_drift"]
@@ -91,6 +91,19 @@ def recipe_keys(identity: CheckpointIdentity | None) -> tuple[str, ...]:
 def recipe_path(key: str) -> str:
     """Return where the recipe for the weights called `key` lies in a repository of recipes."""
     return f"recipes/{key[:2]}/{key}.json"
+
+
+def _islands(values: Any) -> tuple[str, ...]:
+    """Return names of modules of which none lies in another: each would be cast as often as it is named."""
+    islands = tuple(_name(one) for one in _list(values, _MOST_ISLANDS))
+    known = set(islands)
+    if len(known) < len(islands):
+        raise ValueError("an island is named twice")
+    for island in islands:
+        parts = island.split(".")
+        if any(".".join(parts[:end]) in known for end in range(1, len(parts))):
+            raise ValueError("an island lies in another")
+    return islands
 
 
 def _drift(values: Any) -> Drift:
@@ -168,4 +181,7 @@ def _name(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return _matching(value, re.compile(r"[^\x00-\x1f\x7f-\x9f]*"), _LONGEST_TEXT)
+    # What turns the direction of writing, or is not seen, is not printable either.
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not value.isprintable():
+        raise ValueError(f"{str(value)[:40]!r} is none")
+    return value

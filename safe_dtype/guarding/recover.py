@@ -41,6 +41,7 @@ class TriedRemedies:
         self.attempts: list[Attempt] = []
         self.log = UndoLog()
         self.lessons: list[LearnedFailure] = []  # of texts that nobody knew
+        self.left_order = ""  # the dtype that was asked for and left, with the failure that it was left for
         self.first = first  # what the step raised before anything was changed
         self.rows: dict[str, torch.Tensor] = {}  # of the results that were no numbers before anything was changed
         self._in_force: tuple[Remedy, nn.Module | None] | None = None  # applied last, and the module that had failed
@@ -73,6 +74,7 @@ class TriedRemedies:
             own: The module whose NaN or Inf float32 has not mended, for the log.
             ended_by: What has ended the call.
         """
+        self.left_order = ""
         if not self.has_changed:
             return
         self.log.undo(is_device_lost=ended_by is not None and loses_a_device(ended_by))
@@ -127,6 +129,8 @@ def cure(incident: Incident, tried: TriedRemedies) -> bool:
         _learn(incident, tried, before)
         guard.version += 1
         _record(incident, remedy, before, grown, tuple(tried.attempts[before_this:]))
+        if remedy.changes_dtype:
+            tried.left_order = tried.left_order or _left_order(guard, failure)
         return True
     # An exception that no trial cures, or that a change without a trial has left as it was, is the caller's own.
     is_known = incident.findings is None or incident.findings.is_conclusive or not tried.has_changed
@@ -150,6 +154,7 @@ def change_dtype(guard: Guard, dtype: Dtype, failure: Failure) -> None:
         grown = _apply(remedy, incident)
         guard.version += 1
         _record(incident, remedy, before, grown, ())
+        _warn_of_order(guard, _left_order(guard, failure))
 
 
 def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
@@ -163,7 +168,8 @@ def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
 def keep_lessons(guard: Guard, tried: TriedRemedies) -> None:
     """Keep what was learned of failures that the remedies have cured: in the report, and for loads of its checkpoint.
 
-    And how the remedies are taken back, where that is to be done later.
+    And how the remedies are taken back, where that is to be done later. Who asked for a dtype is told now which one has
+    helped: what is NaN in float32 as well is no reason to load in that.
     """
     if guard.logs is not None and tried.has_changed:
         guard.logs.append(tried.log)
@@ -171,6 +177,8 @@ def keep_lessons(guard: Guard, tried: TriedRemedies) -> None:
     guard.learned += lessons
     if counting := [lesson for lesson in lessons if lesson.checkpoint is not None]:
         keep(counting)
+    text, tried.left_order = tried.left_order, ""
+    _warn_of_order(guard, text)
 
 
 def _apply(remedy: Remedy, incident: Incident) -> int:
@@ -276,13 +284,18 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int, tried
         first_line(failure.message),
         extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
     )  # fmt: skip
+
+
+def _left_order(guard: Guard, failure: Failure) -> str:
     ordered = guard.plan.ordered if guard.plan else None
-    if remedy.changes_dtype and ordered is not None and "ordered" not in guard.mentioned:
+    return f"{ordered} was asked for, and {_described(failure)}" if ordered is not None else ""
+
+
+def _warn_of_order(guard: Guard, left: str) -> None:
+    if left and "ordered" not in guard.mentioned:
         guard.mentioned.add("ordered")
-        text = (
-            f"{ordered} was asked for, and {_described(failure)}. Going on in {after}. Next: load with dtype='{after}'"
-        )
-        warn(text)
+        dtype = guard.dtype()
+        warn(f"{left}. Going on in {dtype}. Next: load with dtype='{dtype}'")
 
 
 def _refuse(incident: Incident, before: Dtype) -> bool:

@@ -23,7 +23,7 @@ EXAMPLES = [
     errors.PolicyError("fast", "unknown word"),
     errors.NoSuchDeviceError("cuda:7", ("cpu",)),
     errors.UnknownDeviceError("Tesla T5", ("NVIDIA Tesla T4",)),
-    errors.ProbeError("cpu", "no memory"),
+    errors.ProbeError("cpu", "no memory", "free some"),
     errors.CheckpointNotFoundError("x", "no such folder", "check the name"),
     errors.GatedCheckpointError("x", "gated", "log in"),
     errors.CorruptCheckpointError("x", "truncated", "download it again"),

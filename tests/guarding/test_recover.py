@@ -23,18 +23,29 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 def test_warns_of_an_ordered_dtype(tmp_path: Path) -> None:
-    """A dtype that was asked for and fails is warned of once, with both names."""
+    """A dtype that was asked for and fails is warned of once, with the one that helped: float16 fails in the same step."""
     model = SafeAutoModel.from_pretrained(
         TINY["qwen3"].save(tmp_path, BF16), dtype=BF16, policy="ladder=bf16>fp16>fp32"
     )
     with (
         fault(model, DOWN, "cublas"),
         fault(model, "model.layers.0.mlp.down_proj", "cublas", dtype=FLOAT16),
-        pytest.warns(SafeDtypeWarning, match=r"bfloat16 was asked for.*Going on in float16") as warned,
+        pytest.warns(SafeDtypeWarning, match=r"bfloat16 was asked for.*Going on in float32") as warned,
     ):
         model.generate(IDS, max_new_tokens=2)
     assert len([one for one in warned if "asked for" in str(one.message)]) == 1
     assert [event.after for event in report(model).events] == [FLOAT16, FLOAT32]
+
+
+def test_no_dtype_is_advised_that_did_not_help(tmp_path: Path) -> None:
+    """NaN that comes in float32 as well is the model's own: nobody is told to load in another dtype."""
+    model = SafeAutoModel.from_pretrained(TINY["qwen3"].save(tmp_path, BF16), dtype=BF16)
+    with torch.no_grad():
+        model.get_submodule(DOWN).weight[0, 0] = float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SafeDtypeWarning)
+        model.generate(IDS, max_new_tokens=2)
+    assert {one.dtype for one in model.parameters()} == {BF16}
 
 
 def test_warning_that_is_an_error(tmp_path: Path) -> None:

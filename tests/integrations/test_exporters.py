@@ -29,8 +29,8 @@ def test_registered(start: str) -> None:
 
 
 def test_names() -> None:
-    """What is registered is what the integration has."""
-    assert exporter_names() == VIAS
+    """All that the integration has is registered, whatever others are beside it."""
+    assert set(VIAS) <= set(exporter_names())
     assert exporter_named(VIAS[0]).__name__ == "safe_dtype.integrations.optimum"
 
 

@@ -128,6 +128,8 @@ def spoil(values: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
         values["rescale"]["shifts"].append({"gauge": "embedding", "bits": 1, "moves": [move]})
     elif how == "twice":
         values["rescale"]["shifts"].append(shift)
+    elif how == "a text reaches what it says none does":
+        values["rescale"]["unproven"] = ["model.layers.0"]
     elif how == "exact and useless":
         shift["bits"] = 0
         values["islands"] = ["model.layers.0.mlp"]
@@ -143,6 +145,7 @@ def spoil(values: dict[str, Any], how: str, folder: Path) -> dict[str, Any]:
         pytest.param("what is no module", marks=pytest.mark.slow),
         "the row of one token, that no text reads",
         pytest.param("twice", marks=pytest.mark.slow),
+        pytest.param("a text reaches what it says none does", marks=pytest.mark.slow),
         pytest.param("exact and useless", marks=pytest.mark.slow),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_process_that_cannot_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the device cannot be measured, the order stands."""
 
     def fails(*_: Any, **__: Any) -> None:
-        raise safe_dtype.errors.ProbeError("cpu", "no process could be started")
+        raise safe_dtype.errors.ProbeError("cpu", "no process could be started", "free memory")
 
     monkeypatch.setattr("safe_dtype.devices.survey.measure", fails)
     with patched(tell="nothing"):

@@ -26,6 +26,8 @@ from .probe_request import ProbeRequest, verdict_from_dict
 
 logger = logging.getLogger(__name__)
 
+_MEND_THE_CHILD = "mend what it says (most often memory is short), then `safe-dtype doctor --refresh` measures again"
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -96,7 +98,8 @@ class _Child:
     def verdicts(self) -> Iterator[Verdict]:
         """Yield what the child finds, until it has all, dies, or says nothing for too long."""
         if self._next_line(self._patience.start) is None:
-            raise ProbeError(self._request.device, f"the probing process was {self.cause_of_death()} before it began")
+            problem = f"the probing process was {self.cause_of_death()} before it began"
+            raise ProbeError(self._request.device, problem, _MEND_THE_CHILD)
         for _ in self._request.cells:
             values = self._next_line(self._patience.cell + 2 * self._request.cell_seconds)
             if values is None:

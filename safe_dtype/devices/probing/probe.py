@@ -55,7 +55,7 @@ def measure(
     facts = detect_one(device)
     unknown = [op for op in (*ops, *(op for _, op in routes)) if op not in OPS]
     if unknown:
-        raise ProbeError(device, f"no operation is called {unknown[0]!r}; there are {', '.join(OPS)}")
+        raise ProbeError(device, f"no operation is called {unknown[0]!r}", f"name some of {', '.join(OPS)}")
     request = ProbeRequest(
         device=facts.device,
         cells=(*((dtype, op) for op in ops for dtype in _in_order(dtypes, facts)), *routes),
@@ -156,5 +156,7 @@ def _in_order(dtypes: Sequence[Dtype], facts: DeviceFacts) -> list[Dtype]:
 def _wants_child(facts: DeviceFacts) -> bool:
     asked = os.environ.get("SAFE_DTYPE_PROBE", "")
     if asked not in ("", *_PLACES):
-        raise ProbeError(facts.device, f"SAFE_DTYPE_PROBE is {asked!r}; it can be {' or '.join(_PLACES)}")
+        raise ProbeError(
+            facts.device, f"SAFE_DTYPE_PROBE is {asked!r}", f"set it to {' or '.join(_PLACES)}, or remove it"
+        )
     return asked == "child" if asked else child_needed(facts) is not None
