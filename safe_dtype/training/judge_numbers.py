@@ -31,7 +31,9 @@ class Numbers:
     covered: set[int] = field(default_factory=set)  # ids of the parameters whose gradients are in a norm
 
     def add_loss(self, loss: torch.Tensor) -> None:
-        """Note a loss of a micro-batch."""
+        """Note a loss of a micro-batch: gradients are others after its backward pass."""
+        self.norms.clear()
+        self.covered.clear()
         self.losses.append(torch.isfinite(loss.detach()).all())
 
     def add_norm(self, norm: torch.Tensor, parameters: Iterable[torch.Tensor]) -> None:

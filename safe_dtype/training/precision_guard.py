@@ -37,6 +37,7 @@ from .mistakes.check_arguments import require_batches, require_names, require_sc
 from .mistakes.open_window import OpenWindow
 from .mistakes.other_scalers import other_scalers_refused
 from .random_numbers import RandomNumbers
+from .settling.kept_gradients import KeptGradients
 from .settling.next_attempt import NextAttempt
 from .settling.window_vote import WindowVotes
 from .torch_loop import TorchLoop
@@ -132,6 +133,7 @@ class PrecisionGuard:
         )
         self._is_last: bool | None = None
         self._open = OpenWindow()
+        self._gradients = KeptGradients(self.loop, lambda: self._open.is_open)
         self._attempt: WindowAttempt | None = None  # the latest
         self.events: list[Event] = []
         self.windows_done = 0
@@ -242,6 +244,7 @@ class PrecisionGuard:
         self._buffers.keep()
         while True:
             self._schedules.begin()
+            self._gradients.begin()
             around, dtype = self._schedules.around(), self.dtype
             around += [self._buffers.noticed(), other_scalers_refused(self.loop)]
             if dtype == FLOAT16:
@@ -286,6 +289,10 @@ class PrecisionGuard:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""
         self._schedules.end(is_whole=False)
 
+    def pass_begins(self) -> None:
+        """Note that a backward pass begins."""
+        self._gradients.before_pass()
+
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
         optimizers = self.loop.optimizers if steps else ()
@@ -294,7 +301,10 @@ class PrecisionGuard:
         hidden = self._schedules.hidden_error()
         if hidden is not None:
             return self._settle(*judge_error(hidden), hidden) is Vote.OK
-        return self._settle(self._next.judged(judgement), FailureKind.NONFINITE, None) is Vote.OK
+        is_fit = self._settle(self._next.judged(judgement), FailureKind.NONFINITE, None) is Vote.OK
+        if is_fit and steps:
+            self._gradients.unscaled()
+        return is_fit
 
     def error(self, error: Exception, numbers: Numbers) -> bool:
         """Whether another attempt is to follow on `error`, after these numbers; where not, it is the caller's."""
@@ -346,6 +356,7 @@ class PrecisionGuard:
             return vote.vote
         self._schedules.reset()
         forget_gradients(self.loop.models, self.loop.optimizers, self.loop.scaler)
+        self._gradients.put_back()
         if vote.vote is Vote.FOREIGN:
             if judgement.vote is Vote.FOREIGN:
                 return vote.vote

@@ -32,6 +32,9 @@ class Settle(Protocol):
     def leave(self) -> None:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""
 
+    def pass_begins(self) -> None:
+        """Note that a backward pass begins."""
+
     def numbers(self, numbers: Numbers, *, steps: bool) -> bool:
         """Whether all ranks have fit numbers; where not, everything is ready for another attempt."""
 
@@ -75,6 +78,7 @@ class WindowAttempt:
         """Note a loss, before its backward pass."""
         if self._has_voted:
             raise TrainingLoopError("there is a backward pass after the optimizer step of the window")
+        self._settle.pass_begins()
         self._numbers.add_loss(loss)
         self._schedules.backward_begins()
 

@@ -50,6 +50,15 @@ def test_a_norm_speaks_for_its_parameters_alone() -> None:
     assert judge(numbers, [optimizer], None, 1.0).vote is Vote.OK
 
 
+def test_a_norm_does_not_speak_for_gradients_of_a_later_pass() -> None:
+    """What is zeroed after it was clipped, and computed anew, is looked at itself."""
+    optimizer = optimizer_with(torch.tensor([INF]))
+    numbers = Numbers()
+    numbers.add_norm(torch.tensor(2.0), optimizer.param_groups[0]["params"])
+    numbers.add_loss(torch.tensor(1.0))
+    assert judge(numbers, [optimizer], None, 1.0).vote is Vote.FALL_BACK
+
+
 def test_sparse_gradients_are_looked_at() -> None:
     """Of an embedding, too."""
     sparse = torch.tensor([1.0, NAN, 0.0]).to_sparse()
