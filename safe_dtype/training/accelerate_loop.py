@@ -193,12 +193,32 @@ def _clip(
         if accelerator.scaler is not None and not accelerator.gradient_state.sync_gradients:
             with clipping.paused():
                 return _clip_scaled(original, accelerator, parameters, *args, **kwargs)
-        norm = original(parameters, *args, **kwargs)
+        with _unscaled_alone(accelerator, parameters):
+            norm = original(parameters, *args, **kwargs)
         if isinstance(norm, torch.Tensor):
             watch.norm(norm, parameters)
         return norm
 
     return clip_grad_norm_
+
+
+@contextmanager
+def _unscaled_alone(accelerator: Any, parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Have accelerate take the scale from gradients of the optimizers of `parameters` alone, in place of all.
+
+    Another backward pass may add to those of the others.
+    """
+    unscale, clipped = accelerator.unscale_gradients, set(map(id, parameters))
+    own = [
+        prepared
+        for prepared in accelerator._optimizers
+        if any(id(weight) in clipped for group in prepared.param_groups for weight in group["params"])
+    ]
+    accelerator.unscale_gradients = lambda optimizer=None: unscale(own or None if optimizer is None else optimizer)
+    try:
+        yield
+    finally:
+        accelerator.unscale_gradients = unscale
 
 
 def _clip_scaled(

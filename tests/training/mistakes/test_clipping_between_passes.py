@@ -63,6 +63,16 @@ def gradients_that_are_zeroed(
     clip(models[1].parameters(), LIMIT)
 
 
+def gradients_that_are_shared(
+    models: Sequence[Any], _: Any, rows: torch.Tensor, backward: Backward, clip: Clip
+) -> None:
+    """Clip the first model between two passes that both train the second."""
+    backward(loss_of(models[1](models[0](rows))))
+    clip(models[0].parameters(), LIMIT)
+    backward(loss_of(models[1](rows)))
+    clip(models[1].parameters(), LIMIT)
+
+
 def by_hand(passes: Callable[..., None]) -> list[torch.Tensor]:
     """Train in float16 with a loss scale that is taken from the gradients of each backward pass."""
     models, optimizers = pair()
@@ -110,7 +120,10 @@ def guarded(passes: Callable[..., None], *, uses_accelerate: bool) -> list[torch
 
 
 @pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
-@pytest.mark.parametrize("passes", [one_after_the_other, gradients_that_are_dropped, gradients_that_are_zeroed])
+@pytest.mark.parametrize(
+    "passes",
+    [one_after_the_other, gradients_that_are_dropped, gradients_that_are_zeroed, gradients_that_are_shared],
+)
 def test_each_model_after_its_own_pass(passes: Callable[..., None], uses_accelerate: bool) -> None:
     """To the bit what each backward pass gives without a scale."""
     assert all(map(torch.equal, guarded(passes, uses_accelerate=uses_accelerate), by_hand(passes)))
