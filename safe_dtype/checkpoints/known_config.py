@@ -58,6 +58,35 @@ def config_of_architecture(source: Any, **arguments: Any) -> Any:
     return config_class.from_dict(config, **unused)
 
 
+def convert_as_class(model_class: Any, source: Any, config: Any = None, **arguments: Any) -> None:
+    """Have the weights converted as those of the class that loads them, where transformers does not know their model type.
+
+    An Auto class gets such a config from `known_config`. Who names the class, or passes a config that its class has read,
+    does not come by there.
+
+    Args:
+        model_class: A model class, or an Auto class: of that only `config` tells which class will load.
+        source: Where the config is read from if none is passed.
+        config: The config of the call.
+        arguments: Where the config is looked for.
+    """
+    config_class: Any
+    if isinstance(config, PreTrainedConfig):
+        config_class, model_type = type(config), config.model_type
+    else:
+        config_class = getattr(model_class, "config_class", None)
+        if source is None or config is not None or config_class is None:
+            return
+        try:
+            model_type = PreTrainedConfig.get_config_dict(source, **arguments)[0].get("model_type")
+        except (OSError, TypeError, ValueError):
+            return  # loading will raise it
+    known = config_class.model_type
+    is_known = known in CONFIG_MAPPING and CONFIG_MAPPING[known] is config_class
+    if is_known and isinstance(model_type, str) and model_type not in CONFIG_MAPPING:
+        _convert_as(model_type, known)
+
+
 def _convert_as(model_type: str, known: str) -> None:
     """Have the weights of a type that transformers does not know renamed and joined on loading as those of a known one.
 

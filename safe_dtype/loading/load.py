@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints.known_config import convert_as_class
 from ..checkpoints.weight_files import WeightFiles, mark_weight_files
 from ..errors import RescaleError
 from ..errors.warn import warn
@@ -54,6 +55,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     """
     require_least_room(plan, request)
     arguments = _arguments(plan, request)
+    _convert(target, request, plan)
     with one_at_a_time(), already_planned(), naming_missing_packages(plan):
         loaded = _with_offload_folder(target, request, arguments, *model_args)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -84,6 +86,17 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     save_in_saved_dtype(model, plan)
     guard(model)
     return loaded
+
+
+def _convert(target: Any, request: Request, plan: Plan) -> None:
+    """Have the weights of a model type that transformers does not know converted as those of the class they are loaded by."""
+    checkpoint = plan.made_for.checkpoint if plan.made_for else None
+    names = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+    where = {name: request.arguments[name] for name in names if request.arguments.get(name) is not None}
+    if checkpoint and checkpoint.commit:
+        where["_commit_hash"] = checkpoint.commit  # read already, so that the Hub is not asked again
+    if not request.arguments.get("gguf_file"):
+        convert_as_class(target, request.source, request.arguments.get("config"), **where)
 
 
 def _origin(model: Any, plan: Plan, request: Request) -> Origin:

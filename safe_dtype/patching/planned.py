@@ -28,6 +28,8 @@ class _Plainly:
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self._original = original
+        model_class = getattr(original, "args", (None,))[0]
+        self.config_class = getattr(model_class, "config_class", None)
 
     def from_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         take_planned()  # for this call alone: models loaded inside it get plans of their own

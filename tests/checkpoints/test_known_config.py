@@ -150,7 +150,35 @@ def test_commands(command: str, kimi: Path, run: Run) -> None:  # noqa: F811
     assert "does not recognize" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+def patched_class(folder: Path) -> Any:
+    """Load in a patched program by the class itself."""
+    with safe_dtype.patched():
+        return transformers.DeepseekV3ForCausalLM.from_pretrained(folder)
+
+
+def config_of_its_class(folder: Path) -> Any:
+    """Load with a config that its class has read."""
+    config = transformers.DeepseekV3Config.from_pretrained(folder)
+    return SafeAutoModelForCausalLM.from_pretrained(folder, config=config)
+
+
+OF_DEEPSEEK = LOADERS | {"patched-class": patched_class, "config-of-its-class": config_of_its_class}
+
+
+@pytest.fixture
+def unconverted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has loaded no such model before."""
+    from transformers import conversion_mapping
+
+    conversion_mapping.get_checkpoint_conversion_mapping("")
+    registered = conversion_mapping._checkpoint_conversion_mapping_cache
+    assert registered is not None
+    own = {name: conversions for name, conversions in registered.items() if name != "kimi_k2"}
+    monkeypatch.setattr(conversion_mapping, "_checkpoint_conversion_mapping_cache", own)
+
+
+@pytest.mark.usefixtures("unconverted")
+@pytest.mark.parametrize("loader", OF_DEEPSEEK)
 def test_experts_are_joined(loader: str, tmp_path: Path) -> None:
     """Experts lie one by one in the files, and are joined on loading: as those of the architecture are."""
     from published_models import PUBLISHED
@@ -160,7 +188,7 @@ def test_experts_are_joined(loader: str, tmp_path: Path) -> None:
     config = json.loads((known / "config.json").read_text())
     (known / "config.json").write_text(json.dumps(config | {"model_type": "deepseek_v3"}))
     with pytest.warns(SafeDtypeWarning, match="no model type 'kimi_k2'"):
-        model = LOADERS[loader](folder)
+        model = OF_DEEPSEEK[loader](folder)
     plain = transformers.DeepseekV3ForCausalLM.from_pretrained(known, dtype=model.dtype)
     weights = plain.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
