@@ -41,9 +41,10 @@ class Needed:
 
     def discard(self, user: object) -> None:
         """Remove `user` and dead objects from those that need it."""
-        for number, reference in list(self._users.items()):
+        # Nothing is made between two references of a list of values, so no object dies there that takes itself out.
+        for reference in list(self._users.values()):
             if (needing := reference()) is None or needing is user:
-                self._users.pop(number, None)
+                self._users.pop(id(reference), None)
 
     def take_out(self) -> None:
         """Undo it, even if objects still need it."""
