@@ -251,6 +251,27 @@ def test_commands_are_documented(one: Command) -> None:
             assert re.search(rf"{re.escape(name)}\b", text), name
 
 
+def unknown_words(text: str) -> list[str]:
+    """Return the first verb or option of one `safe-dtype ...` that the command does not have, if any."""
+    command, known = cli, {"-h", "--help", *(name for option in cli.params for name in option.opts)}
+    for word in text.split()[1:]:
+        if command.name in ("run", "launch") and word not in known:
+            return []  # from here on it is the program's, or accelerate's
+        if isinstance(command, click.Group) and word in command.commands:
+            command = command.commands[word]
+            known |= {name for option in command.params for name in option.opts}
+        elif (isinstance(command, click.Group) or word.startswith("-")) and word not in known:
+            return [word]
+    return []
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_commands_are_there(page: Path) -> None:
+    """Every `safe-dtype ...` in the text of a page names a verb and options that the command has."""
+    named = re.findall(r"`(safe-dtype [^`]+)`", page.read_text(encoding="utf-8"))
+    assert {text: wrong for text in named if (wrong := unknown_words(text))} == {}
+
+
 def words_of_a_policy() -> set[str]:
     """Return every word that a policy can have, with every value of those that have a few."""
     with pytest.raises(errors.PolicyError) as unknown:

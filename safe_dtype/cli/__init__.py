@@ -36,19 +36,24 @@ class _Commands(WholeSummaries):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="safe-dtype")
-@click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr; also where stderr is no terminal.")
+@click.option(
+    "-q", "--quiet", is_flag=True, help="Show no progress. It goes to stderr, and only where that is a terminal."
+)
 @click.pass_context
 def cli(context: click.Context, *, quiet: bool) -> None:
     """Load and run models in the fastest dtype this machine really has.
 
     MODEL is a folder, a file, or a repository on the Hugging Face Hub.
+
+    Begin with `safe-dtype plan MODEL`: it tells in which dtype MODEL would be loaded here, and why. `safe-dtype run
+    yourscript.py` runs a program of yours so, as it is.
     """
     if context.invoked_subcommand not in ("run", "launch"):  # whose program shows what it likes
         context.with_resource(silence(wanted=quiet))
 
 
 for command in (
-    doctor, plan, generate, verify, audit, rescue, optimize, export, publish, run, accelerate_config, launch, cache, report,
+    run, plan, generate, doctor, rescue, audit, verify, optimize, export, publish, launch, accelerate_config, cache, report,
     completion,
 ):  # fmt: skip
     cli.add_command(command)

@@ -13,7 +13,7 @@ from .progress_line import progress
 
 @click.command()
 @click.option("--device", metavar="NAME", help="cpu, cuda:1, ...  [default: all devices of this machine]")
-@click.option("--refresh", is_flag=True, help="Measure again, whatever the cache says.")
+@click.option("--refresh", is_flag=True, help="Measure again, and forget what failed here before.")
 @HTML
 @FORMAT
 def doctor(*, device: str | None, refresh: bool, page: Path | None, form: str) -> None:

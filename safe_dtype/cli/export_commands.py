@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..facts import DEFAULT_MAX_DRIFT
-from .completion import complete_path
-from .options import FORMAT, REVISION, FiniteLimit, NewFolder, not_empty, warn_of_ignored
+from .options import FORMAT, MAX_DRIFT, MODEL, REVISION, NewFolder, warn_of_ignored
 from .progress_line import bar, steps
 from .whole_summaries import WholeSummaries
 
+if TYPE_CHECKING:
+    from ..integrations.llama_cpp import ExportedGguf
+    from ..integrations.openvino import ExportedOpenvino
+
 _STEPS = 2  # that an export to OpenVINO tells of: the reference, and OpenVINO
+
+
+def _stored_as(what: str, *kinds: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that names the type in which `what` is written."""
+    return click.option(
+        "--type", "kind", type=click.Choice(kinds, case_sensitive=False),
+        help=f"What {what} are stored as.  [default: the dtype that `plan` chooses here]",
+    )  # fmt: skip
 
 
 @click.group(cls=WholeSummaries)
@@ -23,19 +34,16 @@ def export() -> None:
 
 
 @export.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@MODEL
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The file."
 )
-@click.option(
-    "--type", "kind", type=click.Choice(["F32", "BF16", "F16", "Q8_0"], case_sensitive=False),
-    help="What matrices are stored as.  [default: the dtype that `plan` chooses here]",
-)  # fmt: skip
+@_stored_as("matrices", "F32", "BF16", "F16", "Q8_0")
 @click.option(
     "--llama-cpp", type=click.Path(exists=True, dir_okay=False), metavar="PYTHON",
     help="An interpreter with the package xllamacpp: measure with llama.cpp as well.",
 )  # fmt: skip
-@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
+@MAX_DRIFT
 @REVISION
 @FORMAT
 def gguf(*, model: str, out: Path, kind: str | None, form: str, **options: Any) -> None:
@@ -49,27 +57,22 @@ def gguf(*, model: str, out: Path, kind: str | None, form: str, **options: Any) 
     warn_of_ignored(model, options["revision"])
     with bar(f"writing {out}") as tell:
         exported = export_gguf(model, out, kind=kind, progress=tell, **options)
-    click.echo(json.dumps({"schema": 1, **exported.to_dict()}, indent=2) if form == "json" else exported.as_text())
-    if exported.beyond:
-        click.get_current_context().exit(3)
+    _tell(exported, form)
 
 
 @export.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@MODEL
 @click.option("--out", required=True, type=NewFolder(), metavar="DIR", help="The folder, which must not be there.")
-@click.option(
-    "--type", "kind", type=click.Choice(["FP32", "BF16", "FP16", "INT8"], case_sensitive=False),
-    help="What weights are stored as.  [default: the dtype that `plan` chooses here]",
-)  # fmt: skip
+@_stored_as("weights", "FP32", "BF16", "FP16", "INT8")
 @click.option(
     "--compute", type=click.Choice(["default", "f32", "bf16", "f16"]), default="default", show_default=True,
-    help="What OpenVINO is to compute in: its INFERENCE_PRECISION_HINT. Default: what it takes by itself here.",
+    help="What OpenVINO is to compute in: its INFERENCE_PRECISION_HINT; \"default\" leaves that to OpenVINO.",
 )  # fmt: skip
 @click.option(
     "--python", type=click.Path(exists=True, dir_okay=False), metavar="PYTHON",
     help="An interpreter with optimum-intel.  [default: that of an environment which is made once, with pip]",
 )  # fmt: skip
-@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
+@MAX_DRIFT
 @REVISION
 @FORMAT
 def openvino(*, model: str, out: Path, form: str, **options: Any) -> None:
@@ -83,6 +86,11 @@ def openvino(*, model: str, out: Path, form: str, **options: Any) -> None:
     warn_of_ignored(model, options["revision"])
     with steps(f"exporting {model}", of=_STEPS) as tell:
         exported = export_openvino(model, out, progress=tell, **options)
+    _tell(exported, form)
+
+
+def _tell(exported: ExportedGguf | ExportedOpenvino, form: str) -> None:
+    """Print what was written and measured, and end with status 3 where it drifts beyond the limit."""
     click.echo(json.dumps({"schema": 1, **exported.to_dict()}, indent=2) if form == "json" else exported.as_text())
     if exported.beyond:
         click.get_current_context().exit(3)

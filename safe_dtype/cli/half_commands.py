@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..facts import DEFAULT_MAX_DRIFT
-from .completion import complete_path
 from .options import (
     DEVICE,
     FORMAT,
     HTML,
+    MAX_DRIFT,
+    MODEL,
     PLOT,
     REVISION,
-    FiniteLimit,
     columns,
     not_empty,
     warn_of_ignored,
@@ -31,12 +30,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@MODEL
 @REVISION
 @PLOT
 @FORMAT
 def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> None:
-    """Tell whether the weights of MODEL can be held in float16, and how much room there is.
+    """Tell whether float16 can hold the weights of MODEL, and how much room is left.
 
     Reads every weight of its safetensors files. Exits with status 0 if all fit, 3 if any overflows.
     """
@@ -58,14 +57,14 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
 
 
 @click.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@MODEL
 @DEVICE
 @click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="UTF-8: run MODEL on this, in place of what is remembered.  [default: a text of ours, once]",
+    help="A text to run MODEL on, in UTF-8, whatever is remembered.  [default: a text of ours, once]",
 )
-@click.option("--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`.")
+@MAX_DRIFT
 @REVISION
 @click.option(
     "--share", metavar="ORG/NAME", callback=not_empty,
@@ -75,10 +74,11 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
 @HTML
 @FORMAT
 def rescue(*, model: str, text: Path | None, share: str | None, form: str, **options: Any) -> None:
-    """Find out what it takes to run MODEL in float16, where it was made in bfloat16 or float32.
+    """Make MODEL fit for float16: measure how large its numbers become, and find the rescale that it needs.
 
-    Loads it, looks at its activations, rescales it exactly by powers of two, and measures the drift. What was
-    measured is remembered for every later load. Exits with status 0 where float16 works, 3 where it does not.
+    For a model that was made in bfloat16 or float32. Loads it, looks at its activations, rescales it exactly by
+    powers of two, and measures the drift. Its files stay as they are; what was found is remembered for every later
+    load. Exits with status 0 where float16 works, 3 where it does not.
     """
     words, plot, page = text_of(text) if text else None, options.pop("plot"), options.pop("page")
     warn_of_ignored(model, options["revision"])

@@ -30,7 +30,9 @@ from .progress_line import progress
     "--gpus", type=click.IntRange(min=1), metavar="N",
     help="Processes on each machine, one for each GPU.  [default: as many as are here; 1 for --devices and for a CPU]",
 )  # fmt: skip
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Machines.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="How many machines."
+)
 @click.option(
     "--engine", type=click.Choice([str(engine) for engine in Engine]), default="ddp", show_default=True,
     help="Who holds the model: each process all of it, or parts by FSDP2 or DeepSpeed's ZeRO.",
@@ -56,8 +58,8 @@ def accelerate_config(*, names: tuple[str, ...], gpus: int | None, nodes: int, e
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--policy", metavar="TEXT", help="As in `run`.")
-@click.option("--explain", "tell", flag_value="--explain", help="As in `run`.")
+@click.option("--policy", metavar="TEXT", help="What you want: see `safe-dtype run --help`.")
+@click.option("--explain", "tell", flag_value="--explain", help="Print the whole plan of each model.")
 @click.option("--dry-run", is_flag=True, help="Print what would be started, and start nothing.")
 @click.argument(
     "arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[ACCELERATE OPTIONS] SCRIPT [ARGS]...",

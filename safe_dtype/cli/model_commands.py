@@ -20,12 +20,12 @@ from .options import (
     DEVICE,
     FORMAT,
     HTML,
+    MODEL,
     REVISION,
     FiniteLimit,
     columns,
     ignored_revision,
     is_text,
-    not_empty,
     warn_of_ignored,
     write_picture,
 )
@@ -40,11 +40,12 @@ _OF_ONE_ANSWER, _IN_A_CHAT = 64, 512  # new tokens, where nobody says how many
 
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
-    help="auto or strict, prefer=speed|memory|fidelity, prompt=N, new=N, ladder=bf16>fp32, islands, int8, max_drift=X, "
-    "variants=say|use|ignore, save=as-saved|as-is, recipes=ignore|use|ORG/NAME; comma-separated.",
+    help="What you want, in words with commas between: auto, or strict (change nothing); prefer=speed|memory|fidelity; "
+    "prompt=N, new=N (tokens to plan for); ladder=bf16>fp32 (only these, in this order); islands, int8, max_drift=X, "
+    "variants=say|use|ignore, save=as-saved|as-is, recipes=ignore|use|ORG/NAME. docs/plan.md explains each.",
 )  # fmt: skip
 _OF_A_PLAN = (
-    click.argument("model", metavar="MODEL", callback=not_empty, shell_complete=complete_path),
+    MODEL,
     DEVICE,
     _POLICY,
     click.option(
@@ -109,7 +110,7 @@ def _list_devices(context: click.Context, _option: click.Parameter, asked: bool)
 @HTML
 @FORMAT
 def plan(asked: Asked, *, page: Path | None, form: str, gguf_file: str | None) -> None:
-    """Show the dtype MODEL is loaded in here, and why no other.
+    """Show in which dtype MODEL would be loaded here, and why in no other.
 
     Reads headers and configs, never weights. --device also takes the name of a device that is not here, such as
     "NVIDIA Tesla T4" or "Apple M2 24 GB": the plan then rests on published facts, and says so.
@@ -171,25 +172,33 @@ def generate(asked: Asked, *, prompt: str | None, max_new_tokens: int | None, ch
 
 
 @click.command()
-@click.argument("model", callback=not_empty, shell_complete=complete_path)
+@MODEL
 @DEVICE
 @click.option(
     "--dtype",
     metavar="DTYPE",
     shell_complete=complete_dtype,
-    help="What to verify.  [default: what `plan` chooses here, as it is loaded]",
+    help="The dtype to verify.  [default: what `plan` chooses here, as it is loaded]",
 )
-@click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="What to take for the truth.")
-@click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8; else one of ours.")
+@click.option("--against", metavar="DTYPE", default="float32", show_default=True, help="The dtype to compare it with.")
 @click.option(
-    "--tokens", type=click.IntRange(min=2), default=512, show_default=True, help="Of the text; in batches of 128."
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text to run, in UTF-8.  [default: one of ours]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="How many of the text, in batches of 128.",
 )
 @click.option(
     "--max-drift",
     type=FiniteLimit(),
     default=DEFAULT_MAX_DRIFT,
     show_default=True,
-    help="Nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
+    help="How far from --against is accepted: nats of mean KL for logits of tokens or classes; 1 - mIoU for pixels; relative RMS for anything else.",
 )
 @REVISION
 @_GGUF_FILE
@@ -234,9 +243,10 @@ def _not_of_run(_context: click.Context, _option: click.Parameter, asked: str | 
 def run(*, policy: str, as_module: bool, tell: Telling | None, script: str, arguments: tuple[str, ...]) -> None:
     """Run the Python program SCRIPT as it is, with every model that it loads planned and guarded.
 
-    The steps of a Trainer are guarded, too. For each model one line on stderr says which dtype was chosen and why. The output of SCRIPT stays its own.
+    The steps of a Trainer are guarded, too. For each model one line on stderr says which dtype was chosen and why.
+    What SCRIPT prints stays as it is.
 
-    What comes after SCRIPT is its own. The processes that it starts are covered as well. Launchers that take a module
+    What comes after SCRIPT on the line is handed to it. The processes that it starts are covered as well. Launchers that take a module
     take this one: `accelerate launch -m safe_dtype.run train.py`, `torchrun -m safe_dtype.run train.py`.
     """
     from ..patching.script import become_python

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from ..facts import DEFAULT_MAX_DRIFT
 from ..rendering.streams import columns as columns_of
 from ..store import write_whole
+from .completion import complete_path
 from .progress_line import say
 
 FORMAT = click.option(
@@ -54,6 +56,13 @@ class NewFolder(click.Path):
         if not os.fspath(value).strip():
             self.fail(_EMPTY, param, ctx)
         return super().convert(value, param, ctx)
+
+
+MODEL = click.argument("model", callback=not_empty, shell_complete=complete_path)
+MAX_DRIFT = click.option(
+    "--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True,
+    help="How far from float32 is accepted, in the unit of `verify`: nats of mean KL for a language model.",
+)  # fmt: skip
 
 
 def is_text(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

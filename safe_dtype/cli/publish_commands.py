@@ -13,9 +13,8 @@ import click
 from click.core import ParameterSource
 
 from ..errors import NotPublishableError
-from ..facts import DEFAULT_MAX_DRIFT
 from .completion import complete_path
-from .options import FORMAT, HTML, FiniteLimit, NewFolder, not_empty, warn_of_ignored, write_picture
+from .options import FORMAT, HTML, MAX_DRIFT, NewFolder, not_empty, warn_of_ignored, write_picture
 from .progress_line import bars, steps
 from .whole_summaries import WholeSummaries
 
@@ -30,17 +29,15 @@ _PUBLIC = click.option("--public", is_flag=True, help="Make a new repository pub
 _STAGING = (
     click.option("--dtype", metavar="DTYPE", help="float16, bfloat16, float32.  [default: what `plan` chooses here]"),
     click.option("--base", metavar="ORG/NAME", help="The repository that SOURCE came from, where it is a folder."),
-    click.option("--license", metavar="ID", help="Where the base's card names none."),
+    click.option("--license", metavar="ID", help="The license, where the base's card names none."),
     click.option(
         "--needs", type=click.Choice(["safe_dtype"]),
         help="Publish it even though plain transformers computes something else with it; the card says so first.",
     ),
     click.option(
-        "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8, to measure on."
+        "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A text to measure on, in UTF-8.  [default: one of ours]"
     ),
-    click.option(
-        "--max-drift", type=FiniteLimit(), default=DEFAULT_MAX_DRIFT, show_default=True, help="As in `verify`."
-    ),
+    MAX_DRIFT,
     click.option("--source-revision", metavar="REV", help="A branch, tag or commit of SOURCE on the Hub."),
 )  # fmt: skip
 
@@ -168,7 +165,11 @@ def push(*, source: str, repo: str, revision: str, public: bool, out: Path | Non
 
 @publish.command()
 @click.argument("target", metavar="ORG/NAME[@REV]")
-@click.option("--against", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A staged folder.")
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A staged folder to compare with.  [default: its own safe_dtype.json]",
+)
 @click.option("--full", is_flag=True, help="Download every byte, and hash it.")
 @FORMAT
 def verify(*, target: str, against: Path | None, full: bool, form: str) -> None:

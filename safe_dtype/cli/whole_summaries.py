@@ -1,4 +1,4 @@
-"""A group of commands whose help shows the first sentence of each command whole, on as many lines as it takes."""
+"""A group of commands whose help lists them in the order of use, with the first sentence of each whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ _LONGER_THAN_ANY = 1000  # characters: click shortens what is longer than its li
 
 
 class WholeSummaries(click.Group):
-    """A group of commands; click's own cuts their summaries off at the end of the line."""
+    """A group of commands; click's own sorts them by name, and cuts their summaries off at the end of the line."""
+
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Return the names in the order in which the commands were added."""
+        return list(self.commands)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, each with its first sentence."""
