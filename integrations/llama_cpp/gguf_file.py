@@ -73,18 +73,8 @@ def gguf_package() -> Any:
 def _describe(gguf: Any, writer: Any, kind: str, model: GgufModel, tokens: GgufTokens) -> None:
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[kind]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_context_length(model.context_length)
-    writer.add_embedding_length(model.embedding_length)
-    writer.add_block_count(model.block_count)
-    writer.add_feed_forward_length(model.feed_forward_length)
-    writer.add_head_count(model.head_count)
-    writer.add_head_count_kv(model.head_count_kv)
-    writer.add_key_length(model.head_length)
-    writer.add_value_length(model.head_length)
-    writer.add_rope_dimension_count(model.head_length)
-    writer.add_rope_freq_base(model.rope_base)
-    writer.add_layer_norm_rms_eps(model.rms_epsilon)
-    writer.add_vocab_size(model.vocab_size)
+    for field, number in _fields_of(model).items():
+        getattr(writer, f"add_{field}")(number)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokens.cut)
     writer.add_token_list(list(tokens.tokens))
@@ -95,6 +85,24 @@ def _describe(gguf: Any, writer: Any, kind: str, model: GgufModel, tokens: GgufT
     writer.add_add_bos_token(tokens.adds_bos)
     if tokens.chat_template:
         writer.add_chat_template(tokens.chat_template)
+
+
+def _fields_of(model: GgufModel) -> dict[str, int | float]:
+    """Return what llama.cpp reads of a model's shape, by the names of gguf's writer."""
+    return {
+        "context_length": model.context_length,
+        "embedding_length": model.embedding_length,
+        "block_count": model.block_count,
+        "feed_forward_length": model.feed_forward_length,
+        "head_count": model.head_count,
+        "head_count_kv": model.head_count_kv,
+        "key_length": model.head_length,
+        "value_length": model.head_length,
+        "rope_dimension_count": model.head_length,
+        "rope_freq_base": model.rope_base,
+        "layer_norm_rms_eps": model.rms_epsilon,
+        "vocab_size": model.vocab_size,
+    }
 
 
 def _named(

@@ -10,6 +10,8 @@ from ..facts import Where
 from ..store import parse_json
 from .model_files import Files
 
+# transformers' two names of a dtype, as an argument and as a field of a config; the second is from before transformers 5.
+DTYPE_NAMES = ("dtype", "torch_dtype")
 _TEXT_PARTS = ("text_config", "language_config", "llm_config", "decoder")
 
 
@@ -54,7 +56,7 @@ def first(config: Mapping[str, Any], *names: str, default: Any = None) -> Any:
 
 def claimed_dtype(config: Mapping[str, Any]) -> str | None:
     """Return the dtype the config claims, by torch's name; of the text part where the whole claims none."""
-    claim = first(config, "dtype", "torch_dtype") or first(text_part(config), "dtype", "torch_dtype")
+    claim = first(config, *DTYPE_NAMES) or first(text_part(config), *DTYPE_NAMES)
     return str(claim).removeprefix("torch.") if claim and not isinstance(claim, Mapping) else None
 
 
@@ -62,7 +64,7 @@ def without_dtypes(config: Any) -> Any:
     """Return a table, and those in it, without what they claim of dtypes."""
     if not isinstance(config, Mapping):
         return config
-    return {name: without_dtypes(part) for name, part in config.items() if name not in ("dtype", "torch_dtype")}
+    return {name: without_dtypes(part) for name, part in config.items() if name not in DTYPE_NAMES}
 
 
 def packed_bits(quantization: Mapping[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.config import first, read_config
+from ..checkpoints.config import DTYPE_NAMES, first, read_config
 from ..checkpoints.gguf import gguf_config
 from ..checkpoints.model_files import LocalFiles, files_of
 from ..checkpoints.read import base_of, is_adapter
@@ -91,7 +91,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _dtype_of(config: Any) -> str | None:
     """Return the dtype that a config object or table names itself, by torch's name; None for "auto" and for none."""
-    dtype = first(config, "dtype", "torch_dtype") if isinstance(config, Mapping) else getattr(config, "dtype", None)
+    dtype = first(config, *DTYPE_NAMES) if isinstance(config, Mapping) else getattr(config, "dtype", None)
     if isinstance(dtype, Mapping):
         dtype = dtype.get("")
     return None if dtype is None or dtype == "auto" else _name(dtype)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.config import DTYPE_NAMES, first
 from ..devices import default_device
 from ..devices.memory import allowance
 from ..facts import FLOAT32, Dtype, Where, dtype_named
@@ -66,8 +67,7 @@ class Request:
 
     @property
     def _dtype(self) -> Any:
-        dtype = self.arguments.get("dtype")
-        return self.arguments.get("torch_dtype") if dtype is None else dtype
+        return first(self.arguments, *DTYPE_NAMES)
 
     @property
     def quantizer(self) -> str | None:
@@ -117,6 +117,11 @@ class Request:
         """Whether the caller lets the model be spread over several places."""
         device_map = self.arguments.get("device_map")
         return isinstance(device_map, str) and device_map in _SPREAD
+
+
+def without_dtype(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `from_pretrained` without the dtype that they order."""
+    return {name: value for name, value in arguments.items() if name not in DTYPE_NAMES}
 
 
 def device_name(device: Any) -> str:

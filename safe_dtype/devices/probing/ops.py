@@ -83,24 +83,24 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     )
 
 
-def _matmul_cast(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
-    """The same product, computed in float32: operands are cast on the way, the result is rounded."""
-    plain = _matmul(space, dtype, rows, shape)
-    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
-    return replace(
-        plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.float32).to(x.dtype)
-    )
+def _matmul_by(product: Callable[[Tensor, Tensor], Tensor]) -> Build:
+    """Return what builds the same product of 16 or 32 bit, computed by `product`."""
+
+    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
+        plain = _matmul(space, dtype, rows, shape)
+        x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
+        return replace(plain, call=lambda number: product(x, weights[number % len(weights)]))
+
+    return build
 
 
-def _matmul_onednn(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
-    """The same product, computed in float32 by oneDNN."""
-    plain = _matmul(space, dtype, rows, shape)
-    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
-    return replace(plain, call=lambda number: _by_onednn(x, weights[number % len(weights)]))
+def _cast_to(wide: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the product that is computed in `wide`: operands are cast on the way, the result is rounded."""
+    return lambda x, weight: cast_linear(x, weight, None, wide).to(x.dtype)
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the product, where torch has it.
+    """Return the product, computed in float32 by oneDNN, where torch has it.
 
     Raises:
         RuntimeError: If it has not.
@@ -109,22 +109,6 @@ def _by_onednn(x: Tensor, weight: Tensor) -> Tensor:
     if product is None:
         raise RuntimeError("torch has no products by oneDNN here")
     return product
-
-
-def _matmul_narrow(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
-    """The same product of float32 operands, computed in bfloat16."""
-    plain = _matmul(space, dtype, rows, shape)
-    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
-    return replace(
-        plain, call=lambda number: cast_linear(x, weights[number % len(weights)], None, torch.bfloat16).to(x.dtype)
-    )
-
-
-def _matmul_rows(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
-    """The same product of few rows, compiled for this CPU."""
-    plain = _matmul(space, dtype, rows, shape)
-    x, weights = space.inputs(dtype, rows, shape[1]), space.weights(dtype, shape)
-    return replace(plain, call=lambda number: multiply_rows(x, weights[number % len(weights)]))
 
 
 def _blocks_in(wide: torch.dtype | None) -> Build:
@@ -356,15 +340,19 @@ def _train(
 OPS: dict[str, Op] = {
     "matmul": Op(_matmul, _all, multiplies=True, cut=128, odd_rows=(17,)),
     "attention": Op(attention, _none, multiplies=True, odd_rows=(17,), share=0.5),
-    "matmul_cast": Op(_matmul_cast, _two, multiplies=True, cut=1024, share=0.5),
-    "matmul_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
-    "matmul_cast_onednn": Op(_matmul_onednn, _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
+    "matmul_cast": Op(_matmul_by(_cast_to(torch.float32)), _two, multiplies=True, cut=1024, share=0.5),
+    "matmul_onednn": Op(_matmul_by(_by_onednn), _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
+    "matmul_cast_onednn": Op(_matmul_by(_by_onednn), _first, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
     "attention_chunks": Op(attention_chunks, _none, multiplies=True, odd_rows=(300,), share=0.5),
     "attention_row": Op(attention_row, _none, multiplies=True, rows=(), share=0.5),
-    "matmul_narrow": Op(_matmul_narrow, _two, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5),
+    "matmul_narrow": Op(
+        _matmul_by(_cast_to(torch.bfloat16)), _two, multiplies=True, cut=1024, inside=BFLOAT16, share=0.5
+    ),
     "matmul_blocks": Op(_blocks_in(None), _two, multiplies=True, cut=512, share=0.5),
     "matmul_blocks_cast": Op(_blocks_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(17,), share=0.5),
-    "matmul_rows": Op(_matmul_rows, _all, multiplies=True, cut=4096, rows=_COMPILED_ROWS, odd_rows=(3,), share=0.5),
+    "matmul_rows": Op(
+        _matmul_by(multiply_rows), _all, multiplies=True, cut=4096, rows=_COMPILED_ROWS, odd_rows=(3,), share=0.5
+    ),
     "matmul_int8": Op(_int8_in(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "matmul_int8_cast": Op(_int8_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),

@@ -19,9 +19,7 @@ from ...planning import Plan, Policy
 from ...planning.plan import Ground
 from ..plan_request import Drifts, plan_request
 from ..planned_once import all_planned
-from ..request import Request
-
-_DTYPES = ("dtype", "torch_dtype")
+from ..request import Request, without_dtype
 
 
 def plan_diffusers_model(request: Request, policy: Policy | str | None, *, drifts: Drifts = "never") -> Plan:
@@ -43,9 +41,10 @@ def plan_diffusers_model(request: Request, policy: Policy | str | None, *, drift
 
 def load_diffusers_model(original: Callable[..., Any], request: Request, plan: Plan) -> Any:
     """Call `original`, a model's `from_pretrained`, in the plan's dtype; return what it returns, the model guarded."""
-    arguments = {name: value for name, value in request.arguments.items() if name not in _DTYPES}
     with one_at_a_time(), all_planned():
-        loaded = original(request.source, **arguments, torch_dtype=getattr(torch, plan.storage.name))
+        loaded = original(
+            request.source, **without_dtype(request.arguments), torch_dtype=getattr(torch, plan.storage.name)
+        )
     guard_part(loaded[0] if isinstance(loaded, tuple) else loaded, request, plan)
     return loaded
 
@@ -57,7 +56,6 @@ def guard_part(model: Any, request: Request, plan: Plan) -> None:
     where = request.where
     commit = plan.made_for.checkpoint.commit if plan.made_for and plan.made_for.checkpoint else None
     files = mark_weight_files(replace(where, revision=commit or where.revision))
-    hidden = ("token", *_DTYPES)
-    arguments = {name: value for name, value in request.arguments.items() if name not in hidden}
+    arguments = {name: value for name, value in without_dtype(request.arguments).items() if name != "token"}
     keep_origin(model, Origin(plan, type(model), place, arguments, files))
     guard(model)

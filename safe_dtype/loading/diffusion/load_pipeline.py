@@ -23,7 +23,7 @@ from ...planning import Plan, Policy
 from ..load import halves, load
 from ..plan_request import Drifts
 from ..planned_once import all_planned
-from ..request import Request
+from ..request import Request, without_dtype
 from .between_parts import cast_between
 from .load_part import guard_part, plan_diffusers_model
 from .pipeline_models import models_of
@@ -120,12 +120,14 @@ def _rescued(
 
 def _with_dtypes(arguments: Mapping[str, Any], plan: PipelinePlan) -> dict[str, Any]:
     """Return the caller's arguments with the dtype of each part, by the argument's name in this diffusers."""
-    others = {name: value for name, value in arguments.items() if name not in ("dtype", "torch_dtype")}
     wanted = {name: _torch(own) for name, own in plan.parts}
     default = order_for("default", arguments)
     for name, _ in plan.unplanned:
         wanted[name] = order_for(name, arguments) or torch.float32
-    return {**others, _dtype_argument(arguments): {**wanted, "default": default or getattr(torch, FLOAT32.name)}}
+    return {
+        **without_dtype(arguments),
+        _dtype_argument(arguments): {**wanted, "default": default or getattr(torch, FLOAT32.name)},
+    }
 
 
 def _torch(plan: Plan) -> torch.dtype:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.config import DTYPE_NAMES, first
 from ...checkpoints.model_files import Files, files_of
 from ...errors import CorruptCheckpointError
 from ...facts import Where
@@ -16,7 +17,6 @@ from ..request import Request
 
 _INDEX = "model_index.json"
 _PLACES = ("revision", "variant", "token", "cache_dir", "local_files_only", "use_safetensors")
-_DTYPES = ("dtype", "torch_dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def request_of(
 
 def order_for(name: str, arguments: Mapping[str, Any]) -> Any:
     """Return the dtype that a call of a pipeline's `from_pretrained` orders for a part; None where it leaves that open."""
-    ordered = next((arguments[key] for key in _DTYPES if arguments.get(key) is not None), None)
+    ordered = first(arguments, *DTYPE_NAMES)
     if isinstance(ordered, Mapping):
         ordered = ordered.get(name, ordered.get("default"))
     return None if ordered == "auto" else ordered

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from ...checkpoints.config import DTYPE_NAMES
 from ...devices import detect_one
 from ...errors import NoSuchDeviceError, PeerLostError, RemoteFailure
 from ...errors.ranks import named_ranks
@@ -231,9 +232,8 @@ def _is_reachable(board: Board) -> bool:
 
 def _what_is_loaded(request: Request) -> str:
     """Return one name for what a call loads, the same on every rank that makes the same call."""
-    names = ("revision", "subfolder", "variant", "gguf_file")
+    names = ("revision", "subfolder", "variant", "gguf_file", *DTYPE_NAMES)
     words = [os.fspath(request.source or ""), *(str(request.arguments.get(name)) for name in names)]
-    words += [str(request.arguments.get("dtype")), str(request.arguments.get("torch_dtype"))]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
