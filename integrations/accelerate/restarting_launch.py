@@ -60,9 +60,19 @@ def restart_helps(ends: Iterable[RankEnd]) -> bool:
 
 
 def status_of(ends: Iterable[RankEnd]) -> int | None:
-    """Return the status that the program has chosen for its end, on the first rank that did; None where none has."""
+    """Return the status to end with after no further restart: as of a launch of one process, that of the rank that tells why.
+
+    None where a signal has ended the rank that does.
+    """
+    ends = list(ends)
+    if any(end.status == FAILED_IN_DTYPE for end in ends):  # whoever fails beside it fails on it
+        return FAILED_IN_DTYPE
     chosen = [end for end in ends if end.is_of_the_program and end.status > 0]
-    return min(chosen, key=lambda end: end.second).status if chosen else None
+    if chosen:
+        return min(chosen, key=lambda end: end.second).status
+    is_alone = any(end.status == PEER_LOST for end in ends)
+    is_caused_here = any(end.was_killed or end.is_of_the_program for end in ends)
+    return PEER_LOST if is_alone and not is_caused_here else None
 
 
 def waiting_for_the_cause(close: Callable[..., Any]) -> Callable[..., Any]:

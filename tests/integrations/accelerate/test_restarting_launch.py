@@ -45,12 +45,20 @@ def test_restart_helps(ends: list[RankEnd], helps: bool) -> None:
         pytest.param([RankEnd(0, 76), RankEnd(1, 3)], 3, id="of the program, and the other is alone"),
         pytest.param([RankEnd(0, 1, "KeyError: x"), RankEnd(1, -15)], 1, id="an error"),
         pytest.param([RankEnd(0, 4, "", 20), RankEnd(1, 3, "", 10)], 3, id="the first one"),
-        pytest.param([RankEnd(0, 75), RankEnd(1, 76)], None, id="a dtype"),
+        pytest.param([RankEnd(0, 75), RankEnd(1, 75)], 75, id="a dtype on both"),
+        pytest.param([RankEnd(0, 76), RankEnd(1, 75)], 75, id="a dtype, and the other is alone"),
+        pytest.param(
+            [RankEnd(0, 1, "RuntimeError: reset", 10), RankEnd(1, 75, "", 11)],
+            75,
+            id="a dtype, and the other fails on it",
+        ),
+        pytest.param([RankEnd(0, 76), RankEnd(1, -15)], 76, id="a rank of another machine has ended"),
         pytest.param([RankEnd(0, -9), RankEnd(1, -15, "KeyError: x")], None, id="killed"),
+        pytest.param([RankEnd(0, 76), RankEnd(1, -9)], None, id="killed, and the other is alone"),
     ],
 )
 def test_status_of(ends: list[RankEnd], status: int | None) -> None:
-    """What a program ends with, other than by a signal or for a restart, is what a launch of it ends with."""
+    """What the rank ends with that tells why is what a launch ends with, after no further restart; a signal has no status."""
     assert status_of(ends) == status
 
 
@@ -112,6 +120,18 @@ def test_launch(program: str, tmp_path: Path) -> None:
     assert done.stderr.count("nothing is started again") == 1
     if program == "alone":
         assert "rank 0 has ended with KeyError: 'labels', which is none of a dtype" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("status", [75, 76])
+def test_start_again(status: int, processes: int, tmp_path: Path) -> None:
+    """A launch whose restarts are used up ends with the status that asks for one more, of one process and of two."""
+    (tmp_path / "train.py").write_text(f"print('begun', flush=True)\nraise SystemExit({status})")
+    done = launched(tmp_path, "--max_restarts", "1", "train.py", processes=processes)
+    assert done.returncode == status, done.stderr[-4000:]
+    assert done.stdout.count("begun") >= (1 if processes == 1 else 2)
+    assert "nothing is started again" not in done.stderr
 
 
 @pytest.mark.slow
