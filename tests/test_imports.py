@@ -12,7 +12,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tomllib
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the same reader
+    import tomli as tomllib
 
 import safe_dtype
 

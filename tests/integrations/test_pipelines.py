@@ -18,7 +18,6 @@ import tokenizers
 import torch
 import transformers as tf
 from PIL import Image
-from transformers.decision import DecisionConfig
 from zoo import ZOO
 from zoo_models import SPEECH, TEXT, VISION, bert
 
@@ -108,6 +107,8 @@ def _chat_tokens() -> dict[str, Any]:
 
 
 def _decisions() -> dict[str, Any]:
+    from transformers.decision import DecisionConfig
+
     tokenizer = _chat_tokens()["tokenizer"]
     yes, no = (next(text for text in texts if _is_a_token(tokenizer, text)) for texts in (("y", "a"), ("n", "b")))
     return {"tokenizer": tokenizer, "decision_config": DecisionConfig(labels={"noul": [yes, no]})}
@@ -192,7 +193,10 @@ TASKS: dict[str, Task] = {
     ),
 }  # fmt: skip
 QUICK = ("text-classification", "text-generation", "image-classification")
-EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TASKS]
+NEEDED = {"decision": [pytest.mark.needs("transformers.decision")]}  # not in transformers 5.16
+EACH = [
+    pytest.param(name, marks=[*NEEDED.get(name, []), *([] if name in QUICK else [pytest.mark.slow])]) for name in TASKS
+]
 
 
 def asked(task: str, model: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, errors
 from huggingface_hub.utils import _http
 from mini_hub import MiniHub
 from publishing.loopback import LoopbackHub
@@ -24,6 +24,9 @@ import time as _time, types as _types
 import huggingface_hub.utils._http as _http
 _http.time = _types.SimpleNamespace(sleep=lambda seconds: _time.sleep(seconds / 1000))
 """
+
+# What the client sends with: it was httpx, and is httpx2.
+httpx = sys.modules[errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub | MiniHub, home: Path) -> None:

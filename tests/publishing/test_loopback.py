@@ -24,9 +24,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import git_hash
-from publishing.client import in_child
+from publishing.client import httpx, in_child
 from publishing.loopback import LoopbackHub, call, drop, lose_response, status, truncate
 from publishing.repository import IgnoreRules
 

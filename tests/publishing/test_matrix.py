@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from forked import PROCESSES
-from publishing.client import in_child
+from publishing.client import httpx, in_child
 from publishing.faults import Action
 from publishing.loopback import LoopbackHub, call, drop, lose_response
 from publishing.scenarios import (
@@ -67,7 +67,7 @@ def third(at: int, kind: str, step: str) -> list[Scenario]:
 @pytest.mark.parametrize(("kind", "step"), STEPS, ids=["-".join(one) for one in STEPS])
 def test_fault(hub: LoopbackHub, tmp_path: Path, kind: str, step: str, caplog: pytest.LogCaptureFixture) -> None:
     """Old or whole, truly told, nothing lost, one commit after a re-run, and the token is nowhere."""
-    for name in ("safe_dtype", "huggingface_hub", "httpx2"):
+    for name in ("safe_dtype", "huggingface_hub", httpx.__name__):
         caplog.set_level(logging.DEBUG, logger=name)
     assert checked(hub, tmp_path, third(0, kind, step)) == {}
     assert hub.token not in caplog.text

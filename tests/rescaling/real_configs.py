@@ -150,7 +150,6 @@ REAL = {
     "gemma3_text": Real(tf.Gemma3ForCausalLM, _gemma3_1b, (4, 1)),
     "gpt_oss": Real(tf.GptOssForCausalLM, _gpt_oss_20b, (8, 1)),
     "jamba": Real(tf.JambaForCausalLM, _jamba, (8, 2)),
-    "kimi_linear": Real(tf.KimiLinearForCausalLM, tf.KimiLinearConfig),
     "lfm2_moe": Real(
         tf.Lfm2MoeForCausalLM, lambda: tf.Lfm2MoeConfig(num_hidden_layers=24, layer_types=LFM2_MOE), (8, 2)
     ),
@@ -165,3 +164,5 @@ REAL = {
     "vit": Real(tf.ViTModel, tf.ViTConfig),
     "whisper": Real(tf.WhisperForConditionalGeneration, _whisper_small),
 }
+if hasattr(tf, "KimiLinearForCausalLM"):  # not in transformers 5.16
+    REAL["kimi_linear"] = Real(tf.KimiLinearForCausalLM, tf.KimiLinearConfig)
