@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -30,7 +30,8 @@ import transformers
 from results_file import write_results
 from torch.nn.parallel import DistributedDataParallel
 
-from safe_dtype import PrecisionGuard, TorchLoop
+from safe_dtype import BFLOAT16, PrecisionGuard, TorchLoop
+from safe_dtype.facts import Dtype
 
 ROUNDS, WINDOWS = 6, 100
 SHAPES = {"layers": 6, "hidden": 512, "vocabulary": 8000, "batch": 8, "tokens": 256}
@@ -47,24 +48,40 @@ class Still(torch.optim.Optimizer):
 
 
 class Training:
-    """One model in training, a step at a time."""
+    """One model in training, a step at a time.
 
-    def __init__(self, *, is_guarded: bool, clips: bool, tokens: tuple[int, int] | None = None) -> None:
-        """Make it, with rows of tokens of this shape: (batch, length)."""
+    Args:
+        is_guarded: Whether by a guard.
+        clips: Whether gradients are clipped.
+        tokens: The shape of their rows, (batch, length); None: as `shapes` says.
+        shapes: Of the model and a batch, as in `SHAPES`.
+        ties_embeddings: Whether the last layer has the weight of the first.
+        dtype: To train in.
+        init_scale: Of float16's loss.
+
+    Attributes:
+        factor: Of the loss.
+    """
+
+    def __init__(  # noqa: PLR0913  (by name)
+        self, *, is_guarded: bool = True, clips: bool = True, tokens: tuple[int, int] | None = None,
+        shapes: Mapping[str, int] = SHAPES, ties_embeddings: bool = True, dtype: Dtype = BFLOAT16,
+        init_scale: float = 2.0**16,
+    ) -> None:  # fmt: skip
         torch.manual_seed(0)
-        hidden = SHAPES["hidden"]
+        hidden = shapes["hidden"]
         config = transformers.Qwen3Config(
-            vocab_size=SHAPES["vocabulary"], hidden_size=hidden, intermediate_size=3 * hidden,
-            num_hidden_layers=SHAPES["layers"], num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64,
-            head_dim=64, tie_word_embeddings=True,
+            vocab_size=shapes["vocabulary"], hidden_size=hidden, intermediate_size=3 * hidden,
+            num_hidden_layers=shapes["layers"], num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64,
+            head_dim=64, tie_word_embeddings=ties_embeddings,
         )  # fmt: skip
         self.inner = transformers.Qwen3ForCausalLM(config)
         self.model: Any = DistributedDataParallel(self.inner) if dist.is_initialized() else self.inner
         self.optimizer = torch.optim.AdamW(self.inner.parameters(), lr=1e-4)
-        self.loop = TorchLoop(self.model, self.optimizer)
+        self.loop = TorchLoop(self.model, self.optimizer, dtype, init_scale=init_scale)
         self.guard = PrecisionGuard(self.loop) if is_guarded else None
-        self.clips = clips
-        self.tokens = torch.randint(0, SHAPES["vocabulary"], tokens or (SHAPES["batch"], SHAPES["tokens"]))
+        self.clips, self.factor = clips, 1.0
+        self.tokens = torch.randint(0, shapes["vocabulary"], tokens or (shapes["batch"], shapes["tokens"]))
 
     def step(self) -> float:
         """Make a step; return its seconds."""
@@ -80,7 +97,7 @@ class Training:
     def _body(self) -> None:
         with self.loop.autocast():
             loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
-        self.loop.backward(loss)
+        self.loop.backward(loss * self.factor)
         if self.clips:
             self.loop.clip_grad_norm_(self.inner.parameters(), 1.0)
         self.optimizer.step()

@@ -20,11 +20,12 @@ from typing import Any
 
 import click
 import torch
-import transformers
 from results_file import write_results
 from torch import nn
+from training import Training
 
-from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, PrecisionGuard, TorchLoop
+from safe_dtype import BFLOAT16, FLOAT16, FLOAT32, PrecisionGuard
+from safe_dtype.facts import Dtype
 
 SHAPES = {"layers": 4, "hidden": 256, "vocabulary": 4000, "batch": 4, "tokens": 128}
 
@@ -36,48 +37,28 @@ class _Gate(nn.Module):
         return gated
 
 
-class Training:
-    """One model in training."""
+class Rescaled(Training):
+    """One model in training under a guard, whose passes are counted."""
 
-    def __init__(self, dtype: Any = FLOAT16) -> None:
-        torch.manual_seed(0)
-        hidden = SHAPES["hidden"]
-        config = transformers.Qwen3Config(
-            vocab_size=SHAPES["vocabulary"], hidden_size=hidden, intermediate_size=3 * hidden,
-            num_hidden_layers=SHAPES["layers"], num_attention_heads=hidden // 64, num_key_value_heads=hidden // 64,
-            head_dim=64, tie_word_embeddings=False,
-        )  # fmt: skip
-        self.model = transformers.Qwen3ForCausalLM(config)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.loop = TorchLoop(self.model, optimizer, dtype, init_scale=1024.0)
-        self.guard = PrecisionGuard(self.loop)
-        self.tokens = torch.randint(0, SHAPES["vocabulary"], (SHAPES["batch"], SHAPES["tokens"]))
+    guard: PrecisionGuard
+
+    def __init__(self, dtype: Dtype = FLOAT16) -> None:
+        super().__init__(shapes=SHAPES, ties_embeddings=False, dtype=dtype, init_scale=1024.0)
         self.passes = 0
 
     def names(self) -> list[str]:
         """Return the linear layers, the last one first."""
-        return [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)][::-1]
+        return [name for name, module in self.inner.named_modules() if isinstance(module, nn.Linear)][::-1]
 
-    def step(self, factor: float = 1.0) -> float:
-        """Make a step; return its seconds."""
-        begin = time.perf_counter()
-        for attempt in self.guard.attempts():
-            with attempt:
-                self.passes += 1
-                with self.loop.autocast():
-                    loss = self.model(input_ids=self.tokens, labels=self.tokens).loss
-                self.loop.backward(loss * factor)
-                self.loop.clip_grad_norm_(self.model.parameters(), 1.0)
-                for optimizer in self.loop.optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
-        return time.perf_counter() - begin
+    def _body(self) -> None:
+        self.passes += 1
+        super()._body()
 
 
 def cost(seconds: float) -> dict[str, Any]:
     """Return what a step of each kind takes beside the plain one."""
     torch.set_num_threads(2)
-    trained = {dtype: Training(dtype) for dtype in (FLOAT16, BFLOAT16, FLOAT32)}
+    trained = {dtype: Rescaled(dtype) for dtype in (FLOAT16, BFLOAT16, FLOAT32)}
     layers = trained[FLOAT16].names()
     scaled = {"float16": 0, "one layer scaled": 1, "half scaled": len(layers) // 2, "all scaled": len(layers)}
     times: dict[str, list[float]] = {name: [] for name in (*scaled, "bfloat16", "float32")}
@@ -110,23 +91,24 @@ def cost(seconds: float) -> dict[str, Any]:
 def passes() -> dict[str, Any]:
     """Return how many more passes a window takes in which something fails."""
     counted = {}
-    trained = Training()
-    trained.step(factor=2.0**8)
+    trained = Rescaled()
+    trained.factor = 2.0**8
+    trained.step()
     counted["gradients overflow with the loss scale"] = _counted(trained)
-    trained = Training()
+    trained = Rescaled()
     with torch.no_grad():
-        trained.model.lm_head.weight *= 1e6
+        trained.inner.lm_head.weight *= 1e6
     trained.step()
     counted["a product overflows in forward: it is scaled"] = _counted(trained)
     for dtype in (BFLOAT16, FLOAT16):
-        trained = Training(dtype)
-        trained.model.model.layers[1].mlp.act_fn = _Gate()
+        trained = Rescaled(dtype)
+        trained.inner.model.layers[1].mlp.act_fn = _Gate()
         trained.step()
         counted[f"an operation has no kernel in 16 bits, from {dtype}"] = _counted(trained)
     return counted
 
 
-def _counted(trained: Training) -> dict[str, Any]:
+def _counted(trained: Rescaled) -> dict[str, Any]:
     guard = trained.guard
     remedies = [f"{event.before} {event.remedy}" for event in guard.events]
     return {"more_passes": trained.passes - guard.windows_done, "goes_on_in": str(guard.dtype), "remedies": remedies}

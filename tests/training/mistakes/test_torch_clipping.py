@@ -29,46 +29,73 @@ def layers() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
 
 
-def by_hand(clip: Clip, init_scale: float) -> list[torch.Tensor]:
-    """Train in float16 without a guard, gradients unscaled before they are clipped."""
-    model = layers()
-    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.5), torch.amp.GradScaler("cpu", init_scale=init_scale)
+def train(model: Any, autocast: Callable[[], Any], backward: Callable[[Any], object], rows: Any) -> None:
+    """Run one batch forward and backward."""
+    with autocast():
+        loss = model(rows).float().square().mean()
+    backward(loss)
+
+
+def train_by_hand(model: Any, scaler: Any, step: Callable[[], object]) -> None:
+    """Train in float16 without a guard, by a step that makes all of it, gradients unscaled before they are clipped."""
     for rows in BATCHES:
-        with torch.autocast("cpu", torch.float16):
-            loss = model(rows).float().square().mean()
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        clip(model.parameters())
-        scaler.step(optimizer)
+        train(model, lambda: torch.autocast("cpu", torch.float16), lambda loss: scaler.scale(loss).backward(), rows)
+        step()
         scaler.update()
-        optimizer.zero_grad()
-    return [weight.detach() for weight in model.parameters()]
+        model.zero_grad()
 
 
-def guarded(clip: Clip, init_scale: float, *, uses_accelerate: bool) -> tuple[list[torch.Tensor], PrecisionGuard]:
+def train_guarded(guard: PrecisionGuard, loop: Any, model: Any, step: Callable[[], object]) -> None:
     """Train the same under a guard."""
-    model: Any = layers()
-    optimizer: Any = torch.optim.SGD(model.parameters(), 0.5)
-    weights = list(model.parameters())
-    if uses_accelerate:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        loop: Any = Accelerator(mixed_precision="fp16", cpu=True)
-        model, optimizer = loop.prepare(model, optimizer)
-        guard = PrecisionGuard(loop, model, init_scale=init_scale)
-    else:
-        loop = TorchLoop(model, optimizer, "float16", init_scale=init_scale)
-        guard = PrecisionGuard(loop)
     for window in guard.windows(BATCHES):
         for attempt in guard.attempts():
             with attempt:
                 for rows in window:
-                    with loop.autocast():
-                        loss = model(rows).float().square().mean()
-                    loop.backward(loss)
-                    clip(weights)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    train(model, loop.autocast, loop.backward, rows)
+                step()
+                model.zero_grad()
+
+
+def by_hand(clip: Clip, init_scale: float) -> list[torch.Tensor]:
+    """Return the weights that are trained by hand."""
+    model = layers()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), 0.5), torch.amp.GradScaler("cpu", init_scale=init_scale)
+
+    def step() -> None:
+        scaler.unscale_(optimizer)
+        clip(model.parameters())
+        scaler.step(optimizer)
+
+    train_by_hand(model, scaler, step)
+    return [weight.detach() for weight in model.parameters()]
+
+
+def prepared(
+    model: Any, optimizer: Any, init_scale: float, *, uses_accelerate: bool, micro_batches: int = 1
+) -> tuple[PrecisionGuard, Any, Any, Any, Callable[[], Any]]:
+    """Return a guard in float16, its loop, the model and the optimizer to use, and what goes around a micro-batch."""
+    if not uses_accelerate:
+        loop: Any = TorchLoop(model, optimizer, "float16", init_scale=init_scale)
+        return PrecisionGuard(loop), loop, model, optimizer, loop.accumulate
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    loop = Accelerator(mixed_precision="fp16", cpu=True, gradient_accumulation_steps=micro_batches)
+    model, optimizer = loop.prepare(model, optimizer)
+    guard = PrecisionGuard(loop, model, init_scale=init_scale)
+    return guard, loop, model, optimizer, lambda: loop.accumulate(model)
+
+
+def guarded(clip: Clip, init_scale: float, *, uses_accelerate: bool) -> tuple[list[torch.Tensor], PrecisionGuard]:
+    """Return the weights that are trained under a guard, and the guard."""
+    model = layers()
+    weights, optimizer = list(model.parameters()), torch.optim.SGD(model.parameters(), 0.5)
+    guard, loop, called, steps, _ = prepared(model, optimizer, init_scale, uses_accelerate=uses_accelerate)
+
+    def step() -> None:
+        clip(weights)
+        steps.step()
+
+    train_guarded(guard, loop, called, step)
     return [weight.detach() for weight in weights], guard
 
 
@@ -138,24 +165,18 @@ def test_both_ways_of_clipping() -> None:
 @pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
 def test_gradients_that_are_not_whole(uses_accelerate: bool) -> None:
     """Clipped between two micro-batches, by what knows nothing of a scale: the next would be added to other numbers."""
-    layer: Any = nn.Linear(4, 1)
-    optimizer: Any = torch.optim.SGD(layer.parameters())
-    if uses_accelerate:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
-        loop: Any = Accelerator(mixed_precision="fp16", cpu=True, gradient_accumulation_steps=2)
-        layer, optimizer = loop.prepare(layer, optimizer)
-        guard, accumulate = PrecisionGuard(loop, layer), lambda: loop.accumulate(layer)
-    else:
-        loop = TorchLoop(layer, optimizer, "float16", init_scale=256.0)
-        guard, accumulate = PrecisionGuard(loop), loop.accumulate
+    layer = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(layer.parameters())
+    guard, loop, called, _, accumulate = prepared(
+        layer, optimizer, 256.0, uses_accelerate=uses_accelerate, micro_batches=2
+    )
     window = next(guard.windows([torch.ones(2, 4)] * 2, 2))
 
     def attempted() -> None:
         with next(guard.attempts()):
             for rows in window:
                 with accumulate():
-                    loop.backward(layer(rows).mean())
+                    loop.backward(called(rows).mean())
                     clip_grad_norm_(layer.parameters(), 0.1)
 
     with pytest.raises(TrainingLoopError, match=r"before they are whole.*Next: clip once a step"):
@@ -232,29 +253,18 @@ def test_clipping_after_the_first_step_of_a_window(kind: Any) -> None:
     model, norms = layers(), []
     optimizers = [kind(layer.parameters(), 0.5) for layer in (model[0], model[2])]
     loop = TorchLoop(model, optimizers, "float16", init_scale=1024.0)
-    guard = PrecisionGuard(loop)
-    for window in guard.windows(BATCHES):
-        for attempt in guard.attempts():
-            with attempt:
-                for rows in window:
-                    with loop.autocast():
-                        loss = model(rows).float().square().mean()
-                    loop.backward(loss)
-                norms += stepped_one_by_one(optimizers)
-                model.zero_grad()
+    train_guarded(PrecisionGuard(loop), loop, model, lambda: norms.extend(stepped_one_by_one(optimizers)))
 
     plain, plain_norms = layers(), []
-    optimizers = [kind(layer.parameters(), 0.5) for layer in (plain[0], plain[2])]
+    plain_optimizers = [kind(layer.parameters(), 0.5) for layer in (plain[0], plain[2])]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for rows in BATCHES:
-        with torch.autocast("cpu", torch.float16):
-            loss = plain(rows).float().square().mean()
-        scaler.scale(loss).backward()
-        for optimizer in optimizers:
+
+    def step() -> None:
+        for optimizer in plain_optimizers:
             scaler.unscale_(optimizer)
-        plain_norms += stepped_one_by_one(optimizers)
-        scaler.update()
-        plain.zero_grad()
+        plain_norms.extend(stepped_one_by_one(plain_optimizers))
+
+    train_by_hand(plain, scaler, step)
     assert norms == plain_norms
     assert all(map(torch.equal, model.parameters(), plain.parameters()))
 
