@@ -311,6 +311,7 @@ class PrecisionGuard:
         if is_lost(text_of(error)):
             device = next((str(p.device) for model in self.loop.models for p in model.parameters()), "the device")
             raise DeviceLostError(device, "", described(error)) from error
+        self._gradients.before_end()  # before this rank runs what it owes the others, with NaN for gradients
         try:
             seconds = self._schedules.keep(error)
         except (OutOfStepError, RuntimeError) as exc:  # no vote: the others are not where it is cast
@@ -355,6 +356,7 @@ class PrecisionGuard:
         if vote.vote is Vote.OK or (vote.vote is Vote.FOREIGN and self._world is None):
             return vote.vote
         self._schedules.reset()
+        self._gradients.before_end()
         forget_gradients(self.loop.models, self.loop.optimizers, self.loop.scaler)
         self._gradients.put_back()
         if vote.vote is Vote.FOREIGN:

@@ -38,10 +38,14 @@ class KeptGradients:
         if self._has_begun:
             return
         self._has_begun = True
-        gradients = self._gradients()
-        if gradients and not self._is_open():
-            self._keep(gradients)
+        self._keep(scales=True)
         self._are_scaled = self._loop.scaler is not None
+
+    def before_end(self) -> None:
+        """Keep what is there where an attempt has failed before its first pass: it is about to be forgotten with the rest."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._keep(scales=False)
 
     def unscaled(self) -> None:
         """Note that all gradients have lost their scale, after a unanimous vote."""
@@ -58,7 +62,10 @@ class KeptGradients:
         weights = dict.fromkeys(weight for group in groups for weight in group["params"])  # each once
         return [(weight, weight.grad) for weight in weights if weight.grad is not None]
 
-    def _keep(self, gradients: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _keep(self, *, scales: bool) -> None:
+        gradients = self._gradients()
+        if not gradients or self._is_open():
+            return
         scaler, device = self._loop.scaler, gradients[0][0].device
         are_there = torch.stack([local_part(one).any().to(device) for _, one in gradients]).tolist()  # one wait
         scale = float(scaler.get_scale()) if scaler is not None and any(are_there) else 1.0
@@ -71,6 +78,6 @@ class KeptGradients:
             as_it_was = gradient.detach().clone()
             if self._are_scaled:
                 as_it_was.div_(scale)
-            elif scaler is not None:
+            elif scales and scaler is not None:
                 gradient.detach().mul_(scale)
             self._kept.append((weight, as_it_was))

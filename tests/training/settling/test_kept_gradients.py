@@ -16,6 +16,7 @@ from safe_dtype.training import PrecisionGuard, TorchLoop
 
 BATCHES = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(1))
 SCALE = 2.0**10
+SPELLED = {BFLOAT16: "BFloat16", FLOAT16: "Half"}
 Trained = tuple[list[torch.Tensor], PrecisionGuard]
 
 
@@ -45,19 +46,22 @@ def loss_of(models: list[Any], rows: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def guarded(
-    dtype: Dtype, *, uses_accelerate: bool, init_scale: float = SCALE, fails_at: int = -1, clips: bool = False,
-    zeroes: Callable[[int, Any], object] = lambda *_: None,
+def guarded(  # noqa: PLR0913  (all but the dtype by name)
+    dtype: Dtype, *, uses_accelerate: bool, init_scale: float = SCALE, fails_at: int = -1, raises: bool = False,
+    clips: bool = False, zeroes: Callable[[int, Any], object] = lambda *_: None,
 ) -> Trained:  # fmt: skip
-    """Train with a guard; at one window the loss is NaN in the first dtype. `zeroes` is called before each pass."""
+    """Train with a guard; at one window the loss is NaN in the first dtype, or forward raises. `zeroes` is called before each pass."""
     guard, loop, models, (every, second) = prepared(dtype, uses_accelerate=uses_accelerate, init_scale=init_scale)
     for number, window in enumerate(guard.windows(BATCHES)):
         for attempt in guard.attempts():
             with attempt:
                 zeroes(number, second)
+                fails = number == fails_at and guard.dtype == dtype
+                if fails and raises:
+                    raise RuntimeError(f"\"gate\" not implemented for '{SPELLED[dtype]}'")
                 with loop.autocast():
                     loss = loss_of(models, window[0])
-                loop.backward(loss * (float("nan") if number == fails_at and guard.dtype == dtype else 1))
+                loop.backward(loss * (float("nan") if fails else 1))
                 if clips:
                     loop.clip_grad_norm_([weight for model in models for weight in model.parameters()], 1e-3)
                 every.step()
@@ -96,10 +100,13 @@ def test_gradients_of_two_windows(uses_accelerate: bool) -> None:
 
 
 @pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
+@pytest.mark.parametrize("raises", [False, True], ids=["NaN", "before any pass"])
 @pytest.mark.parametrize(("first", "then"), [(BFLOAT16, FLOAT16), (FLOAT16, FLOAT32)], ids=str)
-def test_a_window_that_runs_again_begins_with_them(first: Dtype, then: Dtype, uses_accelerate: bool) -> None:
+def test_a_window_that_runs_again_begins_with_them(
+    first: Dtype, then: Dtype, raises: bool, uses_accelerate: bool
+) -> None:
     """A step down in the second of two windows keeps what the first one has left, without a scale."""
-    weights, guard = guarded(first, uses_accelerate=uses_accelerate, fails_at=3)
+    weights, guard = guarded(first, uses_accelerate=uses_accelerate, fails_at=3, raises=raises)
     assert [event.after for event in guard.events] == [then]
     first_type, then_type = getattr(torch, first.name), getattr(torch, then.name)
     for ours, theirs in zip(weights, by_hand(first_type, then_type, other_from=3), strict=True):
