@@ -143,6 +143,7 @@ def compare(shape: str, processes: int) -> list[dict[str, Any]]:
                 "measured_bytes_of_tensors": _measured(shape, name, MALLOC_MMAP_THRESHOLD_="65536"),
                 "seconds_to_predict": round(seconds, 2),
                 "kinds": dict(step.kinds),
+                "large": dict(step.large),
             }
         )
         click.echo(json.dumps(rows[-1]))
@@ -160,7 +161,8 @@ def _compared(step: TracedStep, measured: float) -> dict[str, Any]:
 
 def _predicted_again(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with the prediction of now, of the tensors that were followed then."""
-    step = TracedStep("cpu", row["predicted_bytes_of_tensors"], tuple(row["kinds"].items()))
+    large = tuple(row.get("large", {}).items())
+    step = TracedStep("cpu", row["predicted_bytes_of_tensors"], tuple(row["kinds"].items()), large=large)
     return {**row, **_compared(step, row["measured_bytes"])}
 
 

@@ -84,14 +84,9 @@ class TrainingDoesNotFitError(TrainingError):
         self.kinds = kinds  # weights, gradients, ..., each with its bytes at the peak; they add up to `needed_bytes`
 
     def __str__(self) -> str:
-        if self.ranks > 1:
-            advice = f"share the weights out among the {self.ranks} ranks with FSDP2"
-        elif self.devices > 1:
-            advice = f"spread the model over the {self.devices} devices with device_map='auto'"
-        else:
-            advice = "train fewer parameters (LoRA), use shorter rows, or a device with more memory"
         made_of = ", ".join(f"{kind} {size:,}" for kind, size in self.kinds)
         needed = f"{self.needed_bytes:,} bytes" + (f" ({made_of})" if made_of else "")
+        advice = " or ".join(self._advice())
         if self.rows:
             return (
                 f"A step of training in {self.dtype} needs {needed}, with all that can be changed while the "
@@ -103,6 +98,32 @@ class TrainingDoesNotFitError(TrainingError):
             f"the smallest micro-batch, and {self.free_bytes:,} may be used. Next: {advice}."
         )
 
+    def _advice(self) -> list[str]:
+        """Return what is left to do: of what brings fewer bytes, only that which may bring few enough."""
+        ways = []
+        if self.ranks > 1:
+            whole = self._bytes_of("weights", "gradients", "optimizer")
+            needed = self.needed_bytes - whole + whole // self.ranks - self._bytes_of(GRADIENT_BUCKETS)
+            ways += self._where_it_fits(f"share the weights out among the {self.ranks} ranks with FSDP2", needed)
+        elif self.devices > 1:
+            ways.append(f"spread the model over the {self.devices} devices with device_map='auto'")
+        needed = self.needed_bytes - self._bytes_of("gradients", "optimizer")
+        ways += self._where_it_fits("train adapters alone, as with LoRA", needed)
+        if self.needed_bytes - self._bytes_of("activations", "temporaries") <= self.free_bytes or not self.kinds:
+            ways.append("use shorter rows")
+        return [*ways, "train on a device with more memory"]
+
+    def _where_it_fits(self, way: str, least_bytes: int) -> list[str]:
+        """Return a way with the least that it takes; nothing where that is too much. What memory is made of may not be known."""
+        if not self.kinds:
+            return [way]
+        return [f"{way} (at least {least_bytes:,} bytes)"] if least_bytes <= self.free_bytes else []
+
+    def _bytes_of(self, *kinds: str) -> int:
+        return sum(size for kind, size in self.kinds if kind in kinds)
+
+
+GRADIENT_BUCKETS = "gradients in buckets of all ranks"  # a kind of memory, of DistributedDataParallel
 
 _WINDOWS = "one window holds all micro-batches of one optimizer step, as in `for attempt in guard.attempts(): with attempt: ...`"
 _ACCELERATE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

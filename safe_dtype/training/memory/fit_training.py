@@ -17,8 +17,10 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ...devices import memory_of
+from ...devices.free_heap import give_back_free_heap
 from ...devices.memory import allowance
 from ...devices.random_states import random_states_kept
+from ...errors.training import GRADIENT_BUCKETS
 from ...errors.warn import warn
 from ...facts import Dtype
 from ...ranks import is_first_rank
@@ -115,6 +117,7 @@ def _plan(  # noqa: PLR0913  (all but five by name)
         )
         return step.needed_bytes + reduced
 
+    give_back_free_heap()
     memory = memory_of(str(device))
     if device.type == "cpu":  # ranks of one machine have one memory
         memory = replace(memory, free_bytes=memory.free_bytes // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -122,7 +125,7 @@ def _plan(  # noqa: PLR0913  (all but five by name)
         dtype, ordered, needs, memory, held_bytes=_bytes(held_tensors), offloads=device.type != "cpu",
         splits=_splits(batch, ordered.rows), allowed_bytes=allowance(device, max_memory or {}),
     )  # fmt: skip
-    buckets = (("gradients in buckets of all ranks", reduced),) if reduced else ()
+    buckets = ((GRADIENT_BUCKETS, reduced),) if reduced else ()
     return replace(plan, kinds=tuple((*steps[way].kinds_needed, *buckets) for way, _ in plan.tried))
 
 

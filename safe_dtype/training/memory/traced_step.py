@@ -18,11 +18,8 @@ from torch.utils.hooks import RemovableHandle
 from ...devices.random_states import random_states_kept
 from ...facts import FLOAT32, Dtype
 from ..half_base import has_half_base, products_in
-
-try:
-    from torch.distributed._tools.mem_tracker import MemTracker
-except ImportError:  # private to torch, or torch was built without torch.distributed
-    MemTracker = None  # type: ignore[assignment, misc]
+from .grouped_products import GroupedProducts
+from .peak_tracker import CAN_TRACK, PeakTracker
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -72,6 +69,7 @@ class TracedStep:
     peak_bytes: int  # of all tensors: weights, gradients, moments of the optimizer, activations
     kinds: tuple[tuple[str, int], ...]  # "parameters", "activations", ...: what the peak is made of
     is_of_operations: bool = True  # False: of what is saved for the backward pass; what lives for a moment is left out
+    large: tuple[tuple[str, int], ...] = ()  # of `kinds`, what is in blocks that the heap of C does not keep
 
     @property
     def needed_bytes(self) -> int:
@@ -80,8 +78,10 @@ class TracedStep:
 
     @property
     def _in_heap(self) -> int:
-        passing = sum(size for kind, size in self.kinds if kind in _PASSING)
-        return _KEPT_ANYWAY + int(self.peak_bytes * _KEPT_OF_ALL + passing * _KEPT_OF_PASSING)
+        large = dict(self.large)
+        passing = sum(size - large.get(kind, 0) for kind, size in self.kinds if kind in _PASSING)
+        small = self.peak_bytes - sum(large.values())
+        return _KEPT_ANYWAY + int(small * _KEPT_OF_ALL + passing * _KEPT_OF_PASSING)
 
     @property
     def kinds_needed(self) -> tuple[tuple[str, int], ...]:
@@ -119,7 +119,7 @@ def trace_step(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with random_states_kept():
         fake, inputs = _faked(model, mode), {name: _fake(value, mode) for name, value in batch.items()}
-        with mode:
+        with mode, GroupedProducts():  # type: ignore[no-untyped-call]
             fake.train()
             if checkpointing is not None:
                 checkpointing.enable(fake)
@@ -127,7 +127,7 @@ def trace_step(
             optimizer = make_optimizer(trained)
             _with_moments(optimizer, trained, accumulates=accumulates)
             step = _Step(fake, inputs, dtype, optimizer)
-            if MemTracker is not None:
+            if CAN_TRACK:
                 with suppress(
                     AssertionError, AttributeError, NotImplementedError
                 ):  # what it does not know, or has no more
@@ -156,7 +156,7 @@ class _Step:
         return next((weight.device.type for weight in self.model.parameters()), "cpu")
 
     def by_operations(self) -> TracedStep:
-        tracker = MemTracker()
+        tracker = PeakTracker()
         tracker.track_external(self.model, self.optimizer)
         for weight in self.model.parameters():
             if not weight.requires_grad:  # it would ask for a hook on the gradient, and fail
@@ -168,12 +168,8 @@ class _Step:
             torch.autograd.backward(self.loss())
             self.optimizer.step()
             self.optimizer.zero_grad()
-        peaks = tracker.get_tracker_snapshot("peak")
-        device, peak = max(peaks.items(), key=lambda of_device: of_device[1]["Total"])
-        kinds = tuple(
-            (_KINDS.get(str(kind).rpartition(".")[-1], str(kind)), size) for kind, size in peak.items() if size
-        )
-        return TracedStep(device.type, peak["Total"], tuple(pair for pair in kinds if pair[0] != "Total"))
+        peak = tracker.peak()
+        return TracedStep(peak.device, peak.total_bytes, peak.kinds, large=peak.large)
 
     def by_saved_tensors(self, trained: list[nn.Parameter]) -> TracedStep:
         own = [*self.model.parameters(), *self.model.buffers()]
@@ -195,12 +191,6 @@ class _Step:
             "activations": sum(storage.nbytes() for storage in saved),
         }  # fmt: skip
         return TracedStep(self._device(), sum(kinds.values()), tuple(kinds.items()), is_of_operations=False)
-
-
-_KINDS = {
-    "PARAM": "parameters", "BUFFER": "buffers", "GRAD": "gradients", "ACT": "activations", "TEMP": "temporaries",
-    "OPT": "optimizer", "OTH": "others",
-}  # fmt: skip
 
 
 def _stand_in(output: Any) -> torch.Tensor:

@@ -189,4 +189,4 @@ def test_all_ranks_do_the_same() -> None:
     first, second = run_ranks(on_ranks, 2)
     assert first == second
     assert first[0]
-    assert "FSDP2" in first[1]
+    assert "Next: train on a device with more memory" in first[1]  # shared out, it would not fit either

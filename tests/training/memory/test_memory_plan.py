@@ -73,7 +73,7 @@ def test_a_model_without_checkpointing() -> None:
     [
         pytest.param({"ranks": 4}, "share the weights out among the 4 ranks with FSDP2", id="ranks"),
         pytest.param({"devices": 2}, "spread the model over the 2 devices with device_map='auto'", id="devices"),
-        pytest.param({}, "train fewer parameters", id="alone"),
+        pytest.param({}, "train adapters alone, as with LoRA or use shorter rows", id="alone"),
     ],
 )
 def test_it_is_refused_with_the_bytes(options: dict[str, int], advice: str) -> None:
@@ -88,3 +88,29 @@ def test_what_is_said() -> None:
     assert str(plan(12.1)) == "a step in float32 (2 micro-batches of 8) needs 12 GB, 12.1 GB may be used"
     assert str(plan(4.6)).endswith("; 4 micro-batches of 4, activation checkpointing needs 4.5 GB")
     assert str(plan(4.0)).endswith("; and so does nothing that was tried: 16 micro-batches of 1, activation checkpointing needs 4.12 GB")  # fmt: skip
+
+
+KINDS = (("weights", 4 * GB), ("gradients", 4 * GB), ("optimizer", 8 * GB), ("activations", 2 * GB), ("kernels", GB))
+
+
+@pytest.mark.parametrize(
+    ("free", "ranks", "offered", "left_out"),
+    [
+        pytest.param(
+            17.5, 4, ("FSDP2 (at least 7,000,000,000 bytes)", "LoRA (at least 7,000,000,000", "rows"), (), id="all"
+        ),
+        pytest.param(17.5, 1, ("LoRA", "shorter rows"), ("FSDP2",), id="one-rank"),
+        pytest.param(12, 2, ("FSDP2 (at least 11,000,000,000", "LoRA"), ("rows",), id="rows-are-not-enough"),
+        pytest.param(10, 2, ("LoRA (at least 7,000,000,000",), ("FSDP2", "rows"), id="two-ranks-are-not-enough"),
+        pytest.param(6, 8, (), ("LoRA", "rows"), id="frozen-weights-are-too-much"),
+        pytest.param(2, 8, (), ("FSDP2", "LoRA", "rows"), id="nothing"),
+    ],
+)
+def test_only_what_may_fit_is_advised(
+    free: float, ranks: int, offered: tuple[str, ...], left_out: tuple[str, ...]
+) -> None:
+    """Weights, gradients and moments can be shared out, the latter two left out for adapters, activations made shorter."""
+    error = TrainingDoesNotFitError("float32", 19 * GB, int(free * GB), ranks, kinds=KINDS)
+    assert all(part in str(error) for part in offered)
+    assert not any(part in str(error) for part in left_out)
+    assert str(error).endswith("train on a device with more memory.")
