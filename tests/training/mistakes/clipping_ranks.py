@@ -112,7 +112,7 @@ def by_hand(engine: str, clip: str, scale: float) -> list[torch.Tensor]:
     for step in range(STEPS):
         total = 0.0
         for number in range(MICRO_BATCHES):
-            with _reducing(model, is_last=number == MICRO_BATCHES - 1):
+            with reducing(model, is_last=number == MICRO_BATCHES - 1):
                 with nullcontext() if engine == "FSDP2" else torch.autocast("cpu", torch.float16):
                     loss = model(data[step * MICRO_BATCHES + number]) / MICRO_BATCHES
                 scaler.scale(loss).backward()
@@ -126,7 +126,8 @@ def by_hand(engine: str, clip: str, scale: float) -> list[torch.Tensor]:
     return left_by(model, optimizer, losses)
 
 
-def _reducing(model: Any, *, is_last: bool) -> AbstractContextManager[Any]:
+def reducing(model: Any, *, is_last: bool) -> AbstractContextManager[Any]:
+    """Return what has the ranks reduce gradients with the last micro-batch of a step alone."""
     if isinstance(model, DistributedDataParallel):
         return nullcontext() if is_last else model.no_sync()
     return _synced(model, is_last=is_last)

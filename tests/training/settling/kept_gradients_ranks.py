@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from training.mistakes.clipping_ranks import _reducing, left_by
+from training.mistakes.clipping_ranks import left_by, reducing
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from safe_dtype.training import PrecisionGuard, TorchLoop
@@ -172,7 +172,7 @@ def by_hand(engine: str, ends: Ends, first: Dtype, *, switch: tuple[int, Dtype] 
             for gradient in (weight.grad for weight in weights if weight.grad is not None):
                 gradient.mul_(SCALE)
         for number in range(MICRO_BATCHES):
-            with _reducing(model, is_last=number == MICRO_BATCHES - 1):
+            with reducing(model, is_last=number == MICRO_BATCHES - 1):
                 with loop.autocast():
                     loss = model(data[step * MICRO_BATCHES + number])
                 loop.backward(loss / MICRO_BATCHES)
