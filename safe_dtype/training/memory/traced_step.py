@@ -25,13 +25,12 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 # What a process takes beside its tensors: scratch and packed weights of kernels.
 _UNSEEN_BYTES = 150 * 2**20
-# And in main memory what the heap of C keeps. A process whose allocator gives all back at once takes 18 to 39 MiB more than its
+# And in main memory what the heap of C keeps. A process whose allocator gives all back at once takes 17 to 39 MiB more than its
 # tensors; with glibc's defaults 190 to 390, and up to 210 more in one run than in the next of the same. For an aligned block,
 # as torch asks for, glibc 2.36 looks for a place 96 bytes larger: of 50 that were freed between others 1 was taken again for
-# the same size (by plain malloc: 50). So what comes and goes leaves holes. Fitted to ten ways of training two models, each within 92 MiB
-# (benchmarks/training_memory.py).
-_KEPT_ANYWAY = 80 * 2**20
-_KEPT_OF_ALL, _KEPT_OF_PASSING = 0.06, 0.15
+# the same size (by plain malloc: 50). So what comes and goes leaves holes. Large blocks leave none: beside a vocabulary of 64,000
+# words it was 120 to 210 MiB. Fitted to 16 ways of training three models, each within 86 MiB (benchmarks/training_memory.py).
+_KEPT_OF_ALL, _KEPT_OF_PASSING = 0.12, 0.16  # of what is in small blocks
 _PASSING = ("activations", "temporaries")
 _BESIDE = "the allocator and kernels"
 
@@ -81,7 +80,7 @@ class TracedStep:
         large = dict(self.large)
         passing = sum(size - large.get(kind, 0) for kind, size in self.kinds if kind in _PASSING)
         small = self.peak_bytes - sum(large.values())
-        return _KEPT_ANYWAY + int(small * _KEPT_OF_ALL + passing * _KEPT_OF_PASSING)
+        return int(small * _KEPT_OF_ALL + passing * _KEPT_OF_PASSING)
 
     @property
     def kinds_needed(self) -> tuple[tuple[str, int], ...]:
