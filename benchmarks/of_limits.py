@@ -97,10 +97,10 @@ def read_for_a_token(model: Any, positions: int) -> int:
     """Return the bytes that a token reads: the weights that it is multiplied by, and keys and values of 2 bytes."""
     import torch
 
-    from safe_dtype.models.forwards.blocked_forward import has_codes
+    from safe_dtype.models.block_layout import codes_of
 
     weights = sum(
-        one.weight.numel() * (1 if has_codes(one) else one.weight.itemsize)
+        one.weight.numel() * (1 if codes_of(one) else one.weight.itemsize)
         for one in model.modules()
         if isinstance(one, torch.nn.Linear)
     )

@@ -38,6 +38,8 @@ ROUTE_RATES = {
     (BFLOAT16, "matmul_int8"): (14e9, 900e9),
     (BFLOAT16, "matmul_int8_cast"): (14e9, 140e9),
     (FLOAT16, "matmul_int8_cast"): (14e9, 140e9),
+    (FLOAT32, "matmul_bfloat16_rows"): (20e9, 140e9),
+    (FLOAT32, "matmul_float16_rows"): (20e9, 140e9),
     (FLOAT16, "matmul_cast"): (13e9, 130e9),
     (FLOAT16, "matmul_blocks"): (20e9, 900e9),
     (FLOAT16, "matmul_blocks_cast"): (20e9, 140e9),

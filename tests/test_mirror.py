@@ -49,6 +49,7 @@ TOGETHER = {
     "cli/talk.py": "commands/test_chat.py",
     "commands/cache_listing.py": "cli/test_cache_commands.py",
     "devices/backend.py": "accelerator/test_missing_functions.py",
+    "devices/probing/fewer_bits_ops.py": "devices/probing/test_ops.py",
     "kernels/attention_row_ir.py": "kernels/test_attention_row.py",
     "kernels/attention_rows_ir.py": "kernels/test_attention_rows.py",
     "kernels/panels_ir.py": "kernels/test_attention_rows.py",

@@ -33,6 +33,7 @@ from .keep_in_fp32 import kept_in_float32
 from .largest_values import with_largest
 from .main_input import main_input
 from .model_files import Files, LocalFiles, files_of
+from .narrower_dtype import narrower_dtype
 from .pickled import read_pickled
 from .shapes import cache_of, is_tied, linears_of
 from .weights import read_tensors, weight_names
@@ -89,7 +90,8 @@ def _read(where: Where, passed_config: Mapping[str, Any] | None) -> CheckpointFa
     facts = describe(where.name, tensors, config_json, file_format=file_format, revision=where.revision)
     if file_format == "safetensors":
         paths = [files.on_disk(one) for one in facts.files]
-        facts = replace(facts, tensors=with_largest(where.name, tensors, facts.saved, paths))
+        narrower = narrower_dtype(tensors, facts.saved, paths)
+        facts = replace(facts, tensors=with_largest(where.name, tensors, facts.saved, paths), narrower=narrower)
     return replace(facts, identity=_identity(tensors, files, facts.files))
 
 
@@ -206,6 +208,8 @@ def _read_file(where: Where, path: Path, passed_config: Mapping[str, Any] | None
             where.name, "is no .safetensors, .bin, .pt, .pth or .gguf file", "pass the folder"
         )
     facts = describe(where.name, tensors, config, file_format=file_format)
+    if file_format == "safetensors":
+        facts = replace(facts, narrower=narrower_dtype(tensors, facts.saved, map(beside.local, facts.files)))
     return replace(facts, identity=identity_of(tensors, map(beside.local, facts.files)))
 
 

@@ -2,7 +2,19 @@
 
 from .drift_limit import DEFAULT_MAX_DRIFT, FEW_POSITIONS, exceeds, is_nearly_uniform, mean_exceeds, worst_output
 from .drift_values import drift_from_dict, drift_to_dict
-from .dtypes import ALL, BFLOAT16, COMPUTE, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, LEAST_CODED, Dtype, dtype_named
+from .dtypes import (
+    ALL,
+    BFLOAT16,
+    COMPUTE,
+    FLOAT8_E4M3,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    LEAST_CODED,
+    LEAST_NARROWED,
+    Dtype,
+    dtype_named,
+)
 from .foreseen_failure import ForeseenFailure
 from .learned_failure import LearnedFailure
 from .location import Where
@@ -51,6 +63,7 @@ __all__ = [
     "FLOAT32",
     "INT8",
     "LEAST_CODED",
+    "LEAST_NARROWED",
     "LEAST_SPARE_BITS",
     "MOST_BITS",
     "BlockPeak",

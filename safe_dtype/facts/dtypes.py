@@ -51,6 +51,8 @@ COMPUTE = (FLOAT32, BFLOAT16, FLOAT16)  # the formats a whole transformers model
 
 # Numbers of a weight below which it is not rounded to INT8: the calls around its products are worth more than the bytes.
 LEAST_CODED = 2**14
+# ... and below which one in float32 is not held in 16 bit.
+LEAST_NARROWED = 2**18
 
 _ALIASES = {
     "fp32": FLOAT32, "float": FLOAT32, "full": FLOAT32,

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .dtypes import FLOAT32, INT8, Dtype
+from .dtypes import BFLOAT16, FLOAT32, INT8, Dtype
 from .learned_failure import LearnedFailure
 from .rescale import Rescale
 
+_16_BIT_ROWS = ("_bfloat16_rows", "_float16_rows")  # operations that read float32 weights as they are held in 16 bit
 BESIDE_FLOAT32 = "x float32's time at"  # marks the part of a verdict's reason that compares the speed of the operation
 
 
@@ -57,6 +58,8 @@ class Verdict:
     @property
     def bytes_each(self) -> int:
         """Bytes of one number of a weight, as this operation reads it."""
+        if self.op.endswith(_16_BIT_ROWS):
+            return BFLOAT16.itemsize
         return INT8.itemsize if self.op.startswith("matmul_int8") else self.dtype.itemsize
 
     @property
@@ -220,7 +223,7 @@ class MeasuredDrift:
     compute: Dtype
     drift: Drift | None
     problem: str = ""
-    codes: Dtype | None = None  # what linear weights were rounded to
+    codes: Dtype | None = None  # what linear weights were held in
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +324,8 @@ class CheckpointFacts:
     revision: str | None = None  # as asked for
     identity: CheckpointIdentity | None = None  # of the files; None for weights in memory
     versions: tuple[tuple[str, str], ...] = ()  # of the libraries that read it: their lists are among these facts
+    # BFLOAT16 or FLOAT16, where that has every number that was looked at of a float32 checkpoint's matrices: it was cast up
+    narrower: Dtype | None = None
     half: HalfRange | None = None  # None: nobody looked
     drifts: tuple[MeasuredDrift, ...] = ()  # against float32, on the device that is planned for
     warnings: tuple[str, ...] = ()

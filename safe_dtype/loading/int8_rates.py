@@ -10,7 +10,7 @@ from ..devices import facts_of
 from ..facts import COMPUTE, CheckpointFacts, DeviceFacts
 from ..planning import Ground, Plan
 from ..planning.candidate_routes import can_be_laid_out
-from ..planning.int8_candidates import are_codes_wanted
+from ..planning.fewer_bits import are_codes_wanted
 from ..planning.matmul_routes import int8_ops
 from .request import Request
 

@@ -25,6 +25,7 @@ from ..planning.as_loaded import as_loaded
 from .config_order import passed_config, with_order_of_config
 from .int8_rates import may_round_to_codes, with_int8_rates
 from .meeting import Facts, Meeting
+from .narrow_rates import may_be_narrow, with_narrow_rates
 from .placement import with_memory_as_placed
 from .request import Request, all_accelerators
 from .trials.float16 import plan_with_half
@@ -90,9 +91,10 @@ def plan_request(
     if stored and (not is_one_of_many(request) or (meeting is not None and not is_split(request))):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
     plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
-    if is_here and not is_one_of_many(request) and may_round_to_codes(plan, request, checkpoint):
-        device = with_int8_rates(device, checkpoint, _widths_to_probe(checkpoint))
-        plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
+    if is_here and not is_one_of_many(request):
+        device, known = _with_rates_of_fewer_bits(plan, request, device, checkpoint), device
+        if device is not known:
+            plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
     if plan.device_map and _could_have_more(request):
         everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
         spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
@@ -107,6 +109,18 @@ def plan_request(
         meeting.prove(plan)
     logger.debug("%s", plan.summary)
     return plan
+
+
+def _with_rates_of_fewer_bits(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts
+) -> DeviceFacts:
+    """Return `device` with what products by weights in fewer bits reach, where it may be worth it to hold them so."""
+    widths = _widths_to_probe(checkpoint)
+    if may_round_to_codes(plan, request, checkpoint):
+        device = with_int8_rates(device, checkpoint, widths)
+    if may_be_narrow(plan, request, checkpoint):
+        device = with_narrow_rates(device, checkpoint, widths)
+    return device
 
 
 def _facts_here(request: Request, checkpoint: CheckpointFacts) -> Facts:

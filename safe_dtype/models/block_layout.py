@@ -1,4 +1,4 @@
-"""Give the linear modules of a model weights in another layout, where that costs no memory: in blocks, or as 8-bit codes."""
+"""Give linear modules weights in another layout, where that costs no memory: in blocks, as 8-bit codes, or in 16 bit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..kernels.int8_weight import Int8Weight, can_be_coded
+from ..kernels.weights.int8_weight import Int8Weight, can_be_coded
+from ..kernels.weights.narrow_weight import NarrowWeight, can_be_narrowed
 from ..numerics.block_product import Blocks, can_lay_out
 from ..numerics.pages import file_mappings, give_back, in_files
-from .blocked_weight import BlockedWeight
+from .blocked_weight import BlockedWeight, LaidOut
 from .forwards.blocked_forward import attach, weight_of
 from .forwards.module_forward import take_off
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What `lay_out` did, or `lay_out_in_int8`."""
+    """What `lay_out` did, or `lay_out_in_int8`, or `lay_out_narrow`."""
 
     modules: int  # linear modules that multiply from another layout now
     bytes: int  # in that layout
@@ -48,11 +49,8 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
         return None if dtype is None else BlockedWeight.of(weight, dtype, wide)
 
     made, done = _laid_out(model, can_lay_out, in_blocks)
-    for embedding in _embeddings(model):
-        shared = made.get(_place(embedding.weight))
-        # A lookup keeps its bits.
-        if shared and isinstance(shared.blocks, Blocks) and shared.blocks.tensor.dtype == embedding.weight.dtype:
-            attach(embedding, shared)
+    # A lookup keeps its bits.
+    _look_up_in({place: one for place, one in made.items() if one.blocks.tensor.dtype == one.origin.dtype}, model)
     return done
 
 
@@ -67,6 +65,26 @@ def lay_out_in_int8(model: nn.Module, *, wide: torch.dtype = torch.float32) -> L
         wide: What many rows are computed in: float32, or bfloat16 for weights in it.
     """
     return _laid_out(model, can_be_coded, lambda weight: BlockedWeight.coded(weight, wide))[1]
+
+
+def lay_out_narrow(model: nn.Module, dtype: torch.dtype, *, rounds: bool = False) -> Layout:
+    """Have the linear modules of a float32 model multiply by weights in 16 bit, and give the originals' memory back.
+
+    All that `lay_out` says of blocks holds of these, and a state dict holds the originals. Weights of which a number is not
+    one of `dtype` stay as they are, but where it `rounds` them.
+
+    Args:
+        model: Changed in place.
+        dtype: bfloat16 or float16.
+        rounds: Whether weights are rounded. A lookup in an embedding that shares its weight reads the original then.
+    """
+    narrowed = NarrowWeight.rounded if rounds else NarrowWeight.exactly
+    made, done = _laid_out(
+        model, can_be_narrowed, lambda weight: BlockedWeight.narrow(weight, narrowed(weight, dtype))
+    )
+    if not rounds:
+        _look_up_in(made, model)
+    return done
 
 
 def _laid_out(
@@ -92,8 +110,15 @@ def _laid_out(
     return made, done
 
 
+def _look_up_in(made: dict[_Place, BlockedWeight], model: nn.Module) -> None:
+    """Have embeddings that share one of these weights look up in what was made of it."""
+    for embedding in _embeddings(model):
+        if shared := made.get(_place(embedding.weight)):
+            attach(embedding, shared)
+
+
 def take_back(model: nn.Module) -> int:
-    """Undo `lay_out`, `lay_out_in_int8` and `compile_products`; return how many modules were changed back."""
+    """Undo `lay_out` and its like, and `compile_products`; return how many modules were changed back."""
     return sum(take_off(module) for module in model.modules())
 
 
@@ -109,7 +134,13 @@ def codes_of(module: nn.Module) -> Int8Weight | None:
     return layout if isinstance(layout, Int8Weight) else None
 
 
-def _layout_of(module: nn.Module) -> Blocks | Int8Weight | None:
+def narrow_of(module: nn.Module) -> NarrowWeight | None:
+    """Return the 16-bit weight that a float32 `module` multiplies by; None where it has none, or its weight has changed."""
+    layout = _layout_of(module)
+    return layout if isinstance(layout, NarrowWeight) else None
+
+
+def _layout_of(module: nn.Module) -> LaidOut | None:
     blocked = weight_of(module)
     if blocked is None or not isinstance(module, nn.Linear) or not blocked.fits(module._parameters.get("weight")):
         return None

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.int8_weight import Int8Weight, multiply_int8
+from ..kernels.weights.int8_weight import Int8Weight, multiply_int8
+from ..kernels.weights.narrow_weight import NarrowWeight, multiply_narrow
 from ..numerics.block_product import Blocks, product
 from ..numerics.pages import Pages
+
+LaidOut: TypeAlias = "Blocks | Int8Weight | NarrowWeight"
 
 
 @dataclass(slots=True, eq=False)
 class BlockedWeight:
-    """The blocks of a weight that is a view of its file, or its codes, and how to tell that nobody has changed it since.
+    """What a weight that is a view of its file is multiplied by, and how to tell that nobody has changed it since.
 
     Writing to `weight.data`, as PEFT merges adapters, leaves no trace in torch, but in the pages.
     """
 
-    blocks: Blocks | Int8Weight
+    blocks: LaidOut
     origin: Tensor  # what the weight was: it keeps the file mapped, so that nothing else comes to lie at its address
     version: int
     wide: torch.dtype
@@ -45,6 +48,11 @@ class BlockedWeight:
         codes = Int8Weight.of(weight)
         return None if codes is None else cls(codes, weight.data, weight._version, wide)
 
+    @classmethod
+    def narrow(cls, weight: Tensor, narrow: NarrowWeight | None) -> BlockedWeight | None:
+        """Take a float32 weight as it is held in 16 bit; None where it is not."""
+        return None if narrow is None else cls(narrow, weight.data, weight._version, torch.float32)
+
     @property
     def nbytes(self) -> int:
         """Bytes that it takes beside its origin."""
@@ -54,6 +62,8 @@ class BlockedWeight:
         """Return `x @ weight.T + bias` in the dtype of `x`."""
         if isinstance(self.blocks, Int8Weight):
             return multiply_int8(x, self.blocks, bias, wide=self.wide)
+        if isinstance(self.blocks, NarrowWeight):
+            return multiply_narrow(x, self.blocks, bias)
         return product(x, self.blocks, bias, wide=self.wide)
 
     def fits(self, weight: Any) -> bool:

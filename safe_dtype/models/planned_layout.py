@@ -11,7 +11,8 @@ from ..kernels.row_product import MOST_ROWS
 from ..numerics import compute_in
 from ..numerics.by_onednn import by_onednn
 from ..planning import Candidate, Routes
-from .block_layout import lay_out, lay_out_in_int8
+from ..planning.matmul_routes import NARROW, ROUNDED
+from .block_layout import lay_out, lay_out_in_int8, lay_out_narrow
 from .forwards.compiled_products import CompiledProducts, compile_products
 from .forwards.conv1d_forward import compile_columns
 from .forwards.experts_forward import CompiledExperts, compile_experts
@@ -28,6 +29,9 @@ def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
     """Return how many modules were laid out, of those whose weights are views of their files; None: it is not planned."""
     if routes is None or routes.layout == "plain" or routes.wide is None:
         return None
+    if routes.layout in (NARROW, ROUNDED) and candidate.codes is not None:
+        dtype = getattr(torch, candidate.codes.name)
+        return lay_out_narrow(model, dtype, rounds=routes.layout == ROUNDED).modules
     if routes.layout == "int8":
         return lay_out_in_int8(model, wide=getattr(torch, routes.wide.name)).modules
     rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
@@ -38,7 +42,8 @@ def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
     """Return in how many modules products of few rows are compiled now, also by experts; 0 where it is not planned.
 
     In 16 bit, norms and rotary embeddings are compiled as well, whatever the products are, and steps of few rows are
-    computed layer by layer. Products by 8-bit codes are compiled where they are laid out.
+    computed layer by layer. Products by 8-bit codes, or by 16-bit weights of a float32 model, are compiled where these are
+    laid out.
     """
     if routes is None:
         return 0

@@ -10,6 +10,7 @@ from ..facts import (
     COMPUTE,
     FLOAT16,
     FLOAT32,
+    INT8,
     LEAST_SPARE_BITS,
     CheckpointFacts,
     DeviceFacts,
@@ -23,7 +24,7 @@ from ..facts import (
 )
 from ..rendering.units import bytes_text, times_text
 from .candidate_routes import candidate_routes
-from .int8_candidates import bad_codes
+from .fewer_bits import bad_codes, bad_narrow, keeps_numbers
 from .matmul_routes import Routes, product_verdict
 from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
@@ -36,6 +37,7 @@ _GROUNDS = {
     VerdictKind.CRASHES: Ground.CRASHES,
 }
 _FEW = 0.05  # of a checkpoint's numbers: more of them rounded is a rounding to be measured
+_KEEPS_ALL = "keeps every bit of the weights"
 _ALWAYS_NEEDED = ("matmul", "layer_norm", "rms_norm", "softmax", "embedding")
 
 
@@ -217,9 +219,8 @@ def _bad_rounding(
     expected: Container[Candidate],
 ) -> tuple[Ground, str] | None:
     if candidate.codes is not None:
-        return bad_codes(
-            candidate, checkpoint, policy, is_taken_to_be_well=is_pending(candidate, checkpoint, expected)
-        )
+        bad = bad_codes if candidate.codes == INT8 else bad_narrow
+        return bad(candidate, checkpoint, policy, is_taken_to_be_well=is_pending(candidate, checkpoint, expected))
     storage = _multiplied(candidate)
     if not rounds(candidate, device, checkpoint):
         return None
@@ -241,8 +242,10 @@ def _bad_rounding(
 
 def rounds(candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts) -> bool:
     """Whether significant bits of the weights are lost, of so many of them that it has to be measured, or asked for."""
+    if candidate.codes is not None:
+        return not keeps_numbers(candidate, checkpoint)
     storage = _multiplied(candidate)
-    if candidate.codes is not None or storage.epsilon > checkpoint.saved.epsilon:
+    if storage.epsilon > checkpoint.saved.epsilon:
         return True
     rounded = rounded_tensors(storage, checkpoint)
     return rounded is not None and storage != FLOAT32 and rounded.share > _FEW and _fits_wide(device, checkpoint)
@@ -367,15 +370,18 @@ def _drift_of(candidate: Candidate, checkpoint: CheckpointFacts) -> tuple[Drift 
 
 def _fate(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
     """Return what becomes of the weights: of all, or of some where the files mix formats."""
+    if keeps_numbers(candidate, checkpoint):
+        return f"every weight is a {candidate.codes} number, saved in float32; {_KEEPS_ALL}"
     if candidate.codes is not None:
-        return "rounds linear weights to 8 bits, with a scale for each output"
+        eight = "8 bits, with a scale for each output"
+        return f"rounds linear weights to {eight if candidate.codes == INT8 else candidate.codes}"
     multiplied = _multiplied(candidate)
     # What is scaled down may lose bits at float16's lower end, whatever it was saved in.
     moved = multiplied == FLOAT16 and checkpoint.half is not None and checkpoint.half.rescale is not None
     if moved or not multiplied.holds(checkpoint.saved):
         return "rounds the weights"
     rounded = rounded_tensors(multiplied, checkpoint)
-    return f"rounds {rounded}" if rounded else "keeps every bit of the weights"
+    return f"rounds {rounded}" if rounded else _KEEPS_ALL
 
 
 def _reaches(wide: tuple[TensorFacts, ...]) -> str:

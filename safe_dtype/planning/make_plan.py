@@ -11,6 +11,7 @@ from ..facts import (
     COMPUTE,
     FLOAT16,
     FLOAT32,
+    INT8,
     CheckpointFacts,
     DeviceFacts,
     Dtype,
@@ -19,7 +20,7 @@ from ..facts import (
 )
 from .as_loaded import as_loaded
 from .dense import dense
-from .int8_candidates import are_codes_wanted, coded_candidates
+from .fewer_bits import are_codes_wanted, coded_candidates, narrow_candidates
 from .judge import candidates, judge, to_be_measured
 from .left_to_quantizer import left_to_quantizer
 from .made_for import MadeFor
@@ -123,9 +124,8 @@ def _made(
     ordered: Dtype | None,
     expected: Collection[Candidate],
 ) -> Plan:
-    judged = [
-        judge(candidate, device, checkpoint, policy, expected=expected) for candidate in candidates(device, checkpoint)
-    ]
+    all_candidates = (*candidates(device, checkpoint), *narrow_candidates(device, checkpoint, policy, ordered))
+    judged = [judge(candidate, device, checkpoint, policy, expected=expected) for candidate in all_candidates]
     decisions = tuple(one for one in judged if not _is_plain_by_another_name(one))
     grounds = {one.ground for one in decisions}
     if are_codes_wanted(policy, ordered, fits=None in grounds or Ground.MEMORY not in grounds):
@@ -296,8 +296,8 @@ def _without_codes_asked_for(picked: Decision, case: PlanningCase) -> tuple[str,
     """Return the warning that weights are not rounded to 8 bits, or nobody knows what that does, although it was asked for."""
     if not case.policy.int8 or case.checkpoint.quantization:
         return ()
-    source, coded = case.checkpoint.source, [one for one in case.decisions if one.candidate.codes]
-    if picked.candidate.codes:
+    source, coded = case.checkpoint.source, [one for one in case.decisions if one.candidate.codes == INT8]
+    if picked.candidate.codes == INT8:
         measured = case.checkpoint.drift(picked.candidate.storage, picked.candidate.compute, picked.candidate.codes)
         if measured is None or not measured.problem:
             return ()

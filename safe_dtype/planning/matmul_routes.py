@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..facts import FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict
+from ..facts import FLOAT16, FLOAT32, INT8, DeviceFacts, Dtype, Verdict
 
 # The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
 # its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
@@ -26,6 +26,9 @@ _COMPILED, _COMPILED_ROWS = "matmul_rows", (8, 16)
 _LIBRARY_GAIN = 1.05
 _CHUNKS_GAIN = 1.10
 
+# Layouts of float32 weights that are held in 16 bit: those whose numbers all are 16-bit numbers, and rounded ones.
+NARROW, ROUNDED = "narrow", "rounded"
+
 # Attention of a prompt that is computed chunk by chunk.
 CHUNKS = "attention_chunks"
 
@@ -37,7 +40,8 @@ class Routes:
     """The kernels of a candidate, and what they take.
 
     `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`; or "int8":
-    rounded to the codes of `safe_dtype.kernels.int8_weight`. From either, products of many rows are computed in `wide`.
+    rounded to the codes of `safe_dtype.kernels.weights.int8_weight`; or "narrow" or "rounded": float32 weights in 16 bit, of
+    `safe_dtype.kernels.weights.narrow_weight`. From each, products of many rows are computed in `wide`.
     `cast_from` is the number of rows from which products of weights that lie plainly are computed in the compute dtype;
     None is never. Up to `compiled_rows` rows, such products take code that is compiled for this CPU, of
     `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in float32, also where that is what
@@ -95,6 +99,29 @@ def int8_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes |
     return replace(routes, chunks=_chunks_win(storage, compute, device, routes))
 
 
+def narrow_routes(codes: Dtype, device: DeviceFacts, calls: Calls, *, is_exact: bool) -> Routes | None:
+    """Return the routes of float32 weights that are held in the 16 bit of `codes`; None where nothing was measured.
+
+    What is not laid out takes those of plain float32.
+    """
+    verdict = device.verdict(FLOAT32, narrow_op(codes))
+    at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
+    if at_one is None or at_some is None or at_many is None:
+        return None
+    per_element = (at_one, at_some, at_many)
+    plain = routes_for(FLOAT32, FLOAT32, device, calls, can_be_laid_out=False, can_be_compiled=True)
+    plain = plain or Routes("plain", None, per_element)
+    layout = NARROW if is_exact else ROUNDED
+    # A mode around steps of few rows would cost more than what is not laid out gains by it.
+    cast_from = None if plain.cast_from is None else max(plain.cast_from, _COMPILED_ROWS[-1] + 1)
+    return replace(plain, layout=layout, cast_from=cast_from, seconds_per_element=per_element, wide=FLOAT32)
+
+
+def narrow_op(codes: Dtype) -> str:
+    """Return the product of float32 numbers by weights that are held in the 16 bit of `codes`."""
+    return f"matmul_{codes}_rows"
+
+
 def int8_ops(storage: Dtype) -> tuple[str, ...]:
     """Return the products by 8-bit codes that there are for activations in a dtype."""
     # Sums of codes leave float16's range.
@@ -111,8 +138,10 @@ def product_verdict(
     storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None, codes: Dtype | None = None
 ) -> Verdict:
     """Return the verdict on the products of a candidate, as `routes` compute them where they are known."""
-    if codes is not None:
+    if codes == INT8:
         return int8_verdict(storage, compute, device)
+    if codes is not None:
+        return device.verdict(storage, narrow_op(codes))
     if routes is not None and routes.layout == "blocks":
         stored = compute if storage == FLOAT32 else storage
         return device.verdict(stored, "matmul_blocks_cast" if routes.wide == FLOAT32 else "matmul_blocks")

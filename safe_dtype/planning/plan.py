@@ -23,7 +23,9 @@ class Candidate:
 
     storage: Dtype
     compute: Dtype
-    codes: Dtype | None = None  # what linear weights are rounded to in memory; None: they are in `storage` too
+    codes: Dtype | None = (
+        None  # what linear weights are held in, INT8 or 16 bit of float32; None: they are in `storage`
+    )
 
     @property
     def stored(self) -> str:
@@ -148,7 +150,9 @@ class Plan:
     has_tokens: bool = True  # False: it takes images or sound, and the policy's tokens are rows of its products
     takes: str = "tokens"  # what one call is made of: "tokens", "images", "audio" or "inputs"
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
-    codes: Dtype | None = None  # what linear weights are multiplied by, INT8; None: by those in `storage`
+    codes: Dtype | None = (
+        None  # what linear weights are held in: INT8, or 16 bit of float32; None: they are in `storage`
+    )
 
     @property
     def chosen(self) -> Decision | None:

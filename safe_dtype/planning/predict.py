@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from ..facts import FLOAT16, FLOAT32, INT8, LEAST_CODED, CacheShape, CheckpointFacts, DeviceFacts, Dtype, TensorFacts
+from ..facts import (
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    LEAST_CODED,
+    LEAST_NARROWED,
+    CacheShape,
+    CheckpointFacts,
+    DeviceFacts,
+    Dtype,
+    TensorFacts,
+)
 from .matmul_routes import CHUNKS, Routes
 from .mixed_dtypes import is_kept
 from .plan import Candidate, Cost
@@ -56,18 +67,21 @@ def predict(
 
 def _weight_bytes(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts) -> int:
     whole = weight_bytes(_kept(candidate, routes), checkpoint)
-    return whole if candidate.codes is None else whole - saved_by_codes(candidate.storage, checkpoint)
+    return whole - (saved_by_codes(candidate.storage, checkpoint, candidate.codes) if candidate.codes else 0)
 
 
-def saved_by_codes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
-    """Return how many bytes less the weights take where linear ones are rounded to 8 bits, each output with a scale.
+def saved_by_codes(storage: Dtype, checkpoint: CheckpointFacts, codes: Dtype = INT8) -> int:
+    """Return how many bytes less the weights take where linear ones are rounded to 8 bits, or float32 ones held in 16 bit.
 
-    A weight that is looked up as well is read from its file then: it takes no other memory than its codes.
+    8 bits have a scale for each output. A weight that is looked up as well is read from its file then, or from what is held
+    in its place: it takes no other memory than that.
     """
+    least, scales = (LEAST_CODED, 1) if codes == INT8 else (LEAST_NARROWED, 0)
     return sum(
-        linear.numel * (storage.itemsize - INT8.itemsize) - linear.out_features * linear.count * storage.itemsize
+        linear.numel * (storage.itemsize - codes.itemsize)
+        - scales * linear.out_features * linear.count * storage.itemsize
         for linear in checkpoint.linears
-        if linear.active == 1.0 and linear.out_features * linear.in_features >= LEAST_CODED
+        if linear.active == 1.0 and linear.out_features * linear.in_features >= least
     )
 
 

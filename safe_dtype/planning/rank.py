@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..facts import FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
+from ..facts import FLOAT16, FLOAT32, INT8, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from ..rendering.units import bytes_text, longer_text, times_text
+from .fewer_bits import keeps_numbers
 from .judge import loses, rounds
 from .plan import Decision, Ground
 from .policy import Policy
@@ -48,7 +49,7 @@ def ranked(case: PlanningCase) -> list[Decision]:
     """Return the accepted decisions, best first by the policy."""
     in_order = _ranked(case)
     if case.policy.int8:
-        return sorted(in_order, key=lambda one: one.candidate.codes is None)
+        return sorted(in_order, key=lambda one: one.candidate.codes != INT8)
     return in_order
 
 
@@ -79,8 +80,15 @@ def smallest_first(case: PlanningCase) -> list[Decision]:
 
 def merit(picked: Decision, case: PlanningCase) -> str:
     """Return the reason why `picked` comes before the other accepted candidates."""
+    why = _merit(picked, case)
+    if keeps_numbers(picked.candidate, case.checkpoint):
+        return f"saved in float32, every weight is a {picked.candidate.codes} number; {why}"
+    return why
+
+
+def _merit(picked: Decision, case: PlanningCase) -> str:
     others = [one for one in case.accepted if one is not picked]
-    if picked.candidate.codes and (case.policy.int8 or all(one.candidate.codes for one in others)):
+    if picked.candidate.codes == INT8 and (case.policy.int8 or all(one.candidate.codes for one in others)):
         return "as asked for: int8" if case.policy.int8 else "nothing wider that is right here fits"
     if not others:
         return _only(picked, case)
@@ -138,7 +146,7 @@ def _infidelity(decision: Decision, case: PlanningCase) -> tuple[bool, bool, flo
     storage, compute = decision.candidate.storage, decision.candidate.compute
     # What passes from product to product is rounded to the storage dtype.
     multiplied = compute if storage == FLOAT32 else storage
-    rounded = decision.candidate.codes is not None
+    rounded = decision.candidate.codes is not None and not keeps_numbers(decision.candidate, case.checkpoint)
     return rounded, loses(multiplied, case.checkpoint), max(storage.epsilon, multiplied.epsilon), compute.epsilon
 
 
@@ -147,7 +155,8 @@ def _ties_by_fidelity(by_speed: list[Decision], case: PlanningCase) -> list[Deci
     if fastest is None:
         return by_speed
     tied = _no_slower(by_speed, fastest * _TIE)
-    return sorted(tied, key=lambda one: _infidelity(one, case)) + by_speed[len(tied) :]
+    # Of two that are as exact the smaller: float32 weights that are 16-bit numbers need not be held as float32.
+    return sorted(tied, key=lambda one: (_infidelity(one, case), one.cost.bytes)) + by_speed[len(tied) :]
 
 
 def _no_slower(decisions: Iterable[Decision], seconds: float) -> list[Decision]:
@@ -161,7 +170,8 @@ def _merit_in_speed(picked: Decision, others: list[Decision], case: PlanningCase
         order = f"published facts about {family} put it first of the {len(others) + 1} accepted"
         return "; ".join([order, *_expected_ratios(picked, others, case)])
     if faster := _no_slower(others, mine):
-        return f"as fast as {faster[0].candidate} within 10 %, and more exact"
+        is_as_exact = _infidelity(picked, case) == _infidelity(faster[0], case)
+        return f"as fast as {faster[0].candidate} within 10 %, and {'smaller' if is_as_exact else 'more exact'}"
     timed = [(one.cost.seconds / mine, one) for one in others if one.cost.seconds is not None]
     if not timed:
         return "the only one accepted here whose speed was measured"

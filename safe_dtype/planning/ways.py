@@ -36,7 +36,7 @@ def ways_to_fit(
     free = device.memory.free_bytes
     right = [one for one in decisions if one.ground in (None, Ground.MEMORY)]
     plain = [one for one in right if one.candidate.storage == one.candidate.compute and not one.candidate.codes]
-    drifts = any(one.candidate.codes and one.ground is Ground.DRIFT for one in decisions)
+    drifts = any(one.candidate.codes == INT8 and one.ground is Ground.DRIFT for one in decisions)
     ours = () if drifts else tuple(_codes(device, checkpoint, policy))
     return (
         *(_whole(str(one.candidate), one.cost.weight_bytes, one, free) for one in plain),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..facts import FLOAT16, FLOAT32, CheckpointFacts, VerdictKind
+from ..facts import FLOAT16, FLOAT32, INT8, CheckpointFacts, VerdictKind
 from .plan import Candidate, Decision, Ground, Plan
 
 # A measurement loads the model a second time. It has to win at least this much.
@@ -32,13 +32,13 @@ def worth_measuring(plan: Plan) -> Candidate | None:
 
 def _codes_worth_measuring(plan: Plan) -> Candidate | None:
     """Return the fastest candidate in 8 bits that was not measured; None where none would be the plan."""
-    coded = [one for one in plan.decisions if one.candidate.codes and one.ground is Ground.ROUNDING]
+    coded = [one for one in plan.decisions if one.candidate.codes == INT8 and one.ground is Ground.ROUNDING]
     if not coded or plan.quantization or plan.chosen is None:
         return None
     best = min(coded, key=lambda one: one.cost.seconds or 0.0)
     is_wanted = plan.policy.int8 or plan.chosen.ground is Ground.MEMORY
     is_smaller = plan.policy.prefer == "memory" and best.cost.bytes * _WORTH <= plan.chosen.cost.bytes
-    return best.candidate if (is_wanted or is_smaller) and not plan.chosen.candidate.codes else None
+    return best.candidate if (is_wanted or is_smaller) and plan.chosen.candidate.codes != INT8 else None
 
 
 def faster_if_asked(plan: Plan) -> Decision | None:

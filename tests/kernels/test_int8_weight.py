@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_dtype.kernels.int8_weight import Int8Weight, can_be_coded, multiply_int8
 from safe_dtype.kernels.row_product import MOST_ROWS
+from safe_dtype.kernels.weights.int8_weight import Int8Weight, can_be_coded, multiply_int8
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [FP32, BF16, FP16]
@@ -35,7 +35,7 @@ def _few_rows_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if request.param == "compiled":
         pytest.importorskip("llvmlite", reason="products are compiled by llvmlite, of the extra `fast`")
     else:
-        monkeypatch.setattr(import_module("safe_dtype.kernels.int8_weight"), "has_code", lambda *_: False)
+        monkeypatch.setattr(import_module("safe_dtype.kernels.weights.int8_weight"), "has_code", lambda *_: False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,7 +81,7 @@ def test_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes do not depend on how many rows are rounded at a time."""
     weight = weight_of((300, 100))
     whole = coded(weight)
-    monkeypatch.setattr(import_module("safe_dtype.kernels.int8_weight"), "_CODED_AT_ONCE", 700)
+    monkeypatch.setattr(import_module("safe_dtype.kernels.weights.int8_weight"), "_CODED_AT_ONCE", 700)
     pieces = coded(weight)
     assert torch.equal(whole.tensor, pieces.tensor)
     assert torch.equal(whole.scales, pieces.scales)

@@ -10,6 +10,9 @@ from torch import Tensor
 from ...facts import Dtype
 from .workspace import Workspace
 
+COMPARED = 32  # columns or rows of a result that are computed again in float64
+COMPARED_ROWS = 128  # of a product
+
 Shape = tuple[int, int]  # (out_features, in_features)
 
 

@@ -10,20 +10,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT32, INT8, Dtype
-from ...kernels.int8_weight import Int8Weight, multiply_int8
+from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
 from ...kernels.row_product import MOST_ROWS, multiply_rows
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
 from ...numerics.onednn_product import linear_by_onednn
 from .accuracy import exactly, spread
 from .attention_ops import attention, attention_chunks, attention_row
-from .op_case import Build, OpCase, Shape
+from .fewer_bits_ops import by_codes, by_narrow_weights
+from .op_case import COMPARED, COMPARED_ROWS, Build, OpCase, Shape
 from .verdicts import FEW_ROWS, PREFILL_ROWS
 from .workspace import Workspace
 
-_COMPARED = 32  # columns or rows of a result that are computed again in float64
-_COMPARED_ROWS = 128  # of a product
 _TRAINED_OUTPUTS = 512  # of a weight in a step of training: more have the same rate
 _CDIST_POINTS = 16  # up to 25, torch.cdist takes a kernel of its own, beyond a product
 _COMPILED_ROWS = (MOST_ROWS // 2, MOST_ROWS)  # that compiled products are timed at, beside one
@@ -72,7 +70,7 @@ def _matmul(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
     product = _PRODUCTS.get(dtype, F.linear)
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        lines, columns = spread(padded, _COMPARED_ROWS), spread(shape[0], _COMPARED)
+        lines, columns = spread(padded, COMPARED_ROWS), spread(shape[0], COMPARED)
         return y[lines, columns], exactly(x[lines]) @ exactly(weights[0][columns]).T
 
     return OpCase(
@@ -120,7 +118,7 @@ def _blocks_in(wide: torch.dtype | None) -> Build:
         outputs = torch.arange(shape[0], device=space.device)
 
         def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-            lines, columns = spread(rows, _COMPARED_ROWS), spread(shape[0], _COMPARED)
+            lines, columns = spread(rows, COMPARED_ROWS), spread(shape[0], COMPARED)
             return y[lines, columns], exactly(x[lines]) @ exactly(blocks[0].rows(outputs[columns])).T
 
         return OpCase(
@@ -128,28 +126,6 @@ def _blocks_in(wide: torch.dtype | None) -> Build:
             exact=exact,
             work=2.0 * rows * shape[0] * shape[1],
             bytes_read=float(shape[0] * shape[1] * dtype.itemsize),
-        )
-
-    return build
-
-
-def _int8_in(wide: torch.dtype | None) -> Build:
-    def build(space: Workspace, dtype: Dtype, rows: int, shape: Shape) -> OpCase:
-        """The same product by 8-bit codes; many rows are computed in `wide`, None for the dtype of what is multiplied."""
-        x, codes = space.inputs(dtype, rows, shape[1]), space.weights(INT8, shape)
-        scales = space.inputs(dtype, shape[0]).abs()
-        weights = [Int8Weight(tensor, scales) for tensor in codes]
-
-        def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-            lines, columns = spread(rows, _COMPARED_ROWS), spread(shape[0], _COMPARED)
-            weight = exactly(codes[0][columns]) * exactly(scales[columns])[:, None]
-            return y[lines, columns], exactly(x[lines]) @ weight.T
-
-        return OpCase(
-            call=lambda number: multiply_int8(x, weights[number % len(weights)], wide=wide or x.dtype),
-            exact=exact,
-            work=2.0 * rows * shape[0] * shape[1],
-            bytes_read=float(shape[0] * shape[1]),
         )
 
     return build
@@ -173,7 +149,7 @@ def _rowwise(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor) ->
     """Build a case whose rows do not depend on each other."""
 
     def exact(y: Tensor) -> tuple[Tensor, Tensor]:
-        rows = spread(len(x), _COMPARED)
+        rows = spread(len(x), COMPARED)
         return y[rows], function(exactly(x[rows]), *(exactly(one) for one in parameters))
 
     return OpCase(call=lambda _: function(x, *parameters), exact=exact, work=float(x.numel()))
@@ -257,7 +233,7 @@ def trained_linear(product: Callable[[Tensor, Tensor], Tensor] = F.linear) -> Bu
 
         def exact(trained: Trained) -> list[tuple[Tensor, Tensor]]:
             output, of_input, of_weight = trained
-            lines, columns = spread(rows, _COMPARED), spread(shape[0], _COMPARED)
+            lines, columns = spread(rows, COMPARED), spread(shape[0], COMPARED)
             weight, above = exactly(weights[0]), exactly(gradient)
             return [
                 (output[lines, columns], exactly(x[lines]) @ weight[columns].T),
@@ -353,8 +329,10 @@ OPS: dict[str, Op] = {
     "matmul_rows": Op(
         _matmul_by(multiply_rows), _all, multiplies=True, cut=4096, rows=_COMPILED_ROWS, odd_rows=(3,), share=0.5
     ),
-    "matmul_int8": Op(_int8_in(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
-    "matmul_int8_cast": Op(_int8_in(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int8": Op(by_codes(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int8_cast": Op(by_codes(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_bfloat16_rows": Op(by_narrow_weights(BFLOAT16), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_float16_rows": Op(by_narrow_weights(FLOAT16), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),
     "rms_norm": Op(_rms_norm, _first, share=0.02),
     "softmax": Op(_softmax, _first, share=0.02),

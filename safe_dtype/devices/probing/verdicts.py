@@ -13,7 +13,16 @@ ONE_ROW, FEW_ROWS, PREFILL_ROWS = 1, 16, 512
 SLOW = 1.5
 # Other ways to compute a product are compared with the plain one.
 _PLAIN_OP = dict.fromkeys(
-    ("matmul_cast", "matmul_narrow", "matmul_blocks", "matmul_blocks_cast", "matmul_int8", "matmul_int8_cast"),
+    (
+        "matmul_cast",
+        "matmul_narrow",
+        "matmul_blocks",
+        "matmul_blocks_cast",
+        "matmul_int8",
+        "matmul_int8_cast",
+        "matmul_bfloat16_rows",
+        "matmul_float16_rows",
+    ),
     "matmul",
 )
 _BUSY = "busy cores: one thread was measured"

@@ -1,4 +1,4 @@
-"""A module's own forward in the place of its class's: it multiplies in blocks or by codes, or looks up in blocks.
+"""A module's own forward in the place of its class's: it multiplies in blocks, by codes or in 16 bit, or looks up there.
 
 What is put into its `__dict__` goes again when its weight changes or its class does.
 """
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
-from ...kernels.int8_weight import Int8Weight
 from ...kernels.row_product import MOST_ROWS, Weighed, has_code
+from ...kernels.weights.int8_weight import Int8Weight
+from ...kernels.weights.narrow_weight import NarrowWeight
 from ...numerics.block_product import Blocks
 from ..blocked_weight import BlockedWeight
 from .module_forward import has_forward, put_on, take_off, value_of
@@ -36,20 +37,21 @@ def weight_of(module: nn.Module) -> BlockedWeight | None:
     return weight if isinstance(weight, BlockedWeight) else None
 
 
-def has_codes(module: nn.Module) -> bool:
-    """Whether `module` was given 8-bit codes, and still has them."""
+def has_rows(module: nn.Module) -> bool:
+    """Whether `module` was given codes or 16-bit numbers that lie row by row, and still has them."""
     weight = weight_of(module)
-    return weight is not None and isinstance(weight.blocks, Int8Weight)
+    return weight is not None and isinstance(weight.blocks, (Int8Weight, NarrowWeight))
 
 
-def weighed_codes(module: nn.Module, x: Tensor) -> Weighed | None:
-    """Return the codes that the forward of `module` would multiply few rows by; None where it multiplies in another way."""
-    if not has_forward(module, _linear_forward) or not has_codes(module) or x.numel() > MOST_ROWS * x.shape[-1]:
+def weighed_rows(module: nn.Module, x: Tensor) -> Weighed | None:
+    """Return what the forward of `module` would multiply few rows by, code being compiled; None where it is another way."""
+    if not has_forward(module, _linear_forward) or not has_rows(module) or x.numel() > MOST_ROWS * x.shape[-1]:
         return None
     blocked = _multiplied_by(module, x)
-    if blocked is None or not isinstance(blocked.blocks, Int8Weight) or not has_code(torch.int8, x.dtype):
+    if blocked is None or isinstance(blocked.blocks, Blocks) or not has_code(blocked.blocks.tensor.dtype, x.dtype):
         return None
-    return blocked.blocks.tensor, module._parameters["bias"], blocked.blocks.scales
+    scales = blocked.blocks.scales if isinstance(blocked.blocks, Int8Weight) else None
+    return blocked.blocks.tensor, module._parameters["bias"], scales
 
 
 def _linear_forward(module: nn.Linear, input: Tensor) -> Tensor:  # noqa: A002  (torch's own name for it)
@@ -92,7 +94,7 @@ def _embedding_forward(module: nn.Embedding, input: Tensor) -> Tensor:  # noqa: 
             and is_plain(input)
             and input.dtype in (torch.int64, torch.int32)
             and not needs_gradient(weight)
-            and isinstance(blocked.blocks, Blocks)
+            and not isinstance(blocked.blocks, Int8Weight)
             and _still_fits(module, weight, blocked)
         ):
             return blocked.blocks.rows(input)

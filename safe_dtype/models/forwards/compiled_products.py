@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from ...kernels.row_product import Weighed, has_code, multiply_rows
-from .blocked_forward import weighed_codes
+from .blocked_forward import weighed_rows
 from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
 
@@ -90,7 +90,7 @@ def _product(module: nn.Linear, x: Tensor) -> Tensor | None:
 
 def weighed(module: nn.Module, x: Tensor) -> Weighed | None:
     """Return what the forward of `module` would multiply `x` by; None where its product is not compiled."""
-    return _weighed(module, x) if has_forward(module, _forward) else weighed_codes(module, x)
+    return _weighed(module, x) if has_forward(module, _forward) else weighed_rows(module, x)
 
 
 def _weighed(module: nn.Module, x: Tensor) -> Weighed | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...kernels.row_product import Weighed, multiply_rows_gated
 from . import known_forwards
-from .blocked_forward import has_codes
+from .blocked_forward import has_rows
 from .compiled_products import products_of, weighed
 from .known_code import is_known
 from .module_forward import has_forward, put_on, value_of
@@ -109,4 +109,4 @@ def _is_silu(module: Any) -> bool:
 
 
 def _has_products(module: nn.Module | None) -> bool:
-    return module is not None and (products_of(module) is not None or has_codes(module))
+    return module is not None and (products_of(module) is not None or has_rows(module))

@@ -115,3 +115,12 @@ def test_a_vocabulary_beyond_what_is_measured(dtype: Dtype) -> None:
     for one, name in routes_of(dtype, "cpu"):
         verdict = Cell(space, one, name, OPS[name]).verdict([(4_000_000, 256)], 0.05)
         assert verdict.kind is VerdictKind.NATIVE, verdict.reason
+
+
+@pytest.mark.parametrize("op", ["matmul_bfloat16_rows", "matmul_float16_rows"])
+def test_weights_in_16_bit(op: str) -> None:
+    """Products of float32 numbers by weights in 16 bit come out right, and are known to read two bytes a number."""
+    asked = ProbeRequest("cpu", ((FLOAT32, op),), ((512, 256),), 0.02, torch.get_num_threads())
+    (verdict,) = measure_here(asked, OPS)
+    assert (verdict.kind, verdict.bytes_each) == (VerdictKind.NATIVE, 2)
+    assert {timing.rows for timing in verdict.timings} == {1, 16, 512}

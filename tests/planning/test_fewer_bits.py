@@ -1,4 +1,4 @@
-"""Weights in 8 bits as a plan sees them: where they are candidates, what they take, and what decides on them."""
+"""Weights in 8 bits, and float32 ones in 16, as a plan sees them: where they are candidates, and what decides on them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from safe_dtype.facts import (
     MemoryFacts,
     VerdictKind,
 )
+from safe_dtype.kernels.row_product import MOST_ROWS
 from safe_dtype.planning import Candidate, Ground, Policy, make_plan, worth_measuring
-from safe_dtype.planning.int8_candidates import coded_candidates
+from safe_dtype.planning.fewer_bits import coded_candidates, narrow_candidates
+from safe_dtype.planning.matmul_routes import NARROW
 from safe_dtype.planning.predict import saved_by_codes, weight_bytes
 
 GB = 10**9
@@ -149,3 +151,109 @@ def test_ladder() -> None:
     plan = make_plan(cpu(), measured(f.checkpoint(), 1e-4), Policy(int8=True))
     assert plan.ladder[0] == BFLOAT16
     assert FLOAT32 in plan.ladder
+
+
+def narrow_cpu(*, free_bytes: int = 20 * GB, rate: float = 12) -> DeviceFacts:
+    """Return a CPU on which products by float32 weights in 16 bit were measured; it reads so many GB a second."""
+    more = tuple(
+        f.verdict(FLOAT32, VerdictKind.NATIVE, rate, 100, op=f"matmul_{dtype}_rows") for dtype in (BFLOAT16, FLOAT16)
+    )
+    device = cpu(free_bytes=free_bytes)
+    return replace(device, verdicts=(*device.verdicts, *more))
+
+
+def wide(narrower: Dtype | None = BFLOAT16) -> CheckpointFacts:
+    """Return a checkpoint in float32 whose numbers are those of another dtype."""
+    return replace(f.checkpoint(FLOAT32), narrower=narrower)
+
+
+def test_numbers_that_were_cast_up() -> None:
+    """A float32 checkpoint of bfloat16 numbers is held in half the memory, with no bit less, and the plan says why."""
+    plan = make_plan(narrow_cpu(), wide())
+    assert (plan.storage, plan.compute, plan.codes) == (FLOAT32, FLOAT32, BFLOAT16)
+    assert plan.routes is not None
+    assert plan.routes.layout == NARROW
+    assert plan.reason.startswith("saved in float32, every weight is a bfloat16 number; ")
+    assert plan.chosen is not None
+    assert "keeps every bit of the weights" in plan.chosen.reason
+    assert plan.cost is not None
+    assert plan.cost.weight_bytes * 2 == weight_bytes(FLOAT32, wide())
+
+
+@pytest.mark.parametrize("policy", ["prefer=speed", "prefer=fidelity"])
+def test_whatever_is_preferred(policy: str) -> None:
+    """Faster and as exact, it is chosen for speed and for fidelity."""
+    assert make_plan(narrow_cpu(), wide(), policy).codes == BFLOAT16
+
+
+def test_for_memory() -> None:
+    """Where memory counts most, activations and cache are in 16 bit as well, as they are of any float32 checkpoint."""
+    plan = make_plan(narrow_cpu(), wide(), "prefer=memory")
+    assert (plan.storage, plan.codes) == (BFLOAT16, None)
+
+
+def test_as_fast() -> None:
+    """Of two that take as long and are as exact the smaller is chosen; one that takes longer only for its memory."""
+    reads = f.AVX2_CPU.verdict(FLOAT32).decode_bytes_per_s
+    assert reads is not None
+    tied = make_plan(narrow_cpu(rate=reads / 2.02 / GB), wide())
+    assert tied.codes == BFLOAT16
+    slow = narrow_cpu(rate=reads / 8 / GB)
+    assert make_plan(slow, wide()).codes is None
+    tight = replace(slow, memory=MemoryFacts(2 * GB, 2 * GB, "device"))
+    assert make_plan(tight, wide(), ordered=FLOAT32).codes == BFLOAT16
+
+
+def test_ordered_float32() -> None:
+    """Who orders float32 gets its numbers, however they are held; who is strict gets float32 as it is."""
+    assert make_plan(narrow_cpu(), wide(), ordered=FLOAT32).codes == BFLOAT16
+    assert make_plan(narrow_cpu(), wide(), "strict").codes is None
+
+
+def test_what_has_to_be_rounded() -> None:
+    """Other numbers are rounded to float16, which keeps most bits, after that was measured, and never by order."""
+    before = make_plan(narrow_cpu(), wide(None), expected=())
+    (decision,) = (one for one in before.decisions if one.candidate.codes)
+    assert (decision.candidate.codes, decision.ground) == (FLOAT16, Ground.ROUNDING)
+    assert before.codes is None
+    for kl, codes in ((1e-4, FLOAT16), (0.5, None)):
+        drifts = (MeasuredDrift(FLOAT32, FLOAT32, f.drift(kl), codes=FLOAT16),)
+        plan = make_plan(narrow_cpu(), replace(wide(None), drifts=drifts))
+        assert plan.codes == codes
+    assert plan.codes is None
+    assert narrow_candidates(narrow_cpu(), wide(None), Policy(), FLOAT32) == ()
+
+
+def test_eight_bits_before_sixteen() -> None:
+    """Who asks for int8 gets it where it was measured to be near enough, of numbers that were cast up as well."""
+    checkpoint = replace(wide(), drifts=measured(wide(), 1e-4).drifts)
+    assert make_plan(narrow_cpu(), checkpoint, "int8").codes == INT8
+
+
+@pytest.mark.parametrize(
+    ("device", "checkpoint"),
+    [
+        pytest.param(cpu(), wide(), id="not-measured"),
+        pytest.param(narrow_cpu(), f.checkpoint(), id="saved-in-16-bit"),
+        pytest.param(narrow_cpu(), replace(wide(), file_format="pytorch"), id="no-views-of-files"),
+        pytest.param(narrow_cpu(), replace(wide(), linears=(LinearFacts(64, 64, 9),)), id="small"),
+    ],
+)
+def test_none_in_16_bit(device: DeviceFacts, checkpoint: CheckpointFacts) -> None:
+    """Where it cannot be made, or would save nothing, it is no candidate."""
+    assert narrow_candidates(device, checkpoint, Policy(), None) == ()
+
+
+def test_no_mode_around_a_token() -> None:
+    """Where oneDNN is the quickest for what is not laid out, it is asked for prompts alone, whatever it gains at one row."""
+    device = narrow_cpu()
+    quick = f.verdict(FLOAT32, VerdictKind.NATIVE, 60, 400, op="matmul_onednn")
+    device = replace(device, verdicts=(*device.verdicts, quick))
+    plain = make_plan(device, wide(None), expected=())
+    assert plain.routes is not None
+    assert plain.routes.cast_from == 1
+    routes = make_plan(device, wide(), "prefer=memory", ordered=FLOAT32).routes
+    assert routes is not None
+    assert (routes.layout, routes.onednn) == (NARROW, True)
+    assert routes.cast_from is not None
+    assert routes.cast_from > MOST_ROWS

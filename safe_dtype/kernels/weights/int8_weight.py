@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ..facts import LEAST_CODED
-from ..numerics.onednn_product import has_product, product_by_onednn
-from ..numerics.scratch import scratch
-from .row_product import MOST_ROWS, has_code, multiply_rows
+from ...facts import LEAST_CODED
+from ...numerics.onednn_product import has_product, product_by_onednn
+from ...numerics.scratch import scratch
+from ..row_product import MOST_ROWS, has_code, multiply_rows
 
 _LARGEST = 127
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,0 +1,210 @@
+"""A float32 model multiplies by weights in 16 bit, and nothing else about it changes: its parameters are those of its files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from numerics.laid_out import IDS, MARKS, load, logits, near, save
+from torch import nn
+
+from safe_dtype.checkpoints import read_checkpoint
+from safe_dtype.facts import BFLOAT16, FLOAT32
+from safe_dtype.models.block_layout import blocks_of, codes_of, lay_out_in_int8, lay_out_narrow, narrow_of, take_back
+from safe_dtype.models.forwards.gated_forward import CompiledGate, compile_gates
+from safe_dtype.models.forwards.module_forward import value_of
+from safe_dtype.models.recast import growth
+from safe_dtype.planning.predict import saved_by_codes, weight_bytes
+
+pytestmark = MARKS
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def cast_up(name: str, folder: Path, dtype: torch.dtype = BF16) -> Path:
+    """Save a model in float32 whose numbers are those of a 16-bit format."""
+    load(save(name, folder / "narrow", dtype)).float().save_pretrained(folder / "wide")
+    return folder / "wide"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a tied Qwen3 is saved."""
+    return cast_up("qwen3-tied", tmp_path_factory.mktemp("qwen3"))
+
+
+@pytest.fixture
+def plain(folder: Path) -> Any:
+    """The model as it is loaded."""
+    return load(folder)
+
+
+@pytest.fixture
+def model(folder: Path) -> Any:
+    """The same one, in 16 bit."""
+    model = load(folder)
+    assert lay_out_narrow(model, BF16).modules == 15
+    return model
+
+
+def narrowed(model: nn.Module) -> int:
+    """Return how many modules multiply by weights in 16 bit."""
+    return sum(narrow_of(one) is not None for one in model.modules())
+
+
+def up_proj(model: Any) -> nn.Linear:
+    """Return one linear module."""
+    return model.model.layers[0].mlp.up_proj
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-untied", "opt", "gpt2"])
+def test_results(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Logits of few rows and of many are those of float32, within the rounding of its sums; activations stay in it."""
+    folder = cast_up(name, tmp_path, dtype)
+    model, plain = load(folder), load(folder)
+    done = lay_out_narrow(model, dtype)
+    assert narrowed(model) == done.modules > 0
+    assert done.given_back > 1.9 * done.bytes
+    for rows in (1, 9, 20):
+        assert logits(model, rows).dtype == FP32
+        assert near(logits(model, rows), logits(plain, rows), 1e-5)
+
+
+def test_tokens(model: Any, plain: Any) -> None:
+    """Greedy tokens are those of float32."""
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones(1, 6)}
+    assert torch.equal(model.generate(IDS[:, :6], **options), plain.generate(IDS[:, :6], **options))
+
+
+def test_predicted_bytes(model: Any, folder: Path) -> None:
+    """What a plan predicts of the weights is what their storages take."""
+    held = {id(one.weight): narrow_of(one) for one in model.modules() if narrow_of(one)}
+    taken = sum(held[id(one)].nbytes if id(one) in held else one.nbytes for one in model.parameters())
+    facts = read_checkpoint(folder)
+    assert facts.narrower == BFLOAT16
+    assert weight_bytes(FLOAT32, facts) - saved_by_codes(FLOAT32, facts, BFLOAT16) == taken
+
+
+def test_state_and_files(model: Any, plain: Any, tmp_path: Path) -> None:
+    """State dict and saved files have the bits of the checkpoint, in float32."""
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
+    model.save_pretrained(tmp_path / "narrow")
+    plain.save_pretrained(tmp_path / "plain")
+    for file in (tmp_path / "plain").iterdir():
+        assert (tmp_path / "narrow" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert narrowed(model) == 15
+
+
+def test_lookups(model: Any, plain: Any) -> None:
+    """A shared embedding is looked up in the 16-bit weight, with the bits of float32."""
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = torch.tensor([[0, 999, 5]])
+    assert torch.equal(model.model.embed_tokens(ids), plain.model.embed_tokens(ids))
+
+
+@pytest.mark.parametrize(
+    "layout", [lay_out_in_int8, lambda model: lay_out_narrow(model, BF16)], ids=["int8", "narrow"]
+)
+def test_a_second_layout(model: Any, layout: Callable[[Any], Any]) -> None:
+    """What is laid out is not laid out again, and is neither codes nor blocks."""
+    assert layout(model).modules == 0
+    assert not any(blocks_of(one) or codes_of(one) for one in model.modules())
+
+
+def test_other_numbers(folder: Path, tmp_path: Path) -> None:
+    """A weight with one number that no 16 bit hold stays as it is, and the others are held so."""
+    finer = load(folder)
+    up_proj(finer).weight.data[639, 511] = 1 + 2**-20
+    finer.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert lay_out_narrow(model, BF16).modules == 14
+    assert narrow_of(up_proj(model)) is None
+
+
+def test_rounded(folder: Path, plain: Any) -> None:
+    """Where it is asked for weights are rounded, and lookups keep their bits."""
+    model = load(folder)
+    wanted = copy.deepcopy(plain)
+    for one in wanted.modules():
+        if isinstance(one, nn.Linear):
+            one.weight = nn.Parameter(one.weight.half().float())
+    assert lay_out_narrow(model, FP16, rounds=True).modules == 15
+    assert near(logits(model), logits(wanted), 1e-5)
+    assert torch.equal(model.model.embed_tokens(IDS), plain.model.embed_tokens(IDS))
+
+
+def test_taking_back(model: Any, plain: Any) -> None:
+    """Without its 16 bit it is the model of its files, bit for bit."""
+    assert take_back(model) == 16  # with the embedding
+    assert torch.equal(logits(model), logits(plain))
+
+
+def test_copies_are_plain(model: Any, plain: Any) -> None:
+    """A copy has the weights of the files."""
+    copied = copy.deepcopy(model)
+    assert (narrowed(copied), narrowed(model)) == (0, 15)
+    assert torch.equal(logits(copied), logits(plain))
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "to-bfloat16": lambda model: model.to(BF16),
+    "half": lambda model: model.half(),
+    "all-written": lambda model: [one.data.mul_(-1) for one in model.parameters()],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights(change: str, model: Any, plain: Any) -> None:
+    """A cast, and whatever is written to the weights, is computed with at the next step, from the plain weights."""
+    CHANGES[change](model)
+    CHANGES[change](plain)
+    assert torch.equal(logits(model), logits(plain))
+    assert narrowed(model) == 0
+
+
+def test_a_merged_adapter(model: Any, plain: Any) -> None:
+    """What is merged is merged into the weights of the files, in all bits of float32."""
+    config = peft.LoraConfig(target_modules=["up_proj", "q_proj"], init_lora_weights=False, r=4)
+    merged = []
+    for base in (model, plain):
+        torch.manual_seed(0)
+        merged.append(peft.get_peft_model(base, config).eval().merge_and_unload())
+    assert all(torch.equal(one, other) for one, other in zip(*(one.parameters() for one in merged), strict=True))
+    logits(merged[0])
+    assert narrow_of(up_proj(merged[0])) is None
+    assert narrow_of(merged[0].lm_head) is not None
+
+
+def test_training(model: Any, plain: Any) -> None:
+    """A step of training is that of the plain model, bit for bit, and lets go of the 16 bit."""
+    for one in (model, plain):
+        one.train()
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+        one(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        one.eval()
+    assert narrowed(model) == 0
+    assert torch.equal(logits(model), logits(plain))
+
+
+def test_gates(model: Any, plain: Any) -> None:
+    """Both products of a gated MLP are computed in one pass over what is held of them."""
+    assert compile_gates(model) == 2
+    mlp = model.model.layers[0].mlp
+    assert isinstance(value_of(mlp), CompiledGate)
+    x = torch.randn(3, 512)
+    with torch.no_grad():
+        assert near(mlp(x), plain.model.layers[0].mlp(x), 1e-5)
+
+
+def test_room_for_a_step_down(model: Any) -> None:
+    """What a change of dtype needs counts the weights whole, for of them only 16 bit are in memory."""
+    (more,) = growth(model, {FP32}, BF16).values()
+    assert more > 0
