@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..numerics.pages import give_back_library
 from ..store.remembered import Key, file_of, recall, remember
 from .target import CompileTarget, llvm, target
 
@@ -69,7 +70,10 @@ def _loaded(function: str, written_by: str, parameters: tuple[str, ...], cpu: Co
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return int(engine.get_function_address(function)) or None
+    address = int(engine.get_function_address(function)) or None
+    # Loading remembered code reads 46 MB of the library, compiling it 72 MB, and running it none.
+    give_back_library(Path(binding.__file__).resolve().parent / "libllvmlite.so")
+    return address
 
 
 def _machine(binding: Any, cpu: CompileTarget) -> Any:

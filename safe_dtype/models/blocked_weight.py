@@ -32,7 +32,7 @@ class BlockedWeight:
     pages: Pages = field(init=False)
 
     def __post_init__(self) -> None:
-        self.address, self.pages = self.origin.data_ptr(), Pages(self.origin)
+        self.address, self.pages = self.origin.data_ptr(), Pages.of(self.origin)
 
     def __deepcopy__(self, _memo: Any) -> None:
         """Copies of a module are plain."""

@@ -28,7 +28,7 @@ if sys.platform.startswith("linux"):
     import fcntl
 
 _DONTNEED = 4  # MADV_DONTNEED of Linux
-_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ..(.)(.) \S+ \S+ (\d+)", re.MULTILINE)
+_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ...(.) \S+ \S+ (\d+) *(.*)$", re.MULTILINE)
 # Of what pagemap tells of a page (Documentation/admin-guide/mm/pagemap.rst): present is bit 63, swapped bit 62.
 _IN_USE, _OF_FILE = np.uint64(1 << 62), np.uint64(1 << 61)
 # PAGEMAP_SCAN, of Linux 6.7 and later: _IOWR('f', 16, struct pm_scan_arg), and its categories of pages.
@@ -49,8 +49,8 @@ class Mapping:
         return self.start <= start and start + tensor.nbytes <= self.stop
 
 
-def file_mappings() -> tuple[Mapping, ...]:
-    """Return the private mappings of files into this process; none where the system is not Linux."""
+def file_mappings(path: Path | None = None) -> tuple[Mapping, ...]:
+    """Return the private mappings of files into this process, or of one file; none where the system is not Linux."""
     if not sys.platform.startswith("linux"):
         return ()
     try:
@@ -58,7 +58,11 @@ def file_mappings() -> tuple[Mapping, ...]:
     except OSError:
         return ()
     lines = (line.groups() for line in _LINE.finditer(text))
-    return tuple(Mapping(int(a, 16), int(b, 16)) for a, b, _, kind, inode in lines if kind == "p" and inode != "0")
+    return tuple(
+        Mapping(int(start, 16), int(stop, 16))
+        for start, stop, kind, inode, name in lines
+        if kind == "p" and inode != "0" and (path is None or name == str(path))
+    )
 
 
 def in_files(tensors: Iterable[Tensor], mappings: Iterable[Mapping]) -> Iterator[Tensor]:
@@ -68,15 +72,20 @@ def in_files(tensors: Iterable[Tensor], mappings: Iterable[Mapping]) -> Iterator
 
 
 class Pages:
-    """The pages of a view of a file, to be asked again and again whether one of them was written to."""
+    """Pages that hold so many bytes from an address on, to be asked again and again whether one of them was written to."""
 
     __slots__ = ("_count", "_first", "_scan")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self._first = tensor.data_ptr() // mmap.PAGESIZE
-        stop = -(-(tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE)
+    def __init__(self, start: int, size: int) -> None:
+        self._first = start // mmap.PAGESIZE
+        stop = -(-(start + size) // mmap.PAGESIZE)
         self._count = stop - self._first
         self._scan = _scan_argument(self._first * mmap.PAGESIZE, stop * mmap.PAGESIZE)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Pages:
+        """Return those of a tensor, a view of a file."""
+        return cls(tensor.data_ptr(), tensor.nbytes)
 
     def is_written(self) -> bool:
         """Whether one was written to since the file was mapped, or the system does not tell.
@@ -101,7 +110,7 @@ class Pages:
 
 def is_written(tensor: Tensor) -> bool:
     """Whether a page of a view of a file was written to since it was mapped, or the system does not tell."""
-    return Pages(tensor).is_written()
+    return Pages.of(tensor).is_written()
 
 
 def give_back(tensor: Tensor, mappings: Iterable[Mapping] | None = None) -> int:
@@ -117,6 +126,23 @@ def give_back(tensor: Tensor, mappings: Iterable[Mapping] | None = None) -> int:
     stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if stop <= start or not list(in_files([tensor], file_mappings() if mappings is None else mappings)):
         return 0
+    return _give_back(start, stop)
+
+
+def give_back_library(path: Path) -> int:
+    """Give back the pages that this process has read of a library; return how many bytes are mapped of it.
+
+    Whoever calls the library again reads them from the system's cache of the file, 64 kB at a time. Its data, which were
+    written to on loading, stay.
+    """
+    mapped = 0
+    for mapping in file_mappings(path):
+        if not Pages(mapping.start, mapping.stop - mapping.start).is_written():
+            mapped += _give_back(mapping.start, mapping.stop)
+    return mapped
+
+
+def _give_back(start: int, stop: int) -> int:
     done = ctypes.CDLL(None, use_errno=True).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _DONTNEED)
     return stop - start if done == 0 else 0
 

@@ -110,3 +110,16 @@ def test_code_that_a_group_can_write_is_not_run(tmp_path: Path) -> None:
             assert machine_code._is_ours(file) == is_own
             place.chmod(0o740)
             assert machine_code._is_ours(file)
+
+
+@pytest.mark.needs("pagemap")
+def test_the_compiler_takes_no_memory_afterwards() -> None:
+    """Of the pages of LLVM's library, which a process reads to load code, none stay but those that it has written to."""
+    assert machine_code.address_of("multiply_rows", "row_product_ir", "float32", "float32")
+    name, sizes = "", {"Rss": 0, "Private_Dirty": 0}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        name = line if "-" in first and not first.endswith(":") else name
+        if "libllvmlite" in name and first.rstrip(":") in sizes:
+            sizes[first.rstrip(":")] += int(rest[0])
+    assert sizes["Rss"] == sizes["Private_Dirty"] < 4096  # kB

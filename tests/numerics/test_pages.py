@@ -92,7 +92,7 @@ def test_what_was_written_is_never_given_back(mapped: Tensor, write: Callable[[T
 
 def test_pages_are_asked_again_and_again(mapped: Tensor) -> None:
     """The same object tells of a write that came after it was made, and of every later one."""
-    pages, others = Pages(mapped[2 * PAGE : 3 * PAGE]), Pages(mapped[5 * PAGE :])
+    pages, others = Pages.of(mapped[2 * PAGE : 3 * PAGE]), Pages.of(mapped[5 * PAGE :])
     assert not pages.is_written()
     assert not others.is_written()
     mapped[5 * PAGE + 3] = 7
@@ -106,12 +106,12 @@ def test_pages_are_asked_again_and_again(mapped: Tensor) -> None:
 def test_nothing_is_never_written(mapped: Tensor) -> None:
     """An empty tensor has no pages."""
     mapped[0] = 7
-    assert not Pages(mapped[:0]).is_written()
+    assert not Pages.of(mapped[:0]).is_written()
 
 
 def test_what_was_given_back_and_read_again_is_the_files(mapped: Tensor) -> None:
     """Neither makes a page the process's own; a write after it does."""
-    pages = Pages(mapped)
+    pages = Pages.of(mapped)
     assert give_back(mapped)
     assert not pages.is_written()
     assert torch.equal(mapped, original())
@@ -136,7 +136,7 @@ from numerics.test_pages import WRITES, view_of
 from safe_dtype.numerics.pages import Pages, give_back
 for name, write in WRITES.items():
     mapped = view_of(Path({str(tmp_path)!r}, name), shared=False)
-    pages = Pages(mapped)
+    pages = Pages.of(mapped)
     seen = [pages.is_written()]
     mapped.long().sum()
     seen.append(pages.is_written())
