@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from generation import CPUS, SHAPES, in_child, make_checkpoint
-from results_file import write_results
+from results_file import RESULTS, write_results
 
 LOADERS = ("plain", "safe_dtype")
 _STATUS = {"anonymous_mb": "RssAnon", "files_mb": "RssFile", "peak_mb": "VmHWM"}
@@ -132,16 +132,18 @@ def make(folder: Path, shape: str) -> None:
 @click.option("--sizes", type=(int, int, int), default=(512, 16, 3), show_default=True, help="Prompt, new, turns.")
 @click.option("--cpu", "cpus", multiple=True, type=click.Choice(list(CPUS)), default=["bare", "avx2"])
 def main(*, folder: Path, shape: str, sizes: tuple[int, int, int], cpus: tuple[str, ...]) -> None:
-    """Measure both, and write the table."""
-    rows = []
+    """Measure both, and write a row for each CPU beside those that the file of results holds already."""
+    file = RESULTS / "cast_up.json"
+    before = json.loads(file.read_text())["figures"]["rows"] if file.exists() else []
+    rows = [row for row in before if row["cpu"] not in cpus]
     if not (folder / "config.json").exists():
         make(folder, shape)
     for cpu in cpus:
-        rows.append({"cpu": cpu, **in_child(__file__, cpu, folder, "turns", *sizes)})
+        rows.append({"cpu": cpu, "shape": shape, "sizes": sizes, **in_child(__file__, cpu, folder, "turns", *sizes)})
         for loader in LOADERS:
             rows[-1][loader] |= in_child(__file__, cpu, folder, loader, sizes[0])
         click.echo(json.dumps(rows[-1], indent=1), err=True)
-    click.echo(write_results("cast_up", {"shape": shape, "sizes": sizes, "rows": rows}))
+    click.echo(write_results("cast_up", {"rows": rows}))
 
 
 if __name__ == "__main__":

@@ -123,4 +123,3 @@ def test_weights_in_16_bit(op: str) -> None:
     asked = ProbeRequest("cpu", ((FLOAT32, op),), ((512, 256),), 0.02, torch.get_num_threads())
     (verdict,) = measure_here(asked, OPS)
     assert (verdict.kind, verdict.bytes_each) == (VerdictKind.NATIVE, 2)
-    assert {timing.rows for timing in verdict.timings} == {1, 16, 512}
