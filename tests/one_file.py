@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-_VOID = {"meta", "br", "link", "img", "input", "hr", "path", "polyline"}
+_VOID = {"meta", "br", "wbr", "link", "img", "input", "hr", "path", "polyline"}
 _LOADING = {"src", "href", "data", "srcset", "action", "poster", "background"}
 
 

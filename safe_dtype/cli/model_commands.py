@@ -260,7 +260,7 @@ def _talk(generator: Generator, max_new_tokens: int, *, as_text: bool) -> None:
 
     chat, plan = Chat(generator, max_new_tokens=max_new_tokens), generator.plan
     if as_text:
-        click.echo(f"[{plan.what} on {plan.where}, {plan.reason}]", err=True)
+        click.echo(f"[{plan.what} on {plan.where}: {plan.reason}]", err=True)
     answers = talk(chat, streams=as_text)
     if not as_text:
         turns = [answer.to_dict() for answer in answers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..devices.probing.verdicts import SLOW
 from ..facts import DeviceFacts, LearnedFailure, Verdict, VerdictKind
@@ -21,15 +21,17 @@ from ..rendering.html_page import (
     prose,
     section,
 )
+from ..rendering.shared_reasons import without_parts
 from ..rendering.tables import Column
 from ..rendering.units import bytes_text, digits_text
+from .doctor import device_notes, said_once
 
 _TONES: dict[VerdictKind, Tone] = {
     VerdictKind.NATIVE: "good", VerdictKind.SLOW: "fair", VerdictKind.WRONG: "bad", VerdictKind.UNSUPPORTED: "bad",
     VerdictKind.CRASHES: "bad", VerdictKind.UNKNOWN: "none",
 }  # fmt: skip
 _MEANINGS = (
-    f"native: right, and about as fast as float32, or faster. slow: right, and takes more than {SLOW:g} times float32's time. "
+    f"1 row is a new token, 512 rows are a prompt. native: right, and about as fast as float32, or faster. slow: right, and takes more than {SLOW:g} times float32's time. "
     "wrong: it runs, and the numbers are off by more than the format's own rounding. unsupported: an error. crashes: it ends "
     "the process, or never returns."
 )
@@ -68,8 +70,8 @@ def device_section(facts: DeviceFacts, lessons: Iterable[LearnedFailure] = ()) -
         prose(f"{basis} {', '.join(filter(None, about))}."),
         _rates(facts),
         heading("Verdicts") if facts.verdicts else "",
-        page_table(_COLUMNS, map(_row, facts.verdicts)),
-        aside(_MEANINGS) if facts.verdicts else "",
+        page_table(_COLUMNS, (_row(verdict, said_once(facts)) for verdict in facts.verdicts)),
+        aside(_MEANINGS, *device_notes(facts)) if facts.verdicts else "",
         heading("What torch claims") + page_table((Column("asked"), Column("answer"), Column("measured")), claims)
         if claims
         else "",
@@ -108,7 +110,7 @@ def _rate_chart(verdicts: list[Verdict], name: str, field: str, digits: int, wri
     return bar_chart(rows, (), axis)
 
 
-def _row(verdict: Verdict) -> tuple[Cell, ...]:
+def _row(verdict: Verdict, shared: Sequence[str]) -> tuple[Cell, ...]:
     read, multiply, error = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s, verdict.max_rel_error
     return (
         verdict.dtype.name,
@@ -117,7 +119,7 @@ def _row(verdict: Verdict) -> tuple[Cell, ...]:
         f"{digits_text(read / 1e9)} GB/s" if read else "",
         f"{digits_text(multiply / 1e9, 4)} Gflop/s" if multiply else "",
         "" if error is None else f"{error:.1e}",
-        verdict.reason,
+        without_parts(verdict.reason, shared),
     )
 
 

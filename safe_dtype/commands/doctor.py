@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ..facts import DeviceFacts, LearnedFailure, Verdict
+from ..rendering.shared_reasons import shared_parts, without_parts
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, digits_text
 
@@ -19,13 +20,23 @@ _COLUMNS = (
 
 def device_text(facts: DeviceFacts, *, width: int) -> str:
     """Return what `facts` says: the device in a few lines, one row a verdict, one line a claim of torch."""
-    verdicts = table(_COLUMNS, (_row(verdict) for verdict in facts.verdicts))
+    verdicts = table(_COLUMNS, (_row(verdict, said_once(facts)) for verdict in facts.verdicts))
     claims = (
         f"{claim.question} says {claim.answer}"
         + (f"  <- disagrees: {claim.disagreement}" if claim.disagreement else "")
         for claim in facts.claims
     )
-    return page([_headline(facts), verdicts, *claims], width=width)
+    return page([_headline(facts), verdicts, *device_notes(facts), *claims], width=width)
+
+
+def said_once(facts: DeviceFacts) -> tuple[str, ...]:
+    """Return the parts of reasons that all verdicts share which were timed."""
+    return shared_parts(verdict.reason for verdict in facts.verdicts if verdict.timings)
+
+
+def device_notes(facts: DeviceFacts) -> tuple[str, ...]:
+    """Return what stands below the table of verdicts, for it holds for all that were timed."""
+    return tuple(f"{part[0].upper()}{part[1:]}, in every row." for part in said_once(facts))
 
 
 def device_to_dict(facts: DeviceFacts, learned: Iterable[LearnedFailure] = ()) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def _headline(facts: DeviceFacts) -> str:
     return ", ".join(filter(None, words)) + f"\n{basis}{family}{settings}"
 
 
-def _row(verdict: Verdict) -> tuple[str, ...]:
+def _row(verdict: Verdict, shared: Sequence[str]) -> tuple[str, ...]:
     read, multiply, error = verdict.decode_bytes_per_s, verdict.prefill_flops_per_s, verdict.max_rel_error
     return (
         verdict.dtype.name,
@@ -74,5 +85,5 @@ def _row(verdict: Verdict) -> tuple[str, ...]:
         f"{digits_text(read / 1e9)} GB/s" if read else "-",
         f"{digits_text(multiply / 1e9, 4)} Gflop/s" if multiply else "-",
         "-" if error is None else f"{error:.1e}",
-        verdict.reason,
+        without_parts(verdict.reason, shared),
     )

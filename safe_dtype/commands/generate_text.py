@@ -45,7 +45,7 @@ class Answer:
         dtype = plan.chosen.candidate if plan.chosen else plan.compute
         events = "".join(f"\n[{event}]" for event in self.events)
         how = " rescaled exactly" if plan.rescale else ""
-        return f"[{dtype}{how} on {plan.device_name}, {plan.reason} | {self.speed}]{events}"
+        return f"[{dtype}{how} on {plan.device_name}: {plan.reason} | {self.speed}]{events}"
 
     @property
     def speed(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from ..devices import facts_of, prior_facts
@@ -10,15 +11,21 @@ from ..planning.explain import plan_notes, plan_rows, plan_ways, rows_word
 from ..planning.plan import best_first, fate
 from ..planning.time_bars import timed_first
 from ..rendering.bar_chart import ChartBar, ChartRow, bar_chart, even_steps, linear_axis
-from ..rendering.html_page import Tag, Tone, aside, html_page, lead, page_table, prose, section, sentence
+from ..rendering.html_page import Tag, Tone, aside, html_page, lead, page_table, prose, section, sentence, warned
 from ..rendering.units import bytes_text, seconds_text
 from .device_page import device_section
 from .rescue import remembered_rescue
 from .rescue_page import rescue_sections
 
 
-def plan_page(plan: Plan, more: Iterable[str] = ()) -> str:
-    """Return the page of a plan; `more` are sections that belong to it, as what its device was measured to do."""
+def plan_page(plan: Plan, more: Iterable[str] = (), *, elsewhere: str | None = None) -> str:
+    """Return the page of a plan.
+
+    Args:
+        plan: The plan.
+        more: Sections that belong to it, as what its device was measured to do.
+        elsewhere: The name of a device that is not here; None: it is the plan's own.
+    """
     columns, rows = plan_rows(plan)
     verdict = [column.title for column in columns].index("verdict")
     tagged = [
@@ -34,11 +41,14 @@ def plan_page(plan: Plan, more: Iterable[str] = ()) -> str:
     parts = [
         lead(f"Loaded in {plan.what} on {plan.where}."),
         prose(sentence(f"Because: {plan.reason}"), basis),
+        warned(*plan.warnings),
         section("Candidates", _times(plan), _memory(plan), page_table(columns, tagged), aside(*plan_notes(plan))),
         section("What would fit", page_table(columns_of_ways, ways)) if ways else "",
         *more,
     ]
-    return html_page(f"Plan of {plan.source}{in_files}", parts, made_by=f"safe-dtype plan {plan.source} --html")
+    device = [] if elsewhere is None else ["--device", shlex.quote(elsewhere)]
+    made_by = " ".join(["safe-dtype plan", plan.source, *device, "--html"])
+    return html_page(f"Plan of {plan.source}{in_files}", parts, made_by=made_by)
 
 
 def plan_page_with_device(plan: Plan, model: str, *, revision: str | None, elsewhere: str | None) -> str:
@@ -55,7 +65,7 @@ def plan_page_with_device(plan: Plan, model: str, *, revision: str | None, elsew
     if plan.rescale and elsewhere is None:
         rescue = remembered_rescue(model, device=plan.device, revision=revision, max_drift=plan.policy.max_drift)
         sections += rescue_sections(rescue) if rescue else ()
-    return plan_page(plan, sections)
+    return plan_page(plan, sections, elsewhere=elsewhere)
 
 
 def _tone(verdict: str) -> Tone:

@@ -15,6 +15,7 @@ from ..checkpoints.known_config import known_config
 from ..facts import CheckpointFacts, ForeseenFailure
 from ..facts.foreseen_failure import LEAVING_OUT
 from .planned_once import already_planned
+from .quiet_load import no_progress_bar
 from .request import Request
 
 _MOST_TENSORS = 5000  # a mixture with a file's tensor for each expert takes seconds beyond that
@@ -103,12 +104,10 @@ def _loaded_without_memory(model_class: Any, request: Request, checkpoint: Check
 def _in_silence() -> Iterator[None]:
     """Keep transformers' report of such a load, and its progress bar, to itself."""
     logging = transformers.utils.logging
-    level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
     try:
-        yield
+        with no_progress_bar():
+            yield
     finally:
         logging.set_verbosity(level)
-        if shows_progress:
-            logging.enable_progress_bar()

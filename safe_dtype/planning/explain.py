@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..rendering.notebook import html_table, notebook, paragraph, picture
+from ..rendering.shared_reasons import shared_parts, without_parts
 from ..rendering.tables import Column, page, table
 from ..rendering.units import bytes_text, seconds_text
 from .plan import Decision, Ground, Plan, best_first
@@ -44,7 +45,7 @@ def plan_text(plan: Plan, *, width: int) -> str:
         reasons = [f"{row.name}: {row.reason}" for row in rows if row.reason]
     gap = [""] if reasons else []
     ways = [table(*plan_ways(plan))] if plan.ways else []
-    return page([*_headline(plan), shown, *reasons, *gap, *plan_notes(plan), *ways], width=width)
+    return page([*_headline(plan), shown, *reasons, *gap, *plan_notes(plan), *_warnings(plan), *ways], width=width)
 
 
 def plan_html(plan: Plan) -> str:
@@ -54,7 +55,7 @@ def plan_html(plan: Plan) -> str:
         paragraph(_headline(plan)),
         picture(bars) if bars else "",
         html_table(*plan_rows(plan)),
-        paragraph(plan_notes(plan)),
+        paragraph([*plan_notes(plan), *_warnings(plan)]),
         html_table(*plan_ways(plan)),
     )
 
@@ -124,7 +125,7 @@ def _row(decision: Decision, plan: Plan, shared: Sequence[str]) -> _Row:
     ]
     dtypes = [decision.candidate.stored, *["" if storage == compute else compute.name] * _has_pairs(plan)]
     cells = (*dtypes, *times, bytes_text(cost.bytes), _verdict(decision, plan))
-    own = "; ".join(part for part in decision.reason.split("; ") if part not in shared or not decision.accepted)
+    own = without_parts(decision.reason, shared) if decision.accepted else decision.reason
     return _Row(cells, str(decision.candidate), own)
 
 
@@ -136,7 +137,7 @@ def _verdict(decision: Decision, plan: Plan) -> str:
 
 
 def plan_notes(plan: Plan) -> Iterator[str]:
-    """Yield what stands below the table: what holds for several rows, what the columns say, what to look out for."""
+    """Yield what stands below the table: what holds for several rows, what the columns say, what is rounded."""
     if shared := _shared(plan.decisions):
         yield f"Every accepted dtype: {'; '.join(shared)}."
     if _has_times(plan)[0]:
@@ -148,14 +149,15 @@ def plan_notes(plan: Plan) -> Iterator[str]:
         yield f"Times are predicted for {what}; memory is the peak on the device."
     if plan.rounded:
         yield f"Rounded to {plan.storage} on loading: {plan.rounded}: {plan.rounded.names}"
-    for warning in plan.warnings:
-        yield f"warning: {warning}"
+
+
+def _warnings(plan: Plan) -> list[str]:
+    return [f"warning: {warning}" for warning in plan.warnings]
 
 
 def _shared(decisions: Sequence[Decision]) -> tuple[str, ...]:
     """Return the parts of reasons that all accepted candidates share; none where there is only one."""
-    first, *others = [decision.reason.split("; ") for decision in decisions if decision.accepted] or [[]]
-    return tuple(part for part in first if all(part in parts for parts in others)) if others else ()
+    return shared_parts(decision.reason for decision in decisions if decision.accepted)
 
 
 def _has_times(plan: Plan) -> tuple[bool, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,9 @@ from typing import Literal
 from .page_style import STYLE
 from .table_as_html import table_as_html
 from .tables import Column
+
+_CODE = re.compile("`([^`]+)`")
+_LONG_NAME = re.compile(r"[\w*]+(?:\.[\w*]+){2,}")  # model.layers.*.mlp.down_proj.weight
 
 Tone = Literal["good", "fair", "bad", "none"]
 
@@ -49,12 +53,17 @@ def lead(*words: Cell) -> str:
 
 def prose(*lines: str) -> str:
     """Return each line as a paragraph."""
-    return "".join(f"<p>{_text(line)}</p>" for line in lines if line)
+    return "".join(f"<p>{_words(line)}</p>" for line in lines if line)
+
+
+def warned(*lines: str) -> str:
+    """Return each line as a paragraph that is marked as a warning."""
+    return "".join(f'<p><span class="tag fair">Warning:</span> {_words(line)}</p>' for line in lines if line)
 
 
 def aside(*lines: str) -> str:
     """Return each line as a paragraph of what is only by the way."""
-    return "".join(f'<p class="soft">{_text(line)}</p>' for line in lines if line)
+    return "".join(f'<p class="soft">{_words(line)}</p>' for line in lines if line)
 
 
 def section(title: str, *parts: str) -> str:
@@ -70,7 +79,7 @@ def heading(title: str) -> str:
 
 def bullets(lines: Iterable[str]) -> str:
     """Return a list; nothing where it is empty."""
-    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+    items = "".join(f"<li>{_words(line)}</li>" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -103,7 +112,12 @@ def _kind(column: Column) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    return f'<span class="tag {cell.tone}">{_text(cell.words)}</span>' if isinstance(cell, Tag) else _text(cell)
+    return f'<span class="tag {cell.tone}">{_text(cell.words)}</span>' if isinstance(cell, Tag) else _words(cell)
+
+
+def _words(words: str) -> str:
+    """Return words in which what stands between backticks is code, and a long name may be broken after a point."""
+    return _LONG_NAME.sub(lambda name: name[0].replace(".", ".<wbr>"), _CODE.sub(r"<code>\1</code>", _text(words)))
 
 
 def _text(words: str) -> str:

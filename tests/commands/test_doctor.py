@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import factories as f
 from command_run import Run
+
+from safe_dtype.commands.doctor import device_text
+from safe_dtype.facts import Timing
 
 KEYS = {
     "device", "name", "memory", "verdicts", "vendor", "capability", "driver", "versions", "settings", "claims", "family",
@@ -27,3 +32,17 @@ def test_doctor_json(run: Run) -> None:
     assert device["device"] == "cpu"
     assert set(device) == KEYS
     assert {one["dtype"] for one in device["verdicts"]} == {"float32", "bfloat16", "float16"}
+
+
+def test_what_holds_for_all_rows_is_said_once() -> None:
+    """A note on every verdict that was timed stands below the table, and in no row."""
+    facts = f.TURING
+    timed = [
+        replace(
+            verdict, reason="; ".join(filter(None, (verdict.reason, "busy cores"))), timings=(Timing(1, (0, 0), 1.0),)
+        )
+        for verdict in facts.verdicts
+    ]
+    text = device_text(replace(facts, verdicts=tuple(timed)), width=100)
+    assert text.lower().count("busy cores") == 1
+    assert "Busy cores, in every row." in text

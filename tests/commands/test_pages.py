@@ -32,7 +32,7 @@ def run(*arguments: object) -> int:
 def seen(page: str) -> str:
     """Return a page as text, for what has to be read in it."""
     loads_nothing(page)
-    return html.unescape(page)
+    return html.unescape(page.replace("<wbr>", ""))
 
 
 def test_doctor(tmp_path: Path) -> None:

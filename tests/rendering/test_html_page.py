@@ -19,6 +19,7 @@ from safe_dtype.rendering.html_page import (
     prose,
     section,
     sentence,
+    warned,
 )
 from safe_dtype.rendering.page_style import STYLE
 from safe_dtype.rendering.tables import Column
@@ -29,13 +30,23 @@ EVIL = "<script>alert(1)</script>\"'&"
 def test_foreign_text_is_text() -> None:
     """Whatever a part is made of, no markup comes in with it."""
     parts = [
-        lead(EVIL, Tag(EVIL, "bad")), prose(EVIL), bullets([EVIL]), commands(EVIL), folded(EVIL, prose(EVIL)),
+        lead(EVIL, Tag(EVIL, "bad")), prose(EVIL), warned(f"`{EVIL}`"), bullets([EVIL]), commands(EVIL), folded(EVIL, prose(EVIL)),
         section(EVIL, heading(EVIL), page_table((Column(EVIL),), [(EVIL,), (Tag(EVIL),)])),
     ]  # fmt: skip
     page = html_page(EVIL, parts, made_by=EVIL)
     assert "<script" not in page
-    assert page.count("&lt;script&gt;") == 17  # the title twice, and that of the column in each of its rows
+    assert page.count("&lt;script&gt;") == 18  # the title twice, and that of the column in each of its rows
     loads_nothing(page)
+
+
+def test_code_is_code() -> None:
+    """What a text has between backticks is shown as code, and the backticks are not."""
+    assert prose("`a < b` is it") == "<p><code>a &lt; b</code> is it</p>"
+
+
+def test_long_names_are_broken_after_a_point() -> None:
+    """A narrow screen breaks the name of a weight between its parts, and a number nowhere."""
+    assert prose("model.layers.mlp takes 1.25 s") == "<p>model.<wbr>layers.<wbr>mlp takes 1.25 s</p>"
 
 
 def test_it_is_for_light_and_dark_and_any_width() -> None:

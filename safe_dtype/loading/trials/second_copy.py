@@ -16,6 +16,7 @@ from ...models.load_lock import one_at_a_time
 from ...planning import Plan
 from ...verifying import Checkpoint
 from ..planned_once import already_planned
+from ..quiet_load import no_progress_bar
 from ..request import Request
 
 # What decides which kernels run, and what may overflow between them.
@@ -104,8 +105,8 @@ def how_it_runs(request: Request, plan: Plan) -> dict[str, Any]:
 
 
 def load_apart(checkpoint: Checkpoint, dtype: Dtype) -> Any:
-    """Load as plain transformers does, also in a program where transformers is patched."""
-    with one_at_a_time(), already_planned():
+    """Load as plain transformers does, also in a program where transformers is patched, without a progress bar."""
+    with one_at_a_time(), already_planned(), no_progress_bar():
         return checkpoint.load(dtype)
 
 
