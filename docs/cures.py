@@ -35,8 +35,8 @@ CURES = {
     "UnsafeCheckpointError": "Ask its author for safetensors. Nothing of it was run.",
     "PlanError": "Its kinds follow.",
     "NoSafeDtypeError": (
-        "The message has one reason for each dtype. Most often it is memory: see [Not enough memory](memory.md). Else order a "
-        "dtype by `dtype=`, which is then obeyed with a warning."
+        "The message has one reason for each dtype, and what helps against it: most often a `ladder` in the policy leaves too "
+        "little. For want of memory alone a model is spread instead: see [Not enough memory](memory.md)."
     ),
     "NothingFitsError": (
         "The message has the bytes of every way. Free memory, or take a smaller model: see "
@@ -65,7 +65,7 @@ CURES = {
         "Start the process again. Where the text blamed a dtype, the next start plans around it; else "
         "`CUDA_LAUNCH_BLOCKING=1` names the operation."
     ),
-    "RescaleError": "Load it in bfloat16 or float32, or allow `policy='islands'`.",
+    "RescaleError": "Load it in bfloat16 or float32.",
     "TrainingError": "The message says what to do; its kinds follow.",
     "HalfParametersError": (
         "`float32_masters(model, optimizer)` before the first step, or load with `dtype='float32'` and leave 16 bit to mixed "

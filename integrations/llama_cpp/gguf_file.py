@@ -10,6 +10,7 @@ from safe_dtype.checkpoints.stored_tensors import StoredTensors
 from safe_dtype.checkpoints.weight_files import WeightFiles
 from safe_dtype.errors import EnvironmentNotFitError, NotExportableError
 from safe_dtype.facts import FLOAT16
+from safe_dtype.rendering.units import size_text
 
 from .gguf_architectures import GgufModel
 from .gguf_tokens import GgufTokens
@@ -66,7 +67,7 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError as exc:
-        raise EnvironmentNotFitError("the package gguf", "python -m pip install 'safe-dtype[gguf]'") from exc
+        raise EnvironmentNotFitError("the package gguf", "`python -m pip install 'safe-dtype[gguf]'`") from exc
     return gguf
 
 
@@ -152,7 +153,7 @@ def _values(gguf: Any, stored: StoredTensors, name: str, model: GgufModel, type_
     if type_ in (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0) and not largest <= FLOAT16.largest:
         advice = "write BF16 or F32"
         raise NotExportableError(
-            f"its tensor {name} reaches {largest:.3g}, and float16 ends at {FLOAT16.largest:.0f}", advice
+            f"its tensor {name} reaches {size_text(largest)}, and float16 ends at {FLOAT16.largest:.0f}", advice
         )
     if model.pairs_in_rows and name.endswith(("q_proj.weight", "k_proj.weight")):
         heads = model.head_count if "q_proj" in name else model.head_count_kv

@@ -13,6 +13,7 @@ from ..planning import Policy, make_plan
 from ..rendering.json_numbers import json_number, json_numbers
 from ..rendering.range_bars import RangeKey, RangeRow, range_bars
 from ..rendering.svg import BLUE, BROWN
+from ..rendering.units import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Rescue:
         rows = [
             RangeRow(
                 block.block, block.plain, block.rescaled,
-                f"{block.block}: {block.plain:.4g} as saved, {block.rescaled:.4g} rescaled",
+                f"{block.block}: {size_text(block.plain)} as saved, {size_text(block.rescaled)} rescaled",
             )
             for block in self.half.block_peaks
         ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 from ..errors import CheckpointError
+from ..facts import MOST_BITS_FOR_ROOM
 from ..facts.recipe import Recipe, recipe_keys
 from ..loading import Request, checkpoint_for
 from ..store.installed import installed_version
@@ -24,6 +25,9 @@ def recipe_of(rescue: Rescue, *, revision: str | None) -> Recipe:
     if not rescue.mends or half.drift is None:
         why = rescue.beyond or "float16 works as it is, so there is nothing to share"
         raise CheckpointError(rescue.model, f"there is no recipe: {why}")
+    if (most := max((bits for _, bits in half.rescale.shifts), default=0) if half.rescale else 0) > MOST_BITS_FOR_ROOM:
+        why = f"it moves by {most} bits, and {MOST_BITS_FOR_ROOM} are the most that are taken from others"
+        raise CheckpointError(rescue.model, f"there is no recipe: {why}", "let everybody measure these weights")
     keys = recipe_keys(checkpoint_for(Request(rescue.model, {"revision": revision})).identity)
     if not keys:
         raise CheckpointError(rescue.model, "there is no recipe: the files of its weights are not known")

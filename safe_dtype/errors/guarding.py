@@ -92,5 +92,5 @@ class RescaleError(SafeDtypeError, RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"No exact rescaling: {self.problem}. Next: load in bfloat16 or float32, or see the islands of the policy."
+            f"No exact rescaling: {self.problem}. Next: load it in another dtype, with dtype='float32' or 'bfloat16'."
         )

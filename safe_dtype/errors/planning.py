@@ -6,6 +6,9 @@ from typing import Protocol
 
 from .base import SafeDtypeError
 
+_FAIL = ("unsupported", "crashes", "wrong")  # grounds on which an order is not obeyed, or should not be
+_LOADED = ("bfloat16", "float16", "float32")
+
 
 class JudgedCandidate(Protocol):
     """What an error tells of a candidate that was judged: `planning.Decision` is one."""
@@ -13,6 +16,10 @@ class JudgedCandidate(Protocol):
     @property
     def candidate(self) -> object:
         """The pair of dtypes, as text that a person reads."""
+
+    @property
+    def ground(self) -> object:
+        """On what ground it was rejected, as text that is one word; None where it was accepted."""
 
     @property
     def reason(self) -> str:
@@ -44,10 +51,20 @@ class NoSafeDtypeError(PlanError):
 
     def __str__(self) -> str:
         reasons = "\n".join(f"  {decision.candidate}: {decision.reason}" for decision in self.decisions)
-        return (
-            f"No safe dtype for {self.source} on {self.device}:\n{reasons}\n"
-            "Next: free memory, pass device_map='auto' to spread the model, or order a dtype with dtype=..."
-        )
+        return f"No safe dtype for {self.source} on {self.device}:\n{reasons}\nNext: {self._next_step()}."
+
+    def _next_step(self) -> str:
+        """Return what helps against the reasons that there are; memory alone is never one, for a model is spread then."""
+        rejected = [(str(one.ground), str(one.candidate), one.reason) for one in self.decisions]
+        steps = []
+        if any(ground == "ladder" for ground, _, _ in rejected):
+            steps.append("leave out the policy's ladder, or put another dtype on it")
+        if any(ground == "unknown" and "no memory" in reason for ground, _, reason in rejected):
+            steps.append("free memory on this device, and load again")
+        doubted = [name for ground, name, _ in rejected if ground not in (*_FAIL, "ladder") and name in _LOADED]
+        if doubted:
+            steps.append(f"order {' or '.join(doubted)} with dtype=..., which is loaded with a warning")
+        return "; or ".join(steps) or "take another device: device_map='cpu' loads it into main memory"
 
 
 class NothingFitsError(NoSafeDtypeError):
@@ -150,5 +167,5 @@ class QuantizerPackageError(SafeDtypeError, ImportError):
         what = f"package{'s' * (len(self.packages) > 1)} {' and '.join(self.packages)}"
         return (
             f"{self.source} is quantized with {self.method}, which needs the {what}, not installed here. "
-            f"Next: pip install {' '.join(self.packages)}; or load the model that it was quantized from."
+            f"Next: `python -m pip install {' '.join(self.packages)}`; or load the model that it was quantized from."
         )

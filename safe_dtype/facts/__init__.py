@@ -39,6 +39,7 @@ from .measured import (
 from .rescale import (
     LEAST_SPARE_BITS,
     MOST_BITS,
+    MOST_BITS_FOR_ROOM,
     Gauge,
     Move,
     Part,
@@ -66,6 +67,7 @@ __all__ = [
     "LEAST_NARROWED",
     "LEAST_SPARE_BITS",
     "MOST_BITS",
+    "MOST_BITS_FOR_ROOM",
     "BlockPeak",
     "CacheShape",
     "CheckpointFacts",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..rendering.bar_chart import ChartBar, ChartRow, Mark, bar_chart, log_axis
 from ..rendering.svg import LogScale
+from ..rendering.units import size_text
 from .dtypes import BFLOAT16, FLOAT8_E4M3, FLOAT16
 
 Peaks = tuple[str, float, float]  # a layer, its largest |number| as it is, and as it becomes
@@ -74,7 +75,7 @@ def activation_chart(peaks: Sequence[Peaks], keys: tuple[str, str], *, inside: P
 def _figure(value: float) -> str:
     if not math.isfinite(value):
         return "not finite"
-    return f"{float(f'{value:.3g}'):,.0f}" if 100 <= value < 1e7 else f"{value:.3g}"
+    return size_text(value)
 
 
 def _shared(names: Sequence[str]) -> tuple[str, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ..rendering.units import size_text
 from .dtypes import BFLOAT16, FLOAT32, INT8, Dtype
 from .learned_failure import LearnedFailure
 from .rescale import Rescale
@@ -263,24 +263,15 @@ class HalfRange:
             return self.problem
         noise = ", on random tokens" if self.on_noise else ""
         if self.rescale is None and not self.islands:
-            return f"activations reach {_number(self.peak)}{noise}"
+            return f"activations reach {size_text(self.peak)}{noise}"
         words = [f"rescaled exactly: {self.rescale}"] if self.rescale else []
         words += [f"{len(self.islands)} module{'s' * (len(self.islands) != 1)} in float32"] if self.islands else []
         if self.stored:
             return f"{', '.join(words)}, as it was saved"
         if self.recipe:
             return f"{', '.join(words)}, by a recipe of {self.recipe}, which the load proves"
-        sure = f" (for any input, hidden states stay below {_number(self.certified)})" if self.certified else ""
-        return (
-            f"{', '.join(words)}; activations reach {_number(self.left)} instead of {_number(self.peak)}{noise}{sure}"
-        )
-
-
-def _number(size: float) -> str:
-    """Return three digits of `size`, and no power of ten below ten million: 451234.0 -> '451,000'."""
-    if math.isinf(size):
-        return "infinity"
-    return f"{float(f'{size:.3g}'):,.0f}" if 999.5 <= size < 1e7 else f"{size:.3g}"
+        sure = f" (for any input, hidden states stay below {size_text(self.certified)})" if self.certified else ""
+        return f"{', '.join(words)}; activations reach {size_text(self.left)} instead of {size_text(self.peak)}{noise}{sure}"
 
 
 @dataclass(frozen=True, slots=True)

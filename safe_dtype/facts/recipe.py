@@ -13,7 +13,7 @@ from typing import Any
 from ..rendering.json_numbers import json_numbers
 from .drift_values import drift_from_dict, drift_to_dict
 from .measured import CheckpointIdentity, Drift
-from .rescale import MOST_BITS, Part, Rescale, Rows
+from .rescale import MOST_BITS_FOR_ROOM, Part, Rescale, Rows
 
 RECIPE_SCHEMA = "safe_dtype.recipe/1"
 MOST_BYTES = 2**20  # of a file; a recipe of 126 layers takes about a tenth
@@ -61,8 +61,14 @@ class Recipe:
         Raises:
             AttributeError, KeyError, TypeError, ValueError, OverflowError: If it is no recipe, or not one for them.
         """
-        if not isinstance(values, dict) or values["schema"] != RECIPE_SCHEMA or not set(values) <= _KEYS:
-            raise ValueError(f"it is no {RECIPE_SCHEMA}")
+        if not isinstance(values, dict):
+            raise TypeError("it is no table")
+        if (schema := values.get("schema")) != RECIPE_SCHEMA:
+            raise ValueError(
+                f"its schema is {str(schema)[:40]!r}, and this version of safe_dtype reads {RECIPE_SCHEMA}"
+            )
+        if others := set(values) - _KEYS:
+            raise ValueError(f"it has {str(min(others))[:40]!r}, which no recipe has")
         weights = tuple(_matching(one, _HASH, 64) for one in _list(values["weights"], 2))
         if key not in weights:
             raise ValueError("it is for other weights")
@@ -136,8 +142,10 @@ def _rescale(values: Any) -> Rescale:
     for shift in shifts:
         if not _text(shift["gauge"]):
             raise ValueError("a gauge has no name")
-        if type(shift["bits"]) is not int or abs(shift["bits"]) > MOST_BITS:
-            raise ValueError(f"it moves by {shift['bits']!r} bits, and {MOST_BITS} are the most")
+        if type(shift["bits"]) is not int or not 0 <= shift["bits"] <= MOST_BITS_FOR_ROOM:
+            raise ValueError(
+                f"it moves by {shift['bits']!r} bits, and 0 to {MOST_BITS_FOR_ROOM} are taken from others"
+            )
     for name in _list(values["unproven"], _MOST_ISLANDS):
         _name(name)
     rescale = Rescale.from_dict(values)

@@ -15,6 +15,9 @@ from typing import Any
 # The most bits that activations are moved by: float16 holds 40 binary places in all, and a stream of activations needs
 # 20 of them (measured on real models). Beyond, small numbers are lost.
 MOST_BITS = 14
+# ... for the sake of room: with more, small weights and activations get lost below float16's range. The error grows from
+# 12 bits on (measured), so that only what does not fit otherwise is moved further.
+MOST_BITS_FOR_ROOM = 10
 # What has to be free above the largest activation seen: others may reach further.
 LEAST_SPARE_BITS = 2
 

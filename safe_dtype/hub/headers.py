@@ -35,19 +35,19 @@ def read_local_header(path: Path) -> tuple[TensorFacts, ...]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > _LONGEST_HEADER or 8 + length > size:
-            _fail(path.name, f"has no whole header: it would be {length:,} bytes long, and the file has {size:,}")
+            _fail(path, f"has no whole header: it would be {length:,} bytes long, and the file has {size:,}")
         try:
             header = parse_json(file.read(length))
         except ValueError as exc:
-            raise _corrupt(path.name, f"has a header that is no JSON ({exc})") from exc
-    tensors, end = parse_header(header, path.name)
+            raise _corrupt(path, f"has a header that is no JSON ({exc})") from exc
+    tensors, end = _parsed(header, path)
     if 8 + length + end != size:
         how = "truncated" if size < 8 + length + end else "longer than it says"
-        _fail(path.name, f"is {how}: its header speaks of {8 + length + end:,} bytes, and the file has {size:,}")
+        _fail(path, f"is {how}: its header speaks of {8 + length + end:,} bytes, and the file has {size:,}")
     return tensors
 
 
-def parse_header(header: Any, file: str) -> tuple[tuple[TensorFacts, ...], int]:
+def _parsed(header: Any, file: Path) -> tuple[tuple[TensorFacts, ...], int]:
     """Return the tensors that a parsed header describes, and the bytes they fill together.
 
     Raises:
@@ -67,7 +67,7 @@ def parse_header(header: Any, file: str) -> tuple[tuple[TensorFacts, ...], int]:
             _fail(file, f"holds {name} in {kind}, a format that nobody here knows")
         if end - start != needed:
             _fail(file, f"gives {name}, {kind} of shape {list(shape)}, {end - start:,} bytes instead of {needed:,}")
-        tensors.append(TensorFacts(name, TORCH_NAMES[kind], shape, file))
+        tensors.append(TensorFacts(name, TORCH_NAMES[kind], shape, file.name))
         spans.append((start, end, name))
     filled = 0
     for start, end, name in sorted(spans):
@@ -77,9 +77,9 @@ def parse_header(header: Any, file: str) -> tuple[tuple[TensorFacts, ...], int]:
     return tuple(tensors), filled
 
 
-def _corrupt(file: str, problem: str) -> CorruptCheckpointError:
-    return CorruptCheckpointError(file, problem, "download the file again")
+def _corrupt(file: Path, problem: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(str(file), problem, "download the file again")
 
 
-def _fail(file: str, problem: str) -> Any:
+def _fail(file: Path, problem: str) -> Any:
     raise _corrupt(file, problem)

@@ -18,6 +18,7 @@ class JudgedSpread:
 
     candidate: str
     reason: str
+    ground: Ground = Ground.MEMORY
 
 
 def require_least_room(plan: Plan, request: Request) -> None:

@@ -15,14 +15,21 @@ from ..errors.of_the_moment import is_of_the_moment
 from ..facts import FLOAT32, Gauge, Move, Rescale, exceeds
 from ..numerics import compute_in
 from ..planning import Plan
+from ..rendering.units import size_text
 from ..rescaling import gauges_for
+from ..rescaling.fitting.bits import LIMIT
+from ..rescaling.fitting.overflow import without_room
+from ..rescaling.fitting.peaks import Peaks, peaks_of_block
 from ..rescaling.folding.prove import RUN_FAILURES
+from ..rescaling.lost_bits import require_bits_kept
 from ..rescaling.to_float16 import own_names
 from ..store.temporary import temporary_folder
 from ..verifying import Checkpoint, drift_from, record_outputs
+from ..verifying.outputs import batch_for
 from .request import Request
 from .trials.second_copy import second_copy_at
 
+_NOISE = 1.1  # what a bound that was just kept in bfloat16 may be exceeded by in float16
 _TOKENS = 64  # of our text: as many as show a range that does not hold, few enough for every load
 
 
@@ -33,15 +40,18 @@ def proved_at_load(model: nn.Module, plan: Plan, request: Request) -> Iterator[N
     Where the plan is of no recipe, nothing is run. The reference is the model as it was saved, with products in float32.
 
     Raises:
-        RescaleError: If it moves what is not moved in this architecture; the model is as it was then. Also if the drift is
-            beyond the limit, or cannot be measured on a text: the model is in float16 then.
+        RescaleError: If it moves what is not moved in this architecture, or a weight would lose too much; the model is as it
+            was then. Also if the drift is beyond the limit, or cannot be measured on a text, or activations come too near to
+            the end of float16: the model is in float16 then.
     """
     if not plan.recipe:
         yield
         return
     if plan.rescale is not None:
         with _as_rescale_error():
-            _require_own_moves(model, plan.rescale)
+            own = own_names(model)
+            _require_own_moves(model, plan.rescale.renamed(own))
+            require_bits_kept(model, plan.rescale.renamed(own), [own(one) for one in plan.islands])
     with temporary_folder("safe_dtype-recipe-") as folder:
         with _as_rescale_error():
             batches = _batches(second_copy_at(request, plan), model)
@@ -49,13 +59,25 @@ def proved_at_load(model: nn.Module, plan: Plan, request: Request) -> Iterator[N
                 recording = record_outputs(model, batches, folder)
         yield
         with _as_rescale_error():
-            drift = drift_from(recording, model, batches)
-    if reason := exceeds(drift, plan.policy.max_drift):
-        raise RescaleError(f"in float16 {reason}")
+            with peaks_of_block(model, torch.float16) as peaks:
+                drift = drift_from(recording, model, batches)
+            if reason := exceeds(drift, plan.policy.max_drift):
+                raise RescaleError(f"in float16 {reason}")
+            _require_room(model, batches, peaks())
+
+
+def _require_room(model: nn.Module, batches: Sequence[Mapping[str, Any]], peaks: Peaks) -> None:
+    """Keep as much room above the largest activation as a rescue that is found here has to: other texts reach further."""
+    ours = [batch_for(model, one) for one in batches]
+    if peak := without_room(model, ours, torch.float16, peaks, LIMIT * _NOISE):
+        raise RescaleError(
+            f"in float16 activations reach {size_text(peak.largest)} in {peak.module or type(model).__name__}, and other texts "
+            f"would take them beyond its end: {size_text(LIMIT)} is the most that a rescue leaves"
+        )
 
 
 def _require_own_moves(model: nn.Module, rescale: Rescale) -> None:
-    """Take bits alone from `rescale`: what it moves has to be what is found to cancel out in this architecture.
+    """Take bits alone from `rescale`, in the model's own names: what it moves has to be what is found to cancel out in this architecture.
 
     No text shows a weight that it does not read (the row of one token, an expert that it is not sent to): a move of such
     a weight alone would pass every run.
@@ -64,14 +86,13 @@ def _require_own_moves(model: nn.Module, rescale: Rescale) -> None:
     if known.problem and not known.gauges:
         raise RescaleError(f"what may be moved in it is not known: {known.problem}")
     allowed = {_counted(gauge) for gauge in known.gauges}
-    named = rescale.renamed(own_names(model))
-    for gauge, _ in named.shifts:
+    for gauge, _ in rescale.shifts:
         if _counted(gauge) not in allowed:
             raise RescaleError(
                 f"what it moves as {gauge.name!r} is not what cancels out in {type(model).__name__}, or it does so twice"
             )
         allowed.remove(_counted(gauge))
-    if set(known.not_run) != set(named.unproven):  # with others the first token would take the rescale back
+    if set(known.not_run) != set(rescale.unproven):  # with others the first token would take the rescale back
         raise RescaleError("what it says that a text does not reach is not what a text does not reach")
 
 

@@ -22,7 +22,7 @@ from ..facts import (
     exceeds,
     worst_output,
 )
-from ..rendering.units import bytes_text, times_text
+from ..rendering.units import bytes_text, size_text, times_text
 from .candidate_routes import candidate_routes
 from .fewer_bits import bad_codes, bad_narrow, keeps_numbers
 from .matmul_routes import Routes, product_verdict
@@ -387,7 +387,7 @@ def _fate(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
 def _reaches(wide: tuple[TensorFacts, ...]) -> str:
     """Return how far the numbers of tensors go that a dtype does not reach."""
     others = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
-    return f"{wide[0].name}{others} reaches {wide[0].largest:.3g}"
+    return f"{wide[0].name}{others} reaches {size_text(wide[0].largest or 0.0)}"
 
 
 def _bits(dtype: Dtype) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..facts import (
@@ -161,7 +162,7 @@ def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
     """Return the bytes of all tensors loaded in `storage`, those kept in float32 and the codes as they are."""
     codes = {dtype: _code_bytes(dtype, checkpoint) for dtype in {tensor.dtype for tensor in checkpoint.tensors}}
     islands = checkpoint.half.islands if checkpoint.half and storage == FLOAT16 else ()
-    in_islands = tuple(f"{island}." for island in islands)
+    in_islands = _in_files(islands, checkpoint)
 
     def itemsize(tensor: TensorFacts) -> int:
         if tensor.name.startswith(in_islands) or is_kept(tensor, storage, checkpoint):
@@ -169,6 +170,24 @@ def weight_bytes(storage: Dtype, checkpoint: CheckpointFacts) -> int:
         return storage.itemsize
 
     return sum(tensor.numel * (codes[tensor.dtype] or itemsize(tensor)) for tensor in checkpoint.tensors)
+
+
+def _in_files(islands: Sequence[str], checkpoint: CheckpointFacts) -> tuple[str, ...]:
+    """Return what the names of the tensors in these modules begin with.
+
+    A model with a head and one without name the same module with a prefix and without, as files and recipes of both do.
+    """
+    if not islands:
+        return ()
+    paths = [tensor.name.split(".") for tensor in checkpoint.tensors]
+    modules = {".".join(path[:end]) for path in paths for end in range(1, len(path))}
+    outermost = sorted({path[0] for path in paths})
+
+    def module(island: str) -> str:
+        names = (island, *(f"{prefix}.{island}" for prefix in outermost), island.partition(".")[2])
+        return next((name for name in names if name in modules), island)
+
+    return tuple(f"{module(island)}." for island in islands)
 
 
 def _code_bytes(dtype: str, checkpoint: CheckpointFacts) -> int | None:

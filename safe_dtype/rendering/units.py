@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 
 def digits_text(number: float, digits: int = 3) -> str:
     """Return a number in so many digits, with all of those before the point: 0.01234 -> '0.0123', 65432 -> '65,400'."""
     rounded = float(f"{number:.{digits}g}")
     return f"{rounded:,.{digits}g}" if abs(rounded) < 10**digits else f"{rounded:,.0f}"
+
+
+def size_text(size: float) -> str:
+    """Return how large a number of a model is, in three digits: 451234.0 -> '451,000', 1.7e38 -> '1.7e38'."""
+    if math.isinf(size):
+        return "infinity"
+    return digits_text(size) if 1e-3 <= abs(size) < 1e10 else f"{size:.3g}".replace("e+", "e")
 
 
 def bytes_text(count: float) -> str:

@@ -27,11 +27,10 @@ from ..verifying.texts import random_batches, text_batches
 from .folding.fold import Fold
 from .folding.prove import RUN_FAILURES, Effect, fold_in
 from .folding.rescaled import Rescaled
+from .lost_bits import require_little_lost
 
 logger = logging.getLogger(__name__)
 
-# Of one weight, RMS: by as much bfloat16 rounds each number at most, and what loses more is no gain over it.
-_MOST_LOST = 2.0**-8
 _TOKENS, _BATCHES = 64, 2
 _WHERE = ("revision", "cache_dir", "token", "subfolder", "trust_remote_code", "code_revision")
 
@@ -139,9 +138,7 @@ def check_weights(fold: Fold) -> None:
     Raises:
         RescaleError: If one has.
     """
-    name, lost = fold.largest_loss()
-    if not lost <= _MOST_LOST:
-        raise RescaleError(f"{name} would lose {lost:.2g} of its size (RMS) below float16's range")
+    require_little_lost(*fold.largest_loss())
 
 
 def ordinary_batches(model: Any) -> Batches:

@@ -69,7 +69,8 @@ MOVE = (*SHIFT, "moves", 0)
         pytest.param(changed("weights", to=KEY), id="weights-a-text"),
         pytest.param(changed("weights", to=[KEY] * 3), id="many-weights"),
         pytest.param(changed("weights", to=[KEY, "../../etc/passwd"]), id="a-path-for-a-digest"),
-        pytest.param(changed(*SHIFT, "bits", to=15), id="too-many-bits"),
+        pytest.param(changed(*SHIFT, "bits", to=11), id="more-bits-than-room-needs"),
+        pytest.param(changed(*SHIFT, "bits", to=-1), id="what-makes-larger"),
         pytest.param(changed(*SHIFT, "bits", to=10**400), id="bits-beyond-everything"),
         pytest.param(changed(*SHIFT, "bits", to=True), id="bits-a-bool"),
         pytest.param(changed(*SHIFT, "bits", to=1.5), id="half-a-bit"),
@@ -107,6 +108,14 @@ def test_what_is_none_is_refused(values: Any) -> None:
     """Each is an error of reading, none of them anything else."""
     with pytest.raises((AttributeError, KeyError, TypeError, ValueError, OverflowError)):
         Recipe.from_dict(values, KEY)
+
+
+def test_a_schema_of_tomorrow() -> None:
+    """Who reads a newer recipe is told which one is read here."""
+    with pytest.raises(
+        ValueError, match=r"its schema is 'safe_dtype.recipe/2', and this version .* reads safe_dtype.recipe/1"
+    ):
+        Recipe.from_dict(changed("schema", to="safe_dtype.recipe/2"), KEY)
 
 
 def test_it_says_nothing_secret() -> None:

@@ -214,6 +214,21 @@ def test_nothing_is_right() -> None:
         make_plan(broken, f.checkpoint())
     assert "float32: matmul: wrong here" in str(caught.value)
     assert "float16: nobody has measured" in str(caught.value)
+    assert str(caught.value).endswith("Next: order float16 with dtype=..., which is loaded with a warning.")
+
+
+def test_a_ladder_that_leaves_nothing() -> None:
+    """The error advises against what is in the way, the ladder; what it advises gives a plan."""
+    overflows = f.checkpoint(half=f.rescued(problem="activations reach 422,000"))
+    with pytest.raises(NoSafeDtypeError) as caught:
+        make_plan(f.TURING, overflows, Policy.parse("ladder=fp16"))
+    assert str(caught.value).endswith(
+        "Next: leave out the policy's ladder, or put another dtype on it; or order float16 with dtype=..., which is loaded "
+        "with a warning."
+    )
+    assert make_plan(f.TURING, overflows, Policy.parse("ladder=fp16>fp32")).storage == FLOAT32
+    assert make_plan(f.TURING, overflows).storage != FLOAT16
+    assert make_plan(f.TURING, overflows, ordered=FLOAT16).warnings
 
 
 @pytest.mark.parametrize("ordered", [FLOAT32, BFLOAT16, FLOAT16], ids=str)

@@ -164,6 +164,22 @@ def test_weight_bytes(tensor: tuple[str, str], storage: Dtype, itemsize: int) ->
     assert weight_bytes(storage, checkpoint) == 15 * itemsize
 
 
+@pytest.mark.parametrize(
+    ("stored", "island"),
+    [
+        pytest.param("model.layers.0.mlp", "model.layers.0.mlp", id="the-same"),
+        pytest.param("model.layers.0.mlp", "layers.0.mlp", id="named-without-a-head"),
+        pytest.param("layers.0.mlp", "model.layers.0.mlp", id="stored-without-a-head"),
+    ],
+)
+def test_islands_take_four_bytes(stored: str, island: str) -> None:
+    """What an island holds counts in float32, whichever model its name was read from; its neighbours in float16."""
+    names = (f"{stored}.up_proj.weight", f"{stored}_norm.weight")
+    tensors = tuple(TensorFacts(name, "bfloat16", (3, 5), "model.safetensors") for name in names)
+    half = replace(f.rescued(), islands=(island,))
+    assert weight_bytes(FLOAT16, replace(f.checkpoint(BFLOAT16, half=half), tensors=tensors)) == 15 * (4 + 2)
+
+
 def test_blocks_in_place_of_float32_weights() -> None:
     """Float32 weights that are laid out in blocks of 16 bit are kept in the blocks alone."""
     blocks = replace(ROUTES, layout="blocks", wide=FLOAT32)

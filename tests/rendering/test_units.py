@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from safe_dtype.rendering.units import age_text, bytes_text, digits_text, longer_text, seconds_text
+from safe_dtype.rendering.units import age_text, bytes_text, digits_text, longer_text, seconds_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,22 @@ def test_longer_text(ratio: float, text: str) -> None:
 def test_age_text(seconds: float, text: str) -> None:
     """How long ago something was, in its largest unit."""
     assert age_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0"),
+        (0.01234, "0.0123"),
+        (60.2, "60.2"),
+        (422_345, "422,000"),
+        (99_999, "100,000"),
+        (3.1e7, "31,000,000"),
+        (3.4e38, "3.4e38"),
+        (2e-5, "2e-05"),
+        (float("inf"), "infinity"),
+    ],
+)
+def test_sizes(size: float, words: str) -> None:
+    """How large a number of a model is: no power of ten where people write none."""
+    assert size_text(size) == words

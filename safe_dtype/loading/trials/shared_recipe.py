@@ -11,7 +11,7 @@ from ...facts.recipe import MOST_BYTES, Recipe, recipe_keys, recipe_path
 from ...hub.errors import HubError
 from ...hub.lookup import SmallFile, is_offline, small_file
 from ...planning import Policy
-from ...store import parse_json
+from ...store.json_text import parse_unambiguous_json
 from ..request import Request
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _half_of(
     file: SmallFile, key: str, repo: str, checkpoint: CheckpointFacts, policy: Policy
 ) -> HalfRange | None:  # fmt: skip
     try:
-        recipe = Recipe.from_dict(parse_json(file.content), key)
+        recipe = Recipe.from_dict(parse_unambiguous_json(file.content), key)
         reference = dtype_named(recipe.reference)
     except _UNREADABLE as exc:
         warn(f"{checkpoint.source}: what {repo} has for it is no recipe, and is not used ({_in_short(exc)})")

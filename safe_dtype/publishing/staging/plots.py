@@ -9,6 +9,7 @@ from pathlib import Path
 from ...facts import FLOAT16
 from ...rendering.range_bars import RangeKey, RangeRow, range_bars
 from ...rendering.svg import BLUE, BROWN, FAINT, LINE, LogScale, curve, document, horizontal, legend, text, vertical
+from ...rendering.units import size_text
 from .evidence import Evidence, LayerRange
 
 FOLDER = "plots"
@@ -60,7 +61,7 @@ def ranges_svg(ranges: Sequence[LayerRange], dtype: str) -> str:
             layer.layer,
             layer.base,
             layer.variant,
-            f"{layer.layer}: {layer.base:.4g} in float32, {layer.variant:.4g} in this variant",
+            f"{layer.layer}: {size_text(layer.base)} in float32, {size_text(layer.variant)} in this variant",
         )
         for layer in ranges
     ]

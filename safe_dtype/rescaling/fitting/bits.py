@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ...errors import RescaleError
-from ...facts import FLOAT16, LEAST_SPARE_BITS, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
+from ...facts import FLOAT16, LEAST_SPARE_BITS, MOST_BITS_FOR_ROOM, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
 from ...models.recast import main_dtype
+from ...rendering.units import size_text
 from ...verifying.outputs import batch_for
 from ..folding.fold import Fold
 from .norm_bound import certified_bound
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 # Bits of room above the largest number seen: a text of the user's own may reach further than ours, and on real models
 # the peak of one module varies up to 13-fold from text to text.
 _SPARE_BITS = 5
-# With more, small weights and activations get lost below float16's range: the error grows from 12 bits on (measured).
-_MOST_BITS = 10
 
 AIM = FLOAT16.largest / 2**_SPARE_BITS
 LIMIT = FLOAT16.largest / 2**LEAST_SPARE_BITS
@@ -84,13 +83,13 @@ def bits_for(peak: float) -> int:
     """Return by how many bits `peak` has to shrink; with fewer to spare where that would take too many."""
     wanted = math.ceil(math.log2(peak / AIM)) if peak > AIM else 0
     least = math.ceil(math.log2(peak / LIMIT)) if peak > LIMIT else 0
-    return max(least, min(wanted, _MOST_BITS))
+    return max(least, min(wanted, MOST_BITS_FOR_ROOM))
 
 
 def _bits_that_make_sure(bound: float | None) -> int:
     """Return by how many bits a hidden state with this bound has to shrink; 0 where that would be too many."""
     bits = math.ceil(math.log2(bound * _ROUNDING / FLOAT16.largest)) if bound else 0
-    return max(0, bits) if bits <= _MOST_BITS else 0
+    return max(0, bits) if bits <= MOST_BITS_FOR_ROOM else 0
 
 
 class _Search:
@@ -206,7 +205,9 @@ class _Search:
         """Return what is out of range in a module that has no island around it."""
         over = next((one for one in self.peaks.beyond(LIMIT) if one.module == module), None)
         name = module or type(self.model).__name__
-        return f"activations reach {over.largest:.3g} in {name}" if over else f"{name} has weights beyond float16"
+        return (
+            f"activations reach {size_text(over.largest)} in {name}" if over else f"{name} has weights beyond float16"
+        )
 
 
 def wide_weights(model: nn.Module, names: Iterable[str] | None = None) -> Iterator[str]:

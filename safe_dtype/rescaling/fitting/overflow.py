@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .peaks import Peak, names_known
+from .peaks import Peak, Peaks, names_known
+
+
+def without_room(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], dtype: torch.dtype, peaks: Peaks, limit: float
+) -> Peak | None:
+    """Return the largest of `peaks` where it exceeds `limit` and results show that such a one does; None: there is room.
+
+    Arguments: as those of `shows`, which runs the model where any exceeds it.
+    """
+    over = peaks.beyond(limit)
+    return over[0] if over and shows(model, batches, dtype, over, limit) else None
 
 
 def shows(

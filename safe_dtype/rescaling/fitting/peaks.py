@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -97,20 +97,28 @@ def record_peaks(
             either.
         blocks: Names of modules whose returned hidden states are looked at as such.
     """
+    with peaks_of_block(model, dtype, blocks=blocks) as peaks, torch.inference_mode():
+        for batch in batches:
+            model(**batch)
+    return peaks()
+
+
+@contextmanager
+def peaks_of_block(
+    model: nn.Module, dtype: torch.dtype, *, blocks: Iterable[str] = ()
+) -> Iterator[Callable[[], Peaks]]:
+    """Look at every run of `model` inside; yield what returns the peaks of all runs so far. Arguments: as `record_peaks`."""
     # A norm with a shift is in float32 once the model is in float16: only what it returns is not.
     wide = frozenset(name for name, _, shift in shifted_modules(model) if shift.is_on_norm)
     watch = _Watch(dtype, wide, KnownBounds(model))
     returned: dict[str, torch.Tensor] = {}
-    with names_known(model, watch), _outputs_seen(model, blocks, returned, watch), torch.inference_mode():
-        for batch in batches:
-            with watch:
-                model(**batch)
-    return Peaks(
-        {key: float(value) for key, value in watch.found.items()},
-        {name: float(value) for name, value in returned.items()},
-        bool(watch.spoiled) if watch.spoiled is not None else False,
-        frozenset(watch.found.keys() - watch.doubtful),
-    )
+    with names_known(model, watch), _outputs_seen(model, blocks, returned, watch), watch:
+        yield lambda: Peaks(
+            {key: float(value) for key, value in watch.found.items()},
+            {name: float(value) for name, value in returned.items()},
+            bool(watch.spoiled) if watch.spoiled is not None else False,
+            frozenset(watch.found.keys() - watch.doubtful),
+        )
 
 
 class Follower(Protocol):
@@ -138,7 +146,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self._looks or self.path[-1] in self._wide:
+        outside = len(self.path) == 1
+        if outside or self._looks or self.path[-1] in self._wide:
             return result
         self._bounds.note(func, args, kwargs, result)
         if not _is_view(func, args, result) and not _is_unwritten(func):

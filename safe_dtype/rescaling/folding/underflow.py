@@ -12,6 +12,8 @@ from torch import Tensor
 from ...facts import Rows
 from ...models.original_weights import Exponents
 
+_AT_ONCE = 2**24  # elements
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Underflow:
@@ -48,6 +50,9 @@ def moved(
 
     Elements that somebody has written over since they were moved count as what they are now.
     """
+    if not weight.dim():
+        product, lost = moved(weight[None], before, after, lost)
+        return product[0], lost
     change = {rows: after.get(rows, 0) - before.get(rows, 0) for rows in (*before, *after)}
     product = multiplied(weight, change)
     undone = multiplied(product, {rows: -exponent for rows, exponent in change.items()})
@@ -74,14 +79,35 @@ def moved_from(whole: Tensor, exponents: Exponents, like: Tensor) -> tuple[Tenso
         exponents: That it is multiplied by.
         like: The weight so far: for its dtype and its device.
     """
+    if not whole.dim():
+        product, lost = moved_from(whole[None], exponents, like[None])
+        return product[0], lost
     whole = whole.to(like.device)
     product = (whole * _all_factors(exponents, whole)).to(like.dtype)
     differs = _wide(product) * _all_factors(_inverse(exponents), whole) != whole
     return product, _kept(product, exponents, whole, differs)
 
 
+def lost_in_half(weight: Tensor, exponents: Exponents) -> float:
+    """Return how much float16 loses of `weight` once it is multiplied: RMS of the loss over that of the weight.
+
+    A part of the weight at a time: beside the largest one of a model there may be no room for three copies of it.
+    """
+    weight = weight if weight.dim() else weight[None]
+    factors = _all_factors(exponents, weight).expand(weight.shape)
+    parts = max(1, weight.numel() // _AT_ONCE)
+    lost, size = 0.0, 0.0
+    for values, factor in zip(weight.chunk(parts), factors.chunk(parts), strict=True):
+        product = _wide(values) * factor
+        size = math.hypot(size, float(torch.linalg.vector_norm(product)))
+        lost = math.hypot(lost, float(torch.linalg.vector_norm(product.half().float() - product)))
+    return lost / size if size else 0.0
+
+
 def unmoved(weight: Tensor, exponents: Exponents, lost: Underflow | None) -> Tensor:
     """Return a moved weight without its exponents, in float32 at least, on the CPU."""
+    if not weight.dim():
+        return unmoved(weight[None], exponents, lost)[0]
     here = weight.detach().cpu()
     whole = _wide(here) * _all_factors(_inverse(exponents), here)
     if lost is not None:

@@ -202,7 +202,7 @@ def test_islands_that_only_keep_room() -> None:
 def test_no_island_for_the_whole_model() -> None:
     """Where a hidden state stays out of range through all blocks there is no island, and the reason names a module."""
     found, doubtful = fit(made("llama"), "llama", problem="nobody found a gauge")
-    assert found.problem == "activations reach 4.22e+05 in model.layers.2 (nobody found a gauge)"
+    assert found.problem == "activations reach 422,000 in model.layers.2 (nobody found a gauge)"
     assert (found.islands, doubtful) == ((), ())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from safe_dtype.rescaling.fitting.overflow import shows
+from safe_dtype.rescaling.fitting.overflow import shows, without_room
 from safe_dtype.rescaling.fitting.peaks import Peak, record_peaks
 
 BF16 = torch.bfloat16
@@ -58,3 +58,12 @@ def test_only_what_is_asked_for() -> None:
     assert shows(model, [{"x": torch.ones(2, 4, dtype=BF16)}], BF16, other, END) is False
     assert not model.head._forward_hooks
     assert not model.head._forward_pre_hooks
+
+
+def test_room_that_is_missing_where_it_shows() -> None:
+    """An operation near the end is named where results depend on it, and none where there is room or nothing depends on it."""
+    batches = [{"x": torch.eye(4, dtype=BF16)}]
+    plain, capped = Headed(lambda one: one), Headed(lambda one: one.clamp(-100, 100))
+    for model, limit, module in ((plain, END, "head"), (plain, 1e6, None), (capped, END, None)):
+        found = without_room(model, batches, BF16, record_peaks(model, batches, BF16), limit)
+        assert (found.module if found else None) == module

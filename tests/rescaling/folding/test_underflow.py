@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safe_dtype.facts import Rescale, Rows
 from safe_dtype.rescaling import Fold
-from safe_dtype.rescaling.folding.underflow import moved, unmoved
+from safe_dtype.rescaling.folding.underflow import moved, moved_from, unmoved
 
 HALF = Rows(0, 0.5, 1.0)
 
@@ -65,6 +65,16 @@ def test_any_way_there_and_back(seed: int) -> None:
             before = after
         assert torch.equal(now.view(torch.int16), weight.view(torch.int16))
         assert lost is None
+
+
+def test_a_weight_that_is_one_number() -> None:
+    """A scale of a whole layer, a parameter without dimensions, is moved as any other."""
+    weight = torch.tensor(0.7771).half()
+    now, lost = moved(weight, {}, {None: -18}, None)
+    assert lost is not None
+    assert torch.equal(unmoved(now, {None: -18}, lost), weight.float())
+    assert torch.equal(moved(now, {None: -18}, {}, lost)[0], weight)
+    assert torch.equal(moved_from(weight.float(), {None: -18}, weight)[0], now)
 
 
 def test_nothing_is_kept_where_nothing_is_lost() -> None:
