@@ -51,7 +51,8 @@ class SafeAuto:
             Transformers' own model, or with `output_loading_info=True` the pair of it and the loading info.
 
         Raises:
-            CheckpointError: If the checkpoint cannot be found or read.
+            CheckpointError: If the checkpoint cannot be found or read; with a strict policy, also if weights are left random
+                because names do not meet.
             PlanError: If no dtype is accepted here, or `plan` contradicts the other arguments.
         """
         request = Request(pretrained_model_name_or_path, kwargs).in_folder()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..facts import CheckpointFacts, ForeseenFailure
 from ..facts.foreseen_failure import LEAVING_OUT
 from .planned_once import already_planned
 from .quiet_load import no_progress_bar
+from .random_weights import kinds
 from .request import Request
 
 _MOST_TENSORS = 5000  # a mixture with a file's tensor for each expert takes seconds beyond that
@@ -66,22 +66,12 @@ def foreseen_of_weights(request: Request, checkpoint: CheckpointFacts) -> Iterat
         yield ForeseenFailure(problem, _AS_PUBLISHED)
     elif report.missing:
         lacking = f"{count} of its weights are" if (count := len(report.missing)) > 1 else "one of its weights is"
-        problem = (
-            f"{lacking} not in its files ({_kinds(report.missing)}), and transformers fills them with random numbers"
-        )
+        problem = f"{lacking} not in its files ({kinds(report.missing, _NAMED)}), and transformers fills them with random numbers"
         yield ForeseenFailure(problem, "download all of its files, or train it first", _RANDOM)
     if report.unexpected:
         more = f"{count} tensors" if (count := len(report.unexpected)) > 1 else "a tensor"
-        problem = (
-            f"its files hold {more} that {checkpoint.architecture} has no place for ({_kinds(report.unexpected)})"
-        )
+        problem = f"its files hold {more} that {checkpoint.architecture} has no place for ({kinds(report.unexpected, _NAMED)})"
         yield ForeseenFailure(problem, "check the `architectures` and sizes in its config.json", LEAVING_OUT)
-
-
-def _kinds(names: tuple[str, ...]) -> str:
-    """Return the first kinds of these names, layers counted as one."""
-    kinds = tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
-    return ", ".join(kinds[:_NAMED]) + (f" and {len(kinds) - _NAMED} more kinds" if len(kinds) > _NAMED else "")
 
 
 def _loaded_without_memory(model_class: Any, request: Request, checkpoint: CheckpointFacts) -> _Report:

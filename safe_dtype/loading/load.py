@@ -34,6 +34,7 @@ from .least_room import require_least_room
 from .plan_request import plan_request
 from .planned_once import already_planned
 from .quantizer_packages import naming_missing_packages
+from .random_weights import looking_for_random_weights
 from .recipe_proof import proved_at_load
 from .request import Request
 from .wide_weights import bring_back_float32, keep_out_of_range
@@ -52,13 +53,20 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             `attn_implementation` and `device_map`.
         plan: The plan for this request.
         model_args: Handed on.
+
+    Raises:
+        CheckpointError: If the plan's policy is strict, and names do not meet so that weights are random. Else that is a
+            warning.
     """
     require_least_room(plan, request)
     arguments = _arguments(plan, request)
     _convert(target, request, plan)
-    with one_at_a_time(), already_planned(), naming_missing_packages(plan):
+    with one_at_a_time(), already_planned(), naming_missing_packages(plan), looking_for_random_weights() as names:
         loaded = _with_offload_folder(target, request, arguments, *model_args)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
+    at_random = names.error_of(model, plan.source)
+    if at_random is not None and plan.policy.mode == "strict":
+        raise at_random
     if plan.dequantized:
         in_one_dtype(model, arguments["dtype"])
     origin = _origin(model, plan, request)
@@ -70,6 +78,8 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             gc.collect()
             return load(target, request, _plan_without_rescue(plan, request), *model_args)
         plan = halved
+    if at_random is not None:
+        warn(str(at_random))
     _join_parts(model, plan)
     _verify(model, plan)
     if plan.policy.mode != "strict" and keep_out_of_range(model, plan):
