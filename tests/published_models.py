@@ -15,7 +15,7 @@ _TEXT = {
     "vocab_size": 160, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-_LATENT = {
+LATENT = {
     "vocab_size": 160, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
     "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
@@ -78,7 +78,7 @@ def _minimax_m2() -> Any:
 
 
 def _kimi_k2() -> Any:
-    return tf.DeepseekV3ForCausalLM(tf.DeepseekV3Config(**_LATENT))
+    return tf.DeepseekV3ForCausalLM(tf.DeepseekV3Config(**LATENT))
 
 
 def _kimi_k25() -> Any:
@@ -88,7 +88,7 @@ def _kimi_k25() -> Any:
     }  # fmt: skip
     return tf.Kimi_K25ForConditionalGeneration(
         tf.Kimi_K25Config(
-            text_config={"model_type": "deepseek_v3", **_LATENT}, vision_config=vision, projection_hidden_size=32,
+            text_config={"model_type": "deepseek_v3", **LATENT}, vision_config=vision, projection_hidden_size=32,
             image_token_id=150, video_token_id=151, vision_start_token_id=152, vision_end_token_id=153,
         )
     )  # fmt: skip

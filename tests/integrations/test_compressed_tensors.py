@@ -6,6 +6,7 @@ compressed-tensors is no dependency of the tests: `nox -s "tool(compressed_tenso
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from published_models import LATENT
 from quantized_models import (
     DOWN,
     NORM,
@@ -20,6 +23,7 @@ from quantized_models import (
     assert_as_plain,
     assert_names_the_fault,
     assert_steps_down,
+    distance,
     load,
     marks_of,
     tiny_qwen3,
@@ -45,6 +49,18 @@ def _int4(name: str, weight: Tensor) -> dict[str, Tensor]:
     words = (codes << (4 * torch.arange(8))).sum(-1)
     packed = torch.where(words >= 2**31, words - 2**32, words).int()
     return {f"{name}_packed": packed, f"{name}_scale": scales, f"{name}_shape": torch.tensor([rows, columns])}
+
+
+def _unpacked(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the numbers that the codes of `_int4` stand for, and all else as it is."""
+    dense = {name: one for name, one in weights.items() if not name.endswith(("_packed", "_scale", "_shape"))}
+    for name, words in weights.items():
+        if name.endswith("_packed"):
+            key = name.removesuffix("_packed")
+            codes = ((words.long()[..., None] >> (4 * torch.arange(8))) & 15).flatten(1) - 8
+            scales = weights[f"{key}_scale"].float().repeat_interleave(GROUP, 1)
+            dense[key] = (codes * scales).bfloat16()
+    return dense
 
 
 def _float8(name: str, weight: Tensor) -> dict[str, Tensor]:
@@ -104,3 +120,41 @@ def test_bytes(folder: Path) -> None:
     model = SafeAutoModelForCausalLM.from_pretrained(folder)
     model(PROMPT)
     assert plan_of(model).cost.weight_bytes == pytest.approx(sum(one.nbytes for one in model.parameters()), rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def kimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kimi-K2-Thinking, tiny: of a type that transformers does not know, its routed experts one by one in INT4."""
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(**LATENT | {"moe_intermediate_size": GROUP})
+    folder = tmp_path_factory.mktemp("kimi") / "model"
+    transformers.DeepseekV3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    weights: dict[str, Tensor] = {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        weights |= _int4(key, tensor) if re.search(r"experts\.\d+\.\w+_proj\.weight$", key) else {key: tensor}
+    assert sum(key.endswith("_packed") for key in weights) == 3 * 4 * 2  # products, experts, layers
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    quantization = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|gate_up|down)_proj.*"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": INT4}},
+    }  # fmt: skip
+    file = folder / "config.json"
+    changes = {"model_type": "kimi_k2", "quantization_config": quantization}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def test_experts_of_an_unknown_type(kimi: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """The codes of the experts of Kimi-K2-Thinking are all found: it answers as the model of the numbers that they stand for."""
+    dense = Path(shutil.copytree(kimi, tmp_path / "dense"))
+    weights = _unpacked(load_file(kimi / "model.safetensors"))
+    save_file(weights, dense / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((dense / "config.json").read_text()) | {"model_type": "deepseek_v3"}
+    del config["quantization_config"]
+    (dense / "config.json").write_text(json.dumps(config))
+    plain = transformers.DeepseekV3ForCausalLM.from_pretrained(dense, dtype=torch.bfloat16).eval()
+    model = load(kimi, torch.bfloat16)
+    assert plan_of(model).quantization == "compressed-tensors"
+    assert distance(model(PROMPT).logits, plain(PROMPT).logits) < 0.01
+    assert not [one for one in recwarn if "random" in str(one.message)]
