@@ -34,8 +34,9 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
 import pytest
 import torch
 from limited_memory import can_limit
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 from recorded_cpu import record_for_children, recorded_cpu
+from transformers.utils import is_gguf_available
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -50,6 +51,13 @@ def _cpu_flag(name: str) -> Callable[[], bool]:
     return has_it
 
 
+def _transformers_reads_gguf() -> bool:
+    try:
+        return bool(is_gguf_available())
+    except InvalidVersion:  # on Python 3.10, where transformers cannot tell which version of gguf is installed
+        return False
+
+
 NEEDS: dict[str, Callable[[], bool]] = {
     "cuda": lambda: torch.cuda.is_available() and torch.version.hip is None,
     "rocm": lambda: torch.cuda.is_available() and torch.version.hip is not None,
@@ -61,6 +69,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "control_group": can_limit,  # a Linux where this process may limit the memory of another
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
+    "gguf_loader": _transformers_reads_gguf,
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),
 }
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 
-import torch
-
 from ..devices import detect_one
 from ..errors import CheckpointError, ConflictError, NoSuchDeviceError, StalePlanError
 from ..facts import DeviceFacts
 from ..planning import MadeFor, Plan, Policy, combine
 from .config_order import with_order_of_config
 from .plan_request import checkpoint_for, readable
-from .request import Request
+from .request import Request, where_tensors_are_made
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ def _here(plan: Plan, request: Request) -> MadeFor:
 def _device(plan: Plan, request: Request) -> DeviceFacts:
     """Return what will compute, as far as the call tells; else the device of the plan, where there is one of its name."""
     # Without these, the caller may move the model anywhere, and the plan may well be for that place.
-    tells_where = request.arguments.get("device_map") is not None or torch.get_default_device().type != "cpu"
+    tells_where = request.arguments.get("device_map") is not None or where_tensors_are_made().type != "cpu"
     if plan.measured and not tells_where:
         with suppress(NoSuchDeviceError):
             return combine([detect_one(one) for one in plan.device.split(",")])

@@ -97,7 +97,7 @@ class Request:
         if device_map is None:
             if self.moved_to is not None:
                 return (self.moved_to,)
-            default = torch.get_default_device()
+            default = where_tensors_are_made()
             return (default_device() if default.type == "cpu" else str(default),)
         if isinstance(device_map, Mapping):
             named = dict.fromkeys(device_name(one) for one in device_map.values())
@@ -130,6 +130,11 @@ def device_name(device: Any) -> str:
         return str(device)
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return f"{kind or 'cuda'}:{device}"
+
+
+def where_tensors_are_made() -> torch.device:
+    """Return torch's default device: the one that was set, or that of a `with torch.device(...)` around the call."""
+    return torch.empty(0).device  # get_default_device of torch 2.6 knows nothing of the second
 
 
 def all_accelerators() -> tuple[str, ...]:

@@ -68,6 +68,7 @@ def test_size_of_nothing(run: Run, tiny_qwen3: Path) -> None:
     assert "has a memory of 0 in its name" in done.stderr
 
 
+@pytest.mark.needs("gguf_loader")
 def test_gguf_by_its_path(run: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     """A GGUF file is a MODEL for `plan` and `generate`; `rescue` says that there is nothing to rescale in it."""
     file = readable_gguf(tmp_path / "m.gguf", "Q8_0", tiny_qwen3)

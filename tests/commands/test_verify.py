@@ -129,6 +129,7 @@ def test_clear_errors(
     assert words in err
 
 
+@pytest.mark.needs("gguf_loader")
 @pytest.mark.parametrize("kind", ["F16", pytest.param("Q8_0", marks=pytest.mark.slow)])
 def test_gguf(verify: Run, tiny_qwen3: Path, tmp_path: Path, kind: str) -> None:
     """A GGUF file is verified with the tokenizer in it, named by its path or by its folder; also as it is planned."""
@@ -148,6 +149,7 @@ def test_gguf(verify: Run, tiny_qwen3: Path, tmp_path: Path, kind: str) -> None:
     assert f"{path}: float32 against float32" in out
 
 
+@pytest.mark.needs("gguf_loader")
 def test_gguf_without_a_tokenizer(verify: Run, tiny_qwen3: Path, tmp_path: Path) -> None:
     """The tokenizer beside the file is taken where it holds none; where there is none the error says what to do."""
     path = readable_gguf(tmp_path / "model.gguf", "Q8_0", None)

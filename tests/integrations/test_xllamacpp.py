@@ -59,6 +59,7 @@ def written(folder: Path, kind: str) -> Path:
     return folder / "model.gguf"
 
 
+@pytest.mark.needs("gguf_loader")
 @pytest.mark.parametrize("name", MADE)
 @pytest.mark.parametrize("kind", ["F32", "BF16", "F16", "Q8_0"])
 def test_read_by_transformers(name: str, kind: str, tmp_path: Path) -> None:
@@ -162,6 +163,7 @@ def test_other_tokenizers(tmp_path: Path) -> None:
             gguf_tokens(tmp_path, 2048)
 
 
+@pytest.mark.needs("gguf_loader")  # which reads the file back
 def test_command(tmp_path: Path, run: Run) -> None:  # noqa: F811
     """`safe-dtype export gguf` prints what was measured, as values of JSON."""
     file = tmp_path / "tiny.gguf"

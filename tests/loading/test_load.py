@@ -149,6 +149,7 @@ def test_adapter(tmp_path: Path, saved: Callable[..., Path]) -> None:
     assert any("lora" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.needs("gguf_loader")
 def test_gguf(tmp_path: Path) -> None:
     """A GGUF file loads as transformers loads it, head and all: its quantizer's rule holds."""
     tiny_gguf(tmp_path / "model.gguf")
@@ -159,6 +160,7 @@ def test_gguf(tmp_path: Path) -> None:
     assert torch.equal(model.lm_head.weight, plain.lm_head.weight)
 
 
+@pytest.mark.needs("gguf_loader")
 @pytest.mark.parametrize("name", ["SafeAutoModel", "SafeAutoModelForCausalLM"])
 def test_gguf_by_its_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a GGUF file loads that file, absolute or relative, also with the plan that was made for that path."""
@@ -173,6 +175,7 @@ def test_gguf_by_its_path(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert torch.equal(model.lm_head.weight, expected.lm_head.weight.to(model.dtype))
 
 
+@pytest.mark.needs("gguf_loader")
 @pytest.mark.parametrize("arguments", [{}, {"gguf_file": "model.gguf"}])
 def test_patch_takes_no_path_of_gguf(arguments: dict[str, str], tmp_path: Path) -> None:
     """Plain transformers refuses the path of a GGUF file: so does the patch, in the same words."""
@@ -184,6 +187,7 @@ def test_patch_takes_no_path_of_gguf(arguments: dict[str, str], tmp_path: Path) 
     assert str(patched.value) == str(plain.value)
 
 
+@pytest.mark.needs("gguf_loader")
 @pytest.mark.parametrize("ordered", [None, "float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0"])
 def test_gguf_as_it_comes_out(kind: str, ordered: str | None, tmp_path: Path) -> None:

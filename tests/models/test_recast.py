@@ -297,6 +297,7 @@ def test_quantizers_with_kernels_of_their_own() -> None:
     assert report(model).events == ()
 
 
+@pytest.mark.needs("gguf_loader")
 def test_dequantized_steps_down(tmp_path: Path) -> None:
     """A quantizer that left dense weights is no reason to stop: the live modules are what is judged."""
     tiny_gguf(tmp_path / "model.gguf")

@@ -72,8 +72,10 @@ def test_what_is_too_large_is_made_smaller() -> None:
 
 def test_memory_stays_as_it_is() -> None:
     """A lack of memory is answered with smaller batches, and ends as accelerate ends it."""
+    answers = [memory.should_reduce_batch_size(RuntimeError(text)) for text in NO_MEMORY]
+    assert any(answers)  # accelerate 1.10 does not know the words of MPS
     with safe_dtype.patched():
-        assert all(memory.should_reduce_batch_size(RuntimeError(text)) for text in NO_MEMORY)
+        assert [memory.should_reduce_batch_size(RuntimeError(text)) for text in NO_MEMORY] == answers
         with pytest.raises(RuntimeError, match="No executable batch size found"):
             trained(Convolution(NO_MEMORY[0]))
 
@@ -126,9 +128,9 @@ def test_accelerate_without_transformers(tmp_path: Path) -> None:
 
 def test_taken_back() -> None:
     """The function is accelerate's own again afterwards, wherever it is held by its name."""
-    import transformers.trainer  # noqa: F401  (holds it)
+    import transformers.trainer  # which holds it in newer versions
 
-    holders = [memory, sys.modules["transformers.trainer"]]
+    holders = [one for one in (memory, transformers.trainer) if hasattr(one, "should_reduce_batch_size")]
     originals = [holder.should_reduce_batch_size for holder in holders]
     with safe_dtype.patched():
         assert len({holder.should_reduce_batch_size for holder in holders} - {*originals}) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
@@ -55,7 +56,12 @@ def has_hook(module: nn.Module) -> bool:
 
 def has_global_hook() -> bool:
     """Whether somebody has put a hook on all modules."""
-    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+    return bool(
+        modules._global_forward_pre_hooks
+        or modules._global_forward_hooks
+        or modules._global_backward_pre_hooks
+        or modules._global_backward_hooks
+    )
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
