@@ -37,7 +37,7 @@ def quantized(backend: str, **options: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("package", "options"),
     [
-        pytest.param("torch", quantized("fp8"), id="fp8"),
+        pytest.param("torch", quantized("fp8"), id="fp8", marks=pytest.mark.needs("transformers>=5.21")),
         pytest.param("optimum.quanto", quantized("quanto", residual_length=8), id="quanto"),
         pytest.param("hqq", quantized("hqq", residual_length=8, nbits=4, axis_key=1, axis_value=1), id="hqq"),
         pytest.param("torch", {"use_cache": False}, id="none"),
