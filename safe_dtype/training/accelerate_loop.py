@@ -19,7 +19,7 @@ from .judge_numbers import forget_unscaled, has_gradients
 from .loop import CLOSURE, Loop, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_accelerator, require_models, require_scale
 from .mistakes.torch_clipping import TorchClipping
-from .switch_precision import engine_of, follow_precision, precision_of, switch_precision
+from .switch_precision import engine_of, follow_precision, precision_of, remember_models, switch_precision
 from .torch_loop import TorchLoop
 
 # Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.
@@ -57,6 +57,7 @@ class AccelerateLoop:
         engine = engine_of(accelerator)
         if engine is not None and accelerator.distributed_type.name in _STEP_THEMSELVES:
             raise NeedsRestart(engine, FLOAT32.name)
+        remember_models(accelerator, models)
         self._accelerator = accelerator
         self._init_scale = init_scale
         self.models = list(models) or list(accelerator._models)

@@ -8,7 +8,7 @@ scaler.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import version
 from types import MethodType
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import NeedsRestart, NotSwitchableError
 from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
@@ -73,7 +74,7 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
     if engine is not None:
         raise NeedsRestart(engine, dtype.name)
     precision_of(accelerator)  # refuses float8
-    models = [] if accelerator.is_fsdp2 else [_Prepared(model) for model in accelerator._models]
+    models = [] if accelerator.is_fsdp2 else [_Prepared(_wrapped_in(model)) for model in accelerator._models]
     for sharded in _sharded(accelerator):
         require_switchable(sharded, dtype)
     if dtype == FLOAT16:
@@ -102,8 +103,23 @@ def follow_precision(accelerator: Any, *, init_scale: float | None = None) -> No
     be scaled as that of this Accelerator is.
     """
     dtype = precision_of(accelerator)
-    if any(vars(_holder(model)).get(_COMPUTES_IN, _NAMES[dtype]) != _NAMES[dtype] for model in accelerator._models):
+    holders = [_holder(_wrapped_in(model)) for model in accelerator._models]
+    if any(vars(holder).get(_COMPUTES_IN, _NAMES[dtype]) != _NAMES[dtype] for holder in holders):
         switch_precision(accelerator, dtype, init_scale=init_scale)
+
+
+def remember_models(accelerator: Any, models: Iterable[nn.Module]) -> None:
+    """Have `accelerator` know those of `models` again that it has prepared, and that its `free_memory` made it forget.
+
+    Without that a switch would leave them as they are. The Trainer calls it as each run begins, and hands a model in DDP, or
+    a compiled one, on as it is. What is put into the list is what `prepare` puts there: the model inside of these.
+    """
+    known = {id(_wrapped_in(model)) for model in accelerator._models}
+    for model in models:
+        wrapped = _wrapped_in(model)
+        if getattr(model, "_is_accelerate_prepared", False) and id(wrapped) not in known:
+            accelerator._models.append(wrapped)
+            known.add(id(wrapped))
 
 
 def _sharded(accelerator: Any) -> list[nn.Module]:
@@ -215,6 +231,21 @@ class _Prepared:
 def _holder(model: Any) -> Any:
     """Return where its attributes are: a compiled module hands those that it does not know on to what it was made of."""
     return getattr(model, "_orig_mod", model)
+
+
+def _wrapped_in(model: Any) -> Any:
+    """Return the model whose forward accelerate wraps: DDP and the compiler come around that one.
+
+    One that was compiled before it was prepared has the wrapper itself.
+    """
+    while not _is_of_accelerate(model.forward):
+        inner = _holder(model)
+        if inner is model:
+            if not isinstance(model, DistributedDataParallel):
+                break
+            inner = model.module
+        model = inner
+    return model
 
 
 def _bare(forward: Any) -> Any:

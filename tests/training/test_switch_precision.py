@@ -289,3 +289,28 @@ def test_what_accelerate_lacks_is_named(name: str) -> None:
         switch_precision(accelerator, FLOAT32)
     assert accelerator.mixed_precision == "bf16"
     assert "_original_forward" in model.__dict__
+
+
+@pytest.mark.parametrize("backend", [DynamoBackend.NO, DynamoBackend.EAGER], ids=["plain", "compiled"])
+def test_model_that_the_accelerator_forgot(backend: DynamoBackend) -> None:
+    """After `free_memory` a guard still changes what its model computes in."""
+    accelerator, model, optimizer = prepared(BFLOAT16, dynamo_plugin=TorchDynamoPlugin(backend=backend))
+    inner = getattr(model, "_orig_mod", model)
+    accelerator.free_memory()
+    accelerator.prepare(optimizer)
+    guard = PrecisionGuard(accelerator, model)
+    assert accelerator._models == [inner]
+    guard.loop.switch(FLOAT32)
+    inner(torch.ones(1, 8))
+    assert inner.dtypes == [torch.float32]
+
+
+def test_compiled_model_that_is_prepared_again() -> None:
+    """It is switched as one that was prepared once."""
+    plugin = TorchDynamoPlugin(backend=DynamoBackend.EAGER)
+    accelerator, model, _ = prepared(BFLOAT16, dynamo_plugin=plugin)
+    accelerator.free_memory()
+    accelerator.prepare(model)
+    switch_precision(accelerator, FLOAT32)
+    model._orig_mod(torch.ones(1, 8))
+    assert model._orig_mod.dtypes == [torch.float32]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from ranks.processes import Launch, outcomes_of, run_ranks
 from training.test_trainer_window import Stream
-from training.trainer_ranks import CASES, MORE_CASES, Case, differences
+from training.trainer_ranks import CASES, MORE_CASES, Case, differences, second_runs
 from training.trainer_runs import Fault, Setting, run
 from transformers import Trainer
 
@@ -31,6 +32,13 @@ def test_one_rank_fails() -> None:
 def test_the_first_rank_fails() -> None:
     """It makes no difference which rank it is."""
     assert_together(CASES + MORE_CASES, failing=0)
+
+
+@pytest.mark.slow
+def test_a_second_run(tmp_path: Path) -> None:
+    """A Trainer that has trained before trains on, comes down in its second run, and is resumed in its precision."""
+    first, second = run_ranks(second_runs, 2, str(tmp_path), launch=Launch(seconds=100))
+    assert first == second == dict.fromkeys(["again", "resumed", "prepared again"], "")
 
 
 class Streaming(Trainer):  # type: ignore[misc]

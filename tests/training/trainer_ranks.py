@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from ranks.processes import begin_case
 from training.trainer_runs import Fault, Setting, difference, run
+from transformers import Trainer
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
+from safe_dtype.training import switch_precision
 
 Case = tuple[str, Fault, Dtype, dict[str, Any]]
 
@@ -55,4 +57,52 @@ def differences(cases: tuple[Case, ...], failing: int) -> dict[str, str]:
     found["KeyError"] = type(
         run(Setting(Fault(2, "key", (*SIXTEEN_BITS, FLOAT32)) if fails_here else None)).error
     ).__name__
+    return found
+
+
+class TrainsAgain(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trains three steps, and then five from the start, on the weights that it has."""
+
+    def train(self, *_: Any, **__: Any) -> Any:
+        """Train twice."""
+        super().train()
+        self.args.max_steps = 5
+        return super().train()
+
+
+class Resumes(Trainer):  # type: ignore[misc]
+    """Trains three steps, and two more from its checkpoint."""
+
+    def train(self, *_: Any, **__: Any) -> Any:
+        """Train, and go on."""
+        super().train()
+        self.args.max_steps = 5
+        return super().train(resume_from_checkpoint=True)
+
+
+def second_runs(folder: str) -> dict[str, str]:
+    """Return where second runs of one Trainer differ from those that were switched by hand, the model in DDP each time."""
+    torch.set_num_threads(1)
+    fails, found = torch.distributed.get_rank() == 1, {}
+    saved = {"save_strategy": "steps", "save_steps": 3}
+    for name, step, other in (
+        ("again", 4, {"trainer": TrainsAgain}),
+        ("resumed", 1, {"trainer": Resumes, "arguments": saved}),
+    ):
+        begin_case(name, 60)
+        common: dict[str, Any] = {"steps": 3, **other}
+        ours = run(Setting(Fault(step) if fails else None, folder=f"{folder}/{name}", **common))
+        by_hand = run(Setting(by_hand=(step, FLOAT16), attached=False, folder=f"{folder}/{name} by hand", **common))
+        found[name] = str(ours.error or "") + str(by_hand.error or "")
+        found[name] += difference(ours.everything(), by_hand.everything())
+        found[name] += "" if ours.rows[-1]["precision"] == "float16" else str(ours.rows[-1])
+    begin_case("prepared again", 60)
+    accelerator, model = ours.trainer.accelerator, ours.trainer.model_wrapped
+    accelerator.free_memory()
+    assert accelerator.prepare(model) is model
+    switch_precision(accelerator, BFLOAT16)
+    computed: list[torch.dtype] = []
+    ours.trainer.model.lm_head.register_forward_hook(lambda *given: computed.append(given[-1].dtype))
+    model(input_ids=torch.ones(1, 4, dtype=torch.long))
+    found["prepared again"] = "" if computed == [torch.bfloat16] else str(computed)
     return found

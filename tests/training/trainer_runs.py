@@ -176,7 +176,10 @@ class SwitchByHand(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Switch."""
         if state.global_step == self.step:
-            switch_precision(self.trainer.accelerator, self.dtype)
+            accelerator = self.trainer.accelerator
+            if not accelerator._models:  # a second run under DDP, or of a compiled model
+                accelerator._models.append(self.trainer.model)
+            switch_precision(accelerator, self.dtype)
 
 
 class Injector:

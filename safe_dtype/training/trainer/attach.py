@@ -21,7 +21,7 @@ from ..ladder import LADDER
 from ..memory.fit_step_down import ModelCall, say_where_it_does_not_fit
 from ..mistakes.check_arguments import require_trainer
 from ..precision_guard import PrecisionGuard
-from ..switch_precision import engine_of, precision_of, switch_precision
+from ..switch_precision import engine_of, precision_of, remember_models, switch_precision
 from .one_norm import OneNorm
 from .trainer_callback import PrecisionCallback, load_scaler
 from .trainer_window import TrainerWindow
@@ -226,6 +226,7 @@ class _Attached:
 
     def _new_guard(self) -> PrecisionGuard:
         trainer, accelerator = self._trainer, self._trainer.accelerator
+        remember_models(accelerator, [trainer.model_wrapped])
         first = self._begin_precision()
         if not accelerator._models:
             raise NotSwitchableError(
@@ -284,6 +285,7 @@ class _Attached:
         if record is not None:
             self._record = replace(record, began_in=self._record.began_in)
             if record.precision in self._ladder(precision_of(self._trainer.accelerator))[1:]:
+                remember_models(self._trainer.accelerator, [self._trainer.model_wrapped])
                 switch_precision(self._trainer.accelerator, record.precision)
                 logger.info("%s goes on in %s, as before", checkpoint, record.precision)
         load_scaler(self._trainer, checkpoint, record, original)
