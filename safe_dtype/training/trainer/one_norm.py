@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import OptState
 
+_REPLACED = ("clip_grad_norm_", "unscale_gradients")
+
 
 class OneNorm:
     """What `accelerator.clip_grad_norm_` computes, computed before it is called, and not again when it is.
@@ -20,14 +22,23 @@ class OneNorm:
         self._accelerator = accelerator
         self._parameters: list[nn.Parameter] = []
         self._norm: torch.Tensor | None = None  # of the gradients as they are now
+        self._gradients: list[tuple[int, int]] = []  # by id, not kept alive; and how often each was written to
+        # What the program has put there itself.
+        self._before = {name: vars(accelerator)[name] for name in _REPLACED if name in vars(accelerator)}
         self._clip, self._unscale = accelerator.clip_grad_norm_, accelerator.unscale_gradients
         accelerator.clip_grad_norm_ = self._clip_by_norm
         accelerator.unscale_gradients = self._unscale_once
 
     def remove(self) -> None:
         """Have the Accelerator clip as it did."""
-        for name in ("clip_grad_norm_", "unscale_gradients"):
-            vars(self._accelerator).pop(name, None)
+        attributes = vars(self._accelerator)
+        for name, ours in zip(_REPLACED, (self._clip_by_norm, self._unscale_once), strict=True):
+            if attributes.get(name) != ours:  # the program has put its own around it since
+                continue
+            if name in self._before:
+                attributes[name] = self._before[name]
+            else:
+                del attributes[name]
 
     def compute(self, model: nn.Module) -> tuple[torch.Tensor, list[nn.Parameter]] | None:
         """Return the norm of all gradients of `model`, and its parameters; None where it is left to accelerate."""
@@ -36,15 +47,26 @@ class OneNorm:
         if self._accelerator.scaler is not None or any(type(gradient) is not torch.Tensor for gradient in gradients):
             return None
         self._norm = torch.nn.utils.get_total_norm(gradients)
+        self._gradients = [(id(gradient), gradient._version) for gradient in gradients]
         return self._norm, self._parameters
 
     def _clip_by_norm(self, parameters: Iterable[nn.Parameter], max_norm: float, norm_type: float = 2) -> Any:
         norm, self._norm = self._norm, None
         parameters = list(parameters) if not isinstance(parameters, nn.Parameter) else [parameters]
-        if norm is None or norm_type != 2 or not _are_the_same(parameters, self._parameters):
+        are_the_same = _are_the_same(parameters, self._parameters) and self._are_unchanged()
+        self._gradients = []
+        if norm is None or norm_type != 2 or not are_the_same or "clip_grad_norm_" in self._before:
             return self._clip(parameters, max_norm, norm_type)
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
+
+    def _are_unchanged(self) -> bool:
+        """Whether nobody has written to the gradients since, nor put others in their place: who wraps the training step may.
+
+        What is written through `.data` torch does not count.
+        """
+        gradients = (parameter.grad for parameter in self._parameters)
+        return self._gradients == [(id(one), one._version) for one in gradients if one is not None]
 
     def _unscale_once(self, optimizer: Any = None) -> None:
         scaler = self._accelerator.scaler
