@@ -21,6 +21,22 @@ def test_what_a_step_does_to_its_inputs() -> None:
     assert step_inputs.are_changed
 
 
+@pytest.mark.parametrize("copies_tensors", [False, True])
+def test_what_lies_deeper(copies_tensors: bool) -> None:
+    """Dicts and lists inside of the inputs are there again as well, and the tensors in them are looked at."""
+    rows = torch.ones(2)
+    inputs = {"chosen": {"labels": rows, "text": "a"}, "images": [{"pixels": (rows,)}, "b"], "seen": []}
+    step_inputs = StepInputs(inputs, copies_tensors=copies_tensors)
+    for _ in range(3):
+        assert (inputs["chosen"]["text"], inputs["images"][1], inputs["seen"]) == ("a", "b", [])  # type: ignore[index]
+        inputs["seen"].append(1)  # type: ignore[union-attr]
+        inputs["chosen"].pop("labels")  # type: ignore[union-attr]
+        inputs["images"].pop(0)  # type: ignore[union-attr, call-overload]
+        inputs = step_inputs.again()
+    rows.mul_(2)
+    assert step_inputs.are_changed
+
+
 def test_writes_without_a_copy() -> None:
     """Nothing is trained on inputs that are not the batch."""
     inputs = {"pixels": torch.ones(2), "features": torch.inference_mode()(torch.ones)(2)}
