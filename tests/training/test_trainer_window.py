@@ -81,3 +81,23 @@ def test_a_window_of_two_epochs(kind: str, micro: int, evaluates: bool) -> None:
     assert ours.error is by_hand.error is None
     assert difference(ours.everything(), by_hand.everything()) == ""
     assert ours.rows[-1]["fallbacks"] == 1
+
+
+class Logging(Trainer):  # type: ignore[misc]
+    """Logs a row in each of its losses."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss, and log it."""
+        loss = super().compute_loss(*args, **kwargs)
+        self.log({"own": loss.item()})
+        return loss
+
+
+@pytest.mark.parametrize(("kind", "micro"), [("nan", 0), ("backward", 1)])
+def test_rows_that_a_step_logs(kind: str, micro: int) -> None:
+    """What a failed attempt has logged itself is not in the log, and what it logs again is there once."""
+    ours = run(Setting(Fault(2, kind, micro=micro), accumulation=2, trainer=Logging))
+    by_hand = run(Setting(by_hand=(2, FLOAT16), attached=False, accumulation=2, trainer=Logging))
+    assert ours.error is by_hand.error is None
+    own, right = ([row["own"] for row in one.trainer.state.log_history if "own" in row] for one in (ours, by_hand))
+    assert own == right

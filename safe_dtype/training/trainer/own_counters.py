@@ -1,8 +1,8 @@
 """What a training step has counted in the Trainer itself, to be taken back where the step is run again.
 
 Subclasses count in `training_step` and `compute_loss`: TRL's trainers append the metrics of every micro-batch to lists,
-some count steps, and some have a running mean of the loss. Of a step that failed nothing of it must stay. What the
-Trainer's own loop counts between the micro-batches (floating point operations, tokens) is right as it is.
+some count steps, some have a running mean of the loss, and some log rows. Of a step that failed nothing of it must stay.
+What the Trainer's own loop counts between the micro-batches (floating point operations, tokens) is right as it is.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ class OwnCounters:
         self._owner = owner
         self._at_start: dict[str, Any] | None = None
         self._changed: set[str] = set()
+        self._logged: list[Any] = []  # rows
 
     def forget(self) -> None:
         """Begin a new window."""
         self._at_start = None
         self._changed.clear()
+        self._logged.clear()
 
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Take note of what the block changes."""
-        attributes = vars(self._owner)
+        attributes, rows = vars(self._owner), len(self._history())
         before = _marks(attributes)
         if self._at_start is None:
             self._at_start = before
@@ -47,6 +49,7 @@ class OwnCounters:
         try:
             yield
         finally:
+            self._logged += self._history()[rows:]
             after = _marks(attributes)
             self._changed |= {
                 name for name in before.keys() | after.keys() if before.get(name, _OPAQUE) != after.get(name, _OPAQUE)
@@ -61,6 +64,15 @@ class OwnCounters:
             else:
                 attributes.pop(name, None)
         self._changed.clear()
+        if self._logged:
+            logged = set(map(id, self._logged))  # and not those of the Trainer's loop in between
+            self._history()[:] = [row for row in self._history() if id(row) not in logged]
+            self._logged.clear()
+
+    def _history(self) -> list[Any]:
+        """Return the rows that were logged so far, by `self.log` in a step too."""
+        history: list[Any] = getattr(getattr(self._owner, "state", None), "log_history", [])
+        return history
 
 
 @dataclass(frozen=True, slots=True)
