@@ -11,7 +11,7 @@ import pytest
 import torch
 from training.test_attach import NoLabels
 from training.trainer_runs import Fault, Run, Setting, difference, run
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32
 from safe_dtype.training.trainer.training_record import StepDown, TrainingRecord
@@ -105,6 +105,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]  # transformers is not t
 
 def test_rows_that_others_report() -> None:
     """What reports to others reads the precision, too, though it was there before."""
+    Reporting.rows.clear()
     run(Setting(Fault(1), callbacks=(Reporting,)))
     assert [row["precision"] for row in Reporting.rows if "loss" in row] == ["bfloat16", *["float16"] * 4]
 
@@ -114,3 +115,38 @@ def test_a_pardon_is_kept(tmp_path: Path) -> None:
     whole = saved_at_3(tmp_path, trainer=NoLabels)
     again = resumed(tmp_path, trainer=NoLabels)
     assert (again.error, whole.passes, again.passes) == (None, 5 + 3, 2)
+
+
+class SavingItself(Trainer):  # type: ignore[misc]
+    """Saves at step 3 without a callback that is told of it, as transformers does on SIGTERM."""
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Log, and save."""
+        super().log(*args, **kwargs)
+        if self.state.global_step == 3:
+            self._save_checkpoint(self.model, trial=None)
+
+
+def test_a_checkpoint_that_no_callback_is_told_of(tmp_path: Path) -> None:
+    """It has the record too, and no `scaler.pt`: a run goes on from it as the one did that saved it."""
+    whole = run(Setting(Fault(1), folder=str(tmp_path), trainer=SavingItself))
+    assert not (tmp_path / "checkpoint-3" / "scaler.pt").exists()
+    again = run(Setting(folder=str(tmp_path), resume=True))
+    assert again.error is None
+    assert [row["precision"] for row in again.rows] == [row["precision"] for row in whole.rows]
+    assert difference(again.everything()["weights"], whole.everything()["weights"]) == ""
+
+
+class NoHistory(Trainer):  # type: ignore[misc]
+    """Reports its rows, and keeps none."""
+
+    def log(self, logs: dict[str, float], *_: Any) -> None:
+        """Report a row."""
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+
+def test_rows_that_are_not_kept() -> None:
+    """A subclass that keeps no history of its rows trains, and what reports them reads the precision."""
+    Reporting.rows.clear()
+    assert run(Setting(Fault(1), trainer=NoHistory, callbacks=(Reporting,))).error is None
+    assert [row["precision"] for row in Reporting.rows if "loss" in row] == ["bfloat16", *["float16"] * 4]

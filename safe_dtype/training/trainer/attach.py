@@ -23,7 +23,7 @@ from ..mistakes.check_arguments import require_trainer
 from ..precision_guard import PrecisionGuard
 from ..switch_precision import engine_of, precision_of, remember_models, switch_precision
 from .one_norm import OneNorm
-from .trainer_callback import PrecisionCallback, load_scaler
+from .trainer_callback import PrecisionCallback, complete_checkpoint, load_scaler
 from .trainer_window import TrainerWindow
 from .training_record import StepDown, TrainingRecord
 
@@ -122,6 +122,7 @@ class _Attached:
         for name, wrapper in (
             ("training_step", self._training_step),
             ("_load_scaler", functools.partial(self._load_scaler, trainer._load_scaler)),
+            ("_save_checkpoint", functools.partial(self._save, trainer._save_checkpoint)),
             ("_hp_search_setup", functools.partial(self._begin_trial, trainer._hp_search_setup)),
             ("_inner_training_loop", functools.partial(self._run, trainer._inner_training_loop)),
         ):
@@ -129,7 +130,7 @@ class _Attached:
         if tell is None:  # `attach` was called
             guard_evaluation(trainer, policy)  # in a patched program every evaluation is guarded
         # First, so that what reports to others reads the rows with what was added to them.
-        self._callback = PrecisionCallback(trainer, self.record, self._begin)
+        self._callback = PrecisionCallback(self.record, self._begin)
         trainer.callback_handler.callbacks.insert(0, self._callback)
         vars(trainer)[_ATTRIBUTE] = self
         if not hasattr(trainer, "__deepcopy__"):
@@ -278,6 +279,11 @@ class _Attached:
             nonfinite_steps=record.nonfinite_steps + nonfinite,
             pardons_losses=self._guard is not None and self._guard.pardons_losses,
         )
+
+    def _save(self, original: Callable[..., Any], model: Any, trial: Any = None, *args: Any) -> Any:
+        returned = original(model, trial, *args)
+        complete_checkpoint(self._trainer, trial, self.record())
+        return returned
 
     def _load_scaler(self, original: Callable[..., Any], checkpoint: str | None) -> None:
         """Go on in the precision that the run was in as the checkpoint was written, and with its loss scale."""

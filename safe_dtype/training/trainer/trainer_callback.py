@@ -19,10 +19,10 @@ _SCALER = "scaler.pt"  # as transformers names it
 
 
 class PrecisionCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Adds `precision`, `fallbacks` and `nonfinite_steps` to every row of losses, and a record to every checkpoint."""
+    """Adds `precision`, `fallbacks` and `nonfinite_steps` to every row of losses."""
 
-    def __init__(self, trainer: Any, record: Callable[[], TrainingRecord], on_begin: Callable[[], None]) -> None:
-        self._trainer, self._record, self._on_begin = trainer, record, on_begin
+    def __init__(self, record: Callable[[], TrainingRecord], on_begin: Callable[[], None]) -> None:
+        self._record, self._on_begin = record, on_begin
 
     def on_train_begin(self, _args: Any, _state: Any, _control: Any, **_: Any) -> None:
         """Begin with a whole window: a run that was interrupted may have left a part of one."""
@@ -33,20 +33,24 @@ class PrecisionCallback(TrainerCallback):  # type: ignore[misc]  # transformers 
         if logs is not None and "loss" in logs:
             row = self._record().for_logs
             logs.update(row)
-            state.log_history[-1].update(row)
+            if state.log_history and "loss" in state.log_history[-1]:  # a subclass may keep its rows elsewhere
+                state.log_history[-1].update(row)
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
-        """Write the record, the scaler in it, and leave a `scaler.pt` only where a plain run with these arguments reads it."""
-        if not args.should_save:
-            return
-        trainer = self._trainer
-        folder = Path(trainer._get_output_dir(trial=getattr(trainer, "_trial", None)))
-        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if not checkpoint.is_dir():  # rotated away, or saved elsewhere by a subclass
-            return
-        self._record().write(checkpoint)
-        if not has_scaler(args):
-            (checkpoint / _SCALER).unlink(missing_ok=True)
+
+def complete_checkpoint(trainer: Any, trial: Any, record: TrainingRecord) -> None:
+    """Write `record`, the scaler in it, and leave a `scaler.pt` only where a plain run with these arguments reads it.
+
+    To be called after each checkpoint of the Trainer, of `trial` in a search, and of a SIGTERM, which no callback is told of.
+    """
+    if not trainer.args.should_save:
+        return
+    folder = Path(trainer._get_output_dir(trial=trial))
+    checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    if not checkpoint.is_dir():  # rotated away, or saved elsewhere by a subclass
+        return
+    record.write(checkpoint)
+    if not has_scaler(trainer.args):
+        (checkpoint / _SCALER).unlink(missing_ok=True)
 
 
 def has_scaler(args: Any) -> bool:
