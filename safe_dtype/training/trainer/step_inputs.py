@@ -66,9 +66,9 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
         return
-    inner = value if type(value) in _SEQUENCES else value.values() if hasattr(value, "keys") else ()
-    for one in filter(_is_copied, inner):
-        yield from _tensors_in(one)
+    parts = value if type(value) in _SEQUENCES else value.values() if hasattr(value, "keys") else ()
+    for part in filter(_is_copied, parts):
+        yield from _tensors_in(part)
 
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
