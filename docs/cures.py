@@ -71,7 +71,10 @@ CURES = {
         "`float32_masters(model, optimizer)` before the first step, or load with `dtype='float32'` and leave 16 bit to mixed "
         "precision."
     ),
-    "NeedsRestart": "Start again from the last checkpoint with the `mixed_precision` that it names. `safe-dtype launch` does so.",
+    "NeedsRestart": (
+        "Where a dtype has failed: start again from the last checkpoint with the `mixed_precision` that it names. Where nothing "
+        "has failed yet: the message names what can be guarded in its place; without the guard it trains as it is."
+    ),
     "NotSwitchableError": "The message names the line to change: most often something that was wrapped after `accelerator.prepare()`.",
     "TrainingDoesNotFitError": (
         "The message has the bytes, and a micro-batch that fits where there is one. Else LoRA, FSDP2, or `device_map='auto'`."

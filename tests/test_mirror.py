@@ -43,7 +43,7 @@ TOGETHER = {
     "commands/plan_page.py": "commands/test_pages.py",
     "commands/rescue_page.py": "commands/test_pages.py",
     "commands/rescue_recipe.py": "publishing/test_share_recipe.py",
-    "loading/recipe_proof.py": "publishing/test_share_recipe.py",
+    "loading/trials/recipe_proof.py": "publishing/test_share_recipe.py",
     "cli/options.py": "cli/test_model_commands.py",
     "cli/report_command.py": "commands/test_machine_issue.py",
     "cli/talk.py": "commands/test_chat.py",

@@ -106,7 +106,7 @@ def _version_here(name: str, carriers: tuple[str, ...]) -> str:
     """Return the release of `name`, without the "+cpu" or "+cu130" of an index: pip chooses among these."""
     if (version := installed_version(*carriers)) is not None:
         return version.partition("+")[0]
-    raise EnvironmentNotFitError(f"{name}, which runs what is exported", "pip install 'safe-dtype[onnx]'")
+    raise EnvironmentNotFitError(f"{name}, which runs what is exported", "`python -m pip install 'safe-dtype[onnx]'`")
 
 
 def _is_complete(folder: Path, pins: tuple[str, ...]) -> bool:

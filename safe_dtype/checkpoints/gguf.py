@@ -25,7 +25,7 @@ def read_gguf(path: Path) -> tuple[tuple[TensorFacts, ...], str | None]:
     try:
         from gguf import GGUFReader
     except ImportError as exc:
-        advice = "python -m pip install 'safe-dtype[gguf]'"
+        advice = "`python -m pip install 'safe-dtype[gguf]'`"
         raise CheckpointError(str(path), "reading GGUF needs the package gguf", advice) from exc
     try:
         reader = GGUFReader(str(path))

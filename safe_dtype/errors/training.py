@@ -12,11 +12,18 @@ class TrainingError(SafeDtypeError, RuntimeError):
 class NeedsRestart(TrainingError):  # noqa: N818  (it names what is to be done)
     """The precision is built into an engine: only a new process can have another."""
 
-    def __init__(self, engine: str, dtype: str) -> None:
-        super().__init__(engine, dtype)
-        self.engine, self.dtype = engine, dtype
+    def __init__(self, engine: str, dtype: str = "", advice: str = "") -> None:
+        super().__init__(engine, dtype, *([advice] if advice else []))
+        self.engine = engine
+        self.dtype = dtype  # to go on in; empty where nothing has failed yet, and the engine is not guarded at all
+        self.advice = advice or _UNGUARDED
 
     def __str__(self) -> str:
+        if not self.dtype:
+            return (
+                f"{self.engine} has its precision built in: no step that fails could be run again in another one, so it is "
+                f"not guarded. Next: {self.advice}."
+            )
         return (
             f"{self.engine} has its precision built in, so this process cannot go on in {self.dtype}. Next: start again "
             f"from the last checkpoint with mixed_precision={_ACCELERATE_NAMES.get(self.dtype, self.dtype)!r}."
@@ -126,4 +133,5 @@ class TrainingDoesNotFitError(TrainingError):
 GRADIENT_BUCKETS = "gradients in buckets of all ranks"  # a kind of memory, of DistributedDataParallel
 
 _WINDOWS = "one window holds all micro-batches of one optimizer step, as in `for attempt in guard.attempts(): with attempt: ...`"
+_UNGUARDED = "train it without the guard; or by DDP or FSDP2, which are guarded"
 _ACCELERATE_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

@@ -131,6 +131,6 @@ def _of_unreadable(kind: object, exc: Exception) -> ForeseenFailure:
         )
     if kind not in transformers.CONFIG_MAPPING:
         problem = f"transformers {transformers.__version__} does not know its model_type {kind!r}"
-        return ForeseenFailure(problem, "python -m pip install --upgrade transformers, or check config.json")
+        return ForeseenFailure(problem, "`python -m pip install --upgrade transformers`, or check config.json")
     why = " ".join(str(exc).split())
     return ForeseenFailure(f"transformers refuses its config.json: {why}", "take the one that its author published")

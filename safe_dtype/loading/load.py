@@ -35,8 +35,8 @@ from .plan_request import plan_request
 from .planned_once import already_planned
 from .quantizer_packages import naming_missing_packages
 from .random_weights import looking_for_random_weights
-from .recipe_proof import proved_at_load
 from .request import Request
+from .trials.recipe_proof import proved_at_load
 from .wide_weights import bring_back_float32, keep_out_of_range
 
 logger = logging.getLogger(__name__)
@@ -181,11 +181,13 @@ def _halved(model: nn.Module, plan: Plan, request: Request) -> Plan | None:
             text = f"{plan.source}: {FILE} does not hold for this model: {exc.problem}. It is not used"
             warn(text)
             return None
-        text = f"{plan.source} was to be loaded in float16. {exc} It is in float32 now"
-        warn(text)
+        text = (
+            f"{plan.source} was to be loaded in float16, and cannot be rescaled: {exc.problem}. It is in float32 now"
+        )
+        warn(f"{text}. Next: dtype='bfloat16', if that takes too much memory")
         with RoundedWeights(model) as weights:  # wherever it stopped
             recast(model, {torch.bfloat16, torch.float16}, torch.float32, original=weights.restored)
-        return in_float32(plan, str(exc))
+        return in_float32(plan, f"it cannot be rescaled for float16: {exc.problem}")
     bring_back_float32(model, plan)
     return plan
 

@@ -12,14 +12,21 @@ import torch
 from torch import nn
 from torch.amp.grad_scaler import OptState
 
-from ..errors import NeedsRestart, TrainingLoopError
-from ..facts import FLOAT16, FLOAT32, Dtype
+from ..errors import TrainingLoopError
+from ..facts import FLOAT16, Dtype
 from .half_base import has_half_base, products_in
 from .judge_numbers import forget_unscaled, has_gradients
 from .loop import CLOSURE, Loop, WindowWatch
 from .mistakes.check_arguments import refuse_engines, require_accelerator, require_models, require_scale
 from .mistakes.torch_clipping import TorchClipping
-from .switch_precision import engine_of, follow_precision, precision_of, remember_models, switch_precision
+from .switch_precision import (
+    engine_of,
+    follow_precision,
+    precision_of,
+    refuse_engine,
+    remember_models,
+    switch_precision,
+)
 from .torch_loop import TorchLoop
 
 # Engines in whose backward and step nobody else has a say, and whose gradients nobody else sees.
@@ -56,7 +63,7 @@ class AccelerateLoop:
     def __init__(self, accelerator: Any, models: Sequence[nn.Module], init_scale: float | None) -> None:
         engine = engine_of(accelerator)
         if engine is not None and accelerator.distributed_type.name in _STEP_THEMSELVES:
-            raise NeedsRestart(engine, FLOAT32.name)
+            refuse_engine(engine)
         remember_models(accelerator, models)
         self._accelerator = accelerator
         self._init_scale = init_scale

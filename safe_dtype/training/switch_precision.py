@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import version
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -28,6 +28,12 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 # By the name of accelerate's DistributedType: each has the precision in its own configuration, made at the start.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "XLA": "XLA"}
+_INSTEAD = {
+    "FSDP1": (
+        "shard by FSDP2, which is guarded: fsdp_version=2 in accelerate, fsdp_config={'version': 2} in TrainingArguments"
+    ),
+    "accelerate's regional compilation": "compile the model as a whole, with use_regional_compilation=False",
+}
 _COMPUTES_IN = "_safe_dtype_computes_in"  # in the __dict__ of a model whose wrapper was changed here
 _OF_STEP = ("_accelerate_step_called", "_optimizer_original_step_method", "_optimizer_patched_step_method")
 
@@ -40,7 +46,7 @@ def precision_of(accelerator: Any) -> Dtype:
     """
     name = accelerator.mixed_precision
     if name not in _DTYPES:
-        raise NeedsRestart(f"mixed_precision={name!r}", FLOAT32.name)
+        raise NeedsRestart(f"mixed_precision={name!r}", advice="ask for 'bf16', 'fp16' or 'no', which are guarded")
     return _DTYPES[name] if accelerator.native_amp else FLOAT32
 
 
@@ -52,6 +58,11 @@ def engine_of(accelerator: Any) -> str | None:
     if accelerator._models and accelerator.state.dynamo_plugin.use_regional_compilation:
         return "accelerate's regional compilation"  # the copy of the model that it compiles has a forward of its own
     return _ENGINES.get(kind)
+
+
+def refuse_engine(engine: str) -> NoReturn:
+    """Raise NeedsRestart before anything has failed, with what to train by instead: in no dtype is it guarded."""
+    raise NeedsRestart(engine, advice=_INSTEAD.get(engine, ""))
 
 
 def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None = None) -> None:

@@ -53,7 +53,7 @@ FAR = {
     "no-model-type": (with_config(model_type=None, architectures=None), "its config.json names no `model_type`"),
     "unknown-model-type": (
         with_config(model_type="frobnicate", architectures=["FrobForCausalLM"]),
-        "does not know its model_type 'frobnicate'. Next: python -m pip install --upgrade transformers",
+        "does not know its model_type 'frobnicate'. Next: `python -m pip install --upgrade transformers`",
     ),
     "own-code": (
         with_config(model_type="own", architectures=["Own"], auto_map={"AutoConfig": "configuration_own.OwnConfig"}),

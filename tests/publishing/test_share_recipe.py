@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from engineered import prompts, saved
+from engineered import engineered, prompts, saved
 from huggingface_hub import HfApi, constants
 from mini_hub import MiniHub
 from publishing.client import connect
 from publishing.loopback import LoopbackHub, status
 
-from safe_dtype import SafeAutoModel, SafeDtypeWarning, plan_of
+from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, plan_of
 from safe_dtype.cli import cli
 from safe_dtype.errors import PublishError
-from safe_dtype.facts.recipe import MOST_BYTES
+from safe_dtype.facts import Rescale
+from safe_dtype.facts.recipe import MOST_BYTES, recipe_keys, recipe_path
 from safe_dtype.hub.client import Hub, HubPatience
+from safe_dtype.loading import Request, checkpoint_for
 from safe_dtype.publishing.share_recipe import share_recipe
+from safe_dtype.rescaling import gauges_for
 
 RECIPES = "org/recipes"
 MEASURING = "measuring whether float16 holds"
@@ -163,6 +167,33 @@ def test_what_does_not_prove_is_refused(
     assert model(**prompts("gemma3", count=1, tokens=16, seed=0)[0]).logits.isfinite().all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "is_taken"), [(6, True), (10, False)])
+def test_a_weight_that_loses_too_much(
+    mini: MiniHub, tmp_path: Path, bits: int, *, is_taken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bits that others may need are too many for small weights: the first that loses more than bfloat16 rounds is named."""
+    small = engineered("llama")
+    with torch.no_grad():
+        for layer in small.model.layers:  # the same function, with what is moved down small already
+            layer.self_attn.v_proj.weight.mul_(2.0**7)
+            layer.self_attn.o_proj.weight.mul_(2.0**-7)
+    small.to(torch.bfloat16).save_pretrained(folder := tmp_path / "small")
+    gauges = {one.name: one for one in gauges_for(small).gauges}
+    values = json.loads(recipe_in(mini).read_text())
+    values["weights"] = [key := recipe_keys(checkpoint_for(Request(str(folder), {})).identity)[0]]
+    values["rescale"] = Rescale(((gauges["residual"], bits), (gauges["mlp.up_proj / mlp.down_proj"], 2))).to_dict()
+    file = mini.repositories[RECIPES] / recipe_path(key)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SafeDtypeWarning)
+        model = SafeAutoModelForCausalLM.from_pretrained(folder, policy=POLICY)
+    refused = [one for one in caught if "self_attn.o_proj.weight would lose 0.0" in str(one.message)]
+    assert (len(refused), bool(plan_of(model).recipe)) == ((0, True) if is_taken else (1, False))
+    assert (MEASURING in caplog.text) is not is_taken
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -199,6 +230,25 @@ def test_offline(
     assert plan_of(SafeAutoModel.from_pretrained(gemma, policy=POLICY)).rescale is not None
     assert mini.requests == []
     assert "offline, so org/recipes is not asked" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["not there", "not for everybody", "out of order"])
+def test_a_repository_that_cannot_be_read(
+    mini: MiniHub, gemma: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong name is warned of, for it would never be noticed; a Hub that fails for now is not. It is measured all the same."""
+    if how == "not there":
+        mini.repositories.clear()
+    mini.gated = frozenset([RECIPES] if how == "not for everybody" else [])
+    mini.broken = frozenset([RECIPES] if how == "out of order" else [])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SafeDtypeWarning)
+        model = SafeAutoModel.from_pretrained(gemma, policy=POLICY)
+    words = [str(one.message) for one in caught if "recipes=org/recipes: it cannot be read" in str(one.message)]
+    assert len(words) == (how != "out of order")
+    assert MEASURING in caplog.text
+    assert plan_of(model).rescale is not None
 
 
 def test_without_the_policy_nobody_is_asked(mini: MiniHub, gemma: Path) -> None:

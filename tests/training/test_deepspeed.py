@@ -71,11 +71,11 @@ def test_an_engine_is_refused(stage: int) -> None:
 
 
 def test_a_config_of_the_trainer() -> None:
-    """A Trainer whose engine is DeepSpeed's is refused by its name, with what to start again with, on a CPU as elsewhere."""
+    """A Trainer whose engine is DeepSpeed's is refused by its name, with what to train by instead, on a CPU as elsewhere."""
     pytest.importorskip("deepspeed")
     zero = {
         "zero_optimization": {"stage": 1}, "bf16": {"enabled": "auto"}, "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto", "zero_allow_untested_optimizer": True,
     }  # fmt: skip
-    with pytest.raises(NeedsRestart, match=r"DeepSpeed has its precision built in.*Next: start again"):
+    with pytest.raises(NeedsRestart, match=r"DeepSpeed has its precision built in.*Next: train it without the guard"):
         run(Setting(arguments={"deepspeed": zero, "optim": "adamw_torch"}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from http import HTTPStatus
 
 from ...errors.warn import warn
 from ...facts import FLOAT16, CheckpointFacts, HalfRange, dtype_named, exceeds
@@ -17,6 +18,8 @@ from ..request import Request
 logger = logging.getLogger(__name__)
 
 _MOST_QUOTED = 160  # characters
+_NOT_FOR_YOU = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_LOG_IN = "log in with `hf auth login`"
 REPOSITORY = "SAFE_DTYPE_RECIPES"  # the variable that names where `recipes=use` looks
 
 # What a file of any shape can lead to on the way through JSON.
@@ -27,7 +30,8 @@ def recipe_for(request: Request, checkpoint: CheckpointFacts, policy: Policy) ->
     """Return what a recipe says it takes to run the checkpoint in float16; None where there is none to use.
 
     One request for each digest of the weights, two at most; none offline. What is no recipe is left aside with a warning,
-    and one whose drift is beyond the policy's limit, or that cannot be asked for, with a line in the log.
+    and so is a repository that is not there, or not for everybody; one whose drift is beyond the policy's limit, or that
+    cannot be asked for now, with a line in the log.
     """
     if policy.recipes == "ignore" or checkpoint.saved == FLOAT16:
         return None
@@ -42,6 +46,8 @@ def recipe_for(request: Request, checkpoint: CheckpointFacts, policy: Policy) ->
         try:
             file = small_file(repo, recipe_path(key), most_bytes=MOST_BYTES, token=request.arguments.get("token"))
         except HubError as error:
+            if error.missing == "repository" or error.ours or error.status in _NOT_FOR_YOU:  # else unseen for ever
+                warn(f"recipes={repo}: it cannot be read ({error.happened}). Next: check its name, or {_LOG_IN}")
             logger.info("%s: no recipe of %s: %s", checkpoint.source, repo, error.happened)
             return None
         if file is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...devices.memory import limits_of
-from ...errors import NeedsRestart, NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
+from ...errors import NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...guarding import FailureKind
 from ...planning import Policy
@@ -21,7 +21,7 @@ from ..ladder import LADDER
 from ..memory.fit_step_down import ModelCall, say_where_it_does_not_fit
 from ..mistakes.check_arguments import require_trainer
 from ..precision_guard import PrecisionGuard
-from ..switch_precision import engine_of, precision_of, remember_models, switch_precision
+from ..switch_precision import engine_of, precision_of, refuse_engine, remember_models, switch_precision
 from .one_norm import OneNorm
 from .trainer_callback import PrecisionCallback, complete_checkpoint, load_scaler
 from .trainer_window import TrainerWindow
@@ -108,7 +108,7 @@ class _Attached:
         self._max_memory = limits_of(max_memory)
         engine = engine_of(trainer.accelerator)
         if engine is not None:
-            raise NeedsRestart(engine, FLOAT32.name)
+            refuse_engine(engine)
         self._trainer, self._policy, self._tell = trainer, policy, tell
         self._is_told = False
         self._guard: PrecisionGuard | None = None

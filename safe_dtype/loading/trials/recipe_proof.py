@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
-from ..errors.of_the_moment import is_of_the_moment
-from ..facts import FLOAT32, Gauge, Move, Rescale, exceeds
-from ..numerics import compute_in
-from ..planning import Plan
-from ..rendering.units import size_text
-from ..rescaling import gauges_for
-from ..rescaling.fitting.bits import LIMIT
-from ..rescaling.fitting.overflow import without_room
-from ..rescaling.fitting.peaks import Peaks, peaks_of_block
-from ..rescaling.folding.prove import RUN_FAILURES
-from ..rescaling.lost_bits import require_bits_kept
-from ..rescaling.to_float16 import own_names
-from ..store.temporary import temporary_folder
-from ..verifying import Checkpoint, drift_from, record_outputs
-from ..verifying.outputs import batch_for
-from .request import Request
-from .trials.second_copy import second_copy_at
+from ...errors import CheckpointError, NothingToCompareError, RescaleError, VerifyError
+from ...errors.of_the_moment import is_of_the_moment
+from ...facts import FLOAT32, Gauge, Move, Rescale, exceeds
+from ...numerics import compute_in
+from ...planning import Plan
+from ...rendering.units import size_text
+from ...rescaling import gauges_for
+from ...rescaling.fitting.bits import LIMIT
+from ...rescaling.fitting.overflow import without_room
+from ...rescaling.fitting.peaks import Peaks, peaks_of_block
+from ...rescaling.folding.prove import RUN_FAILURES
+from ...rescaling.lost_bits import require_bits_kept
+from ...rescaling.to_float16 import own_names
+from ...store.temporary import temporary_folder
+from ...verifying import Checkpoint, drift_from, record_outputs
+from ...verifying.outputs import batch_for
+from ..request import Request
+from .second_copy import second_copy_at
 
 _NOISE = 1.1  # what a bound that was just kept in bfloat16 may be exceeded by in float16
 _TOKENS = 64  # of our text: as many as show a range that does not hold, few enough for every load
