@@ -23,6 +23,7 @@ from safe_dtype.ranks.failed_dtypes import write_verdict
 from safe_dtype.training import PrecisionGuard, TorchLoop
 from safe_dtype.training.judge_error import reason_in
 
+NO_KERNEL = "\"addmm_impl_cpu_\" not implemented for 'BFloat16'"
 EITHER = pytest.mark.parametrize("uses_accelerate", [False, True], ids=["torch", "accelerate"])
 
 
@@ -96,6 +97,27 @@ def test_a_loop_that_scales_no_loss(clips: bool) -> None:
                 loop.clip_grad_norm_(layer.weight, 10.0)
             optimizer.step()
     assert [event.after for event in guard.events] == [FLOAT16, FLOAT32]
+    assert torch.equal(layer.weight, before - 0.5)
+
+
+@pytest.mark.parametrize("is_left", [False, True], ids=["none before", "one of the window before"])
+def test_passes_that_nobody_is_told_of(is_left: bool) -> None:
+    """What `loss.backward()` has added before an exception is forgotten: the window runs again without it."""
+    layer, rows = nn.Linear(2, 1, bias=False), torch.ones(1, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    if is_left:
+        layer.weight.grad = torch.ones(1, 2)
+    loop = TorchLoop(layer, optimizer, "bfloat16")
+    before = layer.weight.detach().clone()
+    guard = PrecisionGuard(loop)
+    for attempt in guard.attempts():
+        with attempt:
+            if is_left:
+                optimizer.zero_grad()
+            layer(rows).sum().backward()
+            if loop.dtype != FLOAT32:
+                raise RuntimeError(NO_KERNEL)
+            optimizer.step()
     assert torch.equal(layer.weight, before - 0.5)
 
 
