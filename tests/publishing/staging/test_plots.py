@@ -39,15 +39,17 @@ def test_what_is_not_finite_is_marked() -> None:
     assert sum(one.get("class") == "nonfinite" for one in parsed(picture).iter(f"{SVG}path")) == 2
 
 
-@pytest.mark.parametrize(("value", "over"), [(66000.0, True), (65000.0, False), (math.inf, True)])
-def test_the_limit_lies_where_float16_ends(value: float, over: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "over", "text"), [(66000.0, True, "66,000"), (65000.0, False, "65,000"), (math.inf, True, "infinity")]
+)
+def test_the_limit_lies_where_float16_ends(value: float, over: bool, text: str) -> None:
     """A bar crosses the dashed line exactly where its number is beyond 65504."""
     picture = parsed(ranges_svg([LayerRange("a<b", 1.0, value)], "float16"))
     limit = next(one for one in picture.iter(f"{SVG}path") if one.get("class") == "limit").attrib["d"]
     bar = list(picture.iter(f"{SVG}rect"))[-1]
     end = float(bar.attrib["x"]) + float(bar.attrib["width"])
     assert (end >= float(limit[1:].split()[0])) is over
-    assert next(picture.iter(f"{SVG}title")).text == f"a<b: 1 in float32, {value:.4g} in this variant"
+    assert next(picture.iter(f"{SVG}title")).text == f"a<b: 1 in float32, {text} in this variant"
 
 
 def test_nothing_to_draw() -> None:
