@@ -1,5 +1,7 @@
 """What to do about each error and warning of safe_dtype: the column of docs/errors.md that no docstring has."""
 
+_BASE = "Catch it to catch all kinds below; each has its own cure."
+
 CURES = {
     "SafeDtypeError": "Catch it to catch all of them. The message ends with what to do, after `Next:`.",
     "SafeDtypeWarning": (
@@ -30,10 +32,10 @@ CURES = {
         "Check the name and the revision. Without a network: `HF_HUB_OFFLINE=1` reads only what was downloaded before."
     ),
     "GatedCheckpointError": "Ask for access on the page of the model, then `hf auth login`.",
-    "CorruptCheckpointError": "Download the file that it names again.",
-    "MissingShardError": "Download the files that it names; an interrupted download leaves such a folder.",
+    "CorruptCheckpointError": "Download the file that it names again: `hf download ORG/NAME FILE --force-download`.",
+    "MissingShardError": "Download it again, for an interrupted download leaves such a folder: `hf download ORG/NAME` fetches what is missing.",
     "UnsafeCheckpointError": "Ask its author for safetensors. Nothing of it was run.",
-    "PlanError": "Its kinds follow.",
+    "PlanError": _BASE,
     "NoSafeDtypeError": (
         "The message has one reason for each dtype, and what helps against it: most often a `ladder` in the policy leaves too "
         "little. For want of memory alone a model is spread instead: see [Not enough memory](memory.md)."
@@ -54,7 +56,7 @@ CURES = {
         "Install what it names, or load the model that it was quantized from. Which method runs where: "
         "[Quantized models](quantized.md)."
     ),
-    "GuardError": "Its kinds follow. The failure itself is its `__cause__`.",
+    "GuardError": f"{_BASE} The failure itself is its `__cause__`.",
     "NotGuardedError": "`safe_dtype.guard(model)`, or load it with `SafeAutoModel`.",
     "NoDtypeLeft": (
         "See the cause, and the attempts in the message. No room for float32: free memory, or `device_map='auto'`. The same in "
@@ -65,8 +67,8 @@ CURES = {
         "Start the process again. Where the text blamed a dtype, the next start plans around it; else "
         "`CUDA_LAUNCH_BLOCKING=1` names the operation."
     ),
-    "RescaleError": "Load it in bfloat16 or float32.",
-    "TrainingError": "The message says what to do; its kinds follow.",
+    "RescaleError": "Load it in another dtype: `dtype='bfloat16'` or `dtype='float32'`. Which would be fastest here: `safe-dtype plan MODEL`.",
+    "TrainingError": _BASE,
     "HalfParametersError": (
         "`float32_masters(model, optimizer)` before the first step, or load with `dtype='float32'` and leave 16 bit to mixed "
         "precision."
@@ -81,19 +83,22 @@ CURES = {
     ),
     "TrainingLoopError": "Write the loop as [A loop of one's own](training.md#a-loop-of-ones-own) has it: one window, one optimizer step.",
     "LaunchError": "The message names the option of `accelerate launch` to change. `--dry-run` shows what would be started.",
-    "RanksError": "Its kinds follow.",
+    "RanksError": _BASE,
     "PeerLostError": (
         "Look for the first error in the logs of all ranks, and start the job again. `safe-dtype launch` restarts all ranks "
         "together."
     ),
     "RanksDisagreeError": "Give every rank the same files, policy and plan: the message says who holds what.",
     "RemoteFailure": "Nothing is wrong with this rank: look at the log of the rank that it names.",
-    "VerifyError": "Its kinds follow.",
-    "UnsteadyReferenceError": "Look for dropout that is on, sampling, or kernels that are not deterministic.",
+    "VerifyError": _BASE,
+    "UnsteadyReferenceError": (
+        "Call `model.eval()` where dropout is on, and compare logits, not sampled texts. A kernel that is not deterministic is named by "
+        "`torch.use_deterministic_algorithms(True)`."
+    ),
     "DegenerateReferenceError": "Check that the reference's weights were loaded, and take it in float32.",
     "IncomparableOutputsError": "Compare models of the same architecture, on the same batches in the same order.",
     "NothingToCompareError": "Pass at least one batch, and a text of a few sentences.",
-    "OptimizeError": "Its kinds follow.",
+    "OptimizeError": _BASE,
     "EnvironmentNotFitError": "The message names what to install or to free. The exit status is 5.",
     "NotOptimizableError": "The message names the input that cannot be made: pass it by `--inputs FILE` or `inputs=`.",
     "NotExportableError": "The message names what the format does not hold, and what writes it instead.",

@@ -64,9 +64,9 @@ def keep(script: Path, job: Job, printed: str) -> None:
     (folder / f"{job.__name__}.txt").write_text(printed, encoding="utf-8")
 
 
-def section(script: str, job: Job) -> str:
-    """Return a job in Markdown: its name, what it is for, its code, and what was seen."""
+def section(script: str, job: Job, title: str = "") -> str:
+    """Return a job in Markdown: its title, else its name; what it is for, its code, and what was seen."""
     doc = inspect.getdoc(job)
     body = textwrap.dedent(inspect.getsource(job).split('"""', 2)[2].lstrip("\n"))
     seen = (HERE / script / f"{job.__name__}.txt").read_text(encoding="utf-8")
-    return f"## {job.__name__}\n\n{doc}\n\n```py\n{body}```\n\n```text\n{seen}```\n\n"
+    return f"## {title or job.__name__}\n\n{doc}\n\n```py\n{body}```\n\n```text\n{seen}```\n\n"

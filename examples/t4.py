@@ -95,6 +95,11 @@ def rtx_20() -> None:
 
 
 JOBS = (claims, measured, plan, overflow, first_load, second_load, script, v100, rtx_20)
+TITLES = {
+    "claims": "What torch claims", "measured": "What is measured", "plan": "The plan", "overflow": "float16 without safe_dtype",
+    "first_load": "The first load", "second_load": "Later loads", "script": "A program that knows nothing of safe_dtype",
+    "v100": "A V100 whose libraries refuse bfloat16", "rtx_20": "An RTX 2080 Ti",
+}  # fmt: skip  # of their sections in docs/t4.md
 _CARDS = {"v100": "V100", "rtx_20": "RTX 2080 Ti"}  # all others meet a T4
 
 

@@ -62,7 +62,7 @@ def audit(*, model: str, revision: str | None, plot: Path | None, form: str) -> 
 @click.option(
     "--text",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A text to run MODEL on, in UTF-8, whatever is remembered.  [default: a text of ours, once]",
+    help="Measure on this text, in UTF-8, also where a result is remembered.  [default: a text of ours, once]",
 )
 @MAX_DRIFT
 @REVISION

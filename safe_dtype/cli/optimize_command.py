@@ -54,9 +54,12 @@ class _Ends(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     help="The folder to write; only --dry-run needs none.",
 )
 @click.option(
-    "--form", "wanted", type=click.Choice(_FORMS), default="auto", show_default=True, help="The form to make."
+    "--form", "wanted", type=click.Choice(_FORMS), default="auto", show_default=True,
+    help="The form to make: --dry-run says what each is. auto: every one, and the fastest is kept.",
+)  # fmt: skip
+@click.option(
+    "--dtype", default="auto", show_default=True, metavar="DTYPE", help="The dtype to make it in. auto: every one."
 )
-@click.option("--dtype", default="auto", show_default=True, metavar="DTYPE", help="The dtype to make it in.")
 @click.option("--batch", type=_Ends(), help="How many rows a call may have.  [default: as many as the inputs]")
 @click.option("--size", type=_Ends(), help="How high and wide images may be, in pixels.")
 @click.option("--length", type=_Ends(), help="How long token sequences may be.")

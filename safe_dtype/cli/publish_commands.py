@@ -61,7 +61,7 @@ def publish() -> None:
 @click.option("--out", required=True, type=NewFolder(), metavar="DIR", help="Where to stage it.")
 @_stages
 def stage(*, source: str, out: Path, **options: Any) -> None:
-    """Make the folder that is to be published of SOURCE, and measure it.
+    """Make a folder of SOURCE that can be published, and measure it.
 
     SOURCE is a repository, a folder, or what `optimize` made. Nothing is sent.
     """
