@@ -18,6 +18,7 @@ SCRIPTS = (
     "loading --later --name loading_later",
     "routes",
     "rows",
+    "layers_together layers_together",
     "generation",
     "profile_token",
     "attention",

@@ -4,8 +4,8 @@
     python benchmarks/training_steps.py single --more      # another 70 s, to what results/training_steps_single.json has
 
 One model is trained in one process (ranks: in two, under DistributedDataParallel and gloo, a thread each), in fours of steps:
-plain, guarded, guarded, plain, and the other way round in every second four, so that what changes slowly falls out. Of a
-four counts the ratio of its guarded steps to its plain ones, by the clock and by the time on a core of all threads of the
+two plain ones and two guarded ones, in each of the six orders equally often and these shuffled, so that neither what changes
+slowly nor what a step leaves to the next counts for one of them. Of a four counts the ratio of its guarded steps to its plain ones, by the clock and by the time on a core of all threads of the
 process. Given is the median of all ratios and the interval in which it lies with 95 %, by drawing the fours anew.
 
 That interval is as wide as the machine is restless. What the guard itself takes is measured beside it, in the guarded steps: the
@@ -19,6 +19,7 @@ in milliseconds can be held to a whole step.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 import statistics
@@ -148,12 +149,10 @@ def fours(seconds: float, part: str) -> dict[str, Any]:
     end = time.perf_counter() + seconds
     rows: list[list[float]] = []
     while _goes_on(end):
-        order = (steps.plain, steps.guarded, steps.guarded, steps.plain)
-        if len(rows) % 2:
-            order = (steps.guarded, steps.plain, steps.plain, steps.guarded)
-        first, second, third, fourth = (step() for step in order)
-        ours, others = ((second, third), (first, fourth))[:: -1 if len(rows) % 2 else 1]
-        rows.append([sum(column) for pair in (others, ours) for column in zip(*pair, strict=True)])
+        taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+        for is_guarded in _order(len(rows)):
+            taken[is_guarded].append(steps.guarded() if is_guarded else steps.plain())
+        rows.append([sum(column) for pair in taken.values() for column in zip(*pair, strict=True)])
     count = 2 * len(rows)
     return {
         "fours": rows,  # seconds and seconds on a core of two plain steps, and of two guarded ones
@@ -163,6 +162,13 @@ def fours(seconds: float, part: str) -> dict[str, Any]:
         "batch": steps.tokens.shape[0],
         "tokens": steps.tokens.shape[1],
     }
+
+
+def _order(four: int) -> tuple[bool, ...]:
+    """Return which steps of a four are guarded: each order once in six fours, the same on all ranks."""
+    orders = sorted(set(itertools.permutations((False, False, True, True))))
+    random.Random(four // len(orders)).shuffle(orders)
+    return orders[four % len(orders)]
 
 
 def _goes_on(end: float) -> bool:

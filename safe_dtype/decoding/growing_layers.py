@@ -10,7 +10,7 @@ again when nothing but steps has happened to it in between: beams and assisted d
 from __future__ import annotations
 
 import copyreg
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,19 @@ from ..numerics.followed import is_followed
 # Below this a concatenation is quicker than writing behind it, which takes four calls in the place of one.
 _LEAST_BYTES = 2**17
 _ROOM = "_safe_dtype_room"
+
+
+class PlaceBehind(NamedTuple):
+    """Where the next position of a layer is written, behind those that it shows; addresses, and strides in numbers."""
+
+    keys: int  # the first that is shown
+    values: int
+    new_keys: int
+    new_values: int
+    length: int  # positions that are shown
+    end: int  # what has been written until now
+    key_strides: tuple[int, ...]  # from one item of the batch, one head and one position to the next
+    value_strides: tuple[int, ...]
 
 
 class _Room:
@@ -59,18 +72,34 @@ class _Room:
             keys: Shape (batch, heads, new positions, width), for which `fits` holds.
             values: The same of the values.
         """
+        new = keys.shape[2]
+        if not self.has_place(new, _LEAST_BYTES):
+            return None
+        assert self._keys is not None
+        assert self._values is not None
+        self._keys.narrow(2, self._end, new).copy_(keys)
+        self._values.narrow(2, self._end, new).copy_(values)
+        return self.taken(new)
+
+    def has_place(self, new: int, least: int) -> bool:
+        """Whether there is place behind what is shown; it is made where keys have `least` bytes.
+
+        Args:
+            new: For so many positions.
+            least: Of fewer bytes no place is made.
+        """
         past_keys, past_values = self._shown_keys, self._shown_values
         assert past_keys is not None
         assert past_values is not None
-        length, new = past_keys.shape[2], keys.shape[2]
+        length = past_keys.shape[2]
         if (
             self._keys is None
             or self._values is None
             or self._end + new > self._keys.shape[2]
             or not self._is_end(length)
         ):
-            if past_keys.nbytes < _LEAST_BYTES:
-                return None
+            if past_keys.nbytes < least:
+                return False
             capacity = self._capacity(length + new)
             self._keys = _with_room(past_keys, capacity)
             self._values = _with_room(past_values, capacity)
@@ -80,11 +109,34 @@ class _Room:
                 self._values.stride(2) * self._values.itemsize,
             )
             self._end = length
-        begin, stop = self._end - length, self._end + new
-        self._keys.narrow(2, self._end, new).copy_(keys)
-        self._values.narrow(2, self._end, new).copy_(values)
-        self._end = stop
-        return self._keys.narrow(2, begin, stop - begin), self._values.narrow(2, begin, stop - begin)
+        return True
+
+    def place(self) -> PlaceBehind:
+        """Return where the next position is written, `has_place` being true, and where all of them lie."""
+        assert self._shown_keys is not None
+        assert self._keys is not None
+        assert self._values is not None
+        length = self._shown_keys.shape[2]
+        to_first, to_next = self._end - length, self._end
+        return PlaceBehind(
+            self._keys_at + to_first * self._key_bytes, self._values_at + to_first * self._value_bytes,
+            self._keys_at + to_next * self._key_bytes, self._values_at + to_next * self._value_bytes,
+            length, to_next, self._keys.stride()[:3], self._values.stride()[:3],
+        )  # fmt: skip
+
+    def ends_at(self, end: int) -> bool:
+        """Whether what was written ends there."""
+        return self._keys is not None and self._end == end
+
+    def taken(self, new: int) -> tuple[Tensor, Tensor]:
+        """Return what is shown with as many positions behind it, which are written there."""
+        assert self._shown_keys is not None
+        assert self._keys is not None
+        assert self._values is not None
+        length = self._shown_keys.shape[2]
+        begin = self._end - length
+        self._end += new
+        return self._keys.narrow(2, begin, length + new), self._values.narrow(2, begin, length + new)
 
     def _is_end(self, length: int) -> bool:
         """Whether what is shown is the last `length` positions still: the `data` of a tensor can be replaced."""
@@ -137,6 +189,45 @@ def _appended(layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
     ):
         return room.append(keys, values)
     return None
+
+
+def has_steps_alone(layer: Any) -> bool:
+    """Whether a layer of a cache keeps room ahead for whole sequences, and nothing but steps has happened to it."""
+    return type(layer) is GrowingLayer and "update" not in layer.__dict__ and layer.__dict__[_ROOM].holds(layer)
+
+
+def place_behind(layer: Any, shape: tuple[int, int, int], dtype: torch.dtype) -> PlaceBehind | None:
+    """Return where other code than `update` can write a position, which `take_place` shows then; None: nowhere.
+
+    Args:
+        layer: Of a cache.
+        shape: batch, heads and width of the keys and values of a position.
+        dtype: Theirs.
+    """
+    if not has_steps_alone(layer) or torch._C._is_tracing() or is_followed():
+        return None
+    room: _Room = layer.__dict__[_ROOM]
+    for past in (layer.keys, layer.values):
+        if (
+            type(past) is not Tensor
+            or not past.is_cpu
+            or past.dtype is not dtype
+            or (*past.shape[:2], past.shape[3]) != shape
+            or (past.is_inference() and not torch.is_inference_mode_enabled())
+            or (torch.is_grad_enabled() and past.requires_grad)
+        ):
+            return None
+    return room.place() if room.has_place(1, 0) else None
+
+
+def take_place(layer: Any, place: PlaceBehind) -> bool:
+    """Have a layer show what was written at `place`; return whether it is as it was when `place` was found."""
+    room: _Room | None = layer.__dict__.get(_ROOM)
+    if room is None or not room.holds(layer) or not room.ends_at(place.end):
+        return False
+    layer.keys, layer.values = room.taken(1)
+    room.show(layer.keys, layer.values, is_written=True)
+    return True
 
 
 def _plain_copy(layer: Any, kind: Any) -> Any:

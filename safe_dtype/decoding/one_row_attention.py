@@ -17,7 +17,7 @@ from ..models.forwards.plain_calls import is_watched
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _ATTENTION = torch._C._nn.scaled_dot_product_attention
-_LEAST_POSITIONS = 32  # up to there any form takes microseconds
+LEAST_POSITIONS = 32  # up to there any form takes microseconds
 
 
 def is_quicker_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
@@ -38,7 +38,7 @@ def is_quicker_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         and query.is_cpu
         and key.is_cpu
         and shared == value.shape
-        and shared[2] >= _LEAST_POSITIONS
+        and shared[2] >= LEAST_POSITIONS
         and shape[0] == shared[0]
         and shared[1] > 0
         and shape[1] % shared[1] == 0
@@ -46,9 +46,14 @@ def is_quicker_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
         and query.dtype is key.dtype is value.dtype
         and (mask is None or (mask.dim() == 4 and (mask.shape[1] == 1 or shape[1] == shared[1])))
         and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
-        and F.scaled_dot_product_attention is _ATTENTION  # a patch is there to be called
+        and is_torchs_own()
         and not is_watched()
     )
+
+
+def is_torchs_own() -> bool:
+    """Whether torch's attention is its own: a patch is there to be called."""
+    return F.scaled_dot_product_attention is _ATTENTION
 
 
 def attention_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

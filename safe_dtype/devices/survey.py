@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..facts import COMPUTE, DeviceFacts, Dtype
+from ..kernels.machine_code import sources_digest
 from ..store import one_process_at_a_time
 from ..store.keys import verdicts_key
 from .cache import load, store
@@ -65,4 +66,5 @@ def _key(
         "dtypes": [dtype.name for dtype in dtypes],
         "widths": [list(width) for width in widths],
         "ops": list(ops),
+        "kernels": sources_digest(),  # what was measured of one release says little of another's
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from .machine_code import address_of
+from .programs.call import At, KernelCall
 from .target import target
 from .threads import bits_of, room, run
 
@@ -54,17 +56,49 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return output
 
 
-def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether `attend` computes this on this machine."""
-    heads, shared = query.shape[1], key.shape[1]
+def attention_of_row(
+    places: tuple[At, At, At, At, At, At], strides: Sequence[int | At], positions: At, shape: tuple[int, int, int, int],
+    scale: float, dtype: torch.dtype,
+) -> KernelCall:  # fmt: skip
+    """Return the call that writes the attention of one row a head as `attend` does.
+
+    Args:
+        places: Of the query, of shape (batch, heads, width), of keys, values and the output, of room for the query in
+            float32, and for a float a head and position.
+        strides: Of keys and of values: from one item of the batch, one head and one position to the next, in numbers.
+        positions: How many there are.
+        shape: batch, heads, shared heads and width.
+        scale: What scores are multiplied by before the softmax.
+        dtype: Of all numbers.
+
+    Raises:
+        RuntimeError: If there is no code for this on this machine: see `has_attention`.
+    """
+    batch, heads, shared, width = shape
+    address = _address(dtype, heads // shared)
+    if address is None:
+        raise RuntimeError(f"no attention of {heads // shared} heads each in {dtype} is compiled here")
+    fields = (*places, bits_of(scale), shared, positions, width, heads * width, width, *strides)
+    return KernelCall(address, batch * shared, 1, fields)
+
+
+def has_attention(heads: int, shared: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether `attend` computes attention of so many heads, and heads that are shared, of a width on this machine."""
     return (
-        query.shape[3] % WIDTHS == 0
+        width % WIDTHS == 0
         and shared > 0
         and heads % shared == 0
         and heads // shared <= MOST_SHARING
-        and query.stride(3) == key.stride(3) == value.stride(3) == 1
+        and _address(dtype, heads // shared) is not None
+    )
+
+
+def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `attend` computes this on this machine."""
+    return (
+        query.stride(3) == key.stride(3) == value.stride(3) == 1
         and not (query.is_neg() or key.is_neg() or value.is_neg())
-        and _address(query.dtype, heads // shared) is not None
+        and has_attention(query.shape[1], key.shape[1], query.shape[3], query.dtype)
     )
 
 

@@ -30,8 +30,8 @@ def address_of(function: str, written_by: str, *parameters: str) -> int | None:
 
     Args:
         function: Its name in the module that is compiled.
-        written_by: What writes that module in LLVM's own language: a function of this room, in a file of its name. What
-            it writes depends on its parameters alone, and calls nothing outside of it. The code is remembered under
+        written_by: What writes that module in LLVM's own language: a function of this room, in a file of its name, as
+            `folder.name` in a folder of it. What it writes depends on its parameters alone, and calls nothing outside of it. The code is remembered under
             its name, these and the sources of the room.
         parameters: Its arguments.
 
@@ -63,7 +63,7 @@ def _loaded(function: str, written_by: str, parameters: tuple[str, ...], cpu: Co
     key = _key(written_by, parameters, cpu)
     code = recall(key, _read) if _is_ours(file_of(key)) else None
     if code is None:
-        write = getattr(import_module(f".{written_by}", __package__), written_by)
+        write = getattr(import_module(f".{written_by}", __package__), written_by.rpartition(".")[2])
         code = _compiled(binding, machine, write(*parameters))
         remember(key, {"code": base64.b64encode(code).decode()})
     engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
@@ -100,7 +100,7 @@ def _key(written_by: str, parameters: tuple[str, ...], cpu: CompileTarget) -> Ke
         "triple": cpu.triple,
         "features": cpu.features,
         "llvm": cpu.llvm,
-        "sources": _sources(),
+        "sources": sources_digest(),
     }
 
 
@@ -139,10 +139,10 @@ def _has_others(group: int) -> bool:
     return members.gr_name != own.pw_name or not {own.pw_name}.issuperset(members.gr_mem)
 
 
-def _sources() -> str:
-    """Return a digest of everything in this room: any of it may change what is compiled."""
+def sources_digest() -> str:
+    """Return a digest of everything in this room: any of it may change what is compiled, and how fast that is."""
     if not _digest:
-        texts = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+        texts = [file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))]
         _digest.append(hashlib.sha256(b"\0".join(texts)).hexdigest())
     return _digest[0]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .machine_code import address_of
+from .programs.call import At, KernelCall
 from .target import name_in_code
 from .threads import bits_of, run
 
@@ -31,9 +32,7 @@ def normalize_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Raises:
         RuntimeError: If there is no code for this dtype on this machine: see `can_normalize`.
     """
-    address = _address(x.dtype)
-    if address is None:
-        raise RuntimeError(f"no norm of rows in {x.dtype} is compiled here")
+    address = _compiled(x.dtype)
     width = weight.shape[0]
     y = torch.empty_like(x)
     fields = (x.data_ptr(), y.data_ptr(), weight.data_ptr(), width, bits_of(epsilon))
@@ -41,9 +40,34 @@ def normalize_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return y
 
 
+def norm_of_rows(x: At, y: At, weight: int, epsilon: float, shape: tuple[int, int], dtype: torch.dtype) -> KernelCall:
+    """Return the call that writes the norms of rows as `normalize_rows` does; `y` may be `x`.
+
+    Args:
+        x: Where the rows lie, one behind the other.
+        y: Where their norms are written.
+        weight: The address of what they are multiplied by.
+        epsilon: What is added to the mean.
+        shape: How many rows there are, and how long each is.
+        dtype: Of all numbers.
+
+    Raises:
+        RuntimeError: If there is no code for this dtype on this machine: see `can_normalize`.
+    """
+    rows, width = shape
+    return KernelCall(_compiled(dtype), rows, max(1, _AT_A_TIME // width), (x, y, weight, width, bits_of(epsilon)))
+
+
 def can_normalize(dtype: torch.dtype) -> bool:
     """Whether rows in `dtype` can be normalized on this machine."""
     return _address(dtype) is not None
+
+
+def _compiled(dtype: torch.dtype) -> int:
+    address = _address(dtype)
+    if address is None:
+        raise RuntimeError(f"no norm of rows in {dtype} is compiled here")
+    return address
 
 
 @cache

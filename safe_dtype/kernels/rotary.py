@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from .machine_code import address_of
+from .programs.call import At, KernelCall
 from .target import name_in_code
 from .threads import run
 
@@ -34,9 +36,7 @@ def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     Raises:
         RuntimeError: If there is no code for this dtype on this machine: see `can_turn`.
     """
-    address = _address(query.dtype)
-    if address is None:
-        raise RuntimeError(f"no rotation in {query.dtype} is compiled here")
+    address = _compiled(query.dtype)
     batch, heads, positions, width = query.shape
     turned = torch.empty_like(query), torch.empty_like(key)
     fields: list[int] = []
@@ -50,9 +50,43 @@ def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     return turned
 
 
+def turn_of_heads(
+    heads: Sequence[tuple[At, At, int, Sequence[int | At]]], cos: tuple[At, int, int], sin: tuple[At, int, int],
+    shape: tuple[int, int, int], dtype: torch.dtype,
+) -> KernelCall:  # fmt: skip
+    """Return the call that turns queries and keys as `turn` does.
+
+    Args:
+        heads: Of queries and of keys: where the numbers of shape (batch, positions, heads, width) lie, where they are
+            written, how many heads there are, and where the next item of the batch, the next head and the next position
+            are written, in numbers from the one before.
+        cos: Where the table lies, and its strides in numbers from one item of the batch, and one position, to the next.
+        sin: As `cos`.
+        shape: batch, positions and width.
+        dtype: Of all numbers.
+
+    Raises:
+        RuntimeError: If there is no code for this dtype on this machine: see `can_turn`.
+    """
+    batch, positions, width = shape
+    fields: list[int | At] = []
+    for x, y, count, strides in heads:
+        fields += (x, y, count, positions * count * width, width, count * width, *strides)
+    fields += (cos[0], sin[0], *cos[1:], *sin[1:], positions, width)
+    row = width * sum(count for _, _, count, _ in heads)
+    return KernelCall(_compiled(dtype), batch * positions, max(1, _AT_A_TIME // row), fields)
+
+
 def can_turn(dtype: torch.dtype) -> bool:
     """Whether `turn` computes in `dtype` on this machine."""
     return _address(dtype) is not None
+
+
+def _compiled(dtype: torch.dtype) -> int:
+    address = _address(dtype)
+    if address is None:
+        raise RuntimeError(f"no rotation in {dtype} is compiled here")
+    return address
 
 
 @cache

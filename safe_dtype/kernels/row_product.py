@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from .machine_code import address_of
+from .programs.call import At, KernelCall
 from .target import target
 from .threads import room, run
 
@@ -29,6 +30,7 @@ _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 Share: TypeAlias = tuple[int, int, int]
 # A weight, its bias and its scales, as `multiply_rows` takes them.
 Weighed: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None]"
+_Place = TypeVar("_Place", int, "int | At")  # an address, or one that is known later
 
 
 def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
@@ -120,21 +122,59 @@ def _multiplied(x: Tensor, weights: Sequence[Weighed], *, is_gated: bool = False
     at_a_time = _at_a_time(
         sum(weight.shape[0] for weight, _, _ in weights), inputs * first.itemsize, torch.get_num_threads()
     )
-    products: list[Tensor] = []
-    of_weights: list[int] = []
-    begin = 0
-    for weight, bias, scales in weights:
-        outputs = weight.shape[0]
-        product = x.new_empty((*leading, outputs))
-        of_weights += (
-            weight.data_ptr(), product.data_ptr(), 0 if bias is None else bias.data_ptr(),
-            0 if scales is None else scales.data_ptr(), outputs, weight.stride(0), begin, 0, rows,
-        )  # fmt: skip
-        products.append(product)
-        begin += -(-outputs // at_a_time) * at_a_time
+    products = [x.new_empty((*leading, weight.shape[0])) for weight, _, _ in weights]
+    of_weights, end = _of_weights([*zip(weights, (one.data_ptr() for one in products), strict=True)], rows, at_a_time)
     wide = room(4 * rows * inputs)
-    run(address, begin, at_a_time, (x.data_ptr(), wide, inputs, rows, len(products), is_gated, *of_weights))
+    run(address, end, at_a_time, (x.data_ptr(), wide, inputs, rows, len(products), is_gated, *of_weights))
     return products
+
+
+def product_of_rows(
+    x: At,
+    wide: At,
+    weights: Sequence[tuple[Weighed, At]],
+    kind: tuple[torch.dtype, int, int],
+    *,
+    is_gated: bool = False,
+) -> KernelCall:
+    """Return the call that multiplies rows as `multiply_rows_by_each` does, or, by two weights, as `multiply_rows_gated`.
+
+    It holds the addresses of the weights: whoever makes it sees to it that they lie there still.
+
+    Args:
+        x: Where the rows lie, one behind the other.
+        wide: Room for as many floats.
+        weights: As of `multiply_rows_by_each`; each with where its product is written, its rows one behind the other.
+        kind: The dtype of the rows, how many there are, and how many threads share the work.
+        is_gated: Whether the second product is multiplied by SiLU of the first, in the place of the first.
+
+    Raises:
+        RuntimeError: If there is no code for these dtypes on this machine: see `has_code`.
+    """
+    dtype, rows, threads = kind
+    first = weights[0][0][0]
+    at_a_time = _at_a_time(
+        sum(weight.shape[0] for (weight, _, _), _ in weights), first.shape[1] * first.itemsize, threads
+    )
+    of_weights, end = _of_weights(weights, rows, at_a_time)
+    fields = (x, wide, first.shape[1], rows, len(weights), int(is_gated), *of_weights)
+    return KernelCall(_compiled(first.dtype, dtype), end, at_a_time, fields)
+
+
+def _of_weights(
+    weights: Sequence[tuple[Weighed, _Place]], rows: int, at_a_time: int
+) -> tuple[list[int | _Place], int]:
+    """Return what a task holds for weights and the places of their products, and where its parts end."""
+    fields: list[int | _Place] = []
+    begin = 0
+    for (weight, bias, scales), product in weights:
+        outputs = weight.shape[0]
+        fields += (
+            weight.data_ptr(), product, 0 if bias is None else bias.data_ptr(), 0 if scales is None else scales.data_ptr(),
+            outputs, weight.stride(0), begin, 0, rows,
+        )  # fmt: skip
+        begin += -(-outputs // at_a_time) * at_a_time
+    return fields, begin
 
 
 def _compiled(weight: torch.dtype, x: torch.dtype) -> int:

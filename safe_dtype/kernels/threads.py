@@ -6,7 +6,7 @@ import ctypes
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,29 @@ def run(address: int, end: int, at_a_time: int, fields: tuple[int, ...]) -> None
         at_a_time: How many of them a thread takes at once.
         fields: What else it works on.
     """
-    parallel = _parallel_address()
-    threads = torch.get_num_threads() // (len(_running) + 1) if end > at_a_time and not _Forked.yes else 1
+    run_packed(address, (*head(at_a_time, end, threads_now()), *fields))
+
+
+def run_packed(address: int, words: Sequence[int]) -> None:
+    """Call the function at `address` with these words, of 8 bytes each, as `run` does."""
     # Bytes of its own, in which threads count: an array of ctypes takes a microsecond to fill.
-    task = _packing(len(fields))(0, at_a_time, end, parallel, threads if parallel else 1, *fields)
+    packed = _packing(len(words))(*words)
     _running.append(None)
     try:
-        _function(address)(task)
+        _function(address)(packed)
     finally:
         _running.pop()
+
+
+def head(at_a_time: int, end: int, threads: int) -> tuple[int, ...]:
+    """Return what a task begins with: `FIELDS`."""
+    parallel = _parallel_address()
+    return 0, at_a_time, end, parallel, threads if parallel and end > at_a_time else 1
+
+
+def threads_now() -> int:
+    """Return how many threads share the work of a call that begins now."""
+    return 1 if _Forked.yes else max(1, torch.get_num_threads() // (len(_running) + 1))
 
 
 def room(size: int) -> int:
@@ -69,8 +83,8 @@ def room(size: int) -> int:
 
 
 @cache
-def _packing(fields: int) -> Callable[..., bytes]:
-    return struct.Struct(f"={len(FIELDS) + fields}q").pack
+def _packing(words: int) -> Callable[..., bytes]:
+    return struct.Struct(f"={words}q").pack
 
 
 @lru_cache

@@ -110,6 +110,7 @@ def compiled(dtype: Dtype, gb_per_s: float, times_at_8: float) -> Verdict:
     [
         pytest.param(24, 1.5, "plain", 8, id="faster-than-blocks"),
         pytest.param(20, 1.5, "plain", 8, id="as-fast-as-blocks-without-a-copy"),
+        pytest.param(17, 1.5, "plain", 8, id="little-slower-than-blocks"),
         pytest.param(10, 1.5, "blocks", 0, id="slower-than-blocks"),
         pytest.param(24, 400.0, "plain", 1, id="faster-for-one-row-only"),
     ],

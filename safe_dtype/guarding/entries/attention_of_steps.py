@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from ...decoding import attention_by_rows, can_be_in_chunks, is_quicker_by_rows
+from ...decoding import Attention, attention_by_rows, can_be_in_chunks, is_quicker_by_rows, stack_layers
 from ...facts import BFLOAT16, FLOAT16
 from ...kernels.attention_rows import attend_rows
 from ...models.wrapped_methods import wrap_method
@@ -17,11 +18,12 @@ from ..state import Guard, here
 _ASKED = "get_interface"  # the first releases of transformers 5 have none: there attention stays theirs
 
 
-def quicken_attention(guard: Guard) -> None:
+def quicken_attention(guard: Guard, model: nn.Module) -> None:
     """Have attention computed in the steps of a model that was planned for a CPU as its plan says.
 
     One row in 16 bit by `attention_by_rows`, where the plan has routes, chosen by their measured speed; a prompt in chunks,
-    where these were. A result is within one rounding of torch's own. `transformers.AttentionInterface` is asked as ever, and
+    where these were. A result is within one rounding of torch's own. Decoder layers that are computed in one go each are
+    computed together where attention is by rows. `transformers.AttentionInterface` is asked as ever, and
     hands out another function inside these steps.
     """
     plan = guard.plan
@@ -31,6 +33,8 @@ def quicken_attention(guard: Guard) -> None:
     guard.attends_in_chunks = plan.routes.chunks
     if _is_quickened(guard) and hasattr(AttentionInterface, _ASKED):
         wrap_method(AttentionInterface, _ASKED, _quickened, guard)
+    if guard.attends_by_rows:
+        stack_layers(model, Attention(_attention, _is_by_rows))
 
 
 def _quickened(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +49,12 @@ def _quickened(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _is_quickened(guard: Guard) -> bool:
     return guard.attends_by_rows or guard.attends_in_chunks
+
+
+def _is_by_rows() -> bool:
+    """Whether the step that runs now computes attention of one row by `attention_by_rows`."""
+    steps = here.running
+    return bool(steps) and steps[-1][0].attends_by_rows
 
 
 def _attention(  # noqa: PLR0913  (the arguments are transformers')

@@ -45,7 +45,7 @@ def put_on(guard: Guard, model: nn.Module) -> None:
         wrap_method(PreTrainedModel, CALL, _guard_call, guard, packed=True)
         wrap_method(PreTrainedModel, "get_compiled_call", _guard_compiled_call, guard)
         guard_batch_loop(guard)
-    quicken_attention(guard)
+    quicken_attention(guard, model)
     for part in guard.parts:
         put_on_own(part, _guard_method(FORWARD))
     for model_class in {type(part): None for part in guard.parts}:

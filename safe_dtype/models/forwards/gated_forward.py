@@ -73,8 +73,19 @@ def gated(self: nn.Module, x: Tensor) -> Tensor | None:
     return _gated(self, x) if has_forward(self, _forward) else None
 
 
+def gated_weights(self: nn.Module, x: Tensor) -> list[Weighed] | None:
+    """Return the two weights that `gated` would multiply by; None where that is not compiled."""
+    return _weights(self, x) if has_forward(self, _forward) else None
+
+
 def _gated(self: nn.Module, x: Tensor) -> Tensor | None:
     """Return what the last weight is multiplied by; None where the class is to compute it."""
+    weights = _weights(self, x)
+    return None if weights is None else multiply_rows_gated(x, *weights)
+
+
+def _weights(self: nn.Module, x: Tensor) -> list[Weighed] | None:
+    """Return the weights of both products; None where the class is to compute them."""
     value, modules, own = value_of(self), self._modules, self.__dict__
     gate, up, activation = (modules.get(name) for name in _NAMES)
     if (
@@ -99,7 +110,7 @@ def _gated(self: nn.Module, x: Tensor) -> Tensor | None:
         weights.append(weight)
     if weights[0][0].shape != weights[1][0].shape or weights[0][0].dtype is not weights[1][0].dtype:
         return None
-    return multiply_rows_gated(x, *weights)
+    return weights
 
 
 def _is_silu(module: Any) -> bool:

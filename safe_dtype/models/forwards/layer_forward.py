@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,10 @@ from .norm_forward import normalized
 from .plain_calls import has_global_hook, has_hook, is_plain, is_watched
 from .rotary_forward import HALF, TURN, is_replaced, turned
 
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-_ATTENTION, _MLP, _INPUT_NORM, _INNER_NORM = "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
-_LAST, _LAST_OF_MLP = "o_proj", "down_proj"
-_OF_LAYER, _OF_MLP = frozenset({_ATTENTION, _MLP, _INPUT_NORM, _INNER_NORM}), frozenset({_LAST_OF_MLP})
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+ATTENTION, MLP, INPUT_NORM, INNER_NORM = "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
+LAST, LAST_OF_MLP = "o_proj", "down_proj"
+_OF_LAYER, _OF_MLP = frozenset({ATTENTION, MLP, INPUT_NORM, INNER_NORM}), frozenset({LAST_OF_MLP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,10 @@ _FORMS = (
 )
 
 
+# Returns what was computed of a call's rows before, together with other layers; None where the layer computes them now.
+Ahead: TypeAlias = Callable[[nn.Module, Tensor, dict[str, Any]], "Tensor | None"]
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledLayer:
     """The forwards of a layer, of its attention and of its MLP, as they were when they were known."""
@@ -73,6 +77,7 @@ class CompiledLayer:
     turn: Any  # what the file of the attention turns queries and keys by, and half of them
     half: Any
     most_rows: int
+    ahead: Ahead | None = None
 
     def __deepcopy__(self, _memo: Any) -> None:
         """Copies of a module are plain."""
@@ -91,7 +96,7 @@ def compile_layers(model: nn.Module, most_rows: int) -> int:
     count = 0
     known: dict[Any, CompiledLayer | None] = {}
     for module in model.modules():
-        attention, mlp = (module._modules.get(name) for name in (_ATTENTION, _MLP))
+        attention, mlp = (module._modules.get(name) for name in (ATTENTION, MLP))
         if attention is None or mlp is None or "forward" in module.__dict__:
             continue
         kinds = type(module).forward, type(attention).forward, type(mlp).forward
@@ -103,7 +108,7 @@ def compile_layers(model: nn.Module, most_rows: int) -> int:
             for owner, names in ((module, _OF_LAYER), (attention, layer.of_attention), (mlp, _OF_MLP))
             for name in names
         ):
-            put_on(module, layer, _forward)
+            put_on(module, layer, forward_of_layer)
             count += 1
     return count
 
@@ -117,7 +122,7 @@ def _layer(layer: Any, attention: Any, mlp: Any, most_rows: int) -> CompiledLaye
     ):
         return None
     source = attention.__globals__
-    names = frozenset({*_PROJECTIONS, _LAST, *(form.norms or ())})
+    names = frozenset({*PROJECTIONS, LAST, *(form.norms or ())})
     return CompiledLayer(layer, attention, mlp, form, names, source[TURN], source[HALF], most_rows)
 
 
@@ -140,22 +145,27 @@ def _wrappers() -> tuple[CodeType, ...]:
     return tuple(one for one in code.co_consts if isinstance(one, CodeType)) if code is not None else ()
 
 
-def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def forward_of_layer(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Compute a known layer: what stands in the place of its class's forward."""
     value = value_of(module)
+    if isinstance(value, CompiledLayer) and value.ahead is not None and len(args) == 1:
+        result = None if torch.compiler.is_compiling() else value.ahead(module, args[0], kwargs)
+        if result is not None:
+            return result
     if (
         isinstance(value, CompiledLayer)
         and len(args) == 1
         and not torch.compiler.is_compiling()
-        and _is_step_of_few_rows(value, module, args[0])
+        and is_step_of_few_rows(value, module, args[0])
         and kwargs.get("position_embeddings") is not None
     ):
         return _computed(value, module, args[0], **kwargs)
     return type(module).forward(module, *args, **kwargs)
 
 
-def _is_step_of_few_rows(value: CompiledLayer, module: nn.Module, x: Any) -> bool:
+def is_step_of_few_rows(value: CompiledLayer, module: nn.Module, x: Any) -> bool:
     """Whether nobody would see another difference of `_computed` than its speed."""
-    attention, mlp = module._modules.get(_ATTENTION), module._modules.get(_MLP)
+    attention, mlp = module._modules.get(ATTENTION), module._modules.get(MLP)
     return (
         is_plain(x)
         and x.dim() == 3
@@ -185,16 +195,16 @@ def _computed(  # noqa: PLR0913  (the arguments are transformers')
 ) -> Tensor:  # fmt: skip
     """Return what the known forward of a layer does."""
     modules = layer._modules
-    states = _norm(modules[_INPUT_NORM], hidden_states)
+    states = _norm(modules[INPUT_NORM], hidden_states)
     states = _attended(
-        value, modules[_ATTENTION], states, position_embeddings, attention_mask, past_key_values,
+        value, modules[ATTENTION], states, position_embeddings, attention_mask, past_key_values,
         position_ids=position_ids, use_cache=use_cache, **kwargs,
     )  # fmt: skip
     hidden_states = hidden_states + states
-    states = _norm(modules[_INNER_NORM], hidden_states)
-    mlp = modules[_MLP]
+    states = _norm(modules[INNER_NORM], hidden_states)
+    mlp = modules[MLP]
     product = gated(mlp, states)
-    return hidden_states + (mlp(states) if product is None else _product(mlp._modules[_LAST_OF_MLP], product))
+    return hidden_states + (mlp(states) if product is None else _product(mlp._modules[LAST_OF_MLP], product))
 
 
 def _attended(
@@ -204,7 +214,7 @@ def _attended(
     """Return what the known forward of attention does."""
     modules, source, leading = self._modules, value.attention.__globals__, states.shape[:-1]
     shape = (*leading, -1, self.head_dim)
-    query, key, values = (one.view(shape) for one in _products([modules[name] for name in _PROJECTIONS], states))
+    query, key, values = (one.view(shape) for one in _products([modules[name] for name in PROJECTIONS], states))
     if value.form.norms is not None:
         of_query, of_key = value.form.norms
         query, key = _norm(modules[of_query], query), _norm(modules[of_key], key)
@@ -222,7 +232,7 @@ def _attended(
         dropout=0.0 if not self.training else self.attention_dropout, scaling=self.scaling,
         **value.form.window(self), **kwargs,
     )  # fmt: skip
-    return _product(modules[_LAST], output.reshape(*leading, -1).contiguous())
+    return _product(modules[LAST], output.reshape(*leading, -1).contiguous())
 
 
 def _norm(self: Any, x: Tensor) -> Tensor:

@@ -65,8 +65,18 @@ def normalized(self: nn.Module, x: Tensor) -> Tensor | None:
     return _normalized(self, x) if has_forward(self, _forward) else None
 
 
+def weight_and_epsilon(self: nn.Module, x: Tensor) -> tuple[Tensor, float] | None:
+    """Return what the forward of `self` would work with on rows; None where it is not compiled."""
+    return _weight_and_epsilon(self, x) if has_forward(self, _forward) else None
+
+
 def _normalized(self: nn.Module, x: Tensor) -> Tensor | None:
     """Return the normalized rows; None where the class is to do it."""
+    divided_by = _weight_and_epsilon(self, x)
+    return None if divided_by is None else normalize_rows(x, *divided_by)
+
+
+def _weight_and_epsilon(self: nn.Module, x: Tensor) -> tuple[Tensor, float] | None:
     value = value_of(self)
     if not isinstance(value, CompiledNorm) or not is_plain(x):
         return None
@@ -84,7 +94,7 @@ def _normalized(self: nn.Module, x: Tensor) -> Tensor | None:
         or needs_gradient(x, weight)
     ):
         return None
-    return normalize_rows(x, weight, epsilon)
+    return weight, epsilon
 
 
 def _weight_of(module: nn.Module, dtype: torch.dtype) -> Tensor | None:

@@ -108,8 +108,29 @@ def turned(
 
     `known`: what the file turns both by, and half of them, as they were when they were known.
     """
-    is_ours = source[TURN] is known[0] and source[HALF] is known[1] and _turns(query, key, cos, sin)
+    is_ours = is_unchanged(source, known) and _turns(query, key, cos, sin)
     return turn(query, key, cos, sin) if is_ours else None
+
+
+def is_unchanged(source: dict[str, Any], known: tuple[Any, Any]) -> bool:
+    """Whether a file turns queries and keys by what it was known to turn them by: as of `turned`."""
+    return source[TURN] is known[0] and source[HALF] is known[1]
+
+
+def are_tables(cos: Any, sin: Any, dtype: torch.dtype, shape: tuple[int, int, int]) -> bool:
+    """Whether queries and keys in `dtype`, of such a batch, positions and width, can be turned by these compiled."""
+    batch, positions, width = shape
+    states = torch.Size((batch, 1, positions, width))
+    return (
+        is_plain(cos)
+        and is_plain(sin)
+        and cos.dtype is sin.dtype is dtype
+        and width % 2 == 0
+        and can_turn(dtype)
+        and _is_table(cos, states)
+        and _is_table(sin, states)
+        and not needs_gradient(cos, sin)
+    )
 
 
 def is_replaced(module: nn.Module) -> bool:

@@ -1,0 +1,262 @@
+"""A step of one position through all decoder layers of a model in one call of compiled code.
+
+A product reads its weights through the caches of a core and drives out what Python works with, so that the calls of a layer
+take several times as long between products as by themselves. So at the call of the first layer Python looks at all of them, as
+each would at its own turn, and all are computed. A layer that is called then hands out what was computed for it, if it is
+given what was computed with: the result of the layer before, as that was, and all else as the first one had it. Else it
+computes as ever. Nothing is there of a layer that was not called: its keys and values lie behind the end of its cache.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import cache_utils as cu
+
+from ..kernels.threads import room, threads_now
+from ..models.forwards import layer_forward
+from ..models.forwards.layer_forward import CompiledLayer
+from ..models.forwards.layer_parts import Like, PartsOfLayer, parts_of_layer
+from ..models.forwards.module_forward import has_forward, put_on, value_of
+from ..models.forwards.rotary_forward import are_tables, is_unchanged
+from .growing_layers import PlaceBehind, has_steps_alone, place_behind, take_place
+from .one_row_attention import LEAST_POSITIONS, is_torchs_own
+from .stack_program import StackProgram, StepKind, can_be_program
+
+_MASK, _TABLES, _CACHE = "attention_mask", "position_embeddings", "past_key_values"
+# What a layer may be given, beside what is None or False.
+_READ = frozenset({_TABLES, _CACHE, "position_ids", "use_cache", "cache_position"})
+_MOST_MISSES = 2  # a model that does something between its layers would have them computed twice
+_CACHE_UPDATE = cu.Cache.update
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention of one row as the kernel of a program computes it."""
+
+    function: Callable[..., Any]  # of transformers' interface
+    is_computed_so: Callable[[], bool]  # in the step that runs now
+
+
+class _State(threading.local):
+    """Of each thread."""
+
+    ahead: _Step | None = None
+    misses: int = 0
+    program: tuple[object, StackProgram] | None = None
+
+
+@dataclass(slots=True)
+class _Step:
+    """What was computed of a step, and which layer is to be called next, with what."""
+
+    results: list[Tensor]
+    caches: list[tuple[Any, PlaceBehind]]
+    arguments: dict[str, Any]
+    expected: Tensor | None = None
+    copy: Tensor | None = None  # of what is expected, where torch does not count what is written to it
+    version: int = 0
+    number: int = 0
+
+    def is_given(self, number: int, x: Tensor, arguments: dict[str, Any]) -> bool:
+        """Whether a layer is called with what its results were computed with."""
+        return (
+            number == self.number
+            and x is self.expected
+            and (_has_bits_of(x, self.copy) if self.copy is not None else x._version == self.version)
+            and arguments.keys() == self.arguments.keys()
+            and all(arguments[name] is value for name, value in self.arguments.items())
+        )
+
+    def hand_out(self) -> Tensor | None:
+        """Return the result of the next layer, whose keys and values are in its cache then; None where that has changed."""
+        layer, place = self.caches[self.number]
+        if not take_place(layer, place):
+            return None
+        result = self.expected = self.results[self.number]
+        if result.is_inference():
+            self.copy = result.clone()
+        else:
+            self.version = result._version
+        self.number += 1
+        return result
+
+
+class DecoderStack:
+    """The layers of a model, one behind the other, which hold what makes them one."""
+
+    def __init__(self, layers: Sequence[nn.Module], attention: Attention) -> None:
+        self._layers = [weakref.ref(layer) for layer in layers]
+        self._attention = attention
+        self._state = _State()
+
+    def computed(self, number: int, _layer: nn.Module, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+        """Return what layer `number` makes of x; None where it is to compute that itself: it is what `ahead` of it is."""
+        state = self._state
+        if number == 0:
+            if state.ahead is not None:  # the model has not called all layers with what the ones before returned
+                state.misses += 1
+            state.ahead = self._begun(x, arguments) if state.misses < _MOST_MISSES else None
+        step = state.ahead
+        if step is None:
+            return None
+        result = step.hand_out() if not number or step.is_given(number, x, arguments) else None
+        if result is None:
+            if number:
+                state.misses += 1
+            state.ahead = None
+        elif step.number == len(self._layers):
+            state.ahead, state.misses = None, 0
+        return result
+
+    def _begun(self, x: Tensor, arguments: dict[str, Any]) -> _Step | None:
+        """Compute all layers; None where one of them is to do it by itself."""
+        layers: list[Any] = [layer() for layer in self._layers]
+        if not _is_plain_step(x, arguments) or None in layers or not self._attends(layers[0]):
+            return None
+        cache = arguments[_CACHE]
+        of_cache = [cache.layers[layer.self_attn.layer_idx] for layer in layers]
+        parts = self._parts(layers, x) if all(map(has_steps_alone, of_cache)) else None
+        if parts is None:
+            return None
+        batch, _, width = x.shape
+        cos, sin = arguments[_TABLES]
+        if not are_tables(cos, sin, x.dtype, (batch, 1, parts[0].head_dim)):
+            return None
+        places = _places(of_cache, parts, (batch, x.dtype))
+        if places is None:
+            return None
+        strides = (*_strides(cos), *_strides(sin))
+        program = self._program(parts, StepKind(x.dtype, batch, threads_now(), width, strides))
+        results = [torch.empty_like(x) for _ in layers]
+        program.run(_begins(program, x, (cos, sin), places, results))
+        return _Step(results, list(zip(of_cache, places, strict=True)), arguments)
+
+    def _parts(self, layers: Sequence[Any], x: Tensor) -> list[PartsOfLayer] | None:
+        """Return the parts of all layers; None where they do not all compute as they did when they were known."""
+        parts: list[PartsOfLayer] = []
+        like, first = Like(x), layers[0].self_attn
+        for layer in layers:
+            value = value_of(layer)
+            if (
+                not isinstance(value, CompiledLayer)
+                or getattr(value.ahead, "func", None) != self.computed
+                or not has_forward(layer, layer_forward.forward_of_layer)
+                or layer.self_attn.config is not first.config
+                or type(layer.self_attn) is not type(first)
+            ):
+                return None
+            part = parts_of_layer(value, layer, x, like)
+            if part is None or part.head_dim != (parts or [part])[0].head_dim or not can_be_program(part, x.dtype):
+                return None
+            parts.append(part)
+        return parts
+
+    def _attends(self, layer: Any) -> bool:
+        """Whether attention of a layer is what the kernel computes, and turned by what is known."""
+        value, module = value_of(layer), layer._modules.get(layer_forward.ATTENTION)
+        if not isinstance(value, CompiledLayer) or module is None or type(module).forward is not value.attention:
+            return False
+        source = value.attention.__globals__
+        function = source["ALL_ATTENTION_FUNCTIONS"].get_interface(
+            module.config._attn_implementation, source["eager_attention_forward"]
+        )
+        return (
+            function is self._attention.function
+            and self._attention.is_computed_so()
+            and is_torchs_own()
+            and is_unchanged(source, (value.turn, value.half))
+        )
+
+    def _program(self, parts: Sequence[PartsOfLayer], kind: StepKind) -> StackProgram:
+        key = (kind, *(part.key() for part in parts))
+        latest = self._state.program
+        if latest is None or latest[0] != key:
+            latest = self._state.program = key, StackProgram(parts, kind)
+        return latest[1]
+
+
+def stack_layers(model: nn.Module, attention: Attention) -> int:
+    """Have the decoder layers of a model computed together where that can be; return of how many.
+
+    Results have the bits of before. Layers that are not called one after the other, with nothing in between, compute by themselves.
+
+    Args:
+        model: Changed in place. Its layers are computed in one go each before: see `compile_layers`.
+        attention: What attention of one row is computed by.
+    """
+    count = 0
+    for modules in model.modules():
+        layers = list(modules) if isinstance(modules, nn.ModuleList) else []
+        values = [value_of(layer) for layer in layers]
+        if len(layers) > 1 and all(isinstance(value, CompiledLayer) for value in values):
+            stack = DecoderStack(layers, attention)
+            for number, (layer, value) in enumerate(zip(layers, values, strict=True)):
+                put_on(layer, replace(value, ahead=partial(stack.computed, number)), layer_forward.forward_of_layer)
+            count += len(layers)
+    return count
+
+
+def _is_plain_step(x: Tensor, arguments: dict[str, Any]) -> bool:
+    """Whether layers get one position, for which no mask says what it may see, and a cache of transformers' own."""
+    cache: Any = arguments.get(_CACHE)
+    tables = arguments.get(_TABLES)
+    return (
+        type(x) is Tensor
+        and x.dim() == 3
+        and x.shape[1] == 1
+        and x.is_contiguous()
+        and arguments.get(_MASK) is None
+        and type(cache) is cu.DynamicCache
+        and not cache.offloading
+        and "update" not in cache.__dict__
+        and type(cache).update is _CACHE_UPDATE
+        and type(tables) is tuple
+        and len(tables) == 2
+        and all(value is None or value is False or name in _READ for name, value in arguments.items())
+    )
+
+
+def _places(
+    of_cache: Sequence[Any], parts: Sequence[PartsOfLayer], kind: tuple[int, torch.dtype]
+) -> list[PlaceBehind] | None:
+    """Return where each layer's keys and values are written; None where some can not be, or they are not equally many."""
+    places: list[PlaceBehind] = []
+    for layer, part in zip(of_cache, parts, strict=True):
+        place = place_behind(layer, (kind[0], part.shared, part.head_dim), kind[1])
+        if place is None or place.length != (places or [place])[0].length or place.length + 1 < LEAST_POSITIONS:
+            return None
+        places.append(place)
+    return places
+
+
+def _begins(
+    program: StackProgram, x: Tensor, tables: tuple[Tensor, Tensor], places: Sequence[PlaceBehind], results: Sequence[Tensor]
+) -> dict[str, int]:  # fmt: skip
+    positions = places[0].length + 1
+    begins = {
+        "scratch": room(program.bytes_for(positions)), "x": x.data_ptr(), "cos": tables[0].data_ptr(),
+        "sin": tables[1].data_ptr(), "positions": positions,
+    }  # fmt: skip
+    for number, (place, result) in enumerate(zip(places, results, strict=True)):
+        begins[f"out {number}"] = result.data_ptr()
+        begins[f"keys {number}"], begins[f"values {number}"] = place.keys, place.values
+        begins[f"new keys {number}"], begins[f"new values {number}"] = place.new_keys, place.new_values
+        begins[f"key batch {number}"], begins[f"key head {number}"], _ = place.key_strides
+        begins[f"value batch {number}"], begins[f"value head {number}"], _ = place.value_strides
+    return begins
+
+
+def _strides(table: Tensor) -> tuple[int, int]:
+    return table.stride(0) if table.shape[0] > 1 else 0, table.stride(1)
+
+
+def _has_bits_of(x: Tensor, copy: Tensor) -> bool:
+    return torch.equal(x.view(torch.int16), copy.view(torch.int16))

@@ -1,0 +1,1 @@
+"""Many calls of compiled functions in the place of one, without Python in between."""
