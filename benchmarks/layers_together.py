@@ -43,7 +43,7 @@ def in_turn(folder: str, policy: str, length: int, new: int, turns: int) -> dict
     sooner = limits()["read_bytes_per_s"]
     for turn in range(turns + 1):
         for way, is_together in WAYS.items():
-            DecoderStack.computed = together if is_together else lambda *_: None  # type: ignore[method-assign,assignment]
+            DecoderStack.computed = together if is_together else lambda *_: None  # type: ignore[method-assign]
             _, seconds, answered = answer(model, prompt, new)
             tokens.add(tuple(answered))
             if turn:  # the first compiles what is needed
