@@ -69,7 +69,7 @@ def export_gguf(  # noqa: PLR0913  (all but the first two by name)
     Args:
         model: A folder or a repository on the Hub: a language model of the architecture llama, qwen2 or qwen3, saved in
             safetensors files.
-        out: The file to write.
+        out: The file to write. Folders around it are made.
         kind: What matrices are stored as: "F32", "BF16", "F16" or "Q8_0" (8 bits and a scale for every 32 numbers).
             None: as the plan for this machine loads the model. Vectors are in float32.
         revision: A branch, tag or commit on the Hub.
@@ -101,6 +101,7 @@ def export_gguf(  # noqa: PLR0913  (all but the first two by name)
     tokens = gguf_tokens(places[0].parent if places else Path(os.fspath(model)), described.vocab_size)
     whole = Checkpoint(os.fspath(model), "cpu", {"revision": revision})
     batches = whole.batches(text)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(".safe_dtype-gguf-", beside=out.resolve().parent) as folder:
         written, reference = folder / out.name, whole.load(FLOAT32)
         recording = record_outputs(reference, batches, folder)

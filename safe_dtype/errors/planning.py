@@ -79,10 +79,18 @@ class StrictModeError(PlanError):
     """The dtype that was ordered in strict mode was rejected or failed; or, in any mode, no model computes in it."""
 
     def __init__(
-        self, ordered: str, reason: str, would_work: tuple[str, ...], *, next_step: str = "", only_stores: bool = False
+        self,
+        ordered: str,
+        reason: str,
+        would_work: tuple[str, ...],
+        *,
+        next_step: str = "",
+        only_stores: bool = False,
+        kept_as: str = "",
     ) -> None:
         super().__init__(ordered, reason, would_work)
         self.ordered, self.reason, self.would_work = ordered, reason, would_work
+        self.kept_as = kept_as  # why it is this dtype where nobody ordered one: "as saved"
         self.next_step = next_step  # of a model that failed when it ran; empty: it is about what is to be loaded
         self.only_stores = only_stores  # True: `ordered` is a format of files, in any mode no dtype to load in
 
@@ -98,9 +106,11 @@ class StrictModeError(PlanError):
                 f"In strict mode this model stays in {self.ordered}, and it failed: {self.reason}. "
                 f"Would work: {others}. Next: {self.next_step}."
             )
+        whose = f"is kept in strict mode, {self.kept_as}" if self.kept_as else "was ordered"
+        order = "order one of these with dtype=..., or " if self.would_work else ""
         return (
-            f"{self.ordered} was ordered, and nothing else may be loaded in its place; it is rejected: {self.reason}. "
-            f"Would work: {others}. Next: order one of these, or leave the dtype to the plan, without 'strict'."
+            f"{self.ordered} {whose}, and nothing else may be loaded in its place; it is rejected: {self.reason}. "
+            f"Would work: {others}. Next: {order}leave the dtype to the plan, without 'strict'."
         )
 
 

@@ -18,9 +18,9 @@ from transformers.utils.import_utils import is_kernels_available, is_triton_avai
 from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import as_dict, without_dtypes
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, routes_of
-from ..errors import CheckpointError, SafeDtypeError
+from ..errors import CheckpointError, NoSafeDtypeError, SafeDtypeError
 from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
-from ..planning import Plan, Policy, combine, make_plan
+from ..planning import Ground, Plan, Policy, combine, make_plan
 from ..planning.as_loaded import as_loaded
 from .config_order import passed_config, with_order_of_config
 from .int8_rates import may_round_to_codes, with_int8_rates
@@ -90,11 +90,11 @@ def plan_request(
     )
     if stored and (not is_one_of_many(request) or (meeting is not None and not is_split(request))):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
-    plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
+    plan, refused = _first_plan(device, checkpoint, parsed, ordered, rounds=rounds)
     if is_here and not is_one_of_many(request):
         device, known = _with_rates_of_fewer_bits(plan, request, device, checkpoint), device
         if device is not known:
-            plan = make_plan(device, checkpoint, parsed, ordered=ordered, expected=())
+            plan, refused = _first_plan(device, checkpoint, parsed, ordered, rounds=rounds)
     if plan.device_map and _could_have_more(request):
         everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
         spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
@@ -103,12 +103,36 @@ def plan_request(
     if rounds:
         trial = partial(_with_trials, plan, request, device, checkpoint, parsed, drifts)
         plan = trial() if meeting is None else meeting.by_one(plan, device, checkpoint, trial)
+    _require_no_stand_in(plan, refused)
     if plan.device_map and request.spreads:
         plan = replace(plan, device_map=request.arguments["device_map"])
     if meeting is not None:
         meeting.prove(plan)
     logger.debug("%s", plan.summary)
     return plan
+
+
+def _first_plan(
+    device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, ordered: Dtype | None, *, rounds: bool
+) -> tuple[Plan, NoSafeDtypeError | None]:
+    """Return the plan without a look at activations.
+
+    Where nothing but an unmeasured float16 is on the ladder, that stands in, with the error that it is if nobody measures it.
+    """
+    try:
+        return make_plan(device, checkpoint, policy, ordered=ordered, expected=()), None
+    except NoSafeDtypeError as refused:
+        if not rounds or (str(FLOAT16), Ground.RANGE) not in {
+            (str(decision.candidate), decision.ground) for decision in refused.decisions
+        }:
+            raise
+        plan = make_plan(device, checkpoint, policy, ordered=FLOAT16, expected=())
+        return replace(plan, ordered=None), refused
+
+
+def _require_no_stand_in(plan: Plan, refused: NoSafeDtypeError | None) -> None:
+    if refused is not None and plan.chosen is not None and not plan.chosen.accepted:
+        raise refused
 
 
 def _with_rates_of_fewer_bits(

@@ -64,7 +64,8 @@ def make_plan(
 
     Raises:
         NoSafeDtypeError: If every candidate was rejected, and not for want of memory alone.
-        StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong or does not run here.
+        StrictModeError: If in strict mode the ordered (else the saved) dtype is wrong, does not run here, or is not on the
+            policy's ladder.
         PolicyError: If the policy cannot be read.
     """
     policy = Policy.of(policy) or Policy()
@@ -190,16 +191,20 @@ def _measured_later(decision: Decision, case: PlanningCase) -> str:
 def _obey(wanted: Dtype, case: PlanningCase) -> Plan:
     """Return the plan for an ordered dtype. In auto mode one that is known to fail is replaced, with a warning."""
     strict = case.policy.mode == "strict"
+    kept_as = "" if case.ordered else _kept_as(wanted, case.checkpoint)
     decision = _ordered_decision(wanted, case)
     if decision is None:  # float8, int8: formats to store in
         raise StrictModeError(str(wanted), "no model computes in it", _would_be_obeyed(case), only_stores=True)
+    if strict and decision.ground is Ground.LADDER:
+        reason = f"{decision.reason}, and has to name it in strict mode"
+        raise StrictModeError(str(wanted), reason, _would_be_obeyed(case), kept_as=kept_as)
     if strict and decision.ground in (*_KNOWN_TO_FAIL, Ground.WRONG):
-        raise StrictModeError(str(wanted), decision.reason, _would_work(case))
+        raise StrictModeError(str(wanted), decision.reason, _would_work(case), kept_as=kept_as)
     if not strict and decision.ground in _KNOWN_TO_FAIL:
         picked = _pick(case)
         text = f"{wanted} was asked for, and {case.device.name} cannot: {decision.reason}. "
         return _plan(picked, case, _why(picked, case), f"{text}Loading {picked.candidate} instead")
-    why = "as asked for" if case.ordered else f"{_kept_as(wanted, case.checkpoint)}, in strict mode"
+    why = f"{kept_as}, in strict mode" if kept_as else "as asked for"
     if decision.pending:
         why = f"{why}; {_measured_later(decision, case)}"
     return _plan(decision, case, why, *_second_thoughts(decision, case))
@@ -235,7 +240,7 @@ def _would_work(case: PlanningCase) -> tuple[str, ...]:
 
 def _would_be_obeyed(case: PlanningCase) -> tuple[str, ...]:
     """Return the dtypes that an order gets here, the accepted ones first: float16 is rescued where it has to be."""
-    refused = (*_KNOWN_TO_FAIL, Ground.WRONG)
+    refused = (*_KNOWN_TO_FAIL, Ground.WRONG, *[Ground.LADDER] * (case.policy.mode == "strict"))
     orders = sorted(case.decisions, key=lambda one: not one.accepted)
     return tuple(dict.fromkeys(one.candidate.storage.name for one in orders if one.ground not in refused))
 

@@ -46,7 +46,8 @@ class Policy:
     """How to choose among the dtypes that work.
 
     `mode="auto"` may leave the saved dtype; `"strict"` never changes it, nor a dtype that was ordered, and raises
-    instead. `ladder` names the only dtypes to try, best first; empty means all, in the order of the measurement.
+    instead, also where `ladder` leaves that dtype out. `ladder` names the only dtypes to try, best first; empty means all,
+    in the order of the measurement.
     With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
     `int8` asks for linear weights that are rounded to 8 bits as they are loaded, where that was measured to stay within
     `max_drift`. `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.

@@ -62,8 +62,10 @@ def range_worth_measuring(plan: Plan, checkpoint: CheckpointFacts) -> bool:
     if plan.ordered or plan.policy.ladder:
         # A model that does not fit is not brought into another dtype than the one that was asked for.
         ladder = plan.policy.ladder
-        # An order need not be on the ladder, which then is only where to go on.
-        before = ladder[: ladder.index(plan.storage)] if plan.storage in ladder else ()
+        # An order need not be on the ladder, which then is only where to go on. What may overflow stands in for a plan where
+        # there is nothing else on the ladder.
+        stands_in = plan.chosen is not None and plan.chosen.ground is Ground.RANGE
+        before = ladder[: ladder.index(plan.storage) + stands_in] if plan.storage in ladder else ()
         return not plan.device_map and FLOAT16 in (plan.ordered, *before)
     return plan.chosen is not None and any(_is_much_better(one, plan.chosen, plan) for one in unknown)
 

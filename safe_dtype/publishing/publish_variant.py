@@ -181,7 +181,7 @@ def prepare(folder: Path, target: Target, *, api: Hub | None) -> None:
     if problems := check(folder):
         raise NotPublishableError(
             str(State.NOT_STARTED), str(target), "; ".join(problems), "what was there before",
-            f"mend this, or stage it again; it is kept in {folder}",
+            f"mend this in {folder}, or remove that folder and stage it again",
         )  # fmt: skip
 
 

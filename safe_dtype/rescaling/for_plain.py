@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from ..facts import Gauge, Move, Part, Rescale
 from ..models.blocks import block_names
 from ..models.load_lock import one_at_a_time
 from . import fold_in, gauges_for
+from .lost_bits import require_bits_kept
 
 Numbers = dict[str, float]  # by the path of the module and the name of the attribute
 
@@ -31,7 +32,11 @@ class Folded:
 
 
 def fold_for_plain(
-    model: PreTrainedModel, rescale: Rescale, *, computing: AbstractContextManager[object] | None = None
+    model: PreTrainedModel,
+    rescale: Rescale,
+    *,
+    islands: Collection[str] = (),
+    computing: AbstractContextManager[object] | None = None,
 ) -> Folded:
     """Fold `rescale` into `model` so that its weights and its config carry all of it; prove that nothing else changed.
 
@@ -42,16 +47,19 @@ def fold_for_plain(
     Args:
         model: In bfloat16 or float32, as it was saved. It is of no use after a `RescaleError`.
         rescale: What the plan says.
+        islands: Modules that go to float32.
         computing: A context for the proof: where the device cannot multiply in the model's dtype.
 
     Raises:
-        RescaleError: If it cannot be said in weights and a config, or is not exact in this model.
+        RescaleError: If it cannot be said in weights and a config, a weight that is moved for that would lose too much in
+            float16, or it is not exact in this model.
     """
     untied = False
     moved = _without_hooks(model, rescale)
     if moved is not rescale and (untied := _untie(model)):
         model.tie_weights()  # a model that ties whatever its config says is refused by the proof
     moved, config, changed = _through_the_config(model, moved)
+    require_bits_kept(model, moved, islands)
     fold_in(model, moved, computing=computing)
     for (part, name), value in changed.items():
         setattr(dict(_parts(model.config))[part], name, value)

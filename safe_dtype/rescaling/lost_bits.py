@@ -1,16 +1,21 @@
-"""How much a weight may lose below float16's range by being moved: no more than bfloat16 would round it by."""
+"""How much a weight may lose below float16's range by being moved: no more than bfloat16 would round it by.
+
+One rule for every rescale: what is fitted here, what somebody shares, what is raised while a model runs.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RescaleError
 from ..facts import Rescale
+from ..models.original_weights import Exponents
 from ..models.recast import kept_in_float32
-from .folding.fold import exponents_of_weights
+from .folding.fold import Fold, exponents_of_weights
 from .folding.underflow import lost_in_half
 
 # Of one weight, RMS: by as much bfloat16 rounds each number at most, and what loses more is no gain over it.
@@ -20,11 +25,17 @@ _MOST_LOST = 2.0**-8
 def require_little_lost(name: str, lost: float) -> None:
     """Check what a weight loses: RMS of the loss over that of the weight.
 
+    A bias may lose anything: it is added to a sum that float16 holds in the same steps, so that all of it that is lost is
+    less than the sum is rounded by.
+
     Raises:
         RescaleError: If that is too much.
     """
-    if not lost <= _MOST_LOST:
-        raise RescaleError(f"{name} would lose {lost:.2g} of its size (RMS) below float16's range")
+    if lost <= _MOST_LOST or name.endswith("bias"):
+        return
+    if lost == math.inf:
+        raise RescaleError(f"{name} would go beyond float16's end")
+    raise RescaleError(f"{name} would lose {lost:.2g} of its size (RMS) below float16's range")
 
 
 def require_bits_kept(model: nn.Module, rescale: Rescale, islands: Collection[str]) -> None:
@@ -47,4 +58,32 @@ def require_bits_kept(model: nn.Module, rescale: Rescale, islands: Collection[st
             weight = model.get_parameter(name)
         except AttributeError as exc:
             raise RescaleError(f"{type(model).__name__} has no {name}") from exc
-        require_little_lost(name, lost_in_half(weight.detach(), exponents))
+        _require_kept(name, weight.detach(), {}, exponents)
+
+
+def require_folded_bits_kept(fold: Fold) -> None:
+    """Check the same of what is folded into a model in bfloat16 or float32, where a moved weight has lost nothing yet.
+
+    Raises:
+        RescaleError: If one will lose too much.
+    """
+    is_kept = kept_in_float32(fold.model, torch.float16)
+    moves = fold.moved()
+    for name, _, _, weight in fold.moved_weights():
+        if not is_kept(name):
+            back = {rows: -exponent for rows, exponent in moves[name].items()}
+            _require_kept(name, weight.detach(), back, {})
+
+
+def _require_kept(name: str, weight: Tensor, unmoved: Exponents, moved: Exponents) -> None:
+    """Check one weight. What float16 loses of it wherever it is, no rescale is to blame for.
+
+    Args:
+        name: Of the weight.
+        weight: As it is now.
+        unmoved: By which exponents it is as it was saved.
+        moved: By which it is as it is to be.
+    """
+    lost = lost_in_half(weight, moved)
+    if not lost <= _MOST_LOST and not lost <= lost_in_half(weight, unmoved):
+        require_little_lost(name, lost)

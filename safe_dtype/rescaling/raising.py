@@ -138,7 +138,8 @@ def check_weights(fold: Fold) -> None:
     Raises:
         RescaleError: If one has.
     """
-    require_little_lost(*fold.largest_loss())
+    for name, lost in fold.losses().items():
+        require_little_lost(name, lost)
 
 
 def ordinary_batches(model: Any) -> Batches:

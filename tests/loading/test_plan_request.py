@@ -15,7 +15,11 @@ import torch
 import transformers
 
 from safe_dtype import BFLOAT16, Policy, SafeAutoModel, SafeDtypeWarning, plan_of
+from safe_dtype.devices import facts_of
+from safe_dtype.devices.probing.verdicts import measured_while_busy
 from safe_dtype.errors import ConflictError, PolicyError, StrictModeError
+from safe_dtype.facts import FLOAT16
+from safe_dtype.loading import Request, plan_request
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,6 +58,16 @@ def test_memory_rounds_no_float16(saved: Callable[..., Path]) -> None:
         warnings.simplefilter("error", SafeDtypeWarning)
         model = SafeAutoModel.from_pretrained(saved("qwen3", "float16"), policy="prefer=memory")
     assert model.dtype == torch.float16
+
+
+@pytest.mark.parametrize("policy", ["ladder=fp16>fp32", "ladder=fp16"])
+def test_float16_by_the_ladder_on_busy_cores(policy: str, saved: Callable[..., Path]) -> None:
+    """Rates that were measured while others ran decide nothing where the ladder asks for float16."""
+    device = facts_of("cpu")
+    busy = tuple(replace(one, reason="busy cores: one thread was measured") for one in device.verdicts)
+    assert measured_while_busy(busy[0])
+    plan = plan_request(Request(saved("qwen3"), {}), policy, device=replace(device, verdicts=busy))
+    assert (plan.storage, plan.pending) == (FLOAT16, True)
 
 
 @pytest.mark.parametrize("claimed", ["float32", "float16", "bfloat16", None])

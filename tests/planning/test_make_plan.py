@@ -279,6 +279,30 @@ def test_strict_keeps_saved() -> None:
     assert plan.ladder == (BFLOAT16,)
 
 
+@pytest.mark.parametrize(
+    ("ordered", "whose", "would_work"),
+    [
+        pytest.param(None, "bfloat16 is kept in strict mode, as saved,", ("float16",), id="as-saved"),
+        pytest.param(FLOAT32, "float32 was ordered,", ("float16",), id="an-order"),
+    ],
+)
+def test_strict_is_held_to_the_ladder(ordered: Dtype | None, whose: str, would_work: tuple[str, ...]) -> None:
+    """A ladder that leaves out what strict mode has to load contradicts it: an error, and it names what is on the ladder."""
+    policy = Policy.parse("strict,ladder=fp16")
+    with pytest.raises(StrictModeError, match="ladder leaves it out, and has to name it in strict mode") as caught:
+        make_plan(f.AVX2_CPU, f.checkpoint(BFLOAT16), policy, ordered=ordered)
+    assert str(caught.value).startswith(whose)
+    assert caught.value.would_work == would_work
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert make_plan(f.AVX2_CPU, f.checkpoint(BFLOAT16), policy, ordered=FLOAT16).storage == FLOAT16
+
+
+def test_strict_with_nothing_else_on_the_ladder() -> None:
+    """Where no dtype of the ladder runs, the error advises none."""
+    with pytest.raises(StrictModeError, match=r"Would work: none\. Next: leave the dtype to the plan"):
+        make_plan(f.GTX_1660, f.checkpoint(BFLOAT16), Policy.parse("strict,ladder=fp16"))
+
+
 def test_strict_says_that_nobody_asked() -> None:
     """A saved dtype that is slow is not said to have been asked for."""
     (warning,) = make_plan(f.AVX2_CPU, f.checkpoint(BFLOAT16), Policy(mode="strict")).warnings

@@ -273,7 +273,7 @@ def test_nothing_to_share(hub: LoopbackHub, tmp_path: Path, fresh: None) -> None
     tiny = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen3"
     result = CliRunner().invoke(cli, ["rescue", str(tiny), "--share", RECIPES])
     assert result.exit_code == 1
-    assert "there is nothing to share" in str(result.exception)
+    assert "there is nothing to share. Next: load it with dtype='float16'" in str(result.exception)
     assert RECIPES not in hub.repositories
 
 

@@ -70,6 +70,16 @@ def test_scaled_embedding(tmp_path: Path) -> None:
     assert torch.allclose(logits(plainly(tmp_path, torch.float32), "llama"), before, rtol=1e-4)
 
 
+def test_embedding_that_would_lose_too_much() -> None:
+    """What ours multiplies on the way, a checkpoint holds in its embedding: small rows would be lost there."""
+    model = engineered("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(2.0**-9)
+    residual = next(one for one in gauges_for(model).gauges if one.name == "residual")
+    with pytest.raises(RescaleError, match=r"embed_tokens\.weight would lose 0\.0\d+ of its size"):
+        fold_for_plain(model, Rescale(((residual, BITS),)))
+
+
 def test_needs_a_hook() -> None:
     """A rescale that multiplies what a module returns is in no checkpoint, and it is said which module that is."""
     model = engineered("gemma2")

@@ -8,8 +8,9 @@ from torch import nn
 
 from safe_dtype.errors import RescaleError
 from safe_dtype.facts import Gauge, Move, Part, Rescale
+from safe_dtype.rescaling.folding.fold import Fold
 from safe_dtype.rescaling.folding.underflow import lost_in_half, moved
-from safe_dtype.rescaling.lost_bits import require_bits_kept, require_little_lost
+from safe_dtype.rescaling.lost_bits import require_bits_kept, require_folded_bits_kept, require_little_lost
 
 
 def small_weights() -> nn.Module:
@@ -50,6 +51,48 @@ def test_no_number_is_too_much() -> None:
     """A loss that is not a number is none that may be taken."""
     with pytest.raises(RescaleError):
         require_little_lost("weight", float("nan"))
+
+
+def test_beyond_the_end() -> None:
+    """What would become infinite is not said to be lost below float16's range."""
+    with pytest.raises(RescaleError, match=r"0\.weight would go beyond float16's end"):
+        require_bits_kept(small_weights(), down_by(-24), ())
+
+
+def test_a_bias_may_be_lost() -> None:
+    """A bias is added to a sum in float16, which is rounded by as much as the bias can lose."""
+    model = nn.Linear(32, 32, dtype=torch.bfloat16)
+    nn.init.constant_(model.bias, 2.0**-12)
+    require_bits_kept(model, down_by(14, "bias"), ())
+    exact = model.bias.detach().float() * 2.0**-14
+    assert (exact.half().float() - exact).abs().max() <= torch.finfo(torch.float16).smallest_normal * 2.0**-11
+
+
+def test_what_is_lost_without_a_move() -> None:
+    """A weight that float16 does not hold as it was saved is no reason against a move that takes no more of it."""
+    model = small_weights()
+    with torch.no_grad():
+        model[0].weight.mul_(2.0**-16)
+    require_bits_kept(model, down_by(-1), ())
+    with pytest.raises(RescaleError, match=r"0\.weight would lose"):
+        require_bits_kept(model, down_by(1), ())
+
+
+@pytest.mark.parametrize("bits", [6, 14])
+def test_folded_in_it_is_the_same(bits: int) -> None:
+    """What is folded in already is judged as what is foreseen."""
+    model = small_weights()
+    fold = Fold(model)
+    fold.move_to(down_by(bits))
+    if bits == 6:
+        require_folded_bits_kept(fold)
+        return
+    with pytest.raises(RescaleError) as folded:
+        require_folded_bits_kept(fold)
+    fold.undo()
+    with pytest.raises(RescaleError) as foreseen:
+        require_bits_kept(model, down_by(bits), ())
+    assert str(folded.value) == str(foreseen.value)
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (16, 24)], ids=str)

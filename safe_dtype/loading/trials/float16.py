@@ -97,7 +97,7 @@ def plan_with_half(
         return plan, checkpoint, ()
     if not can_be_loaded_apart(request, device, checkpoint, is_asked=is_asked):
         return plan, checkpoint, ()
-    if plan.ordered is None and not rates_are_sure(device):
+    if plan.ordered is None and not is_asked and not rates_are_sure(device):  # on which it would rest
         return plan, checkpoint, ()
     place = room_for_a_copy(plan, device, checkpoint)
     half = half_of(plan, request, place or device, checkpoint, measure=False)

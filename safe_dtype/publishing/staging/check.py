@@ -91,7 +91,7 @@ def _dtype_problems(folder: Path, evidence: Evidence) -> Iterator[str]:
     if counts != dict(evidence.tensors):
         yield f"the headers of the weights hold {_said(counts)}, and {VARIANT_FILE} says {_said(evidence.tensors)}"
     most = next(iter(counts), None)
-    if most != evidence.dtype:
+    if most is not None and most != evidence.dtype:
         yield f"most of the weights are in {most}, and {VARIANT_FILE} says {evidence.dtype}"
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -201,7 +201,8 @@ class _Job:
         start = before_half(planned.plan.saved)
         model = load_apart(planned.checkpoint, start)
         try:
-            folded = fold_for_plain(model, rescale, computing=computing_on(planned.device, start))
+            computing = computing_on(planned.device, start)
+            folded = fold_for_plain(model, rescale, islands=planned.plan.islands, computing=computing)
         except RescaleError as exc:
             logger.info("%s: its rescale stays with safe_dtype (%s)", self.source.name, exc.problem)
             return None

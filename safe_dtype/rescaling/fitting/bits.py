@@ -12,11 +12,23 @@ import torch
 from torch import nn
 
 from ...errors import RescaleError
-from ...facts import FLOAT16, LEAST_SPARE_BITS, MOST_BITS_FOR_ROOM, BlockPeak, Gauge, HalfRange, Move, Part, Rescale
+from ...facts import (
+    FLOAT16,
+    LEAST_SPARE_BITS,
+    MOST_BITS_FOR_ROOM,
+    BlockPeak,
+    Gauge,
+    HalfRange,
+    Move,
+    Part,
+    Rescale,
+    factor_of,
+)
 from ...models.recast import main_dtype
 from ...rendering.units import size_text
 from ...verifying.outputs import batch_for
 from ..folding.fold import Fold
+from ..lost_bits import require_folded_bits_kept
 from .norm_bound import certified_bound
 from .overflow import shows
 from .peaks import KNOWN_LIMIT, Peak, Peaks, record_peaks, together
@@ -73,7 +85,8 @@ def fit_to_half(
     finally:
         search.fold.undo()
     block_peaks = tuple(BlockPeak(name, plain[name], rescaled[name]) for name in names if name in plain)
-    text = f"{why} ({problem})" if why and problem else why
+    reasons = "; ".join(filter(None, (problem, search.refused)))
+    text = f"{why} ({reasons})" if why and reasons else why
     doubtful = tuple(name for name in islands if name in search.overflown)
     half = HalfRange(largest.largest, left, block_peaks, rescale, islands, problem=text, certified=certified)
     return half, doubtful
@@ -106,6 +119,7 @@ class _Search:
         self.certified: float | None = None  # the largest bound of a stream that is rescaled, where all have one
         self.overflown: set[str] = set()  # islands around what float16 cannot hold, whatever the room
         self.harmless: frozenset[Peak] = frozenset()  # out of range, and no result shows it
+        self.refused = ""  # why a gauge that would help is not used
 
     def narrow(self) -> None:
         """Look from now on at the one or two batches with the largest and the most peaks: gauges are tried there."""
@@ -141,16 +155,30 @@ class _Search:
             return
         peaks = self.measure()
         helped = [peak for peak in over if peaks.of(peak) <= peak.largest * 2.0**-bits * _NOISE]
-        if helped:
-            wanted = max(sure, *(self._bits_of(peak) for peak in helped))
-            self.fold.move_to(Rescale((*before.shifts, (gauge, wanted))))
-            peaks = peaks.scaled(helped, 2.0 ** (bits - wanted))
-        if not helped or self._is_worse(peaks, gauge):
+        moved_by = self._move_as_far(gauge, before, helped, sure) if helped else 0
+        peaks = peaks.scaled(helped, 2.0 ** (bits - moved_by))
+        if not moved_by or self._is_worse(peaks, gauge):
             self.fold.move_to(before)
             return
         self.peaks = peaks
-        if bound is not None and sure:
+        if bound is not None and 0 < sure <= moved_by:
             self.certified = max(bound, self.certified or 0.0)
+
+    def _move_as_far(self, gauge: Gauge, before: Rescale, peaks: Sequence[Peak], sure: int) -> int:
+        """Move by as many bits as `peaks` need, by fewer where a weight would lose too much; 0 where too few are left."""
+        wanted, least = max(sure, *map(self._bits_of, peaks)), max(1, *map(self._least_bits_of, peaks))
+        problem = ""
+        for bits in range(wanted, least - 1, -1):
+            self.fold.move_to(Rescale((*before.shifts, (gauge, bits))))
+            try:
+                require_folded_bits_kept(self.fold)
+            except RescaleError as exc:
+                problem = f"{gauge.name} {factor_of(bits)} would help, but {exc.problem}"
+                logger.info(problem)
+            else:
+                return bits
+        self.refused = problem
+        return 0
 
     def islands(self) -> tuple[tuple[str, ...], str]:
         """Return the smallest modules around what is still out of range, and why that is not all, where it is not."""
@@ -187,8 +215,14 @@ class _Search:
 
     def _bits_of(self, peak: Peak) -> int:
         # What is known exactly needs no room, and small numbers lose the less the less they are moved.
-        known = (peak.module, peak.op) in self.peaks.known
-        return math.ceil(math.log2(peak.largest / KNOWN_LIMIT)) if known else bits_for(peak.largest)
+        return self._least_bits_of(peak) if self._is_known(peak) else bits_for(peak.largest)
+
+    def _least_bits_of(self, peak: Peak) -> int:
+        limit = KNOWN_LIMIT if self._is_known(peak) else LIMIT
+        return max(0, math.ceil(math.log2(peak.largest / limit)))
+
+    def _is_known(self, peak: Peak) -> bool:
+        return (peak.module, peak.op) in self.peaks.known
 
     def _is_worse(self, peaks: Peaks, gauge: Gauge) -> bool:
         grown = {move.target for move in gauge.moves if move.part is Part.WEIGHT and move.power > 0}

@@ -187,10 +187,9 @@ class Fold:
                     own = self.unmoved(target, weight, moves[target]) if stored is None else stored
                     yield target, own.to(weight)
 
-    def largest_loss(self) -> tuple[str, float]:
-        """Return the moved weight that lost most in float16, and how much: RMS of the loss over that of the weight."""
-        losses = ((name, lost.error) for name, lost in self._lost.items())
-        return max(losses, key=lambda loss: loss[1], default=("", 0.0))
+    def losses(self) -> dict[str, float]:
+        """Return what each moved weight has lost in float16, where it has: RMS of the loss over that of the weight."""
+        return {name: lost.error for name, lost in self._lost.items()}
 
     def is_stale(self) -> bool:
         """Whether modules with moved weights were wrapped or unwrapped since."""

@@ -20,8 +20,9 @@ from tiny_models import TINY
 from torch import Tensor
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, patched, plan_of, report
+from safe_dtype.errors import NoSafeDtypeError
 from safe_dtype.facts import FLOAT8_E4M3, HalfRange
-from safe_dtype.loading import Request, safe_auto_class
+from safe_dtype.loading import Request, plan_request, safe_auto_class
 from safe_dtype.loading import load as load_as_planned
 from safe_dtype.loading.trials.float16 import half_from_dict, half_to_dict
 from safe_dtype.planning import Ground
@@ -294,6 +295,22 @@ def test_rescue_that_drifts_too_far(folder: Path, truth: Tensor) -> None:
     decision = next(one for one in plan.decisions if str(one.candidate) == "float16")
     assert decision.ground is Ground.DRIFT
     assert "the limit is 1e-09" in decision.reason
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_nothing_else_on_the_ladder(folder: Path, truth: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    """Where float16 alone is on the ladder it is measured before it is refused; a plan expects that, and runs nothing."""
+    caplog.clear()
+    request, policy = Request(folder, {}), "ladder=fp16"
+    assert plan_request(request, policy).chosen.pending
+    with pytest.raises(NoSafeDtypeError, match="its activations were not measured"):
+        plan_request(request, policy, drifts="never")
+    assert measured(caplog) == 0
+    assert_rescued(SafeAutoModelForCausalLM.from_pretrained(folder, policy=policy), truth)
+    assert measured(caplog) == 1
+    assert not plan_request(request, policy).chosen.pending
+    with pytest.raises(NoSafeDtypeError, match="the limit is 1e-09"):
+        SafeAutoModelForCausalLM.from_pretrained(folder, policy=f"{policy},max_drift=1e-9")
 
 
 def broken(values: Any) -> Any:

@@ -76,6 +76,12 @@ def test_found(folder: Path, damage: Callable[[Path], object], said: str) -> Non
     assert any(re.search(said, one) for one in found), found
 
 
+def test_no_dtype_of_no_weights(folder: Path) -> None:
+    """Where there are no weights, nothing is said of the dtype of most of them."""
+    (folder / "model.safetensors").unlink()
+    assert not any("most of the weights" in one for one in check(folder))
+
+
 def test_index_and_shards(tmp_path: Path) -> None:
     """A shard too few, one too many, and a whole file beside them are three problems."""
     folder = staged(tmp_path / "variant", shard="20KB")

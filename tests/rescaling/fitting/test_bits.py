@@ -17,6 +17,7 @@ from safe_dtype.models.blocks import block_names
 from safe_dtype.rescaling import Fold, fit_to_half, gauges_for
 from safe_dtype.rescaling.fitting.bits import AIM, LIMIT, bits_for, wide_weights
 from safe_dtype.rescaling.fitting.peaks import record_peaks
+from safe_dtype.rescaling.lost_bits import require_bits_kept
 
 END = 65504
 
@@ -146,6 +147,43 @@ def test_gauge_that_makes_a_weight_overflow() -> None:
     found, _ = fit(model, "phi3_interior", [product(model)])
     assert found.rescale is None
     assert found.islands
+
+
+def with_small_weights(bits: int) -> Any:
+    """Return a model that computes the same with what its residual gauge moves down small already: by so many bits."""
+    model = engineered("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.mul_(2.0**bits)
+            layer.self_attn.o_proj.weight.mul_(2.0**-bits)
+    return model.bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("small", "bits"),
+    [
+        pytest.param(0, 8, id="all-the-room"),
+        pytest.param(7, 7, id="with-a-bit-less-room"),
+        pytest.param(9, 5, id="with-the-least-room"),
+    ],
+)
+def test_weights_that_would_lose_too_much(small: int, bits: int) -> None:
+    """A weight may lose no more than one of a recipe may: room is given up for it, down to two bits."""
+    model = with_small_weights(small)
+    found, _ = fit(model, "llama", [residual(model)])
+    assert found.rescale is not None
+    assert found.rescale.bits("residual") == bits
+    require_bits_kept(model, found.rescale, ())
+    assert found.left <= LIMIT
+
+
+def test_weights_that_lose_too_much_in_any_case() -> None:
+    """Where even two bits of room cost a weight too much the gauge is not used, and the reason names both."""
+    model = with_small_weights(10)
+    found, _ = fit(model, "llama", [residual(model)], problem="nobody found another")
+    assert found.rescale is None
+    assert "nobody found another; residual 2^-5 would help, but model.layers." in found.problem
+    assert ".self_attn.o_proj.weight would lose 0.0" in found.problem
 
 
 def test_gauge_that_makes_something_else_worse() -> None:
