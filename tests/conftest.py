@@ -58,6 +58,14 @@ def _transformers_reads_gguf() -> bool:
         return False
 
 
+def _transformers_loads_adapters() -> bool:
+    if importlib.util.find_spec("peft") is None:
+        return False
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    return Version(version("peft")) >= Version(MIN_PEFT_VERSION)  # 5.24 asks for one after 0.21
+
+
 NEEDS: dict[str, Callable[[], bool]] = {
     "cuda": lambda: torch.cuda.is_available() and torch.version.hip is None,
     "rocm": lambda: torch.cuda.is_available() and torch.version.hip is not None,
@@ -69,6 +77,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "control_group": can_limit,  # a Linux where this process may limit the memory of another
     "x86": lambda: platform.machine() in ("x86_64", "AMD64"),
     "amx": _cpu_flag("amx_bf16"),
+    "adapter_loader": _transformers_loads_adapters,
     "gguf_loader": _transformers_reads_gguf,
     "no_bf16_cpu": lambda: not any(_cpu_flag(flag)() for flag in ("amx_bf16", "avx512_bf16", "bf16")),
 }

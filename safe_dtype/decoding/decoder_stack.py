@@ -30,9 +30,9 @@ from .growing_layers import PlaceBehind, has_steps_alone, place_behind, take_pla
 from .one_row_attention import LEAST_POSITIONS, is_torchs_own
 from .stack_program import StackProgram, StepKind, can_be_program
 
-_MASK, _TABLES, _CACHE = "attention_mask", "position_embeddings", "past_key_values"
-# What a layer may be given, beside what is None or False.
-_READ = frozenset({_TABLES, _CACHE, "position_ids", "use_cache", "cache_position"})
+_MASK, _TABLES = "attention_mask", "position_embeddings"
+# What a layer may be given, beside its cache and what is None or False.
+_READ = frozenset({_TABLES, "position_ids", "use_cache", "cache_position"})
 _MOST_MISSES = 2  # a model that does something between its layers would have them computed twice
 _CACHE_UPDATE = cu.Cache.update
 
@@ -92,8 +92,9 @@ class _Step:
 class DecoderStack:
     """The layers of a model, one behind the other, which hold what makes them one."""
 
-    def __init__(self, layers: Sequence[nn.Module], attention: Attention) -> None:
+    def __init__(self, layers: Sequence[nn.Module], attention: Attention, cache_name: str) -> None:
         self._layers = [weakref.ref(layer) for layer in layers]
+        self._cache_name = cache_name
         self._attention = attention
         self._state = _State()
 
@@ -119,9 +120,9 @@ class DecoderStack:
     def _begun(self, x: Tensor, arguments: dict[str, Any]) -> _Step | None:
         """Compute all layers; None where one of them is to do it by itself."""
         layers: list[Any] = [layer() for layer in self._layers]
-        if not _is_plain_step(x, arguments) or None in layers or not self._attends(layers[0]):
+        if not _is_plain_step(x, arguments, self._cache_name) or None in layers or not self._attends(layers[0]):
             return None
-        cache = arguments[_CACHE]
+        cache = arguments[self._cache_name]
         of_cache = [cache.layers[layer.self_attn.layer_idx] for layer in layers]
         parts = self._parts(layers, x) if all(map(has_steps_alone, of_cache)) else None
         if parts is None:
@@ -164,7 +165,7 @@ class DecoderStack:
         value, module = value_of(layer), layer._modules.get(layer_forward.ATTENTION)
         if not isinstance(value, CompiledLayer) or module is None or type(module).forward is not value.attention:
             return False
-        source = value.attention.__globals__
+        source = value.attends.__globals__
         function = source["ALL_ATTENTION_FUNCTIONS"].get_interface(
             module.config._attn_implementation, source["eager_attention_forward"]
         )
@@ -197,16 +198,16 @@ def stack_layers(model: nn.Module, attention: Attention) -> int:
         layers = list(modules) if isinstance(modules, nn.ModuleList) else []
         values = [value_of(layer) for layer in layers]
         if len(layers) > 1 and all(isinstance(value, CompiledLayer) for value in values):
-            stack = DecoderStack(layers, attention)
+            stack = DecoderStack(layers, attention, values[0].cache)
             for number, (layer, value) in enumerate(zip(layers, values, strict=True)):
                 put_on(layer, replace(value, ahead=partial(stack.computed, number)), layer_forward.forward_of_layer)
             count += len(layers)
     return count
 
 
-def _is_plain_step(x: Tensor, arguments: dict[str, Any]) -> bool:
+def _is_plain_step(x: Tensor, arguments: dict[str, Any], cache_name: str) -> bool:
     """Whether layers get one position, for which no mask says what it may see, and a cache of transformers' own."""
-    cache: Any = arguments.get(_CACHE)
+    cache: Any = arguments.get(cache_name)
     tables = arguments.get(_TABLES)
     return (
         type(x) is Tensor
@@ -220,7 +221,9 @@ def _is_plain_step(x: Tensor, arguments: dict[str, Any]) -> bool:
         and type(cache).update is _CACHE_UPDATE
         and type(tables) is tuple
         and len(tables) == 2
-        and all(value is None or value is False or name in _READ for name, value in arguments.items())
+        and all(
+            value is None or value is False or name in _READ or name == cache_name for name, value in arguments.items()
+        )
     )
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ..facts.cache_names import CACHE_NAMES
+
 # What a later part of the same call was given, or auxiliary heads say in training: legally infinite (proposals outside
 # an image), and on its way into the results where it matters.
 _PARTS = ("encoder_", "enc_", "init_", "initial_reference", "intermediate_", "aux_", "auxiliary_", "denoising_")
-_STATES = ("past_key_values", "past_buckets_states", "cache", "cache_params", "shared_kv_states", "mems", "state")
+_STATES = ("past_buckets_states", "shared_kv_states", "mems", "state")
 _LAYERS = ("hidden_states", "attentions", "_states", "activations")
 _WITH_NUMBERS, _STRIDED = (Tensor, nn.Parameter), torch.strided
 _DEEPEST = 4  # containers in containers
@@ -51,7 +53,7 @@ def role_of(field_name: object) -> Role:
 
 
 def _role(name: str) -> Role:
-    if "loss" in name.split("_") or name in _STATES or name.endswith(("past_key_values", "_cache", "cache_params")):
+    if "loss" in name.split("_") or name in _STATES or name.endswith(CACHE_NAMES):
         return Role.ASIDE
     if name.endswith("attentions") or "router" in name.split("_"):
         return Role.ASIDE

@@ -10,6 +10,7 @@ import torch
 import transformers as tf
 from tiny_models import TINY
 
+from safe_dtype.facts.cache_names import cache_parameter
 from safe_dtype.models.recast import recast
 
 NEW_TOKENS = 10
@@ -196,7 +197,7 @@ def with_unknown_cache(model: Any) -> Any:
 
     def prepare_unknown(config: Any, kwargs: dict[str, Any], *rest: Any) -> None:
         prepare(config, kwargs, *rest)
-        kwargs["past_key_values"] = Unknown(config=model.config)
+        kwargs[cache_parameter(model.forward)] = Unknown(config=model.config)
 
     model._prepare_cache_for_generation = prepare_unknown
     return model

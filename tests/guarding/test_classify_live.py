@@ -74,7 +74,7 @@ LIVE: dict[str, tuple[FailureKind, Callable[[], Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled", "ignore:Error detected in")
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("name", LIVE)
 def test_live(name: str) -> None:
     """What this torch really raises is known, with its kind."""

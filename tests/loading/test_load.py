@@ -138,6 +138,7 @@ def test_shards_and_lying_config(tmp_path: Path) -> None:
     assert model.dtype != torch.float16
 
 
+@pytest.mark.needs("adapter_loader")
 def test_adapter(tmp_path: Path, saved: Callable[..., Path]) -> None:
     """An adapter's folder loads its base, planned by the base's weights, with the adapter on it."""
     import peft

@@ -151,12 +151,17 @@ def test_dtypes() -> None:
 # Caches
 
 
+def dtype_told_by(layer: Any) -> torch.dtype:
+    """Return what a layer of a cache says of itself; from transformers 5.24 on it says nothing, and has its keys."""
+    return getattr(layer, "dtype", layer.keys.dtype)
+
+
 def test_cache() -> None:
     """Keys and values are cast in place, layer by layer, and what is added later is of the new dtype."""
     filled = cache()
     cast_cache(filled, {BF16}, FP32)
     for place, layer in enumerate(filled.layers):
-        assert (layer.keys.dtype, layer.values.dtype, layer.dtype) == (FP32, FP32, FP32)
+        assert (layer.keys.dtype, layer.values.dtype, dtype_told_by(layer)) == (FP32, FP32, FP32)
         assert torch.equal(layer.keys, ones(FP32) * (place + 1))
         assert torch.equal(layer.values, ones(FP32) * (place + 3))
     keys, _ = filled.update(ones(FP32), ones(FP32), 0)
@@ -169,7 +174,7 @@ def test_cache_of_another_dtype() -> None:
     before = [layer.keys for layer in filled.layers]
     cast_cache(filled, {BF16}, FP16)
     assert all(layer.keys is keys for layer, keys in zip(filled.layers, before, strict=True))
-    assert {layer.dtype for layer in filled.layers} == {FP32}
+    assert {dtype_told_by(layer) for layer in filled.layers} == {FP32}
 
 
 def test_cache_of_an_encoder_and_a_decoder() -> None:

@@ -172,7 +172,13 @@ def test_same_as_safe_auto_model(saved: Saved) -> None:
         assert mine.dtype == theirs.dtype
 
 
-@pytest.mark.parametrize("auto", [True, False], ids=["AutoPeftModel", "AutoModel-of-an-adapter"])
+@pytest.mark.parametrize(
+    "auto",
+    [
+        pytest.param(True, id="AutoPeftModel"),
+        pytest.param(False, marks=pytest.mark.needs("adapter_loader"), id="AutoModel-of-an-adapter"),
+    ],
+)
 def test_peft(auto: bool, saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An adapter's base is planned, however PEFT or transformers come to it."""
     folder = adapter(saved, tmp_path)

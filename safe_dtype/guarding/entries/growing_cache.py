@@ -8,6 +8,7 @@ from typing import Any
 from transformers.cache_utils import Cache
 
 from ...decoding import give_room, take_room
+from ...facts.cache_names import cache_of
 from ..state import guard_of
 
 
@@ -31,7 +32,7 @@ def grow_prepared(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def with_plain_cache(output: Any) -> Any:
     """Return what `generate` has returned, its cache, if any, one of transformers' own."""
-    cache = getattr(output, "past_key_values", None)
+    cache = cache_of(output)
     if cache is not None:
         take_room(cache)
     return output

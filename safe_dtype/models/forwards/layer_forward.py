@@ -13,22 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import modeling_layers
 
+from ...facts.cache_names import cache_parameter
 from ...kernels.row_product import Weighed, multiply_rows, multiply_rows_by_each
 from . import known_forwards
 from .compiled_products import weighed
 from .gated_forward import gated
-from .known_code import KnownCode, is_known
+from .known_code import KnownCode, digest_of, is_known
 from .module_forward import put_on, value_of
 from .norm_forward import normalized
 from .plain_calls import has_global_hook, has_hook, is_plain, is_watched
 from .rotary_forward import HALF, TURN, is_replaced, turned
+from .unwrapped import old_names, unwrapped, without_old_names
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 ATTENTION, MLP, INPUT_NORM, INNER_NORM = "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"
@@ -73,6 +73,10 @@ class CompiledLayer:
     attention: Callable[..., Any]
     mlp: Callable[..., Any]
     form: _Form
+    attends: Callable[..., Any]  # the attention's, without transformers' wrappers
+    cache: str  # the name by which both take it
+    tells_cache: bool  # whether attention gives its cache its arguments too
+    old_names: frozenset[str]  # of arguments, which the layer has renamed first
     of_attention: frozenset[str]  # the names of its modules
     turn: Any  # what the file of the attention turns queries and keys by, and half of them
     half: Any
@@ -114,35 +118,28 @@ def compile_layers(model: nn.Module, most_rows: int) -> int:
 
 
 def _layer(layer: Any, attention: Any, mlp: Any, most_rows: int) -> CompiledLayer | None:
-    form = next((one for one in _FORMS if is_known(attention, one.known)), None)
+    attends, computes = without_old_names(attention), unwrapped(layer)
+    form = next((one for one in _FORMS if is_known(attends, one.known)), None)
     if (
         form is None
-        or not is_known(_unwrapped(layer), known_forwards.DECODER_LAYER)
+        or not is_known(computes, known_forwards.DECODER_LAYER)
         or not is_known(mlp, known_forwards.GATED)
+        or (cache := cache_parameter(computes)) != cache_parameter(attends)
     ):
         return None
-    source = attention.__globals__
+    source = attends.__globals__
     names = frozenset({*PROJECTIONS, LAST, *(form.norms or ())})
-    return CompiledLayer(layer, attention, mlp, form, names, source[TURN], source[HALF], most_rows)
+    tells_cache = digest_of(attends) in known_forwards.TELL_CACHE
+    return CompiledLayer(
+        layer, attention, mlp, form, attends, cache, tells_cache, old_names(layer), names, source[TURN], source[HALF],
+        most_rows,
+    )  # fmt: skip
 
 
 def _is_found_in(module: nn.Module, names: frozenset[str]) -> bool:
     """Whether what a module has by these names are its modules: nothing stands in the place of one, and none is gone."""
     # Of a module that computes by a forward of ours, its own `keys` makes a dict.
     return dict.keys(module._modules) >= names and dict.keys(module.__dict__).isdisjoint(names)
-
-
-def _unwrapped(forward: Any) -> Any:
-    """Return the forward that transformers' own wrapper for checkpoints of gradients is around; `forward` itself without."""
-    if type(forward) is FunctionType and forward.__code__ in _wrappers():
-        return getattr(forward, "__wrapped__", forward)
-    return forward
-
-
-def _wrappers() -> tuple[CodeType, ...]:
-    subclass = modeling_layers.GradientCheckpointingLayer.__init_subclass__
-    code = getattr(getattr(subclass, "__func__", None), "__code__", None)
-    return tuple(one for one in code.co_consts if isinstance(one, CodeType)) if code is not None else ()
 
 
 def forward_of_layer(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -158,6 +155,7 @@ def forward_of_layer(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         and not torch.compiler.is_compiling()
         and is_step_of_few_rows(value, module, args[0])
         and kwargs.get("position_embeddings") is not None
+        and value.old_names.isdisjoint(kwargs)
     ):
         return _computed(value, module, args[0], **kwargs)
     return type(module).forward(module, *args, **kwargs)
@@ -190,14 +188,14 @@ def is_step_of_few_rows(value: CompiledLayer, module: nn.Module, x: Any) -> bool
 
 def _computed(  # noqa: PLR0913  (the arguments are transformers')
     value: CompiledLayer, layer: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None,
-    past_key_values: Any = None, use_cache: bool | None = False,  # noqa: FBT001, FBT002
+    use_cache: bool | None = False,  # noqa: FBT001, FBT002
     position_embeddings: Any = None, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
     """Return what the known forward of a layer does."""
-    modules = layer._modules
+    modules, cache = layer._modules, kwargs.pop(value.cache, None)
     states = _norm(modules[INPUT_NORM], hidden_states)
     states = _attended(
-        value, modules[ATTENTION], states, position_embeddings, attention_mask, past_key_values,
+        value, modules[ATTENTION], states, position_embeddings, attention_mask, cache,
         position_ids=position_ids, use_cache=use_cache, **kwargs,
     )  # fmt: skip
     hidden_states = hidden_states + states
@@ -209,10 +207,10 @@ def _computed(  # noqa: PLR0913  (the arguments are transformers')
 
 def _attended(
     value: CompiledLayer, self: Any, states: Tensor, position_embeddings: Any, attention_mask: Any,
-    past_key_values: Any, **kwargs: Any,
+    cache: Any, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
     """Return what the known forward of attention does."""
-    modules, source, leading = self._modules, value.attention.__globals__, states.shape[:-1]
+    modules, source, leading = self._modules, value.attends.__globals__, states.shape[:-1]
     shape = (*leading, -1, self.head_dim)
     query, key, values = (one.view(shape) for one in _products([modules[name] for name in PROJECTIONS], states))
     if value.form.norms is not None:
@@ -222,8 +220,9 @@ def _attended(
     cos, sin = position_embeddings
     both = turned(source, (value.turn, value.half), query, key, cos, sin)
     query, key = source[TURN](query, key, cos, sin) if both is None else both
-    if past_key_values is not None:
-        key, values = past_key_values.update(key, values, self.layer_idx)
+    if cache is not None:
+        arguments = {"kwargs": kwargs} if value.tells_cache else {}
+        key, values = cache.update(key, values, self.layer_idx, **arguments)
     attend = source["ALL_ATTENTION_FUNCTIONS"].get_interface(
         self.config._attn_implementation, source["eager_attention_forward"]
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 _VALUE = "_safe_dtype_blocks"
@@ -30,7 +31,9 @@ class _Bound:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         module = self._module()
-        if module is None or module.__dict__ is not self._own():
+        # In a graph torch 2.6 takes any two dicts for different ones, and has no `gc`. There it stays the module that it was
+        # bound to, as in newer ones, which ask `_Attributes` for the method of the class.
+        if module is None or (module.__dict__ is not self._own() and not torch.compiler.is_compiling()):
             module = self._bound_anew(module)
         return self.function(module, *args, **kwargs)
 

@@ -15,6 +15,7 @@ from . import known_forwards
 from .known_code import is_known
 from .module_forward import has_forward, put_on, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
+from .unwrapped import old_names, without_old_names
 
 # For fewer, looking at what is turned takes as long as temporaries: 15 us a layer. At 512 it is 0.3 ms in the place of 4.7.
 _LEAST_ROWS = 16
@@ -27,6 +28,7 @@ class CompiledRotation:
 
     forward: Callable[..., Any]
     turning: Callable[..., Any]
+    old_names: frozenset[str]  # of arguments, which the forward has renamed first
 
     def __deepcopy__(self, _memo: Any) -> None:
         """Copies of a module are plain."""
@@ -66,7 +68,8 @@ def compile_rotations(model: nn.Module, dtype: torch.dtype) -> int:
     return count
 
 
-def _rotation(forward: Any) -> CompiledRotation | None:
+def _rotation(of_class: Any) -> CompiledRotation | None:
+    forward = without_old_names(of_class)
     if type(forward) is not FunctionType or TURN not in forward.__code__.co_names or forward.__closure__:
         return None
     source = forward.__globals__
@@ -85,13 +88,13 @@ def _rotation(forward: Any) -> CompiledRotation | None:
     own = _Globals(source, TURN, rotate)
     turning = FunctionType(forward.__code__, own, forward.__name__, forward.__defaults__)
     turning.__kwdefaults__ = forward.__kwdefaults__
-    return CompiledRotation(forward, turning)
+    return CompiledRotation(of_class, turning, old_names(of_class))
 
 
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     forward, value = type(module).forward, value_of(module)
     states = args[0] if args else kwargs.get("hidden_states")
-    is_ours = isinstance(value, CompiledRotation) and forward is value.forward
+    is_ours = isinstance(value, CompiledRotation) and forward is value.forward and value.old_names.isdisjoint(kwargs)
     if is_ours and _has_many_rows(states) and not torch.compiler.is_compiling() and not is_watched():
         forward = value.turning
     return forward(module, *args, **kwargs)

@@ -10,6 +10,7 @@ import torch
 from transformers import CompileConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
+from ...facts.cache_names import cache_parameter
 from ..nouns.job import Dynamic
 
 POSITIONS = 1024  # of the cache, where no longer texts were asked for: attention looks at all of them in every step
@@ -74,14 +75,15 @@ def token_by_token(
     ids = inputs["input_ids"]
     mask = inputs.get("attention_mask", torch.ones_like(ids))
     known = inspect.signature(model.forward).parameters
+    cache_argument = {cache_parameter(model.prepare_inputs_for_generation): cache}
     logits = []
     for place in range(ids.shape[1]):
         more: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         if "position_ids" in known:
             more["position_ids"] = torch.full_like(ids[:, :1], place)
         prepared = model.prepare_inputs_for_generation(
-            ids[:, : place + 1], next_sequence_length=1, past_key_values=cache, attention_mask=mask[:, : place + 1],
-            is_first_iteration=not place, use_cache=True, **more,
+            ids[:, : place + 1], next_sequence_length=1, attention_mask=mask[:, : place + 1],
+            is_first_iteration=not place, use_cache=True, **cache_argument, **more,
         )  # fmt: skip
         answer = (step if place else model)(**prepared, return_dict=True)
         logits.append(answer.logits[:, -1].clone())  # a graph of kernels writes its next answer over this one

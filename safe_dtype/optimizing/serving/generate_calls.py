@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...facts.cache_names import CACHE_NAMES
 from ..graphs.static_steps import compile_config, static_length
 from ..nouns.job import Dynamic
 from ..nouns.record import Optimization
@@ -15,7 +16,7 @@ from .compatibility import dynamic_of
 # Each asks `generate` for another loop, another cache or other inputs than the step was compiled for.
 _OF_ANOTHER_KIND = (
     "assistant_model", "cache_implementation", "compile_config", "custom_generate", "disable_compile",
-    "inputs_embeds", "past_key_values", "prefill_chunk_size", "prompt_lookup_num_tokens", "synced_gpus",
+    "inputs_embeds", "prefill_chunk_size", "prompt_lookup_num_tokens", "synced_gpus", *CACHE_NAMES,
 )  # fmt: skip
 _ONE_BY_DEFAULT = ("num_beams", "num_return_sequences")
 _DEFAULT_NEW_TOKENS = 20  # of transformers

@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 DEEPEST = 4  # containers in containers
+_CACHES = ("past_key_values", "cache_params", "cache")  # the names that a cache has, by version and architecture
 MAIN = ("logits", "last_hidden_state", "hidden")  # of the other outputs each is compared as what it is
 
 
@@ -58,7 +59,7 @@ def floating(path: str, returned: Any, depth: int) -> Iterator[tuple[str, torch.
     """Yield the floating tensors in containers of containers, but for losses and what stands once a layer."""
     named = returned.items() if isinstance(returned, Mapping) else enumerate(returned)
     for name, value in named:
-        if str(name) in ("loss", "past_key_values") or str(name).endswith(("hidden_states", "attentions")):
+        if str(name) in ("loss", *_CACHES) or str(name).endswith(("hidden_states", "attentions")):
             continue
         if isinstance(value, torch.Tensor):
             # As real numbers, side by side: a file has no complex ones.

@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_modules
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ...errors import RescaleError
+from ...facts.cache_names import cache_in
 from ...models.original_weights import Exponents
 from ...models.recast import recast
 from ...processes.forked_lock import ForkedLock
@@ -276,5 +277,5 @@ def _is_prompt(args: Any, kwargs: Mapping[str, Any]) -> bool:
     if not isinstance(tokens, Tensor) or tokens.dim() < 2 or tokens.shape[1] > _FEW:
         return True
     # Assisted decoding computes a few positions in every step.
-    length = getattr(kwargs.get("past_key_values"), "get_seq_length", None)
+    length = getattr(cache_in(kwargs), "get_seq_length", None)
     return tokens.shape[1] > 1 and (length is None or not length())

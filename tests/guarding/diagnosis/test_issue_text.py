@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ def test_as_issue(monkeypatch: pytest.MonkeyPatch) -> None:
     model.get_submodule(DOWN).register_forward_pre_hook(fail)
     model(input_ids=IDS)
     text = report(model).as_issue()
-    assert f"- torch {torch.__version__}" in text
+    assert f"- torch {version('torch')}" in text
     assert "### KeyError in Linear.fail (`model.layers.1.mlp.down_proj`)" in text
     assert "~/kernels/half.so: opcode 7" in text
     assert "- model.layers.1.mlp.down_proj in float32: passed" in text

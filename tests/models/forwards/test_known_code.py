@@ -18,8 +18,9 @@ from transformers.models.phi3 import modeling_phi3 as phi3
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from safe_dtype.models.forwards import known_forwards, layer_forward
+from safe_dtype.models.forwards import known_forwards
 from safe_dtype.models.forwards.known_code import KnownCode, digest_of, is_known
+from safe_dtype.models.forwards.unwrapped import unwrapped
 
 KNOWN = (
     pytest.param(llama.LlamaRMSNorm.forward, known_forwards.NORM, id="norm"),
@@ -28,14 +29,16 @@ KNOWN = (
     pytest.param(SiLUActivation.forward, known_forwards.SILU, id="silu"),
     pytest.param(qwen3.apply_rotary_pos_emb, known_forwards.ROTARY, id="rotation"),
     pytest.param(phi3.rotate_half, known_forwards.ROTATE_HALF, id="half"),
-    pytest.param(llama.LlamaAttention.forward, known_forwards.ATTENTION, id="attention"),
-    pytest.param(qwen2.Qwen2Attention.forward, known_forwards.ATTENTION_IN_WINDOW, id="attention-in-a-window"),
+    pytest.param(unwrapped(llama.LlamaAttention.forward), known_forwards.ATTENTION, id="attention"),
+    pytest.param(unwrapped(qwen2.Qwen2Attention.forward), known_forwards.ATTENTION_IN_WINDOW, id="attention-in-a-window"),
     pytest.param(
-        mistral.MistralAttention.forward, known_forwards.ATTENTION_IN_WINDOW_OF_CONFIG, id="window-of-the-config"
+        unwrapped(mistral.MistralAttention.forward),
+        known_forwards.ATTENTION_IN_WINDOW_OF_CONFIG,
+        id="window-of-the-config",
     ),
-    pytest.param(qwen3.Qwen3Attention.forward, known_forwards.ATTENTION_WITH_NORMS, id="attention-of-norms"),
+    pytest.param(unwrapped(qwen3.Qwen3Attention.forward), known_forwards.ATTENTION_WITH_NORMS, id="attention-of-norms"),
     pytest.param(
-        layer_forward._unwrapped(llama.LlamaDecoderLayer.forward), known_forwards.DECODER_LAYER, id="decoder-layer"
+        unwrapped(llama.LlamaDecoderLayer.forward), known_forwards.DECODER_LAYER, id="decoder-layer"
     ),
 )  # fmt: skip
 

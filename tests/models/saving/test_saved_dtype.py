@@ -313,6 +313,7 @@ def test_accelerate(prepared: bool, saved: Saved, tmp_path: Path) -> None:
         assert dtypes_in(tmp_path / "state") == {"float32"}
 
 
+@pytest.mark.needs("adapter_loader")
 def test_adapters(saved: Saved, tmp_path: Path) -> None:
     """Adapters are saved as PEFT makes them, and a model that they are merged into as its checkpoint was."""
     lora = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)

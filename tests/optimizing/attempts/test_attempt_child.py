@@ -56,7 +56,8 @@ def test_failure(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2, 17)}, job.inputs)
     result = done(job)
     assert result.outcome is Outcome.FAILED
-    assert result.reason.startswith("while running eager: RuntimeError: mat1 and mat2 shapes")
+    assert result.reason.startswith("while running eager: RuntimeError: ")
+    assert "mat1 and mat2 shapes" in result.reason
     assert result.sites == ()
 
 

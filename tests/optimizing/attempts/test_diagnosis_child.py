@@ -40,7 +40,7 @@ def test_whole(tmp_path: Path) -> None:
     assert (diagnosis.at, diagnosis.whole, diagnosis.captures, diagnosis.problem) == ("done", True, True, "")
     assert [count["graphs"] for count in diagnosis.counts] == [1, 1]
     assert list(diagnosis.unusable) == ["wide.safetensors"]
-    assert diagnosis.unusable["wide.safetensors"].startswith("RuntimeError: mat1 and mat2")
+    assert "mat1 and mat2" in diagnosis.unusable["wide.safetensors"]
 
 
 def test_branch(tmp_path: Path) -> None:
@@ -64,4 +64,4 @@ def test_failure(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2, 17)}, job.inputs)
     diagnosis = diagnosed(job)
     assert diagnosis.at == "running it twice"
-    assert diagnosis.problem.startswith("RuntimeError: mat1 and mat2 shapes")
+    assert "mat1 and mat2 shapes" in diagnosis.problem
