@@ -2,6 +2,7 @@
 
     python benchmarks/training_memory.py               # all shapes
     python benchmarks/training_memory.py wide deep     # these again, beside the others of results/training_memory.json
+    python benchmarks/training_memory.py deep --way float32   # one way
     python benchmarks/training_memory.py --predict     # what was measured beside what is predicted now of the same tensors
 
 Models of 29 to 77 million parameters, AdamW, micro-batches of 256 tokens a row; bfloat16 autocast and float32, with and without
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,10 +122,10 @@ def _measured(shape: str, way: str, **environment: str) -> int:
     return int(done.stdout)
 
 
-def compare(shape: str, processes: int) -> list[dict[str, Any]]:
-    """Return a row for each way."""
-    rows = []
-    for name, way in WAYS.items():
+def compare(shape: str, ways: Iterable[str], processes: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each way."""
+    for name in ways:
+        way = WAYS[name]
         since = time.perf_counter()
         trained = model(shape)
         step = trace_step(
@@ -131,23 +133,19 @@ def compare(shape: str, processes: int) -> list[dict[str, Any]]:
         )
         seconds = time.perf_counter() - since
         runs = [_measured(shape, name) for _ in range(processes)]
-        rows.append(
-            {
-                "shape": shape,
-                "parameters": sum(weight.numel() for weight in trained.parameters()),
-                "way": name,
-                **_compared(step, statistics.median(runs)),
-                "processes": processes,
-                "measured_bytes_of_each": sorted(runs),
-                "predicted_bytes_of_tensors": step.peak_bytes,
-                "measured_bytes_of_tensors": _measured(shape, name, MALLOC_MMAP_THRESHOLD_="65536"),
-                "seconds_to_predict": round(seconds, 2),
-                "kinds": dict(step.kinds),
-                "large": dict(step.large),
-            }
-        )
-        click.echo(json.dumps(rows[-1]))
-    return rows
+        yield {
+            "shape": shape,
+            "parameters": sum(weight.numel() for weight in trained.parameters()),
+            "way": name,
+            **_compared(step, statistics.median(runs)),
+            "processes": processes,
+            "measured_bytes_of_each": sorted(runs),
+            "predicted_bytes_of_tensors": step.peak_bytes,
+            "measured_bytes_of_tensors": _measured(shape, name, MALLOC_MMAP_THRESHOLD_="65536"),
+            "seconds_to_predict": round(seconds, 2),
+            "kinds": dict(step.kinds),
+            "large": dict(step.large),
+        }
 
 
 def _compared(step: TracedStep, measured: float) -> dict[str, Any]:
@@ -166,24 +164,33 @@ def _predicted_again(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **_compared(step, row["measured_bytes"])}
 
 
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    return list(SHAPES).index(row["shape"]), list(WAYS).index(row["way"])
+
+
 @click.command(help=__doc__)
 @click.argument("shapes", nargs=-1)
 @click.option("--processes", default=3, show_default=True, help="In which each peak is measured.")
+@click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="Only these ways; else all.")
 @click.option("--predict", is_flag=True, help="Measure nothing.")
 @click.option("--measure", "measured", nargs=2, hidden=True)
-def main(shapes: tuple[str, ...], processes: int, *, predict: bool, measured: tuple[str, str] | None) -> None:
+def main(
+    shapes: tuple[str, ...], processes: int, ways: tuple[str, ...], *, predict: bool, measured: tuple[str, str] | None
+) -> None:
     """Compare, or measure in this process."""
     if measured:
         click.echo(measure(measured[0], WAYS[measured[1]]))
         return
     file = RESULTS / "training_memory.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["figures"] if shapes or predict else []
+    before = json.loads(file.read_text(encoding="utf-8"))["figures"] if shapes or ways or predict else []
     if predict:
         write_results("training_memory", [_predicted_again(row) for row in before])
         return
     for shape in shapes or SHAPES:
-        before = [row for row in before if row.get("shape") != shape] + compare(shape, processes)
-        write_results("training_memory", before)
+        for row in compare(shape, ways or WAYS, processes):
+            click.echo(json.dumps(row))
+            before = [old for old in before if (old["shape"], old["way"]) != (shape, row["way"])] + [row]
+            write_results("training_memory", sorted(before, key=_place))  # a run may end in the middle
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ TOGETHER = {
     "patching/planned.py": "patching/test_weird_calls.py",
     "training/accelerate_loop.py": "training/test_precision_guard.py",
     "training/judge_error.py": "training/test_precision_guard.py",
+    "training/trainer/evaluated_first.py": "training/test_trainer_ranks.py",
     "errors/ranks.py": "errors/test_errors.py",
     "ranks/ddp": "ranks/test_ddp.py",
     "loading/meeting.py": "ranks/test_meeting_of_ranks.py",

@@ -58,6 +58,18 @@ def peak_held(device: str) -> int | None:
     return None if reserved is None else int(reserved)
 
 
+def free_swap(root: Path = Path("/")) -> int | None:
+    """Return how many bytes Linux can still move out of main memory; None elsewhere, where that grows by itself.
+
+    `root` is where `proc` is.
+    """
+    try:
+        match = re.search(r"^SwapFree:\s+(\d+) kB$", (root / "proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
 def shortage(needed: Mapping[str, int]) -> str | None:
     """Return which device has not so many bytes free; None where all have. One that does not tell is taken to have them."""
     for device, more in needed.items():

@@ -82,6 +82,8 @@ class TrainingDoesNotFitError(TrainingError):
         parts: int = 0,
         *,
         kinds: tuple[tuple[str, int], ...] = (),
+        whole: str = "",
+        instead: tuple[str, ...] | None = None,
     ) -> None:
         smaller = (rows, parts) if rows else ()
         super().__init__(dtype, needed_bytes, free_bytes, ranks, devices, *smaller)
@@ -89,20 +91,28 @@ class TrainingDoesNotFitError(TrainingError):
         self.ranks, self.devices = ranks, devices
         self.rows, self.parts = rows, parts  # a micro-batch that fits, and how many for one of now; 0: none
         self.kinds = kinds  # weights, gradients, ..., each with its bytes at the peak; they add up to `needed_bytes`
+        self.whole = whole  # why a micro-batch cannot be run in parts
+        self.instead = instead  # what can be ordered instead, of a first step as it was ordered; None: nothing fits
 
     def __str__(self) -> str:
         made_of = ", ".join(f"{kind} {size:,}" for kind, size in self.kinds)
         needed = f"{self.needed_bytes:,} bytes" + (f" ({made_of})" if made_of else "")
         advice = " or ".join(self._advice())
+        if self.instead is not None:
+            return (
+                f"The first step of training in {self.dtype} needs {needed} as it is ordered, and {self.free_bytes:,} may be "
+                f"used: the system would end the process. Next: {' or '.join(self.instead) or advice}."
+            )
+        whole = f" (micro-batches are not run in parts: {self.whole})" if self.whole else ""
         if self.rows:
             return (
                 f"A step of training in {self.dtype} needs {needed}, with all that can be changed while the "
-                f"loop runs, and {self.free_bytes:,} may be used. Next: micro-batches of {self.rows} fit, {self.parts} in the "
+                f"loop runs{whole}, and {self.free_bytes:,} may be used. Next: micro-batches of {self.rows} fit, {self.parts} in the "
                 f"place of each; or {advice}."
             )
         return (
             f"A step of training in {self.dtype} needs {needed}, even with activation checkpointing and "
-            f"the smallest micro-batch, and {self.free_bytes:,} may be used. Next: {advice}."
+            f"the smallest micro-batch{whole}, and {self.free_bytes:,} may be used. Next: {advice}."
         )
 
     def _advice(self) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 from torch import nn
 
-from ..devices.memory import limits_of
 from ..errors import DeviceLostError, PeerLostError, RemoteFailure, TrainingLoopError
 from ..errors.of_the_moment import is_of_memory
 from ..errors.warn import warn
@@ -21,7 +20,6 @@ from ..guarding.diagnosis import is_vetoed
 from ..guarding.events import hand_on
 from ..guarding.families.refused import is_lost
 from ..ranks import Vote, VoteTally, World, current_world, is_first_rank
-from ..ranks.fsdp2 import is_sharded
 from ..ranks.schedule import OutOfStepError, Schedules
 from .accelerate_loop import adapt_loop
 from .error_trial import passes_further_down
@@ -32,7 +30,7 @@ from .judge_numbers import Judgement, Numbers, forget_gradients, judge, judge_ra
 from .kept_buffers import ChangedWithoutCopyError, KeptBuffers
 from .ladder import LADDER, leave_failed_dtypes, refuse_half_parameters, rungs
 from .loop import Loop
-from .memory.fit_step_down import LatestCall, ModelCall, fit_step_down, has_room
+from .memory.step_memory import StepMemory
 from .mistakes.check_arguments import require_batches, require_names, require_scale, require_state
 from .mistakes.open_window import OpenWindow
 from .mistakes.other_scalers import other_scalers_refused
@@ -46,6 +44,11 @@ from .window_attempt import WindowAttempt
 
 logger = logging.getLogger(__name__)
 
+_NOT_REDUCED = (  # what is wrong, and what to do
+    "no model that the guard of several ranks was given reduces its gradients over them",
+    "give it what accelerator.prepare() has returned; a model that `prepare_model(evaluation_mode=True)` gets first is put "
+    "into no DistributedDataParallel",
+)
 _numbers = count()  # of guards: all ranks make them at the same points
 
 
@@ -115,21 +118,17 @@ class PrecisionGuard:
         self.has_peers = self._world is not None
         self._schedules = Schedules(() if self._world is None else self.loop.models)
         if self._world is not None and not self._schedules and not isinstance(loop, TorchLoop):
-            raise TrainingLoopError("the guard of several ranks needs the models that accelerator.prepare() returned")
+            raise TrainingLoopError(*_NOT_REDUCED)
         leave_failed_dtypes(self.loop, self._world, self._ladder)
         self._buffers = KeptBuffers(self.loop.models)
-        # Of weights that ranks share out nobody knows how much of them a step holds at once.
-        self._is_followed = not any(map(is_sharded, self.loop.models))
-        self._latest, self._max_memory, self._has_stepped = LatestCall(self.loop.models), limits_of(max_memory), False
-        self.splits: Callable[[], bool] = lambda: False  # whether the caller can run micro-batches in parts
-        self.parts, self.accumulation = 1, 1  # and in how many it is to; micro-batches of a window
+        self.memory = StepMemory(self.loop, self._world, max_memory)
         self._votes = WindowVotes(self._world, next(_numbers))
         self._products = RescaledProducts(self.loop.models)
         self._next = NextAttempt(
             self.loop,
             self._ladder,
             RescaleRung(self._products, self._world, least_scale),
-            self._has_room if rescales else None,
+            self.memory.has_room if rescales else None,
         )
         self._is_last: bool | None = None
         self._open = OpenWindow()
@@ -215,7 +214,7 @@ class PrecisionGuard:
         """
         require_batches(batches, size)
         for window in windows_of(batches, size, self._note_place):
-            self.accumulation = len(window)
+            self.memory.accumulation = len(window)
             self._schedules.sees(window)
             yield window
 
@@ -233,7 +232,8 @@ class PrecisionGuard:
         Raises:
             NoDtypeLeft: If the window fails in the last dtype as well, and not in its loss alone: weights and optimizer are
                 as before it.
-            TrainingDoesNotFitError: If float32, the next dtype, does not fit, not with activation checkpointing either.
+            TrainingDoesNotFitError: If float32, the next dtype, does not fit, not with activation checkpointing either; or
+                if the system would end the process for the first step.
             RemoteFailure: If another rank has failed otherwise.
             PeerLostError: If another rank has ended, or does not vote.
             TrainingLoopError: If the loop cannot be run again.
@@ -249,8 +249,7 @@ class PrecisionGuard:
             around += [self._buffers.noticed(), other_scalers_refused(self.loop)]
             if dtype == FLOAT16:
                 around.append(self._products.in_force())
-            if self._is_followed and dtype != FLOAT32:
-                around.append(self._latest.noted())
+            around += self.memory.around(dtype)
             attempt = WindowAttempt(self.loop, self, lambda: self._is_last, self._schedules, around)
             self._is_last, self._attempt = None, attempt
             try:
@@ -259,31 +258,16 @@ class PrecisionGuard:
                 if attempt.is_done:
                     self._open.ends(self.loop.optimizers, has_stepped=attempt.has_stepped)
                     self.windows_done += attempt.has_stepped
-                    self._has_stepped |= attempt.has_stepped
-                    self._latest.forget()
+                    self.memory.window_ended(has_stepped=attempt.has_stepped)
             if not attempt.was_entered:
                 self.leave()
                 raise TrainingLoopError("an attempt was not entered")
             if attempt.is_done:
                 break
             if self.dtype == FLOAT32 != dtype:
-                self.fit(self._latest.call)
+                self.memory.fit()
             numbers.set_again()
             self.loop.return_to(place)
-
-    def fit(self, call: ModelCall | None) -> None:
-        """Have a step in the dtype of now fit into memory, before it is made: `fit_step_down` on every rank."""
-        parts = fit_step_down(
-            call if self._is_followed else None, self.dtype, self.loop.optimizers, world=self._world, splits=self.splits,
-            max_memory=self._max_memory, has_stepped=self._has_stepped, accumulation=self.accumulation,
-        )  # fmt: skip
-        self.parts = max(self.parts, parts)
-
-    def _has_room(self) -> bool:
-        """Whether a step in float32 would fit on this rank as it is."""
-        return has_room(
-            self._latest.call, FLOAT32, self.loop.optimizers, self._max_memory, has_stepped=self._has_stepped
-        )
 
     def leave(self) -> None:
         """Stop to watch the collectives of the ranks, however the attempt has ended."""

@@ -11,10 +11,25 @@ from transformers import Trainer
 
 from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from safe_dtype.training import switch_precision
+from safe_dtype.training.trainer.attach import is_attached
 
 Case = tuple[str, Fault, Dtype, dict[str, Any]]
 
 SIXTEEN_BITS = (BFLOAT16, FLOAT16)
+
+
+class EvaluatesFirst(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Evaluates and predicts before it trains. Not attached, accelerate is told to prepare the model for training all the same."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate, and train."""
+        self.evaluate(self.train_dataset)
+        self.predict(self.train_dataset)
+        if not is_attached(self):
+            del self.model._is_accelerate_prepared
+        return super().train(*args, **kwargs)
+
+
 CASES: tuple[Case, ...] = (
     ("forward", Fault(2), FLOAT16, {}),
     ("backward", Fault(2, "backward"), FLOAT16, {}),
@@ -22,6 +37,7 @@ CASES: tuple[Case, ...] = (
     ("both", Fault(2, dtypes=SIXTEEN_BITS), FLOAT32, {}),
     ("first of two", Fault(2, micro=0), FLOAT16, {"accumulation": 2}),
     ("second of two", Fault(2, "backward", micro=1), FLOAT16, {"accumulation": 2}),
+    ("evaluated first", Fault(2), FLOAT16, {"trainer": EvaluatesFirst}),
 )
 MORE_CASES: tuple[Case, ...] = (
     ("gradients", Fault(2, "inf"), FLOAT16, {}),
@@ -53,11 +69,20 @@ def differences(cases: tuple[Case, ...], failing: int) -> dict[str, str]:
         )
         steps = {int(state["step"]) for state in ours.trainer.optimizer.state.values()}
         found[name] += "" if steps == {5} else f"{steps} optimizer steps"
+        found[name] += unlike_weights(ours.trainer.model)
     begin_case("KeyError", 60)
     found["KeyError"] = type(
         run(Setting(Fault(2, "key", (*SIXTEEN_BITS, FLOAT32)) if fails_here else None)).error
     ).__name__
     return found
+
+
+def unlike_weights(model: torch.nn.Module) -> str:
+    """Return by how much the weights of two ranks differ; nothing where they are equal."""
+    own = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    others = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(others, own)
+    return "" if torch.equal(*others) else f"weights of ranks differ by {(others[0] - others[1]).abs().max():.1e}"
 
 
 class TrainsAgain(Trainer):  # type: ignore[misc]  # transformers is not typed

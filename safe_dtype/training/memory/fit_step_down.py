@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from ...devices.memory import memory_of, peak_held
@@ -19,57 +17,15 @@ from ...errors.warn import warn
 from ...facts import Dtype
 from ...processes.handler_exceptions import is_of_a_signal
 from ...ranks import World, gather_texts, is_first_rank
+from .batch_rows import tensors_in, why_whole
 from .fit_training import nothing_drawn, plan_step_down
 from .memory_plan import USABLE, MemoryPlan
+from .model_call import ModelCall
 from .traced_step import Checkpointing
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class ModelCall:
-    """A call of a model in a window, by reference."""
-
-    model: nn.Module  # as the loop calls it, in its wrapper
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def unwrapped(self) -> nn.Module:
-        """The model without compiler and without what reduces its gradients."""
-        model: Any = self.model
-        while (inner := getattr(model, "_orig_mod", None) or _inside_ddp(model)) is not None:
-            model = inner
-        return model  # type: ignore[no-any-return]
-
-    @property
-    def inputs(self) -> dict[Any, Any]:
-        """All arguments, those without a name by their places."""
-        return {**dict(enumerate(self.args)), **self.kwargs}
-
-
-class LatestCall:
-    """The latest call of any of the models while an attempt runs; nothing of it is kept between windows."""
-
-    def __init__(self, models: Iterable[nn.Module]) -> None:
-        self._models = list(models)
-        self.call: ModelCall | None = None
-
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note the calls in the block."""
-        with ExitStack() as stack:
-            for model in self._models:
-                stack.callback(model.register_forward_pre_hook(self._note, with_kwargs=True).remove)
-            yield
-
-    def forget(self) -> None:
-        """Let go of the inputs."""
-        self.call = None
-
-    def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not torch.compiler.is_compiling():
-            self.call = ModelCall(model, args, kwargs)
+NOT_OURS = "its micro-batches are those of the loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +45,7 @@ class Fit:
     accumulation: int = 0
     text: str = ""
     kinds: tuple[tuple[str, int], ...] = ()  # what `needed` is made of, where nothing fits
+    whole: str = ""  # why a micro-batch cannot be run in parts, where that would fit, or might
 
     @classmethod
     def from_text(cls, text: str) -> Fit:
@@ -113,7 +70,7 @@ def fit_step_down(  # noqa: PLR0913  (all but three by name)
     *,
     world: World | None = None,
     max_memory: Mapping[Any, Any] | None = None,
-    splits: Callable[[], bool] = lambda: False,
+    why_not_split: Callable[[], str] = lambda: NOT_OURS,
     has_stepped: bool = False,
     accumulation: int = 1,
 ) -> int:
@@ -127,7 +84,7 @@ def fit_step_down(  # noqa: PLR0913  (all but three by name)
         optimizers: Of the loop, with the states that they have.
         world: The ranks.
         max_memory: Bytes by device, as accelerate takes them.
-        splits: Whether the caller can run a micro-batch in parts.
+        why_not_split: Returns why the caller cannot run a micro-batch in parts; nothing where it can.
         has_stepped: Whether this process has made whole steps in 16 bits: at most it takes as much again.
         accumulation: Micro-batches in one step.
 
@@ -137,7 +94,7 @@ def fit_step_down(  # noqa: PLR0913  (all but three by name)
     own = Fit()
     if call is not None and not (has_stepped and _has_room_twice(call, max_memory)):
         plan = plan_of_call(call, dtype, optimizers, max_memory, accumulation)
-        own = _fit_by(plan, splits)
+        own = _fit_by(plan, call.inputs, why_not_split)
     fit = own
     if world is not None:
         texts = gather_texts(world, own.to_text())
@@ -146,7 +103,15 @@ def fit_step_down(  # noqa: PLR0913  (all but three by name)
         ranks = world.size if world is not None else 1
         devices = max(1, torch.accelerator.device_count())
         raise TrainingDoesNotFitError(
-            dtype.name, fit.needed, fit.free, ranks, devices, fit.rows, fit.accumulation, kinds=fit.kinds
+            dtype.name,
+            fit.needed,
+            fit.free,
+            ranks,
+            devices,
+            fit.rows,
+            fit.accumulation,
+            kinds=fit.kinds,
+            whole=fit.whole,
         )
     if fit.every and call is not None:
         Checkpointing(fit.every, fit.offload).enable(call.unwrapped)
@@ -164,7 +129,7 @@ def has_room(
     has_stepped: bool,
 ) -> bool:
     """Whether a step in `dtype` fits as it is, in place of one in 16 bits; True where nobody can tell."""
-    if call is None or (has_stepped and _has_room_twice(call, max_memory)) or (not max_memory and _is_small(call)):
+    if call is None or (has_stepped and _has_room_twice(call, max_memory)) or (not max_memory and is_small(call)):
         return True
     plan = plan_of_call(call, dtype, optimizers, max_memory)
     return plan is None or plan.is_as_ordered
@@ -194,41 +159,27 @@ def plan_of_call(
         return None
 
 
-def say_where_it_does_not_fit(
-    call: ModelCall,
-    dtype: Dtype,
-    optimizers: Sequence[Optimizer],
-    max_memory: Mapping[Any, Any] | None,
-    accumulation: int,
-) -> None:
-    """Warn of a step that is about to be made as it was ordered and does not fit, with what would fit."""
-    plan = (
-        None if not max_memory and _is_small(call) else plan_of_call(call, dtype, optimizers, max_memory, accumulation)
-    )
-    if plan is not None and not plan.is_as_ordered and is_first_rank():
-        warn(f"{plan}. Nothing was changed. Next: order what fits, or train on a device with more memory")
-
-
-def _is_small(call: ModelCall) -> bool:
+def is_small(call: ModelCall) -> bool:
     """Whether a step fits for sure: were every number of the inputs to meet every weight, half of what is free is enough."""
-    tensors = [value for value in call.inputs.values() if isinstance(value, torch.Tensor)]
     weights = list(call.unwrapped.parameters())
-    numbers, met = sum(weight.numel() for weight in weights), sum(tensor.numel() for tensor in tensors)
+    numbers, met = sum(weight.numel() for weight in weights), sum(tensor.numel() for tensor in tensors_in(call.inputs))
     device = str(weights[0].device) if weights else "cpu"
     return 16 * numbers * (met + 1) <= memory_of(device).free_bytes // 2
 
 
-def _fit_by(plan: MemoryPlan | None, splits: Callable[[], bool]) -> Fit:
+def _fit_by(plan: MemoryPlan | None, batch: Mapping[Any, Any], why_not_split: Callable[[], str]) -> Fit:
     if plan is None or plan.is_as_ordered:
         return Fit()
     ordered, way = plan.tried[0][0], plan.way
     if way is None:
-        return Fit(needed=min(needed for _, needed in plan.tried), free=plan.free_bytes, kinds=plan.kinds_of_least())
+        needed = min(needed for _, needed in plan.tried)
+        whole = why_whole(batch) if ordered.rows > 1 else ""
+        return Fit(needed=needed, free=plan.free_bytes, kinds=plan.kinds_of_least(), whole=whole)
     parts = ordered.rows // way.rows
-    if parts > 1 and not splits():
+    if parts > 1 and (whole := why_not_split()):
         least = min(needed for tried, needed in plan.tried if tried.rows == ordered.rows)
         kinds = plan.kinds_of_least(ordered.rows)
-        return Fit(needed=least, free=plan.free_bytes, rows=way.rows, accumulation=parts, kinds=kinds)
+        return Fit(needed=least, free=plan.free_bytes, rows=way.rows, accumulation=parts, kinds=kinds, whole=whole)
     checkpointing = way.checkpointing
     fit = Fit(parts=parts, text=str(plan))
     return fit if checkpointing is None else replace(fit, every=checkpointing.every, offload=checkpointing.offload)
@@ -239,7 +190,3 @@ def _has_room_twice(call: ModelCall, max_memory: Mapping[Any, Any] | None) -> bo
     device = next((str(weight.device) for weight in call.unwrapped.parameters()), "cpu")
     peak = peak_held(device)
     return peak is not None and not max_memory and memory_of(device).free_bytes * USABLE >= peak
-
-
-def _inside_ddp(model: Any) -> nn.Module | None:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,12 +19,13 @@ from torch.optim import AdamW, Optimizer
 
 from ...devices import memory_of
 from ...devices.free_heap import give_back_free_heap
-from ...devices.memory import allowance
+from ...devices.memory import allowance, free_swap
 from ...devices.random_states import random_states_kept
 from ...errors.training import GRADIENT_BUCKETS
 from ...errors.warn import warn
 from ...facts import Dtype
 from ...ranks import is_first_rank
+from .batch_rows import first_rows, rows_of, why_whole
 from .memory_plan import MemoryPlan, TrainingWay, plan_memory
 from .traced_step import Checkpointing, MakeOptimizer, TracedStep, trace_step
 
@@ -54,13 +56,18 @@ def plan_step_down(
     Raises:
         RuntimeError, ValueError: If the model cannot be followed.
     """
-    ordered = TrainingWay(_rows_of(batch), accumulation, Checkpointing() if _is_checkpointing(model) else None)
+    rows = rows_of(batch)
+    ordered = TrainingWay(rows, accumulation, Checkpointing() if _is_checkpointing(model) else None)
     own = {id(weight) for weight in (*model.parameters(), *model.buffers())}
     held_tensors = [*model.parameters(), *model.buffers(), *_moments(optimizer, own)]
     known = inspect.signature(type(optimizer)).parameters
     options = {name: value for name, value in optimizer.defaults.items() if name in known}
     make_optimizer = _maker(type(optimizer), options)
-    return _plan(model, batch, dtype, ordered, make_optimizer, held_tensors, max_memory=max_memory)
+    plan = _plan(
+        model, lambda asked: batch if asked == rows else first_rows(batch, asked), dtype, ordered, make_optimizer, held_tensors,
+        max_memory=max_memory, splits=not why_whole(batch),
+    )  # fmt: skip
+    return plan if _is_of_torch(type(optimizer)) else replace(plan, least_bytes=0)
 
 
 def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
@@ -74,12 +81,12 @@ def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
     """
     args, model = trainer.args, trainer.model
     try:
-        batch = _longest_batch(trainer, args.train_batch_size)
+        batches = functools.cache(functools.partial(_longest_batch, trainer))
         optimizer, options = trainer.get_optimizer_cls_and_kwargs(args, model)
         checkpointing = Checkpointing() if args.gradient_checkpointing else None
         ordered = TrainingWay(args.train_batch_size, args.gradient_accumulation_steps, checkpointing)
         held_tensors = [*model.parameters(), *model.buffers()]
-        plan = _plan(model, batch, dtype, ordered, _maker(optimizer, options), held_tensors, ranks=args.world_size)
+        plan = _plan(model, batches, dtype, ordered, _maker(optimizer, options), held_tensors, ranks=args.world_size)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
         logger.info("whether a step in %s fits is not known: %s: %s", dtype, type(exc).__name__, exc)
         return None
@@ -94,7 +101,7 @@ def fit_trainer(trainer: Any, dtype: Dtype) -> MemoryPlan | None:
 
 def _plan(  # noqa: PLR0913  (all but five by name)
     model: nn.Module,
-    batch: Mapping[Any, Any],
+    batch_of: Callable[[int], Mapping[Any, Any]],
     dtype: Dtype,
     ordered: TrainingWay,
     make_optimizer: MakeOptimizer,
@@ -102,7 +109,9 @@ def _plan(  # noqa: PLR0913  (all but five by name)
     *,
     ranks: int = 1,
     max_memory: Mapping[Any, Any] | None = None,
+    splits: bool = True,
 ) -> MemoryPlan:
+    """Return what makes a step fit; `batch_of` returns a micro-batch of so many rows, `splits`: also of fewer than ordered."""
     trained = sum(weight.numel() * weight.itemsize for weight in model.parameters() if weight.requires_grad)
     device = next(weight.device for weight in model.parameters())
 
@@ -110,23 +119,32 @@ def _plan(  # noqa: PLR0913  (all but five by name)
     reduced = trained if ranks > 1 else 0  # DDP reduces gradients in buckets of its own
 
     def needs(way: TrainingWay) -> int:
-        rows = {name: value[: way.rows] if _is_of_rows(value) else value for name, value in batch.items()}
         more = way.checkpointing if way.checkpointing != ordered.checkpointing else None
         step = steps[way] = trace_step(
-            model, rows, dtype, checkpointing=more, make_optimizer=make_optimizer, accumulates=way.accumulation > 1
-        )
+            model, batch_of(way.rows), dtype, checkpointing=more, make_optimizer=make_optimizer,
+            accumulates=way.accumulation > 1,
+        )  # fmt: skip
         return step.needed_bytes + reduced
 
     give_back_free_heap()
     memory = memory_of(str(device))
+    held_bytes = _bytes(held_tensors)
+    swap = free_swap() if device.type == "cpu" and not max_memory else None
+    present = 0 if swap is None else memory.free_bytes + held_bytes + swap
     if device.type == "cpu":  # ranks of one machine have one memory
         memory = replace(memory, free_bytes=memory.free_bytes // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     plan = plan_memory(
-        dtype, ordered, needs, memory, held_bytes=_bytes(held_tensors), offloads=device.type != "cpu",
-        splits=_splits(batch, ordered.rows), allowed_bytes=allowance(device, max_memory or {}),
+        dtype, ordered, needs, memory, held_bytes=held_bytes, offloads=device.type != "cpu", splits=splits,
+        allowed_bytes=allowance(device, max_memory or {}),
     )  # fmt: skip
     buckets = ((GRADIENT_BUCKETS, reduced),) if reduced else ()
-    return replace(plan, kinds=tuple((*steps[way].kinds_needed, *buckets) for way, _ in plan.tried))
+    as_ordered = steps[ordered]
+    return replace(
+        plan,
+        kinds=tuple((*steps[way].kinds_needed, *buckets) for way, _ in plan.tried),
+        least_bytes=as_ordered.peak_bytes if as_ordered.is_certain else 0,
+        present_bytes=present,
+    )
 
 
 def _apply(way: TrainingWay, trainer: Any) -> None:
@@ -178,24 +196,13 @@ def _is_checkpointing(model: Any) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
 
 
-def _splits(batch: Mapping[Any, Any], rows: int) -> bool:
-    """Whether all tensors of a micro-batch have so many rows: pictures of unlike texts, say, have not."""
-    return all(len(value) == rows for value in batch.values() if _is_of_rows(value))
-
-
-def _rows_of(batch: Mapping[Any, Any]) -> int:
-    return next((len(value) for value in batch.values() if _is_of_rows(value)), 1)
-
-
-def _is_of_rows(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
-
-
 def _maker(kind: type[Optimizer], options: Mapping[str, Any]) -> MakeOptimizer:
     """Return what makes optimizers of a class; one from elsewhere than torch is taken to have the moments of AdamW."""
-    if not kind.__module__.startswith("torch.optim"):
-        return AdamW
-    return lambda weights: kind(weights, **options)
+    return (lambda weights: kind(weights, **options)) if _is_of_torch(kind) else AdamW
+
+
+def _is_of_torch(kind: type[Optimizer]) -> bool:
+    return kind.__module__.startswith("torch.optim")
 
 
 def _moments(optimizer: Optimizer, of: set[int]) -> list[torch.Tensor]:

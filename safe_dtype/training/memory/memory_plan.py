@@ -38,6 +38,8 @@ class MemoryPlan:
     kinds: tuple[
         tuple[tuple[str, int], ...], ...
     ] = ()  # of each that was tried, what it is made of, where that is known
+    least_bytes: int = 0  # what the ordered one takes for sure, of tensors alone; 0: nobody knows
+    present_bytes: int = 0  # what the process has of main memory and can get, to the last byte; 0: nobody knows
 
     @property
     def fits(self) -> bool:
@@ -53,6 +55,11 @@ class MemoryPlan:
     def is_as_ordered(self) -> bool:
         """Whether nothing has to be changed."""
         return self.fits and len(self.tried) == 1
+
+    @property
+    def cannot_be(self) -> bool:
+        """Whether a step as it is ordered would have the system end the process, for sure."""
+        return 0 < self.present_bytes < self.least_bytes
 
     def kinds_of_least(self, rows: int | None = None) -> tuple[tuple[str, int], ...]:
         """Return what the way is made of that needs least: weights, gradients, ...; of those with `rows`, where that is said."""

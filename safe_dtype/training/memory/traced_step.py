@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from ...devices.random_states import random_states_kept
 from ...facts import FLOAT32, Dtype
 from ..half_base import has_half_base, products_in
+from .batch_rows import with_tensors
 from .grouped_products import GroupedProducts
 from .peak_tracker import CAN_TRACK, PeakTracker
 
@@ -68,6 +69,9 @@ class TracedStep:
     peak_bytes: int  # of all tensors: weights, gradients, moments of the optimizer, activations
     kinds: tuple[tuple[str, int], ...]  # "parameters", "activations", ...: what the peak is made of
     is_of_operations: bool = True  # False: of what is saved for the backward pass; what lives for a moment is left out
+    is_certain: bool = (
+        False  # whether no step of it takes less: every operation was followed, with the model's own loss
+    )
     large: tuple[tuple[str, int], ...] = ()  # of `kinds`, what is in blocks that the heap of C does not keep
 
     @property
@@ -117,8 +121,11 @@ def trace_step(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with random_states_kept():
-        fake, inputs = _faked(model, mode), {name: _fake(value, mode) for name, value in batch.items()}
-        with mode, GroupedProducts():  # type: ignore[no-untyped-call]
+        fake = _faked(model, mode)
+        inputs = with_tensors(dict(batch), lambda tensor: mode.from_tensor(tensor, static_shapes=True))
+        # A loop that has opened an autocast already would have the backward pass cast as well.
+        device = next((weight.device.type for weight in model.parameters()), "cpu")
+        with mode, GroupedProducts(), torch.autocast(device, enabled=False):  # type: ignore[no-untyped-call]
             fake.train()
             if checkpointing is not None:
                 checkpointing.enable(fake)
@@ -134,22 +141,27 @@ def trace_step(
             return step.by_saved_tensors(trained)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Step:
     model: nn.Module
     inputs: Mapping[Any, Any]
     dtype: Dtype
     optimizer: Optimizer
+    has_own_loss: bool = True  # of the model; else one was thought up
 
     def loss(self) -> torch.Tensor:
         narrow = None if self.dtype == FLOAT32 else getattr(torch, self.dtype.name)
-        with nullcontext() if narrow is None else torch.autocast(self._device(), narrow):
+        with torch.autocast(self._device(), narrow, enabled=narrow is not None):
             args = [self.inputs[place] for place in sorted(name for name in self.inputs if isinstance(name, int))]
             named = {name: value for name, value in self.inputs.items() if isinstance(name, str)}
             with products_in(self.dtype, has_half_base=has_half_base([self.model])):
                 output = self.model(*args, **named)
+        torch.clear_autocast_cache()  # which an autocast around this one would have kept up to its own end
         loss = output.get("loss") if isinstance(output, dict) else output
-        return loss if isinstance(loss, torch.Tensor) and not loss.dim() else _stand_in(output)
+        if isinstance(loss, torch.Tensor) and not loss.dim():
+            return loss
+        self.has_own_loss = False
+        return _stand_in(output)
 
     def _device(self) -> str:
         return next((weight.device.type for weight in self.model.parameters()), "cpu")
@@ -168,7 +180,7 @@ class _Step:
             self.optimizer.step()
             self.optimizer.zero_grad()
         peak = tracker.peak()
-        return TracedStep(peak.device, peak.total_bytes, peak.kinds, large=peak.large)
+        return TracedStep(peak.device, peak.total_bytes, peak.kinds, is_certain=self.has_own_loss, large=peak.large)
 
     def by_saved_tensors(self, trained: list[nn.Parameter]) -> TracedStep:
         own = [*self.model.parameters(), *self.model.buffers()]
@@ -233,10 +245,6 @@ def _faked(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
         if original is not None:  # of accelerate, with an autocast of its own around it
             module.forward = original
     return fake
-
-
-def _fake(value: Any, mode: FakeTensorMode) -> Any:
-    return mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
 
 
 def _with_moments(optimizer: Optimizer, trained: list[nn.Parameter], *, accumulates: bool) -> None:

@@ -18,10 +18,10 @@ from ...planning import Policy
 from ...ranks import is_first_rank
 from ..evaluation import guard_evaluation
 from ..ladder import LADDER
-from ..memory.fit_step_down import ModelCall, say_where_it_does_not_fit
 from ..mistakes.check_arguments import require_trainer
 from ..precision_guard import PrecisionGuard
 from ..switch_precision import engine_of, precision_of, refuse_engine, remember_models, switch_precision
+from .evaluated_first import prepare_for_training
 from .one_norm import OneNorm
 from .trainer_callback import PrecisionCallback, complete_checkpoint, load_scaler
 from .trainer_window import TrainerWindow
@@ -175,6 +175,7 @@ class _Attached:
     def _run(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Train in the precision that this Trainer has come to: other Trainers of the process have their own."""
         state = self._trainer.accelerator.state  # of all Accelerators
+        prepare_for_training(self._trainer)
         others, state._mixed_precision = state._mixed_precision, self._name
         self._is_running = True
         try:
@@ -242,18 +243,11 @@ class _Attached:
             guard.rescale(self._record.rescaled)
         guard.windows_done, self._noted = trainer.state.global_step, 0
         guard.pardons_losses = self._record.pardons_losses
-        self._window.norm, self._window.look = OneNorm(accelerator), self._look
+        self._window.norm = OneNorm(accelerator)
+        # What goes on in float32, where it had come to, is made to fit; an order is left as it is.
+        goes_on = guard.dtype == FLOAT32 and self._record.step_downs
+        self._window.look = guard.memory.fit if goes_on else None
         return guard
-
-    def _look(self, call: ModelCall) -> None:
-        """Look at the first step of a run before it is made: what goes on in float32 is made to fit, an order is left as it is."""
-        guard = self._guard
-        if guard is None:
-            return
-        if guard.dtype == FLOAT32 and self._record.step_downs:
-            guard.fit(call)
-        else:
-            say_where_it_does_not_fit(call, guard.dtype, guard.loop.optimizers, self._max_memory, guard.accumulation)
 
     def _begin_trial(self, original: Callable[..., Any], trial: Any) -> None:
         """Have each trial of a search begin in the precision that was asked for: its Accelerator is made anew."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections import UserDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ...errors import TrainingLoopError
-
-_SEQUENCES = (list, tuple)
+from ..memory.batch_rows import tensors_in, with_tensors
 
 
 class StepInputs:
@@ -22,11 +19,11 @@ class StepInputs:
     """
 
     def __init__(self, inputs: Any, *, copies_tensors: bool) -> None:
-        self._tensors = [tensor for tensor in _tensors_in(inputs) if not tensor.is_inference()]
+        self._tensors = [tensor for tensor in tensors_in(inputs) if not tensor.is_inference()]
         self._versions = [tensor._version for tensor in self._tensors]
         self._has_copies = copies_tensors
         self._of_tensor: Callable[[torch.Tensor], torch.Tensor] = torch.clone if copies_tensors else _itself
-        self._inputs = _copied(inputs, self._of_tensor)
+        self._inputs = with_tensors(inputs, self._of_tensor)
 
     @property
     def are_changed(self) -> bool:
@@ -41,34 +38,7 @@ class StepInputs:
         """
         if not self._has_copies and self.are_changed:
             raise TrainingLoopError("the training step writes to its inputs, which it did not in earlier windows")
-        return _copied(self._inputs, self._of_tensor)
-
-
-def _copied(value: Any, of_tensor: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a copy of `value`, and of all dicts, lists and tuples in it, with what `of_tensor` returns for each tensor."""
-    if isinstance(value, torch.Tensor):
-        return of_tensor(value)
-    if type(value) in _SEQUENCES:
-        return type(value)(_copied(inner, of_tensor) if _is_copied(inner) else inner for inner in value)
-    copied = copy.copy(value)
-    for name, inner in value.items() if hasattr(value, "keys") else ():
-        if _is_copied(inner):
-            copied[name] = _copied(inner, of_tensor)
-    return copied
-
-
-def _is_copied(value: Any) -> bool:
-    """Whether it is a tensor, or what may hold some; anything else in the inputs is handed on as it is."""
-    return isinstance(value, (torch.Tensor, dict, UserDict)) or type(value) in _SEQUENCES
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-        return
-    parts = value if type(value) in _SEQUENCES else value.values() if hasattr(value, "keys") else ()
-    for part in filter(_is_copied, parts):
-        yield from _tensors_in(part)
+        return with_tensors(self._inputs, self._of_tensor)
 
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:

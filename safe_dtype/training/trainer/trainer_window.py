@@ -13,10 +13,11 @@ from transformers import TrainerCallback
 from ...errors.of_the_moment import is_of_communication
 from ...guarding.classify import text_of
 from ...guarding.families.refused import is_lost
-from ..memory.fit_step_down import ModelCall
+from ..memory.model_call import ModelCall
 from ..precision_guard import PrecisionGuard
 from ..random_numbers import RandomNumbers
 from ..window_attempt import WindowAttempt
+from .micro_batch_parts import MicroBatchParts, why_not_split
 from .one_norm import OneNorm
 from .own_counters import OwnCounters
 from .step_inputs import StepInputs
@@ -46,7 +47,7 @@ class TrainerWindow:
     def __init__(self, trainer: Any, training_step: TrainingStep, note: Callable[[], None]) -> None:
         self._trainer, self._training_step = trainer, training_step
         self._note = note  # called after a window in which something has failed
-        self._counters = OwnCounters(trainer)
+        self._counters, self._parts = OwnCounters(trainer), MicroBatchParts()
         self._writes_inputs = True  # the step, to their tensors, as far as windows have shown
         self.guard: PrecisionGuard | None = None  # while `train()` runs
         self.norm: OneNorm | None = None  # as well
@@ -80,8 +81,10 @@ class TrainerWindow:
             self._trainer.current_gradient_accumulation_steps, self._drawn_between(),
         )  # fmt: skip
         if not self._micro_batches:
-            guard.accumulation = self._trainer.args.gradient_accumulation_steps
-            guard.splits = lambda: _sums_up(self._trainer, micro_batch)
+            guard.memory.accumulation = self._trainer.args.gradient_accumulation_steps
+            guard.memory.why_not_split = lambda: why_not_split(
+                self._trainer, micro_batch.inputs.again(), micro_batch.args, micro_batch.kwargs
+            )
             self._look_at(model, inputs)
             self._open(guard)
         else:
@@ -214,7 +217,7 @@ class TrainerWindow:
         return losses
 
     def _run(self, micro_batch: _MicroBatch, inputs: Any) -> torch.Tensor:
-        *others, last = _parts_of(inputs, self.guard.parts if self.guard is not None else 1)
+        *others, last = self._parts.of(inputs, self.guard.memory.parts if self.guard is not None else 1)
         self._trainer.current_gradient_accumulation_steps = micro_batch.accumulation
         with self._counters.counting():
             losses = []
@@ -235,32 +238,6 @@ class TrainerWindow:
     def _nothing(self) -> torch.Tensor:
         """Return what is added to the log for a micro-batch that will run again."""
         return torch.zeros((), device=self._trainer.args.device)
-
-
-def _sums_up(trainer: Any, micro_batch: _MicroBatch) -> bool:
-    """Whether the losses of the parts of a micro-batch add up to its loss: that of the Trainer itself, by the tokens of a step."""
-    from transformers import Trainer
-
-    kind, arguments = type(trainer), (*micro_batch.args, micro_batch.kwargs.get("num_items_in_batch"))
-    is_plain = kind.compute_loss is Trainer.compute_loss and kind.training_step is Trainer.training_step
-    is_own = trainer.compute_loss_func is not None or trainer.label_smoother is not None
-    return bool(is_plain and not is_own and trainer.model_accepts_loss_kwargs and arguments[0] is not None)
-
-
-def _parts_of(inputs: Any, parts: int) -> list[Any]:
-    """Return the rows of a micro-batch in so many parts of the same size; whole, where they cannot be told apart."""
-    tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)] if parts > 1 else []
-    rows = {len(value) if value.dim() else 0 for value in tensors}
-    if len(rows) != 1 or (count := rows.pop()) < 2:
-        return [inputs]
-    size = -(-count // parts)
-    return [
-        {
-            name: value[place : place + size] if isinstance(value, torch.Tensor) else value
-            for name, value in inputs.items()
-        }
-        for place in range(0, count, size)
-    ]
 
 
 def _lets_go_on(error: Exception) -> bool:
