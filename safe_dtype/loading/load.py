@@ -91,7 +91,13 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             warn(
                 f"{plan.source} was to be loaded in {plan.codes}, and no linear weight of it lies in its files as saved"
             )
-        logger.info("%s: its weights are no views of their files, so they stay as they are", plan.source)
+        logger.info("%s: no weight of it can be laid out, so they stay as they are", plan.source)
+        if plan.codes is not None:
+            plan = replace(
+                plan, codes=None, routes=None, reason=f"none of its linear weights can be held in {plan.codes}"
+            )
+            candidate = Candidate(plan.storage, plan.compute)
+            keep_origin(model, replace(origin, plan=plan))
     compile_as_planned(model, candidate, plan.routes)
     save_in_saved_dtype(model, plan)
     guard(model)

@@ -40,7 +40,9 @@ class UnmetNames:
     model_class: str
     missing: tuple[str, ...]  # of the model
     unexpected: tuple[str, ...]  # in the files
-    missing_share: float  # of the model's numbers
+    expected: tuple[str, ...] = ()  # of the missing ones, those that nobody leaves out of files on purpose
+    missing_share: float = 0.0  # of the model's numbers
+    missing_of_base: float = 0.0  # of those of its base model, without the heads
 
     @property
     def problem(self) -> str:
@@ -52,10 +54,16 @@ class UnmetNames:
                 f"transformers filled weights of {self.model_class} with random numbers, for its files name them otherwise: "
                 f"the model has {kinds(sorted(lacking), _NAMED)}, the files have {kinds(sorted(instead), _NAMED)}"
             )
-        if self.missing_share > _MOST_MISSING:
+        if self.missing_of_base > _MOST_MISSING:
             return (
                 f"transformers filled {self.missing_share:.0%} of {self.model_class} with random numbers, for its files do "
                 f"not have them: {kinds(sorted(self.missing), _NAMED)}"
+            )
+        if self.expected:
+            others = f"; they have {kinds(sorted(self.unexpected), _NAMED)} instead" if self.unexpected else ""
+            return (
+                f"transformers filled weights of {self.model_class} with random numbers, for its files do not have "
+                f"them: {', '.join(self.expected[:_NAMED])}{_and_more(len(self.expected) - _NAMED)}{others}"
             )
         return ""
 
@@ -63,14 +71,17 @@ class UnmetNames:
 def _by_place(names: Iterable[str]) -> dict[str, list[str]]:
     """Return names by each place that they are at: their module, their numbered layer, and the part that stacks of layers are in.
 
-    The top of a model is no place: one head may well be new where the files have another.
+    What they are within their layer is a place as well, whatever stack that is in. The top of a model is none: one head may
+    well be new where the files have another.
     """
     places: dict[str, list[str]] = {}
     for name in names:
         module = name.rpartition(".")[0]
         layer = match[0] if (match := re.match(r".*?(?<=\.)\d+(?=\.)", name)) else ""
         stacks = f"{name.partition('.')[0]}.*" if layer.count(".") > 1 else ""
-        for place in {module, layer, stacks} - {""}:
+        *numbered, tail = re.split(r"(?<=\.)\d+\.", name)
+        within = f"*.{tail}" if numbered and "." in tail else ""
+        for place in {module, layer, stacks, within} - {""}:
             places.setdefault(place, []).append(name)
     return places
 
@@ -114,18 +125,69 @@ def _noting(original: Callable[..., None]) -> Callable[..., None]:
     def adjust(self: Any, loading_info: Any) -> None:
         original(self, loading_info)  # which changes it in place
         if _here.notes is not None and loading_info.missing_keys:
-            missing, unexpected = tuple(loading_info.missing_keys), tuple(loading_info.unexpected_keys)
-            unmet = UnmetNames(type(self).__name__, missing, unexpected, _share(self, set(missing)))
+            unmet = unmet_names(self, frozenset(loading_info.missing_keys), loading_info.unexpected_keys)
             _here.notes.append((ref(self), unmet))
 
     return adjust
 
 
-def _share(model: nn.Module, names: set[str]) -> float:
-    """Return the share of a model's numbers that these weights are, what is tied counted once."""
+def unmet_names(model: PreTrainedModel, missing: frozenset[str], unexpected: Iterable[str]) -> UnmetNames:
+    """Return what `model` and its files do not have in common.
+
+    Args:
+        model: As it was loaded.
+        missing: Names that it has and its files have not.
+        unexpected: Names that its files have and it has not.
+    """
+    incomplete = {name[: end.start()] for name in missing for end in re.finditer(r"\.", name)}
+    modules = {name for name, _ in model.named_modules()}
+    others = (
+        # Beside weights that are all there it is a buffer of an older version, which is made anew.
+        name
+        for name in unexpected
+        if (module := name.rpartition(".")[0]) not in modules or module in incomplete
+    )
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    return UnmetNames(
+        type(model).__name__,
+        tuple(missing),
+        tuple(others),
+        expected=tuple(sorted(_expected(model, missing, prefix))),
+        missing_share=_share(model, missing),
+        missing_of_base=_share(model, missing, prefix),
+    )
+
+
+def _expected(model: PreTrainedModel, missing: frozenset[str], prefix: str) -> set[str]:
+    """Return the missing weights that its files must have: those of layers beside others, embeddings, and heads.
+
+    Heads are those of the class that wrote the files. What a base model has beside its layers may well be lacking: a pooler
+    that nobody trained, a token for masks.
+    """
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    present = {_kind(name) for name in weights - missing}
+    lacking = weights & missing
+    expected = {name for name in lacking if (kind := _kind(name)) != name and kind in present}
+    try:
+        embeddings: Any = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embeddings = None
+    if isinstance(embeddings, nn.Module):
+        of_embeddings = {id(one) for one in embeddings.parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        expected |= {name for name, one in named if name in missing and id(one) in of_embeddings}
+    if prefix and type(model).__name__ in (model.config.architectures or ()):
+        expected |= {name for name in lacking if not name.startswith(prefix)}
+    return expected
+
+
+def _share(model: nn.Module, names: frozenset[str], prefix: str = "") -> float:
+    """Return the share of a model's numbers that these weights are, what is tied counted once: of those named with `prefix`."""
     sizes: dict[int, int] = {}
     chosen: dict[int, int] = {}
     for name, tensor in chain(model.named_parameters(remove_duplicate=False), model.named_buffers()):
+        if not name.startswith(prefix):
+            continue
         sizes[id(tensor)] = tensor.numel()
         if name in names:
             chosen[id(tensor)] = tensor.numel()
@@ -134,5 +196,14 @@ def _share(model: nn.Module, names: set[str]) -> float:
 
 def kinds(names: Iterable[str], most: int) -> str:
     """Return the first kinds of these names, layers counted as one."""
-    patterns = tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+    patterns = tuple(dict.fromkeys(_kind(name) for name in names))
     return ", ".join(patterns[:most]) + (f" and {len(patterns) - most} more kinds" if len(patterns) > most else "")
+
+
+def _kind(name: str) -> str:
+    """Return a name without the number of its layer."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""

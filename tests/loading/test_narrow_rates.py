@@ -121,6 +121,19 @@ def test_what_is_not_measured(policy: str, changed: bool, cast_up: Path, tmp_pat
     assert not may_be_narrow(plan_request(request, policy), request, checkpoint_for(request))
 
 
+def test_numbers_that_no_sample_shows(cast_up: Path, tmp_path: Path) -> None:
+    """Where each weight has another number, wherever that is, the plan says in the end that none is held in 16 bit."""
+    model = AutoModelForCausalLM.from_pretrained(cast_up)
+    for one in model.parameters():
+        one.data.view(-1)[one.numel() // 3] = 1 + 2**-20
+    model.save_pretrained(tmp_path)
+    loaded = SafeAutoModel.from_pretrained(tmp_path, policy="prefer=fidelity")
+    plan = plan_of(loaded)
+    assert (narrowed(loaded), plan.storage, plan.codes) == (0, FLOAT32, None)
+    assert "none of its linear weights can be held in bfloat16" in plan.reason
+    assert tokens(loaded) == tokens(model.eval())
+
+
 def test_small_models(saved: Callable[..., Path]) -> None:
     """Of a small model there is nothing to be saved."""
     request = Request(saved("qwen3", "float32"), {})

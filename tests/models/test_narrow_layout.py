@@ -182,14 +182,20 @@ def test_a_merged_adapter(model: Any, plain: Any) -> None:
     assert narrow_of(merged[0].lm_head) is not None
 
 
-def test_training(model: Any, plain: Any) -> None:
-    """A step of training is that of the plain model, bit for bit, and lets go of the 16 bit."""
+@pytest.mark.parametrize("reentrant", [None, True, False], ids=["plain", "checkpoints", "checkpoints-anew"])
+def test_training(model: Any, plain: Any, *, reentrant: bool | None) -> None:
+    """A step of training is that of the plain model, bit for bit, and lets go of the 16 bit; also with checkpoints of gradients."""
+    losses = []
     for one in (model, plain):
         one.train()
+        if reentrant is not None:
+            one.gradient_checkpointing_enable({"use_reentrant": reentrant})
         optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
-        one(input_ids=IDS, labels=IDS).loss.backward()
+        losses.append(one(input_ids=IDS, labels=IDS, use_cache=False).loss)
+        losses[-1].backward()
         optimizer.step()
         one.eval()
+    assert torch.equal(*losses)
     assert narrowed(model) == 0
     assert torch.equal(logits(model), logits(plain))
 

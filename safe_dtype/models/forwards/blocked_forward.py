@@ -105,7 +105,8 @@ def _fitting(module: nn.Module, plain: type[nn.Module]) -> BlockedWeight | None:
     """Return the blocks of a module that is still one of torch's, with its parameters in their places.
 
     Otherwise they are of no use any more, as in training, and let go for their memory: what prunes, reparametrizes or
-    shards a module has its weight elsewhere.
+    shards a module has its weight elsewhere. Training without gradients may be a look at how it goes, or a checkpoint
+    whose layers are computed again with them: both want the plain weight, and nothing is let go.
     """
     own = module.__dict__
     blocked = weight_of(module)
@@ -120,7 +121,7 @@ def _fitting(module: nn.Module, plain: type[nn.Module]) -> BlockedWeight | None:
     ):
         take_off(module)
         return None
-    return blocked
+    return None if module.training else blocked
 
 
 def _can_multiply(blocked: BlockedWeight, x: Tensor, weight: Any, bias: Tensor | None) -> bool:
