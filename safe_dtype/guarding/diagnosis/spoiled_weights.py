@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 _MOST_NAMED = 2
 
@@ -25,7 +25,21 @@ def spoiled_weights(module: nn.Module) -> str | None:
 def _counts(module: nn.Module) -> Iterator[tuple[str, int, int]]:
     """Yield name, how many are no numbers, and how many there are."""
     for name, weight in module.named_parameters():
-        if weight.is_floating_point() and not weight.is_meta:
-            count = int((~weight.detach().isfinite()).sum())
-            if count:
-                yield name, count, weight.numel()
+        for part, tensor in _plain_parts(name, weight.detach()):
+            if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.is_meta:
+                count = int((~tensor.isfinite()).sum())
+                if count:
+                    yield part, count, tensor.numel()
+
+
+def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of torch's own class that a weight consists of, by name.
+
+    Of quantized weights these are codes and scales: not each of their classes knows every operation. Of a weight that is
+    shared among processes it is the share of this one, which nobody has to be asked for.
+    """
+    if type(tensor) is Tensor:
+        yield name, tensor
+    elif hasattr(tensor, "__tensor_flatten__"):
+        for part in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(f"{name}.{part}", getattr(tensor, part))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from safe_dtype.guarding.diagnosis.spoiled_weights import spoiled_weights
 
@@ -29,3 +31,35 @@ def test_many() -> None:
     for weight in model.parameters():
         weight.data.fill_(torch.nan)
     assert "1.weight in 1 of 1 numbers and 2 more weights hold" in str(spoiled_weights(model))
+
+
+class Coded(Tensor):
+    """A weight of codes and scales that knows no operation, as those of quantizers know few."""
+
+    codes: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scales: Tensor) -> Coded:
+        """Return one that claims to be in float32."""
+        made: Coded = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # type: ignore[attr-defined]
+        made.codes, made.scales = codes, scales
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """Return what it consists of."""
+        return ["codes", "scales"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Refuse what is no copy of the whole."""
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes, args[0].scales)
+        raise NotImplementedError(func)
+
+
+def test_quantized_weights() -> None:
+    """Of a weight of another class its parts are looked at, whatever that class can compute."""
+    module = nn.Linear(4, 3, bias=False)
+    module.weight = nn.Parameter(Coded(torch.ones(3, 4, dtype=torch.int8), torch.tensor([1.0, torch.nan, 1.0])))
+    assert str(spoiled_weights(module)).startswith("weight.scales in 1 of 3 numbers hold NaN or Inf")
