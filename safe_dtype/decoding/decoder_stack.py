@@ -25,6 +25,7 @@ from ..models.forwards import layer_forward
 from ..models.forwards.layer_forward import CompiledLayer
 from ..models.forwards.layer_parts import Like, PartsOfLayer, parts_of_layer
 from ..models.forwards.module_forward import has_forward, put_on, value_of
+from ..models.forwards.plain_calls import has_own_hook
 from ..models.forwards.rotary_forward import are_tables, is_unchanged
 from .growing_layers import PlaceBehind, has_steps_alone, place_behind, take_place
 from .one_row_attention import LEAST_POSITIONS, is_torchs_own
@@ -34,6 +35,8 @@ _MASK, _TABLES = "attention_mask", "position_embeddings"
 # What a layer may be given, beside its cache and what is None or False.
 _READ = frozenset({_TABLES, "position_ids", "use_cache", "cache_position"})
 _MOST_MISSES = 2  # a model that does something between its layers would have them computed twice
+_STEPS_UNTIL_NEXT = 256  # after which such a model is tried again: it may have left layers out for one text only
+_MOST_PROGRAMS = 4  # batches of other sizes in turns, and fewer threads beside another step
 _CACHE_UPDATE = cu.Cache.update
 
 
@@ -50,7 +53,11 @@ class _State(threading.local):
 
     ahead: _Step | None = None
     misses: int = 0
-    program: tuple[object, StackProgram] | None = None
+    alone: int = 0  # steps since the last that was computed together
+    refusing: int = 0  # the layer that was the last to compute by itself: it is asked first
+
+    def __init__(self) -> None:
+        self.programs: dict[object, StackProgram] = {}
 
 
 @dataclass(slots=True)
@@ -58,8 +65,11 @@ class _Step:
     """What was computed of a step, and which layer is to be called next, with what."""
 
     results: list[Tensor]
-    caches: list[tuple[Any, PlaceBehind]]
-    arguments: dict[str, Any]
+    # A step that fails is kept until the next: a cache dies with its last user nevertheless.
+    caches: list[tuple[weakref.ref[Any], PlaceBehind]]
+    cache_name: str
+    cache: weakref.ref[Any]
+    arguments: dict[str, Any]  # without the cache
     expected: Tensor | None = None
     copy: Tensor | None = None  # of what is expected, where torch does not count what is written to it
     version: int = 0
@@ -71,14 +81,16 @@ class _Step:
             number == self.number
             and x is self.expected
             and (_has_bits_of(x, self.copy) if self.copy is not None else x._version == self.version)
-            and arguments.keys() == self.arguments.keys()
+            and arguments.keys() == {*self.arguments, self.cache_name}
+            and arguments[self.cache_name] is self.cache()
             and all(arguments[name] is value for name, value in self.arguments.items())
         )
 
     def hand_out(self) -> Tensor | None:
         """Return the result of the next layer, whose keys and values are in its cache then; None where that has changed."""
-        layer, place = self.caches[self.number]
-        if not take_place(layer, place):
+        of_cache, place = self.caches[self.number]
+        layer = of_cache()
+        if layer is None or not take_place(layer, place):
             return None
         result = self.expected = self.results[self.number]
         if result.is_inference():
@@ -92,8 +104,9 @@ class _Step:
 class DecoderStack:
     """The layers of a model, one behind the other, which hold what makes them one."""
 
-    def __init__(self, layers: Sequence[nn.Module], attention: Attention, cache_name: str) -> None:
-        self._layers = [weakref.ref(layer) for layer in layers]
+    def __init__(self, modules: nn.ModuleList, attention: Attention, cache_name: str) -> None:
+        self._modules = weakref.ref(modules)
+        self._layers = [weakref.ref(layer) for layer in modules]
         self._cache_name = cache_name
         self._attention = attention
         self._state = _State()
@@ -104,7 +117,9 @@ class DecoderStack:
         if number == 0:
             if state.ahead is not None:  # the model has not called all layers with what the ones before returned
                 state.misses += 1
-            state.ahead = self._begun(x, arguments) if state.misses < _MOST_MISSES else None
+            is_tried = state.misses < _MOST_MISSES or state.alone >= _STEPS_UNTIL_NEXT
+            state.ahead = self._begun(x, arguments) if is_tried else None
+            state.alone = state.alone + 1 if state.ahead is None else 0
         step = state.ahead
         if step is None:
             return None
@@ -119,13 +134,12 @@ class DecoderStack:
 
     def _begun(self, x: Tensor, arguments: dict[str, Any]) -> _Step | None:
         """Compute all layers; None where one of them is to do it by itself."""
-        layers: list[Any] = [layer() for layer in self._layers]
-        if not _is_plain_step(x, arguments, self._cache_name) or None in layers or not self._attends(layers[0]):
+        if not _is_plain_step(x, arguments, self._cache_name) or not self._attends(self._layers[0]()):
             return None
-        cache = arguments[self._cache_name]
-        of_cache = [cache.layers[layer.self_attn.layer_idx] for layer in layers]
-        parts = self._parts(layers, x) if all(map(has_steps_alone, of_cache)) else None
-        if parts is None:
+        layers, cache = self._layers_now(), arguments[self._cache_name]
+        of_cache = None if layers is None else _layers_of_cache(cache, layers)
+        parts = None if layers is None or of_cache is None else self._parts(layers, x)
+        if layers is None or of_cache is None or parts is None:
             return None
         batch, _, width = x.shape
         cos, sin = arguments[_TABLES]
@@ -138,30 +152,52 @@ class DecoderStack:
         program = self._program(parts, StepKind(x.dtype, batch, threads_now(), width, strides))
         results = [torch.empty_like(x) for _ in layers]
         program.run(_begins(program, x, (cos, sin), places, results))
-        return _Step(results, list(zip(of_cache, places, strict=True)), arguments)
+        caches = [(weakref.ref(layer), place) for layer, place in zip(of_cache, places, strict=True)]
+        others = {name: value for name, value in arguments.items() if name != self._cache_name}
+        return _Step(results, caches, self._cache_name, weakref.ref(cache), others)
+
+    def _layers_now(self) -> list[Any] | None:
+        """Return the layers; None where a hook, or another module among them, may change what the later ones compute with."""
+        modules = self._modules()
+        layers: list[Any] = [layer() for layer in self._layers]
+        if modules is None or len(modules._modules) != len(layers):
+            return None
+        are_there = all(one is layer for one, layer in zip(modules._modules.values(), layers, strict=True))
+        return layers if are_there and not any(map(has_own_hook, layers)) else None
 
     def _parts(self, layers: Sequence[Any], x: Tensor) -> list[PartsOfLayer] | None:
         """Return the parts of all layers; None where they do not all compute as they did when they were known."""
+        state, like, first = self._state, Like(x), layers[0].self_attn
+        if state.refusing and self._part(layers[state.refusing], first, x, like) is None:
+            return None
         parts: list[PartsOfLayer] = []
-        like, first = Like(x), layers[0].self_attn
-        for layer in layers:
-            value = value_of(layer)
-            if (
-                not isinstance(value, CompiledLayer)
-                or getattr(value.ahead, "func", None) != self.computed
-                or not has_forward(layer, layer_forward.forward_of_layer)
-                or layer.self_attn.config is not first.config
-                or type(layer.self_attn) is not type(first)
-            ):
-                return None
-            part = parts_of_layer(value, layer, x, like)
-            if part is None or part.head_dim != (parts or [part])[0].head_dim or not can_be_program(part, x.dtype):
+        for number, layer in enumerate(layers):
+            part = self._part(layer, first, x, like)
+            if part is None or part.head_dim != (parts or [part])[0].head_dim:
+                state.refusing = number
                 return None
             parts.append(part)
+        state.refusing = 0
         return parts
+
+    def _part(self, layer: Any, first: Any, x: Tensor, like: Like) -> PartsOfLayer | None:
+        """Return the parts of a layer whose attention is of the same kind as `first`; None where it computes by itself."""
+        value = value_of(layer)
+        if (
+            not isinstance(value, CompiledLayer)
+            or getattr(value.ahead, "func", None) != self.computed
+            or not has_forward(layer, layer_forward.forward_of_layer)
+            or type(layer.self_attn) is not type(first)
+            or layer.self_attn.config is not first.config
+        ):
+            return None
+        part = parts_of_layer(value, layer, x, like)
+        return part if part is not None and can_be_program(part, x.dtype) else None
 
     def _attends(self, layer: Any) -> bool:
         """Whether attention of a layer is what the kernel computes, and turned by what is known."""
+        if layer is None:
+            return False
         value, module = value_of(layer), layer._modules.get(layer_forward.ATTENTION)
         if not isinstance(value, CompiledLayer) or module is None or type(module).forward is not value.attention:
             return False
@@ -178,10 +214,12 @@ class DecoderStack:
 
     def _program(self, parts: Sequence[PartsOfLayer], kind: StepKind) -> StackProgram:
         key = (kind, *(part.key() for part in parts))
-        latest = self._state.program
-        if latest is None or latest[0] != key:
-            latest = self._state.program = key, StackProgram(parts, kind)
-        return latest[1]
+        programs = self._state.programs
+        program = programs.pop(key, None) or StackProgram(parts, kind)
+        programs[key] = program  # behind those that were used before
+        if len(programs) > _MOST_PROGRAMS:
+            del programs[next(iter(programs))]
+        return program
 
 
 def stack_layers(model: nn.Module, attention: Attention) -> int:
@@ -195,13 +233,14 @@ def stack_layers(model: nn.Module, attention: Attention) -> int:
     """
     count = 0
     for modules in model.modules():
-        layers = list(modules) if isinstance(modules, nn.ModuleList) else []
-        values = [value_of(layer) for layer in layers]
-        if len(layers) > 1 and all(isinstance(value, CompiledLayer) for value in values):
-            stack = DecoderStack(layers, attention, values[0].cache)
-            for number, (layer, value) in enumerate(zip(layers, values, strict=True)):
+        if not isinstance(modules, nn.ModuleList):
+            continue
+        values = [value_of(layer) for layer in modules]
+        if len(values) > 1 and all(isinstance(value, CompiledLayer) for value in values):
+            stack = DecoderStack(modules, attention, values[0].cache)
+            for number, (layer, value) in enumerate(zip(modules, values, strict=True)):
                 put_on(layer, replace(value, ahead=partial(stack.computed, number)), layer_forward.forward_of_layer)
-            count += len(layers)
+            count += len(values)
     return count
 
 
@@ -227,14 +266,27 @@ def _is_plain_step(x: Tensor, arguments: dict[str, Any], cache_name: str) -> boo
     )
 
 
+def _layers_of_cache(cache: Any, layers: Sequence[Any]) -> list[Any] | None:
+    """Return the layer of a cache that each layer has for itself, of one length; None where attention is not to read these."""
+    numbers = [getattr(layer._modules.get(layer_forward.ATTENTION), "layer_idx", None) for layer in layers]
+    if not all(type(number) is int and 0 <= number < len(cache.layers) for number in numbers):
+        return None
+    of_cache = [cache.layers[number] for number in numbers]
+    is_one_each = len({id(layer) for layer in of_cache}) == len(layers)
+    if not is_one_each or not all(map(has_steps_alone, of_cache)):
+        return None
+    length, *others = {layer.keys.shape[2] for layer in of_cache}
+    return None if others or length + 1 < LEAST_POSITIONS else of_cache
+
+
 def _places(
     of_cache: Sequence[Any], parts: Sequence[PartsOfLayer], kind: tuple[int, torch.dtype]
 ) -> list[PlaceBehind] | None:
-    """Return where each layer's keys and values are written; None where some can not be, or they are not equally many."""
+    """Return where each layer's keys and values are written; None where some can not be."""
     places: list[PlaceBehind] = []
     for layer, part in zip(of_cache, parts, strict=True):
         place = place_behind(layer, (kind[0], part.shared, part.head_dim), kind[1])
-        if place is None or place.length != (places or [place])[0].length or place.length + 1 < LEAST_POSITIONS:
+        if place is None:
             return None
         places.append(place)
     return places

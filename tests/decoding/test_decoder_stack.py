@@ -11,43 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from models.forwards.compiled import BF16, compile_all, counted, model_of
+from decoding.stacked import attention_registered, by_rows, model_by_rows, steps
+from models.forwards.compiled import BF16, counted
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from safe_dtype.decoding import Attention, attention_by_rows, give_room, is_quicker_by_rows, stack_layers
+from safe_dtype.decoding import Attention, decoder_stack, give_room, stack_layers
 from safe_dtype.decoding.stack_program import StackProgram
-from safe_dtype.models.block_layout import lay_out_in_int8
 from safe_dtype.models.forwards import layer_forward
-from safe_dtype.models.forwards.layer_forward import compile_layers
 from safe_dtype.models.forwards.module_forward import take_off
 
 pytest.importorskip("llvmlite", reason="forwards are compiled by llvmlite, of the extra `fast`")
 
-NAME = "by_rows_in_tests"
-FULL = ["llama", "qwen2", "qwen3"]  # no windows
-
-
-def by_rows(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, scaling: Any = None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Compute attention of one row as steps of a planned model do."""
-    if is_quicker_by_rows(query, key, value, mask):
-        return attention_by_rows(query, key, value, mask, scaling), None
-    output, _ = sdpa_attention_forward(module, query, key, value, mask, *args, scaling=scaling, **kwargs)
-    return output, None
-
 
 @pytest.fixture(autouse=True)
 def _attention() -> Iterator[None]:
-    AttentionInterface.register(NAME, by_rows)
-    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    yield
-    ALL_ATTENTION_FUNCTIONS._global_mapping.pop(NAME)
-    ALL_MASK_ATTENTION_FUNCTIONS._global_mapping.pop(NAME)
+    with attention_registered():
+        yield
 
 
 @pytest.fixture
@@ -62,38 +43,8 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return counted(monkeypatch, layer_forward, "_computed")
 
 
-def model_by_rows(name: str, *, stacked: bool = True, is_coded: bool = False) -> Any:
-    """Return a model whose layers are compiled, and computed together."""
-    model = model_of(name)
-    model.config._attn_implementation = NAME
-    if is_coded:
-        lay_out_in_int8(model, wide=BF16)
-    compile_all(model)
-    assert compile_layers(model, 8) == 2
-    if stacked:
-        assert stack_layers(model, Attention(by_rows, lambda: True)) == 2
-    return model
-
-
-def steps(
-    model: Any, rows: int = 1, count: int = 4, *, between: Callable[[Any, Any], None] | None = None, **options: Any
-) -> Tensor:
-    """Return the logits of steps of `rows` sequences after a prompt; `between` gets the model and the cache in the middle."""
-    torch.manual_seed(3)
-    cache, ids = DynamicCache(config=model.config), torch.randint(0, 600, (rows, 40))
-    give_room(cache, None)
-    logits = []
-    with torch.no_grad():
-        model(ids, past_key_values=cache, use_cache=True)
-        for number in range(count):
-            if between is not None and number == count // 2:
-                between(model, cache)
-            logits.append(model(ids[:, :1], past_key_values=cache, use_cache=True, **options).logits)
-    return torch.cat(logits, 1)
-
-
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])  # no windows
 def test_every_bit_is_the_layers(name: str, rows: int, programs: list[Any], layers: list[Any]) -> None:
     """Steps have the bits of the layers' own, and leave the same keys and values, one sequence or some."""
     caches: list[Any] = []
@@ -178,13 +129,56 @@ def test_what_comes_between_layers(hook: Callable[..., Any], *, is_inference: bo
     assert torch.equal(*results)
 
 
+def call_first_layer_alone(model: Any, count: int) -> None:
+    """Make one step without the second layer, on so many prompts."""
+    ids = torch.arange(40)[None]
+    for _ in range(count):
+        cache = DynamicCache(config=model.config)
+        give_room(cache, None)
+        with torch.no_grad():
+            model(ids, past_key_values=cache, use_cache=True)
+            model.config.num_hidden_layers = 1
+            model(ids[:, :1], past_key_values=cache, use_cache=True)
+        model.config.num_hidden_layers = 2
+
+
 def test_a_model_that_goes_on_otherwise(programs: list[Any], layers: list[Any]) -> None:
-    """Where something comes between layers, they are computed together twice, and by themselves from then on."""
+    """Where not all layers are called, they are computed together twice, and by themselves from then on."""
+    call_first_layer_alone(model_by_rows("qwen3"), 4)
+    assert (len(programs), len(layers)) == (2, 2)
+
+
+def test_a_model_that_calls_all_layers_again(programs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that were left out for a while are computed together again some steps later."""
+    monkeypatch.setattr(decoder_stack, "_STEPS_UNTIL_NEXT", 3)
     model = model_by_rows("qwen3")
-    model.model.layers[0].register_forward_hook(returned)
+    call_first_layer_alone(model, 2)
+    programs.clear()
+    steps(model, count=6)
+    assert len(programs) == 4
+
+
+def test_batches_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is made once for each size of batch, also where these take turns."""
+    made, model, caches = counted(monkeypatch, StackProgram, "__init__"), model_by_rows("qwen3"), []
+    with torch.no_grad():
+        for rows in (1, 2):
+            cache = DynamicCache(config=model.config)
+            give_room(cache, None)
+            model(torch.arange(40).repeat(rows, 1), past_key_values=cache, use_cache=True)
+            caches.append(cache)
+        for _ in range(3):
+            for rows, cache in enumerate(caches, 1):
+                model(torch.ones(rows, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    assert len(made) == 2
+
+
+def test_a_layer_that_computes_by_itself_is_asked_first(monkeypatch: pytest.MonkeyPatch, programs: list[Any]) -> None:
+    """Layers before one that is to compute by itself are looked at in one step only."""
+    model, asked = model_by_rows("qwen3"), counted(monkeypatch, decoder_stack, "parts_of_layer")
+    model.model.layers[1].mlp.down_proj.register_forward_hook(looked_at)
     steps(model)
-    assert len(programs) == 2
-    assert len(layers) == 2 + 2 * 2  # the second layer of both steps, and all of the others
+    assert (len(programs), len(asked)) == (0, 2 + 3)
 
 
 def test_layers_that_are_not_called(programs: list[Any]) -> None:
@@ -296,7 +290,7 @@ def test_outputs_of_layers_are_captured() -> None:
 def test_results_stay(programs: list[Any]) -> None:
     """What a layer has returned is not written over by a later step."""
     model, seen = model_by_rows("qwen3"), []
-    model.model.layers[1].register_forward_hook(lambda *args: seen.append((args[-1], args[-1].clone())))
+    model.model.norm.register_forward_pre_hook(lambda _, args: seen.append((args[0], args[0].clone())))
     steps(model)
     assert len(programs) == 4
     assert all(torch.equal(kept, then) for kept, then in seen)

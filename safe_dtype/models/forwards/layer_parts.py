@@ -102,6 +102,8 @@ def parts_of_layer(  # noqa: PLR0911  (each part may be missing)
     modules = layer._modules
     attention, mlp = modules[ATTENTION], modules[MLP]
     of_attention, head_dim, scaling = attention._modules, attention.head_dim, attention.scaling
+    if attention.training and attention.attention_dropout:
+        return None
     if type(head_dim) is not int or type(scaling) is not float or any(value.form.window(attention).values()):
         return None
     norm = _norm(modules[INPUT_NORM], x)

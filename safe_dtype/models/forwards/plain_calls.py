@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
@@ -11,7 +14,13 @@ from torch.utils._device import DeviceContext
 from ...numerics.compute_in import compute_in
 from ...numerics.followed import is_followed
 
+try:
+    from transformers.utils.output_capturing import _active_collector
+except ImportError:  # the first releases of transformers 5 have none
+    _active_collector = None
+
 _CALL = nn.Module.__call__
+_RECORDERS = "transformers.utils.output_capturing"
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -43,14 +52,28 @@ def is_called_plainly(module: nn.Module) -> bool:
 
 def has_hook(module: nn.Module) -> bool:
     """Whether somebody has put a hook on a module or on its class."""
+    return has_own_hook(module) or type(module).__call__ is not _CALL
+
+
+def has_own_hook(module: nn.Module) -> bool:
+    """Whether somebody has put a hook on a module, which may do something in a call of it."""
     own = module.__dict__.get  # of a module that computes by a forward of ours, looking up takes ten times as long
+    hooks = own("_forward_hooks")
     return bool(
         own("_forward_pre_hooks")
-        or own("_forward_hooks")
+        or (hooks and not _are_idle(hooks))
         or own("_backward_pre_hooks")
         or own("_backward_hooks")
         or own("_compiled_call_impl") is not None
-        or type(module).__call__ is not _CALL
+    )
+
+
+def _are_idle(hooks: Mapping[Any, Any]) -> bool:
+    """Whether hooks are those that transformers leaves on a model once it has returned all hidden states, and nobody asks now."""
+    return (
+        _active_collector is not None
+        and all(getattr(hook, "__module__", None) == _RECORDERS for hook in hooks.values())
+        and not _active_collector.get()
     )
 
 

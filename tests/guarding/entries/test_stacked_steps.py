@@ -89,6 +89,20 @@ def test_a_step_that_fails(call: int, folder: Path, programs: list[Any]) -> None
     assert len(tokens) == len(expected)
 
 
+def test_attention_that_drops_scores(folder: Path, programs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention alone in training drops scores in each layer, as some have it to see how sure a model is."""
+    model, results = stacked(folder), []
+    for layer in model.model.layers:
+        layer.self_attn.train()
+        layer.self_attn.attention_dropout = 0.5
+    for _ in range(2):
+        torch.manual_seed(0)
+        results.append(greedy(model))
+        monkeypatch.setattr(DecoderStack, "_begun", lambda *_: None)
+    assert results[0] == results[1]
+    assert not programs
+
+
 def test_let_go(folder: Path, programs: list[Any]) -> None:
     """Without its guard a model computes its layers by themselves."""
     model = stacked(folder)
