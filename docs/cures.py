@@ -27,7 +27,11 @@ CURES = {
         "often), then `safe-dtype doctor --refresh` measures again. Where kernels kill the process: `SAFE_DTYPE_PROBE=child`, "
         "which is the default on devices that are known for it."
     ),
-    "CheckpointError": "Check the path, and that you may read it. A model without a tokenizer needs that of its base model.",
+    "CheckpointError": (
+        "Check the path, and that you may read it. A model without a tokenizer needs that of its base model. Weights that "
+        "would stay random (with `strict`, else a warning): check `architectures` and `model_type` in its config.json, and "
+        "that all of it was saved and downloaded."
+    ),
     "CheckpointNotFoundError": (
         "Check the name and the revision. Without a network: `HF_HUB_OFFLINE=1` reads only what was downloaded before."
     ),

@@ -8,7 +8,11 @@ from .base import SafeDtypeError
 
 
 class CheckpointError(SafeDtypeError, OSError):
-    """Something is wrong with a checkpoint. Always carries `source`: what the user asked for."""
+    """Something is wrong with a checkpoint. Always carries `source`: what the user asked for.
+
+    With `policy="strict"` also: weights would stay random, since its files lack a layer, the embeddings or the head of their
+    own class, or name them otherwise (else that is a warning; a new head on a base model is neither).
+    """
 
     usual_advice: ClassVar[str] = "check the path, and that you may read it"  # where the raiser knows nothing better
 
