@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,12 +42,14 @@ def by_rows(
     return output, None
 
 
-def model_by_rows(name: str, *, stacked: bool = True, is_coded: bool = False) -> Any:
-    """Return a model whose layers are compiled, and computed together."""
+def model_by_rows(name: str, *, stacked: bool = True, coded_in: Path | None = None) -> Any:
+    """Return a model whose layers are compiled, and computed together; its weights are codes where a folder is given for its files."""
     model = model_of(name)
+    if coded_in is not None:  # only what lies in files is held as codes
+        model.save_pretrained(coded_in)
+        model = type(model).from_pretrained(coded_in, dtype="auto").eval().requires_grad_(False)
+        assert lay_out_in_int8(model, wide=BF16).modules > 0
     model.config._attn_implementation = NAME
-    if is_coded:
-        lay_out_in_int8(model, wide=BF16)
     compile_all(model)
     assert compile_layers(model, 8) == 2
     if stacked:

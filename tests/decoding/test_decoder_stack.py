@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,11 +59,12 @@ def test_every_bit_is_the_layers(name: str, rows: int, programs: list[Any], laye
         assert torch.equal(one.values, other.values)
 
 
-def test_weights_as_codes(programs: list[Any]) -> None:
+@pytest.mark.needs("pagemap")
+def test_weights_as_codes(programs: list[Any], tmp_path: Path) -> None:
     """Layers whose weights are codes are computed together as well, with the bits of their own."""
-    together = steps(model_by_rows("qwen3", is_coded=True))
+    together = steps(model_by_rows("qwen3", coded_in=tmp_path))
     assert len(programs) == 4
-    assert torch.equal(together, steps(model_by_rows("qwen3", stacked=False, is_coded=True)))
+    assert torch.equal(together, steps(model_by_rows("qwen3", stacked=False, coded_in=tmp_path)))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"do_sample": True}])
