@@ -50,6 +50,6 @@ def test_products_in_float32(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["storage"], found["compute"]) == ("bfloat16", "float32")
-    assert found["cast_from"] in (1, 9, 90)
+    assert found["cast_from"] in (1, 2, 9, 17, 90)  # from 2, 9 and 17 rows on where fewer are compiled
     assert (found["tokens"], found["events"]) == (69, 0)
     assert found["error"] < 0.02
