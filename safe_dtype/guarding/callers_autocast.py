@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.amp.autocast_mode import autocast
 
+from ..models.wrapped_methods import unwrap_methods, wrap_method
+
 _LONGEST_CHAIN = 16  # wrappers around wrappers
 
 
@@ -74,6 +76,21 @@ class AutocastOverride:
                 yield
         finally:
             _here.override = outer
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """As `in_force`, also where nobody keeps torch's class of autocasts wrapped."""
+        trial = _Trial()
+        wrap_method(autocast, "__enter__", overriding_enter, trial)
+        try:
+            with self.in_force():
+                yield
+        finally:
+            unwrap_methods(trial)
+
+
+class _Trial:
+    """Needs torch's class of autocasts wrapped, for as long as it lasts."""
 
 
 class _Here(threading.local):

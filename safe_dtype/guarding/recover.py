@@ -15,7 +15,7 @@ from ..errors.of_the_moment import is_of_memory
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype, LearnedFailure
 from ..models.undo_log import UndoLog
-from .callers_autocast import autocast_here
+from .callers_autocast import autocast_around, autocast_here
 from .classify import classify, first_line
 from .diagnosis.learn import keep, lesson
 from .diagnosis.lost_device import device_lost, loses_a_device
@@ -159,8 +159,8 @@ def change_dtype(guard: Guard, dtype: Dtype, failure: Failure) -> None:
 
 def _learn(incident: Incident, tried: TriedRemedies, before: Dtype) -> None:
     findings, error = incident.findings, incident.error
-    if findings is not None and findings.without_onednn:
-        return  # another kernel of the same dtype cures it: later loads need no other dtype
+    if findings is not None and (findings.without_onednn or findings.without_autocast):
+        return  # another kernel of the same dtype cures it, or what the caller does is a part of it: nothing for loads
     if error is not None and findings is not None and findings.module is not None and classify(error) is None:
         tried.lessons.append(lesson(incident.model, error, before, findings))
 
@@ -274,6 +274,7 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int, tried
     event = Event(
         failure.kind, before, after, failure.module, failure.step or 0, str(remedy), failure.message,
         (time.perf_counter() - incident.since) * 1e3, grown, failure.largest_input, incident.restarts, tried,
+        autocast=_left_autocast(incident),
     )  # fmt: skip
     record(guard, event)
     logger.warning(
@@ -284,6 +285,13 @@ def _record(incident: Incident, remedy: Remedy, before: Dtype, grown: int, tried
         first_line(failure.message),
         extra={"kind": failure.kind.value, "step": event.step, "before": before.name, "after": after.name},
     )  # fmt: skip
+
+
+def _left_autocast(incident: Incident) -> str:
+    """Return the autocast of the caller's under which the step failed, and which had to be turned off as well."""
+    override, findings = incident.guard.override, incident.findings
+    is_left = override is not None and findings is not None and findings.without_autocast
+    return str(override.replaced) if override is not None and is_left else ""
 
 
 def _left_order(guard: Guard, failure: Failure) -> str:
@@ -305,7 +313,9 @@ def _refuse(incident: Incident, before: Dtype) -> bool:
     if not dtypes and before == FLOAT32:
         return False
     other_kernel = incident.findings is not None and incident.findings.without_onednn
-    next_step = "run it under torch.backends.mkldnn.flags(enabled=False), " if other_kernel else ""
+    around = autocast_around(incident.model) if incident.findings and incident.findings.without_autocast else None
+    next_step = f"leave out the {around} {around.place}, and " if around is not None else ""
+    next_step += "run it under torch.backends.mkldnn.flags(enabled=False), " if other_kernel else ""
     next_step += (
         f"{'load the model in one of these, none of which was tried, or ' if dtypes else ''}guard it without 'strict'"
     )

@@ -258,6 +258,40 @@ def test_it_is_not_blamed_for_others() -> None:
     assert report(model).events[0].before == BFLOAT16
 
 
+class LogNdtr(nn.Linear):
+    """A layer whose last operation has no kernel in 16 bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply, in the dtype of the autocast where one is on, and compute in what comes of it."""
+        return torch.special.log_ndtr(super().forward(x))
+
+
+@torch.no_grad()
+def test_what_needs_float32_and_no_autocast() -> None:
+    """Weights in float32 alone do not help, nor does another autocast: both are left, and the event names both."""
+    model, x = LogNdtr(4, 4).to(BF16).eval(), torch.ones(1, 4, dtype=BF16)
+    wanted = copy.deepcopy(model).float()(x.float())
+    guard(model)
+    with torch.autocast("cpu", BF16):
+        assert torch.equal(model(x), wanted)
+        assert torch.equal(model(x), wanted)
+    (event,) = report(model).events
+    assert (event.before, event.after, event.autocast) == (BFLOAT16, FLOAT32, "torch.autocast(dtype=bfloat16)")
+
+
+@torch.no_grad()
+def test_strict_names_both() -> None:
+    """Nothing is changed in strict mode; the error tells to leave the autocast as well."""
+    model = guard(LogNdtr(4, 4).to(BF16).eval(), policy="strict")
+    with (
+        torch.autocast("cpu", BF16),
+        pytest.raises(StrictModeError, match=r"Would work: float32. Next: leave out the torch.autocast\(.*load"),
+    ):
+        model(torch.ones(1, 4, dtype=BF16))
+    assert model.weight.dtype is BF16
+    assert guard_of(model).override is None
+
+
 @torch.no_grad()
 def test_no_trace() -> None:
     """Taken off its guard, a model runs under autocast again, and torch's class is as it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -101,6 +102,32 @@ def test_the_pass_goes_on_and_training_is_the_same(
         moments = [one.optimizer.optimizer.state[weight] for one, weight in ((run, mine), (plain, right))]
         assert torch.equal(moments[0]["exp_avg"], moments[1]["exp_avg"])
         assert moments[0]["exp_avg"].dtype == weights
+
+
+class LogNdtr(nn.Linear):
+    """A layer in float32 whose last operation has no kernel in 16 bits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply, in the dtype of the autocast where one is on, and compute in what comes of it."""
+        return torch.special.log_ndtr(super().forward(x)).exp()
+
+
+def test_parts_in_float32(tmp_path: Path) -> None:
+    """A base in bfloat16 that needs an autocast for its parts in float32 is run, in float32, without it."""
+    run = trainer(tmp_path, torch.bfloat16)
+    down = run.model.model.layers[1].mlp.down_proj
+    run.model.model.layers[1].mlp.down_proj = LogNdtr(down.in_features, down.out_features)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    batch = {name: torch.stack([row[name] for row in ROWS[:4]]) for name in ROWS[0]}
+    wanted = copy.deepcopy(run.model).eval().float()(**batch).loss.item()
+    guard_evaluation(run)
+    assert run.evaluate()["eval_loss"] == pytest.approx(wanted, rel=1e-2)
+    (event,) = report(run.model).events
+    assert event.remedy == "a copy of the weights in float32"
+    assert event.autocast == "torch.autocast(dtype=bfloat16)"
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+        assert weight.dtype is before[name].dtype
 
 
 def test_predictions(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ...errors import StrictModeError
 from ...models.cast_back import as_they_are
 from ...models.casting import FLOATS, cast, cast_cache, dtypes_of
 from ...models.recast import main_dtype
-from ...models.wrapped_methods import unwrap_methods, wrap_method
+from ...models.wrapped_methods import wrap_method
 from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import module_raising, module_spoiling, name_of
 from ..callers_autocast import AutocastOverride, CallersAutocast, autocast_around, overriding_enter
@@ -33,10 +33,6 @@ logger = logging.getLogger(__name__)
 Attempt = Callable[[Guard, Callable[..., Any], tuple[Any, ...], dict[str, Any]], tuple[Any, Trouble | None]]
 
 _OTHER = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float16}
-
-
-class _Trial:
-    """Needs torch's class of autocasts wrapped, for as long as it lasts."""
 
 
 def try_without_autocast(
@@ -122,17 +118,13 @@ def cast_keys(cache: Any, now: torch.dtype) -> None:
 def _passes(
     call: Call, override: AutocastOverride, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: Attempt
 ) -> tuple[bool, Any]:
-    trial = _Trial()
-    wrap_method(autocast, "__enter__", overriding_enter, trial)
     try:
-        with override.in_force():
+        with override.on_trial():
             output, trouble = attempt(call.guard, call.forward, args, kwargs)
     except Exception as exc:
         if is_of_a_signal(exc):
             raise
         return False, None
-    finally:
-        unwrap_methods(trial)
     return trouble is None, output
 
 

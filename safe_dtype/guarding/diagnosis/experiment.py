@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ...numerics import uncompiled
 from ...numerics.onednn import is_in_use, onednn_off
 from ...processes.handler_exceptions import is_of_a_signal
 from ..blame import name_of
+from ..callers_autocast import AutocastOverride, CallersAutocast, autocast_around
 from ..classify import text_of
 from ..state import CALL, Guard, here, torch_dtype
 from ..step_snapshot import undone
@@ -40,8 +42,9 @@ def diagnose(
     """Return which dtypes cure `error`, found out on the modules that it passed through.
 
     Each is run alone: with its inputs in the dtype of its weights, the innermost with oneDNN turned off where that is in
-    use, then in each of `dtypes` until one passes. What has
-    passed counts only where the module fails once more as it is. Where none passes the module around it is next.
+    use, then in each of `dtypes` until one passes, in float32 also without an autocast of the caller's, which narrows what
+    it computes in any weights. What has passed counts only where the module fails once more as it is. Where none passes the
+    module around it is next.
 
     Nothing is changed: weights are copies while a module runs, inputs and caches are copies too, states and random
     numbers are brought back, and `error` keeps its traceback and its causes.
@@ -53,7 +56,7 @@ def diagnose(
         error: What they raised.
         dtypes: The dtypes that the model may go to, best first.
     """
-    bench = _Bench(guard, model, error)
+    bench = _Bench(guard, model, error, autocast_around(model))
     failed: list[Dtype] = []
     dtypes = tuple(dtypes)
     begun = time.monotonic()
@@ -72,8 +75,9 @@ def diagnose(
             if (aligned or other_kernel or passed is not None) and bench.fails_as_it_is(call):
                 after = dtypes[dtypes.index(passed) :] if passed is not None else ()
                 return Findings(
-                    call.module, after, tried if after else (), aligned, other_kernel, trials=tuple(bench.trials)
-                )
+                    call.module, after, tried if after else (), aligned, other_kernel,
+                    without_autocast=bool(after) and bench.without_autocast, trials=tuple(bench.trials),
+                )  # fmt: skip
     return Findings(
         None, (), tuple(failed), is_conclusive=bench.is_conclusive and bool(calls), trials=tuple(bench.trials)
     )
@@ -97,6 +101,8 @@ class _Bench:
     guard: Guard
     model: nn.Module
     error: BaseException
+    around: CallersAutocast | None = None
+    without_autocast: bool = False  # the latest trial passed by that alone
     trials: list[Trial] = field(default_factory=list)
     is_conclusive: bool = True
 
@@ -109,8 +115,15 @@ class _Bench:
             former = _FLOATS - {new}
         else:
             former = (_HALVES if dtype == FLOAT32 else {main_dtype(self.model) or new}) - {new}
-        outcome = self._run(call, lambda tensor: _cast(tensor, former, new), set() if align else former, new)
+        change = functools.partial(_cast, former=former, new=new)
+        outcome = self._run(call, change, set() if align else former, new)
         self._note(call, name, outcome)
+        self.without_autocast = False
+        if outcome is not None and dtype == FLOAT32 and self.around is not None:
+            with AutocastOverride(self.around, None).on_trial():
+                outcome = self._run(call, change, former, new)
+            self._note(call, f"{name} without {self.around}", outcome)
+            self.without_autocast = outcome is None
         return outcome is None
 
     def passes_without_onednn(self, call: ModuleCall) -> bool:

@@ -31,6 +31,7 @@ class Findings:
         failed: In which it was tried and failed, or the module around it.
         aligned: Whether it passes with its inputs in the dtype of its weights.
         without_onednn: Whether it passes in its own dtype with oneDNN turned off: with other kernels of the CPU.
+        without_autocast: Whether it passed in float32 only with the caller's autocast turned off.
         is_conclusive: Whether the trials could be run. Where they could not, nothing is known but the text.
         trials: All of them, in their order.
     """
@@ -40,6 +41,7 @@ class Findings:
     failed: tuple[Dtype, ...] = ()
     aligned: bool = False
     without_onednn: bool = False
+    without_autocast: bool = False
     is_conclusive: bool = True
     trials: tuple[Trial, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Run under `torch.autocast` where weights of several dtypes meet in many modules."""
+"""Run under `torch.autocast` where weights of several dtypes meet in many modules, or leave the caller's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.amp.autocast_mode import autocast
 
 from ...models.recast import main_dtype
+from ...models.wrapped_methods import wrap_method
+from ..callers_autocast import AutocastOverride, autocast_around, overriding_enter
 from ..failure import FailureKind
 from ..incident import Incident
 from .remedy import NotPossible
@@ -45,6 +48,17 @@ def propose(incident: Incident) -> Iterator[UseAutocast]:
     is_mismatch = incident.failure.kind is FailureKind.DTYPE_MISMATCH
     if is_mismatch and incident.is_hopeful and len(_outsiders(incident.model)) > 1:
         yield UseAutocast()
+
+
+def leave_callers_autocast(incident: Incident) -> None:
+    """Turn the caller's autocast off in the steps of the model from now on: in float32 it would narrow them again."""
+    guard, around = incident.guard, autocast_around(incident.model)
+    if around is None:
+        return
+    former = guard.override
+    incident.log.add(lambda: guard.__dict__.update(override=former))
+    guard.override = AutocastOverride(around, None)
+    wrap_method(autocast, "__enter__", overriding_enter, guard)
 
 
 def _outsiders(model: nn.Module) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from ..failure import FailureKind
 from ..incident import Incident
 from ..state import Guard, dtype_of, torch_dtype
 from .attention import attention_as_it_is, leave_flash_attention
+from .autocast import leave_callers_autocast
 from .free_memory import require_free
 from .optimizer_states import keep_optimizers
 from .remedy import NotPossible
@@ -61,6 +62,8 @@ class ChangeDtype:
             incident.log.add(functools.partial(setattr, hooks, "outside", hooks.outside))
             hooks.outside_is_now(new)
         keep_optimizers(model, former)
+        if self.dtype == FLOAT32 and incident.findings is not None and incident.findings.without_autocast:
+            leave_callers_autocast(incident)
         guard.cast_from = guard.autocast = None
         take_back(model)
         guard.left |= former

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.amp.autocast_mode import autocast
 
 from ...models.offloaded import is_offloaded
 from ...models.recast import main_dtype
-from ...models.wrapped_methods import wrap_method
 from ...numerics.float32_copy import Float32Copy, bytes_of_copy, refuses_copy
-from ..callers_autocast import AutocastOverride, autocast_around, overriding_enter
 from ..failure import FailureKind
 from ..incident import Incident
 from .attention import attention_as_it_is, leave_flash_attention
+from .autocast import leave_callers_autocast
 from .free_memory import require_free
 from .remedy import NotPossible
 
@@ -39,12 +37,7 @@ class UseFloat32Copy:
         require_free(needed)
         incident.log.add(lambda: guard.__dict__.update(copy=None))
         guard.copy = Float32Copy(model)
-        around = autocast_around(model)
-        if around is not None:
-            former = guard.override
-            incident.log.add(lambda: guard.__dict__.update(override=former))
-            guard.override = AutocastOverride(around, None)
-            wrap_method(autocast, "__enter__", overriding_enter, guard)
+        leave_callers_autocast(incident)
         incident.log.add(attention_as_it_is(model))
         leave_flash_attention(model)
         guard.cast_from = guard.autocast = None

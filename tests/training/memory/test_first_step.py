@@ -26,7 +26,7 @@ class Wide(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
+        self.layers = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
         self.passes = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,6 +110,7 @@ def test_another_precision_that_fits() -> None:
         train(FEW, make_optimizer=torch.optim.SGD, micro_batches=2, max_memory={"cpu": float32})
 
 
+@pytest.mark.slow
 def test_float32_is_looked_at_too() -> None:
     """Where a run begins in it."""
     with pytest.warns(SafeDtypeWarning, match=r"a step in float32 .* Nothing was changed"):
@@ -126,6 +127,7 @@ def test_a_pass_without_gradients_is_no_step() -> None:
     assert train(FEW, before=evaluate, max_memory={"cpu": needs(FEW, BFLOAT16)}).passes == 4
 
 
+@pytest.mark.slow
 def test_a_loop_with_accelerate() -> None:
     """It is looked at as well."""
     AcceleratorState._reset_state(True)
@@ -140,9 +142,9 @@ def test_a_loop_with_accelerate() -> None:
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a machine of 200,000 bytes, without swap."""
+    """Have a machine of 100,000 bytes, without swap."""
     for module in ("fit_training", "fit_step_down"):
-        facts = MemoryFacts(200_000, 200_000, "cgroup")
+        facts = MemoryFacts(100_000, 100_000, "cgroup")
         monkeypatch.setattr(f"safe_dtype.training.memory.{module}.memory_of", lambda _, facts=facts: facts)
     monkeypatch.setattr("safe_dtype.training.memory.fit_training.free_swap", lambda: 0)
 
@@ -163,7 +165,9 @@ def test_what_would_end_the_process_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.parametrize("why", ["max_memory", "compiled", "another optimizer"])
+@pytest.mark.parametrize(
+    "why", ["max_memory", *(pytest.param(why, marks=pytest.mark.slow) for why in ("compiled", "another optimizer"))]
+)
 def test_what_nobody_knows_for_sure_is_warned_of(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may be held is the caller's to say; a compiler keeps fewer activations, and another optimizer may have no moments."""
     limits = {"max_memory": {"cpu": 10**6}} if why == "max_memory" else {}
@@ -178,6 +182,7 @@ def test_what_nobody_knows_for_sure_is_warned_of(why: str, monkeypatch: pytest.M
         assert train(MANY, before=compiled, **limits).passes == 2
 
 
+@pytest.mark.slow
 def test_swap_counts(monkeypatch: pytest.MonkeyPatch, little_memory: None) -> None:
     """Where the system can move out what does not fit, the step is slow, and nobody ends the process."""
     monkeypatch.setattr("safe_dtype.training.memory.fit_training.free_swap", lambda: 2**30)

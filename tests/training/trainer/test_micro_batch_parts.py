@@ -83,6 +83,7 @@ def test_nested_inputs() -> None:
         assert ours.everything()[name] == pytest.approx(whole.everything()[name], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_taken_apart_is_told() -> None:
     """A run that nothing makes fit ends with the reason for which its micro-batches are whole."""
 
