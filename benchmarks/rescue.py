@@ -263,7 +263,12 @@ def _lines(row: Mapping[str, Any]) -> Iterator[str]:
 # The plots
 
 _COLOURS = dict(zip(WAYS, ("", "#555555", "#b3552d", "#d9a441", "#7a6fa8", "#1f6f8b"), strict=True))
-_LEFT, _WIDTH, _ROW = 130, 480, 30
+_NAMES = {  # of the families, as people write them; the last three overflow in one place inside of a layer
+    "qwen3": "Qwen3", "llama": "Llama", "phi3": "Phi-3", "gemma2": "Gemma 2", "gemma3": "Gemma 3", "gpt_oss": "gpt-oss",
+    "t5": "T5", "phi3_interior": "Phi-3, inside the MLP", "qwen2_scores": "Qwen2, attention scores",
+    "opt_interior": "OPT, inside the MLP",
+}  # fmt: skip
+_LEFT, _WIDTH, _ROW = 170, 480, 30
 _ROOM = 60  # beyond the axis, for what is not finite
 
 
@@ -297,7 +302,7 @@ def closeness_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     parts.append(f'<text x="{across(high) + _ROOM}" y="{bottom + 16}" text-anchor="middle">not finite</text>')
     for place, row in enumerate(rows):
         y = top + _ROW * (place + 0.5)
-        parts.append(f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{row["family"]}</text>')
+        parts.append(f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{_NAMES[row["family"]]}</text>')
         for way in row["ways"]:
             if way["way"] not in shown or "refused" in way:
                 continue
@@ -306,7 +311,9 @@ def closeness_plot(rows: Sequence[Mapping[str, Any]]) -> str:
             dot = y + 4 * (shown.index(way["way"]) - 2)  # apart, where they are equally far
             parts.append(f'<circle cx="{x:.1f}" cy="{dot}" r="4" fill="{_COLOURS[way["way"]]}"/>')
     middle = _LEFT + _WIDTH / 2
-    parts.append(f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">median KL to float32, nats</text>')
+    parts.append(
+        f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">median KL to float32, in nats: further left is nearer</text>'
+    )
     return _svg(_LEFT + _WIDTH + 2 * _ROOM, bottom + 44, parts)
 
 
@@ -324,7 +331,7 @@ def range_plot(rows: Sequence[Mapping[str, Any]]) -> str:
         def down(size: float, top: int = top, height: int = height) -> float:
             return top + (1 - (math.log10(max(size, 10.0**low)) - low) / (high - low)) * height
 
-        parts.append(f'<text x="{left}" y="{top - 6}" font-weight="bold">{row["family"]}</text>')
+        parts.append(f'<text x="{left}" y="{top - 6}" font-weight="bold">{_NAMES[row["family"]]}</text>')
         for power in range(low, high + 1, 2):
             y = down(10.0**power)
             parts.append(

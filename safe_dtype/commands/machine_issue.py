@@ -13,7 +13,7 @@ _WIDTH = 110  # columns of its tables
 
 
 def machine_issue(devices: Mapping[DeviceFacts, Iterable[LearnedFailure]], *, model: str = "", plan: str = "") -> str:
-    """Return Markdown: versions, each device with what failed on it before, and the plan of `model`.
+    """Return Markdown: versions, the plan of `model`, what failed before, and folded what was measured of each device.
 
     Personal paths are shortened, and tokens of the Hub masked. `plan` is the plan as text, or the error in its place.
     """
@@ -26,13 +26,15 @@ def machine_issue(devices: Mapping[DeviceFacts, Iterable[LearnedFailure]], *, mo
         "",
     ]
     lines += version_lines()
-    for facts in devices:
-        lines += ["", f"### {facts.name}", "", *_fenced(device_text(facts, width=_WIDTH))]
+    lines += [f"- {facts.device}: {facts.name}" for facts in devices]
     if model:
         lines += ["", f"### Plan of {model}", "", *_fenced(plan)]
     for lessons in devices.values():
         for failure in lessons:
             lines += lesson_lines(failure)
+    for facts in devices:  # long, and seldom the reason: folded, so that an issue is one screen
+        lines += ["", f"<details><summary>What was measured of {facts.device}, {facts.name}</summary>", ""]
+        lines += [*_fenced(device_text(facts, width=_WIDTH)), "", "</details>"]
     return without_personal_paths("\n".join(lines))
 
 

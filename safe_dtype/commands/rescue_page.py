@@ -75,7 +75,7 @@ def moves_section(rescale: Rescale) -> str:
             "rounding)."
         ),
         page_table(_MOVES, rows),
-        aside("A * stands for the number of a layer; (28) says how many there are of a kind."),
+        aside("A * stands for the number of a layer; a number in brackets says how many there are of a kind."),
     )
 
 

@@ -20,9 +20,9 @@ INSIDE = "anywhere inside"
 ABOUT_INSIDE = f"{INSIDE}: the largest of all numbers, also of those that stay within a layer."
 HOW_TO_READ = (
     "How to read it. Each layer has two bars: the largest number, without its sign, that the layer hands on to the next. "
-    "The scale is logarithmic, in powers of two: from one tick to the next, numbers become as many times larger as the "
-    "exponents say. A bar that crosses the dashed line of a dtype cannot be held by that dtype: it becomes infinity, and NaN "
-    "in the step after that.",
+    "The scale is logarithmic, in powers of two: a step to the right multiplies, so 2^8 (256) is 16 times 2^4 (16). A number "
+    "whose bar crosses the dashed line of a dtype is too large for that dtype: it becomes infinity, and NaN in the step after "
+    "that.",
     "What 2^-17 means. 2^-17 is 1/131,072, and 2^-8 is 1/256: a rescale by 2^-8 makes numbers 256 times smaller, and what "
     "comes after it makes up for that. A power of two changes the exponent of a number and no digit of it, so the results "
     "stay the same bits, as long as nothing falls below the smallest numbers of float16 (2^-14 with all digits, 2^-24 with "

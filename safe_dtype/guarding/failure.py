@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from ..facts import Dtype, LearnedFailure, Rescale, factor_of, summary
+from ..planning import Plan
 
 
 class FailureKind(str, Enum):
@@ -91,9 +92,14 @@ class Report:
     islands: tuple[str, ...] = ()  # modules that are computed in float32 in a model in 16 bit
     learned: tuple[LearnedFailure, ...] = ()  # failures of texts that nobody knew, found out by experiment
     refusals: tuple[str, ...] = ()  # how calls have ended that were not cured: in strict mode, or with no dtype left
+    devices: tuple[str, ...] = ()  # that hold its parameters, by torch's names
+    plan: Plan | None = None  # that it was loaded by
 
     def as_issue(self) -> str:
-        """Return the report as the text of an issue, in Markdown: versions, trials, events. Personal paths are replaced."""
+        """Return the report as the text of an issue, in Markdown: versions, devices, plan, trials, events.
+
+        Personal paths are replaced.
+        """
         from .diagnosis.issue_text import issue_text  # which is about this noun
 
         return issue_text(self)

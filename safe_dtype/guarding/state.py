@@ -234,8 +234,12 @@ class Guard:
         islands = tuple(islands_in(model)) if model is not None else ()
         return Report(
             type(model).__name__, now, ladder if now != FLOAT32 else (), tuple(self.events), rescale, islands,
-            tuple(self.learned), tuple(self.refusals),
+            tuple(self.learned), tuple(self.refusals), _devices_of(model), self.plan,
         )  # fmt: skip
+
+
+def _devices_of(model: nn.Module | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(weight.device) for weight in model.parameters())) if model is not None else ()
 
 
 def _cast_from(plan: Plan | None) -> int | None:

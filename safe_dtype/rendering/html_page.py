@@ -104,7 +104,10 @@ def page_table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> str
 
 
 def _in_column(column: Column, cell: Cell) -> str:
-    return f'<td{_kind(column)} data-title="{_text(column.title)}">{_cell(cell)}</td>'
+    body = _cell(cell)
+    # On a phone a cell is a grid, in which text and an element inside of it would be two things, side by side.
+    whole = f"<div>{body}</div>" if "<" in body else body
+    return f'<td{_kind(column)} data-title="{_text(column.title)}">{whole}</td>'
 
 
 def _kind(column: Column) -> str:

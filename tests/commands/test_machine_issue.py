@@ -16,8 +16,17 @@ def test_report(run: Run, tiny_qwen3: Path) -> None:
     """Versions, the device and the plan of the model are in it, and nothing goes wrong."""
     done = run("report", tiny_qwen3, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for seen in ("### What happened", "- torch ", "- safe_dtype ", "cpu: ", "matmul", "### Plan of ", "chosen"):
+    for seen in ("### What happened", "- torch ", "- safe_dtype ", "- cpu: ", "matmul", "### Plan of ", "chosen"):
         assert seen in done.stdout
+
+
+def test_one_screen() -> None:
+    """What is not folded away fits on one screen: what was measured of a device is."""
+    text = machine_issue({facts_of("cpu"): ()}, model="model", plan="float32\nbecause: it is the fastest")
+    shown, folded = text.split("<details><summary>What was measured of cpu, ")
+    assert len(shown.splitlines()) < 25
+    assert "matmul" in folded
+    assert folded.endswith("\n</details>")
 
 
 def test_error_in_place_of_a_plan(run: Run) -> None:

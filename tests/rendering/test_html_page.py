@@ -89,6 +89,14 @@ def test_a_row_has_its_titles_with_it() -> None:
     assert '<td class="number" data-title="time">3 ms</td>' in table
 
 
+def test_a_cell_is_one_thing() -> None:
+    """Words and code in a cell stand together beside the title that a phone shows; so do the parts of a long name."""
+    table = page_table((Column("reason"),), [("`rescue` measures them",), ("model.layers.0.mlp",), ("words",)])
+    assert '<td data-title="reason"><div><code>rescue</code> measures them</div></td>' in table
+    assert '<td data-title="reason"><div>model.<wbr>layers.<wbr>0.<wbr>mlp</div></td>' in table
+    assert '<td data-title="reason">words</td>' in table
+
+
 def test_nothing_is_nothing() -> None:
     """What has no content leaves no title, no list and no table behind."""
     assert section("Empty", "", bullets([]), page_table((Column("a"),), [])) == ""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 
+from ...devices.inventory import identity_of
+from ...errors import NoSuchDeviceError
 from ...facts import LearnedFailure
+from ...planning import Plan
 from ...store.installed import installed_version
 from ..failure import Event, Report
 from .learn import without_personal_paths
@@ -14,11 +17,13 @@ _PACKAGES = ("safe_dtype", "torch", "transformers", "accelerate")
 
 
 def issue_text(report: Report) -> str:
-    """Return Markdown: versions, each failure that was learned with its trials, the events with their texts, and the errors that ended calls.
+    """Return Markdown: versions, devices, the plan, each failure that was learned with its trials, events, and errors that ended calls.
 
-    Personal paths are shortened, and tokens of the Hub masked.
+    Events and errors come with their texts. Personal paths are shortened, and tokens of the Hub masked.
     """
-    lines = [f"**{report.model}** in {report.dtype}", "", *version_lines()]
+    lines = [f"**{report.model}** in {report.dtype}", "", *version_lines(), *map(_device_line, report.devices)]
+    if report.plan is not None:
+        lines += ["", "### Plan", "", *_plan_lines(report.plan)]
     for failure in report.learned:
         lines += lesson_lines(failure)
     if report.events:
@@ -45,6 +50,22 @@ def lesson_lines(failure: LearnedFailure) -> list[str]:
         "", *(f"- {trial}" for trial in failure.trials),
         f"- works in: {', '.join(failure.works_in) or 'no other dtype'}",
     ]  # fmt: skip
+
+
+def _device_line(device: str) -> str:
+    try:
+        facts = identity_of(device)
+    except NoSuchDeviceError:  # such as "meta"
+        return f"- {device}"
+    return f"- {device}: {facts.name}" + (f", {facts.capability}" if facts.capability else "")
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    yield f"- {plan.summary}"
+    yield f"- policy: {plan.policy}"
+    for decision in plan.decisions:
+        verdict = "accepted" if decision.accepted else f"rejected for {decision.ground}"
+        yield f"- {decision.candidate}: {verdict}: {decision.reason}"
 
 
 def _event(event: Event) -> Iterator[str]:

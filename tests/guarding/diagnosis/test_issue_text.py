@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from guarding.generators import DOWN, tiny
 
-from safe_dtype import guard, report
+from safe_dtype import SafeAutoModel, guard, plan_of, report
+from safe_dtype.devices import facts_of
 from safe_dtype.errors import NoDtypeLeft, StrictModeError
 from safe_dtype.facts import MemoryFacts
 from safe_dtype.guarding.diagnosis.learn import without_personal_paths
@@ -42,10 +44,26 @@ def test_as_issue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_learned() -> None:
-    """Without anything learned there are the versions alone."""
+    """Without a plan and anything learned there are the versions and the device alone."""
     text = report(guard(tiny())).as_issue()
     assert text.startswith("**Qwen3ForCausalLM** in bfloat16")
+    assert text.splitlines()[-1].startswith(f"- cpu: {facts_of('cpu').name}")
     assert "###" not in text
+
+
+def test_plan(tiny_qwen3: Path) -> None:
+    """Of a model that was planned it says where, why, and what of every candidate, in one screen."""
+    model = SafeAutoModel.from_pretrained(tiny_qwen3)
+    text = report(model).as_issue()
+    plan = plan_of(model)
+    assert f" in {plan.what} on {plan.where}: {plan.reason}\n" in text
+    assert all(f"- {decision.candidate}: " in text for decision in plan.decisions)
+    assert len(text.splitlines()) < 40
+
+
+def test_no_device_of_this_machine() -> None:
+    """A model without memory is on no device that has a name."""
+    assert report(guard(tiny().to("meta"))).as_issue().splitlines()[-1] == "- meta"
 
 
 def test_known_texts_teach_nothing() -> None:
