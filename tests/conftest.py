@@ -31,14 +31,15 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="safe_dtype_inductor_")
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
+# No test asks the Hub. Set before the imports below, which read it once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pytest
 import torch
 from limited_memory import can_limit
 from packaging.version import InvalidVersion, Version
 from recorded_cpu import record_for_children, recorded_cpu
 from transformers.utils import is_gguf_available
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

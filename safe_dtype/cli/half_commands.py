@@ -78,7 +78,7 @@ def rescue(*, model: str, text: Path | None, share: str | None, form: str, **opt
 
     For a model that was made in bfloat16 or float32. Loads it, looks at its activations, rescales it exactly by
     powers of two, and measures the drift. Its files stay as they are; what was found is remembered for every later
-    load. Exits with status 0 where float16 works, 3 where it does not.
+    load in float16. Exits with status 0 where float16 works, 3 where it does not.
     """
     words, plot, page = text_of(text) if text else None, options.pop("plot"), options.pop("page")
     warn_of_ignored(model, options["revision"])

@@ -191,7 +191,7 @@ def _bad_range(
     if half is None:
         return Ground.RANGE, (
             f"{storage} ends at {storage.largest:.0f}; a model that was saved in {checkpoint.saved} may go beyond, "
-            "and its activations were not measured: `safe-dtype rescue` measures them"
+            "and this plan did not look at its activations: `safe-dtype rescue` does, for loads in float16"
         )
     if half.problem:
         return Ground.RANGE, half.problem

@@ -74,7 +74,7 @@ SEEN_BEYOND = HalfRange(16_377.0, 16_377.0)
         ),
         pytest.param(FLOAT16, f.device("Mars"), f.checkpoint(FLOAT16), "auto", Ground.UNKNOWN, "Mars", id="unknown"),
         pytest.param(BFLOAT16, f.AMPERE, f.checkpoint(), "ladder=fp32", Ground.LADDER, "leaves it out", id="ladder"),
-        pytest.param(FLOAT16, f.TURING, f.checkpoint(), "auto", Ground.RANGE, "not measured", id="range-unmeasured"),
+        pytest.param(FLOAT16, f.TURING, f.checkpoint(), "auto", Ground.RANGE, "did not look", id="range-unmeasured"),
         pytest.param(FLOAT16, f.TURING, f.checkpoint(half=HALF_FITS), "auto", None, "reach 900", id="range-fits"),
         pytest.param(
             FLOAT16, f.TURING, f.checkpoint(half=SEEN_AT_THE_EDGE), "auto", None, "16,400", id="two-bits-below-the-end"

@@ -234,7 +234,7 @@ def test_with_another_config(folder: Path, truth: Tensor) -> None:
     """With a changed config the checkpoint cannot be loaded by name: a warning, and the guard stands by."""
     config = tf.AutoConfig.from_pretrained(folder)
     config.rms_norm_eps = 2e-6
-    with pytest.warns(SafeDtypeWarning, match="activations were not measured"):
+    with pytest.warns(SafeDtypeWarning, match="did not look at its activations"):
         model = load(folder, config=config)
     assert (plan_of(model).rescale, rescaled_of(model)) == (None, None)
     torch.testing.assert_close(logits(model), truth, rtol=0, atol=0.05)
@@ -266,7 +266,7 @@ def test_patched_with_other_kernels(folder: Path, caplog: pytest.LogCaptureFixtu
 
 def test_strict(folder: Path) -> None:
     """In strict mode nothing is measured nor rescaled: the model comes as plain transformers loads it."""
-    with pytest.warns(SafeDtypeWarning, match="not measured"):
+    with pytest.warns(SafeDtypeWarning, match="did not look"):
         model = load(folder, policy="strict")
     plain = tf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
     assert (plan_of(model).rescale, plan_of(model).islands, rescaled_of(model)) == (None, (), None)
@@ -303,7 +303,7 @@ def test_nothing_else_on_the_ladder(folder: Path, truth: Tensor, caplog: pytest.
     caplog.clear()
     request, policy = Request(folder, {}), "ladder=fp16"
     assert plan_request(request, policy).chosen.pending
-    with pytest.raises(NoSafeDtypeError, match="its activations were not measured"):
+    with pytest.raises(NoSafeDtypeError, match="did not look at its activations"):
         plan_request(request, policy, drifts="never")
     assert measured(caplog) == 0
     assert_rescued(SafeAutoModelForCausalLM.from_pretrained(folder, policy=policy), truth)
