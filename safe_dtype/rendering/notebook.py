@@ -26,9 +26,11 @@ def html_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _aligned(column: Column, cell: str) -> str:
-    return f'<td style="text-align: {"right" if column.number else "left"}">{html.escape(cell)}</td>'
+    # Not every notebook has a style for tables; a number and its unit stay in one line.
+    aligned = "right; white-space: nowrap" if column.number else "left"
+    return f'<td style="padding: 0.2em 0.6em; text-align: {aligned}">{html.escape(cell)}</td>'
 
 
 def picture(svg: str) -> str:
-    """Return a picture, as wide as the page and not much wider than its text."""
-    return f'<div style="max-width: 46rem">{svg}</div>'
+    """Return a picture, as wide as the page and not much wider than its text; on a phone it scrolls and stays readable."""
+    return f'<div style="max-width: 46rem; overflow-x: auto"><div style="min-width: 34rem">{svg}</div></div>'

@@ -13,13 +13,15 @@ def test_text_is_escaped() -> None:
     page = notebook(paragraph(["<b>", "x"]), html_table([Column("<i>")], [("<script>",)]))
     assert page == (
         "<div><p>&lt;b&gt;<br>x</p><table><thead><tr><th>&lt;i&gt;</th></tr></thead>\n"
-        '<tbody>\n<tr><td style="text-align: left">&lt;script&gt;</td></tr>\n</tbody></table></div>'
+        '<tbody>\n<tr><td style="padding: 0.2em 0.6em; text-align: left">&lt;script&gt;</td></tr>\n</tbody></table></div>'
     )
 
 
 def test_numbers_are_to_the_right() -> None:
     """A column of numbers is aligned as in a terminal."""
-    assert '<td style="text-align: right">1</td>' in html_table([Column("n", number=True)], [("1",)])
+    assert '<td style="padding: 0.2em 0.6em; text-align: right; white-space: nowrap">1</td>' in html_table(
+        [Column("n", number=True)], [("1",)]
+    )
 
 
 def test_nothing_to_say() -> None:
@@ -36,4 +38,6 @@ def test_a_row_that_does_not_fit() -> None:
 
 def test_picture_fits_the_page() -> None:
     """A picture grows with the page up to the width of its text."""
-    assert picture("<svg/>") == '<div style="max-width: 46rem"><svg/></div>'
+    assert picture("<svg/>") == (
+        '<div style="max-width: 46rem; overflow-x: auto"><div style="min-width: 34rem"><svg/></div></div>'
+    )
