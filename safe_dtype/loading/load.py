@@ -56,15 +56,16 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
 
     Raises:
         CheckpointError: If the plan's policy is strict, and names do not meet so that weights are random. Else that is a
-            warning.
+            warning; with `output_loading_info` neither, for the caller is handed the names.
     """
     require_least_room(plan, request)
     arguments = _arguments(plan, request)
     _convert(target, request, plan)
     with one_at_a_time(), already_planned(), naming_missing_packages(plan), looking_for_random_weights() as names:
         loaded = _with_offload_folder(target, request, arguments, *model_args)
-    model = loaded[0] if isinstance(loaded, tuple) else loaded
-    at_random = names.error_of(model, plan.source)
+    is_told = isinstance(loaded, tuple)  # by `output_loading_info`, which has the names on both sides
+    model = loaded[0] if is_told else loaded
+    at_random = None if is_told else names.error_of(model, plan.source)
     if at_random is not None and plan.policy.mode == "strict":
         raise at_random
     if plan.dequantized:

@@ -122,6 +122,15 @@ def test_strict(qwen3: Path, tmp_path: Path) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+@pytest.mark.parametrize("policy", ["auto", "strict"])
+def test_who_asks_for_the_names(policy: str, qwen3: Path, tmp_path: Path) -> None:
+    """A caller who asks transformers for the names that were not found is handed them, and told nothing beside."""
+    folder = renamed(qwen3, tmp_path / "renamed", "self_attn", "attn")
+    assert not said_of(lambda: SafeAutoModel.from_pretrained(folder, policy=policy, output_loading_info=True))
+    _, names = SafeAutoModel.from_pretrained(folder, policy=policy, output_loading_info=True)
+    assert names["missing_keys"]
+
+
 def test_patched(qwen3: Path, tmp_path: Path) -> None:
     """A program that is patched is told as well."""
     folder = renamed(qwen3, tmp_path / "renamed", "self_attn", "attn")
