@@ -57,7 +57,11 @@ def test_layers_stay_wrapped() -> None:
     assert without_old_names(Layer.forward) is Layer.forward
 
 
-@pytest.mark.parametrize("forward", [somebody_elses, len, None, nn.Linear.forward, functools.partial(twice)], ids=repr)
+@pytest.mark.parametrize(
+    "forward",
+    [somebody_elses, len, None, nn.Linear.forward, functools.partial(twice)],
+    ids=["somebody-elses", "built-in", "none", "of-torch", "partial"],
+)
 def test_others(forward: Any) -> None:
     """What is not wrapped by transformers is itself, also where it says that it wraps something."""
     assert unwrapped(forward) is forward
