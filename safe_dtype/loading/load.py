@@ -23,7 +23,7 @@ from ..models.load_lock import one_at_a_time
 from ..models.origin import Origin, keep_origin
 from ..models.planned_layout import compile_as_planned, lay_out_as_planned
 from ..models.recast import recast
-from ..planning import Candidate, Plan
+from ..planning import Candidate, Plan, beyond_texts
 from ..rescaling.folding.rescale_file import FILE
 from ..rescaling.folding.rounded_weights import RoundedWeights
 from ..rescaling.folding.save import save_in_saved_dtype
@@ -195,6 +195,8 @@ def _halved(model: nn.Module, plan: Plan, request: Request) -> Plan | None:
         with RoundedWeights(model) as weights:  # wherever it stopped
             recast(model, {torch.bfloat16, torch.float16}, torch.float32, original=weights.restored)
         return in_float32(plan, f"it cannot be rescaled for float16: {exc.problem}")
+    if plan.recipe and plan.rescale is not None and plan.rescale.unproven:  # said of others when they are planned
+        warn(beyond_texts(plan.source, plan.rescale.unproven))
     bring_back_float32(model, plan)
     return plan
 

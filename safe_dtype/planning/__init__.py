@@ -3,7 +3,7 @@
 from .combine_devices import combine, combine_ranks
 from .judge import candidates, judge
 from .made_for import MadeFor
-from .make_plan import make_plan
+from .make_plan import beyond_texts, make_plan
 from .matmul_routes import Routes
 from .plan import Candidate, Cost, Decision, Ground, Plan
 from .policy import Policy, Workload
@@ -19,6 +19,7 @@ __all__ = [
     "Policy",
     "Routes",
     "Workload",
+    "beyond_texts",
     "candidates",
     "combine",
     "combine_ranks",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ..errors import NoSafeDtypeError, StrictModeError
@@ -245,6 +245,12 @@ def _would_be_obeyed(case: PlanningCase) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.candidate.storage.name for one in orders if one.ground not in refused))
 
 
+def beyond_texts(source: str, names: Sequence[str]) -> str:
+    """Return the warning of a model in float16 some modules of which no text reaches."""
+    seen = f"float16 was measured on a text, which does not reach {', '.join(names)}"
+    return f"{source}: {seen}: look at the results, or run it in float32"
+
+
 def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Plan:
     device, checkpoint, candidate = case.device, case.checkpoint, picked.candidate
     strict = case.policy.mode == "strict"
@@ -260,9 +266,8 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
             f"as in --device '{device.name} 24 GB'",
         )
     half = checkpoint.half if candidate.storage == FLOAT16 and not strict else None
-    if half and half.unseen:
-        seen = f"float16 was measured on a text, which does not reach {', '.join(half.unseen)}"
-        warnings += (f"{checkpoint.source}: {seen}: look at the results, or run it in float32",)
+    if half and half.unseen and not half.recipe:  # what a recipe says of it is to be proven
+        warnings += (beyond_texts(checkpoint.source, half.unseen),)
     warnings += _without_codes_asked_for(picked, case)
     rescue = half if picked.ground in _WITH_A_RESCUE and candidate.codes is None else None
     later = () if strict else tuple(one.candidate.storage for one in ranked(case))
