@@ -221,6 +221,7 @@ def test_not_asked_for() -> None:
     assert (guard.dtype, guard.rescaled) == (FLOAT32, ())
 
 
+@pytest.mark.filterwarnings("ignore:a step in float16")  # the first step is warned of, and fits all the same
 def test_memory(caplog: pytest.LogCaptureFixture) -> None:
     """Where float32 does not fit as it is, no products are looked at: that takes as much."""
     with caplog.at_level(logging.INFO), pytest.raises(TrainingDoesNotFitError):
