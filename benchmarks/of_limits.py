@@ -100,7 +100,7 @@ def read_for_a_token(model: Any, positions: int) -> int:
     from safe_dtype.models.block_layout import codes_of
 
     weights = sum(
-        one.weight.numel() * (1 if codes_of(one) else one.weight.itemsize)
+        codes.nbytes if (codes := codes_of(one)) else one.weight.nbytes
         for one in model.modules()
         if isinstance(one, torch.nn.Linear)
     )

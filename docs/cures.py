@@ -9,8 +9,8 @@ CURES = {
         "error, as for a job that must not go on."
     ),
     "UnknownDtypeError": (
-        "Use `bfloat16`, `float16` or `float32`, or `bf16`, `fp16`, `fp32`. (`float8_e4m3fn` and `int8` are formats of files, in "
-        "which no model computes; weights in 8 bits: [`policy='int8'`](storage.md#eight-bits).)"
+        "Use `bfloat16`, `float16` or `float32`, or `bf16`, `fp16`, `fp32`. (`float8_e4m3fn`, `int8` and `int4` are formats of files, "
+        "in which no model computes; weights in 8 or 4 bits: [`policy='int8'`](storage.md#eight-bits).)"
     ),
     "PolicyError": "The message names the word and how it is written. All words are in [Plan](plan.md#policies-say-what-you-want).",
     "DeviceError": "`safe-dtype doctor` shows the devices of this machine, and what was measured on each.",

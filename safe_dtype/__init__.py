@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .errors import NoDtypeLeft, SafeDtypeError, SafeDtypeWarning
-from .facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Drift, Dtype, exceeds
+from .facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT4, INT8, Drift, Dtype, exceeds
 from .models.origin import plan_of
 from .patching import patch, patched, unpatch
 from .planning import Decision, Plan, Policy, Workload, make_plan
@@ -53,6 +53,7 @@ __all__ = [
     "FLOAT8_E4M3",
     "FLOAT16",
     "FLOAT32",
+    "INT4",
     "INT8",
     "Decision",
     "Drift",

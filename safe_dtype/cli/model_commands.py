@@ -41,7 +41,7 @@ _OF_ONE_ANSWER, _IN_A_CHAT = 64, 512  # new tokens, where nobody says how many
 _POLICY = click.option(
     "--policy", default="auto", show_default=True, metavar="TEXT",
     help="What you want, in words with commas between: auto, or strict (change nothing); prefer=speed|memory|fidelity; "
-    "prompt=N, new=N (tokens to plan for); ladder=bf16>fp32 (only these dtypes, in this order); int8 (8-bit weights); "
+    "prompt=N, new=N (tokens to plan for); ladder=bf16>fp32 (only these dtypes, in this order); int8, int4 (8- or 4-bit weights); "
     "islands (a module that fails goes to float32 alone); max_drift=X (of rounded weights, in nats); "
     "variants=say|use|ignore, recipes=ignore|use|ORG/NAME (what others published); save=as-saved|as-is.",
 )  # fmt: skip

@@ -1,6 +1,15 @@
 """What is known: dtypes, devices, checkpoints, rescales. Nouns only; nothing here measures or decides."""
 
-from .drift_limit import DEFAULT_MAX_DRIFT, FEW_POSITIONS, exceeds, is_nearly_uniform, mean_exceeds, worst_output
+from .coding import CODES, Coding, codes_of_head, coding_for, plainly
+from .drift_limit import (
+    DEFAULT_MAX_DRIFT,
+    FEW_POSITIONS,
+    exceeds,
+    is_nearly_uniform,
+    limit_for,
+    mean_exceeds,
+    worst_output,
+)
 from .drift_values import drift_from_dict, drift_to_dict
 from .dtypes import (
     ALL,
@@ -9,8 +18,8 @@ from .dtypes import (
     FLOAT8_E4M3,
     FLOAT16,
     FLOAT32,
+    INT4,
     INT8,
-    LEAST_CODED,
     LEAST_NARROWED,
     Dtype,
     dtype_named,
@@ -56,14 +65,15 @@ __all__ = [
     "ALL",
     "BESIDE_FLOAT32",
     "BFLOAT16",
+    "CODES",
     "COMPUTE",
     "DEFAULT_MAX_DRIFT",
     "FEW_POSITIONS",
     "FLOAT8_E4M3",
     "FLOAT16",
     "FLOAT32",
+    "INT4",
     "INT8",
-    "LEAST_CODED",
     "LEAST_NARROWED",
     "LEAST_SPARE_BITS",
     "MOST_BITS",
@@ -73,6 +83,7 @@ __all__ = [
     "CheckpointFacts",
     "CheckpointIdentity",
     "Claim",
+    "Coding",
     "DeviceFacts",
     "Drift",
     "Dtype",
@@ -92,6 +103,8 @@ __all__ = [
     "Verdict",
     "VerdictKind",
     "Where",
+    "codes_of_head",
+    "coding_for",
     "drift_from_dict",
     "drift_to_dict",
     "dtype_named",
@@ -100,8 +113,10 @@ __all__ = [
     "gauge_from_dict",
     "gauge_to_dict",
     "is_nearly_uniform",
+    "limit_for",
     "mean_exceeds",
     "plain_factor_of",
+    "plainly",
     "summary",
     "worst_output",
 ]

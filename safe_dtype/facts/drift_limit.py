@@ -52,6 +52,16 @@ def worst_output(drift: Drift) -> tuple[str, Drift]:
     return max([("", drift), *drift.heads], key=lambda output: figure_of(output[1]))
 
 
+def limit_for(drift: Drift) -> float | None:
+    """Return the least `max_drift` of two digits that `drift` is within; None where no limit is large enough."""
+    figure = figure_of(worst_output(drift)[1])
+    if not 0 < figure < math.inf:
+        return None if figure else 0.0
+    second_digit = 10.0 ** (math.floor(math.log10(figure)) - 1)
+    limit = float(f"{math.ceil(figure / second_digit) * second_digit:.1e}")
+    return limit if exceeds(drift, limit) is None else None
+
+
 def is_nearly_uniform(drift: Drift, max_drift: float) -> bool:
     """Whether the reference says so little that KL within `max_drift` tells nothing about what is chosen."""
     return drift.reference_nats is not None and drift.reference_nats <= _NEARLY_UNIFORM * max_drift < math.inf

@@ -45,13 +45,14 @@ BFLOAT16 = Dtype("bfloat16", 2, 3.3895313892515355e38, 1.1754943508222875e-38, 0
 FLOAT16 = Dtype("float16", 2, 65504.0, 6.103515625e-05, 0.0009765625)
 FLOAT8_E4M3 = Dtype("float8_e4m3fn", 1, 448.0, 0.015625, 0.125)
 INT8 = Dtype("int8", 1, 127.0, 1.0, 0.0)
+# torch names it, and has no numbers of it; two of them share a byte where weights are held in it: see `Coding`.
+INT4 = Dtype("int4", 1, 7.0, 1.0, 0.0)
 
+# What tensors can be of.
 ALL = (FLOAT32, BFLOAT16, FLOAT16, FLOAT8_E4M3, INT8)
 COMPUTE = (FLOAT32, BFLOAT16, FLOAT16)  # the formats a whole transformers model can run in
 
-# Numbers of a weight below which it is not rounded to INT8: the calls around its products are worth more than the bytes.
-LEAST_CODED = 2**14
-# ... and below which one in float32 is not held in 16 bit.
+# Numbers of a weight in float32 below which it is not held in 16 bit: the calls around its products are worth more than the bytes.
 LEAST_NARROWED = 2**18
 
 _ALIASES = {
@@ -60,7 +61,7 @@ _ALIASES = {
     "fp16": FLOAT16, "half": FLOAT16,
     "fp8": FLOAT8_E4M3, "float8": FLOAT8_E4M3, "float8_e4m3": FLOAT8_E4M3,
 }  # fmt: skip
-_BY_NAME = {dtype.name: dtype for dtype in ALL} | _ALIASES
+_BY_NAME = {dtype.name: dtype for dtype in (*ALL, INT4)} | _ALIASES
 
 
 def dtype_named(name: str) -> Dtype:
@@ -72,4 +73,4 @@ def dtype_named(name: str) -> Dtype:
     try:
         return _BY_NAME[name.strip().lower().removeprefix("torch.")]
     except KeyError:
-        raise UnknownDtypeError(name, tuple(dtype.name for dtype in ALL)) from None
+        raise UnknownDtypeError(name, tuple(dtype.name for dtype in (*ALL, INT4))) from None

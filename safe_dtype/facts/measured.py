@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..rendering.units import size_text
-from .dtypes import BFLOAT16, FLOAT32, INT8, Dtype
+from .coding import CODES, plainly
+from .dtypes import BFLOAT16, FLOAT32, Dtype
 from .learned_failure import LearnedFailure
 from .rescale import Rescale
 
@@ -56,11 +57,12 @@ class Verdict:
     timings: tuple[Timing, ...] = ()
 
     @property
-    def bytes_each(self) -> int:
-        """Bytes of one number of a weight, as this operation reads it."""
+    def bytes_each(self) -> float:
+        """Bytes of one number of a weight, as this operation reads it; of codes without their scales."""
         if self.op.endswith(_16_BIT_ROWS):
             return BFLOAT16.itemsize
-        return INT8.itemsize if self.op.startswith("matmul_int8") else self.dtype.itemsize
+        codes = next((one for one in CODES if self.op.startswith(f"matmul_{one}")), None)
+        return plainly(codes).bits / 8 if codes else self.dtype.itemsize
 
     @property
     def notes(self) -> tuple[str, ...]:

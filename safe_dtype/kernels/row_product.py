@@ -25,6 +25,8 @@ MOST_ROWS = 16
 # threads take turns at 64 kB each, what is read ahead for the one is the other's, and both read a fifth slower than at 1 MB.
 _LEAST_AT_A_TIME, _MOST_AT_A_TIME = 2**16, 2**20
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
+_NAMES[torch.uint8] = "int4"  # two numbers in a byte
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # A matrix of a stack of them, the first of the rows that it multiplies, and how many these are.
 Share: TypeAlias = tuple[int, int, int]
@@ -41,9 +43,11 @@ def multiply_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None, scales:
     Args:
         x: Shape (..., in_features), in float32, bfloat16 or float16, on the CPU.
         weight: Shape (out_features, in_features), each of its rows contiguous: in the dtype of `x`, in 16 bit beside a
-            float32 `x`, or in int8 with `scales`.
+            float32 `x`, or in int8 with `scales`. In uint8 it is of int4, of shape (out_features, in_features / 2): see
+            `vectors.read_group`.
         bias: Shape (out_features,), in the dtype of `x`, contiguous; or None.
-        scales: What each output is multiplied by before the bias is added: as `bias`.
+        scales: What each output is multiplied by before the bias is added: as `bias`. Of int4 what every 32 inputs are
+            multiplied by, of shape (out_features, in_features / 32).
 
     Raises:
         RuntimeError: If there is no code for these dtypes on this machine: see `has_code`.
@@ -114,13 +118,13 @@ def multiply_rows_by_some(x: Tensor, stack: Tensor, biases: Tensor | None, share
 def _multiplied(x: Tensor, weights: Sequence[Weighed], *, is_gated: bool = False) -> list[Tensor]:
     first = weights[0][0]
     address = _compiled(first.dtype, x.dtype)
-    inputs = first.shape[1]
+    inputs = x.shape[-1]
     if not x.is_contiguous():
         x = x.contiguous()
     leading = x.shape[:-1]
     rows = leading.numel()
     at_a_time = _at_a_time(
-        sum(weight.shape[0] for weight, _, _ in weights), inputs * first.itemsize, torch.get_num_threads()
+        sum(weight.shape[0] for weight, _, _ in weights), first.shape[1] * first.itemsize, torch.get_num_threads()
     )
     products = [x.new_empty((*leading, weight.shape[0])) for weight, _, _ in weights]
     of_weights, end = _of_weights([*zip(weights, (one.data_ptr() for one in products), strict=True)], rows, at_a_time)
@@ -157,7 +161,7 @@ def product_of_rows(
         sum(weight.shape[0] for (weight, _, _), _ in weights), first.shape[1] * first.itemsize, threads
     )
     of_weights, end = _of_weights(weights, rows, at_a_time)
-    fields = (x, wide, first.shape[1], rows, len(weights), int(is_gated), *of_weights)
+    fields = (x, wide, first.shape[1] * _numbers_each(first), rows, len(weights), int(is_gated), *of_weights)
     return KernelCall(_compiled(first.dtype, dtype), end, at_a_time, fields)
 
 
@@ -171,10 +175,15 @@ def _of_weights(
         outputs = weight.shape[0]
         fields += (
             weight.data_ptr(), product, 0 if bias is None else bias.data_ptr(), 0 if scales is None else scales.data_ptr(),
-            outputs, weight.stride(0), begin, 0, rows,
+            outputs, weight.stride(0) * _numbers_each(weight), begin, 0, rows,
         )  # fmt: skip
         begin += -(-outputs // at_a_time) * at_a_time
     return fields, begin
+
+
+def _numbers_each(weight: Tensor) -> int:
+    """Return how many numbers there are in one of the tensor's own."""
+    return 2 if weight.dtype is torch.uint8 else 1
 
 
 def _compiled(weight: torch.dtype, x: torch.dtype) -> int:
@@ -198,7 +207,7 @@ def _at_a_time(outputs: int, row_bytes: int, threads: int) -> int:
 @cache
 def _address(weight: torch.dtype, x: torch.dtype) -> int | None:
     stored, computed, cpu = _NAMES.get(weight), _NAMES.get(x), target()
-    if stored is None or computed is None or cpu is None or x is torch.int8:
+    if stored is None or computed is None or cpu is None or x not in _FLOATS:
         return None
     if torch.float16 in (weight, x) and not cpu.halves:
         return None

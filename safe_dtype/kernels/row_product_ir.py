@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from llvmlite import ir
 
@@ -11,7 +12,6 @@ from .functions_ir import silu
 from .row_product import FIELDS, FUNCTION, OF_WEIGHT
 from .task_ir import BEHIND, Task, function_of_tasks
 from .vectors import (
-    BYTES,
     LANES,
     LONG,
     NOTHING,
@@ -21,9 +21,11 @@ from .vectors import (
     in_order_of,
     loop,
     multiply_add,
+    numbers_in,
     place,
     prefetch,
     read,
+    read_group,
     read_quickly,
     rounded,
     write,
@@ -35,6 +37,7 @@ _MOST_TOGETHER = 8  # rows
 # Up to so many inputs, 4 rows of them are read from the nearest cache. With 2,048 to 3,072 tiles of several outputs take
 # 0.5 to 0.7 of the time for 4 to 16 rows, with 1,024 up to 1.1 of it (an EPYC with AVX512, bfloat16, one thread).
 _FEW_INPUTS = 1536
+_GROUPED = 128  # numbers of int4 in a line
 # Bytes of a weight that are asked for before they are needed; of few sums beside each other they are not: there a CPU sees by
 # itself what is read next, and being asked is slower (bfloat16, 1 row: 1.3 times as long with AVX512, 1.7 with AVX2, on an
 # EPYC). With more sums it is 0.7 to 1.0 of the time.
@@ -44,6 +47,8 @@ _MOST_UNASKED = 2
 
 def row_product_ir(weight: str, x: str, together: str) -> str:
     """Return the module with `FUNCTION`, for weights and an x in these dtypes; biases and scales are in that of x.
+
+    Weights in int4 have a scale for each `LANES` inputs, whose number is a multiple of these; others one for each output.
 
     Each result is one thread's. Sums are floats, and rounded once. Where that makes numbers of a weight quicker to read,
     rows of x are written in pairs before, as they are. Of `together` rows sums stay in registers.
@@ -206,10 +211,13 @@ def _product(module: ir.Module, tile: _Tile, weight_dtype: str, x_dtype: str) ->
             # Beside one row what is behind it, else the rows of the next tile: those just behind are read already.
             ahead = None
             if count * size > _MOST_UNASKED:
-                ahead = LONG(_AHEAD // BYTES[weight_dtype]) if size == 1 else builder.mul(stride, LONG(size))
-            sums = _sums(builder, begins, xs, inputs, (weight_dtype, ahead))
+                ahead = LONG(numbers_in(_AHEAD, weight_dtype)) if size == 1 else builder.mul(stride, LONG(size))
+            grouped = [_scales_of(builder, scales, number, inputs, x_dtype) for number in numbers]
+            sums = _sums(builder, _Rows(begins, weight_dtype, ahead, grouped, x_dtype), xs, inputs)
             for of_number, number in enumerate(numbers):
-                results = _if_there(builder, scales, number, x_dtype, sums[of_number::size], builder.fmul)
+                results = sums[of_number::size]
+                if weight_dtype != "int4":
+                    results = _if_there(builder, scales, number, x_dtype, results, builder.fmul)
                 results = _if_there(builder, bias, number, x_dtype, results, builder.fadd)
                 for at, result in zip(ys, results, strict=True):
                     write(builder, result, place(builder, at, number, x_dtype), x_dtype)
@@ -225,26 +233,56 @@ def _product(module: ir.Module, tile: _Tile, weight_dtype: str, x_dtype: str) ->
     return function
 
 
-def _sums(
-    builder: ir.IRBuilder,
-    begins: list[ir.Value],
-    xs: list[ir.Value],
-    inputs: ir.Value,
-    kind: tuple[str, ir.Value | None],
-) -> list[ir.Value]:
-    """Return the sums of the products of each row of x by each of a weight: all of the first row of x, then of the next.
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of a weight that are multiplied side by side."""
 
-    `kind`: the dtype of the weight, and how many numbers ahead it is asked for; None: it is not.
-    """
-    dtype, ahead = kind
+    begins: list[ir.Value]
+    dtype: str
+    ahead: ir.Value | None  # by how many numbers they are asked for before they are read; None: they are not
+    scales: list[ir.Value]  # where those of each row begin
+    dtype_of_scales: str
+
+    def ask_for(self, builder: ir.IRBuilder, index: ir.Value) -> None:
+        """Write what asks for the memory that is read later than the numbers from an index on: of `LANES`, or a whole line."""
+        for begin in self.begins if self.ahead is not None else ():
+            at = place(builder, begin, index, self.dtype)
+            for numbers in range(0, max(numbers_in(_LINE, self.dtype), LANES), numbers_in(_LINE, self.dtype)):
+                beyond = builder.add(self.ahead, LONG(numbers))
+                prefetch(builder, place(builder, at, beyond, self.dtype))
+
+    def factors(self, builder: ir.IRBuilder, index: ir.Value) -> list[ir.Value]:
+        """Return `LANES` numbers of each, from an index on."""
+        places = [place(builder, begin, index, self.dtype) for begin in self.begins]
+        if self.dtype != "int4":
+            return [read_quickly(builder, at, self.dtype) for at in places]
+        group = builder.udiv(index, LONG(LANES))
+        scales = (place(builder, of_row, group, self.dtype_of_scales) for of_row in self.scales)
+        each_scale = [read(builder, at, self.dtype_of_scales) for at in scales]
+        return [read_group(builder, at, scale) for at, scale in zip(places, each_scale, strict=True)]
+
+
+def _scales_of(builder: ir.IRBuilder, scales: ir.Value, output: ir.Value, inputs: ir.Value, dtype: str) -> ir.Value:
+    """Return where the scales of an output begin, where each group of its inputs has one."""
+    return place(builder, scales, builder.mul(output, builder.udiv(inputs, LONG(LANES))), dtype)
+
+
+def _sums(builder: ir.IRBuilder, weight: _Rows, xs: list[ir.Value], inputs: ir.Value) -> list[ir.Value]:
+    """Return the sums of the products of each row of x by each of a weight: all of the first row of x, then of the next."""
+    begins, dtype = weight.begins, weight.dtype
 
     def some(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
-        places = [place(builder, begin, index, dtype) for begin in begins]
-        for at in places if ahead is not None else ():
-            for line in range(0, max(_LINE, LANES * BYTES[dtype]), _LINE):
-                beyond = builder.add(ahead, LONG(line // BYTES[dtype]))
-                prefetch(builder, place(builder, at, beyond, dtype))
-        return added(index, sums, [read_quickly(builder, at, dtype) for at in places], LANES)
+        weight.ask_for(builder, index)
+        return added(index, sums, weight.factors(builder, index), LANES)
+
+    def line_of_groups(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        weight.ask_for(builder, index)
+        for number in range(0, _GROUPED, LANES):
+            sums = one_group(builder.add(index, LONG(number)), sums)
+        return sums
+
+    def one_group(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        return added(index, sums, weight.factors(builder, index), LANES)
 
     def single(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
         places = [place(builder, begin, index, dtype) for begin in begins]
@@ -255,8 +293,14 @@ def _sums(
         pairs = [(factor, other) for other in others for factor in factors]
         return [multiply_add(builder, *pair, sum_) for pair, sum_ in zip(pairs, sums, strict=True)]
 
+    vectors = [zeros(LANES)] * (len(begins) * len(xs))
+    if dtype == "int4":
+        whole = builder.and_(inputs, LONG(-_GROUPED))
+        vectors = loop(builder, LONG(0), whole, LONG(_GROUPED), vectors, line_of_groups)
+        vectors = loop(builder, whole, inputs, LONG(LANES), vectors, one_group)
+        return [added_up(builder, vector) for vector in vectors]
     whole = builder.and_(inputs, LONG(-LANES))
-    vectors = loop(builder, LONG(0), whole, LONG(LANES), [zeros(LANES)] * (len(begins) * len(xs)), some)
+    vectors = loop(builder, LONG(0), whole, LONG(LANES), vectors, some)
     return loop(builder, whole, inputs, LONG(1), [added_up(builder, vector) for vector in vectors], single)
 
 

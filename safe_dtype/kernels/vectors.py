@@ -14,8 +14,8 @@ BYTE, HALFWORD, WORD, LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT, HALF, POINTER, NOTHING = ir.FloatType(), ir.HalfType(), ir.PointerType(), ir.VoidType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 
-_STORED = {"float32": FLOAT, "bfloat16": HALFWORD, "float16": HALF, "int8": BYTE}
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+_STORED = {"float32": FLOAT, "bfloat16": HALFWORD, "float16": HALF, "int8": BYTE, "int4": BYTE}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # int4 has two numbers in one
 _READ_AND_KEPT = (0, 3, 1)  # of llvm.prefetch: to be read, near, in the cache of numbers
 
 
@@ -54,7 +54,9 @@ def loop(
 
 
 def place(builder: ir.IRBuilder, pointer: ir.Value, index: ir.Value, dtype: str) -> ir.Value:
-    """Return the address of number `index` of those at `pointer`."""
+    """Return the address of number `index` of those at `pointer`; of int4 that of the byte."""
+    if dtype == "int4":
+        index = builder.lshr(index, LONG(1))
     return builder.gep(pointer, [index], source_etype=_STORED[dtype])
 
 
@@ -83,6 +85,28 @@ def read_quickly(builder: ir.IRBuilder, pointer: ir.Value, dtype: str) -> ir.Val
     )
     first, second = (builder.bitcast(half, ir.VectorType(FLOAT, kind.count)) for half in halves)
     return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES))))
+
+
+def read_group(builder: ir.IRBuilder, pointer: ir.Value, scale: ir.Value) -> ir.Value:
+    """Return `LANES` numbers of int4, times the float that is their scale, each rounded once.
+
+    Of a byte the lower half is one of the first 16 numbers, and the upper half the one 16 behind it; 8 stands for zero.
+    """
+    half = LANES // 2
+    kind = ir.VectorType(WORD, half)
+    pairs = builder.zext(builder.load(pointer, align=1, typ=ir.VectorType(BYTE, half)), kind)
+    halves = (
+        builder.and_(pairs, ir.Constant(kind, [15] * half)),
+        builder.lshr(pairs, ir.Constant(kind, [4] * half)),
+    )
+    codes = builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES))))
+    zero = builder.fmul(scale, constant(-8.0))
+    return multiply_add(builder, builder.sitofp(codes, FLOATS), spread(builder, scale), spread(builder, zero))
+
+
+def numbers_in(size: int, dtype: str) -> int:
+    """Return how many numbers so many bytes hold."""
+    return 2 * size if dtype == "int4" else size // BYTES[dtype]
 
 
 def in_order_of(builder: ir.IRBuilder, numbers: ir.Value, dtype: str) -> ir.Value:

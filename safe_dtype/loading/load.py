@@ -17,7 +17,7 @@ from ..checkpoints.known_config import convert_as_class
 from ..checkpoints.weight_files import WeightFiles, mark_weight_files
 from ..errors import RescaleError
 from ..errors.warn import warn
-from ..facts import FLOAT16, FLOAT32, INT8
+from ..facts import CODES, FLOAT16, FLOAT32
 from ..guarding import guard
 from ..models.load_lock import one_at_a_time
 from ..models.origin import Origin, keep_origin
@@ -88,7 +88,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
     keep_origin(model, replace(origin, plan=plan))
     candidate = Candidate(plan.storage, plan.compute, plan.codes)
     if lay_out_as_planned(model, candidate, plan.routes) == 0:
-        if plan.codes == INT8:
+        if plan.codes in CODES:
             warn(
                 f"{plan.source} was to be loaded in {plan.codes}, and no linear weight of it lies in its files as saved"
             )

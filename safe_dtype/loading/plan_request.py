@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
 from functools import partial
@@ -19,11 +19,11 @@ from ..checkpoints import read_checkpoint, read_state_dict
 from ..checkpoints.config import as_dict, without_dtypes
 from ..devices import DEFAULT_OPS, DEFAULT_WIDTHS, facts_of, lessons_for, routes_of
 from ..errors import CheckpointError, NoSafeDtypeError, SafeDtypeError
-from ..facts import BFLOAT16, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
+from ..facts import BFLOAT16, CODES, COMPUTE, FLOAT16, CheckpointFacts, DeviceFacts, Dtype, MemoryFacts
 from ..planning import Ground, Plan, Policy, combine, make_plan
 from ..planning.as_loaded import as_loaded
+from .code_rates import may_round_to, with_code_rates
 from .config_order import passed_config, with_order_of_config
-from .int8_rates import may_round_to_codes, with_int8_rates
 from .meeting import Facts, Meeting
 from .narrow_rates import may_be_narrow, with_narrow_rates
 from .placement import with_memory_as_placed
@@ -45,6 +45,9 @@ _SMALL_WIDTHS = ((256, 256),)
 _ROUTED_FROM = 2**24  # parameters
 
 Drifts = Literal["never", "ignored", "remembered", "measured"]
+
+# Without a look at activations; with the error that it is if nobody measures an unmeasured float16 that stands in.
+FirstPlan = tuple[Plan, NoSafeDtypeError | None]
 
 _SPLIT_BY_RANKS = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
@@ -86,15 +89,16 @@ def plan_request(
         device, checkpoint = meeting.agreed(checkpoint, partial(_facts_here, request, checkpoint))
     parsed = Policy.of(policy)
     rounds = drifts != "never" and (
-        drifts != "ignored" or ordered == FLOAT16 or (parsed is not None and (FLOAT16 in parsed.ladder or parsed.int8))
+        drifts != "ignored"
+        or ordered == FLOAT16
+        or (parsed is not None and (FLOAT16 in parsed.ladder or parsed.codes is not None))
     )
     if stored and (not is_one_of_many(request) or (meeting is not None and not is_split(request))):
         checkpoint = with_stored(checkpoint, request, parsed, rounds=rounds)
-    plan, refused = _first_plan(device, checkpoint, parsed, ordered, rounds=rounds)
+    planned = partial(_first_plan, checkpoint=checkpoint, policy=parsed, ordered=ordered, rounds=rounds)
+    plan, refused = planned(device)
     if is_here and not is_one_of_many(request):
-        device, known = _with_rates_of_fewer_bits(plan, request, device, checkpoint), device
-        if device is not known:
-            plan, refused = _first_plan(device, checkpoint, parsed, ordered, rounds=rounds)
+        device, (plan, refused) = _with_rates_of_fewer_bits((plan, refused), planned, request, device, checkpoint)
     if plan.device_map and _could_have_more(request):
         everywhere = Request(request.source, {**request.arguments, "device_map": plan.device_map})
         spread = plan_request(everywhere, policy, drifts=drifts, stored=stored)
@@ -114,7 +118,7 @@ def plan_request(
 
 def _first_plan(
     device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None, ordered: Dtype | None, *, rounds: bool
-) -> tuple[Plan, NoSafeDtypeError | None]:
+) -> FirstPlan:
     """Return the plan without a look at activations.
 
     Where nothing but an unmeasured float16 is on the ladder, that stands in, with the error that it is if nobody measures it.
@@ -136,15 +140,26 @@ def _require_no_stand_in(plan: Plan, refused: NoSafeDtypeError | None) -> None:
 
 
 def _with_rates_of_fewer_bits(
-    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts
-) -> DeviceFacts:
-    """Return `device` with what products by weights in fewer bits reach, where it may be worth it to hold them so."""
+    first: FirstPlan,
+    planned: Callable[[DeviceFacts], FirstPlan],
+    request: Request,
+    device: DeviceFacts,
+    checkpoint: CheckpointFacts,
+) -> tuple[DeviceFacts, FirstPlan]:
+    """Return `device` with what products by weights in fewer bits reach, where it may be worth it to hold them so; and its plan.
+
+    Each is looked at in the plan with those before it: 16 bit of float32 may need no rounding, and codes of fewer bits are for
+    what has no room otherwise.
+    """
     widths = _widths_to_probe(checkpoint)
-    if may_round_to_codes(plan, request, checkpoint):
-        device = with_int8_rates(device, checkpoint, widths)
-    if may_be_narrow(plan, request, checkpoint):
+    if may_be_narrow(first[0], request, checkpoint):
         device = with_narrow_rates(device, checkpoint, widths)
-    return device
+        first = planned(device)
+    for codes in CODES:
+        if may_round_to(codes, first[0], request, checkpoint):
+            device = with_code_rates(codes, device, checkpoint, widths)
+            first = planned(device)
+    return device, first
 
 
 def _facts_here(request: Request, checkpoint: CheckpointFacts) -> Facts:
@@ -164,7 +179,7 @@ def _with_trials(
     plan, checkpoint, expected = plan_with_half(
         plan, request, device, checkpoint, policy, measure=drifts != "remembered"
     )
-    if drifts in ("ignored", "never") and not plan.policy.int8:
+    if drifts in ("ignored", "never") and not plan.policy.codes:
         return plan
     measure = drifts != "remembered"
     return plan_with_drifts(plan, request, device, checkpoint, policy, measure=measure, expected=expected)

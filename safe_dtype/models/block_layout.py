@@ -1,4 +1,4 @@
-"""Give linear modules weights in another layout, where that costs no memory: in blocks, as 8-bit codes, or in 16 bit."""
+"""Give linear modules weights in another layout, where that costs no memory: in blocks, as codes, or in 16 bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..kernels.weights.int8_weight import Int8Weight, can_be_coded
+from ..facts import Dtype, codes_of_head
+from ..kernels.weights.coded_weight import CodedWeight, can_be_coded
 from ..kernels.weights.narrow_weight import NarrowWeight, can_be_narrowed
 from ..numerics.block_product import Blocks, can_lay_out
 from ..numerics.pages import file_mappings, give_back, in_files
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What `lay_out` did, or `lay_out_in_int8`, or `lay_out_narrow`."""
+    """What `lay_out` did, or `lay_out_in_codes`, or `lay_out_narrow`."""
 
     modules: int  # linear modules that multiply from another layout now
     bytes: int  # in that layout
@@ -54,17 +55,28 @@ def lay_out(model: nn.Module, *, rounded: torch.dtype | None = None, wide: torch
     return done
 
 
-def lay_out_in_int8(model: nn.Module, *, wide: torch.dtype = torch.float32) -> Layout:
-    """Have the linear modules of `model` multiply by 8-bit codes of their weights, and give the originals' memory back.
+def lay_out_in_codes(model: nn.Module, codes: Dtype, *, wide: torch.dtype = torch.float32) -> Layout:
+    """Have the linear modules of `model` multiply by codes of their weights, and give the originals' memory back.
 
     All that `lay_out` says of blocks holds of codes. Besides, a lookup in an embedding that shares its weight reads the
     original, and a state dict holds the originals, bit for bit. Beside the codes one original is in memory at a time.
 
     Args:
         model: Changed in place.
+        codes: What weights are rounded to: INT8, or INT4, which leaves the output head and odd shapes in 8 bits: see
+            `codes_of_head` and `coding_for`.
         wide: What many rows are computed in: float32, or bfloat16 for weights in it.
     """
-    return _laid_out(model, can_be_coded, lambda weight: BlockedWeight.coded(weight, wide))[1]
+    of_head = _weight_of_head(model)
+
+    def to(weight: Tensor) -> Dtype:
+        return codes_of_head(codes) if weight is of_head else codes
+
+    return _laid_out(
+        model,
+        lambda weight: can_be_coded(weight, to(weight)),
+        lambda weight: BlockedWeight.coded(weight, to(weight), wide),
+    )[1]
 
 
 def lay_out_narrow(model: nn.Module, dtype: torch.dtype, *, rounds: bool = False) -> Layout:
@@ -128,10 +140,10 @@ def blocks_of(module: nn.Module) -> Blocks | None:
     return layout if isinstance(layout, Blocks) else None
 
 
-def codes_of(module: nn.Module) -> Int8Weight | None:
-    """Return the 8-bit codes that `module` multiplies by; None where it has none, or its weight has changed."""
+def codes_of(module: nn.Module) -> CodedWeight | None:
+    """Return the codes that `module` multiplies by; None where it has none, or its weight has changed."""
     layout = _layout_of(module)
-    return layout if isinstance(layout, Int8Weight) else None
+    return layout if isinstance(layout, CodedWeight) else None
 
 
 def narrow_of(module: nn.Module) -> NarrowWeight | None:
@@ -161,6 +173,13 @@ def _linear_modules(model: nn.Module, can_be: Callable[[Tensor], bool]) -> Itera
             continue
         if can_be(module.weight) and not module.weight.is_inference():
             yield module
+
+
+def _weight_of_head(model: nn.Module) -> Tensor | None:
+    """Return what the output head of a model of transformers multiplies by; None where there is none."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    weight: Tensor | None = getattr(head, "weight", None)
+    return weight
 
 
 def _embeddings(model: nn.Module) -> Iterator[nn.Embedding]:

@@ -8,12 +8,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..kernels.weights.int8_weight import Int8Weight, multiply_int8
+from ..facts import Dtype, coding_for
+from ..kernels.weights.coded_product import multiply_coded
+from ..kernels.weights.coded_weight import CodedWeight
 from ..kernels.weights.narrow_weight import NarrowWeight, multiply_narrow
 from ..numerics.block_product import Blocks, product
 from ..numerics.pages import Pages
 
-LaidOut: TypeAlias = "Blocks | Int8Weight | NarrowWeight"
+LaidOut: TypeAlias = "Blocks | CodedWeight | NarrowWeight"
 
 
 @dataclass(slots=True, eq=False)
@@ -43,15 +45,21 @@ class BlockedWeight:
         return cls(Blocks.of(weight, dtype), weight.data, weight._version, wide)
 
     @classmethod
-    def coded(cls, weight: Tensor, wide: torch.dtype) -> BlockedWeight | None:
+    def coded(cls, weight: Tensor, codes: Dtype, wide: torch.dtype) -> BlockedWeight | None:
         """Round a weight to codes; None where they do not hold its numbers."""
-        codes = Int8Weight.of(weight)
-        return None if codes is None else cls(codes, weight.data, weight._version, wide)
+        coding = coding_for(codes, *weight.shape)
+        coded = None if coding is None else CodedWeight.of(weight, coding)
+        return None if coded is None else cls(coded, weight.data, weight._version, wide)
 
     @classmethod
     def narrow(cls, weight: Tensor, narrow: NarrowWeight | None) -> BlockedWeight | None:
         """Take a float32 weight as it is held in 16 bit; None where it is not."""
         return None if narrow is None else cls(narrow, weight.data, weight._version, torch.float32)
+
+    @property
+    def in_features(self) -> int:
+        """How many inputs it has."""
+        return self.origin.shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +68,8 @@ class BlockedWeight:
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return `x @ weight.T + bias` in the dtype of `x`."""
-        if isinstance(self.blocks, Int8Weight):
-            return multiply_int8(x, self.blocks, bias, wide=self.wide)
+        if isinstance(self.blocks, CodedWeight):
+            return multiply_coded(x, self.blocks, bias, wide=self.wide)
         if isinstance(self.blocks, NarrowWeight):
             return multiply_narrow(x, self.blocks, bias)
         return product(x, self.blocks, bias, wide=self.wide)

@@ -12,7 +12,7 @@ from ..numerics import compute_in
 from ..numerics.by_onednn import by_onednn
 from ..planning import Candidate, Routes
 from ..planning.matmul_routes import NARROW, ROUNDED
-from .block_layout import lay_out, lay_out_in_int8, lay_out_narrow
+from .block_layout import lay_out, lay_out_in_codes, lay_out_narrow
 from .forwards.compiled_products import CompiledProducts, compile_products
 from .forwards.conv1d_forward import compile_columns
 from .forwards.experts_forward import CompiledExperts, compile_experts
@@ -32,8 +32,8 @@ def lay_out_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
     if routes.layout in (NARROW, ROUNDED) and candidate.codes is not None:
         dtype = getattr(torch, candidate.codes.name)
         return lay_out_narrow(model, dtype, rounds=routes.layout == ROUNDED).modules
-    if routes.layout == "int8":
-        return lay_out_in_int8(model, wide=getattr(torch, routes.wide.name)).modules
+    if candidate.codes is not None:
+        return lay_out_in_codes(model, candidate.codes, wide=getattr(torch, routes.wide.name)).modules
     rounded = getattr(torch, candidate.compute.name) if candidate.storage == FLOAT32 else None
     return lay_out(model, rounded=rounded, wide=getattr(torch, routes.wide.name)).modules
 
@@ -42,8 +42,7 @@ def compile_as_planned(model: nn.Module, candidate: Candidate, routes: Routes | 
     """Return in how many modules products of few rows are compiled now, also by experts; 0 where it is not planned.
 
     In 16 bit, norms and rotary embeddings are compiled as well, whatever the products are, and steps of few rows are
-    computed layer by layer. Products by 8-bit codes, or by 16-bit weights of a float32 model, are compiled where these are
-    laid out.
+    computed layer by layer. Products by codes, or by 16-bit weights of a float32 model, are compiled where these are laid out.
     """
     if routes is None:
         return 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..facts import INT8, CheckpointFacts, DeviceFacts, Dtype
-from .matmul_routes import Calls, Routes, int8_routes, narrow_routes, routes_for
+from ..facts import CODES, CheckpointFacts, DeviceFacts, Dtype
+from .matmul_routes import Calls, Routes, code_routes, narrow_routes, routes_for
 from .plan import Candidate
 from .policy import Policy
 
@@ -12,8 +12,8 @@ def candidate_routes(
     candidate: Candidate, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy
 ) -> Routes | None:
     """Return the fastest routes that a candidate may take; None where nothing was measured."""
-    if candidate.codes == INT8:
-        return int8_routes(candidate.storage, candidate.compute, device)
+    if candidate.codes in CODES:
+        return code_routes(candidate.storage, candidate.compute, candidate.codes, device)
     if candidate.codes is not None:
         is_exact = checkpoint.narrower == candidate.codes
         return narrow_routes(candidate.codes, device, _calls(checkpoint, policy), is_exact=is_exact)

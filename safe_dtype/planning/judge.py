@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from ..facts import (
     BFLOAT16,
+    CODES,
     COMPUTE,
     FLOAT16,
     FLOAT32,
-    INT8,
     LEAST_SPARE_BITS,
     CheckpointFacts,
     DeviceFacts,
@@ -20,11 +20,12 @@ from ..facts import (
     Verdict,
     VerdictKind,
     exceeds,
+    plainly,
     worst_output,
 )
 from ..rendering.units import bytes_text, size_text, times_text
 from .candidate_routes import candidate_routes
-from .fewer_bits import bad_codes, bad_narrow, keeps_numbers
+from .fewer_bits import bad_fewer_bits, keeps_numbers
 from .matmul_routes import Routes, product_verdict
 from .mixed_dtypes import out_of_range, rounded_tensors
 from .plan import Candidate, Cost, Decision, Ground
@@ -219,8 +220,8 @@ def _bad_rounding(
     expected: Container[Candidate],
 ) -> tuple[Ground, str] | None:
     if candidate.codes is not None:
-        bad = bad_codes if candidate.codes == INT8 else bad_narrow
-        return bad(candidate, checkpoint, policy, is_taken_to_be_well=is_pending(candidate, checkpoint, expected))
+        is_pending_here = is_pending(candidate, checkpoint, expected)
+        return bad_fewer_bits(candidate, checkpoint, policy, is_taken_to_be_well=is_pending_here)
     storage = _multiplied(candidate)
     if not rounds(candidate, device, checkpoint):
         return None
@@ -373,8 +374,8 @@ def _fate(candidate: Candidate, checkpoint: CheckpointFacts) -> str:
     if keeps_numbers(candidate, checkpoint):
         return f"every weight is a {candidate.codes} number, saved in float32; {_KEEPS_ALL}"
     if candidate.codes is not None:
-        eight = "8 bits, with a scale for each output"
-        return f"rounds linear weights to {eight if candidate.codes == INT8 else candidate.codes}"
+        to = plainly(candidate.codes) if candidate.codes in CODES else candidate.codes
+        return f"rounds linear weights to {to}"
     multiplied = _multiplied(candidate)
     # What is scaled down may lose bits at float16's lower end, whatever it was saved in.
     moved = multiplied == FLOAT16 and checkpoint.half is not None and checkpoint.half.rescale is not None

@@ -8,10 +8,10 @@ from dataclasses import replace
 from ..errors import NoSafeDtypeError, StrictModeError
 from ..facts import (
     BFLOAT16,
+    CODES,
     COMPUTE,
     FLOAT16,
     FLOAT32,
-    INT8,
     CheckpointFacts,
     DeviceFacts,
     Dtype,
@@ -20,7 +20,7 @@ from ..facts import (
 )
 from .as_loaded import as_loaded
 from .dense import dense
-from .fewer_bits import are_codes_wanted, coded_candidates, narrow_candidates
+from .fewer_bits import coded_candidates, codes_wanted, enough_for, narrow_candidates, would_hold
 from .judge import candidates, judge, to_be_measured
 from .left_to_quantizer import left_to_quantizer
 from .made_for import MadeFor
@@ -129,11 +129,15 @@ def _made(
     judged = [judge(candidate, device, checkpoint, policy, expected=expected) for candidate in all_candidates]
     decisions = tuple(one for one in judged if not _is_plain_by_another_name(one))
     grounds = {one.ground for one in decisions}
-    if are_codes_wanted(policy, ordered, fits=None in grounds or Ground.MEMORY not in grounds):
-        decisions += tuple(
+    fits = None in grounds or Ground.MEMORY not in grounds
+    for codes in codes_wanted(policy, ordered, fits=fits):
+        coded = tuple(
             judge(candidate, device, checkpoint, policy, expected=expected)
-            for candidate in coded_candidates(device, checkpoint, policy)
+            for candidate in coded_candidates(codes, device, checkpoint, policy)
         )
+        decisions += coded
+        if would_hold(coded):
+            break
     case = PlanningCase(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:
         return _quantizers_plan(case)
@@ -303,17 +307,22 @@ def _plan(picked: Decision, case: PlanningCase, why: str, *warnings: str) -> Pla
 
 
 def _without_codes_asked_for(picked: Decision, case: PlanningCase) -> tuple[str, ...]:
-    """Return the warning that weights are not rounded to 8 bits, or nobody knows what that does, although it was asked for."""
-    if not case.policy.int8 or case.checkpoint.quantization:
+    """Return the warning that weights are not rounded to codes, or nobody knows what that does, although it was asked for."""
+    asked = case.policy.codes
+    if asked is None or case.checkpoint.quantization:
         return ()
-    source, coded = case.checkpoint.source, [one for one in case.decisions if one.candidate.codes == INT8]
-    if picked.candidate.codes == INT8:
+    source, coded = case.checkpoint.source, [one for one in case.decisions if one.candidate.codes in CODES]
+    if picked.candidate.codes in CODES:
         measured = case.checkpoint.drift(picked.candidate.storage, picked.candidate.compute, picked.candidate.codes)
         if measured is None or not measured.problem:
             return ()
-        return (f"{source}: int8 was asked for, and what it does to the output was not measured: {measured.problem}",)
+        return (
+            f"{source}: {asked} was asked for, and what it does to the output was not measured: {measured.problem}",
+        )
     why = coded[0].reason if coded else _NO_CODES
-    return (f"{source}: int8 was asked for, and {picked.candidate} is loaded: {why}",)
+    limit = enough_for(coded, case.checkpoint)
+    next_step = "" if limit is None else f". Next: `--policy {asked},max_drift={limit:g}` takes it"
+    return (f"{source}: {asked} was asked for, and {picked.candidate} is loaded: {why}{next_step}",)
 
 
 def _quantizers_plan(case: PlanningCase) -> Plan:

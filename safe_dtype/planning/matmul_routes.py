@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..facts import FLOAT16, FLOAT32, INT8, DeviceFacts, Dtype, Verdict
+from ..facts import CODES, FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict
 
 # The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
 # its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
@@ -32,6 +32,9 @@ NARROW, ROUNDED = "narrow", "rounded"
 # Attention of a prompt that is computed chunk by chunk.
 CHUNKS = "attention_chunks"
 
+# What the name of a product by codes ends in whose many rows are computed in float32.
+_CAST = "_cast"
+
 Calls = tuple[tuple[int, int], ...]  # (rows, how often)
 
 
@@ -39,9 +42,9 @@ Calls = tuple[tuple[int, int], ...]  # (rows, how often)
 class Routes:
     """The kernels of a candidate, and what they take.
 
-    `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`; or "int8":
-    rounded to the codes of `safe_dtype.kernels.weights.int8_weight`; or "narrow" or "rounded": float32 weights in 16 bit, of
-    `safe_dtype.kernels.weights.narrow_weight`. From each, products of many rows are computed in `wide`.
+    `layout` is "plain", or "blocks": linear weights copied into the layout of `safe_dtype.numerics.block_product`; or "int8"
+    or "int4": rounded to the codes of `safe_dtype.kernels.weights.coded_weight`; or "narrow" or "rounded": float32 weights in
+    16 bit, of `safe_dtype.kernels.weights.narrow_weight`. From each, products of many rows are computed in `wide`.
     `cast_from` is the number of rows from which products of weights that lie plainly are computed in the compute dtype;
     None is never. Up to `compiled_rows` rows, such products take code that is compiled for this CPU, of
     `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in float32, also where that is what
@@ -89,14 +92,14 @@ def routes_for(  # noqa: PLR0913  (flags of one kind, by name)
     return routes
 
 
-def int8_routes(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Routes | None:
-    """Return the routes of linear weights that are rounded to 8 bits; None where nothing was measured."""
-    verdict = int8_verdict(storage, compute, device)
+def code_routes(storage: Dtype, compute: Dtype, codes: Dtype, device: DeviceFacts) -> Routes | None:
+    """Return the routes of linear weights that are rounded to `codes`; None where nothing was measured."""
+    verdict = code_verdict(storage, compute, codes, device)
     plain = _routes_by(_other_kernel(storage, compute), storage, device)
     at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
     if at_one is None or at_some is None or at_many is None:
         return None
-    routes = Routes("int8", plain.cast_from if plain else None, (at_one, at_some, at_many), compute)
+    routes = Routes(codes.name, plain.cast_from if plain else None, (at_one, at_some, at_many), compute)
     return replace(routes, chunks=_chunks_win(storage, compute, device, routes))
 
 
@@ -123,24 +126,33 @@ def narrow_op(codes: Dtype) -> str:
     return f"matmul_{codes}_rows"
 
 
-def int8_ops(storage: Dtype) -> tuple[str, ...]:
-    """Return the products by 8-bit codes that there are for activations in a dtype."""
+def code_ops(storage: Dtype, codes: Dtype) -> tuple[str, ...]:
+    """Return the products by codes that there are for activations in a dtype."""
     # Sums of codes leave float16's range.
-    both = ("matmul_int8", "matmul_int8_cast")
+    both = _code_op(codes), f"{_code_op(codes)}{_CAST}"
     return {FLOAT32: both[:1], FLOAT16: both[1:]}.get(storage, both)
 
 
-def int8_verdict(storage: Dtype, compute: Dtype, device: DeviceFacts) -> Verdict:
-    """Return the verdict on products by 8-bit codes, whose many rows are computed in `compute`."""
-    return device.verdict(storage, "matmul_int8" if storage == compute else "matmul_int8_cast")
+def computed_by(op: str, storage: Dtype) -> Dtype:
+    """Return what one of the `code_ops` computes many rows in."""
+    return FLOAT32 if op.endswith(_CAST) else storage
+
+
+def code_verdict(storage: Dtype, compute: Dtype, codes: Dtype, device: DeviceFacts) -> Verdict:
+    """Return the verdict on products by codes, whose many rows are computed in `compute`."""
+    return device.verdict(storage, f"{_code_op(codes)}{'' if storage == compute else _CAST}")
+
+
+def _code_op(codes: Dtype) -> str:
+    return f"matmul_{codes}"
 
 
 def product_verdict(
     storage: Dtype, compute: Dtype, device: DeviceFacts, routes: Routes | None = None, codes: Dtype | None = None
 ) -> Verdict:
     """Return the verdict on the products of a candidate, as `routes` compute them where they are known."""
-    if codes == INT8:
-        return int8_verdict(storage, compute, device)
+    if codes in CODES:
+        return code_verdict(storage, compute, codes, device)
     if codes is not None:
         return device.verdict(storage, narrow_op(codes))
     if routes is not None and routes.layout == "blocks":

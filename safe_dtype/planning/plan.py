@@ -24,7 +24,7 @@ class Candidate:
     storage: Dtype
     compute: Dtype
     codes: Dtype | None = (
-        None  # what linear weights are held in, INT8 or 16 bit of float32; None: they are in `storage`
+        None  # what linear weights are held in: INT8, INT4, or 16 bit of float32; None: they are in `storage`
     )
 
     @property
@@ -151,7 +151,7 @@ class Plan:
     takes: str = "tokens"  # what one call is made of: "tokens", "images", "audio" or "inputs"
     rounded: RoundedTensors | None = None  # what loses bits on loading; None: nothing, or a quantizer decides
     codes: Dtype | None = (
-        None  # what linear weights are held in: INT8, or 16 bit of float32; None: they are in `storage`
+        None  # what linear weights are held in: INT8, INT4, or 16 bit of float32; None: they are in `storage`
     )
 
     @property

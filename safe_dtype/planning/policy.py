@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from ..errors import PolicyError, UnknownDtypeError
-from ..facts import COMPUTE, DEFAULT_MAX_DRIFT, Dtype, dtype_named
+from ..facts import COMPUTE, DEFAULT_MAX_DRIFT, INT4, INT8, Dtype, dtype_named
 
 Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]
@@ -27,7 +27,7 @@ _EXAMPLES = {
 # What a value is taken to mean that stands alone, or beside a wrong key.
 _MEANT = {value: f"{key}={value}" for key, values in _CHOICES.items() for value in values if key != "mode"} | {
     "fast": "prefer=speed", "auto": "auto", "strict": "strict", "islands": "islands",
-    "int8": "int8",
+    "int8": "int8", "int4": "int4",
 }  # fmt: skip
 _RECIPES = r"ignore|use|[\w-][\w.-]*/[\w-][\w.-]*"
 _UNKNOWN = "auto,prefer=memory"  # where nothing is like what was written
@@ -50,7 +50,7 @@ class Policy:
     in the order of the measurement.
     With `islands` a step that fails may bring the module that failed into float32 before it leaves the dtype.
     `int8` asks for linear weights that are rounded to 8 bits as they are loaded, where that was measured to stay within
-    `max_drift`. `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.
+    `max_drift`, and `int4` for 4 bits. `max_drift` is how far outputs may lie from those in float32, where somebody measures: see `safe_dtype.exceeds`.
     `variants` is for a checkpoint on the Hub that is to be loaded in another dtype than it was saved in: whether one
     that was published in that dtype is named in the log, loaded in its place, or not looked for.
     `save` tells in which dtype a model is written that was loaded in another than its checkpoint's: in the
@@ -69,10 +69,14 @@ class Policy:
     save: Save = "as-saved"
     int8: bool = False
     recipes: str = "ignore"
+    int4: bool = False
 
     def __post_init__(self) -> None:
-        if self.int8 and self.mode == "strict":
-            raise PolicyError("strict,int8", "strict changes nothing, and int8 rounds weights", example="auto,int8")
+        if self.int8 and self.int4:
+            raise PolicyError("int8,int4", "weights are rounded to one of them", example="int4")
+        if self.codes and self.mode == "strict":
+            problem = f"strict changes nothing, and {self.codes} rounds weights"
+            raise PolicyError(f"strict,{self.codes}", problem, example=f"auto,{self.codes}")
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise PolicyError(
@@ -88,6 +92,11 @@ class Policy:
             raise PolicyError(
                 f"max_drift={self.max_drift!r}", "it is not a number from 0 on", example=_EXAMPLES["max_drift"]
             )
+
+    @property
+    def codes(self) -> Dtype | None:
+        """What linear weights are asked to be rounded to; None: to nothing."""
+        return INT8 if self.int8 else INT4 if self.int4 else None
 
     @classmethod
     def of(cls, policy: Policy | str | None) -> Policy | None:
@@ -107,7 +116,7 @@ class Policy:
         """Read the short form: comma-separated words.
 
         They are `auto` or `strict`, `prefer=speed`, `prompt=512`, `new=128`, `ladder=bf16>fp32`, `islands`, `int8`,
-        `max_drift=0.02`, `variants=use`, `save=as-is` and `recipes=use`.
+        `int4`, `max_drift=0.02`, `variants=use`, `save=as-is` and `recipes=use`.
 
         Raises:
             PolicyError: If a word is unknown, or its value cannot be read.
@@ -126,8 +135,8 @@ class Policy:
             words.append("ladder=" + ">".join(dtype.name for dtype in self.ladder))
         if self.islands:
             words.append("islands")
-        if self.int8:
-            words.append("int8")
+        if self.codes:
+            words.append(self.codes.name)
         if self.max_drift != DEFAULT_MAX_DRIFT:
             words.append(f"max_drift={self.max_drift}")
         if self.variants != "say":
@@ -142,7 +151,7 @@ class Policy:
 def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
     if key in get_args(Mode) and not value:
         return replace(policy, mode=cast(Mode, key))
-    if key in ("islands", "int8") and not value:
+    if key in ("islands", "int8", "int4") and not value:
         asked: dict[str, Any] = {key: True}
         return replace(policy, **asked)
     if key in ("prefer", "variants", "save"):
@@ -162,8 +171,8 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
         return replace(policy, **{key: read[key]()})
     raise PolicyError(
         text,
-        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, int8, max_drift=, variants=, save=, "
-        "recipes=",
+        f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, int8, int4, max_drift=, variants=, "
+        "save=, recipes=",
         example=_meant(key, value),
     )
 

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..facts import (
+    CODES,
     FLOAT16,
     FLOAT32,
-    INT8,
-    LEAST_CODED,
     LEAST_NARROWED,
     CacheShape,
     CheckpointFacts,
     DeviceFacts,
     Dtype,
+    LinearFacts,
     TensorFacts,
+    codes_of_head,
+    coding_for,
 )
 from .matmul_routes import CHUNKS, Routes
 from .mixed_dtypes import is_kept
@@ -68,22 +70,29 @@ def predict(
 
 def _weight_bytes(candidate: Candidate, routes: Routes | None, checkpoint: CheckpointFacts) -> int:
     whole = weight_bytes(_kept(candidate, routes), checkpoint)
-    return whole - (saved_by_codes(candidate.storage, checkpoint, candidate.codes) if candidate.codes else 0)
+    return whole if candidate.codes is None else whole - saved_by_codes(candidate.storage, candidate.codes, checkpoint)
 
 
-def saved_by_codes(storage: Dtype, checkpoint: CheckpointFacts, codes: Dtype = INT8) -> int:
-    """Return how many bytes less the weights take where linear ones are rounded to 8 bits, or float32 ones held in 16 bit.
+def saved_by_codes(storage: Dtype, codes: Dtype, checkpoint: CheckpointFacts) -> int:
+    """Return how many bytes less the weights take where linear ones are rounded to codes, or float32 ones held in 16 bit.
 
-    8 bits have a scale for each output. A weight that is looked up as well is read from its file then, or from what is held
-    in its place: it takes no other memory than that.
+    Codes have their scales. A weight that is looked up as well is read from its file then, or from what is held in its
+    place: it takes no other memory than that.
     """
-    least, scales = (LEAST_CODED, 1) if codes == INT8 else (LEAST_NARROWED, 0)
     return sum(
-        linear.numel * (storage.itemsize - codes.itemsize)
-        - scales * linear.out_features * linear.count * storage.itemsize
+        linear.numel * storage.itemsize - held_bytes
         for linear in checkpoint.linears
-        if linear.active == 1.0 and linear.out_features * linear.in_features >= least
+        if linear.active == 1.0 and (held_bytes := _held_bytes(linear, storage, codes)) is not None
     )
+
+
+def _held_bytes(linear: LinearFacts, storage: Dtype, codes: Dtype) -> int | None:
+    """Return the bytes of what is held in the place of these weights; None where they stay as they are."""
+    outputs, inputs = linear.out_features, linear.in_features
+    if codes not in CODES:
+        return linear.numel * codes.itemsize if outputs * inputs >= LEAST_NARROWED else None
+    coding = coding_for(codes if linear.per_position else codes_of_head(codes), outputs, inputs)
+    return None if coding is None else linear.count * coding.nbytes(outputs, inputs, storage.itemsize)
 
 
 def _kept(candidate: Candidate, routes: Routes | None) -> Dtype:

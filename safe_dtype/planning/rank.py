@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..facts import FLOAT16, FLOAT32, INT8, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
+from ..facts import CODES, FLOAT16, FLOAT32, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from ..rendering.units import bytes_text, longer_text, times_text
 from .fewer_bits import keeps_numbers
 from .judge import loses, rounds
@@ -48,8 +48,8 @@ class PlanningCase:
 def ranked(case: PlanningCase) -> list[Decision]:
     """Return the accepted decisions, best first by the policy."""
     in_order = _ranked(case)
-    if case.policy.int8:
-        return sorted(in_order, key=lambda one: one.candidate.codes != INT8)
+    if case.policy.codes:
+        return sorted(in_order, key=lambda one: one.candidate.codes != case.policy.codes)
     return in_order
 
 
@@ -69,7 +69,7 @@ def _ranked(case: PlanningCase) -> list[Decision]:
 def smallest_first(case: PlanningCase) -> list[Decision]:
     """Return the candidates that are right and do not fit, the smallest first, of equal ones the faster.
 
-    A rescued float16 and 8 bits are not among them: what is offloaded can be neither rescaled nor rounded.
+    A rescued float16 and codes are not among them: what is offloaded can be neither rescaled nor rounded.
     """
     half = case.checkpoint.half
     is_rescued = half is not None and bool(half.rescale or half.islands)
@@ -88,8 +88,10 @@ def merit(picked: Decision, case: PlanningCase) -> str:
 
 def _merit(picked: Decision, case: PlanningCase) -> str:
     others = [one for one in case.accepted if one is not picked]
-    if picked.candidate.codes == INT8 and (case.policy.int8 or all(one.candidate.codes for one in others)):
-        return "as asked for: int8" if case.policy.int8 else "nothing wider that is right here fits"
+    is_last_resort = all(one.candidate.codes in CODES for one in others)
+    if picked.candidate.codes in CODES and (case.policy.codes or is_last_resort):
+        codes = case.policy.codes
+        return f"as asked for: {codes}" if codes else "nothing wider that is right here fits"
     if not others:
         return _only(picked, case)
     if case.policy.ladder:

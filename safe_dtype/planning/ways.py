@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..facts import INT8, CheckpointFacts, DeviceFacts
+from ..facts import CODES, CheckpointFacts, DeviceFacts, plainly
 from ..rendering.units import bytes_text
 from .candidate_routes import can_be_laid_out
 from .plan import Candidate, Decision, Ground, Plan, WayToFit
@@ -36,12 +36,13 @@ def ways_to_fit(
     free = device.memory.free_bytes
     right = [one for one in decisions if one.ground in (None, Ground.MEMORY)]
     plain = [one for one in right if one.candidate.storage == one.candidate.compute and not one.candidate.codes]
-    drifts = any(one.candidate.codes == INT8 and one.ground is Ground.DRIFT for one in decisions)
-    ours = () if drifts else tuple(_codes(device, checkpoint, policy))
+    far = [one.candidate.codes for one in decisions if one.ground is Ground.DRIFT]
+    drifts = {plainly(codes).bits for codes in far if codes in CODES}
+    ours = tuple(_codes(device, checkpoint, policy, above=max(drifts, default=0)))
     return (
         *(_whole(str(one.candidate), one.cost.weight_bytes, one, free) for one in plain),
-        *ours,
-        *_fewer_bits(picked, device, checkpoint, without=(8,) if ours or drifts else ()),
+        *(way for _, way in ours),
+        *_fewer_bits(picked, device, checkpoint, without=(*(bits for bits, _ in ours), *drifts)),
         *_smaller_context(picked, device, checkpoint, policy),
         *_offloaded(picked, device),
         *_several_devices(picked, device),
@@ -82,14 +83,23 @@ def _whole(name: str, weights: int, decision: Decision, free: int, note: str = "
     return WayToFit(name, weights, decision.cost.cache_bytes, total, fits=total <= free, note=note)
 
 
-def _codes(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> Iterator[WayToFit]:
-    """Yield the weights that the `int8` of a policy rounds to 8 bits, where it can."""
+def _codes(
+    device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy, *, above: int
+) -> Iterator[tuple[int, WayToFit]]:
+    """Yield the weights that the `int8` and the `int4` of a policy round, where they can, with the bits of a code.
+
+    Only of more bits than were measured to drift too far: those are `above` these.
+    """
     saved = checkpoint.saved
-    if device.vendor == "cpu" and can_be_laid_out(saved, checkpoint, policy) and saved_by_codes(saved, checkpoint) > 0:
-        cost = predict(Candidate(saved, saved, INT8), None, device, checkpoint, policy.workload)
-        note = "rounds linear weights, where that is measured to stay within max_drift: --policy int8"
-        fits = cost.bytes <= device.memory.free_bytes
-        yield WayToFit("int8 weights", cost.weight_bytes, cost.cache_bytes, cost.bytes, fits, note)
+    if device.vendor != "cpu" or not can_be_laid_out(saved, checkpoint, policy):
+        return
+    for codes in CODES:
+        bits = plainly(codes).bits
+        if bits > above and saved_by_codes(saved, codes, checkpoint) > 0:
+            cost = predict(Candidate(saved, saved, codes), None, device, checkpoint, policy.workload)
+            note = f"rounds linear weights, where that is measured to stay within max_drift: --policy {codes}"
+            fits = cost.bytes <= device.memory.free_bytes
+            yield bits, WayToFit(f"{codes} weights", cost.weight_bytes, cost.cache_bytes, cost.bytes, fits, note)
 
 
 def _fewer_bits(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..facts import FLOAT16, FLOAT32, INT8, CheckpointFacts, VerdictKind
+from ..facts import CODES, FLOAT16, FLOAT32, CheckpointFacts, VerdictKind
 from .plan import Candidate, Decision, Ground, Plan
 
 # A measurement loads the model a second time. It has to win at least this much.
@@ -13,7 +13,7 @@ _READ_ONCE = ("gguf", "state_dict")  # cannot be loaded a second time, to be mea
 def worth_measuring(plan: Plan) -> Candidate | None:
     """Return the fastest candidate that only its unmeasured rounding keeps from being the plan; None where none is.
 
-    Where the user orders a dtype, wants memory or fidelity, or is strict, nothing is measured but 8 bits, where these are
+    Where the user orders a dtype, wants memory or fidelity, or is strict, nothing is measured but codes, where these are
     asked for or are what would fit.
     """
     if codes := _codes_worth_measuring(plan):
@@ -31,14 +31,14 @@ def worth_measuring(plan: Plan) -> Candidate | None:
 
 
 def _codes_worth_measuring(plan: Plan) -> Candidate | None:
-    """Return the fastest candidate in 8 bits that was not measured; None where none would be the plan."""
-    coded = [one for one in plan.decisions if one.candidate.codes == INT8 and one.ground is Ground.ROUNDING]
+    """Return the fastest candidate by codes that was not measured; None where none would be the plan."""
+    coded = [one for one in plan.decisions if one.candidate.codes in CODES and one.ground is Ground.ROUNDING]
     if not coded or plan.quantization or plan.chosen is None:
         return None
     best = min(coded, key=lambda one: one.cost.seconds or 0.0)
-    is_wanted = plan.policy.int8 or plan.chosen.ground is Ground.MEMORY
+    is_wanted = plan.policy.codes or plan.chosen.ground is Ground.MEMORY
     is_smaller = plan.policy.prefer == "memory" and best.cost.bytes * _WORTH <= plan.chosen.cost.bytes
-    return best.candidate if (is_wanted or is_smaller) and plan.chosen.candidate.codes != INT8 else None
+    return best.candidate if (is_wanted or is_smaller) and plan.chosen.candidate.codes not in CODES else None
 
 
 def faster_if_asked(plan: Plan) -> Decision | None:

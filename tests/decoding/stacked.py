@@ -16,7 +16,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from safe_dtype.decoding import Attention, attention_by_rows, give_room, is_quicker_by_rows, stack_layers
-from safe_dtype.models.block_layout import lay_out_in_int8
+from safe_dtype.facts import Dtype
+from safe_dtype.models.block_layout import lay_out_in_codes
 from safe_dtype.models.forwards.layer_forward import compile_layers
 
 NAME = "by_rows_in_tests"
@@ -42,13 +43,14 @@ def by_rows(
     return output, None
 
 
-def model_by_rows(name: str, *, stacked: bool = True, coded_in: Path | None = None) -> Any:
-    """Return a model whose layers are compiled, and computed together; its weights are codes where a folder is given for its files."""
+def model_by_rows(name: str, *, stacked: bool = True, held: tuple[Dtype, Path] | None = None) -> Any:
+    """Return a model whose layers are compiled, and computed together; its weights are `held` as codes, and lie in a folder."""
     model = model_of(name)
-    if coded_in is not None:  # only what lies in files is held as codes
-        model.save_pretrained(coded_in)
-        model = type(model).from_pretrained(coded_in, dtype="auto").eval().requires_grad_(False)
-        assert lay_out_in_int8(model, wide=BF16).modules > 0
+    if held is not None:  # only what lies in files is held as codes
+        codes, folder = held
+        model.save_pretrained(folder)
+        model = type(model).from_pretrained(folder, dtype="auto").eval().requires_grad_(False)
+        assert lay_out_in_codes(model, codes, wide=BF16).modules > 0
     model.config._attn_implementation = NAME
     compile_all(model)
     assert compile_layers(model, 8) == 2

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from safe_dtype.decoding import Attention, decoder_stack, give_room, stack_layers
 from safe_dtype.decoding.stack_program import StackProgram
+from safe_dtype.facts import CODES, Dtype
 from safe_dtype.models.forwards import layer_forward
 from safe_dtype.models.forwards.module_forward import take_off
 
@@ -60,11 +61,12 @@ def test_every_bit_is_the_layers(name: str, rows: int, programs: list[Any], laye
 
 
 @pytest.mark.needs("pagemap")
-def test_weights_as_codes(programs: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("codes", CODES, ids=str)
+def test_weights_as_codes(codes: Dtype, programs: list[Any], tmp_path: Path) -> None:
     """Layers whose weights are codes are computed together as well, with the bits of their own."""
-    together = steps(model_by_rows("qwen3", coded_in=tmp_path))
+    together = steps(model_by_rows("qwen3", held=(codes, tmp_path)))
     assert len(programs) == 4
-    assert torch.equal(together, steps(model_by_rows("qwen3", stacked=False, coded_in=tmp_path)))
+    assert torch.equal(together, steps(model_by_rows("qwen3", stacked=False, held=(codes, tmp_path))))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"do_sample": True}])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from safe_dtype import Drift, Policy, exceeds
-from safe_dtype.facts import worst_output
+from safe_dtype.facts import limit_for, worst_output
 
 TOKENS = Drift("tokens", 500, kl_mean=0.01, kl_p99=0.1, top1_agreement=0.9, max_abs=1.0, rel_rms=0.5)
 CLASSES = replace(TOKENS, kind="classes")
@@ -96,3 +96,21 @@ def test_the_worst_head_decides() -> None:
     assert worst_output(replace(drift, kl_mean=0.9))[0] == ""
     spoiled = replace(drift, heads=(*drift.heads, ("depth", replace(VALUES, kl_mean=math.inf))))
     assert exceeds(spoiled, math.inf) == "depth: some of its 500 outputs hold NaN or infinity"
+
+
+@pytest.mark.parametrize(
+    ("drift", "limit"),
+    [
+        pytest.param(replace(TOKENS, kl_mean=0.0312), 0.032, id="rounded-up"),
+        pytest.param(replace(TOKENS, kl_mean=0.03, kl_p99=0.1), 0.03, id="two-digits"),
+        pytest.param(replace(TOKENS, kl_mean=0.01, kl_p99=2.41), 0.13, id="the-worst-positions"),
+        pytest.param(replace(VALUES, rel_rms=2.04), 2.1, id="values"),
+        pytest.param(replace(PIXELS, miou=0.9), 0.1, id="pixels"),
+        pytest.param(SAME, 0.0, id="same"),
+        pytest.param(replace(TOKENS, kl_mean=math.inf), None, id="not-finite"),
+    ],
+)
+def test_the_limit_that_takes_it(drift: Drift, limit: float | None) -> None:
+    """The least limit of two digits that a drift is within, and it is."""
+    assert limit_for(drift) == limit
+    assert limit is None or exceeds(drift, limit) is None

@@ -1,21 +1,19 @@
-"""A float32 model multiplies by weights in 16 bit, and nothing else about it changes: its parameters are those of its files."""
+"""A float32 model multiplies by weights in 16 bit, with the results and the bytes that were planned."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from numerics.laid_out import IDS, MARKS, load, logits, near, save
+from numerics.laid_out import IDS, MARKS, cast_up, load, logits, near
 from torch import nn
 
 from safe_dtype.checkpoints import read_checkpoint
 from safe_dtype.facts import BFLOAT16, FLOAT32
-from safe_dtype.models.block_layout import blocks_of, codes_of, lay_out_in_int8, lay_out_narrow, narrow_of, take_back
+from safe_dtype.models.block_layout import lay_out_narrow, narrow_of
 from safe_dtype.models.forwards.gated_forward import CompiledGate, compile_gates
 from safe_dtype.models.forwards.module_forward import value_of
 from safe_dtype.models.recast import growth
@@ -24,12 +22,6 @@ from safe_dtype.planning.predict import saved_by_codes, weight_bytes
 pytestmark = MARKS
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-
-
-def cast_up(name: str, folder: Path, dtype: torch.dtype = BF16) -> Path:
-    """Save a model in float32 whose numbers are those of a 16-bit format."""
-    load(save(name, folder / "narrow", dtype)).float().save_pretrained(folder / "wide")
-    return folder / "wide"
 
 
 @pytest.fixture(scope="module")
@@ -88,34 +80,7 @@ def test_predicted_bytes(model: Any, folder: Path) -> None:
     taken = sum(held[id(one)].nbytes if id(one) in held else one.nbytes for one in model.parameters())
     facts = read_checkpoint(folder)
     assert facts.narrower == BFLOAT16
-    assert weight_bytes(FLOAT32, facts) - saved_by_codes(FLOAT32, facts, BFLOAT16) == taken
-
-
-def test_state_and_files(model: Any, plain: Any, tmp_path: Path) -> None:
-    """State dict and saved files have the bits of the checkpoint, in float32."""
-    state = model.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
-    model.save_pretrained(tmp_path / "narrow")
-    plain.save_pretrained(tmp_path / "plain")
-    for file in (tmp_path / "plain").iterdir():
-        assert (tmp_path / "narrow" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert narrowed(model) == 15
-
-
-def test_lookups(model: Any, plain: Any) -> None:
-    """A shared embedding is looked up in the 16-bit weight, with the bits of float32."""
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    ids = torch.tensor([[0, 999, 5]])
-    assert torch.equal(model.model.embed_tokens(ids), plain.model.embed_tokens(ids))
-
-
-@pytest.mark.parametrize(
-    "layout", [lay_out_in_int8, lambda model: lay_out_narrow(model, BF16)], ids=["int8", "narrow"]
-)
-def test_a_second_layout(model: Any, layout: Callable[[Any], Any]) -> None:
-    """What is laid out is not laid out again, and is neither codes nor blocks."""
-    assert layout(model).modules == 0
-    assert not any(blocks_of(one) or codes_of(one) for one in model.modules())
+    assert weight_bytes(FLOAT32, facts) - saved_by_codes(FLOAT32, BFLOAT16, facts) == taken
 
 
 def test_other_numbers(folder: Path, tmp_path: Path) -> None:
@@ -138,66 +103,6 @@ def test_rounded(folder: Path, plain: Any) -> None:
     assert lay_out_narrow(model, FP16, rounds=True).modules == 15
     assert near(logits(model), logits(wanted), 1e-5)
     assert torch.equal(model.model.embed_tokens(IDS), plain.model.embed_tokens(IDS))
-
-
-def test_taking_back(model: Any, plain: Any) -> None:
-    """Without its 16 bit it is the model of its files, bit for bit."""
-    assert take_back(model) == 16  # with the embedding
-    assert torch.equal(logits(model), logits(plain))
-
-
-def test_copies_are_plain(model: Any, plain: Any) -> None:
-    """A copy has the weights of the files."""
-    copied = copy.deepcopy(model)
-    assert (narrowed(copied), narrowed(model)) == (0, 15)
-    assert torch.equal(logits(copied), logits(plain))
-
-
-CHANGES: dict[str, Callable[[Any], object]] = {
-    "to-bfloat16": lambda model: model.to(BF16),
-    "half": lambda model: model.half(),
-    "all-written": lambda model: [one.data.mul_(-1) for one in model.parameters()],
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changed_weights(change: str, model: Any, plain: Any) -> None:
-    """A cast, and whatever is written to the weights, is computed with at the next step, from the plain weights."""
-    CHANGES[change](model)
-    CHANGES[change](plain)
-    assert torch.equal(logits(model), logits(plain))
-    assert narrowed(model) == 0
-
-
-def test_a_merged_adapter(model: Any, plain: Any) -> None:
-    """What is merged is merged into the weights of the files, in all bits of float32."""
-    config = peft.LoraConfig(target_modules=["up_proj", "q_proj"], init_lora_weights=False, r=4)
-    merged = []
-    for base in (model, plain):
-        torch.manual_seed(0)
-        merged.append(peft.get_peft_model(base, config).eval().merge_and_unload())
-    assert all(torch.equal(one, other) for one, other in zip(*(one.parameters() for one in merged), strict=True))
-    logits(merged[0])
-    assert narrow_of(up_proj(merged[0])) is None
-    assert narrow_of(merged[0].lm_head) is not None
-
-
-@pytest.mark.parametrize("reentrant", [None, True, False], ids=["plain", "checkpoints", "checkpoints-anew"])
-def test_training(model: Any, plain: Any, *, reentrant: bool | None) -> None:
-    """A step of training is that of the plain model, bit for bit, and lets go of the 16 bit; also with checkpoints of gradients."""
-    losses = []
-    for one in (model, plain):
-        one.train()
-        if reentrant is not None:
-            one.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
-        losses.append(one(input_ids=IDS, labels=IDS, use_cache=False).loss)
-        losses[-1].backward()
-        optimizer.step()
-        one.eval()
-    assert torch.equal(*losses)
-    assert narrowed(model) == 0
-    assert torch.equal(logits(model), logits(plain))
 
 
 def test_gates(model: Any, plain: Any) -> None:

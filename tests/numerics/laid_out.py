@@ -73,6 +73,12 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     return folder
 
 
+def cast_up(name: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Save a model in float32 whose numbers are those of a 16-bit format."""
+    load(save(name, folder / "narrow", dtype)).float().save_pretrained(folder / "wide")
+    return folder / "wide"
+
+
 def load(folder: Path) -> Any:
     """Load it in its saved dtype, so that its weights are views of the file."""
     config = tf.AutoConfig.from_pretrained(folder)

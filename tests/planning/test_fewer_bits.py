@@ -1,4 +1,4 @@
-"""Weights in 8 bits, and float32 ones in 16, as a plan sees them: where they are candidates, and what decides on them."""
+"""Weights in 8 and 4 bits, and float32 ones in 16, as a plan sees them: where they are candidates, and what decides on them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 
 from safe_dtype.facts import (
     BFLOAT16,
+    CODES,
     FLOAT16,
     FLOAT32,
+    INT4,
     INT8,
     CheckpointFacts,
     DeviceFacts,
@@ -30,35 +32,39 @@ GB = 10**9
 
 
 def cpu(*, free_bytes: int = 20 * GB, kind: VerdictKind = VerdictKind.NATIVE) -> DeviceFacts:
-    """Return a CPU on which products by 8-bit codes were measured."""
+    """Return a CPU on which products by codes were measured."""
     ops = [
-        (BFLOAT16, "matmul_int8"),
-        (BFLOAT16, "matmul_int8_cast"),
-        (FLOAT32, "matmul_int8"),
-        (FLOAT16, "matmul_int8_cast"),
+        (dtype, f"matmul_{codes}{cast}")
+        for codes in CODES
+        for dtype, cast in ((BFLOAT16, ""), (BFLOAT16, "_cast"), (FLOAT32, ""), (FLOAT16, "_cast"))
     ]
     more = tuple(f.verdict(dtype, kind, 12, 100, op=op) for dtype, op in ops)
     memory = MemoryFacts(free_bytes, free_bytes, "device")
     return replace(f.AVX2_CPU, device="cpu", vendor="cpu", memory=memory, verdicts=(*f.AVX2_CPU.verdicts, *more))
 
 
-def measured(checkpoint: CheckpointFacts, kl: float) -> CheckpointFacts:
-    """Return a checkpoint whose drift in 8 bits was measured, whatever is computed in."""
-    drifts = (MeasuredDrift(checkpoint.saved, one, f.drift(kl), codes=INT8) for one in (checkpoint.saved, FLOAT32))
-    return replace(checkpoint, drifts=tuple(drifts))
+def measured(checkpoint: CheckpointFacts, kl: float, codes: Dtype = INT8) -> CheckpointFacts:
+    """Return a checkpoint whose drift by codes was measured, whatever is computed in."""
+    drifts = (MeasuredDrift(checkpoint.saved, one, f.drift(kl), codes=codes) for one in (checkpoint.saved, FLOAT32))
+    return replace(checkpoint, drifts=(*checkpoint.drifts, *drifts))
 
 
+both = pytest.mark.parametrize("codes", CODES, ids=str)
+
+
+@both
 @pytest.mark.parametrize(
     ("saved", "computes"),
     [(BFLOAT16, (BFLOAT16, FLOAT32)), (FLOAT16, (FLOAT32,)), (FLOAT32, (FLOAT32,))],
     ids=str,
 )
-def test_candidates(saved: Dtype, computes: tuple[Dtype, ...]) -> None:
+def test_candidates(saved: Dtype, computes: tuple[Dtype, ...], codes: Dtype) -> None:
     """They are of the dtype that was saved; sums of codes in float16 would leave its range."""
-    found = coded_candidates(cpu(), f.checkpoint(saved), Policy())
-    assert found == tuple(Candidate(saved, compute, INT8) for compute in computes)
+    found = coded_candidates(codes, cpu(), f.checkpoint(saved), Policy())
+    assert found == tuple(Candidate(saved, compute, codes) for compute in computes)
 
 
+@both
 @pytest.mark.parametrize(
     ("device", "checkpoint", "policy"),
     [
@@ -72,29 +78,32 @@ def test_candidates(saved: Dtype, computes: tuple[Dtype, ...]) -> None:
         pytest.param(cpu(), replace(f.checkpoint(), linears=(LinearFacts(64, 64, 9),)), Policy(), id="small"),
     ],
 )
-def test_none(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy) -> None:
+def test_none(device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy, codes: Dtype) -> None:
     """Where they cannot be made, or would save nothing, they are no candidates."""
-    assert coded_candidates(device, checkpoint, policy) == ()
+    assert coded_candidates(codes, device, checkpoint, policy) == ()
 
 
+@pytest.mark.parametrize(("codes", "bytes_of_a_group"), [(INT8, 32), (INT4, 16)], ids=str)
 @pytest.mark.parametrize("saved", [BFLOAT16, FLOAT32], ids=str)
-def test_bytes(saved: Dtype) -> None:
-    """A byte for each number of a linear weight, and a scale for each output."""
+def test_bytes(saved: Dtype, codes: Dtype, bytes_of_a_group: int) -> None:
+    """8 bits take a byte for each number and a scale for each output; 4 bits half a byte and a scale for every 32 inputs."""
     checkpoint = f.checkpoint(saved)
     (linear,) = checkpoint.linears
-    wanted = linear.numel + linear.out_features * linear.count * saved.itemsize
-    assert weight_bytes(saved, checkpoint) - saved_by_codes(saved, checkpoint) == wanted
-    plan = make_plan(cpu(), measured(checkpoint, 1e-4), Policy(int8=True))
+    scales = linear.numel // 32 if codes == INT4 else linear.out_features * linear.count
+    wanted = linear.numel // 32 * bytes_of_a_group + scales * saved.itemsize
+    assert weight_bytes(saved, checkpoint) - saved_by_codes(saved, codes, checkpoint) == wanted
+    plan = make_plan(cpu(), measured(checkpoint, 1e-4, codes), Policy.parse(codes.name))
+    assert plan.codes == codes
     assert plan.cost is not None
     assert plan.cost.weight_bytes == wanted
 
 
-@pytest.mark.parametrize("policy", ["int8", "prefer=memory"])
+@pytest.mark.parametrize(("policy", "codes"), [("int8", INT8), ("prefer=memory", INT8), ("int4", INT4)])
 @pytest.mark.parametrize("kl", [1e-4, 0.5])
-def test_the_drift_decides(policy: str, kl: float) -> None:
+def test_the_drift_decides(policy: str, codes: Dtype, kl: float) -> None:
     """What was measured to stay within the limit is loaded, and nothing else."""
-    plan = make_plan(cpu(), measured(f.checkpoint(), kl), Policy.parse(policy))
-    assert plan.codes == (INT8 if kl < 0.01 else None)
+    plan = make_plan(cpu(), measured(f.checkpoint(), kl, codes), Policy.parse(policy))
+    assert plan.codes == (codes if kl < 0.01 else None)
     assert any(one.ground is Ground.DRIFT for one in plan.decisions) == (kl > 0.01)
 
 
@@ -121,9 +130,43 @@ def test_nothing_else_fits() -> None:
     assert (spread.codes, spread.device_map) == (None, "auto")
 
 
+def test_the_limit_that_would_take_it() -> None:
+    """Who asks for codes that drift too far is told how far, and the least limit that takes them, which does."""
+    checkpoint = measured(f.checkpoint(), 0.0312, INT4)
+    (warning,) = make_plan(cpu(), checkpoint, Policy(int4=True)).warnings
+    assert "int4 was asked for" in warning
+    assert "mean KL is 0.0312 nats, the limit is 0.02" in warning
+    advised = warning.partition("--policy ")[2].partition("`")[0]
+    assert advised == "int4,max_drift=0.032"
+    assert make_plan(cpu(), checkpoint, Policy.parse(advised)).codes == INT4
+
+
+def test_fewer_bits_where_nothing_else_fits() -> None:
+    """4 bits come unasked only where 8 do not fit either; never where 8 fit, or drift too far."""
+    checkpoint = measured(measured(f.checkpoint(), 1e-4), 2e-3, INT4)
+    sizes = {codes: make_plan(cpu(), checkpoint, Policy.parse(codes.name)).cost.bytes for codes in CODES}
+    assert make_plan(cpu(free_bytes=sizes[INT8]), checkpoint).codes == INT8
+    smallest = make_plan(cpu(free_bytes=sizes[INT8] - 1), checkpoint)
+    assert (smallest.codes, smallest.device_map) == (INT4, None)
+    assert smallest.reason == "nothing wider that is right here fits"
+    assert make_plan(cpu(free_bytes=sizes[INT4] - 1), checkpoint).device_map == "auto"
+    far = measured(measured(f.checkpoint(), 0.5), 2e-3, INT4)
+    assert make_plan(cpu(free_bytes=sizes[INT8]), far).codes is None
+    assert make_plan(cpu(), checkpoint, Policy(prefer="memory")).codes == INT8
+
+
+def test_measured_in_turn() -> None:
+    """Where 8 bits do not fit either, it is 4 bits that are worth measuring."""
+    size = make_plan(cpu(), measured(f.checkpoint(), 1e-4), Policy(int8=True)).cost.bytes
+    before = make_plan(cpu(free_bytes=size - 1), f.checkpoint(), expected=())
+    candidate = worth_measuring(before)
+    assert candidate is not None
+    assert candidate.codes == INT4
+
+
 def test_what_does_not_fit_either() -> None:
     """Beyond the memory in 8 bits as well, nothing is measured, and what is left on the disk is not rounded."""
-    plan = make_plan(cpu(free_bytes=GB // 2), f.checkpoint(), Policy(int8=True))
+    plan = make_plan(cpu(free_bytes=GB // 4), f.checkpoint(), Policy(int8=True))
     assert worth_measuring(plan) is None
     assert (plan.codes, plan.device_map) == (None, "auto")
     assert next(way for way in plan.ways if way.name == "int8 weights").fits is False
@@ -139,11 +182,13 @@ def test_orders(ordered: Dtype, codes: Dtype | None) -> None:
     assert bool(plan.warnings) == (codes is None)
 
 
-def test_wrong_products() -> None:
-    """Products that come out wrong are not used, whoever asks for them."""
-    plan = make_plan(cpu(kind=VerdictKind.WRONG), measured(f.checkpoint(), 1e-4), Policy(int8=True))
+@both
+@pytest.mark.parametrize("kind", [VerdictKind.WRONG, VerdictKind.UNSUPPORTED], ids=str)
+def test_bad_products(codes: Dtype, kind: VerdictKind) -> None:
+    """Products that come out wrong, or are not there, are not used, whoever asks for them."""
+    plan = make_plan(cpu(kind=kind), measured(f.checkpoint(), 1e-4, codes), Policy.parse(codes.name))
     assert plan.codes is None
-    assert "int8 was asked for" in plan.warnings[0]
+    assert f"{codes} was asked for" in plan.warnings[0]
 
 
 def test_ladder() -> None:
@@ -224,10 +269,23 @@ def test_what_has_to_be_rounded() -> None:
     assert narrow_candidates(narrow_cpu(), wide(None), Policy(), FLOAT32) == ()
 
 
-def test_eight_bits_before_sixteen() -> None:
-    """Who asks for int8 gets it where it was measured to be near enough, of numbers that were cast up as well."""
-    checkpoint = replace(wide(), drifts=measured(wide(), 1e-4).drifts)
-    assert make_plan(narrow_cpu(), checkpoint, "int8").codes == INT8
+@both
+def test_codes_before_sixteen_bits(codes: Dtype) -> None:
+    """Who asks for codes gets them where they were measured to be near enough, of numbers that were cast up as well."""
+    checkpoint = replace(wide(), drifts=measured(wide(), 1e-4, codes).drifts)
+    assert make_plan(narrow_cpu(), checkpoint, codes.name).codes == codes
+
+
+def test_no_codes_where_sixteen_bits_fit() -> None:
+    """Where the numbers of a float32 checkpoint fit in 16 bit, however near codes would be, none are looked at."""
+    checkpoint = measured(wide(), 1e-9)
+    size = make_plan(narrow_cpu(), checkpoint, ordered=FLOAT32).cost.bytes
+    plan = make_plan(narrow_cpu(free_bytes=size), checkpoint)
+    assert not [one for one in plan.decisions if one.candidate.codes in CODES]
+    tight = make_plan(narrow_cpu(), checkpoint, "int8").cost.bytes
+    tighter = make_plan(narrow_cpu(free_bytes=tight), checkpoint)
+    assert tighter.codes == INT8
+    assert tighter.reason == "nothing wider that is right here fits"
 
 
 @pytest.mark.parametrize(

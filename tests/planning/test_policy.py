@@ -55,6 +55,8 @@ def test_parse(text: str, policy: Policy) -> None:
         pytest.param("ladder=bf17", "no dtype is called 'bf17'", id="unknown-dtype"),
         pytest.param("ladder=int8", "no model computes in int8", id="storage-format"),
         pytest.param("ladder=bf16>bfloat16", "twice", id="twice"),
+        pytest.param("int8,int4", "rounded to one of them", id="two-codes"),
+        pytest.param("strict,int4", "strict changes nothing, and int4 rounds", id="strict-codes"),
     ],
 )
 def test_bad_policy(text: str, problem: str) -> None:
@@ -82,6 +84,8 @@ def test_bad_policy(text: str, problem: str) -> None:
         ("max_drift=abc", "max_drift=0.02"),
         ("maxdrift=0.1", "max_drift=0.02"),
         ("quick", "auto,prefer=memory"),
+        ("int_4", "int4"),
+        ("strict,int4", "auto,int4"),
     ],
 )
 def test_advice(text: str, example: str) -> None:

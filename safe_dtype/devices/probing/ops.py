@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from torch import Tensor
 
-from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT8, Dtype
+from ...facts import BFLOAT16, FLOAT8_E4M3, FLOAT16, FLOAT32, INT4, INT8, Dtype
 from ...kernels.row_product import MOST_ROWS, multiply_rows
 from ...numerics.block_product import WIDTH, Blocks, product
 from ...numerics.cast_products import cast_linear
@@ -329,8 +329,10 @@ OPS: dict[str, Op] = {
     "matmul_rows": Op(
         _matmul_by(multiply_rows), _all, multiplies=True, cut=4096, rows=_COMPILED_ROWS, odd_rows=(3,), share=0.5
     ),
-    "matmul_int8": Op(by_codes(None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
-    "matmul_int8_cast": Op(by_codes(torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int8": Op(by_codes(INT8, None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int8_cast": Op(by_codes(INT8, torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int4": Op(by_codes(INT4, None), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
+    "matmul_int4_cast": Op(by_codes(INT4, torch.float32), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "matmul_bfloat16_rows": Op(by_narrow_weights(BFLOAT16), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "matmul_float16_rows": Op(by_narrow_weights(FLOAT16), _two, multiplies=True, cut=1024, odd_rows=(3,), share=0.5),
     "layer_norm": Op(_layer_norm, _first, share=0.1),

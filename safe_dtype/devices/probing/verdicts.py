@@ -20,6 +20,8 @@ _PLAIN_OP = dict.fromkeys(
         "matmul_blocks_cast",
         "matmul_int8",
         "matmul_int8_cast",
+        "matmul_int4",
+        "matmul_int4_cast",
         "matmul_bfloat16_rows",
         "matmul_float16_rows",
     ),

@@ -34,6 +34,7 @@ class Workspace:
         self._noise = torch.randn(_WEIGHT_BLOCK, generator=generator, dtype=torch.float32, device="cpu")
         self._pool: Tensor | None = None
         self._filled_with: Dtype | None = None
+        self._copied: Tensor | None = None  # what the pool is full of, where that is a matrix over and over
 
     def inputs(self, dtype: Dtype, *shape: int) -> Tensor:
         """Return normally distributed numbers (in int8 half of them at +-127)."""
@@ -46,19 +47,31 @@ class Workspace:
         copies = max(1, numbers.numel() // (shape[0] * shape[1]))
         return numbers[: copies * shape[0] * shape[1]].view(copies, *shape)
 
+    def copies(self, block: Tensor, rows: int) -> Tensor:
+        """Return as many matrices as the pool holds, of shape (copies, rows, columns): the rows of `block` over and over."""
+        numbers = self._pooled(block.dtype)
+        if self._copied is None or self._copied.dtype != block.dtype or not torch.equal(self._copied, block):
+            _repeated(block.flatten(), numbers)
+            self._copied, self._filled_with = block, None
+        copies = max(1, numbers.numel() // (rows * block.shape[1]))
+        return numbers[: copies * rows * block.shape[1]].view(copies, rows, block.shape[1])
+
     def widest(self, dtype: Dtype, shape: tuple[int, int]) -> tuple[int, int]:
         """Return `shape` with no more output rows than leave several copies in the pool."""
         rows = self._pool_bytes() // (_COPIES * shape[1] * dtype.itemsize)
         return min(shape[0], max(1, rows)), shape[1]
 
     def _numbers(self, dtype: Dtype) -> Tensor:
-        if self._pool is None:
-            self._pool = torch.empty(self._pool_bytes(), dtype=torch.uint8, device=self.device)
-        numbers = self._pool.view(getattr(torch, dtype.name))
+        numbers = self._pooled(getattr(torch, dtype.name))
         if self._filled_with != dtype:
             _repeated(self._block(dtype, _WEIGHT_BLOCK, _WEIGHT_SCALE), numbers)
-            self._filled_with = dtype
+            self._copied, self._filled_with = None, dtype
         return numbers
+
+    def _pooled(self, dtype: torch.dtype) -> Tensor:
+        if self._pool is None:
+            self._pool = torch.empty(self._pool_bytes(), dtype=torch.uint8, device=self.device)
+        return self._pool.view(dtype)
 
     def _block(self, dtype: Dtype, length: int, scale: float) -> Tensor:
         if dtype == INT8:

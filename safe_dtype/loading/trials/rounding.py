@@ -47,7 +47,7 @@ def plan_with_drifts(  # noqa: PLR0913  (all but the first five by name)
             plan expects it to be well.
         expected: What the plan expects to be well already.
     """
-    asked = policy is not None and policy.int8
+    asked = policy is not None and policy.codes is not None
     if not can_be_loaded_apart(request, device, checkpoint, is_asked=asked):
         return plan
     while (candidate := worth_measuring(plan)) and (candidate.codes or rates_are_sure(device)):
@@ -83,7 +83,7 @@ def _measured(
 ) -> tuple[MeasuredDrift, bool]:
     """Run the checkpoint in float32, then as `candidate` would, and compare.
 
-    Where there is no room for it in float32 (`has_float32`), 8 bits are compared with the weights as they were saved,
+    Where there is no room for it in float32 (`has_float32`), codes are compared with the weights as they were saved,
     multiplied in float32.
 
     Returns the drift, or why there is none, and whether that lasts: a lack of room is of this moment.

@@ -13,9 +13,8 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
 from ...kernels.row_product import MOST_ROWS, Weighed, has_code
-from ...kernels.weights.int8_weight import Int8Weight
+from ...kernels.weights.coded_weight import CodedWeight
 from ...kernels.weights.narrow_weight import NarrowWeight
-from ...numerics.block_product import Blocks
 from ..blocked_weight import BlockedWeight
 from .module_forward import has_forward, put_on, take_off, value_of
 from .plain_calls import is_plain, is_watched, needs_gradient
@@ -40,7 +39,11 @@ def weight_of(module: nn.Module) -> BlockedWeight | None:
 def has_rows(module: nn.Module) -> bool:
     """Whether `module` was given codes or 16-bit numbers that lie row by row, and still has them."""
     weight = weight_of(module)
-    return weight is not None and isinstance(weight.blocks, (Int8Weight, NarrowWeight))
+    if weight is None:
+        return False
+    return isinstance(weight.blocks, NarrowWeight) or (
+        isinstance(weight.blocks, CodedWeight) and not weight.blocks.by_torch
+    )
 
 
 def weighed_rows(module: nn.Module, x: Tensor) -> Weighed | None:
@@ -48,9 +51,9 @@ def weighed_rows(module: nn.Module, x: Tensor) -> Weighed | None:
     if not has_forward(module, _linear_forward) or not has_rows(module) or x.numel() > MOST_ROWS * x.shape[-1]:
         return None
     blocked = _multiplied_by(module, x)
-    if blocked is None or isinstance(blocked.blocks, Blocks) or not has_code(blocked.blocks.tensor.dtype, x.dtype):
+    if blocked is None or not has_code(blocked.blocks.tensor.dtype, x.dtype):
         return None
-    scales = blocked.blocks.scales if isinstance(blocked.blocks, Int8Weight) else None
+    scales = blocked.blocks.scales if isinstance(blocked.blocks, CodedWeight) else None
     return blocked.blocks.tensor, module._parameters["bias"], scales
 
 
@@ -94,7 +97,7 @@ def _embedding_forward(module: nn.Embedding, input: Tensor) -> Tensor:  # noqa: 
             and is_plain(input)
             and input.dtype in (torch.int64, torch.int32)
             and not needs_gradient(weight)
-            and not isinstance(blocked.blocks, Int8Weight)
+            and not isinstance(blocked.blocks, CodedWeight)
             and _still_fits(module, weight, blocked)
         ):
             return blocked.blocks.rows(input)
@@ -132,7 +135,7 @@ def _can_multiply(blocked: BlockedWeight, x: Tensor, weight: Any, bias: Tensor |
         and x.dtype is dtype
         and (bias is None or _is_bias(bias, blocked))
         and x.dim() > 0
-        and x.shape[-1] == blocked.blocks.tensor.shape[1]
+        and x.shape[-1] == blocked.in_features
         and not torch.is_autocast_enabled("cpu")
         and not needs_gradient(x, weight, bias)
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from safe_dtype.facts import CODES, Dtype, plainly
 from safe_dtype.kernels.attention_row import attend, attention_of_row, can_attend
 from safe_dtype.kernels.norm_rows import norm_of_rows, normalize_rows
 from safe_dtype.kernels.programs.call import At, KernelCall
@@ -19,6 +20,7 @@ from safe_dtype.kernels.row_product import (
 )
 from safe_dtype.kernels.target import target
 from safe_dtype.kernels.threads import threads_now
+from safe_dtype.kernels.weights.coded_weight import CodedWeight
 
 pytest.importorskip("llvmlite", reason="kernels are compiled by llvmlite, of the extra `fast`")
 
@@ -68,7 +70,7 @@ def test_norm_product_and_sum(dtype: torch.dtype, rows: int, threads: int) -> No
 
 
 def test_products_of_one_pass(dtype: torch.dtype) -> None:
-    """Several weights of one pass have products of their own, codes among them, and a gated one is in the first's place."""
+    """Several weights of one pass have products of their own, and a gated one is in the first's place."""
     x = numbers(2, 128, dtype=dtype)
     weights = [(numbers(n, 128, dtype=dtype, seed=n), None, None) for n in (320, 64, 320)]
     products = [torch.empty(2, len(weight), dtype=dtype) for weight, _, _ in weights]
@@ -85,13 +87,17 @@ def test_products_of_one_pass(dtype: torch.dtype) -> None:
     )
     ran([gated], x=x, wide=wide, **names)
     assert torch.equal(products[0], multiply_rows_gated(x, *pair))
-    codes = torch.randint(-127, 128, (320, 128), dtype=torch.int8)
-    scales = numbers(320, dtype=dtype).abs()
-    ran(
-        [product_of_rows(At("x"), At("wide"), [((codes, None, scales), places[0])], kind)],
-        x=x, wide=wide, **names,
-    )  # fmt: skip
-    assert torch.equal(products[0], multiply_rows_by_each(x, [(codes, None, scales)])[0])
+
+
+@pytest.mark.parametrize("codes", CODES, ids=str)
+def test_products_by_codes(dtype: torch.dtype, codes: Dtype) -> None:
+    """A product by codes of 8 or 4 bits has the bits that it has outside of a program."""
+    x, y, wide = numbers(2, 128, dtype=dtype), torch.empty(2, 320, dtype=dtype), torch.empty(2, 128)
+    held = CodedWeight.of(numbers(320, 128, dtype=dtype, seed=1), plainly(codes))
+    assert held is not None
+    weighed = (held.tensor, None, held.scales)
+    ran([product_of_rows(At("x"), At("wide"), [(weighed, At("y"))], (dtype, 2, 2))], x=x, wide=wide, y=y)
+    assert torch.equal(y, multiply_rows_by_each(x, [weighed])[0])
 
 
 def test_heads_that_are_turned_into_a_cache(dtype: torch.dtype) -> None:

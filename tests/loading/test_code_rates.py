@@ -1,4 +1,4 @@
-"""Linear weights in 8 bits: chosen where they are asked for or all that fits, gated by what they do to the checkpoint."""
+"""Linear weights in 8 and 4 bits: chosen where they are asked for or all that fits, gated by what they do to the checkpoint."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from safe_dtype import INT8, Policy, SafeAutoModel, patched, plan_of
+from safe_dtype import INT4, INT8, Policy, SafeAutoModel, patched, plan_of
 from safe_dtype.errors import PolicyError, SafeDtypeWarning
 from safe_dtype.facts import BFLOAT16, FLOAT32, MemoryFacts
 from safe_dtype.loading import Request, checkpoint_for
-from safe_dtype.loading.int8_rates import may_round_to_codes
+from safe_dtype.loading.code_rates import may_round_to
 from safe_dtype.loading.plan_request import plan_request
 from safe_dtype.models.block_layout import codes_of
 from safe_dtype.planning import Ground, Plan
@@ -84,6 +84,37 @@ def test_asked_for(tiny_qwen3: Path) -> None:
     assert json.loads(plan.to_json())["codes"] == "int8"
 
 
+BOTH = pytest.mark.parametrize("policy", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+
+
+def test_4_bits(tiny_qwen3: Path) -> None:
+    """`int4` measures what 4 bits do, and multiplies by them where that is within the limit; the head has 8."""
+    model = SafeAutoModel.from_pretrained(tiny_qwen3, policy="int4")
+    plan = plan_of(model)
+    assert (plan.storage, plan.codes, plan.reason) == (BFLOAT16, INT4, "as asked for: int4")
+    assert plan.chosen is not None
+    assert "4 bits, with a scale for every 32 inputs" in plan.chosen.reason
+    assert "nats to float32" in plan.chosen.reason
+    assert "int4, rest bfloat16" in plan.what
+    assert not plan.warnings
+    bits = [codes.coding.bits for one in model.modules() if (codes := codes_of(one))]
+    assert sorted(set(bits)) == [4, 8]
+    assert bits.count(4) == len(bits) - 1 >= 20
+
+
+@pytest.mark.slow
+def test_4_bits_too_far_off(tiny_qwen3: Path) -> None:
+    """Beyond the limit the warning has the drift, and the least limit that takes it, which does."""
+    with pytest.warns(SafeDtypeWarning, match="int4 was asked for"):
+        model = SafeAutoModel.from_pretrained(tiny_qwen3, policy="int4,max_drift=0.001")
+    (warning,) = plan_of(model).warnings
+    assert "the limit is 0.001" in warning
+    assert coded(model) == 0
+    advised = warning.partition("--policy ")[2].partition("`")[0]
+    assert 0.001 < Policy.parse(advised).max_drift < 0.02
+    assert planned(tiny_qwen3, advised).codes == INT4
+
+
 def test_never_unasked(larger: Path) -> None:
     """For speed and for fidelity no weight is rounded to 8 bits, and none is measured."""
     for policy in ("auto", "prefer=fidelity", "strict"):
@@ -113,7 +144,7 @@ def test_mixtures_are_not_measured(saved: Callable[..., Path]) -> None:
     request = Request(saved("mixtral"), {})
     checkpoint = checkpoint_for(request)
     assert any(linear.active < 1 for linear in checkpoint.linears)
-    assert not may_round_to_codes(plan_request(request, "int8"), request, checkpoint)
+    assert not may_round_to(INT8, plan_request(request, "int8"), request, checkpoint)
 
 
 def test_nothing_else_fits(larger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +162,24 @@ def test_nothing_else_fits(larger: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         too_far = plan_of(SafeAutoModel.from_pretrained(larger, policy="max_drift=1e-9"))
     assert (too_far.codes, too_far.device_map) == (None, "auto")
     assert not [way for way in too_far.ways if way.name.startswith("int8")]
+
+
+@pytest.mark.slow
+def test_4_bits_where_8_do_not_fit(larger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 8 bits do not fit either, 4 are measured unasked, and loaded; beyond the limit the rest is left on the disk."""
+    costs = [planned(larger, codes).cost for codes in ("int8", "int4")]
+    with_memory(monkeypatch, sum(cost.bytes for cost in costs if cost) // 2)
+    model = SafeAutoModel.from_pretrained(larger)
+    plan = plan_of(model)
+    assert (plan.codes, plan.device_map) == (INT4, None)
+    assert "nothing wider that is right here fits" in plan.reason
+    assert coded(model) == 29
+    with pytest.warns(SafeDtypeWarning, match="leaves the rest on disk"):
+        too_far = plan_of(SafeAutoModel.from_pretrained(larger, policy="max_drift=1e-9"))
+    grounds = {one.candidate.codes: one.ground for one in too_far.decisions if one.candidate.codes}
+    assert grounds == {INT8: Ground.MEMORY, INT4: Ground.DRIFT}
+    assert (too_far.codes, too_far.device_map) == (None, "auto")
+    assert not [way for way in too_far.ways if way.name.startswith("int4")]
 
 
 def test_nothing_fits_at_all(larger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,12 +237,13 @@ def test_the_same_dtype(tiny_qwen3: Path) -> None:
     assert coded(model) > 20
 
 
-def test_from_float32(tiny_qwen3: Path, tmp_path: Path) -> None:
+@BOTH
+def test_from_float32(tiny_qwen3: Path, tmp_path: Path, policy: str) -> None:
     """A checkpoint in float32 keeps its activations there; its state and files are float32's."""
     AutoModelForCausalLM.from_pretrained(tiny_qwen3, dtype="float32").save_pretrained(tmp_path / "saved")
     AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(tmp_path / "saved")
-    model = SafeAutoModel.from_pretrained(tmp_path / "saved", policy="int8")
-    assert (plan_of(model).storage, plan_of(model).codes) == (FLOAT32, INT8)
+    model = SafeAutoModel.from_pretrained(tmp_path / "saved", policy=policy)
+    assert (plan_of(model).storage, str(plan_of(model).codes)) == (FLOAT32, policy)
     model.save_pretrained(tmp_path / "again")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("saved", "again"))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -221,9 +271,11 @@ def test_remembered(tiny_qwen3: Path) -> None:
     assert (plan.codes, plan.pending) == (INT8, False)
 
 
-def test_generate_steps_down(tiny_qwen3: Path) -> None:
+@BOTH
+def test_generate_steps_down(tiny_qwen3: Path, policy: str) -> None:
     """A model by codes that goes to float32 gets the bits of its files there, and goes on."""
-    model = SafeAutoModel.from_pretrained(tiny_qwen3, policy="int8")
+    model = SafeAutoModel.from_pretrained(tiny_qwen3, policy=policy)
+    assert coded(model) > 20
     layer = model.model.layers[1].mlp
 
     def fails(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
