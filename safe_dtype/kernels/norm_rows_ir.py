@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from .norm_rows import FIELDS, FUNCTION
-from .task_ir import Task, function_of_tasks, parts_of
+from .task_ir import Task, module_of_parts
 from .vectors import (
     FLOAT,
     LANES,
@@ -28,13 +28,9 @@ from .vectors import (
 
 def norm_rows_ir(dtype: str) -> str:
     """Return the module with `FUNCTION`, for rows and a weight in `dtype`. A part of its work is a row."""
-    module = ir.Module("norm_rows")
-
-    def some_rows(builder: ir.IRBuilder, task: Task, first: ir.Value) -> None:
-        parts_of(builder, task, first, lambda row: _normalize(builder, task, row, dtype))
-
-    function_of_tasks(module, FUNCTION, FIELDS, some_rows)
-    return str(module)
+    return module_of_parts(
+        "norm_rows", FUNCTION, FIELDS, lambda builder, task, part: _normalize(builder, task, part, dtype)
+    )
 
 
 def _normalize(builder: ir.IRBuilder, task: Task, row: ir.Value, dtype: str) -> None:

@@ -5,19 +5,13 @@ from __future__ import annotations
 from llvmlite import ir
 
 from .rotary import FIELDS, FUNCTION
-from .task_ir import Task, function_of_tasks, parts_of
+from .task_ir import Task, module_of_parts
 from .vectors import LONG, POINTER, each, loop, place, read, rounded, write
 
 
 def rotary_ir(dtype: str) -> str:
     """Return the module with `FUNCTION`, for numbers in `dtype`. A part of its work is a position of an item of the batch."""
-    module = ir.Module("rotary")
-
-    def some_positions(builder: ir.IRBuilder, task: Task, first: ir.Value) -> None:
-        parts_of(builder, task, first, lambda part: _turn(builder, task, part, dtype))
-
-    function_of_tasks(module, FUNCTION, FIELDS, some_positions)
-    return str(module)
+    return module_of_parts("rotary", FUNCTION, FIELDS, lambda builder, task, part: _turn(builder, task, part, dtype))
 
 
 def _turn(builder: ir.IRBuilder, task: Task, part: ir.Value, dtype: str) -> None:

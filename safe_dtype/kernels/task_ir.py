@@ -70,16 +70,29 @@ def function_of_tasks(
     builder.ret_void()
 
 
-def parts_of(builder: ir.IRBuilder, task: Task, first: ir.Value, write: Callable[[ir.Value], None]) -> None:
-    """Write what is done with each part that a thread has taken: those from `first` on."""
-    beyond = builder.add(first, task["at_a_time"])
-    stop = builder.select(builder.icmp_signed("<", beyond, task["end"]), beyond, task["end"])
+def module_of_parts(name: str, function: str, fields: Sequence[str], write: WritePart) -> str:
+    """Return a module with the function of a task whose parts are done one after the other, as a thread takes them.
 
-    def turn(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        write(part)
-        return []
+    Args:
+        name: Of the module.
+        function: Of the function, as of `function_of_tasks`.
+        fields: As of `function_of_tasks`.
+        write: Writes what is done with one part.
+    """
+    module = ir.Module(name)
 
-    loop(builder, first, stop, LONG(1), [], turn)
+    def some(builder: ir.IRBuilder, task: Task, first: ir.Value) -> None:
+        beyond = builder.add(first, task["at_a_time"])
+        stop = builder.select(builder.icmp_signed("<", beyond, task["end"]), beyond, task["end"])
+
+        def one_part(part: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            write(builder, task, part)
+            return []
+
+        loop(builder, first, stop, LONG(1), [], one_part)
+
+    function_of_tasks(module, function, fields, some)
+    return str(module)
 
 
 def _read(builder: ir.IRBuilder, at: ir.Value, fields: Sequence[str]) -> dict[str, ir.Value]:

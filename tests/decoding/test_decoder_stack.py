@@ -6,13 +6,13 @@ import copy
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from decoding.stacked import attention_registered, by_rows, model_by_rows, steps
+from decoding.stacked import by_rows, model_by_rows, steps
 from models.forwards.compiled import BF16, counted
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -25,18 +25,7 @@ from safe_dtype.models.forwards import layer_forward
 from safe_dtype.models.forwards.module_forward import take_off
 
 pytest.importorskip("llvmlite", reason="forwards are compiled by llvmlite, of the extra `fast`")
-
-
-@pytest.fixture(autouse=True)
-def _attention() -> Iterator[None]:
-    with attention_registered():
-        yield
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The programs that run from now on."""
-    return counted(monkeypatch, StackProgram, "run")
+pytestmark = pytest.mark.usefixtures("attention")
 
 
 @pytest.fixture

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from decoding.stacked import attention_registered, model_by_rows, steps
-from models.forwards.compiled import counted
+from decoding.stacked import model_by_rows, steps
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from safe_dtype.decoding import give_room
-from safe_dtype.decoding.stack_program import StackProgram
 
 pytest.importorskip("llvmlite", reason="forwards are compiled by llvmlite, of the extra `fast`")
-
-
-@pytest.fixture(autouse=True)
-def _attention() -> Iterator[None]:
-    with attention_registered():
-        yield
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The programs that run from now on."""
-    return counted(monkeypatch, StackProgram, "run")
+pytestmark = pytest.mark.usefixtures("attention")
 
 
 def weight_written(model: Any, _cache: Any) -> None:

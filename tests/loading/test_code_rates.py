@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from loading.larger_model import save_larger
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safe_dtype import INT4, INT8, Policy, SafeAutoModel, patched, plan_of
 from safe_dtype.errors import PolicyError, SafeDtypeWarning
@@ -39,15 +40,7 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
     """A seeded model of 17 million parameters with a tokenizer: large enough to be rounded for its memory."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("larger")
-    config = Qwen3Config(
-        vocab_size=2048, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).bfloat16().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(folder)
-    return folder
+    return save_larger(tmp_path_factory.mktemp("larger"), tiny_qwen3, torch.bfloat16)
 
 
 def coded(model: nn.Module) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from loading.larger_model import save_larger
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from safe_dtype import SafeAutoModel, patched, plan_of
 from safe_dtype.facts import BFLOAT16, FLOAT32
@@ -32,15 +33,7 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def cast_up(tmp_path_factory: pytest.TempPathFactory, tiny_qwen3: Path) -> Path:
     """A seeded model of 17 million bfloat16 numbers, saved in float32."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("cast_up")
-    config = Qwen3Config(
-        vocab_size=2048, hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).bfloat16().float().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_qwen3).save_pretrained(folder)
-    return folder
+    return save_larger(tmp_path_factory.mktemp("cast_up"), tiny_qwen3, torch.float32)
 
 
 def narrowed(model: nn.Module) -> int:

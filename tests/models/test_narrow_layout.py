@@ -31,12 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def plain(folder: Path) -> Any:
-    """The model as it is loaded."""
-    return load(folder)
-
-
-@pytest.fixture
 def model(folder: Path) -> Any:
     """The same one, in 16 bit."""
     model = load(folder)

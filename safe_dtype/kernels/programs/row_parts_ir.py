@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from ..task_ir import Task, function_of_tasks, parts_of
+from ..task_ir import Task, module_of_parts
 from ..vectors import LONG, POINTER, each, place, read, write
 from .row_parts import FIELDS, FUNCTION
 
 
 def row_parts_ir(dtype: str) -> str:
     """Return the module with `FUNCTION`, for numbers in `dtype`: each sum is rounded once. A part of its work is a head."""
-    module = ir.Module("row_parts")
-
-    def some_heads(builder: ir.IRBuilder, task: Task, first: ir.Value) -> None:
-        parts_of(builder, task, first, lambda part: _head(builder, task, part, dtype))
-
-    function_of_tasks(module, FUNCTION, FIELDS, some_heads)
-    return str(module)
+    return module_of_parts(
+        "row_parts", FUNCTION, FIELDS, lambda builder, task, part: _head(builder, task, part, dtype)
+    )
 
 
 def _head(builder: ir.IRBuilder, task: Task, part: ir.Value, dtype: str) -> None:
