@@ -14,6 +14,7 @@ from ..facts import Dtype, codes_of_head
 from ..kernels.weights.coded_weight import CodedWeight, can_be_coded
 from ..kernels.weights.narrow_weight import NarrowWeight, can_be_narrowed
 from ..numerics.block_product import Blocks, can_lay_out
+from ..numerics.free_heap import give_back_free_heap
 from ..numerics.pages import file_mappings, give_back, in_files
 from .blocked_weight import BlockedWeight, LaidOut
 from .forwards.blocked_forward import attach, weight_of
@@ -117,6 +118,8 @@ def _laid_out(
             given_back += give_back(weight.data, mappings)
         attach(module, made[place])
         count += 1
+    if made:
+        give_back_free_heap()  # of what the weights were laid out with
     done = Layout(count, sum(blocked.nbytes for blocked in made.values()), given_back)
     logger.debug("%s: %s", type(model).__name__, done)
     return made, done

@@ -140,12 +140,12 @@ def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024
-from safe_dtype.facts import dtype_named
+from safe_dtype.facts import coding_for, dtype_named
+from safe_dtype.kernels.weights.coded_weight import CodedWeight
 from safe_dtype.models.block_layout import lay_out_in_codes
 to = dtype_named(sys.argv[2])
 model = tf.Qwen3ForCausalLM.from_pretrained(sys.argv[1], dtype="auto").eval()
-small = torch.nn.Linear(128, 128)
-lay_out_in_codes(torch.nn.Sequential(small), to)
+CodedWeight.of(torch.ones(1024, 1024, dtype=model.dtype), coding_for(to, 1024, 1024))  # what the first one loads stays
 with torch.no_grad():
     model.model.layers[0].input_layernorm(torch.ones(1, 1024, dtype=model.dtype))
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
@@ -185,7 +185,7 @@ def test_memory_is_that_of_the_codes(saved: torch.dtype, to: Dtype, tmp_path: Pa
     assert codes > (100e6 if to == INT8 else 60e6)
     assert given_back > (0.95 * saved.itemsize if to == INT8 else 3.4) * codes
     assert anonymous < 16e6  # what a weight passes through is kept for the next
-    assert peak < 40e6  # and the pages of one weight
+    assert peak < (40e6 if to == INT8 else 80e6)  # and the pages of one weight, in 4 bits what it is tried with too
 
 
 @each(*MODELS)

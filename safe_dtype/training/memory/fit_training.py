@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -18,12 +19,12 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ...devices import memory_of
-from ...devices.free_heap import give_back_free_heap
 from ...devices.memory import allowance, free_swap
 from ...devices.random_states import random_states_kept
 from ...errors.training import GRADIENT_BUCKETS
 from ...errors.warn import warn
 from ...facts import Dtype
+from ...numerics.free_heap import give_back_free_heap
 from ...ranks import is_first_rank
 from .batch_rows import first_rows, rows_of, why_whole
 from .memory_plan import MemoryPlan, TrainingWay, plan_memory
@@ -126,6 +127,7 @@ def _plan(  # noqa: PLR0913  (all but five by name)
         )  # fmt: skip
         return step.needed_bytes + reduced
 
+    gc.collect()  # what only refers to one another
     give_back_free_heap()
     memory = memory_of(str(device))
     held_bytes = _bytes(held_tensors)

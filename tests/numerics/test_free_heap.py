@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from safe_dtype.devices.free_heap import give_back_free_heap
+from safe_dtype.numerics.free_heap import give_back_free_heap
 
 MB = 2**20
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 
 
 def give_back_free_heap() -> None:
-    """Collect objects that only refer to one another, and have the heap of C give back whole pages that are free in it.
+    """Have the heap of C give back whole pages that are free in it.
 
-    glibc keeps hundreds of MiB in its heap between two steps of training, and the next step takes them from there: to the
-    system they are in use. Elsewhere than on Linux with glibc nothing is given back.
+    glibc keeps hundreds of MiB in its heap between two steps of training, and tens between two weights in another layout; what
+    comes next takes them from there: to the system they are in use. Elsewhere than on Linux with glibc nothing is given back.
     """
-    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # musl has none
