@@ -12,6 +12,7 @@ from ...errors import ProbeError
 from ...facts import BFLOAT16, COMPUTE, FLOAT32, DeviceFacts, Dtype, Verdict
 from ...kernels.attention_rows import can_attend_rows
 from ...kernels.row_product import has_code
+from ...numerics.free_heap import give_back_free_heap
 from ...numerics.onednn_product import has_product
 from ...rendering.progress import tell
 from ..backend import answer_of
@@ -102,8 +103,11 @@ def measure_here(request: ProbeRequest, ops: dict[str, Op]) -> Iterator[Verdict]
             return
     device = space.device
     del space
-    if device.type != "cpu":
-        answer_of(device.type, "empty_cache")  # what the measurement needed is others' again
+    # What the measurement needed is others' again.
+    if device.type == "cpu":
+        give_back_free_heap()
+    else:
+        answer_of(device.type, "empty_cache")
 
 
 class _Run:
