@@ -37,6 +37,7 @@ from .mistakes.other_scalers import other_scalers_refused
 from .random_numbers import RandomNumbers
 from .settling.kept_gradients import KeptGradients
 from .settling.next_attempt import NextAttempt
+from .settling.own_autocasts import OwnAutocasts
 from .settling.window_vote import WindowVotes
 from .torch_loop import TorchLoop
 from .window import Window, windows_of
@@ -124,11 +125,13 @@ class PrecisionGuard:
         self.memory = StepMemory(self.loop, self._world, max_memory)
         self._votes = WindowVotes(self._world, next(_numbers))
         self._products = RescaledProducts(self.loop.models)
+        self.autocasts = OwnAutocasts(self.loop.models)
         self._next = NextAttempt(
             self.loop,
             self._ladder,
             RescaleRung(self._products, self._world, least_scale),
             self.memory.has_room if rescales else None,
+            self.autocasts,
         )
         self._is_last: bool | None = None
         self._open = OpenWindow()
@@ -154,6 +157,7 @@ class PrecisionGuard:
             "windows_done": self.windows_done,
             "pardons_losses": self.pardons_losses,
             "rescaled": list(self.rescaled),
+            "own_autocasts_off": self.autocasts.are_off,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,6 +185,7 @@ class PrecisionGuard:
             self.loop.scaler.load_state_dict(dict(scaler))
         self.windows_done, self.pardons_losses = done, pardons
         self.rescale(state.get("rescaled", ()) if self.dtype == dtype else ())
+        self.autocasts.are_off = bool(state.get("own_autocasts_off", False))
 
     @property
     def pardons_losses(self) -> bool:
@@ -249,6 +254,8 @@ class PrecisionGuard:
             around += [self._buffers.noticed(), other_scalers_refused(self.loop)]
             if dtype == FLOAT16:
                 around.append(self._products.in_force())
+            if dtype == FLOAT32:
+                around.append(self.autocasts.in_force())
             around += self.memory.around(dtype)
             attempt = WindowAttempt(self.loop, self, lambda: self._is_last, self._schedules, around)
             self._is_last, self._attempt = None, attempt
@@ -357,7 +364,7 @@ class PrecisionGuard:
         return vote.vote
 
     def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
-        before, scaled, step = self.dtype, self.rescaled, self.windows_done
+        before, step, was = self.dtype, self.windows_done, (self.dtype, self.rescaled, self.autocasts.are_off)
         module = module_in(self.loop.models, error)
         remedy = self._next.after(tally, kind, reason, error)
         if remedy is None:
@@ -366,7 +373,7 @@ class PrecisionGuard:
         milliseconds = (time.perf_counter() - since) * 1e3
         event = Event(kind, before, self.dtype, module, step, remedy, reason, milliseconds, restarted=True)
         self.events.append(event)
-        if (self.dtype, self.rescaled) != (before, scaled) and is_first_rank():
+        if (self.dtype, self.rescaled, self.autocasts.are_off) != was and is_first_rank():
             logger.warning(
                 "%s at optimizer step %d in %s: running it again %s: %s", kind, step, before, remedy, reason,
                 extra={"kind": kind.value, "step": step, "before": before.name, "after": self.dtype.name},

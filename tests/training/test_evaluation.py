@@ -130,6 +130,28 @@ def test_parts_in_float32(tmp_path: Path) -> None:
         assert weight.dtype is before[name].dtype
 
 
+class OwnAutocast(LogNdtr):
+    """The same, under an autocast that the layer opens by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply in bfloat16."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).to(x.dtype)
+
+
+def test_an_autocast_that_the_model_opens(tmp_path: Path) -> None:
+    """It is turned off in the passes that fail with it, which come out as without it."""
+    run = trainer(tmp_path, torch.float32, bf16=False)
+    layer = run.model.model.layers[1].mlp
+    layer.down_proj = LogNdtr(layer.down_proj.in_features, layer.down_proj.out_features)
+    wanted = run.evaluate()["eval_loss"]
+    layer.down_proj.__class__ = OwnAutocast
+    guard_evaluation(run)
+    assert run.evaluate()["eval_loss"] == wanted
+    (event,) = report(run.model).events
+    assert event.remedy == "the model's own torch.autocast(dtype=bfloat16) turned off"
+
+
 def test_predictions(tmp_path: Path) -> None:
     """`predict` is guarded as well, and its logits are near those of a model without a fault."""
     plain, run = trainer(tmp_path, torch.bfloat16, bf16=False), trainer(tmp_path, torch.bfloat16, "nan", bf16=False)

@@ -7,6 +7,7 @@ from .experiment import diagnose
 from .failure_shown import failure_shown
 from .findings import Findings
 from .hook_errors import is_raised_by_a_hook
+from .inner_autocast import names_autocast
 from .module_call import ModuleCall, calls_in, modules_in
 from .veto import is_vetoed, leaves_on_purpose, passes_through_callers
 
@@ -20,5 +21,6 @@ __all__ = [
     "is_vetoed",
     "leaves_on_purpose",
     "modules_in",
+    "names_autocast",
     "passes_through_callers",
 ]

@@ -38,7 +38,7 @@ def autocasts_inside(model: nn.Module, error: BaseException | None, run: Callabl
         error: What the step raised; None where its numbers are bad.
         run: Runs the step once more; not called where no code of the model names an autocast.
     """
-    if not _opens_one(model, error):
+    if not names_autocast(model, error):
         return []
     seen: dict[tuple[str, torch.dtype], CallersAutocast] = {}
     members, thread = set(model.modules()), threading.get_ident()
@@ -78,7 +78,7 @@ def _module_running(frame: FrameType | None, members: set[nn.Module]) -> nn.Modu
     return None
 
 
-def _opens_one(model: nn.Module, error: BaseException | None) -> bool:
+def names_autocast(model: nn.Module, error: BaseException | None = None) -> bool:
     """Whether code of the model, or code that has raised, names an autocast."""
     codes = {*_codes_of(model), *_codes_in(error.__traceback__ if error is not None else None)}
     return any(_names_one(code) for code in codes)

@@ -44,6 +44,13 @@ class PeakTracker(MemTracker or object):  # type: ignore[misc]
         kinds = {kind: size for kind, size in named.items() if not kind.startswith(_LARGE)}
         return PeakOfStep(device.type, snapshot[_TOTAL], tuple(kinds.items()), tuple(large.items()))
 
+    def _update_peak_stats(self, _state: Any) -> None:
+        """Note a new peak of a device. Torch's notes those of each module as well, after each operation, and nobody asks for them."""
+        for device, snapshot in self._curr_mem_snap.items():
+            if self._peak_mem.get(device, 0) < snapshot[_TOTAL]:
+                self._peak_mem[device] = snapshot[_TOTAL]
+                self._peak_mem_snap[device] = dict(snapshot)
+
     def _update_snap(
         self, u_type: Any, winfo: Any, old_mem_consumed: int | None = None, old_reftype: Any = None
     ) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...errors import NoDtypeLeft, TrainingLoopError
-from ...facts import Dtype
+from ...facts import FLOAT32, Dtype
 from ...guarding import Attempt, FailureKind
 from ...ranks import Vote, VoteTally
 from ..half_products.rescale_rung import RescaleRung
 from ..judge_numbers import Judgement
 from ..ladder import rungs
 from ..loop import Loop
+from .own_autocasts import WITHOUT_OWN, OwnAutocasts
 from .window_vote import LOSS_ALONE
 
 _MOST_NAMES = 4  # of layers, in one line
@@ -26,6 +27,7 @@ class NextAttempt:
         ladder: The dtypes to train in.
         rung: float16 with scaled products, between a smaller loss scale and the next dtype.
         has_room: Whether float32 fits here, than which scaled products take no more; None: they are not tried.
+        autocasts: Of the models themselves, turned off where float32 fails as well.
 
     Attributes:
         pardons_losses: Whether losses that are not finite are left alone where all gradients are finite.
@@ -33,9 +35,15 @@ class NextAttempt:
     """
 
     def __init__(
-        self, loop: Loop, ladder: Sequence[Dtype], rung: RescaleRung, has_room: Callable[[], bool] | None
+        self,
+        loop: Loop,
+        ladder: Sequence[Dtype],
+        rung: RescaleRung,
+        has_room: Callable[[], bool] | None,
+        autocasts: OwnAutocasts,
     ) -> None:
         self._loop, self._ladder, self._rung, self._has_room = loop, tuple(ladder), rung, has_room
+        self._autocasts = autocasts
         self._tried: list[Attempt] = []
         # Where the loss was not finite first: the dtype, its scaler's state, and its scaled products.
         self._left: tuple[Dtype, Any, tuple[str, ...]] | None = None
@@ -47,6 +55,7 @@ class NextAttempt:
         """Begin a window."""
         self._tried, self._left, self._first_scale, self.has_other_products = [], None, None, False
         self._rung.products.watch_no_more()
+        self._autocasts.begin()
 
     def judged(self, judgement: Judgement) -> Judgement:
         """Return the vote on the numbers of an attempt."""
@@ -113,9 +122,12 @@ class NextAttempt:
     def _step_down(self, kind: FailureKind, reason: str, error: Exception | None) -> str:
         before, products = self._loop.dtype, self._rung.products
         products.watch_no_more()
-        self._tried.append(Attempt(f"in {before}", reason))
+        self._tried.append(Attempt(self._now(), reason))
         below = rungs(before, self._ladder)[1:]
+        if not below and before == FLOAT32 and self._autocasts.turn_off():
+            return self._now()
         if not below:
+            self._autocasts.failed()
             raise NoDtypeLeft(reason, before.name, tuple(self._tried)) from error
         if kind is not FailureKind.NONFINITE:
             self._left = None
@@ -125,7 +137,11 @@ class NextAttempt:
         self._loop.switch(below[0])
         products.scale(())
         self._first_scale, self.has_other_products = None, False
-        return f"in {self._loop.dtype}"
+        return self._now()
+
+    def _now(self) -> str:
+        is_without = self._loop.dtype == FLOAT32 and self._autocasts.are_off
+        return f"in {self._loop.dtype}{WITHOUT_OWN if is_without else ''}"
 
     def _return(self) -> str:
         """Go back to the dtype that a loss was blamed on for nothing."""

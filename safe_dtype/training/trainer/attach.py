@@ -151,8 +151,12 @@ class _Attached:
             return self._record
         scaler = accelerator.scaler
         state = scaler.state_dict() if scaler is not None and scaler.is_enabled() else None
-        rescaled = self._guard.rescaled if self._guard is not None else ()
-        return replace(self._record, precision=precision_of(accelerator), scaler=state, rescaled=rescaled)
+        guard = self._guard
+        return replace(
+            self._record, precision=precision_of(accelerator), scaler=state,
+            rescaled=guard.rescaled if guard is not None else (),
+            own_autocasts_off=guard is not None and guard.autocasts.are_off,
+        )  # fmt: skip
 
     def _copy(self, memo: dict[int, Any]) -> Any:
         """Return a copy of the Trainer that is attached itself: functions that refer to the first one are not copied."""
@@ -243,6 +247,10 @@ class _Attached:
             guard.rescale(self._record.rescaled)
         guard.windows_done, self._noted = trainer.state.global_step, 0
         guard.pardons_losses = self._record.pardons_losses
+        guard.autocasts.are_kept, guard.autocasts.are_off = (
+            self._policy.mode == "strict",
+            self._record.own_autocasts_off,
+        )
         self._window.norm = OneNorm(accelerator)
         # What goes on in float32, where it had come to, is made to fit; an order is left as it is.
         goes_on = guard.dtype == FLOAT32 and self._record.step_downs

@@ -40,6 +40,7 @@ class TrainingRecord:
     scaler: Mapping[str, Any] | None = None  # `GradScaler.state_dict()`, in float16
     pardons_losses: bool = False  # losses that are not finite are left alone where all gradients are finite
     rescaled: tuple[str, ...] = ()  # linear layers whose products are scaled in float16
+    own_autocasts_off: bool = False  # of the model itself, in float32
 
     @property
     def for_logs(self) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class TrainingRecord:
             "schema": _SCHEMA, "precision": self.precision.name, "began_in": self.began_in.name,
             "fallbacks": [asdict(one) for one in self.step_downs], "nonfinite_steps": self.nonfinite_steps,
             "scaler": None if self.scaler is None else dict(self.scaler), "pardons_losses": self.pardons_losses,
-            "rescaled": list(self.rescaled),
+            "rescaled": list(self.rescaled), "own_autocasts_off": self.own_autocasts_off,
         }  # fmt: skip
         write_whole(checkpoint / RECORD, json.dumps(entry, indent=2) + "\n")
 
@@ -77,6 +78,7 @@ class TrainingRecord:
                 entry["scaler"],
                 bool(entry.get("pardons_losses", False)),
                 tuple(map(str, entry.get("rescaled", ()))),
+                bool(entry.get("own_autocasts_off", False)),
             )
         except FileNotFoundError:
             return None

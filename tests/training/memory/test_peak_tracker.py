@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from safe_dtype.training.memory import trace_step
-from safe_dtype.training.memory.peak_tracker import LARGE_BYTES
+from safe_dtype.training.memory.peak_tracker import LARGE_BYTES, MemTracker, PeakTracker
 
 
 def test_large_blocks() -> None:
@@ -25,3 +25,19 @@ def test_large_blocks() -> None:
 def test_small_blocks() -> None:
     """A model of small weights has none."""
     assert trace_step(nn.Linear(64, 64), {0: torch.ones(4, 64)}).large == ()
+
+
+def test_the_peak_is_that_of_torch() -> None:
+    """What is left out of torch's tracker is what nobody asks for: the peak and its kinds are the same."""
+    peaks = []
+    for kind in (PeakTracker, MemTracker):
+        model, tracker = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 8)), kind()
+        optimizer = torch.optim.AdamW(model.parameters())
+        tracker.track_external(model, optimizer)
+        with tracker:
+            model(torch.ones(512, 64)).square().mean().backward()
+            optimizer.step()
+        peaks.append(
+            {str(kind): size for kind, size in tracker.get_tracker_snapshot("peak")[torch.device("cpu")].items()}
+        )
+    assert peaks[0] == peaks[1]
