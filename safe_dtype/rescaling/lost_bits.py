@@ -25,13 +25,13 @@ _MOST_LOST = 2.0**-8
 def require_little_lost(name: str, lost: float) -> None:
     """Check what a weight loses: RMS of the loss over that of the weight.
 
-    A bias may lose anything: it is added to a sum that float16 holds in the same steps, so that all of it that is lost is
-    less than the sum is rounded by.
+    A bias may lose anything below the range: it is added to a sum that float16 holds in the same steps, so that all of it
+    that is lost is less than the sum is rounded by.
 
     Raises:
         RescaleError: If that is too much.
     """
-    if lost <= _MOST_LOST or name.endswith("bias"):
+    if lost <= _MOST_LOST or (name.endswith("bias") and lost < math.inf):
         return
     if lost == math.inf:
         raise RescaleError(f"{name} would go beyond float16's end")

@@ -47,10 +47,11 @@ def test_no_such_weight() -> None:
         require_bits_kept(small_weights(), down_by(1, "1.weight"), ())
 
 
-def test_no_number_is_too_much() -> None:
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_no_number_is_too_much(name: str) -> None:
     """A loss that is not a number is none that may be taken."""
     with pytest.raises(RescaleError):
-        require_little_lost("weight", float("nan"))
+        require_little_lost(name, float("nan"))
 
 
 def test_beyond_the_end() -> None:
@@ -66,6 +67,24 @@ def test_a_bias_may_be_lost() -> None:
     require_bits_kept(model, down_by(14, "bias"), ())
     exact = model.bias.detach().float() * 2.0**-14
     assert (exact.half().float() - exact).abs().max() <= torch.finfo(torch.float16).smallest_normal * 2.0**-11
+
+
+def test_a_bias_beyond_the_end() -> None:
+    """A bias that would become infinite is refused as a weight is: no rounding of a sum hides that."""
+    model = nn.Linear(32, 32, dtype=torch.bfloat16)
+    nn.init.constant_(model.bias, 2.0**10)
+    with pytest.raises(RescaleError, match="bias would go beyond float16's end"):
+        require_bits_kept(model, down_by(-8, "bias"), ())
+
+
+def test_all_of_it_is_lost() -> None:
+    """What vanishes is said to be lost below the range, and not to go beyond the end."""
+    _, lost = moved(torch.full((4,), 2.0**-20).half(), {}, {None: -10}, None)
+    assert lost is not None
+    assert lost.error == 1.0
+    require_little_lost("bias", lost.error)
+    with pytest.raises(RescaleError, match="weight would lose 1 of its size"):
+        require_little_lost("weight", lost.error)
 
 
 def test_what_is_lost_without_a_move() -> None:

@@ -21,7 +21,7 @@ class Underflow:
 
     index: Tensor | None  # (elements,) of the flattened weight; None: all of it is kept, for that takes less
     values: Tensor  # (elements,), or of the shape of the weight; on the CPU
-    error: float  # RMS of what the weight lost, over its own
+    error: float  # RMS of what the weight lost, over that of all of it, moved; infinite beyond the dtype's end
 
     def __deepcopy__(self, _memo: Any) -> Underflow:
         return self
@@ -122,9 +122,10 @@ def _kept(product: Tensor, exponents: Exponents, whole: Tensor, differs: Tensor)
         return None
     where = differs.nonzero(as_tuple=True)
     values = whole[where]
-    off = _wide(product[where]) - values * _factors(exponents, product, where)
-    size = float(torch.linalg.vector_norm(product.float()))
-    error = float(torch.linalg.vector_norm(off)) / size if size else math.inf
+    exact = values * _factors(exponents, product, where)
+    # Where all of it is lost, what is left is no measure.
+    size = float(torch.linalg.vector_norm(product.float())) or float(torch.linalg.vector_norm(exact))
+    error = float(torch.linalg.vector_norm(_wide(product[where]) - exact)) / size if size else math.inf
     index = differs.flatten().nonzero().squeeze(-1)
     if product.numel() < 2**31:
         index = index.int()
