@@ -10,7 +10,15 @@ import torch
 from accelerate.utils.modeling import convert_file_size_to_int
 
 from safe_dtype.devices import memory_of
-from safe_dtype.devices.memory import CgroupLimit, allowance, bytes_of, cgroup_limit, limited, within_group
+from safe_dtype.devices.memory import (
+    CgroupLimit,
+    allowance,
+    bytes_of,
+    cgroup_limit,
+    free_at_last,
+    limited,
+    within_group,
+)
 from safe_dtype.facts import MemoryFacts
 
 MB = 2**20
@@ -106,6 +114,45 @@ def tree(root: Path, own: str, files: dict[str, str]) -> Path:
 def test_cgroup(tmp_path: Path, own: str, files: dict[str, str], found: CgroupLimit | None) -> None:
     """The tightest limit and the tightest remainder on the way up decide."""
     assert cgroup_limit(tree(tmp_path, own, files)) == found
+
+
+_MEMINFO = "MemFree: 300 kB\nInactive(file): 20 kB\nActive(file): 50 kB\nSReclaimable: 5 kB\nSwapFree: {swap} kB\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "names"),
+    [
+        ("0::/app", "sys/fs/cgroup/app", ("memory.max", "memory.current", "")),
+        ("4:memory:/app", "sys/fs/cgroup/memory/app", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")),
+    ],
+    ids=["v2", "v1"],
+)
+def test_free_at_last(tmp_path: Path, own: str, folder: str, names: tuple[str, str, str]) -> None:
+    """Before it ends a process the kernel drops all files from memory, not only those that nobody reads, and swaps."""
+    limit, used, prefix = names
+    files = {
+        "proc/meminfo": _MEMINFO.format(swap=7),
+        f"{folder}/{limit}": f"{100 * 1024}",
+        f"{folder}/{used}": f"{90 * 1024}",
+        f"{folder}/memory.stat": f"{prefix}inactive_file {10 * 1024}\n{prefix}active_file {40 * 1024}\n",
+    }
+    root = tree(tmp_path, own, files)
+    assert free_at_last(root) == (10 + 10 + 40 + 7) * 1024
+    assert cgroup_limit(root) == CgroupLimit(100 * 1024, 20 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [(_MEMINFO.format(swap=0), 375 * 1024), ("MemFree: 300 kB\n", None), (None, None)]
+)
+def test_free_at_last_of_a_whole_machine(tmp_path: Path, text: str | None, found: int | None) -> None:
+    """Without a group it is what is free, files and swap; where Linux does not tell, nobody knows."""
+    assert free_at_last(tree(tmp_path, "0::/", {} if text is None else {"proc/meminfo": text})) == found
+
+
+def test_it_is_no_less_than_what_is_free() -> None:
+    """On this machine the system gives at last no less than what counts as free to a plan."""
+    free = memory_of("cpu").free_bytes
+    assert free_at_last() is None or free_at_last() >= 0.9 * free
 
 
 def test_no_control_groups(tmp_path: Path) -> None:

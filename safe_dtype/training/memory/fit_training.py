@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from ...devices import memory_of
-from ...devices.memory import allowance, free_swap
+from ...devices.memory import allowance, free_at_last
 from ...devices.random_states import random_states_kept
 from ...errors.training import GRADIENT_BUCKETS
 from ...errors.warn import warn
@@ -131,8 +131,8 @@ def _plan(  # noqa: PLR0913  (all but five by name)
     give_back_free_heap()
     memory = memory_of(str(device))
     held_bytes = _bytes(held_tensors)
-    swap = free_swap() if device.type == "cpu" and not max_memory else None
-    present = 0 if swap is None else memory.free_bytes + held_bytes + swap
+    last = free_at_last() if device.type == "cpu" and not max_memory else None
+    present = 0 if last is None else last + held_bytes
     if device.type == "cpu":  # ranks of one machine have one memory
         memory = replace(memory, free_bytes=memory.free_bytes // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     plan = plan_memory(

@@ -146,7 +146,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("fit_training", "fit_step_down"):
         facts = MemoryFacts(100_000, 100_000, "cgroup")
         monkeypatch.setattr(f"safe_dtype.training.memory.{module}.memory_of", lambda _, facts=facts: facts)
-    monkeypatch.setattr("safe_dtype.training.memory.fit_training.free_swap", lambda: 0)
+    monkeypatch.setattr("safe_dtype.training.memory.fit_training.free_at_last", lambda: 100_000)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -186,9 +186,9 @@ def test_what_nobody_knows_for_sure_is_warned_of(why: str) -> None:
 
 
 @pytest.mark.slow
-def test_swap_counts(monkeypatch: pytest.MonkeyPatch, little_memory: None) -> None:
-    """Where the system can move out what does not fit, the step is slow, and nobody ends the process."""
-    monkeypatch.setattr("safe_dtype.training.memory.fit_training.free_swap", lambda: 2**30)
+def test_what_the_system_can_free_counts(monkeypatch: pytest.MonkeyPatch, little_memory: None) -> None:
+    """Where the system drops files from memory or swaps, the step is slow, and nobody ends the process."""
+    monkeypatch.setattr("safe_dtype.training.memory.fit_training.free_at_last", lambda: 2**30)
     with pytest.warns(SafeDtypeWarning, match="Nothing was changed"):
         train(MANY)
 
