@@ -94,9 +94,7 @@ def load(target: Any, request: Request, plan: Plan, *model_args: Any) -> Any:
             )
         logger.info("%s: no weight of it can be laid out, so they stay as they are", plan.source)
         if plan.codes is not None:
-            plan = replace(
-                plan, codes=None, routes=None, reason=f"none of its linear weights can be held in {plan.codes}"
-            )
+            plan = without_codes(plan)
             candidate = Candidate(plan.storage, plan.compute)
             keep_origin(model, replace(origin, plan=plan))
     compile_as_planned(model, candidate, plan.routes)
@@ -205,6 +203,15 @@ def in_float32(plan: Plan, reason: str) -> Plan:
     """Return the plan of a model that was to be in 16 bit and is in float32."""
     full = replace(plan, storage=FLOAT32, compute=FLOAT32, rescale=None, islands=(), routes=None, codes=None)
     return replace(full, ladder=(FLOAT32,), rounded=None, reason=reason)
+
+
+def without_codes(plan: Plan) -> Plan:
+    """Return the plan of a model none of whose linear weights are held in fewer bits, although that was planned.
+
+    Products by codes may be computed in another dtype than the weights'; those of plain weights are not.
+    """
+    plain = replace(plan, compute=plan.storage, codes=None, routes=None)
+    return replace(plain, reason=f"none of its linear weights can be held in {plan.codes}")
 
 
 def _plan_without_rescue(plan: Plan, request: Request) -> Plan:

@@ -131,7 +131,7 @@ def _first_plan(
         }:
             raise
         plan = make_plan(device, checkpoint, policy, ordered=FLOAT16, expected=())
-        return replace(plan, ordered=None), refused
+        return replace(plan, ordered=ordered), refused
 
 
 def _require_no_stand_in(plan: Plan, refused: NoSafeDtypeError | None) -> None:

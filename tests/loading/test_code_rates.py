@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from safe_dtype import INT4, INT8, Policy, SafeAutoModel, patched, plan_of
 from safe_dtype.errors import PolicyError, SafeDtypeWarning
-from safe_dtype.facts import BFLOAT16, FLOAT32, MemoryFacts
+from safe_dtype.facts import BFLOAT16, FLOAT16, FLOAT32, Dtype, MemoryFacts
 from safe_dtype.loading import Request, checkpoint_for
 from safe_dtype.loading.code_rates import may_round_to
+from safe_dtype.loading.load import without_codes
 from safe_dtype.loading.plan_request import plan_request
 from safe_dtype.models.block_layout import codes_of
 from safe_dtype.planning import Ground, Plan
@@ -78,6 +79,16 @@ def test_asked_for(tiny_qwen3: Path) -> None:
 
 
 BOTH = pytest.mark.parametrize("policy", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+
+
+@pytest.mark.parametrize("codes", [INT8, INT4], ids=str)
+def test_codes_that_hold_nothing(codes: Dtype, saved: Callable[..., Path]) -> None:
+    """Where no weight could be held in codes, the plan does not claim the dtype that products by them are computed in."""
+    coded_plan = replace(planned(saved("qwen3", "float16"), dtype="float16"), compute=FLOAT32, codes=codes)
+    plain = without_codes(coded_plan)
+    assert (plain.storage, plain.compute, plain.codes, plain.routes) == (FLOAT16, FLOAT16, None, None)
+    assert plain.what == "float16"
+    assert f"none of its linear weights can be held in {codes}" in plain.reason
 
 
 def test_4_bits(tiny_qwen3: Path) -> None:

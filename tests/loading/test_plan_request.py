@@ -18,7 +18,7 @@ from safe_dtype import BFLOAT16, Policy, SafeAutoModel, SafeDtypeWarning, plan_o
 from safe_dtype.devices import facts_of
 from safe_dtype.devices.probing.verdicts import measured_while_busy
 from safe_dtype.errors import ConflictError, PolicyError, StrictModeError
-from safe_dtype.facts import FLOAT16
+from safe_dtype.facts import FLOAT16, VerdictKind
 from safe_dtype.loading import Request, plan_request
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,6 +68,19 @@ def test_float16_by_the_ladder_on_busy_cores(policy: str, saved: Callable[..., P
     assert measured_while_busy(busy[0])
     plan = plan_request(Request(saved("qwen3"), {}), policy, device=replace(device, verdicts=busy))
     assert (plan.storage, plan.pending) == (FLOAT16, True)
+
+
+def test_an_order_beside_float16_alone(saved: Callable[..., Path]) -> None:
+    """Where a dtype is ordered that cannot be had, and float16 is all that is left on the ladder, the plan says so."""
+    device = facts_of("cpu")
+    without = tuple(
+        replace(one, kind=VerdictKind.UNSUPPORTED, reason="no such products") if one.dtype == BFLOAT16 else one
+        for one in device.verdicts
+    )
+    request = Request(saved("qwen3"), {"dtype": "bfloat16"})
+    plan = plan_request(request, "ladder=bf16>fp16", device=replace(device, verdicts=without))
+    assert (plan.storage, plan.pending, plan.ordered) == (FLOAT16, True, BFLOAT16)
+    assert any("bfloat16 was asked for" in warning for warning in plan.warnings)
 
 
 @pytest.mark.parametrize("claimed", ["float32", "float16", "bfloat16", None])
