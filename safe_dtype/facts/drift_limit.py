@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, Context
 
 from .measured import Drift
 
@@ -15,6 +16,7 @@ FEW_POSITIONS = 16  # fewer say little of a model, whatever their drift
 # KL stays small whatever is chosen, and the choices are held to a limit of their own, as the worst 1 % are.
 _NEARLY_UNIFORM = 4.0
 _MOST_FLIPS = 0.01
+_TWO_DIGITS_UP = Context(prec=2, rounding=ROUND_CEILING)
 
 
 def exceeds(drift: Drift, max_drift: float) -> str | None:
@@ -57,8 +59,8 @@ def limit_for(drift: Drift) -> float | None:
     figure = figure_of(worst_output(drift)[1])
     if not 0 < figure < math.inf:
         return None if figure else 0.0
-    second_digit = 10.0 ** (math.floor(math.log10(figure)) - 1)
-    limit = float(f"{math.ceil(figure / second_digit) * second_digit:.1e}")
+    # As it is written: a quotient of floats may be a little above a whole number.
+    limit = float(_TWO_DIGITS_UP.create_decimal(repr(figure)))
     return limit if exceeds(drift, limit) is None else None
 
 

@@ -103,6 +103,7 @@ def test_the_worst_head_decides() -> None:
     [
         pytest.param(replace(TOKENS, kl_mean=0.0312), 0.032, id="rounded-up"),
         pytest.param(replace(TOKENS, kl_mean=0.03, kl_p99=0.1), 0.03, id="two-digits"),
+        pytest.param(replace(TOKENS, kl_mean=0.07, kl_p99=0.1), 0.07, id="two-digits-of-a-float-above"),
         pytest.param(replace(TOKENS, kl_mean=0.01, kl_p99=2.41), 0.13, id="the-worst-positions"),
         pytest.param(replace(VALUES, rel_rms=2.04), 2.1, id="values"),
         pytest.param(replace(PIXELS, miou=0.9), 0.1, id="pixels"),
