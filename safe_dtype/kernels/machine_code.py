@@ -21,6 +21,14 @@ from .target import CompileTarget, llvm, target
 logger = logging.getLogger(__name__)
 
 _lock = threading.RLock()
+
+
+class _Forked:
+    """Whether this process was forked while another thread was in LLVM: nobody gives its locks back here."""
+
+    amid_llvm = False
+
+
 _addresses: dict[Hashable, int | None] = {}
 _engines: list[Any] = []  # what an engine has loaded goes with it
 
@@ -31,8 +39,8 @@ def address_of(function: str, written_by: str, *parameters: str) -> int | None:
     Args:
         function: Its name in the module that is compiled.
         written_by: What writes that module in LLVM's own language: a function of this room, in a file of its name, as
-            `folder.name` in a folder of it. What it writes depends on its parameters alone, and calls nothing outside of it. The code is remembered under
-            its name, these and the sources of the room.
+            `folder.name` in a folder of it. What it writes depends on its parameters alone, and calls nothing outside of
+            it. The code is remembered under its name, these and the sources of the room.
         parameters: Its arguments.
 
     Returns:
@@ -41,6 +49,8 @@ def address_of(function: str, written_by: str, *parameters: str) -> int | None:
     cpu = target()
     key = (function, written_by, parameters, cpu)
     if key not in _addresses:
+        if _Forked.amid_llvm:
+            return None
         with _lock:
             if key not in _addresses:
                 _addresses[key] = None if cpu is None else _loaded_if_possible(function, written_by, parameters, cpu)
@@ -148,3 +158,14 @@ def sources_digest() -> str:
 
 
 _digest: list[str] = []
+
+
+def _after_fork() -> None:
+    if _lock.acquire(blocking=False):
+        _lock.release()
+    else:
+        _Forked.amid_llvm = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

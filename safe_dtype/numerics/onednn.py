@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from ..processes.forked_lock import ForkedLock
 
 
 class OneDNNSwitch:
     """torch's own switch is one for all threads: the first to turn it off notes how it was, the last brings that back."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
         self._off = 0
         self._was_on = False
 

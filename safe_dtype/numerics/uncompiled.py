@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
-_lock = threading.Lock()
+from ..processes.forked_lock import ForkedLock
+
+_lock = ForkedLock()
 _open: list[object] = []  # one for every block that is running
 _stance: list[AbstractContextManager[Any]] = []  # that of the first of them
 

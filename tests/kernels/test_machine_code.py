@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes.test_forked_lock import status_of_child
 
 from safe_dtype.kernels import machine_code
 from safe_dtype.store import entries
@@ -83,6 +85,32 @@ def test_a_machine_that_llvm_does_not_know(monkeypatch: pytest.MonkeyPatch, capl
     for _ in range(2):
         assert machine_code.address_of("multiply_rows", "row_product_ir", "float32", "float32") is None
     assert len([record for record in caplog.records if "nonsense" in record.getMessage()]) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are Unix")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork beside threads is what this is about
+def test_a_fork_while_another_thread_compiles() -> None:
+    """There is no code in it but what was loaded before: LLVM's locks are held by a thread that it has not."""
+    known = machine_code.address_of("run_program", "programs.program_ir")
+    inside, go_on = threading.Event(), threading.Event()
+
+    def compile_something() -> None:
+        with machine_code._lock:
+            inside.set()
+            go_on.wait(20)
+
+    def look() -> None:
+        assert machine_code.address_of("run_program", "programs.program_ir") == known
+        assert machine_code.address_of("multiply_rows", "row_product_ir", "float32", "float32", "4") is None
+
+    thread = threading.Thread(target=compile_something)
+    thread.start()
+    try:
+        inside.wait(20)
+        assert status_of_child(look) == 3
+    finally:
+        go_on.set()
+        thread.join()
 
 
 def groups_to_give_to() -> list[int]:

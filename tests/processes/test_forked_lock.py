@@ -21,8 +21,11 @@ def status_of_child(work: Callable[[], object]) -> int:
     """Run `work` in a fork of this process, and return 3 where it came to its end."""
     child = os.fork()
     if not child:
-        work()
-        os._exit(3)
+        try:
+            work()
+            os._exit(3)
+        finally:  # whatever is raised: the rest of the tests is the parent's
+            os._exit(4)
     end = time.monotonic() + 20
     while time.monotonic() < end:
         number, status = os.waitpid(child, os.WNOHANG)
