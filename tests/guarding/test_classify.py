@@ -89,6 +89,7 @@ OURS: list[tuple[str, FailureKind, Dtype | None]] = [
         BFLOAT16,
     ),
     ("Found dtype Half but expected Float", MISMATCH, FLOAT16),
+    ("input must have the type torch.float16, got type torch.float32", MISMATCH, FLOAT16),  # an LSTM of torch 2.6
     ("result type Float can't be cast to the desired output type Half", MISMATCH, FLOAT16),
     ("Expected query and key to have the same dtype, got torch.bfloat16 and torch.float32", MISMATCH, BFLOAT16),
     ("Unexpected input data type. Actual: (tensor(float)) , expected: (tensor(float16))", MISMATCH, FLOAT16),
@@ -157,6 +158,7 @@ NOT_OURS = [
     "Index put requires the source and destination dtypes match, got Long for the destination and Float for the source.",
     "mat1 and mat2 must have the same dtype, but got Long and Half",
     "Found dtype Long but expected Float",
+    "input must have the type torch.float16, got type torch.int64",
     "result type Float can't be cast to the desired output type Long",
     "Could not infer dtype of NoneType",
     "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.",

@@ -45,7 +45,7 @@ LIVE: dict[str, tuple[FailureKind, Callable[[], Any]]] = {
     "lu": (OP, lambda: torch.linalg.lu(EYE.to(BF16))),
     "norm": (OP, lambda: torch.linalg.matrix_norm(EYE.to(FP16), ord=2)),
     "histogram": (OP, lambda: torch.histogram(EYE.to(BF16).flatten(), 3)),
-    "polar": (OP, lambda: torch.polar(EYE.to(FP16), EYE.to(FP16))),
+    "polar": (OP, lambda: torch.polar(EYE.to(BF16), EYE.to(BF16))),
     "quantile": (OP, lambda: torch.quantile(EYE.to(BF16), 0.5)),
     "float8-add": (OP, lambda: EYE.to(FP8) + 1),
     "float8-promotion": (OP, lambda: EYE.to(FP8) + EYE),

@@ -263,7 +263,7 @@ def test_an_exported_model_has_the_plain_weight(model: Any, plain: Any) -> None:
     """`torch.export` records a linear operation of the parameter."""
     x = torch.randn(3, 512, dtype=BF16)
     with torch.no_grad():
-        program = torch.export.export(model.model.layers[0].mlp, (x,))
+        program = torch.export.export(model.model.layers[0].mlp, (x,), strict=False)
         assert torch.equal(program.module()(x), plain.model.layers[0].mlp(x))
 
 

@@ -22,6 +22,7 @@ FAMILY = Family(
         r"Expected .{0,60}d?type .{0,60}(?:but|got)|(?:object|tensor) of (?:scalar )?type .{1,60} but (?:got|found)",
         r"Expected \S*dtype to be .{1,40}got|can't be cast to the desired output type|Unexpected input data type",
         r"incompatible (?:dtypes|data types|tensor types)|element types .{0,40}(?:differ|match|same)",
+        r"must have the (?:d|data |scalar )?type .{1,40}got",
     ),
     is_curable=_is_about_floats,
     names_both_sides=True,

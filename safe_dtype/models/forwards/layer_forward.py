@@ -144,15 +144,16 @@ def _is_found_in(module: nn.Module, names: frozenset[str]) -> bool:
 
 def forward_of_layer(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Compute a known layer: what stands in the place of its class's forward."""
+    if torch.compiler.is_compiling():  # before anything is read that a graph would be guarded by
+        return type(module).forward(module, *args, **kwargs)
     value = value_of(module)
     if isinstance(value, CompiledLayer) and value.ahead is not None and len(args) == 1:
-        result = None if torch.compiler.is_compiling() else value.ahead(module, args[0], kwargs)
+        result = value.ahead(module, args[0], kwargs)
         if result is not None:
             return result
     if (
         isinstance(value, CompiledLayer)
         and len(args) == 1
-        and not torch.compiler.is_compiling()
         and is_step_of_few_rows(value, module, args[0])
         and kwargs.get("position_embeddings") is not None
         and value.old_names.isdisjoint(kwargs)

@@ -92,10 +92,12 @@ def _rotation(of_class: Any) -> CompiledRotation | None:
 
 
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():  # before anything is read that a graph would be guarded by
+        return type(module).forward(module, *args, **kwargs)
     forward, value = type(module).forward, value_of(module)
     states = args[0] if args else kwargs.get("hidden_states")
     is_ours = isinstance(value, CompiledRotation) and forward is value.forward and value.old_names.isdisjoint(kwargs)
-    if is_ours and _has_many_rows(states) and not torch.compiler.is_compiling() and not is_watched():
+    if is_ours and _has_many_rows(states) and not is_watched():
         forward = value.turning
     return forward(module, *args, **kwargs)
 

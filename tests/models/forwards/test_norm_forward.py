@@ -110,9 +110,9 @@ def trained(model: nn.Module) -> Any:
         pytest.param(lambda model: logits(pickle.loads(pickle.dumps(model)), IDS[:, :3]), id="pickle"),
         pytest.param(trained, id="training"),
         pytest.param(
-            lambda model: torch.export.export(model.model.norm, (torch.ones(1, 2, 512, dtype=BF16),)).module()(
-                torch.full((1, 2, 512), 0.3, dtype=BF16)
-            ),
+            lambda model: torch.export.export(
+                model.model.norm, (torch.ones(1, 2, 512, dtype=BF16),), strict=False
+            ).module()(torch.full((1, 2, 512), 0.3, dtype=BF16)),
             id="export",
         ),
     ],

@@ -51,9 +51,16 @@ def test_wrappers_of_transformers(forward: Any, names: set[str]) -> None:
     assert old_names(forward) == names
 
 
+def test_names_alone() -> None:
+    """Of wrappers for names the function inside is found, however many there are."""
+    assert without_old_names(renamed_twice) is twice
+
+
+@pytest.mark.skipif(
+    "__init_subclass__" not in vars(GradientCheckpointingLayer), reason="forwards of layers are not wrapped"
+)
 def test_layers_stay_wrapped() -> None:
     """The wrapper that computes activations anew is none for names: who goes on in training must not pass it."""
-    assert without_old_names(renamed_twice) is twice
     assert without_old_names(Layer.forward) is Layer.forward
 
 
