@@ -103,7 +103,11 @@ def trained(model: nn.Module) -> Any:
 @pytest.mark.parametrize(
     "look",
     [
-        pytest.param(lambda model: logits(torch.compile(model, backend="eager"), IDS[:, :3]), id="compile"),
+        pytest.param(
+            lambda model: logits(torch.compile(model, backend="eager"), IDS[:, :3]),
+            id="compile",
+            marks=pytest.mark.needs("torch>=2.13"),  # torch 2.6 cannot compile the plain model of transformers 5.16
+        ),
         pytest.param(
             lambda model: torch.func.functional_call(copy.deepcopy(model), {}, (IDS[:, :3],)).logits, id="copy"
         ),
