@@ -142,6 +142,18 @@ def test_undone(layers: list[Any]) -> None:
     assert not layers
 
 
+def test_in_a_graph(layers: list[Any]) -> None:
+    """In a graph of `torch.compile` a layer is what its class computes."""
+    plain, model = (one.model for one in (model_of("qwen3"), compiled("qwen3")))
+    x = torch.randn(1, 1, 512, dtype=BF16)
+    with torch.no_grad():
+        tables = plain.rotary_emb(x, IDS[:, :1])
+        found = torch.compile(model.layers[0], backend="eager")(x, position_embeddings=tables)
+        assert torch.equal(found, plain.layers[0](x, position_embeddings=tables))
+    assert not layers
+    torch.compiler.reset()
+
+
 def test_only_few_rows_without_gradients(layers: list[Any]) -> None:
     """Prompts, steps that may be asked for gradients, and those in training are the class's own."""
     model = compiled("llama")
