@@ -68,10 +68,10 @@ def _with_transformers(folder: Path, variant: str, job: Job) -> Generate:
     return _of_model(AutoModelForCausalLM.from_pretrained(folder, dtype=variant), job)
 
 
-def _with_safe_dtype(folder: Path, _variant: str, job: Job) -> Generate:
+def _with_safe_dtype(folder: Path, variant: str, job: Job) -> Generate:
     from safe_dtype import SafeAutoModelForCausalLM, plan_of
 
-    model = SafeAutoModelForCausalLM.from_pretrained(folder)
+    model = SafeAutoModelForCausalLM.from_pretrained(folder, policy=None if variant == "auto" else variant)
     plan = plan_of(model)
     sys.stderr.write(f"{plan.storage}, {plan.compute}: {plan.reason}\n")
     return _of_model(model, job)

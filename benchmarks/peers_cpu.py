@@ -92,6 +92,7 @@ ROWS = (
     Row("OpenVINO", "fp16-f32", "float16 file"),
     Row("onnxruntime-genai", "fp16", "float16"),
     Row("onnxruntime-genai", "fp32", "float32"),
+    Row("safe_dtype", "int8", "int8, by output"),
     Row("llama.cpp, wheel", "Q8_0", "int8, blocks of 32"),
     Row("llama.cpp, built here", "Q8_0", "int8, blocks of 32"),
     Row("CTranslate2", "int8_float32", "int8, by output"),

@@ -235,8 +235,8 @@ def stack_layers(model: nn.Module, attention: Attention) -> int:
     for modules in model.modules():
         if not isinstance(modules, nn.ModuleList):
             continue
-        values = [value_of(layer) for layer in modules]
-        if len(values) > 1 and all(isinstance(value, CompiledLayer) for value in values):
+        values = [value_of(layer) for layer in modules if layer is not None]
+        if 1 < len(values) == len(modules) and all(isinstance(value, CompiledLayer) for value in values):
             stack = DecoderStack(modules, attention, values[0].cache)
             for number, (layer, value) in enumerate(zip(modules, values, strict=True)):
                 put_on(layer, replace(value, ahead=partial(stack.computed, number)), layer_forward.forward_of_layer)

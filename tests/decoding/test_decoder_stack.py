@@ -174,6 +174,12 @@ def test_a_layer_that_computes_by_itself_is_asked_first(monkeypatch: pytest.Monk
     assert (len(programs), len(asked)) == (0, 2 + 3)
 
 
+def test_a_place_without_a_layer() -> None:
+    """A list of modules with an empty place, as Informer has one, is left as it is."""
+    layers: list[Any] = [nn.Linear(2, 2), None]
+    assert stack_layers(nn.ModuleDict({"layers": nn.ModuleList(layers)}), Attention(by_rows, lambda: True)) == 0
+
+
 def test_layers_that_are_not_called(programs: list[Any]) -> None:
     """A layer that was computed and is not called has no more keys and values than before."""
     lengths: list[list[int]] = []
