@@ -19,6 +19,11 @@ IDS = torch.arange(3, 9)[None]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
+# Torch 2.6 cannot compile the plain models of transformers 5.16.
+of_whole_models = pytest.mark.needs("torch>=2.13")
+
+
+@of_whole_models
 def test_compiled_decode() -> None:
     """The compiled decode of a static cache is watched from outside: a NaN inside it is found and cured."""
     from transformers import CompileConfig
@@ -106,6 +111,7 @@ def test_nan_by_design_in_what_the_caller_compiled() -> None:
     torch.compiler.reset()
 
 
+@of_whole_models
 def test_inside_a_compiled_graph() -> None:
     """Compiled after it was guarded, a model makes one whole graph: the guard is not in it."""
     model = guard(tiny())
@@ -174,6 +180,7 @@ def test_compiled_around_a_guard() -> None:
     torch.compiler.reset()
 
 
+@of_whole_models
 @pytest.mark.parametrize(
     "always", [pytest.param(False, id="in-bfloat16"), pytest.param(True, id="in-every-dtype", marks=pytest.mark.slow)]
 )

@@ -59,7 +59,11 @@ def generate_batch(model: Any) -> None:
     model.generate_batch([[5, 6, 7], [9, 10]], config, continuous_batching_config=small)
 
 
-@pytest.mark.parametrize("run", [call, generate, generate_anew, generate_batch])
+# Of a batch transformers 5.16 drops requests that fail.
+@pytest.mark.parametrize(
+    "run",
+    [call, generate, generate_anew, pytest.param(generate_batch, marks=pytest.mark.needs("transformers>=5.17"))],
+)
 @pytest.mark.parametrize("kind", ["cublas", "mismatch"])
 def test_every_way_to_run(run: Any, kind: str) -> None:
     """However a model runs, the callable gets the events of its report, with the model itself."""

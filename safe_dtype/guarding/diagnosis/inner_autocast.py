@@ -80,8 +80,11 @@ def _module_running(frame: FrameType | None, members: set[nn.Module]) -> nn.Modu
 
 def names_autocast(model: nn.Module, error: BaseException | None = None) -> bool:
     """Whether code of the model, or code that has raised, names an autocast."""
-    codes = {*_codes_of(model), *_codes_in(error.__traceback__ if error is not None else None)}
-    return any(_names_one(code) for code in codes)
+    # By identity: before Python 3.12 code with a slice among its constants, as torch's compiler makes it, has no hash.
+    codes = {
+        id(code): code for code in (*_codes_of(model), *_codes_in(error.__traceback__ if error is not None else None))
+    }
+    return any(_names_one(code) for code in codes.values())
 
 
 def _codes_of(model: nn.Module) -> Iterator[CodeType]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from safe_dtype import guard, report
 from safe_dtype.errors import StrictModeError
+from safe_dtype.guarding.diagnosis import names_autocast
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 IDS = torch.arange(3, 9)[None]
@@ -149,3 +150,17 @@ def test_not_the_cause() -> None:
     (event,) = report(model).events
     assert (event.remedy, event.autocast) == ("float32", "")
     assert torch.amp.autocast_mode.autocast.__enter__ is enter
+
+
+def test_code_without_a_hash() -> None:
+    """Code with a slice among its constants, as torch's compiler makes it, is looked into as all other."""
+
+    def fail() -> None:
+        torch.is_autocast_enabled("cpu")
+        raise ValueError
+
+    fail.__code__ = fail.__code__.replace(co_consts=(*fail.__code__.co_consts, slice(None)))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (its frame is what is looked at)
+        fail()
+    error = caught.value.with_traceback(caught.tb.tb_next)  # without the frame of this test, which names one
+    assert not names_autocast(nn.Linear(2, 2), error)

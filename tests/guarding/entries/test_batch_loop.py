@@ -14,6 +14,8 @@ from safe_dtype import FLOAT32, guard, report
 from safe_dtype.models.recast import recast
 from safe_dtype.testing import fault
 
+pytestmark = pytest.mark.needs("transformers>=5.17")  # 5.16 drops requests that fail
+
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12], [3, 4], [8, 9]]
 CONFIG = transformers.GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
 PATIENCE = 120  # seconds, on a machine with other things to do

@@ -75,7 +75,8 @@ def test_same_generation(name: str, way: str, counted: Counted) -> None:
     assert (counted.appends > 0) == grows or way == "lookup"
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+# Transformers 5.16 cuts no mask for a cache with a window that is cropped.
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("gemma3", marks=pytest.mark.needs("transformers>=5.17"))])
 def test_assisted(name: str, counted: Counted) -> None:
     """With a small model that proposes tokens, guarded too, the result is that of two plain models."""
     runs = []

@@ -61,7 +61,9 @@ def compiled(model: Any) -> Any:
     return model
 
 
-WAYS = pytest.mark.parametrize("way", [hooked, preset, patched, compiled], ids=lambda way: way.__name__)
+# Torch 2.6 cannot compile the plain models of transformers 5.16.
+_COMPILED = pytest.param(compiled, marks=pytest.mark.needs("torch>=2.13"))
+WAYS = pytest.mark.parametrize("way", [hooked, preset, patched, _COMPILED], ids=lambda way: way.__name__)
 
 
 @WAYS
@@ -111,6 +113,7 @@ def test_copies() -> None:
     assert isinstance(again.__dict__["forward"], functools.partial)
 
 
+@pytest.mark.needs("torch>=2.13")  # torch 2.6 does not follow transformers' decorators in one whole graph
 def test_in_a_graph() -> None:
     """A compiler sees what it stands for, in one whole graph."""
     model = guard(patched(bert()))

@@ -98,6 +98,7 @@ def test_peers_of_the_whole_process() -> None:
     assert model.dtype == torch.float32
 
 
+@pytest.mark.needs("transformers>=5.17")  # 5.16 drops requests that fail
 def test_a_continuous_batch_is_told_as_well() -> None:
     """Peers hear of its end; it is not made anew, and the model is in their dtype for the next one."""
     peers = OneThatFails()
