@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
+from ranks.processes import run_ranks
 from torch import nn
 from torch.amp.autocast_mode import autocast
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from training.loops import rank
 from training.trainer_runs import Setting, difference
 from training.trainer_runs import run as train
 
@@ -49,11 +53,12 @@ def run(*, by_hand: bool = False, checkpoints: bool | None = None, first: str = 
     own = Own(16, 16)
     model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), own, nn.Linear(16, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    loop = TorchLoop(model, optimizer, first)
+    called = DistributedDataParallel(model) if dist.is_initialized() else model
+    loop = TorchLoop(called, optimizer, first)
     guard = PrecisionGuard(loop)
     losses = []
     for step, window in enumerate(guard.windows([torch.randn(4, 8, requires_grad=True) for _ in range(4)])):
-        own.fails = step == AT
+        own.fails = step == AT and rank() == 0
         if by_hand and step == AT:
             loop.switch(FLOAT32)
             own.opens = False
@@ -61,7 +66,7 @@ def run(*, by_hand: bool = False, checkpoints: bool | None = None, first: str = 
             with attempt:
                 for x in window:
                     with loop.autocast():
-                        y = model(x) if checkpoints is None else checkpoint(model, x, use_reentrant=checkpoints)
+                        y = called(x) if checkpoints is None else checkpoint(called, x, use_reentrant=checkpoints)
                         loss = y.float().square().mean()
                     loop.backward(loss)
                 optimizer.step()
@@ -84,6 +89,17 @@ def test_a_run_in_float32() -> None:
     ours = run(first="float32")
     assert difference(ours.values, run(by_hand=True, first="float32").values) == ""
     assert [(event.before, event.remedy) for event in ours.guard.events] == [(FLOAT32, REMEDIES[-1])]
+
+
+def _on_a_rank() -> tuple[str, list[str]]:
+    ours = run()
+    return difference(ours.values, run(by_hand=True).values), [event.remedy for event in ours.guard.events]
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_it_out_together() -> None:
+    """It fails on one of two, and both go on without it."""
+    assert run_ranks(_on_a_rank, 2) == [("", REMEDIES)] * 2
 
 
 def test_classes_are_left_as_they_were() -> None:
