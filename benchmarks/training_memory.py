@@ -6,8 +6,8 @@
     python benchmarks/training_memory.py --predict     # what was measured beside what is predicted now of the same tensors
 
 Models of 29 to 77 million parameters, AdamW, micro-batches of 256 tokens a row; bfloat16 autocast and float32, with and without
-activation checkpointing, and with micro-batches half as large and twice as many. What the allocator keeps was fitted on the
-shapes "fitted", "wide" and "vocabulary". Each peak is measured in a process of its own: the highest resident size in the last of four steps, less
+activation checkpointing, and with micro-batches half as large and twice as many. What the allocator keeps was fitted on
+these rows. Each peak is measured in a process of its own: the highest resident size in the last of four steps, less
 that before the model was made, the median of `processes`. "Of tensors" is that of a process whose allocator gives back at
 once what is free (MALLOC_MMAP_THRESHOLD_). Only Linux tells it.
 """

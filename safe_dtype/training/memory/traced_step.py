@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,13 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 # What a process takes beside its tensors: scratch and packed weights of kernels.
 _UNSEEN_BYTES = 150 * 2**20
-# And in main memory what the heap of C keeps. A process whose allocator gives all back at once takes 17 to 39 MiB more than its
-# tensors; with glibc's defaults 190 to 390, and up to 210 more in one run than in the next of the same. For an aligned block,
+# And in main memory what the heap of C keeps. A process whose allocator gives all back at once takes 12 to 45 MiB more than its
+# tensors; with glibc's defaults 190 to 660, and up to 210 more in one run than in the next of the same. For an aligned block,
 # as torch asks for, glibc 2.36 looks for a place 96 bytes larger: of 50 that were freed between others 1 was taken again for
 # the same size (by plain malloc: 50). So what comes and goes leaves holes. Large blocks leave none: beside a vocabulary of 64,000
-# words it was 120 to 210 MiB. Fitted to 16 ways of training three models, each within 86 MiB (benchmarks/training_memory.py).
-_KEPT_OF_ALL, _KEPT_OF_PASSING = 0.12, 0.16  # of what is in small blocks
+# words it was 120 to 210 MiB. Fitted to all ways of training five models that were measured, each within 140 MiB
+# (benchmarks/training_memory.py).
+_KEPT_OF_ALL, _KEPT_OF_PASSING = 0.10, 0.23  # of what is in small blocks
 _PASSING = ("activations", "temporaries")
 _BESIDE = "the allocator and kernels"
 
@@ -123,9 +124,8 @@ def trace_step(
     with random_states_kept():
         fake = _faked(model, mode)
         inputs = with_tensors(dict(batch), lambda tensor: mode.from_tensor(tensor, static_shapes=True))
-        # A loop that has opened an autocast already would have the backward pass cast as well.
         device = next((weight.device.type for weight in model.parameters()), "cpu")
-        with mode, GroupedProducts(), torch.autocast(device, enabled=False):  # type: ignore[no-untyped-call]
+        with mode, GroupedProducts(), _without_autocast(device):  # type: ignore[no-untyped-call]
             fake.train()
             if checkpointing is not None:
                 checkpointing.enable(fake)
@@ -202,6 +202,21 @@ class _Step:
             "activations": sum(storage.nbytes() for storage in saved),
         }  # fmt: skip
         return TracedStep(self._device(), sum(kinds.values()), tuple(kinds.items()), is_of_operations=False)
+
+
+@contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Turn off an autocast that a loop has opened already, which would have the backward pass cast as well.
+
+    Not by another around it: inside of one torch keeps the casts of weights that a checkpointed layer makes on its way back,
+    and at the outermost lets them go.
+    """
+    was_on = torch.is_autocast_enabled(device)
+    torch.set_autocast_enabled(device, False)  # noqa: FBT003  (torch's own signature)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, was_on)
 
 
 def _stand_in(output: Any) -> torch.Tensor:

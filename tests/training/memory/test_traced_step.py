@@ -13,6 +13,7 @@ import pytest
 import torch
 from tiny_models import TINY
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from safe_dtype import guard
 from safe_dtype.facts import BFLOAT16
@@ -49,6 +50,27 @@ def test_what_makes_it_smaller() -> None:
         plain - 2 * WEIGHTS, rel=1e-2
     )
     assert trace_step(model, batch(8), accumulates=True).peak_bytes > plain
+
+
+class Checkpointed(nn.Module):
+    """Layers that are computed again on the way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(256, 256, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute one after the other."""
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
+def test_casts_of_checkpointed_layers() -> None:
+    """Weights that such a layer casts on its way back are let go with it, and are none of what the optimizer's step holds."""
+    step = trace_step(Checkpointed(), {0: torch.ones(1, 256)}, BFLOAT16)
+    assert dict(step.kinds)["optimizer"] > 2 * 4 * 4 * 256 * 256
+    assert dict(step.kinds).get("activations", 0) < 2 * 256 * 256
 
 
 def test_nothing_is_touched() -> None:
