@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .machine_code import address_of
+from .machine_code import Kernel
 from .programs.call import At, KernelCall
-from .target import target
+from .target import code_of_floats
 from .threads import bits_of, room, run
 
 FUNCTION = "attend"
@@ -22,7 +21,14 @@ FIELDS = (
 )  # fmt: skip
 WIDTHS = 32  # a width is a multiple of it
 MOST_SHARING = 8
-_NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def _code_of(dtype: torch.dtype, group: int) -> tuple[str, ...] | None:
+    code = code_of_floats(dtype) if dtype is not torch.float32 else None
+    return None if code is None else (*code, str(group))
+
+
+_KERNEL = Kernel(FUNCTION, "attention_row_ir", "rows of attention in {} with {} heads to shared ones", _code_of)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -42,9 +48,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """
     batch, heads, _, width = query.shape
     _, shared, positions, _ = key.shape
-    address = _address(query.dtype, heads // shared)
-    if address is None:
-        raise RuntimeError(f"no attention of {heads // shared} heads each in {query.dtype} is compiled here")
+    address = _KERNEL.address(query.dtype, heads // shared)
     output = torch.empty((batch, 1, heads, width), dtype=query.dtype, device="cpu")
     wide = room(4 * batch * heads * (width + positions))
     query_batch, query_head, _, _ = query.stride()
@@ -75,11 +79,8 @@ def attention_of_row(
         RuntimeError: If there is no code for this on this machine: see `has_attention`.
     """
     batch, heads, shared, width = shape
-    address = _address(dtype, heads // shared)
-    if address is None:
-        raise RuntimeError(f"no attention of {heads // shared} heads each in {dtype} is compiled here")
     fields = (*places, bits_of(scale), shared, positions, width, heads * width, width, *strides)
-    return KernelCall(address, batch * shared, 1, fields)
+    return KernelCall(_KERNEL.address(dtype, heads // shared), batch * shared, 1, fields)
 
 
 def has_attention(heads: int, shared: int, width: int, dtype: torch.dtype) -> bool:
@@ -89,7 +90,7 @@ def has_attention(heads: int, shared: int, width: int, dtype: torch.dtype) -> bo
         and shared > 0
         and heads % shared == 0
         and heads // shared <= MOST_SHARING
-        and _address(dtype, heads // shared) is not None
+        and _KERNEL.has(dtype, heads // shared)
     )
 
 
@@ -100,11 +101,3 @@ def can_attend(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and not (query.is_neg() or key.is_neg() or value.is_neg())
         and has_attention(query.shape[1], key.shape[1], query.shape[3], query.dtype)
     )
-
-
-@cache
-def _address(dtype: torch.dtype, group: int) -> int | None:
-    name, cpu = _NAMES.get(dtype), target()
-    if name is None or cpu is None or (dtype is torch.float16 and not cpu.halves):
-        return None
-    return address_of(FUNCTION, "attention_row_ir", name, str(group))

@@ -7,13 +7,11 @@ are one parallel region, whose threads take parts of it: one that waits for a co
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from .machine_code import address_of
-from .target import name_in_code, target
+from .machine_code import Kernel
+from .target import code_of_tiles, target
 from .threads import bits_of, room, run
 
 FUNCTION = "attend_rows"
@@ -26,6 +24,7 @@ FIELDS = (
 )  # fmt: skip
 BLOCK = 64  # positions whose scores are computed at a time
 _ROWS = 128  # of all heads that share keys, in one part
+_KERNEL = Kernel(FUNCTION, "attention_rows_ir", "rows of attention in {}", code_of_tiles)
 
 
 def attend_rows(
@@ -46,16 +45,14 @@ def attend_rows(
     Raises:
         RuntimeError: If there is no code for this dtype on this machine: see `can_attend_rows`.
     """
-    address, cpu = _address(query.dtype), target()
-    if address is None or cpu is None:
-        raise RuntimeError(f"no attention of rows in {query.dtype} is compiled here")
+    address = _KERNEL.address(query.dtype)
     query, key, value = (one if one.stride(3) == 1 else one.contiguous() for one in (query, key, value))
     if mask is not None and mask.stride(3) != 1:
         mask = mask.contiguous()
     batch, heads, rows, width = query.shape
     shared, positions, value_width = key.shape[1], key.shape[2], value.shape[3]
     output = torch.empty((batch, rows, heads, value_width), dtype=query.dtype, device="cpu")
-    lanes = cpu.tile[1]
+    lanes = _lanes()
     at_once = max(1, min(_ROWS // (heads // shared) // lanes, -(-rows // lanes))) * lanes
     chunks = -(-rows // at_once)
     room_size = 4 * _room_numbers(at_once * (heads // shared), lanes, width, value_width)
@@ -72,7 +69,7 @@ def attend_rows(
 
 def can_attend_rows(dtype: torch.dtype) -> bool:
     """Whether attention of rows in `dtype` can be computed on this machine."""
-    return _address(dtype) is not None
+    return _KERNEL.has(dtype)
 
 
 def _room_numbers(rows: int, lanes: int, width: int, value_width: int) -> int:
@@ -81,9 +78,7 @@ def _room_numbers(rows: int, lanes: int, width: int, value_width: int) -> int:
     return -(-lines // 16) * 16
 
 
-@cache
-def _address(dtype: torch.dtype) -> int | None:
-    name, cpu = name_in_code(dtype), target()
-    return (
-        None if name is None or cpu is None else address_of(FUNCTION, "attention_rows_ir", name, *map(str, cpu.tile))
-    )
+def _lanes() -> int:
+    cpu = target()
+    assert cpu is not None  # there is code for it
+    return cpu.tile[1]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .machine_code import address_of
+from .machine_code import Kernel
 from .row_product import Share
-from .target import name_in_code, target
+from .target import code_of_tiles
 from .threads import room, run
 
 FUNCTION = "multiply_columns"
@@ -23,6 +22,7 @@ OF_WEIGHT = ("weight", "y", "bias", "outputs", "stride", "row", "rows", "sums")
 # (768 by 3,072 and back, an EPYC with AVX512 and held to AVX2, one thread).
 MOST_ROWS = 8
 INPUTS_AT_A_TIME = 64  # that a thread takes: sums of so many are added up one after the other
+_KERNEL = Kernel(FUNCTION, "column_product_ir", "products of {}", code_of_tiles)
 
 
 def multiply_columns(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -73,9 +73,7 @@ def _multiply(
     x: Tensor, product: Tensor, inputs: int, stride: int, weights: Sequence[tuple[int, int, int, int]]
 ) -> None:
     """Write the products by weights, each with its address, that of its bias, its first row and how many it multiplies."""
-    address = _address(x.dtype)
-    if address is None:
-        raise RuntimeError(f"no products of {x.dtype} are compiled here")
+    address = _KERNEL.address(x.dtype)
     if not product.numel():
         return
     if not x.is_contiguous():
@@ -96,12 +94,4 @@ def _multiply(
 
 def has_column_code(dtype: torch.dtype) -> bool:
     """Whether products in this dtype can be compiled on this machine, and are."""
-    return _address(dtype) is not None
-
-
-@cache
-def _address(dtype: torch.dtype) -> int | None:
-    name, cpu = name_in_code(dtype), target()
-    if name is None or cpu is None:
-        return None
-    return address_of(FUNCTION, "column_product_ir", name, *map(str, cpu.tile))
+    return _KERNEL.has(dtype)

@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,47 @@ class _Forked:
 
 _addresses: dict[Hashable, int | None] = {}
 _engines: list[Any] = []  # what an engine has loaded goes with it
+
+
+class Kernel:
+    """The functions of one kernel, one for each kind of numbers that it works on: found once, and refused in the same words.
+
+    Args:
+        function: The name that each has in its module.
+        written_by: What writes that module: as of `address_of`.
+        what: What is computed, in words, with a place for each part of a kind: "products of {} by {}".
+        parameters: Returns what the module is written from, for a kind; None where there is no code for it on this CPU.
+    """
+
+    __slots__ = ("_addresses", "_function", "_parameters", "_what", "_written_by")
+
+    def __init__(
+        self, function: str, written_by: str, what: str, parameters: Callable[..., Iterable[str] | None]
+    ) -> None:
+        self._function, self._written_by, self._what, self._parameters = function, written_by, what, parameters
+        self._addresses: dict[tuple[Any, ...], int | None] = {}
+
+    def has(self, *kind: Any) -> bool:
+        """Whether there is code for a kind on this machine; it is compiled now where it was not before."""
+        return self._find(kind) is not None
+
+    def address(self, *kind: Any) -> int:
+        """Return the address of the function for a kind.
+
+        Raises:
+            RuntimeError: If there is no code for it on this machine.
+        """
+        address = self._addresses.get(kind) or self._find(kind)  # asked for 200 times a token
+        if address is None:
+            raise RuntimeError(f"no {self._what.format(*kind)} are compiled here")
+        return address
+
+    def _find(self, kind: tuple[Any, ...]) -> int | None:
+        if kind not in self._addresses:
+            parameters = self._parameters(*kind)
+            known = None if parameters is None else address_of(self._function, self._written_by, *parameters)
+            self._addresses[kind] = known
+        return self._addresses[kind]
 
 
 def address_of(function: str, written_by: str, *parameters: str) -> int | None:

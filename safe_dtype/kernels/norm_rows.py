@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from .machine_code import address_of
+from .machine_code import Kernel
 from .programs.call import At, KernelCall
-from .target import name_in_code
+from .target import code_of_floats
 from .threads import bits_of, run
 
 FUNCTION = "normalize_rows"
 # What its task holds, 8 bytes each; `epsilon` is the bits of a float.
 FIELDS = ("x", "y", "weight", "width", "epsilon")
 _AT_A_TIME = 2**14  # numbers that a thread takes at a time
+_KERNEL = Kernel(FUNCTION, "norm_rows_ir", "norms of rows in {}", code_of_floats)
 
 
 def normalize_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -32,7 +31,7 @@ def normalize_rows(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Raises:
         RuntimeError: If there is no code for this dtype on this machine: see `can_normalize`.
     """
-    address = _compiled(x.dtype)
+    address = _KERNEL.address(x.dtype)
     width = weight.shape[0]
     y = torch.empty_like(x)
     fields = (x.data_ptr(), y.data_ptr(), weight.data_ptr(), width, bits_of(epsilon))
@@ -55,22 +54,11 @@ def norm_of_rows(x: At, y: At, weight: int, epsilon: float, shape: tuple[int, in
         RuntimeError: If there is no code for this dtype on this machine: see `can_normalize`.
     """
     rows, width = shape
-    return KernelCall(_compiled(dtype), rows, max(1, _AT_A_TIME // width), (x, y, weight, width, bits_of(epsilon)))
+    return KernelCall(
+        _KERNEL.address(dtype), rows, max(1, _AT_A_TIME // width), (x, y, weight, width, bits_of(epsilon))
+    )
 
 
 def can_normalize(dtype: torch.dtype) -> bool:
     """Whether rows in `dtype` can be normalized on this machine."""
-    return _address(dtype) is not None
-
-
-def _compiled(dtype: torch.dtype) -> int:
-    address = _address(dtype)
-    if address is None:
-        raise RuntimeError(f"no norm of rows in {dtype} is compiled here")
-    return address
-
-
-@cache
-def _address(dtype: torch.dtype) -> int | None:
-    name = name_in_code(dtype)
-    return None if name is None else address_of(FUNCTION, "norm_rows_ir", name)
+    return _KERNEL.has(dtype)

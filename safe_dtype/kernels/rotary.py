@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .machine_code import address_of
+from .machine_code import Kernel
 from .programs.call import At, KernelCall
-from .target import name_in_code
+from .target import code_of_floats
 from .threads import run
 
 FUNCTION = "turn"
@@ -21,6 +20,7 @@ FIELDS = (
     "cos_step", "sin_batch", "sin_step", "positions", "width",
 )  # fmt: skip
 _AT_A_TIME = 2**14  # numbers that a thread takes at a time
+_KERNEL = Kernel(FUNCTION, "rotary_ir", "rotations in {}", code_of_floats)
 
 
 def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
     Raises:
         RuntimeError: If there is no code for this dtype on this machine: see `can_turn`.
     """
-    address = _compiled(query.dtype)
+    address = _KERNEL.address(query.dtype)
     batch, heads, positions, width = query.shape
     turned = torch.empty_like(query), torch.empty_like(key)
     fields: list[int] = []
@@ -74,22 +74,9 @@ def turn_of_heads(
         fields += (x, y, count, positions * count * width, width, count * width, *strides)
     fields += (cos[0], sin[0], *cos[1:], *sin[1:], positions, width)
     row = width * sum(count for _, _, count, _ in heads)
-    return KernelCall(_compiled(dtype), batch * positions, max(1, _AT_A_TIME // row), fields)
+    return KernelCall(_KERNEL.address(dtype), batch * positions, max(1, _AT_A_TIME // row), fields)
 
 
 def can_turn(dtype: torch.dtype) -> bool:
     """Whether `turn` computes in `dtype` on this machine."""
-    return _address(dtype) is not None
-
-
-def _compiled(dtype: torch.dtype) -> int:
-    address = _address(dtype)
-    if address is None:
-        raise RuntimeError(f"no rotation in {dtype} is compiled here")
-    return address
-
-
-@cache
-def _address(dtype: torch.dtype) -> int | None:
-    name = name_in_code(dtype)
-    return None if name is None else address_of(FUNCTION, "rotary_ir", name)
+    return _KERNEL.has(dtype)

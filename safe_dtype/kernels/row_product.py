@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from .machine_code import address_of
+from .machine_code import Kernel
 from .programs.call import At, KernelCall
-from .target import target
+from .target import name_in_code, target
 from .threads import room, run
 
 FUNCTION = "multiply_rows"
@@ -24,9 +24,15 @@ MOST_ROWS = 16
 # Bytes that a thread takes at a time: two parts for each thread, as long as these are read at full speed. Where two
 # threads take turns at 64 kB each, what is read ahead for the one is the other's, and both read a fifth slower than at 1 MB.
 _LEAST_AT_A_TIME, _MOST_AT_A_TIME = 2**16, 2**20
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
-_NAMES[torch.uint8] = "int4"  # two numbers in a byte
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_CODES = {torch.int8: "int8", torch.uint8: "int4"}  # of int4 two numbers in a byte
+
+
+def _code_of(x: torch.dtype, weight: torch.dtype) -> tuple[str, ...] | None:
+    computed, stored, cpu = name_in_code(x), _CODES.get(weight) or name_in_code(weight), target()
+    return None if computed is None or stored is None or cpu is None else (stored, computed, str(cpu.sums))
+
+
+_KERNEL = Kernel(FUNCTION, "row_product_ir", "products of {} by {}", _code_of)
 
 # A matrix of a stack of them, the first of the rows that it multiplies, and how many these are.
 Share: TypeAlias = tuple[int, int, int]
@@ -94,7 +100,7 @@ def multiply_rows_by_some(x: Tensor, stack: Tensor, biases: Tensor | None, share
     Raises:
         RuntimeError: If there is no code for these dtypes on this machine: see `has_code`.
     """
-    address = _compiled(stack.dtype, x.dtype)
+    address = _KERNEL.address(x.dtype, stack.dtype)
     if not x.is_contiguous():
         x = x.contiguous()
     _, outputs, inputs = stack.shape
@@ -117,7 +123,7 @@ def multiply_rows_by_some(x: Tensor, stack: Tensor, biases: Tensor | None, share
 
 def _multiplied(x: Tensor, weights: Sequence[Weighed], *, is_gated: bool = False) -> list[Tensor]:
     first = weights[0][0]
-    address = _compiled(first.dtype, x.dtype)
+    address = _KERNEL.address(x.dtype, first.dtype)
     inputs = x.shape[-1]
     if not x.is_contiguous():
         x = x.contiguous()
@@ -162,7 +168,7 @@ def product_of_rows(
     )
     of_weights, end = _of_weights(weights, rows, at_a_time)
     fields = (x, wide, first.shape[1] * _numbers_each(first), rows, len(weights), int(is_gated), *of_weights)
-    return KernelCall(_compiled(first.dtype, dtype), end, at_a_time, fields)
+    return KernelCall(_KERNEL.address(dtype, first.dtype), end, at_a_time, fields)
 
 
 def _of_weights(
@@ -186,29 +192,12 @@ def _numbers_each(weight: Tensor) -> int:
     return 2 if weight.dtype is torch.uint8 else 1
 
 
-def _compiled(weight: torch.dtype, x: torch.dtype) -> int:
-    address = _address(weight, x)
-    if address is None:
-        raise RuntimeError(f"no products of {x} by {weight} are compiled here")
-    return address
-
-
 def has_code(weight: torch.dtype, x: torch.dtype) -> bool:
     """Whether products of these dtypes can be compiled on this machine, and are."""
-    return _address(weight, x) is not None
+    return _KERNEL.has(x, weight)
 
 
 @lru_cache
 def _at_a_time(outputs: int, row_bytes: int, threads: int) -> int:
     share = outputs * row_bytes // (2 * threads)
     return max(1, min(_MOST_AT_A_TIME, max(_LEAST_AT_A_TIME, share)) // max(1, row_bytes))
-
-
-@cache
-def _address(weight: torch.dtype, x: torch.dtype) -> int | None:
-    stored, computed, cpu = _NAMES.get(weight), _NAMES.get(x), target()
-    if stored is None or computed is None or cpu is None or x not in _FLOATS:
-        return None
-    if torch.float16 in (weight, x) and not cpu.halves:
-        return None
-    return address_of(FUNCTION, "row_product_ir", stored, computed, str(cpu.sums))

@@ -66,6 +66,18 @@ def name_in_code(dtype: torch.dtype) -> str | None:
     return None if name is None or cpu is None or (dtype is torch.float16 and not cpu.halves) else name
 
 
+def code_of_floats(dtype: torch.dtype) -> tuple[str] | None:
+    """Return what code for one float is written from; None where there is none on this machine."""
+    name = name_in_code(dtype)
+    return None if name is None else (name,)
+
+
+def code_of_tiles(dtype: torch.dtype) -> tuple[str, ...] | None:
+    """Return what code for one float is written from that computes in tiles; None where there is none on this machine."""
+    name, cpu = name_in_code(dtype), target()
+    return None if name is None or cpu is None else (name, *map(str, cpu.tile))
+
+
 @cache
 def _llvm() -> Any:
     try:

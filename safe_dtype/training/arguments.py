@@ -20,17 +20,16 @@ from ..devices import default_device
 from ..devices.memory import UNKNOWN_MEMORY
 from ..errors import DeviceError
 from ..errors.warn import warn
-from ..facts import BFLOAT16, FLOAT16, FLOAT32, DeviceFacts
+from ..facts import BFLOAT16, FLOAT16, DeviceFacts
 from ..planning import Policy
 from ..ranks import current_world, failed_dtypes, is_first_rank
 from .memory.fit_training import fit_trainer
 from .rank_orders import TrainingOrder, decide_for_all, orders_of
+from .switch_precision import DTYPE_OF_NAME, NAME_OF_DTYPE
 from .training_precision import TrainingPrecision, measure_training, with_failed
 
 _CHANGED = "_safe_dtype_changed"  # in the __dict__ of arguments whose precision is not what was asked for
 _ENVIRONMENT = "ACCELERATE_MIXED_PRECISION"
-_NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 # Engines that have the precision in their own configuration.
 _ENGINES = {"ACCELERATE_USE_DEEPSPEED": "deepspeed_plugin", "ACCELERATE_USE_MEGATRON_LM": "megatron_lm_plugin"}
 
@@ -52,7 +51,7 @@ def accelerating(trainer: Any) -> Iterator[None]:
     finally:
         _here.model = outer
     args, name = trainer.args, trainer.accelerator.mixed_precision
-    if name in _DTYPES and not getattr(trainer, "is_deepspeed_enabled", False):
+    if name in DTYPE_OF_NAME and not getattr(trainer, "is_deepspeed_enabled", False):
         if args.bf16 or args.fp16:
             vars(args)[_CHANGED] = not (args.bf16 if name == "bf16" else args.fp16 and name == "fp16")
             args.bf16, args.fp16 = name == "bf16", name == "fp16"
@@ -67,7 +66,7 @@ def fit_before_training(trainer: Any) -> None:
     """
     is_shared = any(getattr(trainer, name, False) for name in ("is_deepspeed_enabled", "is_fsdp_enabled"))
     if vars(trainer.args).get(_CHANGED) and not is_shared:
-        fit_trainer(trainer, _DTYPES[trainer.accelerator.mixed_precision])
+        fit_trainer(trainer, DTYPE_OF_NAME[trainer.accelerator.mixed_precision])
 
 
 def settle_arguments(args: Any, policy: Policy) -> None:
@@ -116,16 +115,16 @@ def settled_precision(mixed_precision: str | None, cpu: bool, others: Mapping[st
         return _settled[asked] if is_settled else mixed_precision
     _settled.clear()
     asked = (mixed_precision or os.environ.get(_ENVIRONMENT) or "no").lower()
-    if asked not in _DTYPES or policy.mode == "strict" or _is_of_an_engine(others):
+    if asked not in DTYPE_OF_NAME or policy.mode == "strict" or _is_of_an_engine(others):
         return mixed_precision
     state = PartialState(cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), **_of_process_group(others))
     world = current_world()
     if world is None and asked == "no":
         return mixed_precision
     choice = decide_for_all(orders_of(world, _order(asked, str(state.device))), policy.ladder)
-    if choice.chosen == _DTYPES[asked]:
+    if choice.chosen == DTYPE_OF_NAME[asked]:
         return mixed_precision
-    _settled[asked] = _NAMES[choice.chosen]
+    _settled[asked] = NAME_OF_DTYPE[choice.chosen]
     if state.is_main_process:
         _tell(f"mixed_precision={asked!r}", choice)
     return _settled[asked]
@@ -138,7 +137,7 @@ def _order(asked: str, device: str) -> TrainingOrder:
             # What an earlier attempt of this job has failed in is no better than what is not there.
             facts = with_failed(measure_training(device, model), failed_dtypes(None, device, model))
     trained = [weight for weight in model.parameters() if weight.requires_grad] if model is not None else []
-    return TrainingOrder(_DTYPES[asked], facts, not any(weight.dtype is torch.float16 for weight in trained))
+    return TrainingOrder(DTYPE_OF_NAME[asked], facts, not any(weight.dtype is torch.float16 for weight in trained))
 
 
 def _is_of_an_engine(others: Mapping[str, Any]) -> bool:
@@ -160,5 +159,5 @@ def _tell(order: str, choice: TrainingPrecision) -> None:
     scaled = " with a GradScaler" if choice.chosen == FLOAT16 else ""
     warn(
         f"{order} was asked for, and {choice.reason}. Training in {choice.chosen}{scaled}. "
-        f"Next: ask for mixed_precision={_NAMES[choice.chosen]!r}, or use the policy 'strict' to keep the order"
+        f"Next: ask for mixed_precision={NAME_OF_DTYPE[choice.chosen]!r}, or use the policy 'strict' to keep the order"
     )

@@ -23,8 +23,9 @@ from ..facts import BFLOAT16, FLOAT16, FLOAT32, Dtype
 from ..ranks.fsdp2 import dtype_computed_in, policy_in, require_switchable, switch_policy
 from .torch_loop import ScalerOfMeshes
 
-_NAMES = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+# accelerate's names, of `mixed_precision`.
+NAME_OF_DTYPE = {BFLOAT16: "bf16", FLOAT16: "fp16", FLOAT32: "no"}
+DTYPE_OF_NAME = {name: dtype for dtype, name in NAME_OF_DTYPE.items()}
 
 # By the name of accelerate's DistributedType: each has the precision in its own configuration, made at the start.
 _ENGINES = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "XLA": "XLA"}
@@ -45,9 +46,9 @@ def precision_of(accelerator: Any) -> Dtype:
         NeedsRestart: If it is none of bfloat16, float16 and float32.
     """
     name = accelerator.mixed_precision
-    if name not in _DTYPES:
+    if name not in DTYPE_OF_NAME:
         raise NeedsRestart(f"mixed_precision={name!r}", advice="ask for 'bf16', 'fp16' or 'no', which are guarded")
-    return _DTYPES[name] if accelerator.native_amp else FLOAT32
+    return DTYPE_OF_NAME[name] if accelerator.native_amp else FLOAT32
 
 
 def engine_of(accelerator: Any) -> str | None:
@@ -93,7 +94,7 @@ def switch_precision(accelerator: Any, dtype: Dtype, *, init_scale: float | None
     scaler = parts.scaler(init_scale) if dtype == FLOAT16 else None
 
     # ACCELERATE_MIXED_PRECISION says what the program was started with: TrainingArguments made later begin with that.
-    accelerator.state._mixed_precision = _NAMES[dtype]  # of all Accelerators of the process
+    accelerator.state._mixed_precision = NAME_OF_DTYPE[dtype]  # of all Accelerators of the process
     accelerator.native_amp = dtype != FLOAT32
     accelerator.scaler = scaler
     for model in models:
@@ -115,7 +116,7 @@ def follow_precision(accelerator: Any, *, init_scale: float | None = None) -> No
     """
     dtype = precision_of(accelerator)
     holders = [_holder(_wrapped_in(model)) for model in accelerator._models]
-    if any(vars(holder).get(_COMPUTES_IN, _NAMES[dtype]) != _NAMES[dtype] for holder in holders):
+    if any(vars(holder).get(_COMPUTES_IN, NAME_OF_DTYPE[dtype]) != NAME_OF_DTYPE[dtype] for holder in holders):
         switch_precision(accelerator, dtype, init_scale=init_scale)
 
 
@@ -227,7 +228,7 @@ class _Prepared:
 
     def note(self, dtype: Dtype) -> None:
         """Note on the model what it computes in, for whoever prepares it again."""
-        self._holder.__dict__[_COMPUTES_IN] = _NAMES[dtype]
+        self._holder.__dict__[_COMPUTES_IN] = NAME_OF_DTYPE[dtype]
 
     def wrap(self, autocast: Any, to_float32: Callable[[Any], Any]) -> None:
         """Put the wrapper around forward that `Accelerator.prepare_model` puts there."""

@@ -296,12 +296,13 @@ def test_results_stay(programs: list[Any]) -> None:
 
 
 def test_copies_are_plain(programs: list[Any]) -> None:
-    """A copy of a model computes without programs, and has the same results."""
+    """A copy of a model computes without programs, and has the same results within the rounding of bfloat16."""
     model = model_by_rows("qwen3")
     result = steps(model)
     programs.clear()
-    assert steps(copy.deepcopy(model)).shape == result.shape
+    of_copy = steps(copy.deepcopy(model))
     assert not programs
+    assert (of_copy - result).abs().max() <= 0.05 * result.abs().max()
 
 
 def test_taken_off(programs: list[Any]) -> None:

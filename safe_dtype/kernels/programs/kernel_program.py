@@ -6,11 +6,13 @@ A product reads its weights through the caches of a core, and drives out of them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 
-from ..machine_code import address_of
+from ..machine_code import Kernel
 from ..threads import FIELDS, head, run_packed
 from .call import At, KernelCall
+
+FUNCTION = "run_program"
+_KERNEL = Kernel(FUNCTION, "programs.program_ir", "programs", lambda: ())
 
 
 class Program:
@@ -27,10 +29,7 @@ class Program:
     __slots__ = ("_address", "_places", "_values")
 
     def __init__(self, calls: Sequence[KernelCall], threads: int) -> None:
-        address = _address()
-        if address is None:
-            raise RuntimeError("no programs are compiled here")
-        self._address = address
+        self._address = _KERNEL.address()
         self._values: list[int] = [len(calls)]
         self._places: list[tuple[int, str, int]] = []  # where a number stands, what it is named, what is added to it
         for call in calls:
@@ -50,9 +49,4 @@ class Program:
 
 def can_run() -> bool:
     """Whether there are programs on this machine."""
-    return _address() is not None
-
-
-@cache
-def _address() -> int | None:
-    return address_of("run_program", "programs.program_ir")
+    return _KERNEL.has()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from llvmlite import ir
 
 from ..vectors import LONG, NOTHING, POINTER, loop
+from .kernel_program import FUNCTION
 
-FUNCTION = "run_program"
 _HEAD = 2  # what stands before a task: the address of its function, and how many fields it has
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
-from ..machine_code import address_of
-from ..target import name_in_code
+from ..machine_code import Kernel
+from ..target import code_of_floats
 from .call import At, KernelCall
 
 FUNCTION = "add_or_copy"
 # What its task holds, 8 bytes each; strides are in numbers, and `is_copy` is 1 or 0.
 FIELDS = ("a", "b", "y", "count", "is_copy", "heads", "batch", "head", "y_batch", "y_head")
+_KERNEL = Kernel(FUNCTION, "programs.row_parts_ir", "sums in {}", code_of_floats)
 
 
 def can_add(dtype: torch.dtype) -> bool:
     """Whether there are sums and copies in `dtype` on this machine."""
-    return _address(dtype) is not None
+    return _KERNEL.has(dtype)
 
 
 def sum_of(a: At, b: At, y: At, count: int, dtype: torch.dtype) -> KernelCall:
@@ -26,7 +25,7 @@ def sum_of(a: At, b: At, y: At, count: int, dtype: torch.dtype) -> KernelCall:
     Raises:
         RuntimeError: If there is no code for this dtype on this machine: see `can_add`.
     """
-    return KernelCall(_compiled(dtype), 1, 1, (a, b, y, count, 0, 1, 0, 0, 0, 0))
+    return KernelCall(_KERNEL.address(dtype), 1, 1, (a, b, y, count, 0, 1, 0, 0, 0, 0))
 
 
 def copy_of_heads(
@@ -45,17 +44,4 @@ def copy_of_heads(
         RuntimeError: If there is no code for this dtype on this machine: see `can_add`.
     """
     batch, heads, width = shape
-    return KernelCall(_compiled(dtype), batch * heads, batch * heads, (x, x, y, width, 1, heads, *strides))
-
-
-def _compiled(dtype: torch.dtype) -> int:
-    address = _address(dtype)
-    if address is None:
-        raise RuntimeError(f"no sums in {dtype} are compiled here")
-    return address
-
-
-@cache
-def _address(dtype: torch.dtype) -> int | None:
-    name = name_in_code(dtype)
-    return None if name is None else address_of(FUNCTION, "programs.row_parts_ir", name)
+    return KernelCall(_KERNEL.address(dtype), batch * heads, batch * heads, (x, x, y, width, 1, heads, *strides))

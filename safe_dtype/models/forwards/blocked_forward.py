@@ -17,7 +17,7 @@ from ...kernels.weights.coded_weight import CodedWeight
 from ...kernels.weights.narrow_weight import NarrowWeight
 from ..blocked_weight import BlockedWeight
 from .module_forward import has_forward, put_on, take_off, value_of
-from .plain_calls import is_plain, is_watched, needs_gradient
+from .plain_calls import is_bias, is_plain, is_watched, needs_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -133,22 +133,11 @@ def _can_multiply(blocked: BlockedWeight, x: Tensor, weight: Any, bias: Tensor |
     return (
         is_plain(x)
         and x.dtype is dtype
-        and (bias is None or _is_bias(bias, blocked))
+        and (bias is None or is_bias(bias, dtype, blocked.blocks.out_features))
         and x.dim() > 0
         and x.shape[-1] == blocked.in_features
         and not torch.is_autocast_enabled("cpu")
         and not needs_gradient(x, weight, bias)
-    )
-
-
-def _is_bias(bias: Tensor, blocked: BlockedWeight) -> bool:
-    return (
-        type(bias) is nn.Parameter
-        and bias.is_cpu
-        and bias.dtype is blocked.origin.dtype
-        and bias.shape == (blocked.blocks.out_features,)
-        and bias.is_contiguous()
-        and not bias.is_neg()
     )
 
 

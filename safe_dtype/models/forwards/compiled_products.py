@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...kernels.row_product import Weighed, has_code, multiply_rows
 from .blocked_forward import weighed_rows
 from .module_forward import has_forward, put_on, value_of
-from .plain_calls import is_plain, is_watched, needs_gradient
+from .plain_calls import is_bias, is_plain, is_watched, needs_gradient
 
 logger = logging.getLogger(__name__)
 
@@ -129,18 +129,6 @@ def lies_plainly(weight: Tensor, dtype: torch.dtype) -> bool:
         and weight.dim() == 2
         and weight.stride(1) == 1
         and not weight.is_neg()
-    )
-
-
-def is_bias(bias: Tensor, dtype: torch.dtype, outputs: int) -> bool:
-    """Whether a bias is so many numbers in a dtype, one beside the other."""
-    return (
-        type(bias) is nn.Parameter
-        and bias.is_cpu
-        and bias.dtype is dtype
-        and bias.shape == (outputs,)
-        and bias.is_contiguous()
-        and not bias.is_neg()
     )
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...kernels.column_product import has_column_code, multiply_columns
-from .compiled_products import LEAST_ELEMENTS, CompiledProducts, is_bias, lies_plainly, products_of, takes
+from .compiled_products import LEAST_ELEMENTS, CompiledProducts, lies_plainly, products_of, takes
 from .module_forward import put_on
-from .plain_calls import is_watched, needs_gradient
+from .plain_calls import is_bias, is_watched, needs_gradient
 
 _FORWARD, _FUNCTION = Conv1D.forward, torch.addmm
 

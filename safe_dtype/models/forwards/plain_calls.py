@@ -30,6 +30,18 @@ def is_plain(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and tensor.is_cpu and tensor.layout is torch.strided and not tensor.is_neg()
 
 
+def is_bias(bias: Tensor, dtype: torch.dtype, outputs: int) -> bool:
+    """Whether a bias is so many numbers in a dtype, one beside the other."""
+    return (
+        type(bias) is nn.Parameter
+        and bias.is_cpu
+        and bias.dtype is dtype
+        and bias.shape == (outputs,)
+        and bias.is_contiguous()
+        and not bias.is_neg()
+    )
+
+
 def is_watched() -> bool:
     """Whether somebody looks on who expects the calls of a plain module: a trace, a transform or a mode of torch."""
     return bool(
