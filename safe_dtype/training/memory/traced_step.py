@@ -30,8 +30,8 @@ _UNSEEN_BYTES = 150 * 2**20
 # tensors; with glibc's defaults 190 to 660, and up to 210 more in one run than in the next of the same. For an aligned block,
 # as torch asks for, glibc 2.36 looks for a place 96 bytes larger: of 50 that were freed between others 1 was taken again for
 # the same size (by plain malloc: 50). So what comes and goes leaves holes. Large blocks leave none: beside a vocabulary of 64,000
-# words it was 120 to 210 MiB. Fitted to all ways of training five models that were measured, each within 140 MiB
-# (benchmarks/training_memory.py).
+# words it was 120 to 210 MiB. Fitted to the ways of training five models that were measured, each within 141 MiB but one, which
+# takes 203 more: 28 layers, all checkpointed, in float32 (benchmarks/training_memory.py).
 _KEPT_OF_ALL, _KEPT_OF_PASSING = 0.10, 0.23  # of what is in small blocks
 _PASSING = ("activations", "temporaries")
 _BESIDE = "the allocator and kernels"
