@@ -58,6 +58,7 @@ def test_offloaded_to_disk(tmp_path: Path, saved: Callable[..., Path]) -> None:
     assert torch.equal(model(input_ids=IDS).logits, wanted(input_ids=IDS).logits)
 
 
+@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids` being on:UserWarning")  # 5.16
 def test_offloaded_to_main_memory(tmp_path: Path) -> None:
     """Weights that hooks keep in main memory, tied ones too, are cast there once."""
     from accelerate import cpu_offload

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_environment_is_plain() -> None:
     """It survives JSON as it is, and says what torch says."""
     found = environment()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["packages"]["torch"] == torch.__version__
+    assert found["packages"]["torch"] == version("torch")
     assert found["threads"]["intra_op"] == torch.get_num_threads()
     assert found["python"] == platform.python_version()
 

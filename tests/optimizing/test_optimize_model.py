@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("forked_children")
 SECONDS = 240.0
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_exported(tmp_path: Path) -> None:
     """A model on the disk becomes a program that loads here; its own files stay as they are, and a copy is kept."""
     folder, out = zoo_folder("vit", tmp_path), tmp_path / "out"

@@ -57,6 +57,9 @@ def dynamic_shapes(inputs: Mapping[str, torch.Tensor], dynamic: Dynamic) -> dict
     if not dynamic:
         return None
     hint: Any = torch.export.Dim.DYNAMIC
+    if not callable(hint):  # in torch 2.6
+        text = f"torch {torch.__version__} exports no dimension that varies within bounds. Next: install torch 2.13 or newer"
+        raise RuntimeError(text)
     return {
         name: {dim: hint(min=low, max=high) for dim, (low, high) in dynamic.of(name).items()} or None
         for name in inputs

@@ -233,8 +233,8 @@ def _find(model: PreTrainedModel) -> Found:
 
 
 def _on_cpu() -> AbstractContextManager[object]:
-    # A device context costs something for every operation.
-    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    # A device context costs something for every operation. Of one around this call get_default_device of torch 2.6 knows nothing.
+    return nullcontext() if torch.empty(0).device.type == "cpu" else torch.device("cpu")
 
 
 def fitted(proved: Proved, traced: Trace, twin: PreTrainedModel, model: PreTrainedModel) -> Gauge | str:

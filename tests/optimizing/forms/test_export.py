@@ -47,6 +47,7 @@ def test_operators_of_the_model(folder: Path) -> None:
     assert loaded.returncode == 0, loaded.stderr[-2000:]
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_an_operator_that_is_not_there(folder: Path) -> None:
     """The error says which one, where torch says only that there was an error, and to look for warnings."""
     loaded = _loaded(folder, "")

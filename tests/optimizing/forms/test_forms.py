@@ -35,6 +35,7 @@ FORMS = pytest.mark.parametrize(
 _TINY = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 
 
+@pytest.mark.needs("torch>=2.13")
 @FORMS
 def test_form(form: str, tmp_path: Path) -> None:
     """A form that is available verifies a plain module, also at another batch size; files are loaded again."""
@@ -52,6 +53,7 @@ def test_form(form: str, tmp_path: Path) -> None:
     assert found.seconds.build is not None
 
 
+@pytest.mark.needs("torch>=2.13")
 @FORMS
 def test_other_dtypes(form: str, tmp_path: Path) -> None:
     """Ids, counts and masks come back from every form, with their dtypes, also from what was loaded again."""
@@ -106,6 +108,7 @@ def test_fixed_shapes(tmp_path: Path) -> None:
     assert [stage.name for stage in found.stages] == ["traced"]
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_branch_is_named(tmp_path: Path) -> None:
     """An export that a branch prevents names the line of the branch."""
     found = attempt(Branch(), [{"x": torch.ones(2, 16)}], tmp_path, form="export")

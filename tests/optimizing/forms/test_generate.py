@@ -40,6 +40,7 @@ def request_for(model: Any, folder: Path) -> BuildRequest:
     return BuildRequest(model, BOTH_ROWS, folder, Dynamic((1, 2)))
 
 
+@pytest.mark.needs("torch>=2.13")
 @torch.no_grad()
 @pytest.mark.usefixtures("captured_only", "own_cache")
 def test_built_as_it_is_used(tmp_path: Path) -> None:
@@ -52,6 +53,7 @@ def test_built_as_it_is_used(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("torch>=2.13")
 @torch.no_grad()
 @pytest.mark.usefixtures("captured_only", "own_cache")
 def test_windows_that_slide(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def source_line(file: str, line: int) -> str:
     return (root / file).read_text(encoding="utf-8").splitlines()[line - 1].strip()
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in LONG)])
 def test_whole(name: str) -> None:
     """A model that can be captured whole is, without a word on obstacles."""
@@ -62,6 +63,7 @@ def test_whole(name: str) -> None:
     assert captured.seconds > 0
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize("name", BLAMED)
 def test_blamed_line(name: str) -> None:
     """A capture that fails on the values of tensors names the line of the model that reads them."""
@@ -80,6 +82,7 @@ def test_every_specimen_is_tested() -> None:
     assert {*QUICK, *LONG, *BLAMED, "switch_unmasked"} == set(ZOO)
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_bug_of_the_model() -> None:
     """An error that the model raises only when it is traced is told from one of its control flow, guards or not."""
     guard(ZOO["vit"].model())  # from here on the guard of the class PreTrainedModel is among the frames
@@ -89,6 +92,7 @@ def test_bug_of_the_model() -> None:
     assert captured.sites[0].file.endswith("modeling_switch_transformers.py")
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize("experts", ["batched_mm", "grouped_mm"])
 def test_remedy(experts: str) -> None:
     """Mixtral captures whole as soon as its experts are called in another way."""
@@ -121,6 +125,7 @@ def test_error_of_the_model(look: Callable[..., Any]) -> None:
         look(Branch().eval(), {"x": torch.zeros(1, 2, 15)})
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_first_run() -> None:
     """A model whose first run does what no tracer follows (Segformer installs hooks under a lock) captures whole."""
     model, inputs = ZOO["segformer"].model(), ZOO["segformer"].inputs()

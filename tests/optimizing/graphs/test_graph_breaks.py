@@ -13,6 +13,7 @@ from optimizing.zoo_modules import Branch
 from safe_dtype.optimizing.graphs import graph_breaks as breaks
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "non-strict"])
 def test_export_is_blamed_alike(strict: bool) -> None:
     """An error of torch.export names the same line: from its stack, or from the traceback of the model's own Python."""
@@ -97,6 +98,7 @@ def test_a_cause_is_classified() -> None:
     assert breaks.kind_of(error) == breaks.DATA_DEPENDENT
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_names_of_torch() -> None:
     """Every graph break that is classified by name is in torch's own registry of them."""
     registry = json.loads((Path(torch.__file__).parent / "_dynamo/graph_break_registry.json").read_text())

@@ -13,6 +13,7 @@ from safe_dtype.optimizing.nouns.job import Dynamic
 INPUTS = {"x": torch.linspace(-1, 1, 32).reshape(2, 16)}
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_program() -> None:
     """A program answers as its model does, in every batch size of its range; the model is left as it was."""
     model = Mlp().eval()
@@ -34,6 +35,7 @@ def test_first_error(caplog: pytest.LogCaptureFixture) -> None:
     assert [text.partition(" failed: ")[0] for text in logged] == ["torch.export", "torch.export, strict"]
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_dynamic_shapes() -> None:
     """A declared dimension is a hint with its range; inputs without one are fixed, as all are without a range."""
     shapes = dynamic_shapes({"x": INPUTS["x"], "y": INPUTS["x"]}, Dynamic(dims={"x": {1: (4, 16)}}))

@@ -32,6 +32,7 @@ def in_mixtral() -> tuple[str, ...]:
     return regions(ZOO["mixtral_eager"].model(), ZOO["mixtral_eager"].inputs())
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_whole_model() -> None:
     """Of a model that captures whole the only region is the model, whatever a count says of it."""
     found = survey(ZOO["jetmoe"].model(), ZOO["jetmoe"].inputs())
@@ -46,6 +47,7 @@ def test_no_part_to_compile() -> None:
     assert found.finished
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_attention_and_router(dbrx: Survey) -> None:
     """The parts of Dbrx around the loop over its experts are regions, the loop and what holds it are refused."""
     parts = ("norm_attn_norm", "ffn.router")
@@ -53,6 +55,7 @@ def test_attention_and_router(dbrx: Survey) -> None:
     assert {f"transformer.blocks.{layer}.ffn.experts" for layer in (0, 1)} <= dbrx.refused.keys()
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_experts_vary(dbrx: Survey) -> None:
     """The experts hold most of Dbrx and capture whole, but are listed apart: how many tokens they get, values decide."""
     model = ZOO["dbrx"].model()
@@ -76,6 +79,7 @@ def test_regions_run_as_before(dbrx: Survey) -> None:
         torch._dynamo.utils.counters.clear()
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_loop_over_experts_is_refused(in_mixtral: tuple[str, ...]) -> None:
     """Of Mixtral in eager form all but the experts is covered; they hold the loop themselves."""
     assert "model.layers.0.self_attn" in in_mixtral
@@ -88,6 +92,7 @@ def test_caches_are_as_they_were(in_mixtral: tuple[str, ...]) -> None:
     assert regions(ZOO["mixtral_eager"].model(), inputs) == in_mixtral
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_cache_of_the_caller() -> None:
     """A cache among the inputs is as empty afterwards as it was before."""
     model, cache = ZOO["qwen3"].model(), DynamicCache()

@@ -16,6 +16,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
 PADDED = {"input_ids": IDS, "attention_mask": (IDS != 0).long()}  # as held-out batches are: on the right
 
 
+@pytest.mark.needs("torch>=2.13")
 @torch.no_grad()
 @pytest.mark.usefixtures("captured_only")
 @pytest.mark.parametrize("inputs", [PADDED, {"input_ids": IDS[:1]}], ids=["padded", "one-row-without-a-mask"])

@@ -89,6 +89,7 @@ def test_hidden_row(tmp_path: Path) -> None:
     assert not loaded.given_up
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_other_torch(mlp: Path) -> None:
     """A program of another version of torch is not loaded: eager takes its place, and the warning says why."""
     write_record(replace(read_record(mlp), environment={"packages": {"torch": "2.4.1"}}), mlp)
@@ -99,6 +100,7 @@ def test_other_torch(mlp: Path) -> None:
     torch.testing.assert_close(loaded(**INPUTS), expected(Mlp(), INPUTS))
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_unloadable(mlp: Path) -> None:
     """A file that the runtime refuses, though it is the recorded one, leaves eager."""
     found = read_record(mlp)
@@ -121,6 +123,7 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(loaded(**INPUTS), expected(Mlp(), INPUTS))
 
 
+@pytest.mark.needs("torch>=2.13")
 @inductor
 def test_unbuildable(tmp_path: Path) -> None:
     """A form that does not build on inputs that eager takes is given up at once."""

@@ -40,6 +40,7 @@ class Kept(BaseStreamer):
         """Nothing is left to write."""
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize(
     "options",
     [
@@ -62,6 +63,7 @@ def test_as_eager(options: dict[str, Any], tmp_path: Path) -> None:
     assert (loaded.fell_back, loaded.given_up) == ("", False)
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_streamed(tmp_path: Path) -> None:
     """A streamer is given the prompt and each token, and the prompt may be passed by its place."""
     loaded, kept = made(tmp_path / "out"), Kept()
@@ -70,6 +72,7 @@ def test_streamed(tmp_path: Path) -> None:
     assert graphs() == 1
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_nan_at_the_third_step(tmp_path: Path) -> None:
     """Where the compiled step gives NaN, that very step runs again in float32, eagerly, and so does the rest."""
     loaded, truth = made(tmp_path / "out", BFLOAT16), tiny_generator(torch.bfloat16)

@@ -105,6 +105,7 @@ def test_hidden_files_are_no_part_of_it(made: Path) -> None:
     torch.testing.assert_close(load_optimized(made)(**IMAGES), expected(vit(), IMAGES))
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_form_goes_on(mlp: Path) -> None:
     """A form whose original has changed answers what it was made for; the rest is an error, not other numbers."""
     loaded = load_optimized(mlp)
@@ -114,6 +115,7 @@ def test_form_goes_on(mlp: Path) -> None:
         loaded(x=torch.randn(9, 16))
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_pickle_that_was_swapped_is_not_loaded(mlp: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A pickled original that is put there after loading runs nothing, even where the record has no hash of it."""
     write_record(replace(read_record(mlp), files={}), mlp)
@@ -151,6 +153,7 @@ def as_snapshot(folder: Path, cache: Path) -> Path:
     return snapshot
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_snapshot_of_the_hub(mlp: Path, made: Path, tmp_path: Path) -> None:
     """What was downloaded from the Hub is links to its blobs, and loads as it is."""
     form = load_optimized(as_snapshot(mlp, tmp_path / "first"))

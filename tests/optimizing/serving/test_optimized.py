@@ -58,6 +58,7 @@ def test_made_by_children(tmp_path: Path) -> None:
     torch.testing.assert_close(load_optimized(out)(**INPUTS), expected(Mlp(), INPUTS))
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_export(mlp: Path) -> None:
     """An exported program answers as eager does, in every batch size of its range."""
     loaded = load_optimized(mlp)
@@ -95,6 +96,7 @@ def test_one_callable(form: str, tmp_path: Path) -> None:
     assert loaded.fell_back == ""
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize("form", ["eager", "export", "torchscript"])
 def test_other_dtypes(form: str, tmp_path: Path) -> None:
     """Ids, counts and masks are answered in their dtypes: by the form, by eager in its place, and beside a NaN."""
@@ -134,6 +136,7 @@ def test_cast(tmp_path: Path) -> None:
     assert loaded.fell_back == ""
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_beyond_the_range(mlp: Path) -> None:
     """A size that the form was not made for goes to eager, is warned of once, and is not held against the form."""
     loaded = load_optimized(mlp)
@@ -148,6 +151,7 @@ def test_beyond_the_range(mlp: Path) -> None:
     loaded(**INPUTS)
 
 
+@pytest.mark.needs("torch>=2.13")
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -206,6 +210,7 @@ def test_transformers(tmp_path: Path) -> None:
     assert report(loaded.eager()).dtype == BFLOAT16
 
 
+@pytest.mark.needs("torch>=2.13")
 @inductor
 def test_threads(tmp_path: Path) -> None:
     """Threads that come first at the same time build the form once, and all are answered."""
@@ -254,12 +259,14 @@ def test_nothing_chosen(tmp_path: Path) -> None:
         load_optimized(tmp_path / "out")
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_device(mlp: Path) -> None:
     """A device that is not here is an error, with those that are."""
     with pytest.raises(NoSuchDeviceError, match="Would work: cpu"):
         load_optimized(mlp, device="xla:7")
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_original_is_gone(mlp: Path) -> None:
     """Where eager is needed and cannot be loaded, that is said."""
     loaded = load_optimized(mlp)
@@ -269,6 +276,7 @@ def test_original_is_gone(mlp: Path) -> None:
     loaded(**INPUTS)
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_class_of_nobody(mlp: Path) -> None:
     """A record that names something else than a model of transformers is refused before that is touched."""
     loaded = load_optimized(mlp)
@@ -277,6 +285,7 @@ def test_class_of_nobody(mlp: Path) -> None:
         loaded.eager()
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_foreign_folder(mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was made elsewhere is loaded with `trust` only; what was changed since, not even then."""
     monkeypatch.setenv("SAFE_DTYPE_CACHE", str(tmp_path / "another machine"))

@@ -52,6 +52,7 @@ def attempt_with(files: dict[str, str], **more: object) -> FormAttempt:
     return replace(made, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.needs("torch>=2.13")
 def test_program_says_what_it_is(tmp_path: Path) -> None:
     """A program of torch.export is known by its members, and a pickled module by its own."""
     export.build(BuildRequest(Mlp().eval(), {"x": torch.ones(2, 16)}, tmp_path, Dynamic()))

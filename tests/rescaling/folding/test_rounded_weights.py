@@ -188,6 +188,7 @@ def test_experts_joined_on_loading(tmp_path: Path) -> None:
         assert torch.equal(now, wanted[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids` being on:UserWarning")  # 5.16
 def test_offloaded_to_main_memory(folder: Path) -> None:
     """Weights that hooks keep in main memory are read again there, but for those that were changed."""
     from accelerate import cpu_offload

@@ -203,6 +203,7 @@ def test_cast_by_the_user(family: str, dtype: torch.dtype) -> None:
     assert float(divergence) < (0.2 if dtype == torch.bfloat16 else 2e-3)
 
 
+@pytest.mark.needs("torch>=2.13")  # torch 2.6 cannot compile the plain model, and its exports round otherwise
 @pytest.mark.parametrize("way", ["compiled", "exported"])
 def test_compiled(way: str) -> None:
     """It is compiled and exported as it is, rescaled."""
