@@ -240,6 +240,7 @@ def test_without_clipping() -> None:
     assert difference(everything(ours), everything(by_hand)) == ""
 
 
+@pytest.mark.needs("transformers>=5.23")  # older ones checkpoint all layers or none
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_activation_checkpointing(reentrant: bool) -> None:
     """Layers that are computed again in backward are computed in the precision of their window."""

@@ -39,6 +39,7 @@ def scaled_for_good(model: Any) -> nn.Module:
     return result
 
 
+@pytest.mark.needs("transformers>=5.23")  # older ones checkpoint all layers or none
 @pytest.mark.parametrize(
     ("accumulation", "arguments"),
     [

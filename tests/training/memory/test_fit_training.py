@@ -83,6 +83,7 @@ def test_what_fits_is_left_alone(tmp_path: Path, free: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.needs("transformers>=5.23")  # older ones checkpoint all layers or none
 @pytest.mark.parametrize(
     ("way", "is_on"),
     [
@@ -127,6 +128,7 @@ def test_data_that_cannot_be_looked_at(tmp_path: Path, free: Any) -> None:
     assert len(list(run.train_dataset)) == 8
 
 
+@pytest.mark.needs("transformers>=5.23")  # older ones checkpoint all layers or none
 def test_a_step_down_in_flight(free: Any) -> None:
     """What the process holds already counts as free; rows are as they are, and checkpointing may help."""
     model = TINY["qwen3"].make()

@@ -39,6 +39,7 @@ def saved(model: Qwen3MoeForCausalLM, dtype: Dtype) -> int:
     return sum(storage.nbytes() for storage in seen.values())
 
 
+@pytest.mark.needs("torch>=2.13")  # torch 2.6 groups no products on a CPU
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
 def test_what_is_saved_for_backward(dtype: Dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many bytes as a real pass keeps."""
