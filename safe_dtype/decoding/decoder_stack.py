@@ -235,7 +235,8 @@ def stack_layers(model: nn.Module, attention: Attention) -> int:
     for modules in model.modules():
         if not isinstance(modules, nn.ModuleList):
             continue
-        values = [value_of(layer) for layer in modules if layer is not None]
+        layers: list[nn.Module | None] = list(modules)  # a list of torch's may have empty places
+        values = [value_of(layer) for layer in layers if layer is not None]
         if 1 < len(values) == len(modules) and all(isinstance(value, CompiledLayer) for value in values):
             stack = DecoderStack(modules, attention, values[0].cache)
             for number, (layer, value) in enumerate(zip(modules, values, strict=True)):
