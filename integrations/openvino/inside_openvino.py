@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 _TASK = "text-generation-with-past"
-_FLOATS = {"FP32": "float32", "BF16": "bfloat16", "FP16": "float16"}
+# What weights are loaded in, and what OVConfig calls that. As bfloat16 they stay what the checkpoint holds, for which it has no
+# word; without an OVConfig, those of models of a billion parameters would be rounded to 8 bits.
+_FLOATS = {"FP32": ("float32", "fp32"), "BF16": ("bfloat16", None), "FP16": ("float16", "fp16")}
+_BEFORE_8_BITS = "FP32"
 
 
 def main(order: dict[str, Any]) -> dict[str, str]:
@@ -24,19 +27,28 @@ def main(order: dict[str, Any]) -> dict[str, str]:
 def export(model: str, out: Path, kind: str, revision: str | None) -> None:
     """Write `model` into the folder `out`, its weights stored as `kind`."""
     from optimum.exporters.openvino import main_export
-    from optimum.intel.openvino import OVConfig, OVWeightQuantizationConfig
+    from optimum.intel.openvino import OVConfig
 
-    if kind == "INT8":
-        config = OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8))
-        loaded: dict[str, Any] = {}
-    else:
-        # As bfloat16 the weights stay what the checkpoint holds; OVConfig has words for the other two alone.
-        config = None if kind == "BF16" else OVConfig(dtype={"FP32": "fp32", "FP16": "fp16"}[kind])
-        loaded = {"torch_dtype": _FLOATS[kind]}
+    dtype, word = _FLOATS[_BEFORE_8_BITS if kind == "INT8" else kind]
     main_export(
-        model, out, task=_TASK, revision=revision or "main", ov_config=config, model_loading_kwargs=loaded,
-        convert_tokenizer=True, library_name="transformers",
+        model, out, task=_TASK, revision=revision or "main", ov_config=OVConfig(dtype=word),
+        model_loading_kwargs={"torch_dtype": dtype}, convert_tokenizer=True, library_name="transformers",
     )  # fmt: skip
+    if kind == "INT8":
+        round_to_8_bits(out / "openvino_model.xml")
+
+
+def round_to_8_bits(file: Path) -> None:
+    """Round the weights of an exported model, in its place: `main_export` leaves a quantization_config to its callers."""
+    import nncf
+    import openvino
+
+    rounded = file.with_name("rounded.xml")
+    openvino.save_model(
+        nncf.compress_weights(openvino.Core().read_model(str(file))), str(rounded), compress_to_fp16=False
+    )
+    for suffix in (".xml", ".bin"):
+        rounded.with_suffix(suffix).replace(file.with_suffix(suffix))
 
 
 def run(folder: Path, compute: str, batches: list[dict[str, Any]], logits: Path) -> dict[str, str]:

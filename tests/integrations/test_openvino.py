@@ -19,6 +19,7 @@ from safe_dtype.integrations.optimum.virtual_environment import python_of
 from safe_dtype.errors import EnvironmentNotFitError, NotExportableError
 
 TINY = ROOT / "examples" / "tiny-qwen3"
+PARAMETERS = json.loads((TINY / "model.safetensors.index.json").read_text())["metadata"]["total_parameters"]
 
 
 def test_starts_without_torch() -> None:
@@ -73,6 +74,8 @@ class TestOpenvino:
         assert exported.bytes == sum(
             (tmp_path / "out" / f"openvino_model.{end}").stat().st_size for end in ("xml", "bin")
         )
+        least = 1 if kind == "INT8" else 4 if kind == "FP32" else 2  # bytes of a weight
+        assert least <= exported.bytes / PARAMETERS < least + 0.5
         assert (tmp_path / "out" / "openvino_tokenizer.xml").exists()
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
