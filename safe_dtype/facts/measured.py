@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..rendering.units import size_text
-from .coding import CODES, plainly
+from .coding import CODES, Coding, codes_of_head, coding_for, plainly
 from .dtypes import BFLOAT16, FLOAT32, Dtype
 from .learned_failure import LearnedFailure
 from .rescale import Rescale
@@ -171,6 +171,11 @@ class LinearFacts:
     def numel(self) -> int:
         """Number of elements in all of them."""
         return self.out_features * self.in_features * self.count
+
+    def coding(self, codes: Dtype) -> Coding | None:
+        """Return how they are held where linear weights are rounded to `codes`; None: they stay as they are."""
+        codes = codes if self.per_position else codes_of_head(codes)
+        return coding_for(codes, self.out_features, self.in_features)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..devices import facts_of
-from ..facts import CODES, COMPUTE, CheckpointFacts, DeviceFacts, Dtype
+from ..facts import CODES, COMPUTE, CheckpointFacts, DeviceFacts, Dtype, VerdictKind
 from ..planning import Ground, Plan
 from ..planning.candidate_routes import can_be_laid_out
 from ..planning.fewer_bits import codes_wanted, would_hold
@@ -38,8 +38,15 @@ def may_round_to(codes: Dtype, plan: Plan, request: Request, checkpoint: Checkpo
 def with_code_rates(
     codes: Dtype, device: DeviceFacts, checkpoint: CheckpointFacts, widths: Sequence[tuple[int, int]]
 ) -> DeviceFacts:
-    """Return `device`, the CPU, with verdicts on products by `codes` at `widths`, measured now or remembered."""
+    """Return `device`, the CPU, with verdicts on products by `codes` at `widths`, measured now or remembered.
+
+    Also by those of 8 bits, where some weights stay in these.
+    """
     saved = checkpoint.saved
-    routes = [(saved, op) for op in code_ops(saved, codes)]
-    rates = facts_of("cpu", dtypes=(saved,), widths=widths, ops=(), routes=routes)
-    return replace(device, verdicts=(*device.verdicts, *rates.verdicts))
+    codings = (linear.coding(codes) for linear in checkpoint.linears)
+    for kind in dict.fromkeys((codes, *(coding.codes for coding in codings if coding is not None))):
+        routes = [(saved, op) for op in code_ops(saved, kind)]
+        if any(device.verdict(*route).kind is VerdictKind.UNKNOWN for route in routes):
+            rates = facts_of("cpu", dtypes=(saved,), widths=widths, ops=(), routes=routes)
+            device = replace(device, verdicts=(*device.verdicts, *rates.verdicts))
+    return device

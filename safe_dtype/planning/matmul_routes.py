@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..facts import CODES, FLOAT16, FLOAT32, DeviceFacts, Dtype, Verdict
+from ..facts import CODES, FLOAT16, FLOAT32, INT4, INT8, DeviceFacts, Dtype, Verdict, VerdictKind, codes_of_head
 
 # The rows that are measured, and those from which what was measured there is expected to hold: one row has kernels of
 # its own, as have the few rows of beams and candidates; 90 is the geometric mean of 16 and 512.
@@ -47,7 +47,8 @@ class Routes:
     16 bit, of `safe_dtype.kernels.weights.narrow_weight`. From each, products of many rows are computed in `wide`.
     `cast_from` is the number of rows from which products of weights that lie plainly are computed in the compute dtype;
     None is never. Up to `compiled_rows` rows, such products take code that is compiled for this CPU, of
-    `safe_dtype.kernels`. With `onednn`, products from `cast_from` rows on are oneDNN's in float32, also where that is what
+    `safe_dtype.kernels`. `in_8_bits` is what those weights take that stay in 8 bits where others have 4; None where that was
+    not measured. With `onednn`, products from `cast_from` rows on are oneDNN's in float32, also where that is what
     the weights are in. With `chunks`, attention of a prompt is computed chunk by chunk.
     """
 
@@ -58,12 +59,14 @@ class Routes:
     compiled_rows: int = 0
     onednn: bool = False
     chunks: bool = False
+    in_8_bits: tuple[float, float, float] | None = None  # as `seconds_per_element`
 
-    def seconds(self, rows: int) -> float:
+    def seconds(self, rows: int, *, in_8_bits: bool = False) -> float:
         """Return the seconds for one weight element and `rows` rows, between the measured ones in proportion."""
+        measured = (self.in_8_bits if in_8_bits else None) or self.seconds_per_element
         lower, upper = (0, 1) if rows <= _MEASURED_ROWS[1] else (1, 2)
         start, stop = _MEASURED_ROWS[lower], _MEASURED_ROWS[upper]
-        first, last = self.seconds_per_element[lower], self.seconds_per_element[upper]
+        first, last = measured[lower], measured[upper]
         if rows >= stop:
             return last * rows / stop
         return first + (last - first) * (rows - start) / (stop - start)
@@ -94,12 +97,12 @@ def routes_for(  # noqa: PLR0913  (flags of one kind, by name)
 
 def code_routes(storage: Dtype, compute: Dtype, codes: Dtype, device: DeviceFacts) -> Routes | None:
     """Return the routes of linear weights that are rounded to `codes`; None where nothing was measured."""
-    verdict = code_verdict(storage, compute, codes, device)
+    per_element = _per_element(code_verdict(storage, compute, codes, device))
     plain = _routes_by(_other_kernel(storage, compute), storage, device)
-    at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
-    if at_one is None or at_some is None or at_many is None:
+    if per_element is None:
         return None
-    routes = Routes(codes.name, plain.cast_from if plain else None, (at_one, at_some, at_many), compute)
+    wider = _per_element(code_verdict(storage, compute, INT8, device)) if codes == INT4 else None
+    routes = Routes(codes.name, plain.cast_from if plain else None, per_element, compute, in_8_bits=wider)
     return replace(routes, chunks=_chunks_win(storage, compute, device, routes))
 
 
@@ -108,11 +111,9 @@ def narrow_routes(codes: Dtype, device: DeviceFacts, calls: Calls, *, is_exact: 
 
     What is not laid out takes those of plain float32.
     """
-    verdict = device.verdict(FLOAT32, narrow_op(codes))
-    at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
-    if at_one is None or at_some is None or at_many is None:
+    per_element = _per_element(device.verdict(FLOAT32, narrow_op(codes)))
+    if per_element is None:
         return None
-    per_element = (at_one, at_some, at_many)
     plain = routes_for(FLOAT32, FLOAT32, device, calls, can_be_laid_out=False, can_be_compiled=True)
     plain = plain or Routes("plain", None, per_element)
     layout = NARROW if is_exact else ROUNDED
@@ -139,8 +140,13 @@ def computed_by(op: str, storage: Dtype) -> Dtype:
 
 
 def code_verdict(storage: Dtype, compute: Dtype, codes: Dtype, device: DeviceFacts) -> Verdict:
-    """Return the verdict on products by codes, whose many rows are computed in `compute`."""
-    return device.verdict(storage, f"{_code_op(codes)}{'' if storage == compute else _CAST}")
+    """Return the verdict on products by codes, whose many rows are computed in `compute`.
+
+    Where some weights stay in 8 bits, it is that on those where these cannot be.
+    """
+    cast = "" if storage == compute else _CAST
+    own, of_some = (device.verdict(storage, f"{_code_op(one)}{cast}") for one in (codes, codes_of_head(codes)))
+    return of_some if own.runs and not of_some.runs and of_some.kind is not VerdictKind.UNKNOWN else own
 
 
 def _code_op(codes: Dtype) -> str:
@@ -243,10 +249,10 @@ def _block_routes(
         ways = {compute: ways[compute]}
     candidates = []
     for wide, verdict in ways.items():
-        at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
-        if verdict.runs and at_one is not None and at_some is not None and at_many is not None:
+        per_element = _per_element(verdict)
+        if verdict.runs and per_element is not None:
             cast_from = plain.cast_from if plain and storage != FLOAT32 else None
-            candidates.append(Routes("blocks", cast_from, (at_one, at_some, at_many), wide))
+            candidates.append(Routes("blocks", cast_from, per_element, wide))
     return min(candidates, key=lambda routes: _total(routes, calls), default=None)
 
 
@@ -261,6 +267,12 @@ def _fastest(verdicts: Iterable[Verdict], rows: int) -> tuple[float, str] | None
         if verdict.runs and (seconds := _seconds(verdict, rows)) is not None
     ]
     return min(timed, default=None)
+
+
+def _per_element(verdict: Verdict) -> tuple[float, float, float] | None:
+    """Return the seconds for one element of a weight at the measured rows; None where they were not measured."""
+    at_one, at_some, at_many = (_seconds(verdict, rows) for rows in _MEASURED_ROWS)
+    return None if at_one is None or at_some is None or at_many is None else (at_one, at_some, at_many)
 
 
 def _seconds(verdict: Verdict, rows: int) -> float | None:

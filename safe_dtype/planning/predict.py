@@ -10,6 +10,7 @@ from ..facts import (
     CODES,
     FLOAT16,
     FLOAT32,
+    INT4,
     LEAST_NARROWED,
     CacheShape,
     CheckpointFacts,
@@ -17,8 +18,6 @@ from ..facts import (
     Dtype,
     LinearFacts,
     TensorFacts,
-    codes_of_head,
-    coding_for,
 )
 from .matmul_routes import CHUNKS, Routes
 from .mixed_dtypes import is_kept
@@ -91,7 +90,7 @@ def _held_bytes(linear: LinearFacts, storage: Dtype, codes: Dtype) -> int | None
     outputs, inputs = linear.out_features, linear.in_features
     if codes not in CODES:
         return linear.numel * codes.itemsize if outputs * inputs >= LEAST_NARROWED else None
-    coding = coding_for(codes if linear.per_position else codes_of_head(codes), outputs, inputs)
+    coding = linear.coding(codes)
     return None if coding is None else linear.count * coding.nbytes(outputs, inputs, storage.itemsize)
 
 
@@ -111,8 +110,6 @@ def prefill_seconds(
 def _prefill(
     candidate: Candidate, routes: Routes, device: DeviceFacts, checkpoint: CheckpointFacts, tokens: int
 ) -> _Parts:
-    body = sum(one.numel * one.active for one in checkpoint.linears if one.per_position)
-    head = sum(one.numel for one in checkpoint.linears if not one.per_position)
     cast = routes.cast_from is not None and tokens >= routes.cast_from
     asked = (
         (candidate.storage, CHUNKS)
@@ -121,7 +118,7 @@ def _prefill(
     )
     attention = device.verdict(*asked).prefill_flops_per_s
     return _Parts(
-        products=body * routes.seconds(tokens) + head * routes.seconds(1),
+        products=_products(routes, checkpoint, tokens),
         attention=_attention_flops(checkpoint.cache, tokens) / attention if attention else 0.0,
         others=_elementwise_seconds(device, checkpoint, tokens),
     )
@@ -145,12 +142,26 @@ def _decode(storage: Dtype, routes: Routes, device: DeviceFacts, checkpoint: Che
     verdicts = (device.verdict(storage, op) for op in ("attention", "attention_row"))
     rates = [verdict.decode_bytes_per_s for verdict in verdicts if verdict.decode_bytes_per_s]
     rate = max(rates, default=device.verdict(storage).decode_bytes_per_s)
-    weights = sum(one.numel * one.active for one in checkpoint.linears)
     return _Parts(
-        products=weights * routes.seconds(1),
+        products=_products(routes, checkpoint, 1),
         attention=cache.numel_per_token * context * shared * storage.itemsize / rate if rate else 0.0,
         others=_elementwise_seconds(device, checkpoint, 1),
     )
+
+
+def _products(routes: Routes, checkpoint: CheckpointFacts, rows: int) -> float:
+    """Predict the products with weights of so many rows; the output head computes one of them."""
+    return sum(_product_seconds(linear, routes, rows if linear.per_position else 1) for linear in checkpoint.linears)
+
+
+def _product_seconds(linear: LinearFacts, routes: Routes, rows: int) -> float:
+    return linear.numel * linear.active * routes.seconds(rows, in_8_bits=_stays_in_8_bits(linear, routes))
+
+
+def _stays_in_8_bits(linear: LinearFacts, routes: Routes) -> bool:
+    """Whether these weights have 8 bits where most have 4."""
+    coding = linear.coding(INT4) if routes.layout == INT4.name else None
+    return coding is not None and coding.codes != INT4
 
 
 def _elementwise_seconds(device: DeviceFacts, checkpoint: CheckpointFacts, rows: int) -> float:

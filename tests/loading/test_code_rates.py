@@ -106,6 +106,15 @@ def test_4_bits(tiny_qwen3: Path) -> None:
     assert bits.count(4) == len(bits) - 1 >= 20
 
 
+def test_8_bits_are_measured_beside_4(tiny_qwen3: Path) -> None:
+    """What stays in 8 bits where others have 4 is predicted by what products by 8 bits were measured to take."""
+    beside, alone = (planned(tiny_qwen3, policy).routes for policy in ("int4", "int8"))
+    assert beside is not None
+    assert alone is not None
+    assert beside.in_8_bits == alone.seconds_per_element
+    assert alone.in_8_bits is None
+
+
 @pytest.mark.slow
 def test_4_bits_too_far_off(tiny_qwen3: Path) -> None:
     """Beyond the limit the warning has the drift, and the least limit that takes it, which does."""

@@ -115,6 +115,19 @@ def test_never_unasked(policy: str) -> None:
     assert not [one for one in plan.decisions if one.candidate.codes]
 
 
+def test_wrong_in_8_bits() -> None:
+    """Where products by 8-bit codes are wrong, 4 bits are rejected as well, for the output head would have 8; unmeasured they are not."""
+    checkpoint, wrong = (
+        measured(f.checkpoint(), 1e-4, INT4),
+        f.verdict(BFLOAT16, VerdictKind.WRONG, 12, 100, op="matmul_int8"),
+    )
+    others = tuple(one for one in cpu().verdicts if "int8" not in one.op)
+    for verdicts, ground in ((others, None), ((*others, wrong), Ground.WRONG)):
+        plan = make_plan(replace(cpu(), verdicts=verdicts), checkpoint, "int4")
+        (decision,) = (one for one in plan.decisions if one.candidate == Candidate(BFLOAT16, BFLOAT16, INT4))
+        assert decision.ground == ground
+
+
 def test_nothing_else_fits() -> None:
     """Where it alone fits it is measured, and loaded where its drift allows that; otherwise the rest lies on the disk."""
     device, checkpoint = cpu(free_bytes=1 * GB), f.checkpoint()

@@ -58,6 +58,23 @@ def test_prefill(linears: tuple[LinearFacts, ...], tokens: int, seconds: float) 
     assert prefill_seconds(IN_FLOAT32, ROUTES, f.device(), model(*linears), tokens) == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("layout", "linear", "seconds"),
+    [
+        pytest.param("int4", LinearFacts(1024, 1024, 1), 64e-9, id="4-bits"),
+        pytest.param("int4", LinearFacts(1024, 1000, 1), 128e-9, id="no-whole-groups"),
+        pytest.param("int4", LinearFacts(1024, 1024, 1, per_position=False), 2e-9, id="the-head"),
+        pytest.param("int8", LinearFacts(1024, 1024, 1, per_position=False), 1e-9, id="the-head-beside-8-bits"),
+        pytest.param("int4", LinearFacts(64, 64, 256, per_position=False), 1e-9, id="too-small-for-either"),
+    ],
+)
+def test_what_stays_in_8_bits(layout: str, linear: LinearFacts, seconds: float) -> None:
+    """Where most weights have 4 bits, those that stay in 8 take the time of products by 8."""
+    routes = replace(ROUTES, layout=layout, in_8_bits=(2e-9, 4e-9, 128e-9))
+    found = prefill_seconds(IN_FLOAT32, routes, f.device(), model(linear), 512)
+    assert found == pytest.approx(linear.numel * seconds)
+
+
 def test_prefill_counts_attention() -> None:
     """Two products of all tokens with all tokens for every head, at the rate that was measured for attention."""
     cache = CacheShape(layers=2, kv_heads=4, head_dim=8, attention_heads=4)
