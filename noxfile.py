@@ -29,6 +29,8 @@ class Tool:
     packages: tuple[str, ...] = ()
     pinned: bool = True
     settings: dict[str, str] = field(default_factory=dict)  # of its environment, beside the user's
+    needs: tuple[str, ...] = ()  # what has to be there, where that is not what has its name
+    other_pins: tuple[str, ...] = ()  # packages of constraints.txt that it wants in another version
 
 
 # By the name that `needs` and `--must-have` have for it: that of its module, or a name of tests/conftest.py.
@@ -37,8 +39,12 @@ TOOLS: dict[str, Tool] = {
     "compressed_tensors": Tool(("compressed-tensors",)),
     "torchao": Tool(("torchao",)),
     "diffusers": Tool(("diffusers",)),
+    "gptqmodel": Tool(
+        ("gptqmodel==7.4.0", "optimum", "torchvision"), other_pins=("numpy",)
+    ),  # 7.7 asks for torch 2.14.1
     "lm_eval": Tool(("lm-eval",)),
     "openvino": Tool(settings={"SAFE_DTYPE_OPTIMUM_INTEL": ""}),  # its tests make an environment for optimum-intel
+    "pipelines": Tool(("av", "pandas"), needs=("av", "pandas")),
     "sentence_transformers": Tool(("sentence-transformers",)),
     "serve": Tool(("transformers[serving]",)),
     "trl": Tool(("trl",)),
@@ -73,10 +79,21 @@ def newest(session: nox.Session) -> None:
 def tool(session: nox.Session, name: str) -> None:
     """Test one tool against the real library."""
     row = TOOLS[name]
-    session.install(*(PINNED if row.pinned else ()), "-e", ".[test]", *row.packages)
+    session.install(*_pins(session, row), "-e", ".[test]", *row.packages)
     files = sorted(str(file) for file in Path("tests/integrations").glob(f"test_{name}*.py"))
     settings = row.settings | {setting: os.environ[setting] for setting in row.settings if setting in os.environ}
-    session.run("pytest", "-m", "", *files, "--must-have", name, *session.posargs, env=settings)
+    session.run(
+        "pytest", "-m", "", *files, "--must-have", ",".join(row.needs or (name,)), *session.posargs, env=settings
+    )
+
+
+def _pins(session: nox.Session, row: Tool) -> tuple[str, ...]:
+    if not row.pinned or not row.other_pins:
+        return PINNED if row.pinned else ()
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    file = Path(session.create_tmp()) / "constraints.txt"
+    file.write_text("\n".join(pin for pin in pins if pin.partition("==")[0] not in row.other_pins), encoding="utf-8")
+    return ("-c", str(file))
 
 
 @nox.session

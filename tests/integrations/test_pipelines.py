@@ -1,199 +1,33 @@
 """Every task of transformers' `pipeline` that runs tiny: bits of a plain pipeline while all is well, rescued where it is not.
 
-Absent are the tasks whose libraries these tests do not have: table-question-answering (pandas), video-classification (av),
-mask-generation (torchvision).
+Tables want pandas and videos av, which are no dependencies of the tests: they have a lane, `nox -s "tool(pipelines)"`. Absent are
+any-to-any and mask-generation, which want torchvision.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers as tf
 from PIL import Image
-from zoo import ZOO
-from zoo_models import SPEECH, TEXT, VISION, bert
+from pipeline_tasks import SENTENCES, TASKS, words
 
 from safe_dtype import FLOAT32, SafeDtypeWarning, guard, patched, plan_of, report
 from safe_dtype.testing import fault
 
 BF16 = torch.bfloat16
-TINY_QWEN3 = Path(__file__).resolve().parents[2] / "examples" / "tiny-qwen3"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "sat", "on", "the", "mat"]
-
-
-def words() -> Any:
-    """Return a tokenizer of a few words, in the form of BERT's."""
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    special = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
-    return tf.PreTrainedTokenizerFast(tokenizer_object=made, **special, model_max_length=64)
-
-
-def picture(side: int = 32) -> Image.Image:
-    """Return a picture of noise."""
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8))
-
-
-def tone(samples: int = 400) -> np.ndarray:
-    """Return a tone, of 16000 samples a second."""
-    return np.sin(np.arange(samples) / 7).astype(np.float32)
-
-
-def _sized(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
-
-
-def _clip_pictures() -> Any:
-    return tf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=_sized(32))
-
-
-@dataclass(frozen=True)
-class Task:
-    """One task: its model, what stands before the model, and what is asked."""
-
-    make: Callable[[], Any]
-    before: Callable[[], dict[str, Any]]
-    inputs: Callable[[], Any]
-    options: dict[str, Any] = field(default_factory=dict)
-    many: bool = True  # takes a list of inputs, and `batch_size`
-    narrow: torch.dtype = torch.bfloat16
-
-    def model(self, dtype: torch.dtype) -> Any:
-        """Return the model, of the same weights every time."""
-        torch.manual_seed(0)
-        model = self.make().eval()
-        with torch.no_grad():
-            for weight in model.parameters():  # as made some say the same to everybody
-                weight += 0.1 * torch.randn_like(weight)
-        return model.to(self.narrow).to(dtype)
-
-
-def _labelled(task_head: str) -> Callable[[], Any]:
-    labels = ["contradiction", "neutral", "entailment"]
-    return bert(task_head, id2label=dict(enumerate(labels)), label2id={name: at for at, name in enumerate(labels)})
-
-
-def _speech_tokens() -> Any:
-    vocabulary = {"<pad>": 0, "<unk>": 1, "|": 2, **{chr(97 + number): 3 + number for number in range(26)}}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    return tf.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<pad>")
-
-
-def _sounds() -> dict[str, Any]:
-    return {"feature_extractor": tf.Wav2Vec2FeatureExtractor()}
-
-
-def _chat_model() -> Any:
-    return tf.AutoModelForCausalLM.from_pretrained(TINY_QWEN3, dtype=torch.float32)
-
-
-def _chat_tokens() -> dict[str, Any]:
-    return {"tokenizer": tf.AutoTokenizer.from_pretrained(TINY_QWEN3)}
-
-
-def _decisions() -> dict[str, Any]:
-    from transformers.decision import DecisionConfig
-
-    tokenizer = _chat_tokens()["tokenizer"]
-    yes, no = (next(text for text in texts if _is_a_token(tokenizer, text)) for texts in (("y", "a"), ("n", "b")))
-    return {"tokenizer": tokenizer, "decision_config": DecisionConfig(labels={"noul": [yes, no]})}
-
-
-def _is_a_token(tokenizer: Any, text: str) -> bool:
-    return len(tokenizer.encode(text, add_special_tokens=False)) == 1
-
-
-SENTENCES = ["the cat sat on the mat", "a dog"]
-GREEDY = {"max_new_tokens": 4, "do_sample": False}
-
-TASKS: dict[str, Task] = {
-    "audio-classification": Task(
-        lambda: tf.Wav2Vec2ForSequenceClassification(tf.Wav2Vec2Config(**SPEECH, classifier_proj_size=16, num_labels=3)),
-        _sounds, lambda: [tone(), tone(300)],
-    ),
-    "automatic-speech-recognition": Task(
-        lambda: tf.Wav2Vec2ForCTC(tf.Wav2Vec2Config(**SPEECH)),
-        lambda: _sounds() | {"tokenizer": _speech_tokens()}, lambda: [tone(), tone(300)],
-    ),
-    "feature-extraction": Task(bert("Model"), lambda: {"tokenizer": words()}, lambda: SENTENCES),
-    "text-classification": Task(
-        bert("ForSequenceClassification", num_labels=3), lambda: {"tokenizer": words()}, lambda: SENTENCES
-    ),
-    "token-classification": Task(
-        bert("ForTokenClassification", num_labels=3), lambda: {"tokenizer": words()}, lambda: SENTENCES
-    ),
-    "document-question-answering": Task(
-        lambda: tf.LayoutLMForQuestionAnswering(tf.LayoutLMConfig(**TEXT, max_2d_position_embeddings=1001)),
-        lambda: {"tokenizer": words()},
-        lambda: {
-            "question": "the cat", "image": None,
-            "word_boxes": [[word, [10 * number, 10, 10 * number + 9, 20]] for number, word in enumerate(WORDS[5:])],
-        },
-        many=False,
-    ),
-    "fill-mask": Task(
-        bert("ForMaskedLM"), lambda: {"tokenizer": words()},
-        lambda: ["the cat [MASK] on the mat", "a [MASK]"], {"top_k": 2, "targets": WORDS[5:]},
-    ),
-    "text-generation": Task(_chat_model, _chat_tokens, lambda: ["The argument is", "A ship"], GREEDY),
-    "zero-shot-classification": Task(
-        _labelled("ForSequenceClassification"), lambda: {"tokenizer": words()}, lambda: SENTENCES,
-        {"candidate_labels": ["cat", "dog"], "hypothesis_template": "the {} sat"},
-    ),
-    "zero-shot-image-classification": Task(
-        ZOO["clip"].make, lambda: {"tokenizer": words(), "image_processor": _clip_pictures()},
-        lambda: [picture(), picture(40)], {"candidate_labels": ["cat", "dog"], "hypothesis_template": "the {}"},
-    ),
-    "image-classification": Task(
-        ZOO["vit"].make, lambda: {"image_processor": tf.ViTImageProcessor(size=_sized(32))},
-        lambda: [picture(), picture(40)],
-    ),
-    "image-feature-extraction": Task(
-        lambda: tf.ViTModel(tf.ViTConfig(**VISION)), lambda: {"image_processor": tf.ViTImageProcessor(size=_sized(32))},
-        lambda: [picture(), picture(40)],
-    ),
-    "image-segmentation": Task(
-        ZOO["segformer"].make, lambda: {"image_processor": tf.SegformerImageProcessor(size=_sized(64))},
-        lambda: [picture(64)],
-    ),
-    "object-detection": Task(
-        ZOO["yolos"].make, lambda: {"image_processor": tf.YolosImageProcessor(size=_sized(32))},
-        lambda: [picture()], {"threshold": 0.0},
-    ),
-    "zero-shot-object-detection": Task(
-        ZOO["owlvit"].make, lambda: {"tokenizer": words(), "image_processor": tf.OwlViTImageProcessor(size=_sized(32))},
-        lambda: {"image": picture(), "candidate_labels": ["cat", "dog"]}, {"threshold": 0.0}, many=False,
-    ),
-    "depth-estimation": Task(
-        ZOO["dpt"].make, lambda: {"image_processor": tf.DPTImageProcessor(size=_sized(32))},
-        lambda: [picture(), picture(40)], narrow=torch.float16,  # of bfloat16 this pipeline cannot make an array
-    ),
-    "decision": Task(
-        _chat_model, _decisions,
-        lambda: [
-            {"state": state, "questions": {"it": {"type": "noul", "instructions": "Is it good?"}}}
-            for state in ("The argument is", "A ship")
-        ],
-        many=False,
-    ),
-}  # fmt: skip
 QUICK = ("text-classification", "text-generation", "image-classification")
-NEEDED = {"decision": [pytest.mark.needs("transformers.decision")]}  # not in transformers 5.16
+NEEDED = {
+    "decision": [pytest.mark.needs("transformers.decision")],  # not in transformers 5.16
+    "table-question-answering": [pytest.mark.needs("pandas")],
+    "video-classification": [pytest.mark.needs("av")],
+}
 EACH = [
     pytest.param(name, marks=[*NEEDED.get(name, []), *([] if name in QUICK else [pytest.mark.slow])]) for name in TASKS
 ]
@@ -249,7 +83,7 @@ class CalledLast:
 
 @pytest.mark.parametrize("task", EACH)
 def test_task(task: str) -> None:
-    """Bits of plain while all is well; with NaN from the last layer the answer of float32, inputs rounded or not."""
+    """Bits of plain while all is well; with a fault in the last layer, NaN mostly, the answer of float32, inputs rounded or not."""
     row = TASKS[task]
     plain = row.model(row.narrow)
     last = CalledLast(plain)
@@ -258,7 +92,7 @@ def test_task(task: str) -> None:
     model = guard(row.model(row.narrow))
     assert_alike(asked(task, model), wanted)
     assert report(model).events == ()
-    with fault(model, spoiled, "nan") as put:
+    with fault(model, spoiled, row.kind) as put:
         answer = asked(task, model)
     assert put.fired
     assert {event.after for event in report(model).events} == {FLOAT32}
