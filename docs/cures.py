@@ -64,7 +64,8 @@ CURES = {
     "NotGuardedError": "`safe_dtype.guard(model)`, or load it with `SafeAutoModel`.",
     "NoDtypeLeft": (
         "See the cause, and the attempts in the message. No room for float32: free memory, or `device_map='auto'`. The same in "
-        "float32: look in weights and inputs. A failure that should be cured: [write a report](#tell-us)."
+        "float32: look in weights and inputs; in training, lower the learning rate or clip gradients. A failure that should be "
+        "cured: [write a report](#tell-us)."
     ),
     "CannotResumeError": "Call again: the model is in the next dtype already.",
     "DeviceLostError": (

@@ -37,17 +37,24 @@ class NotGuardedError(GuardError):
 class NoDtypeLeft(GuardError):  # noqa: N818  (its public name from the beginning)
     """A step failed, and so did every remedy. The model stays usable, in the dtype that was tried last."""
 
-    def __init__(self, failure: str, dtype: str, attempts: tuple[TriedRemedy, ...]) -> None:
+    def __init__(
+        self,
+        failure: str,
+        dtype: str,
+        attempts: tuple[TriedRemedy, ...],
+        *,
+        optimizer_step: int | None = None,
+        next_step: str = "",
+    ) -> None:
         super().__init__(failure, dtype, attempts)
         self.failure, self.dtype, self.attempts = failure, dtype, attempts
+        self.optimizer_step = optimizer_step  # of training, counted from 0; None: of a call
+        self.next_step = next_step or _LOOK
 
     def __str__(self) -> str:
         tried = "\n".join(f"  {attempt}" for attempt in self.attempts)
-        return (
-            f"{self.failure}. Nothing is left to try in {self.dtype}:\n{tried}\n"
-            "Next: see the cause above. Not enough memory: free some, or load with device_map='auto'. The same failure "
-            "in float32: look for it in the weights or the inputs."
-        )
+        where = "" if self.optimizer_step is None else f" at optimizer step {self.optimizer_step}"
+        return f"{self.failure}{where}. Nothing is left to try in {self.dtype}:\n{tried}\nNext: {self.next_step}."
 
 
 class CannotResumeError(GuardError):
@@ -94,3 +101,9 @@ class RescaleError(SafeDtypeError, RuntimeError):
         return (
             f"No exact rescaling: {self.problem}. Next: load it in another dtype, with dtype='float32' or 'bfloat16'."
         )
+
+
+_LOOK = (
+    "see the cause above. Not enough memory: free some, or load with device_map='auto'. The same failure in float32: look "
+    "for it in the weights or the inputs"
+)

@@ -78,7 +78,7 @@ class NothingFitsError(NoSafeDtypeError):
 class StrictModeError(PlanError):
     """The dtype that was ordered in strict mode was rejected or failed; or, in any mode, no model computes in it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (facts, as they are pickled)
         self,
         ordered: str,
         reason: str,
@@ -87,11 +87,13 @@ class StrictModeError(PlanError):
         next_step: str = "",
         only_stores: bool = False,
         kept_as: str = "",
+        are_untried: bool = False,
     ) -> None:
         super().__init__(ordered, reason, would_work)
         self.ordered, self.reason, self.would_work = ordered, reason, would_work
         self.kept_as = kept_as  # why it is this dtype where nobody ordered one: "as saved"
         self.next_step = next_step  # of a model that failed when it ran; empty: it is about what is to be loaded
+        self.are_untried = are_untried  # True: nobody knows of `would_work` whether it works
         self.only_stores = only_stores  # True: `ordered` is a format of files, in any mode no dtype to load in
 
     def __str__(self) -> str:
@@ -102,9 +104,10 @@ class StrictModeError(PlanError):
                 f"Would work: {others}. Next: order one of these, or leave the dtype to the plan."
             )
         if self.next_step:
+            known = "Not tried" if self.are_untried else "Would work"
             return (
                 f"In strict mode this model stays in {self.ordered}, and it failed: {self.reason}. "
-                f"Would work: {others}. Next: {self.next_step}."
+                f"{known}: {others}. Next: {self.next_step}."
             )
         whose = f"is kept in strict mode, {self.kept_as}" if self.kept_as else "was ordered"
         order = "order one of these with dtype=..., or " if self.would_work else ""

@@ -366,7 +366,7 @@ class PrecisionGuard:
     def _go_on(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, since: float) -> None:
         before, step, was = self.dtype, self.windows_done, (self.dtype, self.rescaled, self.autocasts.are_off)
         module = module_in(self.loop.models, error)
-        remedy = self._next.after(tally, kind, reason, error)
+        remedy = self._next.after(tally, kind, reason, error, step=step)
         if remedy is None:
             logger.info("step %d in %s runs again to show which products overflow: %s", step, before, reason)
             return

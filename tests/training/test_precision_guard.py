@@ -75,6 +75,11 @@ def test_nan_in_every_dtype_is_an_error_that_says_so(uses_accelerate: bool) -> N
     ) as raised:
         run(Run(fault=Fault("nan", 1, (BF16, FP16, FP32)), uses_accelerate=uses_accelerate))
     assert raised.value.dtype == "float32"
+    assert raised.value.optimizer_step == 1
+    text = str(raised.value)
+    assert "not finite at optimizer step 1" in text
+    assert all(word in text.partition("Next: ")[2] for word in ("labels", "learning rate", "max_grad_norm"))
+    assert "device_map" not in text
     with pytest.raises(KeyError, match="labels"):
         run(Run(fault=Fault("foreign"), uses_accelerate=uses_accelerate))
 

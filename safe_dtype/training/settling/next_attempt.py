@@ -17,6 +17,12 @@ from .own_autocasts import WITHOUT_OWN, OwnAutocasts
 from .window_vote import LOSS_ALONE
 
 _MOST_NAMES = 4  # of layers, in one line
+_SEE_CAUSE = "see the cause above. The step was not applied"
+_NO_FLOAT32 = "the step was not applied. Let the ladder end with float32"
+_OF_NUMBERS = (  # after float32: precision is not to blame
+    "the step was not applied. Look whether the weights are finite and the batch too, its labels among it; else begin "
+    "again from an earlier checkpoint with a lower learning rate, a warmup, or clipped gradients (max_grad_norm)"
+)
 
 
 class NextAttempt:
@@ -78,8 +84,12 @@ class NextAttempt:
         reason = f"{judgement.reason} in {self._loop.dtype} either, and all gradients are finite"
         return Judgement(Vote.RETRY, reason, is_loss_alone=True)
 
-    def after(self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None) -> str | None:
+    def after(
+        self, tally: VoteTally, kind: FailureKind, reason: str, error: Exception | None, *, step: int
+    ) -> str | None:
         """Change the loop, and return the remedy, in words; None where the next attempt only looks for one.
+
+        `step` is that of the optimizer, which an error names.
 
         Raises:
             NoDtypeLeft: If this was the last dtype.
@@ -88,11 +98,11 @@ class NextAttempt:
         if tally.vote is Vote.RETRY and is_loss_alone:
             return self._return()
         if tally.vote is Vote.RETRY:
-            return self._after_watch(error) if is_watched else self._halve()
+            return self._after_watch(error, step) if is_watched else self._halve()
         if kind is FailureKind.NONFINITE and not is_loss_alone and not is_watched and self._shows_products():
             self._reason = reason
             return None
-        return self._step_down(kind, self._reason if is_watched else reason, error)
+        return self._step_down(kind, self._reason if is_watched else reason, error, step)
 
     def _shows_products(self) -> bool:
         """Whether the next attempt shows which products overflow."""
@@ -101,12 +111,12 @@ class NextAttempt:
         self.has_other_products = self._rung.is_taken(self._loop.scaler, self._has_room)
         return self.has_other_products
 
-    def _after_watch(self, error: Exception | None) -> str:
+    def _after_watch(self, error: Exception | None, step: int) -> str:
         names = self._rung.settle(self._loop.scaler, self._first_scale)
         if names is None:
             return self._halve()
         if not names:
-            return self._step_down(FailureKind.NONFINITE, self._reason, error)
+            return self._step_down(FailureKind.NONFINITE, self._reason, error, step)
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
         return f"in {self._loop.dtype} with scaled products of {', '.join(names[:_MOST_NAMES])}{more}"
 
@@ -119,7 +129,7 @@ class NextAttempt:
         scaler._growth_tracker.fill_(0)
         return f"loss scale {scaler.get_scale():g}"
 
-    def _step_down(self, kind: FailureKind, reason: str, error: Exception | None) -> str:
+    def _step_down(self, kind: FailureKind, reason: str, error: Exception | None, step: int) -> str:
         before, products = self._loop.dtype, self._rung.products
         products.watch_no_more()
         self._tried.append(Attempt(self._now(), reason))
@@ -128,7 +138,10 @@ class NextAttempt:
             return self._now()
         if not below:
             self._autocasts.failed()
-            raise NoDtypeLeft(reason, before.name, tuple(self._tried)) from error
+            of_numbers = _OF_NUMBERS if before == FLOAT32 else _NO_FLOAT32
+            advice = of_numbers if kind is FailureKind.NONFINITE else _SEE_CAUSE
+            attempts = tuple(self._tried)
+            raise NoDtypeLeft(reason, before.name, attempts, optimizer_step=step, next_step=advice) from error
         if kind is not FailureKind.NONFINITE:
             self._left = None
         elif self._left is None:

@@ -196,12 +196,15 @@ class _Attached:
         except NoDtypeLeft as exc:
             if self._policy.mode != "strict":
                 raise
-            others = tuple(dtype.name for dtype in LADDER if dtype.name != exc.dtype)
+            names = [dtype.name for dtype in LADDER]
+            below = tuple(names[names.index(exc.dtype) + 1 :])
+            switch = "train in one of these, or without 'strict', which tries them in turn"
             raise StrictModeError(
                 exc.dtype,
-                exc.failure,
-                others,
-                next_step="none of these was tried on this step: train in one, or without 'strict', which tries them in turn",
+                f"{exc.failure} at optimizer step {exc.optimizer_step}",
+                below,
+                next_step=switch if below else exc.next_step,
+                are_untried=bool(below),
             ) from exc.__cause__
 
     def _begin_precision(self) -> Dtype:

@@ -155,6 +155,7 @@ def test_a_strict_trainer() -> None:
     AcceleratorState._reset_state(True)
     ours = train(Setting(change=_with_own, policy="strict", dtype=FLOAT32))
     assert type(ours.error) is StrictModeError
+    assert "Would work: none. Next: see the cause above. The step was" in str(ours.error)
 
 
 def test_a_trainer_that_is_resumed(tmp_path: Path) -> None:
