@@ -86,6 +86,7 @@ def _weight_and_epsilon(self: nn.Module, x: Tensor) -> tuple[Tensor, float] | No
     weight, epsilon = _weight_of(self, x.dtype), self.__dict__.get("variance_epsilon")
     if (
         weight is None
+        or not can_normalize(x.dtype)  # a model that was cast to float64
         or type(epsilon) is not float
         or x.dim() == 0
         or x.shape[-1] != weight.shape[0]

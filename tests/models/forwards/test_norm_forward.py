@@ -281,7 +281,7 @@ def test_a_function_that_is_replaced(name: str, monkeypatch: pytest.MonkeyPatch,
     assert not calls["rotations"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     """Models in another dtype go on as plain ones."""
     plain, model = model_of("qwen3"), model_of("qwen3")
