@@ -208,9 +208,12 @@ def _computed(  # noqa: PLR0913  (the arguments are transformers')
 
 def _attended(
     value: CompiledLayer, self: Any, states: Tensor, position_embeddings: Any, attention_mask: Any,
-    cache: Any, **kwargs: Any,
+    cache: Any, /, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
-    """Return what the known forward of attention does."""
+    """Return what the known forward of attention does.
+
+    Continuous batching hands its pool to attention as `cache`, beside the cache of the call.
+    """
     modules, source, leading = self._modules, value.attends.__globals__, states.shape[:-1]
     shape = (*leading, -1, self.head_dim)
     query, key, values = (one.view(shape) for one in _products([modules[name] for name in PROJECTIONS], states))

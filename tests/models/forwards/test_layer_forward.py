@@ -63,6 +63,16 @@ def test_every_bit_is_the_modules(name: str, rows: int, layers: list[Any]) -> No
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_arguments_for_attention_alone(name: str, layers: list[Any]) -> None:
+    """What is handed on to attention may have any name: continuous batching hands it its pool as `cache`."""
+    model = compiled(name)
+    with torch.no_grad():
+        plain = model(IDS[:, :3], use_cache=False).logits
+        assert torch.equal(model(IDS[:, :3], use_cache=False, cache="a pool").logits, plain)
+    assert layers
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_plains(name: str, layers: list[Any]) -> None:
     """Greedy tokens are those of the plain model, in the forms of generation that roll a cache back as well."""
     plain, model = model_of(name), compiled(name)
