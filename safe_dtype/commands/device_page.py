@@ -47,7 +47,7 @@ def devices_page(devices: Iterable[tuple[DeviceFacts, Iterable[LearnedFailure]]]
     names = ", ".join(facts.name for facts, _ in known)
     parts = [lead("What each number format is worth here: measured, not looked up.")] if known else []
     parts += [device_section(facts, lessons) for facts, lessons in known]
-    return html_page(f"Number formats on {names or 'no device'}", parts, made_by="safe-dtype doctor --html")
+    return html_page(f"Number formats on {names or 'no device'}", parts, made_by="safe-dtype doctor --html FILE")
 
 
 def device_section(facts: DeviceFacts, lessons: Iterable[LearnedFailure] = ()) -> str:

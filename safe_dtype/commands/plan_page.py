@@ -47,7 +47,7 @@ def plan_page(plan: Plan, more: Iterable[str] = (), *, elsewhere: str | None = N
         *more,
     ]
     device = [] if elsewhere is None else ["--device", shlex.quote(elsewhere)]
-    made_by = " ".join(["safe-dtype plan", plan.source, *device, "--html"])
+    made_by = " ".join(["safe-dtype plan", plan.source, *device, "--html", "FILE"])
     return html_page(f"Plan of {plan.source}{in_files}", parts, made_by=made_by)
 
 

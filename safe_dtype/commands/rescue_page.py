@@ -27,7 +27,7 @@ def rescue_page(rescue: Rescue) -> str:
         *rescue_sections(rescue),
     ]
     title = f"{rescue.model} in float16"
-    return html_page(title, parts, made_by=f"safe-dtype rescue {rescue.model} --html")
+    return html_page(title, parts, made_by=f"safe-dtype rescue {rescue.model} --html FILE")
 
 
 def rescue_sections(rescue: Rescue) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from ..errors import PolicyError, UnknownDtypeError
-from ..facts import COMPUTE, DEFAULT_MAX_DRIFT, INT4, INT8, Dtype, dtype_named
+from ..facts import COMPUTE, DEFAULT_MAX_DRIFT, FLOAT32, INT4, INT8, Dtype, dtype_named
 
 Prefer = Literal["speed", "memory", "fidelity"]
 Mode = Literal["auto", "strict"]
@@ -31,6 +31,10 @@ _MEANT = {value: f"{key}={value}" for key, values in _CHOICES.items() for value 
 }  # fmt: skip
 _RECIPES = r"ignore|use|[\w-][\w.-]*/[\w-][\w.-]*"
 _UNKNOWN = "auto,prefer=memory"  # where nothing is like what was written
+# What other libraries call it, and what stands for a key of its own wherever it is written.
+_OWN_WORDS = {word: word for word in ("int8", "int4", "islands", "strict", "auto")} | {
+    "8bit": "int8", "load_in_8bit": "int8", "4bit": "int4", "load_in_4bit": "int4", "nf4": "int4",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Policy:
                 raise PolicyError(
                     f"{key}={getattr(self, key)!r}",
                     f"it is none of {', '.join(known)}",
-                    example=_meant(key, str(getattr(self, key))),
+                    example=_meant_field(key, str(getattr(self, key))),
                 )
         if not re.fullmatch(_RECIPES, self.recipes):
             raise PolicyError(
@@ -169,16 +173,49 @@ def _with_word(policy: Policy, key: str, value: str, text: str) -> Policy:
             "ladder": lambda: _ladder(value, text), "recipes": lambda: value, "max_drift": lambda: _drift(value, text)
         }  # fmt: skip
         return replace(policy, **{key: read[key]()})
-    raise PolicyError(
-        text,
+    problem = (
         f"{key!r} is none of auto, strict, prefer=, prompt=, new=, ladder=, islands, int8, int4, max_drift=, variants=, "
-        "save=, recipes=",
-        example=_meant(key, value),
+        "save=, recipes="
     )
+    if policy.ladder and _compute_named(key):
+        rungs = [word.strip() for word in re.split("[,>=]", text) if _compute_named(word)]
+        problem = f"{key!r} stands alone: between the dtypes of a ladder stands '>'"
+        raise PolicyError(text, problem, example=f"ladder={'>'.join(dict.fromkeys(rungs))}")
+    if _compute_named(key) or _compute_named(value):
+        problem += "; one dtype is ordered with dtype=, beside the policy, and a ladder names those to try"
+    raise PolicyError(text, problem, example=_meant(key, value))
+
+
+def _compute_named(word: str) -> Dtype | None:
+    """Return the dtype of this name that a model computes in, if there is one."""
+    try:
+        dtype = dtype_named(word)
+    except UnknownDtypeError:
+        return None
+    return dtype if dtype in COMPUTE else None
+
+
+def _meant_field(key: str, value: str) -> str:
+    """Return what a field of another value may have been meant for: `Policy("int8")` sets the first one, `prefer`."""
+    if key == "mode":
+        return "mode='auto'"
+    meant = _own_word(value) or _meant(key, value)
+    if meant in ("int8", "int4", "islands"):
+        return f"Policy({meant}=True)"
+    return meant if meant.startswith(f"{key}=") else f"Policy.parse({meant!r})"
+
+
+def _own_word(word: str) -> str:
+    """Return how a word is written that needs no key, or the ladder that a dtype stands for; empty for others."""
+    if dtype := _compute_named(word):
+        return f"ladder={word.strip()}" + ">fp32" * (dtype != FLOAT32)
+    return _OWN_WORDS.get(word.lower(), "")
 
 
 def _meant(key: str, value: str) -> str:
     """Return what a word that cannot be read may have been meant for, as it is written."""
+    if own := _own_word(key) or _own_word(value):
+        return own
     key = _closest(key, (*_EXAMPLES, *_MEANT))
     if key in _MEANT:
         return _MEANT[key]

@@ -56,6 +56,7 @@ def test_a_device_that_is_not_here(tmp_path: Path) -> None:
     assert run("plan", TINY, "--device", "NVIDIA Tesla T4", "--html", tmp_path / "page.html") == 0
     page = seen((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "Nobody measured this device here" in page
+    assert "--device 'NVIDIA Tesla T4' --html FILE</code>" in page
     assert "Predicted time" not in page
 
 

@@ -86,6 +86,15 @@ def test_bad_policy(text: str, problem: str) -> None:
         ("quick", "auto,prefer=memory"),
         ("int_4", "int4"),
         ("strict,int4", "auto,int4"),
+        ("fp16", "ladder=fp16>fp32"),
+        ("bf16", "ladder=bf16>fp32"),
+        ("float32", "ladder=float32"),
+        ("dtype=fp16", "ladder=fp16>fp32"),
+        ("8bit", "int8"),
+        ("load_in_8bit=True", "int8"),
+        ("prefer=int4", "int4"),
+        ("ladder=fp16,fp32", "ladder=fp16>fp32"),
+        ("ladder=bf16,fp16,fp32,islands", "ladder=bf16>fp16>fp32"),
     ],
 )
 def test_advice(text: str, example: str) -> None:
@@ -119,6 +128,23 @@ def test_fields_are_checked_as_words_are(fields: dict[str, Any]) -> None:
         Policy(**fields)
     with pytest.raises(PolicyError):
         replace(Policy(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("word", "example"),
+    [
+        ("int8", "Policy(int8=True)"),
+        ("8bit", "Policy(int8=True)"),
+        ("fp16", "Policy.parse('ladder=fp16>fp32')"),
+        ("strict", "Policy.parse('strict')"),
+        ("fast", "prefer=speed"),
+    ],
+)
+def test_a_word_as_the_first_field(word: str, example: str) -> None:
+    """`Policy("int8")` sets `prefer`: the error shows how the word is given."""
+    with pytest.raises(PolicyError) as caught:
+        Policy(word)  # type: ignore[arg-type]
+    assert str(caught.value).endswith(f"Next: write it like {example!r}.")
 
 
 def test_of() -> None:

@@ -388,3 +388,20 @@ def test_policy_is_read_first() -> None:
     with pytest.raises(PolicyError):
         safe_dtype.attach(trainer, "fast")
     assert "training_step" not in vars(trainer)
+
+
+def test_codes_are_refused() -> None:
+    """A policy that rounds weights as they are loaded is an error for a Trainer, whose model is there."""
+    trainer = run(Setting(attached=False, steps=1)).trainer
+    with pytest.raises(PolicyError, match=r"int8 rounds weights as they are loaded.*Next: write it like 'auto,"):
+        safe_dtype.attach(trainer, "int8")
+    assert not is_attached(trainer)
+
+
+def test_float16_on_a_cpu_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """What may be many times slower than float32 does not begin without a word."""
+    with caplog.at_level(logging.WARNING, "safe_dtype"):
+        run(Setting(dtype=FLOAT16, steps=1))
+    (record,) = caplog.records
+    assert "fp16=True was asked for on a CPU" in record.getMessage()
+    assert "Next: bf16=True" in record.getMessage()

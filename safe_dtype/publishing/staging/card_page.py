@@ -57,7 +57,7 @@ def card_page(evidence: Evidence) -> str:
         section("Files", page_table(_FILES, ((path, f"{file.size:,}", file.sha256) for path, file in evidence.files.items()))),
         section("License", prose(base.license or "Not known. Do not publish this before it is.")),
     ]  # fmt: skip
-    return html_page(f"{name} in {evidence.dtype}", parts, made_by="safe-dtype publish card --html")
+    return html_page(f"{name} in {evidence.dtype}", parts, made_by="safe-dtype publish card FOLDER --html FILE")
 
 
 def _verdict(evidence: Evidence) -> Iterator[Cell]:

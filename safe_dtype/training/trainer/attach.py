@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...devices.memory import limits_of
-from ...errors import NoDtypeLeft, NotSwitchableError, StrictModeError, TrainingError
+from ...errors import NoDtypeLeft, NotSwitchableError, PolicyError, StrictModeError, TrainingError
 from ...facts import FLOAT16, FLOAT32, Dtype
 from ...guarding import FailureKind
 from ...planning import Policy
@@ -62,14 +62,21 @@ def attach(trainer: T, policy: Policy | str | None = None, *, max_memory: Mappin
 
     Raises:
         TypeError: If `trainer` is something else.
-        PolicyError: If `policy` is a text that cannot be read.
+        PolicyError: If `policy` is a text that cannot be read, or asks for int8 or int4.
         ValueError: If `max_memory` is no table of sizes.
         NeedsRestart: If the precision is built into an engine, as in DeepSpeed and FSDP1. `train()` raises `TrainingError`
             for the model that it cannot guard: one with trained parameters in 16 bit, or in `nn.DataParallel`.
     """
     require_trainer(trainer)
+    policy = Policy.of(policy) or Policy()
+    if policy.codes:
+        raise PolicyError(
+            str(policy),
+            f"{policy.codes} rounds weights as they are loaded, and a Trainer has its model already",
+            example=str(replace(policy, int8=False, int4=False)),
+        )
     if not is_attached(trainer):
-        _Attached(trainer, Policy.of(policy) or Policy(), max_memory=max_memory)
+        _Attached(trainer, policy, max_memory=max_memory)
     return trainer
 
 
@@ -114,6 +121,12 @@ class _Attached:
         self._guard: PrecisionGuard | None = None
         self._noted = 0  # of the guard's events
         first = self._begin_precision()
+        if first == FLOAT16 and trainer.accelerator.device.type == "cpu" and is_first_rank():
+            logger.warning(
+                "fp16=True was asked for on a CPU: training in float16, with a GradScaler. Many CPUs have no products of "
+                "float16, and a step then takes many times float32's. Next: bf16=True, or neither for float32; "
+                "`safe-dtype doctor` measures what this CPU has"
+            )
         self._name = trainer.accelerator.mixed_precision  # of the precision of this Trainer, as accelerate calls it
         self._is_running = False
         self._record = TrainingRecord(first, first)
