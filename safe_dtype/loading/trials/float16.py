@@ -34,7 +34,7 @@ from ...facts import (
 )
 from ...models.blocks import block_names
 from ...numerics import compute_in
-from ...planning import Candidate, Plan, Policy, first_measurement, make_plan, range_worth_measuring
+from ...planning import Candidate, Ground, Plan, Policy, first_measurement, make_plan, range_worth_measuring
 from ...rendering.json_numbers import json_numbers, number_from_json
 from ...rendering.progress import part
 from ...rescaling import fit_to_half, gauges_for
@@ -93,12 +93,11 @@ def plan_with_half(
             plan expects what nobody measured to be well, as far as a load would measure it.
     """
     is_asked = FLOAT16 in plan.policy.ladder
-    if not range_worth_measuring(plan, checkpoint):
-        return plan, checkpoint, ()
     if not can_be_loaded_apart(request, device, checkpoint, is_asked=is_asked):
         return plan, checkpoint, ()
-    if plan.ordered is None and not is_asked and not rates_are_sure(device):  # on which it would rest
-        return plan, checkpoint, ()
+    is_unsure = plan.ordered is None and not is_asked and not rates_are_sure(device)  # on which it would rest
+    if is_unsure or not range_worth_measuring(plan, checkpoint):
+        return (*_as_remembered(plan, request, device, checkpoint, policy), ())
     place = room_for_a_copy(plan, device, checkpoint)
     half = half_of(plan, request, place or device, checkpoint, measure=False)
     elsewhere = None if half else _of_another_device(plan, request, checkpoint)
@@ -114,6 +113,31 @@ def plan_with_half(
         return plan, checkpoint, ()
     expected = first_measurement(plan, checkpoint)
     return make_plan(device, checkpoint, policy, ordered=plan.ordered, expected=expected), checkpoint, expected
+
+
+def _as_remembered(
+    plan: Plan, request: Request, device: DeviceFacts, checkpoint: CheckpointFacts, policy: Policy | None
+) -> tuple[Plan, CheckpointFacts]:
+    """Return a plan that float16 would not change, with what was measured of its range on this device, and its facts.
+
+    Where float16 would now be picked, the plan stays, and only tells what was measured.
+    """
+    unknown = [one for one in plan.decisions if one.candidate.storage == FLOAT16 and one.ground is Ground.RANGE]
+    if not unknown or checkpoint.half is not None or plan.policy.mode == "strict" or plan.quantization:
+        return plan, checkpoint
+    half = half_of(plan, request, device, checkpoint, measure=False)
+    if half is None:
+        return plan, checkpoint
+    known = replace(checkpoint, half=half)
+    seen = make_plan(device, known, policy, ordered=plan.ordered, expected=())
+    if seen.chosen is not None and plan.chosen is not None and seen.chosen.candidate == plan.chosen.candidate:
+        return seen, known
+    reason = (
+        f"its activations were measured ({half}), and what it would gain here is too small or too unsure to round "
+        "the weights for; `--policy ladder=float16` takes it"
+    )
+    decisions = tuple(replace(one, reason=reason) if one in unknown else one for one in plan.decisions)
+    return replace(plan, decisions=decisions), checkpoint
 
 
 def half_of(
