@@ -29,11 +29,23 @@ def test_one_screen() -> None:
     assert folded.endswith("\n</details>")
 
 
-def test_error_in_place_of_a_plan(run: Run) -> None:
+def test_error_in_place_of_a_plan(run: Run, tmp_path: Path) -> None:
     """A model that cannot be planned is what a report may be about: its error stands there, and the status is 0."""
-    done = run("report", "no-such-model", "--device", "cpu")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    done = run("report", tmp_path, "--device", "cpu")
     assert done.returncode == 0, done.stderr
+    assert "CorruptCheckpointError: " in done.stdout
+
+
+def test_no_such_model(run: Run) -> None:
+    """A model that is not found, mistyped perhaps, is said on stderr with status 1 beside the whole report."""
+    done = run("report", "no-such-model", "--device", "cpu")
+    assert done.returncode == 1
     assert "CheckpointNotFoundError: no-such-model: " in done.stdout
+    assert "What was measured of cpu" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("safe-dtype: no-such-model: ")
+    assert "Next: " in done.stderr
 
 
 def test_no_personal_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
