@@ -91,7 +91,7 @@ class Report:
     rescale: Rescale | None = None  # in force now; None: nothing was rescaled
     islands: tuple[str, ...] = ()  # modules that are computed in float32 in a model in 16 bit
     learned: tuple[LearnedFailure, ...] = ()  # failures of texts that nobody knew, found out by experiment
-    refusals: tuple[str, ...] = ()  # how calls have ended that were not cured: in strict mode, or with no dtype left
+    refusals: tuple[str, ...] = ()  # errors that ended calls: ours, and those that no dtype cures
     devices: tuple[str, ...] = ()  # that hold its parameters, by torch's names
     plan: Plan | None = None  # that it was loaded by
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..errors import NoDtypeLeft, StrictModeError
+from ..errors import NoDtypeLeft, SafeDtypeError, StrictModeError
 from ..errors.of_the_moment import is_of_memory
 from ..errors.warn import warn
 from ..facts import FLOAT32, Dtype, LearnedFailure
 from ..models.undo_log import UndoLog
 from .callers_autocast import autocast_around, autocast_here
-from .classify import classify, first_line
+from .classify import classify, first_line, text_of
 from .diagnosis.learn import keep, lesson
 from .diagnosis.lost_device import device_lost, loses_a_device
 from .diagnosis.spoiled_weights import spoiled_weights
@@ -260,9 +260,11 @@ def mention_padding(guard: Guard) -> None:
         )
 
 
-def note_refusal(guard: Guard, error: StrictModeError | NoDtypeLeft) -> None:
+def note_refusal(guard: Guard, error: BaseException) -> None:
     """Keep how a call has ended for the report: no event tells of it. A call that is made again is kept once."""
-    text = str(error)
+    text = text_of(error)
+    if not isinstance(error, SafeDtypeError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if text not in guard.refusals:
         guard.refusals.append(text)
         del guard.refusals[:-_MOST_REFUSALS]

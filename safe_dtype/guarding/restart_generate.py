@@ -23,7 +23,7 @@ from .recover import TriedRemedies, cure, keep_lessons
 from .remedies.next_dtype import dtypes_left
 from .shared_steps import is_spread
 from .state import Guard, here
-from .step import CHANGES_STAY, RestartNeededError, guarded_step, main_dtype_of, up_to_date
+from .step import CHANGES_STAY, RestartNeededError, guarded_step, main_dtype_of, note_end, up_to_date
 from .step_snapshot import StepSnapshot
 
 # Objects of the caller that may have counted the tokens made so far.
@@ -104,6 +104,7 @@ def guarded_generate(guard: Guard, generate: Callable[..., Any], args: tuple[Any
             tried.log.add(as_they_are([*args, *kwargs.values()], main_dtype_of(guard)))
             args, kwargs = up_to_date(guard, args, kwargs)
     except BaseException as exc:
+        note_end(guard, exc)  # outside of all steps, it may be
         # Beyond the step that had failed the remedies were of use, whatever has ended the generation since.
         is_over = isinstance(exc, CHANGES_STAY) or loses_a_device(exc)
         if tried.has_changed and here.step <= failed_at and not is_over:

@@ -70,7 +70,7 @@ class Guard:
         self.is_off = False  # taken off its model
         self.events: list[Event] = []
         self.learned: list[LearnedFailure] = []  # of texts that nobody knew
-        self.refusals: list[str] = []  # the texts of the errors of ours that have ended calls, the latest last
+        self.refusals: list[str] = []  # the texts of the errors that have ended calls, the latest last
         self.lock = ModelLock()
         self.version = 0  # how often the model was changed by a remedy
         self.departures = -1  # of all models, when this one was last asked whether it was among them

@@ -195,9 +195,11 @@ def _leave(guard: Guard, exc: BaseException, snapshot: StepSnapshot | None, trie
     Raises:
         DeviceLostError: In place of `exc`, if that tells that the process has lost a device of the model.
     """
+    # The call around this one, of the same model, may still be cured of a foreign error.
+    is_outermost = all(one is not guard for one, *_ in here.__dict__.get("running", ())[:-1])
+    if is_outermost or isinstance(exc, (StrictModeError, NoDtypeLeft)):
+        note_end(guard, exc)
     raise_if_lost(guard, exc)
-    if isinstance(exc, (StrictModeError, NoDtypeLeft)):
-        note_refusal(guard, exc)
     has_changed = tried is not None and tried.has_changed
     is_wanted = leaves_on_purpose(exc) or (tried is None and is_raised_by_a_hook(exc))
     if snapshot is None or isinstance(exc, CHANGES_STAY) or (not has_changed and is_wanted) or loses_a_device(exc):
@@ -207,6 +209,12 @@ def _leave(guard: Guard, exc: BaseException, snapshot: StepSnapshot | None, trie
     if tried is not None and has_changed:
         with changing(guard):
             tried.take_back(guard, ended_by=exc)
+
+
+def note_end(guard: Guard, exc: BaseException) -> None:
+    """Keep for the report that `exc` ended a call; not the caller's own way out, nor a step that begins anew."""
+    if not isinstance(exc, RestartNeededError) and not leaves_on_purpose(exc):
+        note_refusal(guard, exc)
 
 
 def main_dtype_of(guard: Guard) -> torch.dtype | None:

@@ -71,7 +71,8 @@ def without_personal_paths(text: str) -> str:
         places[home] = "~"
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 1:
-            text = text.replace(place, places[place])
+            # A name that goes on is another folder's.
+            text = re.sub(rf"{re.escape(place)}(?!\.*[\w-])", places[place], text)
     return _TOKENS.sub("hf_***", _HOMES.sub("~", text))
 
 

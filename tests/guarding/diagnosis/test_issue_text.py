@@ -116,6 +116,20 @@ def test_personal_paths(text: str, clean: str) -> None:
     assert without_personal_paths(text) == clean
 
 
+def test_folders_whose_names_begin_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Only whole names of folders are replaced: what begins as one of yours stays a path."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", "/data/ann")
+    assert without_personal_paths("/data/anna/x, /data/ann-2/x, /data/ann/x, /data/ann") == (
+        "/data/anna/x, /data/ann-2/x, ~/x, ~"
+    )
+    there = str(tmp_path / "work")
+    assert without_personal_paths(f"{there}space/x, {there}/x, '{there}'") == f"{there}space/x, ./x, '.'"
+    assert without_personal_paths("-I/data/ann/x") == "-I~/x"
+    assert without_personal_paths("in /data/ann.") == "in ~."
+
+
 @pytest.mark.parametrize("policy", ["strict", "auto"])
 def test_calls_that_were_not_cured(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In strict mode, and with no dtype left, the error that ended a call is in the report, once for equal ones."""
@@ -132,3 +146,34 @@ def test_calls_that_were_not_cured(policy: str, monkeypatch: pytest.MonkeyPatch)
     assert report(model).events == ()
     assert "CUBLAS_STATUS_NOT_SUPPORTED" in report(model).as_issue().partition("### Calls that were not cured")[2]
     assert "ended a call: " in str(report(model))
+
+
+def test_errors_that_no_dtype_cures() -> None:
+    """An error that came through to the caller is in the report with its class, and what another model raised is not."""
+    model, other = guard(tiny()), guard(tiny())
+
+    def fail(module: Any, args: Any) -> None:
+        raise RuntimeError("kaputt")
+
+    model.get_submodule(DOWN).register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="kaputt"):
+        model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False)
+    assert report(model).refusals == ("RuntimeError: kaputt",)
+    assert "RuntimeError: kaputt" in report(model).as_issue().partition("### Calls that were not cured")[2]
+    assert report(other).refusals == ()
+
+
+def test_a_way_out_is_no_error() -> None:
+    """How a caller leaves a forward early on purpose is not in the report."""
+    model = guard(tiny())
+
+    class StopForward(Exception):  # noqa: N818  (as programs call it)
+        pass
+
+    def leave(module: Any, args: Any) -> None:
+        raise StopForward
+
+    model.get_submodule(DOWN).register_forward_pre_hook(leave)
+    with pytest.raises(StopForward):
+        model(input_ids=IDS)
+    assert report(model).refusals == ()
