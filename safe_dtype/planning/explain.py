@@ -140,6 +140,8 @@ def plan_notes(plan: Plan) -> Iterator[str]:
     """Yield what stands below the table: what holds for several rows, what the columns say, what is rounded."""
     if shared := _shared(plan.decisions):
         yield f"Every accepted dtype: {'; '.join(shared)}."
+    if _has_pairs(plan):
+        yield "Where the column 'computed' is empty, products are computed in the dtype that the rest is stored in."
     if _has_times(plan)[0]:
         prompt, new = plan.policy.workload.prompt_tokens, plan.policy.workload.new_tokens
         answer = f", then for {new} new ones" if _has_times(plan)[1] else ""

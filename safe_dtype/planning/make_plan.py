@@ -138,6 +138,7 @@ def _made(
         decisions += coded
         if would_hold(coded):
             break
+    decisions = tuple(_beside_what_is_measured(one, decisions) for one in decisions)
     case = PlanningCase(device, checkpoint, policy, ordered, decisions)
     if checkpoint.quantization:
         return _quantizers_plan(case)
@@ -145,6 +146,18 @@ def _made(
         return _obey(ordered or _by_transformers(checkpoint), case)
     picked = _pick(case)
     return _plan(picked, case, _why(picked, case))
+
+
+def _beside_what_is_measured(decision: Decision, others: Sequence[Decision]) -> Decision:
+    """Return a decision on codes that nobody measured with the reason why, where the first load measures the same codes."""
+    codes = decision.candidate.codes
+    if codes is None or decision.ground is not Ground.ROUNDING:
+        return decision
+    pending = next((one.candidate for one in others if one.pending and one.candidate.codes == codes), None)
+    if pending is None:
+        return decision
+    why = f"the first load measures {codes} computed in {pending.compute} alone"
+    return replace(decision, reason=f"{decision.reason}: {why}")
 
 
 def _is_plain_by_another_name(decision: Decision) -> bool:
@@ -318,6 +331,13 @@ def _without_codes_asked_for(picked: Decision, case: PlanningCase) -> tuple[str,
             return ()
         return (
             f"{source}: {asked} was asked for, and what it does to the output was not measured: {measured.problem}",
+        )
+    ordered, saved = case.ordered, case.checkpoint.saved
+    if coded and ordered is not None and ordered != saved:
+        why = f"dtype={ordered} was given, and {asked} is held beside the dtype of the files alone, which is {saved}"
+        return (
+            f"{source}: {asked} was asked for, and {picked.candidate} is loaded: {why}. Next: leave dtype= out for "
+            f"{asked}, or the policy's {asked} for {ordered}",
         )
     why = coded[0].reason if coded else _NO_CODES
     limit = enough_for(coded, case.checkpoint)

@@ -195,6 +195,28 @@ def test_orders(ordered: Dtype, codes: Dtype | None) -> None:
     assert bool(plan.warnings) == (codes is None)
 
 
+def test_an_order_that_codes_do_not_go_with() -> None:
+    """Where the caller's dtype is why there are no codes, the warning says so, and what to leave out."""
+    plan = make_plan(cpu(), measured(f.checkpoint(), 1e-4), Policy(int8=True), ordered=FLOAT32)
+    (warning,) = plan.warnings
+    assert "int8 was asked for, and float32 is loaded: dtype=float32 was given" in warning
+    assert "the files alone, which is bfloat16. Next: leave dtype= out" in warning
+    assert "rounds linear weights" not in warning
+
+
+def test_twin_of_what_is_measured_later() -> None:
+    """Of two ways to compute with the same codes, the one that no load measures says which one is."""
+    both_ways = [Candidate(BFLOAT16, compute, INT8) for compute in (BFLOAT16, FLOAT32)]
+    twins = {one.candidate for one in make_plan(cpu(), f.checkpoint(), Policy(int8=True), expected=()).decisions}
+    assert twins.issuperset(both_ways)
+    for taken, other in (both_ways, both_ways[::-1]):
+        plan = make_plan(cpu(), f.checkpoint(), Policy(int8=True), expected=(taken,))
+        (left,) = (one for one in plan.decisions if one.candidate == other)
+        assert left.ground is Ground.ROUNDING
+        assert f"was not measured: the first load measures int8 computed in {taken.compute} alone" in left.reason
+        assert "Where the column 'computed' is empty, products" in plan.explain(width=200)
+
+
 @both
 @pytest.mark.parametrize("kind", [VerdictKind.WRONG, VerdictKind.UNSUPPORTED], ids=str)
 def test_bad_products(codes: Dtype, kind: VerdictKind) -> None:
