@@ -21,11 +21,11 @@ from torch import Tensor
 
 from safe_dtype import SafeAutoModel, SafeAutoModelForCausalLM, SafeDtypeWarning, patched, plan_of, report
 from safe_dtype.errors import NoSafeDtypeError
-from safe_dtype.facts import FLOAT8_E4M3, FLOAT16, HalfRange
+from safe_dtype.facts import FLOAT8_E4M3, HalfRange
 from safe_dtype.loading import Request, plan_request, safe_auto_class
 from safe_dtype.loading import load as load_as_planned
 from safe_dtype.loading.trials.float16 import half_from_dict, half_to_dict
-from safe_dtype.planning import Candidate, Ground, Policy
+from safe_dtype.planning import Ground
 from safe_dtype.rescaling import rescaled_of
 from safe_dtype.store import cache_folder, remember
 
@@ -111,16 +111,6 @@ def test_plan_says_so(folder: Path) -> None:
     assert written["rescale"] == plan.rescale.to_dict()
     assert written["rescale"]["shifts"][0]["bits"] > 0
     assert "rescaled exactly: residual 2^-" in str(report(load(folder)))
-
-
-def test_plan_without_an_order_tells_what_is_remembered(folder: Path) -> None:
-    """What was measured of float16 stands in a plan that keeps another dtype, in place of a hint to measure it."""
-    load(folder)
-    plan = plan_request(Request(folder, {"device_map": "cpu"}), Policy())
-    assert plan.storage != FLOAT16
-    (half,) = (one for one in plan.decisions if one.candidate == Candidate(FLOAT16, FLOAT16))
-    assert "rescaled exactly: residual 2^-" in half.reason
-    assert "did not look" not in plan.explain()
 
 
 @pytest.mark.usefixtures("unmeasured")

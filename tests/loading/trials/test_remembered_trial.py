@@ -11,8 +11,10 @@ import pytest
 from engineered import saved
 
 from safe_dtype import SafeAutoModelForCausalLM
-from safe_dtype.facts import Where
+from safe_dtype.facts import FLOAT16, Where
+from safe_dtype.loading import Request, plan_request
 from safe_dtype.loading.trials.remembered_trial import recall_trial, remember_trial
+from safe_dtype.planning import Candidate, Policy
 from safe_dtype.store import remember
 
 MEASURING = "measuring whether float16 holds"
@@ -67,3 +69,14 @@ def test_a_config_that_cannot_be_read(llama: Path, tmp_path: Path) -> None:
     remember_trial(key, Where(llama), str(llama), {"half": 1})
     assert recall_trial(key, Where(llama), lambda entry: entry["half"]) == 1
     assert recall_trial(key, Where(tmp_path), lambda entry: entry["half"]) is None
+
+
+@pytest.mark.filterwarnings("ignore::safe_dtype.SafeDtypeWarning")
+def test_plan_of_another_dtype_tells_it(llama: Path) -> None:
+    """What was measured of float16 stands in a plan that keeps another dtype, in place of a hint to measure it."""
+    SafeAutoModelForCausalLM.from_pretrained(llama, dtype="float16")
+    plan = plan_request(Request(llama, {"device_map": "cpu"}), Policy())
+    assert plan.storage != FLOAT16
+    (half,) = (one for one in plan.decisions if one.candidate == Candidate(FLOAT16, FLOAT16))
+    assert "rescaled exactly: residual 2^-" in half.reason
+    assert "did not look" not in plan.explain()
