@@ -71,8 +71,7 @@ def _with_transformers(folder: Path, variant: str, job: Job) -> Generate:
 def _with_safe_dtype(folder: Path, variant: str, job: Job) -> Generate:
     from safe_dtype import SafeAutoModelForCausalLM, plan_of
 
-    # No other engine is held to a drift; random weights lose much in 8 bits.
-    policy = None if variant == "auto" else f"{variant},max_drift=1000"
+    policy = None if variant == "auto" else f"{variant},max_drift=1000"  # no other engine is held to a drift
     model = SafeAutoModelForCausalLM.from_pretrained(folder, policy=policy)
     plan = plan_of(model)
     sys.stderr.write(f"{plan.storage}, {plan.compute}: {plan.reason}\n")
