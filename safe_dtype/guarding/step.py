@@ -212,8 +212,12 @@ def _leave(guard: Guard, exc: BaseException, snapshot: StepSnapshot | None, trie
 
 
 def note_end(guard: Guard, exc: BaseException) -> None:
-    """Keep for the report that `exc` ended a call; not the caller's own way out, nor a step that begins anew."""
-    if not isinstance(exc, RestartNeededError) and not leaves_on_purpose(exc):
+    """Keep for the report that `exc` ended a call.
+
+    Not the caller's own way out, nor a step that begins anew, nor a lost device: it is no matter of this model, and remembered
+    of the device where a dtype is to blame.
+    """
+    if not isinstance(exc, RestartNeededError) and not leaves_on_purpose(exc) and not loses_a_device(exc):
         note_refusal(guard, exc)
 
 
